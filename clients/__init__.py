@@ -1,0 +1,44 @@
+"""Flower's client side: the mod, client classes for torch models, and a Grid without Ray.
+
+The client classes need torch and are imported only when they are asked for.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from fedmedian.clients.in_process import InProcessGrid
+from fedmedian.clients.mod import perturb
+
+if TYPE_CHECKING:
+    from fedmedian.clients.torch_clients import (
+        FullBatchGradient,
+        GradientClient,
+        LocalEpochs,
+        MiniBatchGradient,
+        SignClient,
+    )
+
+_NEED_TORCH = (
+    "FullBatchGradient",
+    "GradientClient",
+    "LocalEpochs",
+    "MiniBatchGradient",
+    "SignClient",
+)
+
+__all__ = [
+    "FullBatchGradient",
+    "GradientClient",
+    "InProcessGrid",
+    "LocalEpochs",
+    "MiniBatchGradient",
+    "SignClient",
+    "perturb",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NEED_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from fedmedian.clients import torch_clients
+
+    return getattr(torch_clients, name)

@@ -1,0 +1,33 @@
+"""fedmedian: sign and median aggregation for Flower that end where the mean does.
+
+The numerics, which know neither Flower nor torch. `fedmedian.strategies` holds the server's side
+and `fedmedian.clients` the client's.
+"""
+
+from fedmedian.decoding import mean_from_votes
+from fedmedian.layout import Layout
+from fedmedian.medians import coordinate_median
+from fedmedian.noise import Gaussian, Laplace, Logistic, Noise, Uniform
+from fedmedian.scales import Adaptive, ScaleRule, Theory
+from fedmedian.signs import count_votes, majority_vote, pack_signs, unpack_signs
+from fedmedian.wire import Instruction, Payload
+
+__all__ = [
+    "Adaptive",
+    "Gaussian",
+    "Instruction",
+    "Laplace",
+    "Layout",
+    "Logistic",
+    "Noise",
+    "Payload",
+    "ScaleRule",
+    "Theory",
+    "Uniform",
+    "coordinate_median",
+    "count_votes",
+    "majority_vote",
+    "mean_from_votes",
+    "pack_signs",
+    "unpack_signs",
+]

@@ -1,0 +1,134 @@
+"""Checks of constructor arguments: each error names the argument, its value and what is allowed."""
+
+from collections.abc import Collection
+from math import inf, isfinite
+from numbers import Integral, Real
+from typing import Any
+
+
+def require_type(name: str, value: Any, allowed: type | tuple[type, ...], wanted: str) -> None:
+    """Raise ``TypeError`` unless `value` is an instance of `allowed`.
+
+    Parameters
+    ----------
+    name : str
+        The argument, as its user spells it.
+    value : Any
+        What was passed.
+    allowed : type or tuple of types
+        What ``isinstance`` must accept.
+    wanted : str
+        The same in words, for the error message.
+
+    Raises
+    ------
+    TypeError
+        If `value` has another type.
+    """
+    if not isinstance(value, allowed):
+        raise TypeError(f"{name} must be {wanted}, got {value!r} ({type(value).__name__})")
+
+
+def require_real(
+    name: str,
+    value: Any,
+    *,
+    low: float = -inf,
+    high: float = inf,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> float:
+    """Return `value` as a float if it is a finite number within bounds.
+
+    Parameters
+    ----------
+    name : str
+        The argument, as its user spells it.
+    value : Any
+        What was passed; a bool is not a number here.
+    low, high : float
+        The allowed range, ends included.
+    open_low, open_high : bool
+        Exclude that end.
+
+    Returns
+    -------
+    float
+        The value.
+
+    Raises
+    ------
+    TypeError
+        If `value` is not a real number.
+    ValueError
+        If it is not finite or out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
+    number = float(value)
+    too_low = number <= low if open_low else number < low
+    too_high = number >= high if open_high else number > high
+    if not isfinite(number) or too_low or too_high:
+        bounds = []
+        if low > -inf:
+            bounds.append(f"{'>' if open_low else '>='} {low:g}")
+        if high < inf:
+            bounds.append(f"{'<' if open_high else '<='} {high:g}")
+        allowed = " and ".join(bounds) or "finite"
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+    return number
+
+
+def require_integer(name: str, value: Any, *, low: int) -> int:
+    """Return `value` as an int if it is an integer that is at least `low`.
+
+    Parameters
+    ----------
+    name : str
+        The argument, as its user spells it.
+    value : Any
+        What was passed; a bool is not an integer here.
+    low : int
+        The smallest allowed value.
+
+    Returns
+    -------
+    int
+        The value.
+
+    Raises
+    ------
+    TypeError
+        If `value` is not an integer.
+    ValueError
+        If it is smaller than `low`.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an integer, got {value!r} ({type(value).__name__})")
+    if value < low:
+        raise ValueError(f"{name} must be >= {low}, got {value!r}")
+    return int(value)
+
+
+def require_choice(name: str, value: Any, allowed: Collection[str]) -> None:
+    """Raise unless `value` is one of the `allowed` strings.
+
+    Parameters
+    ----------
+    name : str
+        The argument, as its user spells it.
+    value : Any
+        What was passed.
+    allowed : collection of str
+        The allowed values.
+
+    Raises
+    ------
+    TypeError
+        If `value` is not a string.
+    ValueError
+        If it is another string.
+    """
+    require_type(name, value, str, "a string")
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {sorted(allowed)}, got {value!r}")

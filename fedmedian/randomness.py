@@ -1,0 +1,48 @@
+"""Where random numbers come from: a seed in simulation, the operating system elsewhere."""
+
+import numpy as np
+
+
+def client_rng(seed: int | None, partition: int, server_round: int) -> np.random.Generator:
+    """Return the generator of one client's noise in one round.
+
+    Parameters
+    ----------
+    seed : int or None
+        The strategy's seed. None draws from the operating system's entropy, so that nobody,
+        the server included, can draw the noise again.
+    partition : int
+        The client's partition, >= 0; each has a stream of its own.
+    server_round : int
+        The round, >= 0.
+
+    Returns
+    -------
+    numpy.random.Generator
+        The generator.
+    """
+    return _generator(seed, (0, partition, server_round))
+
+
+def server_rng(seed: int | None, server_round: int) -> np.random.Generator:
+    """Return the generator of the server's own coins and noise in one round.
+
+    Parameters
+    ----------
+    seed : int or None
+        The strategy's seed, or None for the operating system's entropy.
+    server_round : int
+        The round, >= 0.
+
+    Returns
+    -------
+    numpy.random.Generator
+        The generator, independent of every client's.
+    """
+    return _generator(seed, (1, server_round))
+
+
+def _generator(seed: int | None, key: tuple[int, ...]) -> np.random.Generator:
+    if seed is None:
+        return np.random.default_rng()
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))

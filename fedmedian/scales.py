@@ -1,0 +1,207 @@
+"""Scale rules: how large the clients' noise is, per array and round.
+
+A rule is a value, not a state: the strategy keeps the scales in force and asks the rule for the
+next ones. Scales and magnitudes are float64 vectors with one entry per voted array.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmedian.checks import require_choice, require_integer, require_real
+
+PayloadKind = Literal["signs", "vector"]
+"""What a client sends: packed signs of its update, or the update itself."""
+
+Magnitude = Literal["rms", "max"]
+"""How a client measures one array of its update: root mean square, or largest absolute entry."""
+
+Scales = NDArray[np.float64] | None
+"""The noise scale of each voted array, (L,); None where each client is to choose its own."""
+
+
+class ScaleRule(ABC):
+    """How the noise scale b follows from what the server knows."""
+
+    factor: float = 1.0
+    """A client that chooses its own scale takes `factor` times its magnitude."""
+
+    of: Magnitude = "rms"
+    """The magnitude that clients report for each array."""
+
+    @abstractmethod
+    def first(self, num_arrays: int, kind: PayloadKind) -> Scales:
+        """Return the first round's scales, or None where each client is to choose its own."""
+
+    def following(self, scales: Scales, magnitudes: NDArray[np.float64]) -> Scales:
+        """Return the next round's scales; without adaptation those in force.
+
+        Parameters
+        ----------
+        scales : (L,) float64 or None
+            The scales in force; None after a round in which each client chose its own.
+        magnitudes : (M, L) float64
+            What the accepted clients reported, finite and not negative, M >= 1.
+
+        Returns
+        -------
+        (L,) float64 or None
+            The scales, never negative, infinite or NaN.
+        """
+        return scales
+
+
+@dataclass(frozen=True)
+class Fixed(ScaleRule):
+    """One noise scale for every array and round: what a plain number means.
+
+    Parameters
+    ----------
+    scale : float
+        The noise scale b, > 0, in units of the update.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `scale` is not a finite positive number.
+    """
+
+    scale: float
+
+    def __post_init__(self) -> None:
+        require_real("scale", self.scale, low=0.0, open_low=True)
+
+    def first(self, num_arrays: int, kind: PayloadKind) -> Scales:
+        """Return the scale, once per array."""
+        return np.full(num_arrays, float(self.scale))
+
+
+@dataclass(frozen=True)
+class Adaptive(ScaleRule):
+    """A multiple of the size that the clients' updates had last round, per array.
+
+    b_l = factor · quantile over clients of the magnitude of array l, which moves by at most
+    `max_change` per round. The paper's CIFAR-10 rule is ``Adaptive(0.1, of="max",
+    quantile=1.0)`` (arXiv 1906.01736, Section 6); a quantile below 1 keeps a single client from
+    setting everybody's noise. In the first round each client uses `factor` times its own
+    magnitude. Clients that did not move an array are left out of its quantile, and an array that
+    none of them moved keeps its scale.
+
+    Parameters
+    ----------
+    factor : float (default: 3.0)
+        The multiple, > 0.
+    of : {"rms", "max"} (default: "rms")
+        The magnitude: root mean square of the array's update, or its largest absolute entry.
+    quantile : float (default: 0.5)
+        Which quantile over clients, in [0, 1]; 0.5 is the median, 1 the maximum.
+    max_change : float (default: 2.0)
+        The most by which a scale is multiplied or divided from one round to the next, > 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or is out of range.
+    """
+
+    factor: float = 3.0
+    of: Magnitude = "rms"
+    quantile: float = 0.5
+    max_change: float = 2.0
+
+    def __post_init__(self) -> None:
+        require_real("factor", self.factor, low=0.0, open_low=True)
+        require_choice("of", self.of, ("rms", "max"))
+        require_real("quantile", self.quantile, low=0.0, high=1.0)
+        require_real("max_change", self.max_change, low=1.0, open_low=True)
+
+    def first(self, num_arrays: int, kind: PayloadKind) -> Scales:
+        """Return None: nothing is known yet, so each client scales its own noise."""
+        return None
+
+    def following(self, scales: Scales, magnitudes: NDArray[np.float64]) -> Scales:
+        """Return the scales for the next round; see `ScaleRule.following`."""
+        wanted = self.factor * quantile_of_positive(magnitudes, self.quantile)
+        if scales is None:
+            return wanted
+        # A scale of zero (nobody moved the array so far) has no size to grow from.
+        bounded = np.clip(wanted, scales / self.max_change, scales * self.max_change)
+        return np.where(wanted == 0, scales, np.where(scales == 0, wanted, bounded))
+
+
+@dataclass(frozen=True)
+class Theory(ScaleRule):
+    """The constant scales of the paper's Theorems 5 and 6 (arXiv 1906.01736).
+
+    b = (Td)^{1/4} for signs, with server step δ = (Td)^{−1/2}; b = (Td)^{1/6} for the median,
+    with δ = (Td)^{−2/3}. They are worst-case choices for gradients of order 1, rarely the best.
+
+    Parameters
+    ----------
+    rounds : int
+        T, the number of rounds, >= 1.
+    dim : int
+        d, the number of voted parameters, >= 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not an integer or is out of range.
+    """
+
+    rounds: int
+    dim: int
+
+    _SCALE_EXPONENT: ClassVar[dict[PayloadKind, float]] = {"signs": 1 / 4, "vector": 1 / 6}
+    _RATE_EXPONENT: ClassVar[dict[PayloadKind, float]] = {"signs": -1 / 2, "vector": -2 / 3}
+
+    def __post_init__(self) -> None:
+        require_integer("rounds", self.rounds, low=1)
+        require_integer("dim", self.dim, low=1)
+
+    def learning_rate(self, kind: PayloadKind) -> float:
+        """Return the theorem's server step δ for majority votes or for the median."""
+        return float((self.rounds * self.dim) ** self._RATE_EXPONENT[kind])
+
+    def first(self, num_arrays: int, kind: PayloadKind) -> Scales:
+        """Return the theorem's noise scale b, once per array."""
+        return np.full(num_arrays, (self.rounds * self.dim) ** self._SCALE_EXPONENT[kind])
+
+
+def quantile_of_positive(values: NDArray[np.floating], quantile: float) -> NDArray[np.float64]:
+    """Return a quantile over the positive entries of each column, 0 where there is none.
+
+    Parameters
+    ----------
+    values : (M, L) array
+        One row per client, finite and not negative.
+    quantile : float
+        Which quantile, in [0, 1].
+
+    Returns
+    -------
+    (L,) float64
+        The quantiles.
+    """
+    quantiles = np.zeros(values.shape[1])
+    for column, reported in enumerate(values.T):
+        positive = reported[reported > 0]
+        if positive.size:
+            quantiles[column] = np.quantile(positive.astype(np.float64), quantile)
+    return quantiles
+
+
+def as_scale_rule(scale: Any) -> ScaleRule:
+    """Return `scale` itself if it is a scale rule, else the `Fixed` rule of that number.
+
+    Raises
+    ------
+    TypeError
+        If `scale` is neither a number nor a scale rule.
+    ValueError
+        If it is a number that is not finite and positive.
+    """
+    return scale if isinstance(scale, ScaleRule) else Fixed(scale)

@@ -1,0 +1,6 @@
+"""Flower strategies (Message API) that know their clients' noise."""
+
+from fedmedian.strategies.median import MedianSGD
+from fedmedian.strategies.sign import SignSGD
+
+__all__ = ["MedianSGD", "SignSGD"]

@@ -1,0 +1,252 @@
+"""What the strategies share: a round from its instruction to the new model."""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from logging import INFO, WARNING
+from typing import ClassVar, Unpack
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.logger import log
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+from numpy.typing import NDArray
+
+from fedmedian.aggregation import Aggregate
+from fedmedian.checks import require_integer, require_real, require_type
+from fedmedian.layout import Arrays, Layout
+from fedmedian.noise import Noise
+from fedmedian.scales import PayloadKind, Scales
+from fedmedian.strategies.options import FedAvgOptions, require_fedavg_options
+from fedmedian.strategies.screening import (
+    Answer,
+    read_answer,
+    read_num_examples,
+    screen,
+    with_usual_metrics,
+)
+from fedmedian.wire import Instruction, Payload, read_npy, serialized_size
+
+Weights = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Round:
+    """What the server must remember between asking the clients and hearing from them."""
+
+    number: int
+    arrays: Arrays
+    layout: Layout
+    instruction: Instruction
+    messages: Sequence[Message]
+
+    def nodes(self) -> dict[str, int]:
+        """Return which node each message went to; messages get their ids when they are sent."""
+        return {m.metadata.message_id: m.metadata.dst_node_id for m in self.messages}
+
+
+class PerturbedStrategy(FedAvg):
+    """A Flower strategy whose clients perturb their updates as the server tells them.
+
+    It samples nodes, builds messages and aggregates metrics as FedAvg does. Each reply is
+    screened on its own: one that cannot be used is counted, logged with the reason and dropped.
+
+    Parameters
+    ----------
+    noise : Noise or None
+        The noise family and scale rule.
+    client_noise : Noise or None
+        The same if the clients are to add the noise, else None.
+    learning_rate : float
+        The server's step size δ, > 0, in x ← x − δ·direction.
+    weighted : bool
+        Whether clients count in proportion to their examples.
+    clip : float or None
+        The L2 norm to which each client's whole update is clipped before noise is added, > 0.
+    dense : sequence of str
+        Patterns of the names of floating-point arrays that are not voted on.
+    seed : int or None
+        Makes every random number follow from it, >= 0. None, the right choice outside of
+        simulation, draws from the operating system's entropy.
+    **fedavg
+        The arguments of `flwr.serverapp.strategy.FedAvg`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or is out of range.
+    """
+
+    kind: ClassVar[PayloadKind]
+    """What the clients are asked to send."""
+
+    def __init__(
+        self,
+        *,
+        noise: Noise | None,
+        client_noise: Noise | None,
+        learning_rate: float,
+        weighted: bool,
+        clip: float | None,
+        dense: Sequence[str],
+        seed: int | None,
+        **fedavg: Unpack[FedAvgOptions],
+    ) -> None:
+        if noise is not None:
+            require_type("noise", noise, Noise, "a noise family such as Gaussian(0.1), or None")
+        require_real("learning_rate", learning_rate, low=0.0, open_low=True)
+        require_type("weighted", weighted, bool, "a bool")
+        if clip is not None:
+            require_real("clip", clip, low=0.0, open_low=True)
+        if isinstance(dense, str) or not all(isinstance(pattern, str) for pattern in dense):
+            raise TypeError(f"dense must be a sequence of strings, got {dense!r}")
+        if seed is not None:
+            require_integer("seed", seed, low=0)
+        require_fedavg_options(fedavg)
+        super().__init__(**fedavg)
+        self.noise = noise
+        self.client_noise = client_noise
+        self.learning_rate = learning_rate
+        self.weighted = weighted
+        self.clip = clip
+        self.dense = tuple(dense)
+        self.seed = seed
+        self._scales: Scales = None
+        self._round: Round | None = None
+
+    @abstractmethod
+    def aggregate_payloads(
+        self, payloads: list[Payload], weights: Weights, current: Round
+    ) -> Aggregate:
+        """Return the direction that the accepted payloads add up to.
+
+        Parameters
+        ----------
+        payloads : list of M Payload
+            The accepted answers, M >= 1.
+        weights : (M,) float64
+            The clients' weights, which add up to 1.
+        current : Round
+            The round they belong to.
+
+        Returns
+        -------
+        Aggregate
+            The direction and what to report about it.
+        """
+
+    @abstractmethod
+    def combine_dense(self, stacked: NDArray[np.float64], weights: Weights) -> NDArray[np.float64]:
+        """Combine the clients' values of one dense array, (M, *shape), into one, (*shape)."""
+
+    def summary(self) -> None:
+        """Log the configuration of the strategy."""
+        log(INFO, "\t├──> Noise: %s", self.noise)
+        log(INFO, "\t├──> Learning rate: %s", self.learning_rate)
+        super().summary()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Configure a round of training: FedAvg's messages with an instruction in each config."""
+        model = {name: read_npy(array.data) for name, array in arrays.items()}
+        layout = Layout.of(model, self.dense)
+        if server_round == 1 and self.noise is not None:
+            self._scales = self.noise.rule.first(len(layout.voted), self.kind)
+        instruction = self._instruction(server_round)
+        # The caller's config serves every round: it must not pick up our keys.
+        told = ConfigRecord({**config, **instruction.encode()})
+        messages = list(super().configure_train(server_round, arrays, told, grid))
+        self._round = Round(server_round, model, layout, instruction, messages)
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Aggregate the usable replies into a new model, and report on the round."""
+        if self._round is None:
+            raise RuntimeError("aggregate_train was called before configure_train")
+        current, replies = self._round, list(replies)
+        if not replies:
+            return None, None
+        answers = self._screen(current, replies)
+        report: dict[str, int | float | list[float]] = {
+            "replies-accepted": len(answers),
+            "replies-rejected": len(replies) - len(answers),
+            "uplink-bytes": sum(serialized_size(reply) for reply in replies) / len(replies),
+        }
+        if not answers:
+            log(WARNING, "aggregate_train: no usable reply, the model stays as it is")
+            return None, MetricRecord(report)
+        payloads = [answer.payload for answer in answers]
+        weights = self._weights(answers)
+        aggregate = self.aggregate_payloads(payloads, weights, current)
+        model = current.layout.move(
+            current.arrays,
+            aggregate.direction * np.float32(self.learning_rate),
+            current.layout.combine_dense(
+                [payload.dense for payload in payloads],
+                lambda stacked: self.combine_dense(stacked, weights),
+            ),
+        )
+        report |= aggregate.diagnostics
+        if self.noise is not None:
+            magnitudes = np.stack([payload.magnitudes for payload in payloads])
+            self._scales = self.noise.rule.following(self._scales, magnitudes.astype(np.float64))
+        contents = with_usual_metrics([answer.content for answer in answers])
+        metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
+        return (
+            ArrayRecord({name: Array(np.asarray(array)) for name, array in model.items()}),
+            MetricRecord({**metrics, **report}),
+        )
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Aggregate the usable replies' metrics as FedAvg does."""
+
+        def read(content: RecordDict) -> RecordDict:
+            read_num_examples(content, self.weighted_by_key)
+            return content
+
+        contents = screen(replies, read, {}, "aggregate_evaluate")
+        if not contents:
+            return None
+        return self.evaluate_metrics_aggr_fn(with_usual_metrics(contents), self.weighted_by_key)
+
+    def _instruction(self, server_round: int) -> Instruction:
+        noise = self.client_noise
+        rule = noise.rule if noise is not None else None
+        return Instruction(
+            kind=self.kind,
+            noise=noise.name if noise is not None else None,
+            scales=self._scales.astype(np.float32) if noise and self._scales is not None else None,
+            factor=rule.factor if rule is not None else 1.0,
+            of=rule.of if rule is not None else "rms",
+            clip=self.clip,
+            server_round=server_round,
+            seed=self.seed,
+            dense=self.dense,
+        )
+
+    def _screen(self, current: Round, replies: Sequence[Message]) -> list[Answer]:
+        def read(content: RecordDict) -> Answer:
+            return read_answer(
+                content, current.instruction, current.layout, current.arrays, self.weighted_by_key
+            )
+
+        answers = screen(replies, read, current.nodes(), "aggregate_train")
+        if self.seed is not None:
+            # Replies arrive in any order, and sums of floats depend on it.
+            answers.sort(key=_content_key)
+        return answers
+
+    def _weights(self, answers: Sequence[Answer]) -> Weights:
+        examples = np.array([answer.num_examples if self.weighted else 1.0 for answer in answers])
+        return examples / examples.sum()
+
+
+def _content_key(answer: Answer) -> tuple[float, bytes]:
+    return answer.num_examples, blake2b(np.ascontiguousarray(answer.payload.body)).digest()
