@@ -1,6 +1,7 @@
 """A Flower Grid whose nodes live in this process: simulation without Ray."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from itertools import count
 from logging import ERROR
 
@@ -9,6 +10,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.common.logger import log
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_object import no_object_id_recompute
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -109,18 +111,18 @@ class InProcessGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Let the nodes answer messages, and return the messages' ids."""
-        ids = []
+        messages = list(messages)
         for message in messages:
-            message_id = str(next(self._message_ids))
-            # Flower's own grids set the id when they send, and it has no public setter.
-            message.metadata.__dict__["_message_id"] = message_id
-            self.bytes_down += serialized_size(message)
+            self._give_id(message)
+        with no_object_id_recompute():  # strategies send one content to all nodes
+            self.bytes_down += sum(serialized_size(message) for message in messages)
+        for message in messages:
             reply = self._answer(message)
-            reply.metadata.__dict__["_message_id"] = str(next(self._message_ids))
-            self.bytes_up += serialized_size(reply)
-            self._replies[message_id] = reply
-            ids.append(message_id)
-        return ids
+            self._give_id(reply)
+            with no_object_id_recompute():
+                self.bytes_up += serialized_size(reply)
+            self._replies[message.metadata.message_id] = reply
+        return [message.metadata.message_id for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies to messages that were pushed, each once."""
@@ -145,6 +147,10 @@ class InProcessGrid(Grid):
         """
         return self.pull_messages(self.push_messages(messages))
 
+    def _give_id(self, message: Message) -> None:
+        # Flower's own grids set the id when they send, and it has no public setter.
+        message.metadata.__dict__["_message_id"] = str(next(self._message_ids))
+
     def _answer(self, message: Message) -> Message:
         context = self._contexts.get(message.metadata.dst_node_id)
         if context is None:
@@ -157,9 +163,7 @@ class InProcessGrid(Grid):
         except Exception as error:
             log(ERROR, "ClientApp raised an exception", exc_info=error)
             reason = f"{type(error).__name__}: {error}"
-            return Message(
-                Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message
-            )
+            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 
 
 def _copy(content: RecordDict) -> RecordDict:
@@ -168,9 +172,9 @@ def _copy(content: RecordDict) -> RecordDict:
 
 def _identify_this_process() -> None:
     """Let messages be created here, unless this process is a ServerApp's own already."""
-    try:
-        TaskIdentity.run_id
-    except RuntimeError:
-        TaskIdentity.task_id = 1
-        TaskIdentity.run_id = _RUN_ID
-        TaskIdentity.node_id = SUPERLINK_NODE_ID
+    with suppress(RuntimeError):
+        if TaskIdentity.run_id:
+            return
+    TaskIdentity.task_id = 1
+    TaskIdentity.run_id = _RUN_ID
+    TaskIdentity.node_id = SUPERLINK_NODE_ID

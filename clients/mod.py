@@ -63,8 +63,8 @@ def perturb(message: Message, context: Context, call_next: ClientAppCallable) ->
     if reply.has_error():
         return reply
     try:
-        after = _read_model(reply.content)
         layout = Layout.of(before, instruction.dense)
+        after = layout.named(_read_model(reply.content))
         update = layout.difference(before, after)
         rng = client_rng(instruction.seed, partition_of(context), instruction.server_round)
         payload = perturb_update(instruction, layout, update, after, rng)

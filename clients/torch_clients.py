@@ -1,0 +1,285 @@
+"""NumPyClients for torch models that send perturbed signs or perturbed updates."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, cast
+
+import numpy as np
+import torch
+from flwr.app import Context
+from flwr.client import NumPyClient
+from flwr.common import NDArrays, Scalar
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from fedmedian.checks import require_integer, require_type
+from fedmedian.clients.identity import partition_of
+from fedmedian.layout import Arrays, Layout
+from fedmedian.perturbation import perturb_update
+from fedmedian.randomness import client_rng
+from fedmedian.scales import PayloadKind
+from fedmedian.wire import Instruction, WireError
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Maps a batch of outputs and of targets to the mean loss over the batch."""
+
+Batches = DataLoader[Any]
+
+
+class LocalWork(Protocol):
+    """What a client does in one round between receiving the model and sending its update."""
+
+    def __call__(self, model: nn.Module, batches: Batches, loss: Loss) -> dict[str, Tensor]:
+        """Return the update of each parameter by name, pointing uphill.
+
+        Parameters
+        ----------
+        model : torch.nn.Module
+            The server's model; its buffers are left as training leaves them.
+        batches : torch.utils.data.DataLoader
+            The client's data.
+        loss : callable
+            The loss function.
+
+        Returns
+        -------
+        dict of str to Tensor
+            The gradient, or the parameter before training minus the one after it.
+        """
+
+
+@dataclass(frozen=True)
+class FullBatchGradient:
+    """The gradient of the mean loss over all of the client's examples: g_i of the paper."""
+
+    def __call__(self, model: nn.Module, batches: Batches, loss: Loss) -> dict[str, Tensor]:
+        """Return the gradient of each parameter; see `LocalWork`."""
+        examples = len(cast(Any, batches.dataset))
+        model.zero_grad()
+        for inputs, targets in batches:
+            (loss(model(inputs), targets) * (len(targets) / examples)).backward()
+        return _gradients(model)
+
+
+@dataclass(frozen=True)
+class MiniBatchGradient:
+    """The gradient of the mean loss over the first batch that the data loader yields."""
+
+    def __call__(self, model: nn.Module, batches: Batches, loss: Loss) -> dict[str, Tensor]:
+        """Return the gradient of each parameter; see `LocalWork`."""
+        inputs, targets = next(iter(batches))
+        model.zero_grad()
+        loss(model(inputs), targets).backward()
+        return _gradients(model)
+
+
+@dataclass(frozen=True)
+class LocalEpochs:
+    """Local training as in FedAvg; the update is x − x_i.
+
+    Parameters
+    ----------
+    optimizer : callable
+        Maps the model's parameters to a fresh torch optimiser, such as
+        ``functools.partial(torch.optim.SGD, lr=0.05)``.
+    epochs : int (default: 1)
+        Passes over the client's data per round, >= 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or is out of range.
+    """
+
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    epochs: int = 1
+
+    def __post_init__(self) -> None:
+        if not callable(self.optimizer):
+            raise TypeError(f"optimizer must be callable, got {self.optimizer!r}")
+        require_integer("epochs", self.epochs, low=1)
+
+    def __call__(self, model: nn.Module, batches: Batches, loss: Loss) -> dict[str, Tensor]:
+        """Return what training took off each parameter; see `LocalWork`."""
+        before = {name: value.detach().clone() for name, value in model.named_parameters()}
+        optimizer = self.optimizer(model.parameters())
+        for _ in range(self.epochs):
+            for inputs, targets in batches:
+                optimizer.zero_grad()
+                loss(model(inputs), targets).backward()
+                optimizer.step()
+        return {name: before[name] - value.detach() for name, value in model.named_parameters()}
+
+
+class _PerturbedClient(NumPyClient):  # type: ignore[misc]
+    """What `SignClient` and `GradientClient` share."""
+
+    kind: ClassVar[PayloadKind]
+
+    def __init__(
+        self,
+        context: Context,
+        model: nn.Module,
+        train_loader: Batches,
+        *,
+        work: LocalWork | None = None,
+        loss: Loss = nn.functional.cross_entropy,
+        test_loader: Batches | None = None,
+    ) -> None:
+        require_type("context", context, Context, "a flwr.app.Context")
+        require_type("model", model, nn.Module, "a torch.nn.Module")
+        require_type("train_loader", train_loader, DataLoader, "a torch DataLoader")
+        if test_loader is not None:
+            require_type("test_loader", test_loader, DataLoader, "a torch DataLoader, or None")
+        for name, value in (("work", work), ("loss", loss)):
+            if value is not None and not callable(value):
+                raise TypeError(f"{name} must be callable, got {value!r}")
+        self.partition = partition_of(context)
+        self.model = model
+        self.train_loader = train_loader
+        self.test_loader = test_loader
+        self.work = work or FullBatchGradient()
+        self.loss = loss
+
+    def get_parameters(self, config: dict[str, Scalar]) -> NDArrays:
+        """Return the model's arrays, in the order of its state dict."""
+        return list(_arrays_of(self.model).values())
+
+    def fit(
+        self, parameters: NDArrays, config: dict[str, Scalar]
+    ) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        """Work on the server's model and answer its instruction.
+
+        Parameters
+        ----------
+        parameters : list of arrays
+            The model, in the order of its state dict.
+        config : dict
+            The server's configuration. Without an instruction in it the answer is the locally
+            trained model, as FedAvg expects it.
+
+        Returns
+        -------
+        arrays : list of arrays
+            The payload's arrays, or the trained model.
+        num_examples : int
+            The number of the client's examples.
+        metrics : dict
+            The payload's scalars, or nothing.
+
+        Raises
+        ------
+        WireError
+            If the instruction asks for what this client does not send.
+        UpdateError
+            If the update is not finite.
+        """
+        self._load(parameters)
+        before = dict(zip(self.model.state_dict(), parameters, strict=True))
+        self.model.train()
+        updates = self.work(self.model, self.train_loader, self.loss)
+        after = _arrays_of(self.model)
+        update_of = {name: value.cpu().numpy() for name, value in updates.items()}
+        examples = len(cast(Any, self.train_loader.dataset))
+        if not Instruction.is_in(config):
+            trained = {name: before[name] - update_of[name] for name in update_of}
+            return list({**after, **trained}.values()), examples, {}
+        instruction = Instruction.decode(config)
+        if instruction.kind != self.kind:
+            raise WireError(f"{type(self).__name__} sends {self.kind!r}, not {instruction.kind!r}")
+        layout = Layout.of(before, instruction.dense)
+        rng = client_rng(instruction.seed, self.partition, instruction.server_round)
+        update = _flat_update(layout, update_of)
+        arrays, scalars = perturb_update(instruction, layout, update, after, rng).encode()
+        return arrays, examples, cast(dict[str, Scalar], scalars)
+
+    def evaluate(
+        self, parameters: NDArrays, config: dict[str, Scalar]
+    ) -> tuple[float, int, dict[str, Scalar]]:
+        """Return mean loss, number of examples and accuracy on the test data.
+
+        Raises
+        ------
+        ValueError
+            If the client was made without a `test_loader`.
+        """
+        if self.test_loader is None:
+            raise ValueError("test_loader must be given for evaluation, got None")
+        self._load(parameters)
+        self.model.eval()
+        loss = correct = 0.0
+        with torch.no_grad():
+            for inputs, targets in self.test_loader:
+                outputs = self.model(inputs)
+                loss += float(self.loss(outputs, targets)) * len(targets)
+                correct += float((outputs.argmax(dim=1) == targets).sum())
+        examples = len(cast(Any, self.test_loader.dataset))
+        return loss / examples, examples, {"accuracy": correct / examples}
+
+    def _load(self, parameters: NDArrays) -> None:
+        names = self.model.state_dict()
+        # np.array copies: torch must not write into Flower's read-only arrays.
+        tensors = (torch.from_numpy(np.array(array)) for array in parameters)
+        self.model.load_state_dict(dict(zip(names, tensors, strict=True)))
+
+
+class SignClient(_PerturbedClient):
+    """A NumPyClient that sends the signs of its noisy update, one bit per parameter.
+
+    The client of `fedmedian.strategies.SignSGD`: Algorithms 1 and 3 of Chen et al. (arXiv
+    1906.01736) with a torch model.
+
+    Parameters
+    ----------
+    context : Context
+        The client's context, as ``client_fn`` receives it.
+    model : torch.nn.Module
+        The model, on the CPU. Its state dict's order is that of the server's arrays.
+    train_loader : torch.utils.data.DataLoader
+        The client's training data, in batches of inputs and targets.
+    work : callable (default: ``FullBatchGradient()``)
+        What to do in a round: `FullBatchGradient`, `MiniBatchGradient`, `LocalEpochs`, or any
+        other `LocalWork`.
+    loss : callable (default: ``torch.nn.functional.cross_entropy``)
+        Maps outputs and targets to the mean loss.
+    test_loader : torch.utils.data.DataLoader, optional
+        The client's test data, for `evaluate`.
+
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type.
+    """
+
+    kind: ClassVar[PayloadKind] = "signs"
+
+
+class GradientClient(_PerturbedClient):
+    """A NumPyClient that sends its noisy update in full.
+
+    The client of `fedmedian.strategies.MedianSGD`: Algorithms 2 and 4 of Chen et al. (arXiv
+    1906.01736) with a torch model. For the parameters see `SignClient`.
+    """
+
+    kind: ClassVar[PayloadKind] = "vector"
+
+
+def _arrays_of(model: nn.Module) -> dict[str, np.ndarray[Any, Any]]:
+    return {name: value.detach().cpu().numpy() for name, value in model.state_dict().items()}
+
+
+def _gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        name: value.grad.detach().clone()
+        for name, value in model.named_parameters()
+        if value.grad is not None
+    }
+
+
+def _flat_update(layout: Layout, update_of: Arrays) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return the update as a flat vector; what the work does not name did not move."""
+    flat = np.zeros(layout.dim, dtype=np.float32)
+    for part, spec in zip(layout.split(flat), layout.voted, strict=True):
+        if spec.name in update_of:
+            part[:] = update_of[spec.name].reshape(-1)
+    return flat

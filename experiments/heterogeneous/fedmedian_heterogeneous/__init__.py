@@ -1,0 +1,1 @@
+"""A Flower app: sign and median aggregation against FedAvg on clients whose data differ."""

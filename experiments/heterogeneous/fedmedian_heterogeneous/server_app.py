@@ -1,0 +1,165 @@
+"""The server: runs each strategy from the same start on the same clients, and compares them."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import ArrayRecord, Context, MetricRecord, UserConfig
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg, FedMedian, Strategy
+
+from fedmedian import Adaptive
+from fedmedian.noise import NOISE_FAMILIES, Noise
+from fedmedian.strategies import MedianSGD, SignSGD
+
+from .metered import MeteredGrid
+from .report import Run, print_table, write_report
+from .task import evaluate, load_test_set, make_network
+
+app = ServerApp()
+
+
+def make_strategy(name: str, config: UserConfig) -> tuple[str, Strategy]:
+    """Return a strategy and the name it has in tables.
+
+    Parameters
+    ----------
+    name : str
+        "fedavg", "fedmedian", "sign-plain", "sign", "median-plain" or "median".
+    config : dict
+        The run configuration.
+
+    Returns
+    -------
+    label : str
+        The name in tables and figures.
+    strategy : Strategy
+        The strategy, for all clients in every round.
+
+    Raises
+    ------
+    ValueError
+        If there is no such strategy.
+    """
+    clients, seed = int(config["num-clients"]), int(config["seed"])
+    everyone = {
+        "fraction_evaluate": 0.0,
+        "min_train_nodes": clients,
+        "min_available_nodes": clients,
+    }
+    rate, vote_rate = (
+        float(config["server-learning-rate"]),
+        float(config["majority-learning-rate"]),
+    )
+    strategies: dict[str, tuple[str, Callable[[], Strategy]]] = {
+        "fedavg": ("FedAvg", lambda: FedAvg(**everyone)),
+        "fedmedian": ("FedMedian", lambda: FedMedian(**everyone)),
+        "sign-plain": (
+            "SignSGD (no noise)",
+            lambda: SignSGD(
+                None, decode="majority", learning_rate=vote_rate, seed=seed, **everyone
+            ),
+        ),
+        "sign": (
+            "SignSGD",
+            lambda: SignSGD(make_noise(config), learning_rate=rate, seed=seed, **everyone),
+        ),
+        "median-plain": (
+            "MedianSGD (no noise)",
+            lambda: MedianSGD(None, learning_rate=rate, seed=seed, **everyone),
+        ),
+        "median": (
+            "MedianSGD",
+            lambda: MedianSGD(make_noise(config), learning_rate=rate, seed=seed, **everyone),
+        ),
+    }
+    if name not in strategies:
+        raise ValueError(f"strategy must be among {', '.join(strategies)}, got {name!r}")
+    label, make = strategies[name]
+    return label, make()
+
+
+def make_noise(config: UserConfig) -> Noise:
+    """Return the noise that the run configuration describes."""
+    scale, rule = float(config["noise-scale"]), str(config["scale-rule"])
+    family = NOISE_FAMILIES[str(config["noise"])]
+    if rule == "fixed":
+        return family(scale)
+    return family(Adaptive(scale, of=rule))  # type: ignore[arg-type]  # Adaptive checks it
+
+
+def compare(grid: Grid, config: UserConfig) -> list[Run]:
+    """Run every strategy that the configuration names, one after the other.
+
+    Parameters
+    ----------
+    grid : Grid
+        The clients.
+    config : dict
+        The run configuration.
+
+    Returns
+    -------
+    list of Run
+        What was measured.
+    """
+    rounds = int(config["rounds"])
+    images, labels = load_test_set()
+    model = make_network(int(config["seed"]))
+    initial = {name: value.clone() for name, value in model.state_dict().items()}
+    names = [name.strip() for name in str(config["strategy"]).split(",")]
+    strategies = [make_strategy(name, config) for name in names]  # a wrong name ends it here
+    runs = []
+    for label, strategy in strategies:
+        history: list[float] = []
+
+        def test(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+            model.load_state_dict(arrays.to_torch_state_dict())
+            accuracy = evaluate(model, images, labels)
+            history.append(accuracy)  # noqa: B023  # called before the next strategy's turn
+            progress = f"{label:20} round {server_round:3}/{rounds}  accuracy {accuracy:.3f}"  # noqa: B023
+            print(f"{PROGRESS}{progress}", flush=True)
+            return MetricRecord({"accuracy": accuracy})
+
+        metered, start = MeteredGrid(grid), time.perf_counter()
+        strategy.start(
+            grid=metered,
+            initial_arrays=ArrayRecord(initial),
+            num_rounds=rounds,
+            evaluate_fn=test,
+        )
+        runs.append(
+            Run(
+                strategy=label,
+                accuracy=history[-1],
+                rounds=rounds,
+                uplink_bytes=metered.bytes_up / metered.replies,
+                seconds=time.perf_counter() - start,
+                history=history,
+            )
+        )
+    return runs
+
+
+PROGRESS = "» "
+"""What each line of progress starts with."""
+
+
+def describe(config: UserConfig) -> str:
+    """Return the clients and their data in words."""
+    kinds = {
+        "classes": f"{config['classes-per-client']} class(es) each",
+        "dirichlet": f"Dirichlet({config['alpha']})",
+        "iid": "iid",
+    }
+    return f"Digits, {config['num-clients']} clients, {kinds[str(config['partition'])]}"
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Compare the strategies, print a table, and write the report if a folder is given."""
+    config = context.run_config
+    runs = compare(grid, config)
+    print_table(runs)
+    if config["output"]:
+        write_report(Path(str(config["output"])), runs, dict(config), describe(config))
