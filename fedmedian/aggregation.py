@@ -5,7 +5,6 @@ A direction points uphill; the server steps against it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
 from typing import Literal
 
 import numpy as np
@@ -84,8 +83,9 @@ def aggregate_signs(
     -------
     Aggregate
         The direction, with ``vote-agreement`` (the mean over coordinates of |Σ w_i·s_i|, where
-        ``counts`` weighs clients with their noise as well) and, if there is more than one vote
-        and noise, ``signal-to-noise`` (the decoded mean's energy over its noise's, estimated).
+        ``counts`` weighs clients with their noise as well) and, if there is noise and the votes
+        do not all agree, ``signal-to-noise`` (the decoded mean's energy over its noise's,
+        estimated; too low by about the mean of E[s_i]² where clients disagree).
     """
     packed = [payload.body for payload in payloads]
     vote_weights = np.repeat(weights[:, None], len(layout.voted), axis=1)
@@ -105,7 +105,9 @@ def aggregate_signs(
     return Aggregate(direction, diagnostics)
 
 
-def aggregate_vectors(payloads: Sequence[Payload], noise: Noise | None, layout: Layout) -> Aggregate:
+def aggregate_vectors(
+    payloads: Sequence[Payload], noise: Noise | None, layout: Layout
+) -> Aggregate:
     """Take the coordinate-wise median of the clients' vectors.
 
     Algorithms 2 and 4 of arXiv 1906.01736.

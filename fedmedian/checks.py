@@ -69,13 +69,12 @@ def require_real(
     too_low = number <= low if open_low else number < low
     too_high = number >= high if open_high else number > high
     if not isfinite(number) or too_low or too_high:
-        bounds = []
+        bounds = [] if isfinite(number) else ["finite"]
         if low > -inf:
             bounds.append(f"{'>' if open_low else '>='} {low:g}")
         if high < inf:
             bounds.append(f"{'<' if open_high else '<='} {high:g}")
-        allowed = " and ".join(bounds) or "finite"
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+        raise ValueError(f"{name} must be {' and '.join(bounds)}, got {value!r}")
     return number
 
 

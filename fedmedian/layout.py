@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 Arrays = Mapping[str, NDArray[np.generic]]
 
 RUNNING_STATISTICS = ("*running_mean", "*running_var", "*num_batches_tracked")
-"""Name patterns of normalisation layers' buffers as torch spells them: statistics, not gradients."""
+"""Name patterns of normalisation layers' buffers, as torch spells them."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,13 @@ class Layout:
         """Repeat one value per voted array, (L,), over that array's coordinates, (d,)."""
         return np.repeat(values.astype(np.float32), self.sizes)
 
+    def named(self, arrays: Arrays) -> Arrays:
+        """Give arrays that are named "0", "1", …, as a NumPyClient's are, the model's names."""
+        by_position = [str(position) for position in range(len(self.specs))]
+        if list(arrays) != by_position:
+            return arrays
+        return dict(zip((spec.name for spec in self.specs), arrays.values(), strict=True))
+
     def require_match(self, arrays: Arrays) -> None:
         """Raise unless `arrays` are the arrays of this layout.
 
@@ -126,6 +133,8 @@ class Layout:
         if list(arrays) != [spec.name for spec in self.specs]:
             missing = [spec.name for spec in self.specs if spec.name not in arrays]
             extra = sorted(set(arrays) - {spec.name for spec in self.specs})
+            if not missing and not extra:
+                raise ValueError(f"arrays are not in the model's order: {list(arrays)}")
             raise ValueError(f"arrays differ from the model's: missing {missing}, extra {extra}")
         for spec in self.specs:
             if arrays[spec.name].shape != spec.shape:
@@ -184,7 +193,11 @@ class Layout:
             spec.name: np.subtract(arrays[spec.name], part.reshape(spec.shape)).astype(spec.dtype)
             for spec, part in zip(self.voted, self.split(step), strict=True)
         }
-        return {spec.name: (moved if spec.voted else dense)[spec.name] for spec in self.specs}
+        # numpy turns the arithmetic of arrays without dimensions into scalars.
+        return {
+            spec.name: np.asarray((moved if spec.voted else dense)[spec.name])
+            for spec in self.specs
+        }
 
     def pack_dense(self, arrays: Arrays) -> NDArray[np.uint8]:
         """Return the dense arrays' bytes, one after the other, (dense_bytes,) uint8."""
@@ -216,7 +229,8 @@ class Layout:
         packed : sequence of M (dense_bytes,) uint8
             The clients' dense arrays as `pack_dense` returns them.
         combine : callable
-            Maps the clients' values of one array, (M, *shape) float64, to (*shape) float64.
+            Maps the clients' values of one array, (M, *shape) float64, to (*shape) float64;
+            for a complex array both are complex128.
 
         Returns
         -------
@@ -226,8 +240,8 @@ class Layout:
         clients = [self.unpack_dense(data) for data in packed]
         combined: dict[str, NDArray[np.generic]] = {}
         for spec in self.dense:
-            stacked = np.stack([client[spec.name].astype(np.float64) for client in clients])
-            values = np.asarray(combine(stacked))
-            exact = np.issubdtype(spec.dtype, np.inexact)
-            combined[spec.name] = (values if exact else np.rint(values)).astype(spec.dtype)
+            wide = np.result_type(spec.dtype, np.float64)
+            values = combine(np.stack([client[spec.name].astype(wide) for client in clients]))
+            rounded = values if np.issubdtype(spec.dtype, np.inexact) else np.rint(values)
+            combined[spec.name] = np.asarray(rounded).astype(spec.dtype)
         return combined

@@ -105,9 +105,7 @@ def _magnitude(part: NDArray[np.float32], of: Magnitude) -> float:
     return float(np.sqrt(np.mean(np.square(part, dtype=np.float64))))
 
 
-def _noise_scales(
-    instruction: Instruction, magnitudes: NDArray[np.float32]
-) -> NDArray[np.float32]:
+def _noise_scales(instruction: Instruction, magnitudes: NDArray[np.float32]) -> NDArray[np.float32]:
     if instruction.noise is None:
         return np.zeros_like(magnitudes)
     if instruction.scales is None:

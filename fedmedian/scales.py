@@ -164,11 +164,15 @@ class Theory(ScaleRule):
 
     def learning_rate(self, kind: PayloadKind) -> float:
         """Return the theorem's server step δ for majority votes or for the median."""
-        return float((self.rounds * self.dim) ** self._RATE_EXPONENT[kind])
+        return float(self._product ** self._RATE_EXPONENT[kind])
 
     def first(self, num_arrays: int, kind: PayloadKind) -> Scales:
         """Return the theorem's noise scale b, once per array."""
-        return np.full(num_arrays, (self.rounds * self.dim) ** self._SCALE_EXPONENT[kind])
+        return np.full(num_arrays, self._product ** self._SCALE_EXPONENT[kind])
+
+    @property
+    def _product(self) -> float:
+        return float(self.rounds) * float(self.dim)
 
 
 def quantile_of_positive(values: NDArray[np.floating], quantile: float) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from math import prod
+from math import inf, prod
 from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
@@ -114,18 +114,17 @@ class Instruction:
         """
         read = _Reader(config, "instruction")
         scales = read.optional("scales", bytes)
-        seed = read.optional("seed", str)
         noise = read.choice("noise", (*NOISE_FAMILIES, NO_NOISE))
         return cls(
             kind=cast(PayloadKind, read.choice("kind", _KINDS)),
             noise=None if noise == NO_NOISE else noise,
-            scales=None if scales is None else _from_bytes(scales),
+            scales=None if scales is None else _require_sizes("scales", _from_bytes(scales)),
             factor=read.required("factor", float),
             of=cast(Magnitude, read.choice("of", _MAGNITUDES)),
             clip=read.optional("clip", float),
             server_round=read.required("round", int),
-            seed=None if seed is None else int(seed),
-            dense=tuple(json.loads(read.required("dense", str))),
+            seed=read.seed("seed"),
+            dense=read.strings("dense"),
         )
 
 
@@ -225,8 +224,7 @@ class Payload:
         _require_vector("dense arrays", self.dense, layout.dense_bytes, np.uint8)
         for name, values in (("scales", self.scales), ("magnitudes", self.magnitudes)):
             _require_vector(name, values, len(layout.voted), np.float32)
-            if not (np.isfinite(values).all() and (values >= 0).all()):
-                raise WireError(f"{name} must be finite and not negative")
+            _require_sizes(name, values)
         if instruction.scales is not None and not np.array_equal(self.scales, instruction.scales):
             raise WireError("used another noise scale than it was told")
         if self.kind == "vector" and not np.isfinite(self.body).all():
@@ -255,20 +253,11 @@ def read_npy(data: bytes) -> NDArray[Any]:
         If the bytes are not such a file, or are fewer or more than its header says; nothing
         is allocated on the header's word.
     """
-    file = BytesIO(data)
     try:
-        version = npy.read_magic(file)
-        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran_order, dtype = read_header(file)
-    except (ValueError, EOFError) as error:
+        return _parse_npy(data)
+    # The header is a Python literal, which fails to parse in more ways than numpy translates.
+    except Exception as error:
         raise WireError(f"array is not in .npy format: {error}") from error
-    start = file.tell()
-    if dtype.hasobject or min(shape, default=0) < 0:
-        raise WireError(f"array cannot be {dtype} of shape {shape}")
-    if prod(shape) * dtype.itemsize != len(data) - start:
-        raise WireError(f"array is said to be {dtype} of shape {shape}, its bytes are not that")
-    flat = np.frombuffer(data, dtype=dtype, count=prod(shape), offset=start)
-    return flat.reshape(shape, order="F" if fortran_order else "C")
 
 
 class Inflatable(Protocol):
@@ -276,10 +265,10 @@ class Inflatable(Protocol):
 
     @property
     def children(self) -> Mapping[str, "Inflatable"] | None:
-        """The objects that this one refers to."""
+        """Return the objects that this one refers to."""
 
     def deflate(self) -> bytes:
-        """The object as it is sent, without its children."""
+        """Return the object as it is sent, without its children."""
 
 
 def serialized_size(message: Inflatable) -> int:
@@ -321,6 +310,8 @@ class _Reader:
         value = self.config.get(PREFIX + key)
         if value is not None and not isinstance(value, wanted):
             raise WireError(f"{PREFIX}{key} must be {wanted.__name__}, got {value!r}")
+        if isinstance(value, int | float) and not 0 <= value < inf:
+            raise WireError(f"{PREFIX}{key} must be finite and not negative, got {value!r}")
         return value
 
     def choice(self, key: str, allowed: Sequence[str]) -> str:
@@ -328,6 +319,22 @@ class _Reader:
         if value not in allowed:
             raise WireError(f"{PREFIX}{key} must be one of {sorted(allowed)}, got {value!r}")
         return value
+
+    def seed(self, key: str) -> int | None:
+        text = self.optional(key, str)
+        if text is not None and not (text.isascii() and text.isdecimal()):
+            raise WireError(f"{PREFIX}{key} must be a decimal number, got {text!r}")
+        return None if text is None else int(text)
+
+    def strings(self, key: str) -> tuple[str, ...]:
+        text = self.required(key, str)
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError):
+            values = None
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise WireError(f"{PREFIX}{key} must be a JSON list of strings, got {text!r}")
+        return tuple(values)
 
 
 def _to_bytes(values: Float32) -> bytes:
@@ -338,6 +345,28 @@ def _from_bytes(data: bytes) -> Float32:
     if len(data) % 4:
         raise WireError(f"a float32 vector cannot have {len(data)} bytes")
     return np.frombuffer(data, dtype="<f4").astype(np.float32)
+
+
+def _parse_npy(data: bytes) -> NDArray[Any]:
+    file = BytesIO(data)
+    version = npy.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"its version is {version}")
+    read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, fortran_order, dtype = read_header(file)
+    start = file.tell()
+    if dtype.hasobject or min(shape, default=0) < 0:
+        raise ValueError(f"it cannot be {dtype} of shape {shape}")
+    if prod(shape) * dtype.itemsize != len(data) - start:
+        raise ValueError(f"it is said to be {dtype} of shape {shape}, its bytes are not that")
+    flat = np.frombuffer(data, dtype=dtype, count=prod(shape), offset=start)
+    return flat.reshape(shape, order="F" if fortran_order else "C")
+
+
+def _require_sizes(name: str, values: Float32) -> Float32:
+    if not (np.isfinite(values).all() and (values >= 0).all()):
+        raise WireError(f"{name} must be finite and not negative")
+    return values
 
 
 def _require_vector(name: str, values: NDArray[Any], size: int, dtype: type[np.generic]) -> None:

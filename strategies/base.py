@@ -12,6 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
+from flwr.supercore.inflatable.inflatable_object import no_object_id_recompute
 from numpy.typing import NDArray
 
 from fedmedian.aggregation import Aggregate
@@ -175,7 +176,7 @@ class PerturbedStrategy(FedAvg):
         report: dict[str, int | float | list[float]] = {
             "replies-accepted": len(answers),
             "replies-rejected": len(replies) - len(answers),
-            "uplink-bytes": sum(serialized_size(reply) for reply in replies) / len(replies),
+            "uplink-bytes": _mean_size(replies),
         }
         if not answers:
             log(WARNING, "aggregate_train: no usable reply, the model stays as it is")
@@ -246,6 +247,11 @@ class PerturbedStrategy(FedAvg):
     def _weights(self, answers: Sequence[Answer]) -> Weights:
         examples = np.array([answer.num_examples if self.weighted else 1.0 for answer in answers])
         return examples / examples.sum()
+
+
+def _mean_size(messages: Sequence[Message]) -> float:
+    with no_object_id_recompute():
+        return sum(serialized_size(message) for message in messages) / len(messages)
 
 
 def _content_key(answer: Answer) -> tuple[float, bytes]:

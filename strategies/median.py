@@ -13,7 +13,7 @@ from fedmedian.layout import RUNNING_STATISTICS
 from fedmedian.noise import Gaussian, Noise
 from fedmedian.perturbation import add_noise
 from fedmedian.randomness import server_rng
-from fedmedian.scales import PayloadKind
+from fedmedian.scales import Adaptive, PayloadKind
 from fedmedian.strategies.base import PerturbedStrategy, Round, Weights
 from fedmedian.strategies.options import FedAvgOptions
 from fedmedian.wire import Payload
@@ -21,7 +21,8 @@ from fedmedian.wire import Payload
 NoiseAt = Literal["client", "server"]
 """Who adds the noise."""
 
-_DEFAULT_NOISE = Gaussian()
+# Twice SignSGD's: a median follows outlying clients, one class each, less than votes do.
+_DEFAULT_NOISE = Gaussian(Adaptive(6.0))
 
 
 class MedianSGD(PerturbedStrategy):
@@ -37,7 +38,7 @@ class MedianSGD(PerturbedStrategy):
 
     Parameters
     ----------
-    noise : Noise or None (default: ``Gaussian(Adaptive(3.0))``)
+    noise : Noise or None (default: ``Gaussian(Adaptive(6.0))``)
         The noise: its family, and the scale b or the rule that sets it, in units of the
         update. None for the plain median.
     noise_at : {"client", "server"} (default: "client")

@@ -7,12 +7,12 @@ from logging import INFO, WARNING
 from math import isfinite
 from typing import TypeVar
 
+import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.common.logger import log
 
 from fedmedian.layout import Arrays, Layout
 from fedmedian.perturbation import perturb_update
-from fedmedian.randomness import server_rng
 from fedmedian.wire import Instruction, Payload, WireError, read_npy
 
 Usable = TypeVar("Usable")
@@ -113,8 +113,10 @@ def read_answer(
     if scalars is not None:
         payload = Payload.decode(list(arrays.values()), scalars)
     elif instruction.kind == "vector" and instruction.noise is None:
-        update = layout.difference(before, arrays)
-        payload = perturb_update(instruction, layout, update, arrays, server_rng(0, 0))
+        after = layout.named(arrays)
+        update = layout.difference(before, after)
+        # Without noise and signs there is nothing to draw.
+        payload = perturb_update(instruction, layout, update, after, np.random.default_rng(0))
     else:
         raise WireError(
             f"sent plain weights, was asked for {instruction.kind!r} with noise "

@@ -16,6 +16,10 @@ _COLOURS = ("#000000", "#E69F00", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#
 _STYLES = ("-", "--", ":", "-", "-.")
 
 
+PROGRESS = "» "
+"""What each line of progress starts with, to be told from a log's other lines."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One strategy's run.
@@ -42,6 +46,14 @@ class Run:
     uplink_bytes: float
     seconds: float
     history: list[float]
+
+
+def print_progress(strategy: str, server_round: int, rounds: int, accuracy: float) -> None:
+    """Print one line of progress."""
+    print(
+        f"{PROGRESS}{strategy:20} round {server_round:3}/{rounds}  accuracy {accuracy:.3f}",
+        flush=True,
+    )
 
 
 def make_table(runs: Sequence[Run]) -> Table:
@@ -71,7 +83,7 @@ def print_table(runs: Sequence[Run]) -> None:
 def plot_accuracy(runs: Sequence[Run], title: str) -> Figure:
     """Return a figure of accuracy over rounds, one labelled curve per strategy."""
     with mpl.rc_context({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(8, 5), layout="constrained")
+        figure = Figure(figsize=(9, 4.5), layout="constrained")
         axes = figure.add_subplot()
         for index, run in enumerate(runs):
             axes.plot(
@@ -83,7 +95,9 @@ def plot_accuracy(runs: Sequence[Run], title: str) -> Figure:
             )
         axes.set(xlabel="round", ylabel="test accuracy", title=title, ylim=(0, 1), xlim=(0, None))
         axes.grid(alpha=0.3)
-        axes.legend(title="accuracy after the last round", loc="best", framealpha=0.9)
+        figure.legend(
+            title="after the last round", loc="outside right upper", frameon=False, alignment="left"
+        )
     return figure
 
 

@@ -13,7 +13,7 @@ from fedmedian.noise import NOISE_FAMILIES, Noise
 from fedmedian.strategies import MedianSGD, SignSGD
 
 from .metered import MeteredGrid
-from .report import Run, print_table, write_report
+from .report import Run, print_progress, print_table, write_report
 from .task import evaluate, load_test_set, make_network
 
 app = ServerApp()
@@ -62,7 +62,7 @@ def make_strategy(name: str, config: UserConfig) -> tuple[str, Strategy]:
         ),
         "sign": (
             "SignSGD",
-            lambda: SignSGD(make_noise(config), learning_rate=rate, seed=seed, **everyone),
+            lambda: SignSGD(make_noise(config, 3.0), learning_rate=rate, seed=seed, **everyone),
         ),
         "median-plain": (
             "MedianSGD (no noise)",
@@ -70,7 +70,7 @@ def make_strategy(name: str, config: UserConfig) -> tuple[str, Strategy]:
         ),
         "median": (
             "MedianSGD",
-            lambda: MedianSGD(make_noise(config), learning_rate=rate, seed=seed, **everyone),
+            lambda: MedianSGD(make_noise(config, 6.0), learning_rate=rate, seed=seed, **everyone),
         ),
     }
     if name not in strategies:
@@ -79,9 +79,22 @@ def make_strategy(name: str, config: UserConfig) -> tuple[str, Strategy]:
     return label, make()
 
 
-def make_noise(config: UserConfig) -> Noise:
-    """Return the noise that the run configuration describes."""
-    scale, rule = float(config["noise-scale"]), str(config["scale-rule"])
+def make_noise(config: UserConfig, default_scale: float) -> Noise:
+    """Return the noise that the run configuration describes.
+
+    Parameters
+    ----------
+    config : dict
+        The run configuration.
+    default_scale : float
+        What a noise-scale of 0 stands for.
+
+    Returns
+    -------
+    Noise
+        The noise.
+    """
+    scale, rule = float(config["noise-scale"]) or default_scale, str(config["scale-rule"])
     family = NOISE_FAMILIES[str(config["noise"])]
     if rule == "fixed":
         return family(scale)
@@ -117,8 +130,8 @@ def compare(grid: Grid, config: UserConfig) -> list[Run]:
             model.load_state_dict(arrays.to_torch_state_dict())
             accuracy = evaluate(model, images, labels)
             history.append(accuracy)  # noqa: B023  # called before the next strategy's turn
-            progress = f"{label:20} round {server_round:3}/{rounds}  accuracy {accuracy:.3f}"  # noqa: B023
-            print(f"{PROGRESS}{progress}", flush=True)
+            if server_round % max(rounds // 10, 1) == 0:
+                print_progress(label, server_round, rounds, accuracy)  # noqa: B023
             return MetricRecord({"accuracy": accuracy})
 
         metered, start = MeteredGrid(grid), time.perf_counter()
@@ -141,25 +154,26 @@ def compare(grid: Grid, config: UserConfig) -> list[Run]:
     return runs
 
 
-PROGRESS = "» "
-"""What each line of progress starts with."""
-
-
 def describe(config: UserConfig) -> str:
     """Return the clients and their data in words."""
+    classes = int(config["classes-per-client"])
     kinds = {
-        "classes": f"{config['classes-per-client']} class(es) each",
+        "classes": f"{classes} {'class' if classes == 1 else 'classes'} each",
         "dirichlet": f"Dirichlet({config['alpha']})",
         "iid": "iid",
     }
     return f"Digits, {config['num-clients']} clients, {kinds[str(config['partition'])]}"
 
 
-@app.main()
-def main(grid: Grid, context: Context) -> None:
+def run_comparison(grid: Grid, config: UserConfig) -> None:
     """Compare the strategies, print a table, and write the report if a folder is given."""
-    config = context.run_config
     runs = compare(grid, config)
     print_table(runs)
     if config["output"]:
         write_report(Path(str(config["output"])), runs, dict(config), describe(config))
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the comparison that the run configuration describes."""
+    run_comparison(grid, context.run_config)

@@ -1,6 +1,6 @@
-"""The task: scikit-learn's digits, split over clients, and a network of 100,234 parameters."""
+"""The task: scikit-learn's digits, split over clients, and a network of 105,010 parameters."""
 
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -23,11 +23,9 @@ torch.set_num_threads(1)
 
 
 def make_network(seed: int) -> nn.Module:
-    """Return the network, 64-512-128-10 with ReLU, initialised from a seed."""
+    """Return the network, 64-1400-10 with ReLU, initialised from a seed."""
     torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 128), nn.ReLU(), nn.Linear(128, NUM_CLASSES)
-    )
+    return nn.Sequential(nn.Linear(64, 1400), nn.ReLU(), nn.Linear(1400, NUM_CLASSES))
 
 
 @lru_cache
@@ -66,16 +64,21 @@ def _partitioner(
     return partitioner
 
 
+@cache  # a partition is asked for in every round
+def _rows(partition: int, *split: str | int | float) -> np.ndarray:
+    return np.array(_partitioner(*split).load_partition(partition)["row"])
+
+
 def load_partition(partition: int, num_clients: int, config: UserConfig) -> tuple[Tensor, Tensor]:
     """Return the training images and labels of one client."""
-    partitioner = _partitioner(
+    rows = _rows(
+        partition,
         str(config["partition"]),
         num_clients,
         int(config["classes-per-client"]),
         float(config["alpha"]),
         int(config["seed"]),
     )
-    rows = np.array(partitioner.load_partition(partition)["row"])
     images, _, labels, _ = load_split()
     return torch.from_numpy(images[rows]), torch.from_numpy(labels[rows])
 
@@ -101,4 +104,4 @@ def train(
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Return a model's accuracy, in [0, 1]."""
     with torch.no_grad():
-        return float((model(images).argmax(dim=1) == labels).float().mean())
+        return int((model(images).argmax(dim=1) == labels).sum()) / len(labels)
