@@ -1,0 +1,298 @@
+"""A model's named arrays as one flat vector: which ones, in which order, and back."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fedmedian import Layout
+from fedmedian.layout import RUNNING_STATISTICS
+
+VOTED_DTYPES = [np.float16, np.float32, np.float64]
+DENSE_DTYPES = [np.int8, np.int32, np.int64, np.uint8, np.uint64, np.bool_, np.complex64]
+
+
+def batch_norm_model():
+    """A small model with every kind of array: voted, statistics, counters and a number."""
+    return {
+        "conv.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "bn.running_mean": np.array([0.5, 1.5], np.float32),
+        "bn.num_batches_tracked": np.array(7),
+        "bn.weight": np.ones(2, np.float64),
+        "temperature": np.array(2.0, np.float16),
+        "mask": np.array([True, False, True]),
+    }
+
+
+@st.composite
+def models(draw, dtypes=(*VOTED_DTYPES, *DENSE_DTYPES), names="abcdefg"):
+    """Named arrays of any dtype, order and shape, empty ones and single numbers among them."""
+    shapes = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3)
+    return {
+        name: np.asarray(
+            draw(hnp.arrays(draw(st.sampled_from(dtypes)), draw(shapes))),
+            order=draw(st.sampled_from("CF")),
+        )
+        for name in draw(st.lists(st.sampled_from(names), unique=True))
+    }
+
+
+class TestWhichArraysAreVoted:
+    def test_floating_point_ones_unless_they_are_running_statistics(self):
+        layout = Layout.of(batch_norm_model())
+        assert [spec.name for spec in layout.voted] == ["conv.weight", "bn.weight", "temperature"]
+        assert [spec.name for spec in layout.dense] == [
+            "bn.running_mean",
+            "bn.num_batches_tracked",
+            "mask",
+        ]
+        assert layout.sizes == (6, 2, 1)
+        assert layout.dim == 9
+        assert layout.dense_bytes == 2 * 4 + 8 + 3
+
+    @pytest.mark.parametrize("dtype", VOTED_DTYPES)
+    def test_every_floating_point_dtype(self, dtype):
+        assert Layout.of({"w": np.zeros(3, dtype)}).dim == 3
+
+    @pytest.mark.parametrize("dtype", DENSE_DTYPES)
+    def test_no_other_dtype(self, dtype):
+        layout = Layout.of({"n": np.zeros(3, dtype)}, dense=())
+        assert layout.dim == 0
+        assert layout.dense_bytes == np.zeros(3, dtype).nbytes
+
+    @pytest.mark.parametrize(
+        ("patterns", "voted"),
+        [
+            ((), ["a.weight", "a.running_mean", "b.weight"]),
+            (RUNNING_STATISTICS, ["a.weight", "b.weight"]),
+            (["a.*"], ["b.weight"]),
+            (["?.weight"], ["a.running_mean"]),
+            (["*.WEIGHT"], ["a.weight", "a.running_mean", "b.weight"]),
+            (["weight"], ["a.weight", "a.running_mean", "b.weight"]),
+            (["*"], []),
+        ],
+    )
+    def test_patterns_say_which_floats_are_dense(self, patterns, voted):
+        model = {name: np.zeros(1) for name in ("a.weight", "a.running_mean", "b.weight")}
+        assert [spec.name for spec in Layout.of(model, patterns).voted] == voted
+
+    def test_a_model_without_arrays(self):
+        layout = Layout.of({})
+        assert layout.dim == layout.dense_bytes == 0
+        assert layout.difference({}, {}).shape == (0,)
+        assert layout.move({}, np.empty(0, np.float32), {}) == {}
+        assert layout.pack_dense({}).shape == (0,)
+
+    def test_two_layouts_of_the_same_shapes_are_equal(self):
+        other = {name: array + array for name, array in batch_norm_model().items()}
+        assert Layout.of(other) == Layout.of(batch_norm_model())
+        assert Layout.of({"w": np.zeros(2)}) != Layout.of({"w": np.zeros(3)})
+
+
+class TestFlatVector:
+    @given(model=models())
+    def test_split_gives_a_view_per_voted_array_in_order(self, model):
+        layout = Layout.of(model)
+        flat = np.arange(layout.dim, dtype=np.float32)
+        parts = layout.split(flat)
+        assert [part.size for part in parts] == [array.size for array in voted_arrays(model)]
+        assert np.array_equal(np.concatenate([np.empty(0), *parts]), flat)
+        for part in parts:
+            part += 1
+        assert np.array_equal(flat, np.arange(1, layout.dim + 1))
+
+    @given(model=models())
+    def test_per_coordinate_repeats_a_value_over_its_array(self, model):
+        layout = Layout.of(model)
+        repeated = layout.per_coordinate(np.arange(len(layout.voted), dtype=np.float64))
+        assert repeated.dtype == np.float32
+        expected = [i for i, array in enumerate(voted_arrays(model)) for _ in range(array.size)]
+        assert repeated.tolist() == expected
+
+
+def voted_arrays(model):
+    return [array for array in model.values() if np.issubdtype(array.dtype, np.floating)]
+
+
+class TestDifference:
+    def test_points_from_the_trained_model_to_the_one_before(self):
+        before, after = batch_norm_model(), batch_norm_model()
+        after["conv.weight"] = after["conv.weight"] - np.float32(2)
+        after["bn.weight"] = after["bn.weight"] + 0.5
+        update = Layout.of(before).difference(before, after)
+        assert update.dtype == np.float32
+        assert update.tolist() == [2.0] * 6 + [-0.5] * 2 + [0.0]
+
+    def test_dense_arrays_play_no_part(self):
+        before, after = batch_norm_model(), batch_norm_model()
+        after["bn.running_mean"] = after["bn.running_mean"] * 9
+        after["mask"] = ~after["mask"]
+        assert not Layout.of(before).difference(before, after).any()
+
+    def test_a_tiny_update_of_a_float64_model_is_not_rounded_away(self):
+        before, after = {"w": np.array([1.0])}, {"w": np.array([1.0 + 2**-50])}
+        assert Layout.of(before).difference(before, after).tolist() == [-(2.0**-50)]
+
+    @pytest.mark.parametrize("array", [np.array([1e300]), np.array([np.inf]), np.array([np.nan])])
+    def test_what_float32_cannot_hold_comes_out_not_finite_and_without_a_warning(self, array):
+        before = {"w": np.zeros(1)}
+        assert not np.isfinite(Layout.of(before).difference(before, {"w": array})).any()
+
+    def test_memory_order_does_not_matter(self):
+        before = {"w": np.arange(6.0).reshape(2, 3)}
+        after = {"w": np.asfortranarray(np.zeros((2, 3)))}
+        assert Layout.of(before).difference(before, after).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+class TestMove:
+    def test_subtracts_the_step_and_takes_the_new_dense_arrays(self):
+        model = batch_norm_model()
+        layout = Layout.of(model)
+        dense = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in layout.dense}
+        moved = layout.move(model, np.arange(9, dtype=np.float32), dense)
+        assert list(moved) == list(model)
+        assert not moved["conv.weight"].any()
+        assert moved["bn.weight"].tolist() == [1 - 6, 1 - 7]
+        assert moved["temperature"] == 2 - 8
+        for name, array in dense.items():
+            assert np.array_equal(moved[name], array)
+
+    @given(model=models())
+    def test_gives_arrays_of_the_models_shapes_and_dtypes(self, model):
+        layout = Layout.of(model)
+        moved = layout.move(model, np.zeros(layout.dim, np.float32), model)
+        for name, array in model.items():
+            assert type(moved[name]) is np.ndarray
+            assert moved[name].dtype == array.dtype
+            np.testing.assert_array_equal(moved[name], array)
+
+    @given(model=models(dtypes=[np.int32], names="abc"), data=st.data())
+    def test_is_undone_by_difference(self, model, data):
+        model = {name: array.astype(np.float64) for name, array in model.items()}
+        layout = Layout.of(model)
+        step = data.draw(hnp.arrays(np.float32, layout.dim, elements=st.integers(-99, 99)))
+        assert np.array_equal(layout.difference(model, layout.move(model, step, {})), step)
+
+    def test_half_precision_is_rounded_once_at_the_end(self):
+        model = {"w": np.array([1.0], np.float16)}
+        # Just over half of the distance to the next smaller number; rounded to half, it is half.
+        moved = Layout.of(model).move(model, np.array([2**-12 + 2**-24], np.float32), {})
+        assert moved["w"].dtype == np.float16
+        assert moved["w"] == 1 - 2**-11
+
+    def test_the_model_stays_as_it_was(self):
+        model = batch_norm_model()
+        Layout.of(model).move(model, np.ones(9, np.float32), model)
+        for name, array in batch_norm_model().items():
+            assert np.array_equal(model[name], array)
+
+
+class TestMatching:
+    def test_a_model_matches_itself(self):
+        Layout.of(batch_norm_model()).require_match(batch_norm_model())
+
+    @pytest.mark.parametrize(
+        ("arrays", "message"),
+        [
+            ({"a": np.zeros(2)}, "arrays differ from the model's: missing ['b'], extra []"),
+            (
+                {"a": np.zeros(2), "c": np.zeros(3), "d": np.zeros(0)},
+                "arrays differ from the model's: missing ['b'], extra ['c', 'd']",
+            ),
+            (
+                {"b": np.zeros(3), "a": np.zeros(2)},
+                "arrays are not in the model's order: ['b', 'a']",
+            ),
+            (
+                {"a": np.zeros(2), "b": np.zeros((3, 1))},
+                "array 'b' has shape (3, 1), the model's is (3,)",
+            ),
+        ],
+        ids=["missing", "extra", "order", "shape"],
+    )
+    def test_another_model_is_refused_with_the_difference(self, arrays, message):
+        model = {"a": np.zeros(2), "b": np.zeros(3)}
+        layout = Layout.of(model)
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            layout.require_match(arrays)
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            layout.difference(model, arrays)
+
+    def test_arrays_named_by_position_are_given_the_models_names(self):
+        layout = Layout.of({"a": np.zeros(2), "b": np.zeros(3)})
+        named = layout.named({"0": np.ones(2), "1": np.ones(3)})
+        layout.require_match(named)
+        assert named["b"].tolist() == [1, 1, 1]
+
+    @pytest.mark.parametrize("names", [["a", "b"], ["0"], ["0", "1", "2"], ["1", "0"], []])
+    def test_arrays_named_otherwise_keep_their_names(self, names):
+        layout = Layout.of({"a": np.zeros(2), "b": np.zeros(3)})
+        assert list(layout.named({name: np.zeros(1) for name in names})) == names
+
+
+class TestDenseArrays:
+    @given(model=models())
+    def test_come_back_from_their_bytes_exactly(self, model):
+        layout = Layout.of(model, dense=["a", "b", "c"])
+        packed = layout.pack_dense(model)
+        assert packed.dtype == np.uint8
+        assert packed.shape == (layout.dense_bytes,)
+        unpacked = layout.unpack_dense(packed)
+        assert list(unpacked) == [spec.name for spec in layout.dense]
+        for name, array in unpacked.items():
+            assert array.dtype == model[name].dtype
+            np.testing.assert_array_equal(array, model[name])
+
+    def test_are_packed_in_the_models_dtype(self):
+        layout = Layout.of({"n": np.zeros(2, np.int16)})
+        packed = layout.pack_dense({"n": np.array([1, 2], np.int64)})
+        assert layout.unpack_dense(packed)["n"].tolist() == [1, 2]
+
+    def test_are_combined_array_by_array(self):
+        model = batch_norm_model()
+        layout = Layout.of(model)
+        other = dict(model)
+        other["bn.running_mean"] = np.array([1.5, 3.5], np.float32)
+        packed = [layout.pack_dense(model), layout.pack_dense(other)]
+        shapes = []
+
+        def mean(stacked):
+            shapes.append(stacked.shape)
+            assert stacked.dtype == np.float64
+            return stacked.mean(axis=0)
+
+        combined = layout.combine_dense(packed, mean)
+        assert shapes == [(2, 2), (2,), (2, 3)]
+        assert combined["bn.running_mean"].tolist() == [1.0, 2.5]
+        assert combined["bn.num_batches_tracked"] == 7
+        assert combined["mask"].tolist() == [True, False, True]
+
+    @given(model=models(dtypes=[np.int32, np.uint8, np.bool_, np.float16, np.float32]))
+    def test_combined_have_their_own_shape_and_dtype(self, model):
+        layout = Layout.of(model, dense=["*"])
+        combined = layout.combine_dense([layout.pack_dense(model)] * 3, lambda stacked: stacked[0])
+        for name, array in model.items():
+            assert type(combined[name]) is np.ndarray
+            assert combined[name].dtype == array.dtype
+            np.testing.assert_array_equal(combined[name], array)
+
+    @pytest.mark.parametrize(
+        ("clients", "combined"),
+        [([1, 2, 2], 2), ([1, 1, 2], 1), ([-1, -2, -2], -2), ([10, 11], 10)],
+    )
+    def test_integers_are_rounded_to_the_nearest_and_halves_to_even(self, clients, combined):
+        layout = Layout.of({"n": np.array(0)})
+        packed = [layout.pack_dense({"n": np.array(value)}) for value in clients]
+        result = layout.combine_dense(packed, lambda stacked: stacked.mean(axis=0))["n"]
+        assert result == combined
+        assert result.dtype == np.int64
+
+    def test_complex_numbers_keep_their_imaginary_part(self):
+        layout = Layout.of({"z": np.zeros(1, np.complex64)})
+        packed = [layout.pack_dense({"z": np.array([z], np.complex64)}) for z in (1 + 2j, 3 - 4j)]
+        combined = layout.combine_dense(packed, lambda stacked: stacked.mean(axis=0))
+        assert combined["z"].tolist() == [2 - 1j]
+        assert combined["z"].dtype == np.complex64

@@ -1,0 +1,211 @@
+"""The client's side of a round: clip, measure, add noise, take signs, pack."""
+
+from dataclasses import replace
+from math import inf, nan, sqrt
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fedmedian import Gaussian, Instruction, Layout, Uniform, pack_signs, unpack_signs
+from fedmedian.noise import NOISE_FAMILIES
+from fedmedian.perturbation import UpdateError, add_noise, perturb_update
+from fedmedian.wire import WireError
+
+MODEL = {
+    "w": np.zeros((2, 3), np.float32),
+    "running_mean": np.array([0.5, -0.5], np.float32),
+    "b": np.zeros(2, np.float32),
+    "steps": np.array(3),
+}
+LAYOUT = Layout.of(MODEL)
+
+# Asks for the update itself, untouched.
+PLAIN = Instruction(
+    kind="vector",
+    noise=None,
+    scales=None,
+    factor=3.0,
+    of="rms",
+    clip=None,
+    server_round=1,
+    seed=None,
+    dense=(),
+)
+
+
+def answer(update, seed=0, layout=LAYOUT, model=MODEL, **asked):
+    update = np.array(update, np.float32)
+    rng = np.random.default_rng(seed)
+    return perturb_update(replace(PLAIN, **asked), layout, update, model, rng)
+
+
+def large_answer(update, **asked):
+    """Answer with two arrays of 50,000 coordinates each, whose updates are two numbers."""
+    n = 50_000
+    layout = Layout.of({"a": np.zeros(n), "b": np.zeros(n)})
+    return answer(np.repeat(update, n), layout=layout, model={}, **asked)
+
+
+UPDATE = [1.0, -2.0, 0.0, 2.0, 0.0, -4.0, 0.3, -0.4]
+
+
+class TestClipping:
+    @pytest.mark.parametrize("clip", [0.5, 4.9])
+    def test_scales_the_whole_update_to_the_norm(self, clip):
+        payload = answer([3.0, 0, 0, 0, 0, 0, 4.0, 0], clip=clip)
+        assert payload.body == pytest.approx([0.6 * clip, 0, 0, 0, 0, 0, 0.8 * clip, 0])
+
+    @pytest.mark.parametrize("clip", [5.0, 6.0, None])
+    def test_leaves_a_smaller_update_alone(self, clip):
+        update = [3.0, 0, 0, 0, 0, 0, 4.0, 0]
+        assert answer(update, clip=clip).body.tolist() == update
+
+    @given(
+        update=hnp.arrays(np.float32, 8, elements=st.floats(-(2.0**99), 2.0**99, width=32)),
+        clip=st.floats(1e-3, 1e3),
+    )
+    def test_no_update_is_longer_than_the_norm(self, update, clip):
+        body = answer(update, clip=clip).body.astype(np.float64)
+        assert np.linalg.norm(body) <= clip * (1 + 1e-6)
+
+    def test_comes_before_the_noise_and_before_the_magnitudes(self):
+        payload = large_answer(
+            [300.0, 400.0], clip=1.0, noise="gaussian", scales=np.array([5, 5], np.float32)
+        )
+        clipped = 1 / sqrt(50_000) * np.array([0.6, 0.8])
+        assert payload.magnitudes == pytest.approx(clipped, rel=1e-5)
+        assert payload.body.std() == pytest.approx(5, rel=0.02)
+
+
+class TestMagnitudes:
+    def test_rms_of_each_array(self):
+        expected = [sqrt((1 + 4 + 4 + 16) / 6), sqrt((0.09 + 0.16) / 2)]
+        assert answer(UPDATE, of="rms").magnitudes == pytest.approx(expected)
+
+    def test_largest_absolute_entry_of_each_array(self):
+        assert answer(UPDATE, of="max").magnitudes == pytest.approx([4.0, 0.4])
+
+    @pytest.mark.parametrize("of", ["rms", "max"])
+    def test_are_those_of_the_update_and_not_of_its_noise(self, of):
+        scales = np.array([1e3, 1e3], np.float32)
+        noisy = answer(UPDATE, of=of, noise="gaussian", scales=scales)
+        assert np.array_equal(noisy.magnitudes, answer(UPDATE, of=of).magnitudes)
+
+    @pytest.mark.parametrize("of", ["rms", "max"])
+    def test_are_zero_for_arrays_that_did_not_move_or_are_empty(self, of):
+        layout = Layout.of({"still": np.zeros(2), "empty": np.zeros((0, 3))})
+        payload = answer([0, 0], of=of, layout=layout, noise="laplace")
+        assert payload.magnitudes.tolist() == [0.0, 0.0]
+        assert payload.scales.tolist() == [0.0, 0.0]
+
+    @pytest.mark.parametrize("of", ["rms", "max"])
+    @pytest.mark.parametrize("size", [1e-30, 1e30])
+    def test_neither_overflow_nor_vanish(self, of, size):
+        assert answer([size] * 8, of=of).magnitudes == pytest.approx([size, size])
+
+
+class TestNoiseScales:
+    def test_told_ones_are_used_as_told(self):
+        told = np.array([0.5, 0.25], np.float32)
+        payload = answer(UPDATE, noise="uniform", scales=told, factor=99.0)
+        assert payload.scales.dtype == np.float32
+        assert payload.scales.tolist() == [0.5, 0.25]
+
+    @pytest.mark.parametrize("of", ["rms", "max"])
+    def test_otherwise_a_client_takes_the_factor_times_its_own_magnitude(self, of):
+        payload = answer(UPDATE, noise="gaussian", factor=3.0, of=of)
+        assert payload.scales.dtype == np.float32
+        assert payload.scales == pytest.approx(3 * payload.magnitudes)
+
+    def test_without_noise_they_are_zero_whatever_was_told(self):
+        payload = answer(UPDATE, scales=np.array([0.5, 0.25], np.float32))
+        assert payload.scales.tolist() == [0.0, 0.0]
+
+    @pytest.mark.parametrize("noise", NOISE_FAMILIES)
+    def test_each_array_gets_noise_of_its_own_scale(self, noise):
+        payload = large_answer([0.7, 0.0], noise=noise, scales=np.array([2.0, 0.5], np.float32))
+        first, second = payload.body.reshape(2, -1).astype(np.float64)
+        assert first.mean() == pytest.approx(0.7, abs=4 * 2 / sqrt(first.size))
+        assert second.mean() == pytest.approx(0.0, abs=4 * 0.5 / sqrt(second.size))
+        assert first.std() == pytest.approx(2.0, rel=0.03)
+        assert second.std() == pytest.approx(0.5, rel=0.03)
+        assert abs(np.corrcoef(first, second)[0, 1]) < 4 / sqrt(first.size)
+
+    @pytest.mark.parametrize("count", [0, 1, 3])
+    def test_a_wrong_number_of_them_is_refused(self, count):
+        message = f"instruction has noise scales for {count} arrays, the model has 2"
+        with pytest.raises(WireError, match=message):
+            answer(UPDATE, noise="gaussian", scales=np.ones(count, np.float32))
+
+
+class TestPayload:
+    @pytest.mark.parametrize("kind", ["signs", "vector"])
+    @pytest.mark.parametrize("noise", [None, *NOISE_FAMILIES])
+    def test_answers_the_instruction(self, kind, noise):
+        for scales in (None, np.array([0.5, 0.25], np.float32)):
+            asked = replace(PLAIN, kind=kind, noise=noise, scales=scales if noise else None)
+            answer(UPDATE, **vars(asked)).require_answer(asked, LAYOUT)
+
+    def test_of_plain_vectors_is_the_update(self):
+        payload = answer(UPDATE)
+        assert payload.body.dtype == np.float32
+        assert payload.body.tolist() == np.float32(UPDATE).tolist()
+
+    def test_of_plain_signs_is_one_bit_for_each_sign_of_the_update(self):
+        update = [1.0, -2.0, 3.0, 2.0, -1.0, -4.0, 0.3, -0.4]
+        payload = answer(update, kind="signs")
+        assert payload.body.tolist() == pack_signs(update).tolist()
+        assert unpack_signs(payload.body, 8).tolist() == np.sign(update).tolist()
+
+    @pytest.mark.parametrize("noise", NOISE_FAMILIES)
+    def test_of_noisy_signs_holds_the_signs_of_the_noisy_vector(self, noise):
+        update = np.random.default_rng(1).standard_normal(8)
+        scales = np.array([1.0, 2.0], np.float32)
+        vector = answer(update, kind="vector", noise=noise, scales=scales)
+        signs = answer(update, kind="signs", noise=noise, scales=scales)
+        assert unpack_signs(signs.body, 8).tolist() == np.sign(vector.body).tolist()
+
+    def test_of_an_update_that_did_not_move_is_a_fair_coin_for_each_sign(self):
+        payload = large_answer([0.0, 0.0], kind="signs", noise="gaussian")
+        assert abs(unpack_signs(payload.body, 100_000).sum()) < 4 * sqrt(100_000)
+
+    def test_follows_from_the_generator(self):
+        first, again, other = (
+            answer(UPDATE, seed=seed, noise="gaussian").body for seed in (1, 1, 2)
+        )
+        assert np.array_equal(first, again)
+        assert not np.array_equal(first, other)
+
+    @pytest.mark.parametrize("kind", ["signs", "vector"])
+    def test_carries_the_dense_arrays_as_they_are(self, kind):
+        scales = np.array([9.0, 9.0], np.float32)
+        payload = answer(UPDATE, kind=kind, noise="gaussian", scales=scales, clip=1e-3)
+        dense = LAYOUT.unpack_dense(payload.dense)
+        assert dense["running_mean"].tolist() == [0.5, -0.5]
+        assert dense["steps"] == 3
+
+    @pytest.mark.parametrize("value", [nan, inf, -inf])
+    @pytest.mark.parametrize(("position", "name"), [(0, "w"), (5, "w"), (6, "b"), (7, "b")])
+    @pytest.mark.parametrize("kind", ["signs", "vector"])
+    def test_of_an_update_that_is_not_finite_does_not_exist(self, value, position, name, kind):
+        update = list(UPDATE)
+        update[position] = value
+        with pytest.raises(UpdateError, match=f"^update of array '{name}' holds NaN or infinity$"):
+            answer(update, kind=kind, clip=1.0)
+
+
+class TestAddNoise:
+    def test_works_in_place_array_by_array(self):
+        update = np.zeros(8, np.float32)
+        add_noise(LAYOUT, update, Uniform(), np.float32([0, 1]), np.random.default_rng(0))
+        assert not update[:6].any()
+        assert update[6:].all()
+
+    def test_the_families_own_scale_plays_no_part(self):
+        updates = [np.zeros(8, np.float32) for _ in range(2)]
+        for update, noise in zip(updates, (Gaussian(), Gaussian(100.0)), strict=True):
+            add_noise(LAYOUT, update, noise, np.float32([1, 1]), np.random.default_rng(0))
+        assert np.array_equal(*updates)
