@@ -15,7 +15,7 @@ test: setup  ## Run all tests.
 lint: setup build/types  ## Check style and types.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@MYPYPATH=build/types $(BIN)/mypy -p fedmedian
+	@MYPYPATH=build/types $(BIN)/mypy -p fedmedian -p experiments
 
 setup: $(VENV)/installed
 
@@ -27,8 +27,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 # The package as it is installed, for tools that follow files only.
 build/types: FORCE
-	@rm -rf $@ && mkdir -p $@
-	@ln -s ../../fedmedian $@/fedmedian
+	@rm -rf $@ && mkdir -p $@/fedmedian
+	@ln -s ../../../fedmedian/* ../../../clients ../../../strategies $@/fedmedian
+	@ln -s ../../experiments $@/experiments
 
 clean:  ## Remove what the targets above have made.
 	rm -rf $(VENV) build experiments/results .mypy_cache .pytest_cache .ruff_cache .hypothesis

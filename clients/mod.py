@@ -75,8 +75,8 @@ def perturb(message: Message, context: Context, call_next: ClientAppCallable) ->
     reply.content[name] = ArrayRecord({str(i): Array(body) for i, body in enumerate(bodies)})
     # The older FitRes has room for scalars in its metrics only.
     record = _FIT_METRICS if _FIT_METRICS in reply.content else _RECORD
-    extra = reply.content.config_records.get(record, {})
-    reply.content[record] = ConfigRecord({**extra, **scalars})
+    own = reply.content.config_records.get(record, ConfigRecord())
+    reply.content[record] = ConfigRecord({**own, **scalars})
     return reply
 
 

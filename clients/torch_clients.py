@@ -57,7 +57,7 @@ class FullBatchGradient:
         examples = len(cast(Any, batches.dataset))
         model.zero_grad()
         for inputs, targets in batches:
-            (loss(model(inputs), targets) * (len(targets) / examples)).backward()
+            _backward(loss(model(inputs), targets) * (len(targets) / examples))
         return _gradients(model)
 
 
@@ -69,7 +69,7 @@ class MiniBatchGradient:
         """Return the gradient of each parameter; see `LocalWork`."""
         inputs, targets = next(iter(batches))
         model.zero_grad()
-        loss(model(inputs), targets).backward()
+        _backward(loss(model(inputs), targets))
         return _gradients(model)
 
 
@@ -106,12 +106,12 @@ class LocalEpochs:
         for _ in range(self.epochs):
             for inputs, targets in batches:
                 optimizer.zero_grad()
-                loss(model(inputs), targets).backward()
+                _backward(loss(model(inputs), targets))
                 optimizer.step()
         return {name: before[name] - value.detach() for name, value in model.named_parameters()}
 
 
-class _PerturbedClient(NumPyClient):  # type: ignore[misc]
+class _PerturbedClient(NumPyClient):
     """What `SignClient` and `GradientClient` share."""
 
     kind: ClassVar[PayloadKind]
@@ -191,7 +191,7 @@ class _PerturbedClient(NumPyClient):  # type: ignore[misc]
         rng = client_rng(instruction.seed, self.partition, instruction.server_round)
         update = _flat_update(layout, update_of)
         arrays, scalars = perturb_update(instruction, layout, update, after, rng).encode()
-        return arrays, examples, cast(dict[str, Scalar], scalars)
+        return arrays, examples, scalars
 
     def evaluate(
         self, parameters: NDArrays, config: dict[str, Scalar]
@@ -266,6 +266,10 @@ class GradientClient(_PerturbedClient):
 
 def _arrays_of(model: nn.Module) -> dict[str, np.ndarray[Any, Any]]:
     return {name: value.detach().cpu().numpy() for name, value in model.state_dict().items()}
+
+
+def _backward(loss: Tensor) -> None:
+    loss.backward()  # type: ignore[no-untyped-call]
 
 
 def _gradients(model: nn.Module) -> dict[str, Tensor]:

@@ -1,5 +1,7 @@
 """The client: plain local training. One line, the mod, makes it fedmedian's."""
 
+from typing import cast
+
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -17,8 +19,8 @@ def train_model(message: Message, context: Context) -> Message:
     partition = int(context.node_config["partition-id"])
     images, labels = load_partition(partition, int(context.node_config["num-partitions"]), config)
     model = make_network(0)
-    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
-    server_round = int(message.content["config"]["server-round"])
+    model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
+    server_round = cast(int, message.content.config_records["config"]["server-round"])
     loss = train(model, images, labels, config, (int(config["seed"]), partition, server_round))
     metrics = MetricRecord({"num-examples": len(labels), "train-loss": loss})
     content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics})

@@ -11,6 +11,7 @@ from flwr.serverapp.strategy import FedAvg, FedMedian, Strategy
 from fedmedian import Adaptive
 from fedmedian.noise import NOISE_FAMILIES, Noise
 from fedmedian.strategies import MedianSGD, SignSGD
+from fedmedian.strategies.options import FedAvgOptions
 
 from .metered import MeteredGrid
 from .report import Run, print_progress, print_table, write_report
@@ -42,7 +43,7 @@ def make_strategy(name: str, config: UserConfig) -> tuple[str, Strategy]:
         If there is no such strategy.
     """
     clients, seed = int(config["num-clients"]), int(config["seed"])
-    everyone = {
+    everyone: FedAvgOptions = {
         "fraction_evaluate": 0.0,
         "min_train_nodes": clients,
         "min_available_nodes": clients,
