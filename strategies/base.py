@@ -43,10 +43,6 @@ class Round:
     instruction: Instruction
     messages: Sequence[Message]
 
-    def nodes(self) -> dict[str, int]:
-        """Return which node each message went to; messages get their ids when they are sent."""
-        return {m.metadata.message_id: m.metadata.dst_node_id for m in self.messages}
-
 
 class PerturbedStrategy(FedAvg):
     """A Flower strategy whose clients perturb their updates as the server tells them.
@@ -116,6 +112,7 @@ class PerturbedStrategy(FedAvg):
         self.seed = seed
         self._scales: Scales = None
         self._round: Round | None = None
+        self._evaluation: Sequence[Message] = ()
 
     @abstractmethod
     def aggregate_payloads(
@@ -203,6 +200,14 @@ class PerturbedStrategy(FedAvg):
             MetricRecord({**metrics, **report}),
         )
 
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Configure a round of evaluation as FedAvg does."""
+        messages = super().configure_evaluate(server_round, arrays, config, grid)
+        self._evaluation = list(messages)
+        return self._evaluation
+
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
@@ -212,7 +217,10 @@ class PerturbedStrategy(FedAvg):
             read_num_examples(content, self.weighted_by_key)
             return content
 
-        contents = screen(replies, read, {}, "aggregate_evaluate")
+        replies = list(replies)
+        if not replies:
+            return None
+        contents = screen(replies, read, _nodes(self._evaluation), "aggregate_evaluate")
         if not contents:
             return None
         return self.evaluate_metrics_aggr_fn(with_usual_metrics(contents), self.weighted_by_key)
@@ -238,7 +246,7 @@ class PerturbedStrategy(FedAvg):
                 content, current.instruction, current.layout, current.arrays, self.weighted_by_key
             )
 
-        answers = screen(replies, read, current.nodes(), "aggregate_train")
+        answers = screen(replies, read, _nodes(current.messages), "aggregate_train")
         if self.seed is not None:
             # Replies arrive in any order, and sums of floats depend on it.
             answers.sort(key=_content_key)
@@ -246,6 +254,7 @@ class PerturbedStrategy(FedAvg):
 
     def _weights(self, answers: Sequence[Answer]) -> Weights:
         examples = np.array([answer.num_examples if self.weighted else 1.0 for answer in answers])
+        examples /= examples.max()  # the sum of what clients claim may overflow
         return examples / examples.sum()
 
 
@@ -254,5 +263,15 @@ def _mean_size(messages: Sequence[Message]) -> float:
         return sum(serialized_size(message) for message in messages) / len(messages)
 
 
-def _content_key(answer: Answer) -> tuple[float, bytes]:
-    return answer.num_examples, blake2b(np.ascontiguousarray(answer.payload.body)).digest()
+def _nodes(messages: Sequence[Message]) -> dict[str, int]:
+    """Return which node each message went to; messages get their ids when they are sent."""
+    return {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
+
+
+def _content_key(answer: Answer) -> tuple[float, bytes, str]:
+    """Return what to sort by: metrics, which may hold times, only where all else is equal."""
+    payload = answer.payload
+    digest = blake2b()
+    for part in (payload.body, payload.dense, payload.scales, payload.magnitudes):
+        digest.update(np.ascontiguousarray(part))
+    return answer.num_examples, digest.digest(), repr(answer.content.metric_records)
