@@ -10,12 +10,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmedian.decoding import votes_to_mean
+from fedmedian.decoding import majority_gain, votes_to_mean
+from fedmedian.diagnostics import Report, describe_median, describe_votes, share_of_opposite_signs
 from fedmedian.layout import Layout
 from fedmedian.medians import coordinate_median
 from fedmedian.noise import Noise
 from fedmedian.scales import quantile_of_positive
-from fedmedian.signs import weighted_votes
+from fedmedian.signs import count_votes, weighted_votes
+from fedmedian.smoothing import smoothed_median
 from fedmedian.wire import Payload
 
 Float32 = NDArray[np.float32]
@@ -25,7 +27,6 @@ Decode = Literal["counts", "majority"]
 
 Ties = Literal["random", "unchanged"]
 """What a tied vote means: a fair coin, or no step for that coordinate."""
-
 
 SCALE_CAP = 4.0
 """A client that sets its own noise scale weighs at most this many times the median client."""
@@ -39,12 +40,12 @@ class Aggregate:
     ----------
     direction : (d,) float32
         The direction to step against.
-    diagnostics : dict of str to float
+    diagnostics : dict of str to float or list of float
         What is worth reporting about it, by name.
     """
 
     direction: Float32
-    diagnostics: dict[str, float]
+    diagnostics: Report
 
 
 def aggregate_signs(
@@ -55,12 +56,16 @@ def aggregate_signs(
     decode: Decode,
     ties: Ties,
     rng: np.random.Generator,
+    *,
+    calibrated: bool = False,
+    diagnostics: bool = True,
 ) -> Aggregate:
     """Turn the clients' signs into a direction.
 
     ``counts``: ĝ = Σ_i w_i·b_i/(2φ0)·s_i, an estimate of the weighted mean update; clients whose
     noise is larger count for more, which is what makes it unbiased. ``majority``: the sign of
-    Σ_i w_i·s_i (Algorithms 1 and 3 of arXiv 1906.01736).
+    Σ_i w_i·s_i (Algorithms 1 and 3 of arXiv 1906.01736), or calibrated b·sign/(2κ_M), an
+    estimate of the mean from what a one-bit downlink can carry.
 
     Parameters
     ----------
@@ -71,44 +76,63 @@ def aggregate_signs(
     layout : Layout
         The model's layout.
     noise : Noise or None
-        The clients' noise family; ``counts`` needs one.
+        The clients' noise family; ``counts`` and calibration need one.
     decode : {"counts", "majority"}
         See above.
     ties : {"random", "unchanged"}
         What a tied majority means.
     rng : numpy.random.Generator
         Tosses the coins.
+    calibrated : bool (default: False)
+        Whether a majority is worth b/(2κ_M), b the median client's noise scale, instead of 1.
+    diagnostics : bool (default: True)
+        Whether to measure what follows.
 
     Returns
     -------
     Aggregate
-        The direction, with ``vote-agreement`` (the mean over coordinates of |Σ w_i·s_i|, where
-        ``counts`` weighs clients with their noise as well) and, if there is noise and the votes
-        do not all agree, ``signal-to-noise`` (the decoded mean's energy over its noise's,
-        estimated; too low by about the mean of E[s_i]² where clients disagree).
+        The direction, with the diagnostics of `fedmedian.diagnostics.describe_votes`.
     """
     packed = [payload.body for payload in payloads]
     vote_weights = np.repeat(weights[:, None], len(layout.voted), axis=1)
+    decoding = vote_weights
+    if noise is not None:
+        scales = _capped_scales(payloads)
+        decoding = vote_weights * votes_to_mean(noise) * scales
     if decode == "counts":
-        assert noise is not None  # the strategy's constructor refuses counts without noise
-        vote_weights *= votes_to_mean(noise) * _capped_scales(payloads)
-    votes = weighted_votes(packed, layout.sizes, vote_weights)
-    diagnostics = _vote_diagnostics(votes, vote_weights, layout, noise)
+        vote_weights = decoding
+    votes = _sum_votes(packed, layout, vote_weights)
+    report: Report = {}
+    if diagnostics:
+        report = describe_votes(votes, vote_weights, layout, noise)
+        if noise is not None:
+            plain = _sum_votes(packed, layout, np.ones_like(vote_weights))
+            mean = votes if decode == "counts" else _sum_votes(packed, layout, decoding)
+            report["majority-contradicts-mean"] = share_of_opposite_signs(plain, mean)
     if decode == "counts":
-        return Aggregate(votes, diagnostics)
-    # Sums of float32 weights that cancel on paper may leave a rounding error behind.
-    tied = np.abs(votes) <= len(packed) * np.finfo(np.float32).eps
+        return Aggregate(votes, report)
+    # Sums of unequal float32 weights that cancel on paper may leave a rounding error behind.
+    tied = np.abs(votes) <= 4 * np.finfo(np.float32).eps
     direction = np.sign(votes)
     direction[tied] = 0
     if ties == "random":
         direction[tied] = rng.integers(0, 2, int(tied.sum())) * 2 - 1
-    return Aggregate(direction, diagnostics)
+    if calibrated:
+        assert noise is not None  # the strategy's constructor refuses calibration without noise
+        worth = quantile_of_positive(scales, 0.5) / majority_gain(noise, weights)
+        direction *= layout.per_coordinate(worth)
+    return Aggregate(direction, report)
 
 
 def aggregate_vectors(
-    payloads: Sequence[Payload], noise: Noise | None, layout: Layout
+    payloads: Sequence[Payload],
+    noise: Noise | None,
+    layout: Layout,
+    *,
+    smoothing: Float32 | None = None,
+    diagnostics: bool = True,
 ) -> Aggregate:
-    """Take the coordinate-wise median of the clients' vectors.
+    """Take the coordinate-wise median of the clients' vectors, or its smoothed form.
 
     Algorithms 2 and 4 of arXiv 1906.01736.
 
@@ -117,56 +141,43 @@ def aggregate_vectors(
     payloads : sequence of M Payload
         The accepted answers, of kind "vector", M >= 1.
     noise : Noise or None
-        The family of the noise that the vectors contain.
+        The family of the noise that the vectors contain or that the median is smoothed with.
     layout : Layout
         The model's layout.
+    smoothing : (L,) float32, optional
+        The scale of each array's `smoothed_median`; without it the median is taken.
+    diagnostics : bool (default: True)
+        Whether to measure what follows.
 
     Returns
     -------
     Aggregate
-        The median, with ``median-mean-gap`` (the L2 norm of the median minus the mean of the
-        vectors as received) and, if there is noise, ``signal-to-noise`` (the median's energy
-        over its noise's, from the asymptotic variance b²/(4·φ0²·M)).
+        The median, with the diagnostics of `fedmedian.diagnostics.describe_median`.
     """
     rows = [payload.body for payload in payloads]
-    direction = coordinate_median(rows)
-    gap = np.linalg.norm(direction - np.mean(rows, axis=0, dtype=np.float32))
-    diagnostics = {"median-mean-gap": float(gap)}
-    if noise is not None:
+    if smoothing is None:
+        direction = coordinate_median(rows)
+    else:
+        assert noise is not None  # the strategy's constructor refuses smoothing without noise
+        direction = smoothed_median(rows, noise, layout.per_coordinate(smoothing))
+    report: Report = {}
+    if diagnostics:
         scales = np.mean([payload.scales for payload in payloads], axis=0, dtype=np.float64)
-        variance = np.square(votes_to_mean(noise) * scales) / len(rows)
-        expected = float(np.dot(variance, layout.sizes))
-        if expected > 0:
-            energy = float(np.dot(direction, direction))
-            diagnostics["signal-to-noise"] = max(energy / expected - 1.0, 0.0)
-    return Aggregate(direction, diagnostics)
+        report = describe_median(direction, rows, scales, layout, noise)
+    return Aggregate(direction, report)
+
+
+def _sum_votes(
+    packed: Sequence[NDArray[np.uint8]], layout: Layout, weights: NDArray[np.float64]
+) -> Float32:
+    if np.all(weights == weights[0]):  # then integers do, which are exact and fast
+        votes = (2 * count_votes(packed, layout.dim) - len(packed)).astype(np.float32)
+        votes *= layout.per_coordinate(weights[0])
+        return votes
+    return weighted_votes(packed, layout.sizes, weights)
 
 
 def _capped_scales(payloads: Sequence[Payload]) -> NDArray[np.float64]:
     """Return the clients' noise scales, (M, L), none above `SCALE_CAP` times the median."""
     scales = np.stack([payload.scales for payload in payloads]).astype(np.float64)
     return np.minimum(scales, SCALE_CAP * quantile_of_positive(scales, 0.5))
-
-
-def _vote_diagnostics(
-    votes: Float32, weights: NDArray[np.float64], layout: Layout, noise: Noise | None
-) -> dict[str, float]:
-    """Estimate, per array and then over all, how much of the votes is signal."""
-    agreement = signal = spread = 0.0
-    reach = weights.sum(axis=0)
-    for part, total, column in zip(layout.split(votes), reach, weights.T, strict=True):
-        if total == 0 or part.size == 0:
-            continue
-        mean_votes = part / np.float32(total)
-        agreement += float(np.abs(mean_votes).sum())
-        # E[v²] = μ² + (1 − μ²)·n for mean votes v of expectation μ, with n = Σw²/(Σw)².
-        share = float(np.square(column).sum()) / total**2
-        if share < 1:
-            energy = float(np.mean(np.square(mean_votes)))
-            expected = min(max((energy - share) / (1 - share), 0.0), 1.0)
-            signal += part.size * total**2 * expected
-            spread += part.size * total**2 * share * (1 - expected)
-    diagnostics = {"vote-agreement": agreement / max(layout.dim, 1)}
-    if noise is not None and spread > 0:
-        diagnostics["signal-to-noise"] = signal / spread
-    return diagnostics
