@@ -97,6 +97,7 @@ class PerturbedStrategy(FedAvg):
         require_type("weighted", weighted, bool, "a bool")
         if clip is not None:
             require_real("clip", clip, low=0.0, open_low=True)
+        require_type("dense", dense, Sequence, "a sequence of strings")
         if isinstance(dense, str) or not all(isinstance(pattern, str) for pattern in dense):
             raise TypeError(f"dense must be a sequence of strings, got {dense!r}")
         if seed is not None:
