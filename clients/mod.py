@@ -13,7 +13,7 @@ from flwr.app import (
 from flwr.clientapp.typing import ClientAppCallable
 from flwr.common.constant import ErrorCode
 
-from fedmedian.clients.identity import partition_of
+from fedmedian.clients.state import partition_of, recall, remember
 from fedmedian.layout import Arrays, Layout
 from fedmedian.perturbation import perturb_update
 from fedmedian.randomness import client_rng
@@ -67,7 +67,9 @@ def perturb(message: Message, context: Context, call_next: ClientAppCallable) ->
         after = layout.named(_read_model(reply.content))
         update = layout.difference(before, after)
         rng = client_rng(instruction.seed, partition_of(context), instruction.server_round)
-        payload = perturb_update(instruction, layout, update, after, rng)
+        memory = recall(context)
+        payload = perturb_update(instruction, layout, update, after, rng, memory)
+        remember(context, memory)
     except ValueError as error:
         return _refuse(message, error)
     bodies, scalars = payload.encode()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fedmedian.checks import require_integer, require_type
-from fedmedian.clients.identity import partition_of
+from fedmedian.clients.state import partition_of, recall, remember
 from fedmedian.layout import Arrays, Layout
 from fedmedian.perturbation import perturb_update
 from fedmedian.randomness import client_rng
@@ -134,7 +134,7 @@ class _PerturbedClient(NumPyClient):
         for name, value in (("work", work), ("loss", loss)):
             if value is not None and not callable(value):
                 raise TypeError(f"{name} must be callable, got {value!r}")
-        self.partition = partition_of(context)
+        self.context = context
         self.model = model
         self.train_loader = train_loader
         self.test_loader = test_loader
@@ -188,9 +188,12 @@ class _PerturbedClient(NumPyClient):
         if instruction.kind != self.kind:
             raise WireError(f"{type(self).__name__} sends {self.kind!r}, not {instruction.kind!r}")
         layout = Layout.of(before, instruction.dense)
-        rng = client_rng(instruction.seed, self.partition, instruction.server_round)
-        update = _flat_update(layout, update_of)
-        arrays, scalars = perturb_update(instruction, layout, update, after, rng).encode()
+        partition = partition_of(self.context)
+        rng = client_rng(instruction.seed, partition, instruction.server_round)
+        update, memory = _flat_update(layout, update_of), recall(self.context)
+        payload = perturb_update(instruction, layout, update, after, rng, memory)
+        remember(self.context, memory)
+        arrays, scalars = payload.encode()
         return arrays, examples, scalars
 
     def evaluate(

@@ -8,20 +8,28 @@ from fedmedian.decoding import mean_from_votes
 from fedmedian.layout import Layout
 from fedmedian.medians import coordinate_median
 from fedmedian.noise import Gaussian, Laplace, Logistic, Noise, Uniform
+from fedmedian.optimizers import Adam, Momentum, Optimizer
 from fedmedian.scales import Adaptive, ScaleRule, Theory
+from fedmedian.schedules import Cosine, StepDecay
 from fedmedian.signs import count_votes, majority_vote, pack_signs, unpack_signs
+from fedmedian.smoothing import smoothed_median
 from fedmedian.wire import Instruction, Payload
 
 __all__ = [
+    "Adam",
     "Adaptive",
+    "Cosine",
     "Gaussian",
     "Instruction",
     "Laplace",
     "Layout",
     "Logistic",
+    "Momentum",
     "Noise",
+    "Optimizer",
     "Payload",
     "ScaleRule",
+    "StepDecay",
     "Theory",
     "Uniform",
     "coordinate_median",
@@ -29,5 +37,6 @@ __all__ = [
     "majority_vote",
     "mean_from_votes",
     "pack_signs",
+    "smoothed_median",
     "unpack_signs",
 ]

@@ -162,7 +162,7 @@ def aggregate_vectors(
         direction = smoothed_median(rows, noise, layout.per_coordinate(smoothing))
     report: Report = {}
     if diagnostics:
-        scales = np.mean([payload.scales for payload in payloads], axis=0, dtype=np.float64)
+        scales = np.stack([payload.scales for payload in payloads]).mean(axis=0, dtype=np.float64)
         report = describe_median(direction, rows, scales, layout, noise)
     return Aggregate(direction, report)
 

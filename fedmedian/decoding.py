@@ -1,5 +1,7 @@
 """From votes to an estimate of the clients' mean: what a server that knows the noise can do."""
 
+from math import comb, pi, sqrt
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -54,3 +56,35 @@ def mean_from_votes(
 def votes_to_mean(noise: Noise) -> float:
     """Return 1/(2·φ0): what one unit of mean sign is worth, in units of the noise scale."""
     return 1.0 / (2.0 * noise.density_at_zero)
+
+
+def majority_gain(noise: Noise, weights: NDArray[np.float64]) -> float:
+    """Return 2·κ_M: what the expected majority is per unit of mean update over noise scale.
+
+    For small updates E[majority] ≈ 2·κ_M·ū/b. With equal weights and odd M exactly
+    κ_M = φ0·M·C(M−1, (M−1)/2)/2^{M−1}; an even M carries the signal of M − 1. With unequal
+    weights w by the central limit theorem κ = φ0·√(2/π)/‖w‖, where ū is the weighted mean.
+
+    Parameters
+    ----------
+    noise : Noise
+        The noise family.
+    weights : (M,) float64
+        The clients' weights, which add up to 1, M >= 1.
+
+    Returns
+    -------
+    float
+        2·κ_M.
+
+    Examples
+    --------
+    >>> from fedmedian import Gaussian
+    >>> [round(majority_gain(Gaussian(), np.full(M, 1 / M)) / 2, 3) for M in (1, 3, 5, 11)]
+    [0.399, 0.598, 0.748, 1.08]
+    """
+    if np.all(weights == weights[0]):
+        odd = len(weights) - 1 + len(weights) % 2
+        pivotal = comb(odd - 1, odd // 2) / int(2 ** (odd - 1))
+        return 2 * noise.density_at_zero * odd * pivotal
+    return 2 * noise.density_at_zero * sqrt(2 / pi) / float(np.linalg.norm(weights))

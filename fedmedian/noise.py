@@ -59,6 +59,10 @@ class Noise(ABC):
         """Return F(x) = P(ξ ≤ x) at unit variance, elementwise, in the precision of `x`."""
 
     @abstractmethod
+    def density(self, x: ArrayLike) -> NDArray[np.floating]:
+        """Return F'(x) at unit variance, elementwise, in the precision of `x`."""
+
+    @abstractmethod
     def sample(self, rng: np.random.Generator, size: int) -> NDArray[np.float32]:
         """Draw `size` independent values of variance 1, as float32."""
 
@@ -76,6 +80,12 @@ class Gaussian(Noise):
     def cdf(self, x: ArrayLike) -> NDArray[np.floating]:
         """Return Φ(x), elementwise."""
         return np.asarray(ndtr(_floating(x)))
+
+    def density(self, x: ArrayLike) -> NDArray[np.floating]:
+        """Return exp(−x²/2)/√(2π), elementwise."""
+        values = _floating(x)
+        peak = values.dtype.type(self.density_at_zero)
+        return np.asarray(peak * np.exp(-np.square(values) / 2))
 
     def sample(self, rng: np.random.Generator, size: int) -> NDArray[np.float32]:
         """Draw `size` standard normal values, as float32."""
@@ -97,6 +107,12 @@ class Logistic(Noise):
         values = _floating(x)
         return np.asarray(expit(values / values.dtype.type(_LOGISTIC_SCALE)))
 
+    def density(self, x: ArrayLike) -> NDArray[np.floating]:
+        """Return 4·φ0·F(x)·F(−x), elementwise."""
+        values = _floating(x)
+        peak = values.dtype.type(4 * self.density_at_zero)
+        return np.asarray(peak * self.cdf(values) * self.cdf(-values))
+
     def sample(self, rng: np.random.Generator, size: int) -> NDArray[np.float32]:
         """Draw `size` logistic values of variance 1, as float32."""
         return rng.logistic(0.0, _LOGISTIC_SCALE, size).astype(np.float32)
@@ -117,7 +133,13 @@ class Laplace(Noise):
         """Return ½·exp(√2·x) for x < 0 and 1 − ½·exp(−√2·x) elsewhere."""
         values = _floating(x)
         tail = np.exp(-np.abs(values) / values.dtype.type(_LAPLACE_SCALE)) / 2
-        return np.where(values < 0, tail, 1 - tail)
+        return np.asarray(np.where(values < 0, tail, 1 - tail))
+
+    def density(self, x: ArrayLike) -> NDArray[np.floating]:
+        """Return exp(−√2·|x|)/√2, elementwise."""
+        values = _floating(x)
+        peak = values.dtype.type(self.density_at_zero)
+        return np.asarray(peak * np.exp(-np.abs(values) / values.dtype.type(_LAPLACE_SCALE)))
 
     def sample(self, rng: np.random.Generator, size: int) -> NDArray[np.float32]:
         """Draw `size` Laplace values of variance 1, as float32."""
@@ -138,7 +160,14 @@ class Uniform(Noise):
     def cdf(self, x: ArrayLike) -> NDArray[np.floating]:
         """Return ½ + x/(2√3), clipped to [0, 1], elementwise."""
         values = _floating(x)
-        return np.clip(values / values.dtype.type(2 * _SQRT3) + values.dtype.type(0.5), 0, 1)
+        half, width = values.dtype.type(0.5), values.dtype.type(2 * _SQRT3)
+        return np.asarray(np.clip(values / width + half, 0, 1))
+
+    def density(self, x: ArrayLike) -> NDArray[np.floating]:
+        """Return 1/(2√3) inside of (−√3, √3) and 0 elsewhere."""
+        values = _floating(x)
+        inside = np.abs(values) < values.dtype.type(_SQRT3)
+        return np.asarray(np.where(inside, self.density_at_zero, 0).astype(values.dtype))
 
     def sample(self, rng: np.random.Generator, size: int) -> NDArray[np.float32]:
         """Draw `size` values uniform on (−√3, √3), as float32."""

@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 from fedmedian.layout import Arrays, Layout
 from fedmedian.noise import NOISE_FAMILIES, Noise
+from fedmedian.optimizers import Momentum, State
 from fedmedian.scales import Magnitude
 from fedmedian.signs import pack_signs
 from fedmedian.wire import Instruction, Payload, WireError
@@ -20,6 +21,7 @@ def perturb_update(
     update: NDArray[np.float32],
     after: Arrays,
     rng: np.random.Generator,
+    memory: State | None = None,
 ) -> Payload:
     """Answer an instruction with an update: Algorithms 1 to 4 of arXiv 1906.01736, line 3.
 
@@ -35,6 +37,9 @@ def perturb_update(
         The model after training, for its dense arrays.
     rng : numpy.random.Generator
         Draws the noise, and the sign of every exact zero.
+    memory : dict of str to array, optional
+        What the client remembers between rounds, updated in place: its momentum. None if
+        nobody remembers, which an instruction without momentum does not ask for.
 
     Returns
     -------
@@ -48,10 +53,13 @@ def perturb_update(
     WireError
         If the instruction does not fit the model.
     """
-    parts = layout.split(update)
-    for spec, part in zip(layout.voted, parts, strict=True):
+    for spec, part in zip(layout.voted, layout.split(update), strict=True):
+        part /= np.float32(instruction.divisor)
         if not np.isfinite(part).all():
             raise UpdateError(f"update of array {spec.name!r} holds NaN or infinity")
+    if instruction.momentum > 0:
+        update = _with_momentum(update, instruction.momentum, memory)
+    parts = layout.split(update)
     if instruction.clip is not None:
         norm = float(np.linalg.norm(update.astype(np.float64)))
         if norm > instruction.clip:
@@ -95,6 +103,16 @@ def add_noise(
     """
     for part, scale in zip(layout.split(update), scales, strict=True):
         part += scale * noise.sample(rng, part.size)
+
+
+def _with_momentum(
+    update: NDArray[np.float32], momentum: float, memory: State | None
+) -> NDArray[np.float32]:
+    if memory is None:
+        raise WireError("instruction asks for momentum, which this client cannot remember")
+    if "m" in memory and memory["m"].shape != update.shape:
+        memory.clear()  # the server has another model now
+    return Momentum(momentum).step(update, memory)
 
 
 def _magnitude(part: NDArray[np.float32], of: Magnitude) -> float:

@@ -66,6 +66,11 @@ class Instruction:
         The strategy's seed; None for the operating system's entropy.
     dense : tuple of str
         Patterns of the names of floating-point arrays that are not voted on.
+    divisor : float
+        What the client divides its update by first of all, > 0: its own learning rate, where
+        the server wants gradients.
+    momentum : float
+        The decay of the client's momentum, in [0, 1); 0 for none. It comes before the noise.
     """
 
     kind: PayloadKind
@@ -77,6 +82,8 @@ class Instruction:
     server_round: int
     seed: int | None
     dense: tuple[str, ...]
+    divisor: float = 1.0
+    momentum: float = 0.0
 
     def encode(self) -> dict[str, WireScalar]:
         """Return the instruction as flat scalars, ready for a ConfigRecord or FitIns.config."""
@@ -88,6 +95,8 @@ class Instruction:
             "of": self.of,
             "round": self.server_round,
             "dense": json.dumps(self.dense),
+            "divisor": float(self.divisor),
+            "momentum": float(self.momentum),
         }
         if self.scales is not None:
             message["scales"] = _to_bytes(self.scales)
@@ -125,6 +134,8 @@ class Instruction:
             server_round=read.required("round", int),
             seed=read.seed("seed"),
             dense=read.strings("dense"),
+            divisor=read.required("divisor", float),
+            momentum=read.required("momentum", float),
         )
 
 
@@ -152,7 +163,7 @@ class Payload:
     noise: str | None
     scales: Float32
     magnitudes: Float32
-    body: NDArray[np.uint8] | Float32
+    body: NDArray[Any]
     dense: NDArray[np.uint8]
 
     def encode(self) -> tuple[list[NDArray[Any]], dict[str, WireScalar]]:

@@ -5,22 +5,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from logging import INFO, WARNING
-from typing import ClassVar, Unpack
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAvg, Result
 from flwr.supercore.inflatable.inflatable_object import no_object_id_recompute
 from numpy.typing import NDArray
 
 from fedmedian.aggregation import Aggregate
-from fedmedian.checks import require_integer, require_real, require_type
+from fedmedian.checks import require_real, require_type
 from fedmedian.layout import Arrays, Layout
 from fedmedian.noise import Noise
-from fedmedian.scales import PayloadKind, Scales
-from fedmedian.strategies.options import FedAvgOptions, require_fedavg_options
+from fedmedian.optimizers import State
+from fedmedian.scales import PayloadKind, Scales, Theory, quantile_of_positive
+from fedmedian.schedules import Schedule, as_schedule
+from fedmedian.strategies.options import StrategyOptions, split_options
 from fedmedian.strategies.screening import (
     Answer,
     read_answer,
@@ -44,6 +46,19 @@ class Round:
     messages: Sequence[Message]
 
 
+@dataclass
+class AveragedResult(Result):
+    """Flower's Result of a run, with the average of the model over the rounds beside the last.
+
+    Parameters
+    ----------
+    averaged_arrays : ArrayRecord or None
+        The exponential average, or None if the strategy keeps none.
+    """
+
+    averaged_arrays: ArrayRecord | None = None
+
+
 class PerturbedStrategy(FedAvg):
     """A Flower strategy whose clients perturb their updates as the server tells them.
 
@@ -56,19 +71,12 @@ class PerturbedStrategy(FedAvg):
         The noise family and scale rule.
     client_noise : Noise or None
         The same if the clients are to add the noise, else None.
-    learning_rate : float
-        The server's step size δ, > 0, in x ← x − δ·direction.
+    learning_rate : float or callable
+        The server's step size δ, > 0, in x ← x − δ·step, or a schedule of it.
     weighted : bool
         Whether clients count in proportion to their examples.
-    clip : float or None
-        The L2 norm to which each client's whole update is clipped before noise is added, > 0.
-    dense : sequence of str
-        Patterns of the names of floating-point arrays that are not voted on.
-    seed : int or None
-        Makes every random number follow from it, >= 0. None, the right choice outside of
-        simulation, draws from the operating system's entropy.
-    **fedavg
-        The arguments of `flwr.serverapp.strategy.FedAvg`.
+    **options
+        See `SignSGD`.
 
     Raises
     ------
@@ -84,36 +92,30 @@ class PerturbedStrategy(FedAvg):
         *,
         noise: Noise | None,
         client_noise: Noise | None,
-        learning_rate: float,
+        learning_rate: float | Schedule,
         weighted: bool,
-        clip: float | None,
-        dense: Sequence[str],
-        seed: int | None,
-        **fedavg: Unpack[FedAvgOptions],
+        **options: Unpack[StrategyOptions],
     ) -> None:
         if noise is not None:
             require_type("noise", noise, Noise, "a noise family such as Gaussian(0.1), or None")
-        require_real("learning_rate", learning_rate, low=0.0, open_low=True)
         require_type("weighted", weighted, bool, "a bool")
-        if clip is not None:
-            require_real("clip", clip, low=0.0, open_low=True)
-        require_type("dense", dense, Sequence, "a sequence of strings")
-        if isinstance(dense, str) or not all(isinstance(pattern, str) for pattern in dense):
-            raise TypeError(f"dense must be a sequence of strings, got {dense!r}")
-        if seed is not None:
-            require_integer("seed", seed, low=0)
-        require_fedavg_options(fedavg)
+        self.settings, fedavg = split_options(options)
         super().__init__(**fedavg)
         self.noise = noise
         self.client_noise = client_noise
         self.learning_rate = learning_rate
         self.weighted = weighted
-        self.clip = clip
-        self.dense = tuple(dense)
-        self.seed = seed
+        self._schedule = as_schedule(learning_rate)
         self._scales: Scales = None
+        self._optimizer_state: State = {}
+        self._average: dict[str, NDArray[np.generic]] | None = None
         self._round: Round | None = None
         self._evaluation: Sequence[Message] = ()
+
+    @property
+    def averaged_arrays(self) -> ArrayRecord | None:
+        """The exponential average of the model so far; None without `average` or a round."""
+        return None if self._average is None else _to_record(self._average)
 
     @abstractmethod
     def aggregate_payloads(
@@ -140,10 +142,22 @@ class PerturbedStrategy(FedAvg):
     def combine_dense(self, stacked: NDArray[np.float64], weights: Weights) -> NDArray[np.float64]:
         """Combine the clients' values of one dense array, (M, *shape), into one, (*shape)."""
 
+    def start(self, *args: Any, **kwargs: Any) -> AveragedResult:
+        """Run federated learning; see `flwr.serverapp.strategy.Strategy.start`.
+
+        Returns
+        -------
+        AveragedResult
+            Flower's Result, with ``averaged_arrays``.
+        """
+        result = super().start(*args, **kwargs)
+        return AveragedResult(**vars(result), averaged_arrays=self.averaged_arrays)
+
     def summary(self) -> None:
         """Log the configuration of the strategy."""
         log(INFO, "\t├──> Noise: %s", self.noise)
         log(INFO, "\t├──> Learning rate: %s", self.learning_rate)
+        log(INFO, "\t├──> %s", self.settings)
         super().summary()
 
     def configure_train(
@@ -151,9 +165,9 @@ class PerturbedStrategy(FedAvg):
     ) -> Iterable[Message]:
         """Configure a round of training: FedAvg's messages with an instruction in each config."""
         model = {name: read_npy(array.data) for name, array in arrays.items()}
-        layout = Layout.of(model, self.dense)
-        if server_round == 1 and self.noise is not None:
-            self._scales = self.noise.rule.first(len(layout.voted), self.kind)
+        layout = Layout.of(model, self.settings.dense)
+        if server_round == 1:
+            self._forget(layout)
         instruction = self._instruction(server_round)
         # The caller's config serves every round: it must not pick up our keys.
         told = ConfigRecord({**config, **instruction.encode()})
@@ -171,7 +185,7 @@ class PerturbedStrategy(FedAvg):
         if not replies:
             return None, None
         answers = self._screen(current, replies)
-        report: dict[str, int | float | list[float]] = {
+        report: dict[str, int | float | list[int] | list[float]] = {
             "replies-accepted": len(answers),
             "replies-rejected": len(replies) - len(answers),
             "uplink-bytes": _mean_size(replies),
@@ -181,25 +195,18 @@ class PerturbedStrategy(FedAvg):
             return None, MetricRecord(report)
         payloads = [answer.payload for answer in answers]
         weights = self._weights(answers)
-        aggregate = self.aggregate_payloads(payloads, weights, current)
-        model = current.layout.move(
-            current.arrays,
-            aggregate.direction * np.float32(self.learning_rate),
-            current.layout.combine_dense(
-                [payload.dense for payload in payloads],
-                lambda stacked: self.combine_dense(stacked, weights),
-            ),
-        )
-        report |= aggregate.diagnostics
+        magnitudes = np.stack([payload.magnitudes for payload in payloads]).astype(np.float64)
         if self.noise is not None:
-            magnitudes = np.stack([payload.magnitudes for payload in payloads])
-            self._scales = self.noise.rule.following(self._scales, magnitudes.astype(np.float64))
+            report["noise-scale"] = self._scales_in_force(payloads, magnitudes).tolist()
+        aggregate = self.aggregate_payloads(payloads, weights, current)
+        model = self._step(current, payloads, weights, aggregate.direction)
+        if self.noise is not None:
+            self._scales = self.noise.rule.following(self._scales, magnitudes)
+        if self.settings.average is not None:
+            self._average = _blend(self._average, model, self.settings.average)
         contents = with_usual_metrics([answer.content for answer in answers])
         metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
-        return (
-            ArrayRecord({name: Array(np.asarray(array)) for name, array in model.items()}),
-            MetricRecord({**metrics, **report}),
-        )
+        return _to_record(model), MetricRecord({**metrics, **report, **aggregate.diagnostics})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -226,20 +233,59 @@ class PerturbedStrategy(FedAvg):
             return None
         return self.evaluate_metrics_aggr_fn(with_usual_metrics(contents), self.weighted_by_key)
 
+    def _forget(self, layout: Layout) -> None:
+        """Start afresh: the first round of a run knows of no other."""
+        rule = self.noise.rule if self.noise is not None else None
+        self._scales = rule.first(len(layout.voted), self.kind) if rule is not None else None
+        self._optimizer_state = {}
+        self._average = None
+
     def _instruction(self, server_round: int) -> Instruction:
-        noise = self.client_noise
-        rule = noise.rule if noise is not None else None
+        noise, settings = self.client_noise, self.settings
+        rule = self.noise.rule if self.noise is not None else None
+        told = noise is not None and self._scales is not None and settings.noise_from == "server"
         return Instruction(
             kind=self.kind,
             noise=noise.name if noise is not None else None,
-            scales=self._scales.astype(np.float32) if noise and self._scales is not None else None,
+            scales=np.asarray(self._scales, dtype=np.float32) if told else None,
             factor=rule.factor if rule is not None else 1.0,
             of=rule.of if rule is not None else "rms",
-            clip=self.clip,
+            clip=settings.clip,
             server_round=server_round,
-            seed=self.seed,
-            dense=self.dense,
+            seed=settings.seed,
+            dense=tuple(settings.dense),
+            divisor=settings.client_learning_rate,
+            momentum=settings.client_momentum,
         )
+
+    def _scales_in_force(
+        self, payloads: Sequence[Payload], magnitudes: NDArray[np.float64]
+    ) -> NDArray[np.float32]:
+        """Return the noise scale of each array, (L,): the median client's where they differ."""
+        if self.client_noise is not None:
+            used = np.stack([payload.scales for payload in payloads])
+            return quantile_of_positive(used, 0.5).astype(np.float32)
+        assert self.noise is not None
+        scales = self._scales
+        if scales is None:
+            scales = self.noise.rule.following(None, magnitudes)
+        return np.asarray(scales, dtype=np.float32)
+
+    def _step(
+        self,
+        current: Round,
+        payloads: Sequence[Payload],
+        weights: Weights,
+        direction: NDArray[np.float32],
+    ) -> dict[str, NDArray[np.generic]]:
+        if self.settings.optimizer is not None:
+            direction = self.settings.optimizer.step(direction, self._optimizer_state)
+        rate = require_real("learning_rate", self._schedule(current.number), low=0.0, open_low=True)
+        dense = current.layout.combine_dense(
+            [payload.dense for payload in payloads],
+            lambda stacked: self.combine_dense(stacked, weights),
+        )
+        return current.layout.move(current.arrays, direction * np.float32(rate), dense)
 
     def _screen(self, current: Round, replies: Sequence[Message]) -> list[Answer]:
         def read(content: RecordDict) -> Answer:
@@ -248,7 +294,7 @@ class PerturbedStrategy(FedAvg):
             )
 
         answers = screen(replies, read, _nodes(current.messages), "aggregate_train")
-        if self.seed is not None:
+        if self.settings.seed is not None:
             # Replies arrive in any order, and sums of floats depend on it.
             answers.sort(key=_content_key)
         return answers
@@ -257,6 +303,28 @@ class PerturbedStrategy(FedAvg):
         examples = np.array([answer.num_examples if self.weighted else 1.0 for answer in answers])
         examples /= examples.max()  # the sum of what clients claim may overflow
         return examples / examples.sum()
+
+
+def theory_rate(noise: Noise | None, kind: PayloadKind) -> float | None:
+    """Return the learning rate that goes with a noise scale by `Theory`; None for other rules."""
+    rule = noise.rule if noise is not None else None
+    return rule.learning_rate(kind) if isinstance(rule, Theory) else None
+
+
+def _to_record(model: Arrays) -> ArrayRecord:
+    return ArrayRecord({name: Array(np.asarray(array)) for name, array in model.items()})
+
+
+def _blend(old: Arrays | None, new: Arrays, decay: float) -> dict[str, NDArray[np.generic]]:
+    """Return decay·old + (1 − decay)·new of floating-point arrays, and the new of others."""
+    if old is None:
+        return dict(new)
+    return {
+        name: np.asarray(decay * old[name] + (1 - decay) * array).astype(array.dtype)
+        if np.issubdtype(array.dtype, np.inexact)
+        else array
+        for name, array in new.items()
+    }
 
 
 def _mean_size(messages: Sequence[Message]) -> float:

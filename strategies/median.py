@@ -1,6 +1,5 @@
 """Median aggregation: robust to bad clients, in full precision."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal, Unpack
 
@@ -9,14 +8,17 @@ from numpy.typing import NDArray
 
 from fedmedian.aggregation import Aggregate, aggregate_vectors
 from fedmedian.checks import require_choice
-from fedmedian.layout import RUNNING_STATISTICS
-from fedmedian.noise import Gaussian, Noise
+from fedmedian.noise import Gaussian, Noise, Uniform
 from fedmedian.perturbation import add_noise
 from fedmedian.randomness import server_rng
 from fedmedian.scales import Adaptive, PayloadKind
-from fedmedian.strategies.base import PerturbedStrategy, Round, Weights
-from fedmedian.strategies.options import FedAvgOptions
+from fedmedian.schedules import Schedule
+from fedmedian.strategies.base import PerturbedStrategy, Round, Weights, theory_rate
+from fedmedian.strategies.options import StrategyOptions
 from fedmedian.wire import Payload
+
+Estimator = Literal["median", "smoothed"]
+"""The centre of the clients' vectors: their median, or its limit under averaged noise."""
 
 NoiseAt = Literal["client", "server"]
 """Who adds the noise."""
@@ -32,7 +34,7 @@ class MedianSGD(PerturbedStrategy):
     The noise draws the median towards the mean, which is where FedAvg goes; its scale trades
     that against robustness to bad clients. With noise the clients need
     `fedmedian.clients.perturb`, or are `fedmedian.clients.GradientClient`; with
-    ``noise_at="server"`` or without noise unmodified clients will do.
+    ``noise_at="server"``, ``estimator="smoothed"`` or without noise unmodified clients will do.
 
     Every client counts alike, whatever its number of examples.
 
@@ -44,25 +46,22 @@ class MedianSGD(PerturbedStrategy):
     noise_at : {"client", "server"} (default: "client")
         Who adds it. At the server it hides nothing from the server, and asks nothing of the
         clients.
-    learning_rate : float (default: 1.0)
-        The server's step size δ, > 0, in x ← x − δ·median.
-    clip : float, optional
-        The L2 norm to which each client's whole update is clipped before noise is added, > 0.
-    dense : sequence of str (default: names of normalisation layers' running statistics)
-        Shell-style patterns of the names of floating-point arrays that are no part of the update
-        but replaced by the clients' median, as arrays of integers always are.
-    seed : int, optional
-        Makes every random number of server and clients follow from it, >= 0. Without one, the
-        right choice outside of simulation, noise comes from the operating system's entropy.
-    **fedavg
-        The arguments of `flwr.serverapp.strategy.FedAvg`; see `SignSGD`.
+    learning_rate : float or callable, optional
+        The server's step size δ, > 0, in x ← x − δ·median, or a schedule of it. If not given it
+        is 1.0, or `Theory`'s if the noise scale is.
+    estimator : {"median", "smoothed"} (default: "median")
+        ``"smoothed"`` is what the noisy median tends to when its noise is averaged out,
+        `fedmedian.smoothed_median`: nobody adds any noise, and `noise_at` plays no part.
+    **options
+        As for `SignSGD`, but for `dense`: the clients' arrays that match are replaced by their
+        median.
 
     Raises
     ------
     TypeError
         If an argument has the wrong type, or is unknown.
     ValueError
-        If an argument is out of range.
+        If an argument is out of range, or if a smoothed median has no noise or uniform noise.
 
     Examples
     --------
@@ -76,49 +75,58 @@ class MedianSGD(PerturbedStrategy):
         self,
         noise: Noise | None = _DEFAULT_NOISE,
         noise_at: NoiseAt = "client",
-        learning_rate: float = 1.0,
+        learning_rate: float | Schedule | None = None,
         *,
-        clip: float | None = None,
-        dense: Sequence[str] = RUNNING_STATISTICS,
-        seed: int | None = None,
-        **fedavg: Unpack[FedAvgOptions],
+        estimator: Estimator = "median",
+        **options: Unpack[StrategyOptions],
     ) -> None:
         require_choice("noise_at", noise_at, ("client", "server"))
+        require_choice("estimator", estimator, ("median", "smoothed"))
+        if estimator == "smoothed" and (noise is None or isinstance(noise, Uniform)):
+            raise ValueError(f"noise must have a smooth CDF with estimator='smoothed', got {noise}")
+        if learning_rate is None:
+            learning_rate = theory_rate(noise, self.kind) or 1.0
         super().__init__(
             noise=noise,
-            client_noise=noise if noise_at == "client" else None,
+            client_noise=noise if noise_at == "client" and estimator == "median" else None,
             learning_rate=learning_rate,
             weighted=False,
-            clip=clip,
-            dense=dense,
-            seed=seed,
-            **fedavg,
+            **options,
         )
         self.noise_at = noise_at
+        self.estimator = estimator
 
     def aggregate_payloads(
         self, payloads: list[Payload], weights: Weights, current: Round
     ) -> Aggregate:
         """Take the median; see `fedmedian.aggregation.aggregate_vectors`."""
-        if self.noise is not None and self.noise_at == "server":
-            payloads = self._with_noise(payloads, self.noise, current)
-        return aggregate_vectors(payloads, self.noise, current.layout)
+        smoothing = None
+        if self.noise is not None and self.client_noise is None:
+            magnitudes = np.stack([payload.magnitudes for payload in payloads])
+            scales = self._scales_in_force(payloads, magnitudes.astype(np.float64))
+            if self.estimator == "smoothed":
+                smoothing = scales
+            else:
+                payloads = self._with_noise(payloads, self.noise, scales, current)
+        return aggregate_vectors(
+            payloads,
+            self.noise,
+            current.layout,
+            smoothing=smoothing,
+            diagnostics=self.settings.diagnostics,
+        )
 
     def combine_dense(self, stacked: NDArray[np.float64], weights: Weights) -> NDArray[np.float64]:
         """Return the median over clients, as robust as the rest."""
         return np.asarray(np.median(stacked, axis=0))
 
-    def _with_noise(self, payloads: list[Payload], noise: Noise, current: Round) -> list[Payload]:
-        scales = self._scales
-        if scales is None:
-            magnitudes = np.stack([payload.magnitudes for payload in payloads])
-            scales = noise.rule.following(None, magnitudes.astype(np.float64))
-        assert scales is not None  # a rule knows its scales once it has seen magnitudes
-        used = scales.astype(np.float32)
-        rng = server_rng(self.seed, current.number)
+    def _with_noise(
+        self, payloads: list[Payload], noise: Noise, scales: NDArray[np.float32], current: Round
+    ) -> list[Payload]:
+        rng = server_rng(self.settings.seed, current.number)
         noisy = []
         for payload in payloads:
-            body = payload.body.astype(np.float32)
-            add_noise(current.layout, body, noise, used, rng)
-            noisy.append(replace(payload, body=body, scales=used))
+            body = payload.body.copy()
+            add_noise(current.layout, body, noise, scales, rng)
+            noisy.append(replace(payload, body=body, scales=scales))
         return noisy

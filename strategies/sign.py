@@ -1,19 +1,18 @@
 """Sign aggregation: one bit per parameter and client."""
 
-from collections.abc import Sequence
 from typing import ClassVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.aggregation import Aggregate, Decode, Ties, aggregate_signs
-from fedmedian.checks import require_choice
-from fedmedian.layout import RUNNING_STATISTICS
+from fedmedian.checks import require_choice, require_type
 from fedmedian.noise import Gaussian, Noise
 from fedmedian.randomness import server_rng
 from fedmedian.scales import PayloadKind
-from fedmedian.strategies.base import PerturbedStrategy, Round, Weights
-from fedmedian.strategies.options import FedAvgOptions
+from fedmedian.schedules import Schedule
+from fedmedian.strategies.base import PerturbedStrategy, Round, Weights, theory_rate
+from fedmedian.strategies.options import StrategyOptions
 from fedmedian.wire import Payload
 
 _DEFAULT_NOISE = Gaussian()
@@ -35,25 +34,46 @@ class SignSGD(PerturbedStrategy):
         the update. None for plain signs, which ``decode="counts"`` cannot do with.
     decode : {"counts", "majority"} (default: "counts")
         How votes become a step; see above.
-    learning_rate : float, optional
-        The server's step size δ, > 0, in x ← x − δ·direction. 1.0 if not given, which moves the
-        model by the estimated mean update; ``decode="majority"`` moves each coordinate by
-        exactly δ and must be given one.
+    learning_rate : float or callable, optional
+        The server's step size δ, > 0, in x ← x − δ·step, or a schedule: a callable from the
+        round to δ such as `Cosine` and `StepDecay`. If not given it is 1.0, which moves the model
+        by the estimated mean update. A majority that is not calibrated moves each coordinate by
+        exactly δ and must be given one, unless the noise scale is `Theory`'s, which knows it.
+    calibrated : bool (default: False)
+        With ``decode="majority"`` and noise: take a majority as an estimate of the mean update,
+        b·sign/(2κ_M), so that learning rates mean the same as with counts.
     weighted : bool (default: True)
         Whether votes count in proportion to the clients' examples.
     ties : {"random", "unchanged"} (default: "random")
         What a tied majority means: a fair coin, or no step for that coordinate.
-    clip : float, optional
-        The L2 norm to which clients clip their whole update before adding noise, > 0.
-    dense : sequence of str (default: names of normalisation layers' running statistics)
-        Shell-style patterns of the names of floating-point arrays that are not voted on but
-        sent in full and averaged, as arrays of integers always are.
-    seed : int, optional
-        Makes every random number of server and clients follow from it, >= 0. Without one, the
-        right choice outside of simulation, noise comes from the operating system's entropy and
-        the server cannot know it.
-    **fedavg
-        The arguments of `flwr.serverapp.strategy.FedAvg`: `fraction_train`,
+    **options
+        optimizer : Optimizer, optional
+            What is done to a direction before the learning rate: `Momentum`, `Adam`.
+        average : float, optional
+            The decay, in (0, 1), of an exponential average of the model over rounds, which
+            ``start`` returns as ``averaged_arrays`` beside the last model.
+        clip : float, optional
+            The L2 norm to which clients clip their whole update before adding noise, > 0.
+        client_learning_rate : float (default: 1.0)
+            What clients divide their update by, > 0: their own learning rate makes gradients of
+            one local step, or their sum over several.
+        client_momentum : float (default: 0.0)
+            The decay, in [0, 1), of an average that clients keep of their updates and send, with
+            noise, in place of the last. It lives in the client's ``Context.state``.
+        noise_from : {"server", "client"} (default: "server")
+            Who chooses the noise scale. Clients that do are told the rule's factor, need not
+            follow it, and weigh at most four times the median client.
+        dense : sequence of str (default: names of normalisation layers' running statistics)
+            Shell-style patterns of the names of floating-point arrays that are not voted on but
+            sent in full and averaged, as arrays of integers always are.
+        diagnostics : bool (default: True)
+            Whether each round's report says how votes agree and what is noise in them.
+        seed : int, optional
+            Makes every random number of server and clients follow from it, >= 0. Without one,
+            the right choice outside of simulation, noise comes from the operating system's
+            entropy and the server cannot know it.
+
+        And the arguments of `flwr.serverapp.strategy.FedAvg`: `fraction_train`,
         `fraction_evaluate`, `min_train_nodes`, `min_evaluate_nodes`, `min_available_nodes`,
         `weighted_by_key`, `arrayrecord_key`, `configrecord_key`, `train_metrics_aggr_fn`,
         `evaluate_metrics_aggr_fn`.
@@ -63,8 +83,8 @@ class SignSGD(PerturbedStrategy):
     TypeError
         If an argument has the wrong type, or is unknown.
     ValueError
-        If an argument is out of range, if ``decode="counts"`` has no noise, or if
-        ``decode="majority"`` has no learning rate.
+        If an argument is out of range, if ``decode="counts"`` or ``calibrated`` has no noise, if
+        ``calibrated`` goes with counts, or if a majority lacks its learning rate.
 
     Examples
     --------
@@ -78,41 +98,51 @@ class SignSGD(PerturbedStrategy):
         self,
         noise: Noise | None = _DEFAULT_NOISE,
         decode: Decode = "counts",
-        learning_rate: float | None = None,
+        learning_rate: float | Schedule | None = None,
         *,
+        calibrated: bool = False,
         weighted: bool = True,
         ties: Ties = "random",
-        clip: float | None = None,
-        dense: Sequence[str] = RUNNING_STATISTICS,
-        seed: int | None = None,
-        **fedavg: Unpack[FedAvgOptions],
+        **options: Unpack[StrategyOptions],
     ) -> None:
         require_choice("decode", decode, ("counts", "majority"))
+        require_type("calibrated", calibrated, bool, "a bool")
         require_choice("ties", ties, ("random", "unchanged"))
-        if decode == "counts" and noise is None:
-            raise ValueError("noise must not be None with decode='counts', which decodes with it")
-        if decode == "majority" and learning_rate is None:
-            raise ValueError("learning_rate must be given with decode='majority', got None")
+        if noise is None and (decode == "counts" or calibrated):
+            raise ValueError("noise must not be None with decode='counts' or calibrated=True")
+        if calibrated and decode == "counts":
+            raise ValueError("calibrated must be False with decode='counts', got True")
+        if learning_rate is None:
+            learning_rate = 1.0
+            if decode == "majority" and not calibrated:
+                learning_rate = theory_rate(noise, self.kind)
+                if learning_rate is None:
+                    raise ValueError("learning_rate must be given with decode='majority', got None")
         super().__init__(
             noise=noise,
             client_noise=noise,
-            learning_rate=1.0 if learning_rate is None else learning_rate,
+            learning_rate=learning_rate,
             weighted=weighted,
-            clip=clip,
-            dense=dense,
-            seed=seed,
-            **fedavg,
+            **options,
         )
         self.decode = decode
+        self.calibrated = calibrated
         self.ties = ties
 
     def aggregate_payloads(
         self, payloads: list[Payload], weights: Weights, current: Round
     ) -> Aggregate:
         """Decode the votes; see `fedmedian.aggregation.aggregate_signs`."""
-        rng = server_rng(self.seed, current.number)
         return aggregate_signs(
-            payloads, weights, current.layout, self.noise, self.decode, self.ties, rng
+            payloads,
+            weights,
+            current.layout,
+            self.noise,
+            self.decode,
+            self.ties,
+            server_rng(self.settings.seed, current.number),
+            calibrated=self.calibrated,
+            diagnostics=self.settings.diagnostics,
         )
 
     def combine_dense(self, stacked: NDArray[np.float64], weights: Weights) -> NDArray[np.float64]:

@@ -1,0 +1,118 @@
+"""What a round's votes or vectors say about themselves, for the round's report."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmedian.decoding import votes_to_mean
+from fedmedian.layout import Layout
+from fedmedian.noise import Noise
+
+Float32 = NDArray[np.float32]
+
+Report = dict[str, float | list[float]]
+"""What is worth reporting about a round, by name."""
+
+
+def describe_votes(
+    votes: Float32, weights: NDArray[np.float64], layout: Layout, noise: Noise | None
+) -> Report:
+    """Describe weighted sums of signs.
+
+    Parameters
+    ----------
+    votes : (d,) float32
+        Σ_i w_{i,l}·s_i per coordinate, the decoded mean where the weights say so.
+    weights : (M, L) float64
+        The weight of each client's votes on each array.
+    layout : Layout
+        The model's layout.
+    noise : Noise or None
+        The clients' noise family.
+
+    Returns
+    -------
+    dict
+        ``vote-agreement``, the mean over coordinates of |Σ w_i·s_i|/Σ w_i, in [0, 1]. With noise,
+        and unless all votes agree, also ``signal-to-noise``, the votes' expected energy over
+        their noise's, estimated, and ``signal-to-noise-per-array``; both are too low by about
+        the mean of E[s_i]² where clients disagree.
+    """
+    agreement = signals = spreads = 0.0
+    ratios = []
+    reach = weights.sum(axis=0).tolist()
+    for part, total, column in zip(layout.split(votes), reach, weights.T, strict=True):
+        signal = spread = 0.0
+        if total > 0 and part.size > 0:
+            agreement += float(np.abs(part).sum(dtype=np.float64)) / total
+            # E[v²] = μ² + (1 − μ²)·n for mean votes v of expectation μ, with n = Σw²/(Σw)².
+            share = float(np.square(column).sum()) / total**2
+            if share < 1:
+                energy = float(np.vdot(part, part)) / part.size / total**2
+                expected = min(max((energy - share) / (1 - share), 0.0), 1.0)
+                signal = part.size * total**2 * expected
+                spread = part.size * total**2 * share * (1 - expected)
+        ratios.append(signal / spread if spread > 0 else 0.0)
+        signals, spreads = signals + signal, spreads + spread
+    report: Report = {"vote-agreement": agreement / max(layout.dim, 1)}
+    if noise is not None and spreads > 0:
+        report["signal-to-noise"] = signals / spreads
+        report["signal-to-noise-per-array"] = ratios
+    return report
+
+
+def describe_median(
+    median: Float32,
+    rows: Sequence[Float32],
+    scales: NDArray[np.float64],
+    layout: Layout,
+    noise: Noise | None,
+) -> Report:
+    """Describe the median of vectors.
+
+    Parameters
+    ----------
+    median : (d,) float32
+        The median.
+    rows : sequence of M (d,) float32
+        The vectors.
+    scales : (L,) float64
+        The noise scale of each array in the vectors, 0 for none.
+    layout : Layout
+        The model's layout.
+    noise : Noise or None
+        The family of that noise.
+
+    Returns
+    -------
+    dict
+        ``median-mean-gap``, the L2 norm of the median minus the mean of the vectors as received,
+        the quantity that the theory turns on; ``majority-contradicts-mean``, the fraction of
+        coordinates where the two have opposite signs. With noise also ``signal-to-noise``, the
+        median's energy over its noise's by the asymptotic variance b²/(4·φ0²·M), and
+        ``signal-to-noise-per-array``.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # a bad client's values may be huge
+        mean = rows[0].copy()
+        for row in rows[1:]:
+            mean += row
+        mean /= np.float32(len(rows))
+        report: Report = {
+            "median-mean-gap": float(np.linalg.norm(median - mean)),
+            "majority-contradicts-mean": share_of_opposite_signs(median, mean),
+        }
+    if noise is not None and scales.any():
+        variances = np.square(votes_to_mean(noise) * scales) / len(rows)
+        spreads = variances * layout.sizes
+        energies = np.array([float(np.vdot(part, part)) for part in layout.split(median)])
+        ratios = np.divide(energies, spreads, out=np.ones_like(spreads), where=spreads > 0) - 1
+        report["signal-to-noise"] = max(float(energies.sum() / spreads.sum()) - 1, 0.0)
+        report["signal-to-noise-per-array"] = [max(float(ratio), 0.0) for ratio in ratios]
+    return report
+
+
+def share_of_opposite_signs(left: Float32, right: Float32) -> float:
+    """Return the fraction of coordinates, in [0, 1], where two vectors have opposite signs."""
+    opposite = np.count_nonzero(np.sign(left) * np.sign(right) < 0)
+    return opposite / max(left.size, 1)

@@ -1,0 +1,122 @@
+"""Server optimisers: from a round's direction to the step that the model takes.
+
+An optimiser is a value; what it remembers is a mapping of arrays that its user keeps, so that a
+run can be stored and resumed. The learning rate is not its business: x ← x − δ·step.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmedian.checks import require_real
+
+Float32 = NDArray[np.float32]
+State = dict[str, Float32]
+"""What an optimiser remembers, by name; empty before the first round."""
+
+
+class Optimizer(ABC):
+    """How the server turns directions into steps."""
+
+    @abstractmethod
+    def step(self, direction: Float32, state: State) -> Float32:
+        """Return the step for a direction, and update the state in place.
+
+        Parameters
+        ----------
+        direction : (d,) float32
+            The round's direction, pointing uphill.
+        state : dict of str to array
+            What this method left in it in the last round; empty at first.
+
+        Returns
+        -------
+        (d,) float32
+            What the learning rate is to be multiplied with.
+        """
+
+
+@dataclass(frozen=True)
+class Momentum(Optimizer):
+    """An exponential average of the directions, without bias towards its start at zero.
+
+    m ← β₁·m + (1 − β₁)·ĝ, step m/(1 − β₁ᵗ). Its steps have the size of ĝ, so that the learning
+    rate means the same as without it, and 1/W times the noise variance, W = (1 + β₁)/(1 − β₁).
+
+    Parameters
+    ----------
+    beta_1 : float (default: 0.9)
+        The decay β₁, in [0, 1).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `beta_1` has the wrong type or is out of range.
+    """
+
+    beta_1: float = 0.9
+
+    def __post_init__(self) -> None:
+        require_real("beta_1", self.beta_1, low=0.0, high=1.0, open_high=True)
+
+    def step(self, direction: Float32, state: State) -> Float32:
+        """Return the corrected average; see `Optimizer.step`."""
+        rounds = _count_round(state)
+        mean = _decay(state, "m", direction, self.beta_1)
+        return mean / np.float32(1 - self.beta_1**rounds)
+
+
+@dataclass(frozen=True)
+class Adam(Optimizer):
+    """Adam on the server: FedAdam of Reddi et al. (arXiv 2003.00295), with bias corrections.
+
+    m ← β₁·m + (1 − β₁)·ĝ, v ← β₂·v + (1 − β₂)·ĝ², step m̂/(√v̂ + τ). Parameters are named as in
+    Flower's FedAdam. A step is of order 1 whatever the size of ĝ, so choose the learning rate
+    accordingly, say 0.01.
+
+    Parameters
+    ----------
+    beta_1 : float (default: 0.9)
+        The decay of the first moment, in [0, 1).
+    beta_2 : float (default: 0.99)
+        The decay of the second moment, in [0, 1).
+    tau : float (default: 0.001)
+        The degree of adaptivity, > 0, in units of the update.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or is out of range.
+    """
+
+    beta_1: float = 0.9
+    beta_2: float = 0.99
+    tau: float = 1e-3
+
+    def __post_init__(self) -> None:
+        require_real("beta_1", self.beta_1, low=0.0, high=1.0, open_high=True)
+        require_real("beta_2", self.beta_2, low=0.0, high=1.0, open_high=True)
+        require_real("tau", self.tau, low=0.0, open_low=True)
+
+    def step(self, direction: Float32, state: State) -> Float32:
+        """Return the adaptive step; see `Optimizer.step`."""
+        rounds = _count_round(state)
+        first = _decay(state, "m", direction, self.beta_1)
+        second = _decay(state, "v", np.square(direction), self.beta_2)
+        spread = np.sqrt(second / np.float32(1 - self.beta_2**rounds)) + np.float32(self.tau)
+        return np.asarray(first / np.float32(1 - self.beta_1**rounds) / spread)
+
+
+def _count_round(state: State) -> int:
+    state["rounds"] = state.get("rounds", np.zeros(1, dtype=np.float32)) + np.float32(1)
+    return int(state["rounds"][0])
+
+
+def _decay(state: State, name: str, value: Float32, decay: float) -> Float32:
+    old = state.get(name)
+    state[name] = value * np.float32(1 - decay)
+    if old is not None:
+        state[name] += np.float32(decay) * old
+    return state[name]
