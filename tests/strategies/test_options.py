@@ -71,7 +71,6 @@ def test_a_value_out_of_range_is_named(strategy, name, value):
     (SignSGD, "weighted", 1),
     (SignSGD, "weighted", None),
     (MedianSGD, "noise_at", None),
-    (MedianSGD, "learning_rate", None),
 )
 def test_a_value_of_a_wrong_type_is_named(strategy, name, value):
     with pytest.raises(TypeError, match=rf"^{name} must "):

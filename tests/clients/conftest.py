@@ -1,0 +1,58 @@
+"""Small messages and apps for the tests of the client side."""
+
+import logging
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedmedian.clients import perturb
+
+
+@pytest.fixture(autouse=True)
+def quiet_flower():
+    """Keep Flower's log for caplog, and off the terminal."""
+    logger = logging.getLogger("flwr")
+    handlers, logger.handlers = logger.handlers, []
+    yield
+    logger.handlers = handlers
+
+
+def to_record(arrays):
+    return ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()})
+
+
+def to_arrays(record):
+    return {name: array.numpy() for name, array in record.items()}
+
+
+@pytest.fixture(scope="session")
+def as_record():
+    """Turns named numpy arrays into an ArrayRecord."""
+    return to_record
+
+
+@pytest.fixture(scope="session")
+def as_arrays():
+    """Turns an ArrayRecord into named numpy arrays."""
+    return to_arrays
+
+
+@pytest.fixture(scope="session")
+def make_app():
+    """Makes a ClientApp of one function, (model, partition) -> (trained model, metrics)."""
+
+    def make(train, mods=(perturb,)):
+        app = ClientApp(mods=list(mods))
+
+        @app.train()
+        def _train(message, context):
+            (record,) = message.content.array_records.values()
+            trained, metrics = train(to_arrays(record), context.node_config["partition-id"])
+            content = {"arrays": to_record(trained), "metrics": MetricRecord(metrics)}
+            return Message(RecordDict(content), reply_to=message)
+
+        return app
+
+    return make
