@@ -114,5 +114,5 @@ def describe_median(
 
 def share_of_opposite_signs(left: Float32, right: Float32) -> float:
     """Return the fraction of coordinates, in [0, 1], where two vectors have opposite signs."""
-    opposite = np.count_nonzero(np.sign(left) * np.sign(right) < 0)
+    opposite = int(np.count_nonzero(np.sign(left) * np.sign(right) < 0))
     return opposite / max(left.size, 1)

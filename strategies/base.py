@@ -307,7 +307,7 @@ class PerturbedStrategy(FedAvg):
 
 def theory_rate(noise: Noise | None, kind: PayloadKind) -> float | None:
     """Return the learning rate that goes with a noise scale by `Theory`; None for other rules."""
-    rule = noise.rule if noise is not None else None
+    rule = noise.rule if isinstance(noise, Noise) else None
     return rule.learning_rate(kind) if isinstance(rule, Theory) else None
 
 

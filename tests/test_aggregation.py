@@ -239,7 +239,7 @@ class TestVoteAgreement:
     def test_of_a_model_without_parameters_is_0(self, decode):
         result = aggregate(signs([[]], np.ones((1, 0))), layout_of(), decode=decode)
         assert result.direction.shape == (0,)
-        assert result.diagnostics == {"vote-agreement": 0.0}
+        assert set(result.diagnostics.values()) == {0.0}
 
 
 def true_signal_to_noise(updates, noise, scales, sizes):
@@ -314,11 +314,11 @@ class TestSignalToNoise:
         rows = np.random.default_rng(0).standard_normal((clients, 99))
         payloads = signs(rows, np.ones((clients, 1)))
         result = aggregate(payloads, layout_of(99), noise=noise, decode=decode)
-        assert list(result.diagnostics) == ["vote-agreement"]
+        assert "signal-to-noise" not in result.diagnostics
 
     def test_is_not_reported_where_all_votes_agree(self):
         result = aggregate(signs(np.ones((5, 9)), np.ones((5, 1))), layout_of(9))
-        assert list(result.diagnostics) == ["vote-agreement"]
+        assert "signal-to-noise" not in result.diagnostics
 
 
 vector_rows = hnp.arrays(
@@ -342,7 +342,7 @@ class TestVectors:
         result = aggregate_vectors(payloads, None, layout_of(rows.shape[1]))
         exact = rows.astype(np.float64)
         gap = np.linalg.norm(np.median(exact, axis=0) - exact.mean(axis=0))
-        assert list(result.diagnostics) == ["median-mean-gap"]
+        assert "signal-to-noise" not in result.diagnostics
         assert result.diagnostics["median-mean-gap"] == pytest.approx(gap, rel=1e-4, abs=1e-3)
 
     def test_the_gap_of_the_toy(self):
@@ -374,4 +374,4 @@ class TestVectors:
     def test_signal_to_noise_is_not_reported_where_no_array_has_noise(self):
         payloads = [payload("vector", np.float32([1.0]), [0.0])]
         result = aggregate_vectors(payloads, Gaussian(), layout_of(1))
-        assert list(result.diagnostics) == ["median-mean-gap"]
+        assert "signal-to-noise" not in result.diagnostics
