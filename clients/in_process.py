@@ -4,8 +4,18 @@ from collections.abc import Iterable
 from contextlib import suppress
 from itertools import count
 from logging import ERROR
+from typing import TypeVar
 
-from flwr.app import Context, Error, Message, RecordDict, UserConfig
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+    UserConfig,
+)
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.common.logger import log
@@ -16,6 +26,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedmedian.checks import require_integer, require_type
 from fedmedian.wire import serialized_size
+
+AnyRecord = TypeVar("AnyRecord", ArrayRecord, ConfigRecord, MetricRecord)
 
 _RUN_ID = 1
 _FIRST_NODE_ID = SUPERLINK_NODE_ID + 1
@@ -61,6 +73,8 @@ class InProcessGrid(Grid):
     ) -> None:
         require_type("client_app", client_app, ClientApp, "a flwr.clientapp.ClientApp")
         require_integer("num_nodes", num_nodes, low=1)
+        if run_config is not None:
+            require_type("run_config", run_config, dict, "a dict, or None")
         _identify_this_process()
         self._client_app = client_app
         self._run = Run.create_empty(_RUN_ID)
@@ -158,16 +172,26 @@ class InProcessGrid(Grid):
             return Message(error, reply_to=message)
         received = Message(content=_copy(message.content), metadata=message.metadata)  # type: ignore[call-overload]
         try:
-            return self._client_app(received, context)
+            reply = self._client_app(received, context)
         # What a ClientApp raises is its own affair, and the server's to hear of.
         except Exception as error:
             log(ERROR, "ClientApp raised an exception", exc_info=error)
             reason = f"{type(error).__name__}: {error}"
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+        if reply.has_content():
+            # What it sends may be what it keeps.
+            reply.content = _copy(reply.content)
+        return reply
 
 
 def _copy(content: RecordDict) -> RecordDict:
-    return RecordDict({name: type(record)(dict(record)) for name, record in content.items()})
+    return RecordDict({name: _copy_record(record) for name, record in content.items()})
+
+
+def _copy_record(record: AnyRecord) -> AnyRecord:
+    # Arrays are never written to; lists of scalars might be.
+    values = ((key, list(v) if isinstance(v, list) else v) for key, v in record.items())
+    return type(record)(dict(values))
 
 
 def _identify_this_process() -> None:

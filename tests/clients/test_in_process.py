@@ -1,0 +1,289 @@
+"""InProcessGrid: a simulation without Ray that behaves like one."""
+
+import numpy as np
+import pytest
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from flwr.serverapp.strategy import FedAvg, FedMedian
+from flwr.supercore.run import Run
+
+from fedmedian.clients import InProcessGrid
+from fedmedian.wire import serialized_size
+
+
+def app_of(answer):
+    """A ClientApp that answers training messages with the content that a function returns."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        return Message(answer(message, context), reply_to=message)
+
+    return app
+
+
+def metrics(**values):
+    return RecordDict({"metrics": MetricRecord(values)})
+
+
+def echo(message, context):
+    arrays = message.content["arrays"]
+    return RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})})
+
+
+def to_all(grid, content=None):
+    content = content or RecordDict()
+    return [grid.create_message(content, MessageType.TRAIN, n, "1") for n in grid.get_node_ids()]
+
+
+def answers(grid, content=None):
+    return [reply.content["metrics"] for reply in grid.send_and_receive(to_all(grid, content))]
+
+
+class TestNodes:
+    def test_each_has_an_id_and_a_partition_of_its_own(self):
+        def whoami(message, context):
+            config = context.node_config
+            return metrics(
+                id=context.node_id,
+                partition=config["partition-id"],
+                partitions=config["num-partitions"],
+            )
+
+        grid = InProcessGrid(app_of(whoami), 3)
+        found = answers(grid)
+        assert [one["partition"] for one in found] == [0, 1, 2]
+        assert {one["partitions"] for one in found} == {3}
+        assert [one["id"] for one in found] == grid.get_node_ids()
+        assert len(set(grid.get_node_ids())) == 3
+
+    def test_each_sees_the_run_configuration_and_cannot_change_the_others(self):
+        def spoil(message, context):
+            seen = context.run_config["lr"]
+            context.run_config["lr"] = -1.0
+            return metrics(lr=seen)
+
+        config = {"lr": 0.5}
+        grid = InProcessGrid(app_of(spoil), 3, run_config=config)
+        assert [one["lr"] for one in answers(grid)] == [0.5] * 3
+        assert config == {"lr": 0.5}
+
+    def test_each_keeps_its_state_from_round_to_round(self):
+        def count(message, context):
+            old = context.state.metric_records.get("count", {"n": 0})["n"]
+            new = old + 1 + context.node_config["partition-id"]
+            context.state["count"] = MetricRecord({"n": new})
+            return metrics(n=new)
+
+        grid = InProcessGrid(app_of(count), 3)
+        assert [one["n"] for one in answers(grid)] == [1, 2, 3]
+        assert [one["n"] for one in answers(grid)] == [2, 4, 6]
+
+    def test_two_grids_share_no_state(self):
+        def count(message, context):
+            context.state["seen"] = MetricRecord({"n": len(context.state) + 1})
+            return metrics(n=len(context.state))
+
+        app = app_of(count)
+        assert answers(InProcessGrid(app, 1)) == answers(InProcessGrid(app, 1))
+
+
+class TestIsolation:
+    """What one side does to its own records stays there."""
+
+    @pytest.fixture
+    def content(self, as_record):
+        return RecordDict(
+            {
+                "arrays": as_record({"x": np.zeros(3)}),
+                "config": ConfigRecord({"words": ["a", "b"], "n": 1}),
+            }
+        )
+
+    def test_a_client_cannot_change_what_the_server_or_another_client_has(self, content):
+        def spoil(message, context):
+            intact = (
+                list(message.content) == ["arrays", "config"]
+                and list(message.content["arrays"]) == ["x"]
+                and dict(message.content["config"]) == {"words": ["a", "b"], "n": 1}
+            )
+            message.content["arrays"].pop("x")
+            message.content["config"]["words"].append("c")
+            message.content["config"]["n"] = 2
+            del message.content["config"]
+            message.content["more"] = MetricRecord({"n": 1})
+            return metrics(intact=int(intact))
+
+        grid = InProcessGrid(app_of(spoil), 3)
+        assert [one["intact"] for one in answers(grid, content)] == [1, 1, 1]
+        assert list(content) == ["arrays", "config"]
+        assert list(content["arrays"]) == ["x"]
+        assert dict(content["config"]) == {"words": ["a", "b"], "n": 1}
+
+    def test_the_server_cannot_change_what_a_client_keeps(self, content):
+        def keep(message, context):
+            if "kept" not in context.state:
+                context.state["kept"] = message.content["arrays"]
+            return RecordDict({"arrays": context.state["kept"]})
+
+        grid = InProcessGrid(app_of(keep), 1)
+        for _ in range(2):
+            (reply,) = grid.send_and_receive(to_all(grid, content))
+            assert list(reply.content["arrays"]) == ["x"]
+            reply.content["arrays"].pop("x")
+
+    @pytest.mark.parametrize("strategy", [FedAvg, FedMedian])
+    def test_flowers_strategies_work_with_clients_that_echo(self, strategy, as_record):
+        initial = as_record({"x": np.arange(3, dtype=np.float32)})
+        grid = InProcessGrid(app_of(echo), 3)
+        result = strategy(fraction_evaluate=0.0).start(grid, initial, 2)
+        np.testing.assert_array_equal(result.arrays["x"].numpy(), [0, 1, 2])
+        np.testing.assert_array_equal(initial["x"].numpy(), [0, 1, 2])
+
+
+class TestFailures:
+    def test_an_exception_becomes_an_error_reply_and_the_others_go_on(self):
+        def unlucky(message, context):
+            if context.node_config["partition-id"] == 1:
+                raise ValueError("out of luck")
+            return metrics(n=1)
+
+        grid = InProcessGrid(app_of(unlucky), 3)
+        messages = to_all(grid)
+        replies = grid.send_and_receive(messages)
+        assert [reply.has_error() for reply in replies] == [False, True, False]
+        failed = replies[1]
+        assert failed.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+        assert failed.error.reason == "ValueError: out of luck"
+        assert failed.metadata.reply_to_message_id == messages[1].metadata.message_id
+
+    def test_it_is_logged_with_its_traceback(self, caplog):
+        def unlucky(message, context):
+            raise ValueError("out of luck")
+
+        grid = InProcessGrid(app_of(unlucky), 1)
+        grid.send_and_receive(to_all(grid))
+        (record,) = [r for r in caplog.records if r.levelname == "ERROR"]
+        assert isinstance(record.exc_info[1], ValueError)
+
+    def test_a_message_to_nobody_is_answered_with_an_error(self):
+        grid = InProcessGrid(app_of(echo), 1)
+        message = grid.create_message(RecordDict(), MessageType.TRAIN, 987, "1")
+        (reply,) = grid.send_and_receive([message])
+        assert reply.error.code == ErrorCode.NODE_UNAVAILABLE
+
+    def test_an_app_without_the_function_that_is_asked_for_answers_with_an_error(self):
+        grid = InProcessGrid(app_of(echo), 1)
+        (node,) = grid.get_node_ids()
+        message = grid.create_message(RecordDict(), MessageType.EVALUATE, node, "1")
+        (reply,) = grid.send_and_receive([message])
+        assert reply.has_error()
+
+    def test_ctrl_c_gets_through(self):
+        def interrupt(message, context):
+            raise KeyboardInterrupt
+
+        grid = InProcessGrid(app_of(interrupt), 1)
+        with pytest.raises(KeyboardInterrupt):
+            grid.send_and_receive(to_all(grid))
+
+
+class TestBytes:
+    def test_they_are_those_of_all_messages_as_serialised(self):
+        def answer(message, context):
+            size = 100 * (1 + context.node_config["partition-id"])
+            return RecordDict({"arrays": ArrayRecord({"x": Array(np.zeros(size))})})
+
+        grid = InProcessGrid(app_of(answer), 3)
+        down = up = 0
+        for _ in range(2):
+            messages = to_all(grid, RecordDict({"config": ConfigRecord({"n": 1})}))
+            replies = grid.send_and_receive(messages)
+            down += sum(serialized_size(message) for message in messages)
+            up += sum(serialized_size(reply) for reply in replies)
+            assert (grid.bytes_down, grid.bytes_up) == (down, up)
+        assert up > 2 * 8 * (100 + 200 + 300)
+
+    def test_error_replies_count_too(self):
+        def fail(message, context):
+            raise ValueError("out of luck")
+
+        grid = InProcessGrid(app_of(fail), 1)
+        (reply,) = grid.send_and_receive(to_all(grid))
+        assert grid.bytes_up == serialized_size(reply) > 0
+
+
+class TestProtocol:
+    """What Flower expects of a Grid."""
+
+    def test_replies_come_in_the_order_of_their_messages(self):
+        grid = InProcessGrid(app_of(echo_partition), 4)
+        messages = to_all(grid)[::-1]
+        replies = grid.send_and_receive(messages)
+        assert [r.content["metrics"]["n"] for r in replies] == [3, 2, 1, 0]
+        assert [r.metadata.reply_to_message_id for r in replies] == [
+            m.metadata.message_id for m in messages
+        ]
+        assert [r.metadata.src_node_id for r in replies] == [
+            m.metadata.dst_node_id for m in messages
+        ]
+
+    def test_a_generator_of_messages_will_do(self):
+        grid = InProcessGrid(app_of(echo_partition), 2)
+        assert len(grid.send_and_receive(message for message in to_all(grid))) == 2
+
+    def test_pushed_messages_can_be_pulled_once(self):
+        grid = InProcessGrid(app_of(echo_partition), 2)
+        first, second = grid.push_messages(to_all(grid))
+        (reply,) = grid.pull_messages([second])
+        assert reply.content["metrics"]["n"] == 1
+        assert [r.content["metrics"]["n"] for r in grid.pull_messages([first, second])] == [0]
+        assert grid.pull_messages([first, second, "unknown"]) == []
+
+    def test_every_message_has_an_id_of_its_own(self):
+        grid = InProcessGrid(app_of(echo_partition), 3)
+        pushed = [*grid.push_messages(to_all(grid)), *grid.push_messages(to_all(grid))]
+        replies = [reply.metadata.message_id for reply in grid.pull_messages(pushed)]
+        assert len({*pushed, *replies}) == 12
+
+    def test_the_run_can_be_set(self):
+        grid = InProcessGrid(app_of(echo), 1)
+        run = Run.create_empty(7)
+        grid.set_run(run)
+        assert grid.run is run
+
+
+def echo_partition(message, context):
+    return metrics(n=context.node_config["partition-id"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "named"),
+    [
+        ((lambda: None, 3), TypeError, "client_app"),
+        ((None, 3), TypeError, "client_app"),
+        ((ClientApp(), 0), ValueError, "num_nodes"),
+        ((ClientApp(), -1), ValueError, "num_nodes"),
+        ((ClientApp(), 2.0), TypeError, "num_nodes"),
+        ((ClientApp(), "2"), TypeError, "num_nodes"),
+        ((ClientApp(), True), TypeError, "num_nodes"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, error, named):
+    with pytest.raises(error, match=f"^{named} must be"):
+        InProcessGrid(*arguments)
+
+
+@pytest.mark.parametrize("config", [3, "lr=0.1", ["lr"]])
+def test_a_run_configuration_that_is_none_is_named(config):
+    with pytest.raises(TypeError, match=r"^run_config must be"):
+        InProcessGrid(ClientApp(), 2, run_config=config)
