@@ -1,4 +1,4 @@
-"""Signs packed to one bit each, and votes over them.
+"""Signs packed to one bit each.
 
 Bit k of a packed vector, counted from the most significant bit of its first byte as
 ``np.packbits`` does, is 1 where coordinate k votes +1 and 0 where it votes −1. Unused bits of
@@ -12,10 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 
 PackedSigns = NDArray[np.uint8]
 
-_CHUNK_BYTES = 1 << 14
-# Row b holds the eight signs that byte b stands for.
-_SIGNS_OF_BYTE = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1), 1, -1)
-_SIGNS_OF_BYTE = _SIGNS_OF_BYTE.astype(np.float32)
+_CHUNK_BYTES = 1 << 13
+_CHUNK = 1 << 16
+
+SIGNS_OF_BYTE: NDArray[np.float32] = np.where(
+    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1), 1, -1
+).astype(np.float32)
+"""Row b holds the eight signs that byte b stands for, (256, 8)."""
 
 
 def packed_size(dim: int) -> int:
@@ -52,13 +55,17 @@ def pack_signs(x: ArrayLike, rng: np.random.Generator | None = None) -> PackedSi
     values = np.asarray(x)
     if values.ndim != 1:
         raise ValueError(f"x must be one-dimensional, got shape {values.shape}")
-    if np.isnan(values).any():
-        raise ValueError("x must not hold NaN: it has no sign")
-    positive = values >= 0
-    if rng is not None:
-        zeros = np.flatnonzero(values == 0)
-        positive[zeros] = rng.random(zeros.size) < 0.5
-    return np.packbits(positive)
+    packed = np.empty(packed_size(values.size), dtype=np.uint8)
+    for start in range(0, values.size, _CHUNK):
+        chunk = values[start : start + _CHUNK]
+        positive = chunk >= 0
+        if np.isnan(chunk).any():
+            raise ValueError("x must not hold NaN: it has no sign")
+        if rng is not None:
+            zeros = np.flatnonzero(chunk == 0)
+            positive[zeros] = rng.random(zeros.size) < 0.5
+        packed[start // 8 : (start + _CHUNK) // 8] = np.packbits(positive)
+    return packed
 
 
 def unpack_signs(packed: PackedSigns, dim: int) -> NDArray[np.float32]:
@@ -86,104 +93,23 @@ def unpack_signs(packed: PackedSigns, dim: int) -> NDArray[np.float32]:
     >>> unpack_signs(pack_signs([0.5, -2.0, 3.0]), 3).tolist()
     [1.0, -1.0, 1.0]
     """
-    _require_packed([packed], dim)
-    return np.take(_SIGNS_OF_BYTE, packed, axis=0).reshape(-1)[:dim]
+    require_packed([packed], dim)
+    signs = np.empty((packed.size, 8), dtype=np.float32)
+    for start in range(0, packed.size, _CHUNK_BYTES):
+        chunk = slice(start, start + _CHUNK_BYTES)
+        # Every byte has its row; any mode but "raise" writes to `out` without a detour.
+        np.take(SIGNS_OF_BYTE, packed[chunk], axis=0, out=signs[chunk], mode="clip")
+    return signs.reshape(-1)[:dim]
 
 
-def count_votes(packed_vectors: Sequence[PackedSigns], dim: int) -> NDArray[np.int32]:
-    """Count the positive votes for each coordinate.
-
-    Parameters
-    ----------
-    packed_vectors : sequence of M (⌈d/8⌉,) uint8
-        The clients' packed signs, M >= 1.
-    dim : int
-        d, the number of coordinates, >= 0.
-
-    Returns
-    -------
-    (d,) int32
-        The number of clients that voted +1, 0..M.
+def require_packed(packed_vectors: Sequence[PackedSigns], dim: int) -> None:
+    """Raise unless there is at least one vector and each holds `dim` packed signs.
 
     Raises
     ------
     ValueError
-        If there is no vector, or one is not a uint8 vector of that length.
+        Saying what is wrong.
     """
-    _require_packed(packed_vectors, dim)
-    counts = np.zeros(dim, dtype=np.int32)
-    for start in range(0, dim, 8 * _CHUNK_BYTES):
-        chunk = counts[start : start + 8 * _CHUNK_BYTES]
-        first = start // 8
-        for packed in packed_vectors:
-            bits = packed[first : first + _CHUNK_BYTES]
-            chunk += np.unpackbits(bits, count=chunk.size)
-    return counts
-
-
-def majority_vote(packed_vectors: Sequence[PackedSigns], dim: int) -> NDArray[np.int8]:
-    """Return the sign that most clients voted for, per coordinate.
-
-    The server's rule in Algorithms 1 and 3 of arXiv 1906.01736.
-
-    Parameters
-    ----------
-    packed_vectors : sequence of M (⌈d/8⌉,) uint8
-        The clients' packed signs, M >= 1.
-    dim : int
-        d, the number of coordinates, >= 0.
-
-    Returns
-    -------
-    (d,) int8
-        +1, −1, or 0 for a tie (even M only).
-
-    Raises
-    ------
-    ValueError
-        If there is no vector, or one is not a uint8 vector of that length.
-    """
-    counts = count_votes(packed_vectors, dim)
-    return np.sign(2 * counts - len(packed_vectors)).astype(np.int8)
-
-
-def weighted_votes(
-    packed_vectors: Sequence[PackedSigns],
-    sizes: Sequence[int],
-    weights: NDArray[np.float64],
-) -> NDArray[np.float32]:
-    """Sum the clients' signs, each times its weight for the array it belongs to.
-
-    Parameters
-    ----------
-    packed_vectors : sequence of M (⌈d/8⌉,) uint8
-        The clients' packed signs, M >= 1.
-    sizes : sequence of L int
-        How many coordinates each array has, in order; they add up to d.
-    weights : (M, L) float64
-        The weight of each client's votes on each array.
-
-    Returns
-    -------
-    (d,) float32
-        Σ_i w_{i,l(k)}·s_{i,k}.
-
-    Raises
-    ------
-    ValueError
-        If there is no vector, or one is not a uint8 vector of length ⌈d/8⌉.
-    """
-    dim = sum(sizes)
-    _require_packed(packed_vectors, dim)
-    total = np.zeros(dim, dtype=np.float32)
-    for packed, client_weights in zip(packed_vectors, weights, strict=True):
-        signs = unpack_signs(packed, dim)
-        signs *= np.repeat(client_weights.astype(np.float32), sizes)
-        total += signs
-    return total
-
-
-def _require_packed(packed_vectors: Sequence[PackedSigns], dim: int) -> None:
     if len(packed_vectors) == 0:
         raise ValueError("packed_vectors must hold at least one vector")
     for packed in packed_vectors:

@@ -10,7 +10,8 @@ from scipy.stats import kstest
 from fedmedian import Adaptive, Gaussian, Laplace, Logistic, Theory, Uniform
 from fedmedian.noise import NOISE_FAMILIES
 from fedmedian.scales import Fixed
-from fedmedian.signs import count_votes, pack_signs
+from fedmedian.signs import pack_signs
+from fedmedian.votes import count_votes
 
 FAMILIES = [Gaussian, Logistic, Laplace, Uniform]
 

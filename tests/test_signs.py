@@ -1,4 +1,4 @@
-"""Packing, counting and majorities against naive references."""
+"""Packing against naive references."""
 
 from math import inf, nan, sqrt
 
@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedmedian import count_votes, majority_vote, pack_signs, unpack_signs
-from fedmedian.signs import packed_size, weighted_votes
+from fedmedian import pack_signs, unpack_signs
+from fedmedian.signs import packed_size
 
 FLOATS = [np.float16, np.float32, np.float64]
 
@@ -32,13 +32,6 @@ def strided(x):
     wide = np.empty((x.size, 3), x.dtype)
     wide[:, 1] = x
     return wide[:, 1]
-
-
-@st.composite
-def ballots(draw, most_clients=9):
-    """M vectors of ±1 as rows, M from 1, d from 0."""
-    shape = draw(st.integers(1, most_clients)), draw(dims)
-    return draw(hnp.arrays(np.int8, shape, elements=st.sampled_from([-1, 1])))
 
 
 def naive_sign(value):
@@ -118,93 +111,7 @@ class TestZeros:
         assert np.array_equal(unpack_signs(first, x.size)[moved], plain[moved])
 
 
-class TestVotes:
-    @given(rows=ballots())
-    def test_counts_are_the_numbers_of_positive_votes(self, rows):
-        counts = count_votes([pack_signs(row) for row in rows], rows.shape[1])
-        assert counts.dtype == np.int32
-        assert counts.tolist() == [sum(vote > 0 for vote in column) for column in rows.T]
-
-    @given(rows=ballots())
-    def test_majority_is_the_sign_of_the_sum_and_0_for_a_tie(self, rows):
-        majority = majority_vote([pack_signs(row) for row in rows], rows.shape[1])
-        assert majority.dtype == np.int8
-        for vote, column in zip(majority.tolist(), rows.T.tolist(), strict=True):
-            total = sum(column)
-            assert vote == (total > 0) - (total < 0)
-
-    @given(rows=ballots())
-    def test_odd_numbers_of_clients_never_tie_and_vote_the_sign_of_the_median(self, rows):
-        odd = rows[: len(rows) - 1 + len(rows) % 2]
-        majority = majority_vote([pack_signs(row) for row in odd], odd.shape[1])
-        assert np.array_equal(majority, np.median(odd, axis=0))
-
-    @given(rows=ballots(), seed=st.integers(0, 9))
-    def test_the_order_of_the_clients_does_not_matter(self, rows, seed):
-        packed = [pack_signs(row) for row in rows]
-        shuffled = [packed[i] for i in np.random.default_rng(seed).permutation(len(packed))]
-        dim = rows.shape[1]
-        assert np.array_equal(count_votes(packed, dim), count_votes(shuffled, dim))
-
-    @given(rows=ballots())
-    def test_unused_bits_are_ignored(self, rows):
-        dim = rows.shape[1]
-        clean = [pack_signs(row) for row in rows]
-        dirty = [packed.copy() for packed in clean]
-        for packed in dirty:
-            packed[dim // 8 :] |= 0xFF >> dim % 8
-        assert np.array_equal(count_votes(dirty, dim), count_votes(clean, dim))
-        assert np.array_equal(majority_vote(dirty, dim), majority_vote(clean, dim))
-        assert np.array_equal(unpack_signs(dirty[0], dim), unpack_signs(clean[0], dim))
-
-    @pytest.mark.parametrize("dim", [131_071, 131_072, 131_073, 300_001])
-    def test_long_vectors(self, dim):
-        rows = np.random.default_rng(dim).choice(np.array([-1, 1], np.int8), (3, dim))
-        packed = [strided(pack_signs(row)) for row in rows]
-        assert np.array_equal(count_votes(packed, dim), (rows > 0).sum(axis=0))
-        assert np.array_equal(majority_vote(packed, dim), np.sign(rows.sum(axis=0)))
-
-    def test_more_clients_than_a_byte_can_count(self):
-        assert count_votes([pack_signs(np.ones(3))] * 300, 3).tolist() == [300, 300, 300]
-
-
-class TestWeightedVotes:
-    @given(rows=ballots(), data=st.data())
-    def test_each_sign_counts_with_its_clients_weight_for_the_array(self, rows, data):
-        clients, dim = rows.shape
-        cut = data.draw(st.integers(0, dim))
-        sizes = (cut, 0, dim - cut)
-        weights = data.draw(hnp.arrays(np.float64, (clients, 3), elements=st.floats(0, 100)))
-        votes = weighted_votes([pack_signs(row) for row in rows], sizes, weights)
-        assert votes.dtype == np.float32
-        expected = [
-            sum(weights[i, 0 if k < cut else 2] * rows[i, k] for i in range(clients))
-            for k in range(dim)
-        ]
-        np.testing.assert_allclose(votes, expected, rtol=1e-5, atol=1e-4)
-
-    @given(rows=ballots())
-    def test_equal_weights_give_the_majority(self, rows):
-        packed, dim = [pack_signs(row) for row in rows], rows.shape[1]
-        votes = weighted_votes(packed, [dim], np.ones((len(rows), 1)))
-        assert np.array_equal(np.sign(votes), majority_vote(packed, dim))
-
-
 class TestWhatIsRefused:
-    FUNCTIONS = (
-        count_votes,
-        majority_vote,
-        lambda packed, dim: weighted_votes(packed, [dim], np.ones((len(packed), 1))),
-    )
-
-    @pytest.mark.parametrize("function", FUNCTIONS)
-    def test_no_vectors(self, function):
-        with pytest.raises(ValueError, match="must hold at least one vector"):
-            function([], 3)
-
-    @pytest.mark.parametrize(
-        "function", [*FUNCTIONS, lambda packed, dim: unpack_signs(*packed, dim)]
-    )
     @pytest.mark.parametrize(
         "packed",
         [
@@ -216,11 +123,6 @@ class TestWhatIsRefused:
         ],
         ids=["too short", "too long", "not a vector", "signed", "float"],
     )
-    def test_vectors_of_another_length_or_dtype(self, function, packed):
+    def test_vectors_of_another_length_or_dtype(self, packed):
         with pytest.raises(ValueError, match="9 packed signs must be a uint8 vector of length 2"):
-            function([packed], 9)
-
-    @pytest.mark.parametrize("function", FUNCTIONS)
-    def test_one_bad_vector_among_good_ones(self, function):
-        with pytest.raises(ValueError, match="9 packed signs"):
-            function([np.zeros(2, np.uint8), np.zeros(1, np.uint8)], 9)
+            unpack_signs(packed, 9)
