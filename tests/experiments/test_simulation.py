@@ -1,0 +1,113 @@
+"""The comparison in Flower's Ray simulation: one command, and nothing of it left afterwards."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.slow
+
+SMALL = ["strategy='fedavg,sign'", "rounds=2", "num-clients=2", "batch-size=512"]
+PATIENCE = 180.0
+
+
+@pytest.fixture
+def simulate(root, tmp_path):
+    """Starts the command; whatever it starts can be told by a variable in its environment."""
+    mark = f"{os.getpid()}-{tmp_path.name}"
+    started = []
+
+    def simulate(*overrides):
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "experiments.heterogeneous.simulate"),
+                *(*SMALL, f"output='{tmp_path}'", *overrides),
+            ],
+            cwd=root,
+            env={**os.environ, "SIMULATION_TEST": mark, "TMPDIR": str(tmp_path)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield simulate
+    for process in started:
+        process.kill()
+        process.wait()
+    for process in children(mark):
+        process.kill()
+
+
+def children(mark):
+    """Every process whose environment has the mark."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("SIMULATION_TEST") == mark:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.fixture
+def left_over(tmp_path):
+    """Returns the processes that the command has left behind."""
+    return lambda: [p.cmdline() for p in children(f"{os.getpid()}-{tmp_path.name}")]
+
+
+def homes():
+    return {path for path in Path("/tmp").glob("fm-*") if (path / "config.toml").exists()}
+
+
+def test_it_compares_writes_the_results_and_leaves_nothing_running(simulate, left_over, tmp_path):
+    before = homes()
+    process = simulate()
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, output
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [run["strategy"] for run in results["runs"]] == ["FedAvg", "SignSGD"]
+    for run in results["runs"]:
+        assert run["rounds"] == 2
+        assert len(run["history"]) == 3
+    fedavg, sign = (run["uplink_bytes"] for run in results["runs"])
+    assert sign * 28 <= fedavg
+    assert (tmp_path / "accuracy.png").exists()
+    assert "round   2/2" in output
+    assert "uplink bytes per client and round" in output
+    assert left_over() == []
+    assert homes() <= before
+
+
+def test_a_run_that_fails_is_told_by_the_exit_status(simulate, left_over, tmp_path):
+    process = simulate("strategy='krum'")
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode not in (0, None)
+    assert "the log is in" in output
+    assert "got 'krum'" in (tmp_path / "flower.log").read_text()
+    assert not (tmp_path / "results.json").exists()
+    assert left_over() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing_behind(number, simulate, left_over, tmp_path):
+    process = simulate("rounds=100000")
+    log, deadline = tmp_path / "flower.log", time.monotonic() + PATIENCE
+    while not (log.exists() and "ROUND 2/" in log.read_text()):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.2)
+    assert len(left_over()) > 3
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode not in (0, None)
+    assert left_over() == []
+    assert not (tmp_path / "results.json").exists()
