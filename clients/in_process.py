@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from itertools import count
 from logging import ERROR
-from typing import TypeVar
+from typing import Any
 
 from flwr.app import (
     ArrayRecord,
@@ -27,7 +27,6 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedmedian.checks import require_integer, require_type
 from fedmedian.wire import serialized_size
 
-AnyRecord = TypeVar("AnyRecord", ArrayRecord, ConfigRecord, MetricRecord)
 
 _RUN_ID = 1
 _FIRST_NODE_ID = SUPERLINK_NODE_ID + 1
@@ -188,10 +187,10 @@ def _copy(content: RecordDict) -> RecordDict:
     return RecordDict({name: _copy_record(record) for name, record in content.items()})
 
 
-def _copy_record(record: AnyRecord) -> AnyRecord:
+def _copy_record(record: Any) -> Any:
     # Arrays are never written to; lists of scalars might be.
-    values = ((key, list(v) if isinstance(v, list) else v) for key, v in record.items())
-    return type(record)(dict(values))
+    values = {key: list(v) if isinstance(v, list) else v for key, v in record.items()}
+    return type(record)(values)
 
 
 def _identify_this_process() -> None:

@@ -1,6 +1,6 @@
 """NumPyClients for torch models that send perturbed signs or perturbed updates."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, cast
 
@@ -101,14 +101,14 @@ class LocalEpochs:
 
     def __call__(self, model: nn.Module, batches: Batches, loss: Loss) -> dict[str, Tensor]:
         """Return what training took off each parameter; see `LocalWork`."""
-        before = {name: value.detach().clone() for name, value in model.named_parameters()}
+        before = {name: value.detach().clone() for name, value in _parameters(model)}
         optimizer = self.optimizer(model.parameters())
         for _ in range(self.epochs):
             for inputs, targets in batches:
                 optimizer.zero_grad()
                 _backward(loss(model(inputs), targets))
                 optimizer.step()
-        return {name: before[name] - value.detach() for name, value in model.named_parameters()}
+        return {name: before[name] - value.detach() for name, value in _parameters(model)}
 
 
 class _PerturbedClient(NumPyClient):
@@ -131,8 +131,8 @@ class _PerturbedClient(NumPyClient):
         require_type("train_loader", train_loader, DataLoader, "a torch DataLoader")
         if test_loader is not None:
             require_type("test_loader", test_loader, DataLoader, "a torch DataLoader, or None")
-        for name, value in (("work", work), ("loss", loss)):
-            if value is not None and not callable(value):
+        for name, value in (("work", work or FullBatchGradient()), ("loss", loss)):
+            if not callable(value):
                 raise TypeError(f"{name} must be callable, got {value!r}")
         self.context = context
         self.model = model
@@ -275,10 +275,15 @@ def _backward(loss: Tensor) -> None:
     loss.backward()  # type: ignore[no-untyped-call]
 
 
+def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield every parameter, one that layers share under each of its names as in the state dict."""
+    return model.named_parameters(remove_duplicate=False)
+
+
 def _gradients(model: nn.Module) -> dict[str, Tensor]:
     return {
         name: value.grad.detach().clone()
-        for name, value in model.named_parameters()
+        for name, value in _parameters(model)
         if value.grad is not None
     }
 

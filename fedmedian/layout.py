@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Arrays = Mapping[str, NDArray[np.generic]]
+Arrays = Mapping[str, NDArray[Any]]
 
 RUNNING_STATISTICS = ("*running_mean", "*running_var", "*num_batches_tracked")
 """Name patterns of normalisation layers' buffers, as torch spells them."""
@@ -172,7 +173,7 @@ class Layout:
 
     def move(
         self, arrays: Arrays, step: NDArray[np.float32], dense: Arrays
-    ) -> dict[str, NDArray[np.generic]]:
+    ) -> dict[str, NDArray[Any]]:
         """Return `arrays` − `step`, with the dense arrays replaced.
 
         Parameters
@@ -207,9 +208,9 @@ class Layout:
         )
         return np.frombuffer(b"".join(parts), dtype=np.uint8)
 
-    def unpack_dense(self, packed: NDArray[np.uint8]) -> dict[str, NDArray[np.generic]]:
+    def unpack_dense(self, packed: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """Return the dense arrays that `packed`, of `dense_bytes` bytes, stands for."""
-        arrays: dict[str, NDArray[np.generic]] = {}
+        arrays: dict[str, NDArray[Any]] = {}
         data, start = packed.tobytes(), 0
         for spec in self.dense:
             part = np.frombuffer(data, dtype=spec.dtype, count=spec.size, offset=start)
@@ -221,7 +222,7 @@ class Layout:
         self,
         packed: Sequence[NDArray[np.uint8]],
         combine: Callable[[NDArray[np.float64]], NDArray[np.float64]],
-    ) -> dict[str, NDArray[np.generic]]:
+    ) -> dict[str, NDArray[Any]]:
         """Combine the clients' dense arrays into one model's.
 
         Parameters
@@ -238,7 +239,7 @@ class Layout:
             The combined arrays, each cast back to its dtype, integers rounded to the nearest.
         """
         clients = [self.unpack_dense(data) for data in packed]
-        combined: dict[str, NDArray[np.generic]] = {}
+        combined: dict[str, NDArray[Any]] = {}
         for spec in self.dense:
             wide = np.result_type(spec.dtype, np.float64)
             values = combine(np.stack([client[spec.name].astype(wide) for client in clients]))

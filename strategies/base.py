@@ -108,7 +108,7 @@ class PerturbedStrategy(FedAvg):
         self._schedule = as_schedule(learning_rate)
         self._scales: Scales = None
         self._optimizer_state: State = {}
-        self._average: dict[str, NDArray[np.generic]] | None = None
+        self._average: dict[str, NDArray[Any]] | None = None
         self._round: Round | None = None
         self._evaluation: Sequence[Message] = ()
 
@@ -277,7 +277,7 @@ class PerturbedStrategy(FedAvg):
         payloads: Sequence[Payload],
         weights: Weights,
         direction: NDArray[np.float32],
-    ) -> dict[str, NDArray[np.generic]]:
+    ) -> dict[str, NDArray[Any]]:
         if self.settings.optimizer is not None:
             direction = self.settings.optimizer.step(direction, self._optimizer_state)
         rate = require_real("learning_rate", self._schedule(current.number), low=0.0, open_low=True)
@@ -302,7 +302,7 @@ class PerturbedStrategy(FedAvg):
     def _weights(self, answers: Sequence[Answer]) -> Weights:
         examples = np.array([answer.num_examples if self.weighted else 1.0 for answer in answers])
         examples /= examples.max()  # the sum of what clients claim may overflow
-        return examples / examples.sum()
+        return np.asarray(examples / examples.sum())
 
 
 def theory_rate(noise: Noise | None, kind: PayloadKind) -> float | None:
@@ -315,7 +315,7 @@ def _to_record(model: Arrays) -> ArrayRecord:
     return ArrayRecord({name: Array(np.asarray(array)) for name, array in model.items()})
 
 
-def _blend(old: Arrays | None, new: Arrays, decay: float) -> dict[str, NDArray[np.generic]]:
+def _blend(old: Arrays | None, new: Arrays, decay: float) -> dict[str, NDArray[Any]]:
     """Return decay·old + (1 − decay)·new of floating-point arrays, and the new of others."""
     if old is None:
         return dict(new)
@@ -342,5 +342,5 @@ def _content_key(answer: Answer) -> tuple[float, bytes, str]:
     payload = answer.payload
     digest = blake2b()
     for part in (payload.body, payload.dense, payload.scales, payload.magnitudes):
-        digest.update(np.ascontiguousarray(part))
+        digest.update(np.ascontiguousarray(part).data)
     return answer.num_examples, digest.digest(), repr(answer.content.metric_records)

@@ -92,7 +92,7 @@ def train(
     size, total = int(config["batch-size"]), 0.0
     for _ in range(int(config["local-epochs"])):
         order, total = torch.from_numpy(shuffling.permutation(len(labels))), 0.0
-        for batch in order.split(size):
+        for batch in torch.split(order, size):
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
             loss.backward()  # type: ignore[no-untyped-call]
