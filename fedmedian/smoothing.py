@@ -83,7 +83,7 @@ def _root(
             slope = noise.density(centred).sum(axis=0) / scale
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
                 newton = root - excess / slope
-            following = np.where((newton > low) & (newton < high), newton, middle)
+            following = np.where((newton >= low) & (newton <= high), newton, middle)
         change = np.abs(following - root)
         root = following
         if np.all(change <= _TOLERANCE * np.maximum(scale, np.abs(root))):

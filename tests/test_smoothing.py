@@ -20,6 +20,7 @@ CLIENTS = {
     "the toy": [1.0, 2.0, 10.0],
     "evenly spread": [-2.0, -1.0, 0.0, 1.0, 2.5],
     "one outlier": [0.1, 0.2, 0.3, 0.35, 1e6],
+    "an absurd outlier": [0.378, 0.4, 2e14],
     "outliers on both sides": [-1e5, -1.0, 0.0, 0.5, 1e7],
     "two camps of different sizes": [-1.0, -1.1, 3.0, 3.1, 3.2],
     "all the same": [0.7, 0.7, 0.7],
