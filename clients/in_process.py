@@ -7,12 +7,9 @@ from logging import ERROR
 from typing import Any
 
 from flwr.app import (
-    ArrayRecord,
-    ConfigRecord,
     Context,
     Error,
     Message,
-    MetricRecord,
     RecordDict,
     UserConfig,
 )
@@ -26,7 +23,6 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedmedian.checks import require_integer, require_type
 from fedmedian.wire import serialized_size
-
 
 _RUN_ID = 1
 _FIRST_NODE_ID = SUPERLINK_NODE_ID + 1
