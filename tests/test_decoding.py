@@ -1,6 +1,7 @@
 """The mean decoded from votes: its bias and its variance."""
 
-from math import pi, sqrt
+from itertools import product
+from math import comb, pi, sqrt
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedmedian import Gaussian, Laplace, Logistic, Uniform, count_votes, mean_from_votes, pack_signs
+from fedmedian.decoding import majority_gain
 
 FAMILIES = [Gaussian(), Logistic(), Laplace(), Uniform()]
 
@@ -135,3 +137,62 @@ class TestVariance:
         naive *= (b / (2 * noise.density_at_zero) / len(updates)) ** 2
         assert decoded.var() == pytest.approx(naive, rel=0.05, abs=1e-6)
         assert naive < constant * b**2 / len(updates)
+
+
+class TestMajorityGain:
+    """2·κ_M: what the expected majority is per unit of mean update over noise scale."""
+
+    @pytest.mark.parametrize(
+        ("clients", "kappa"), [(1, 0.399), (3, 0.598), (5, 0.748), (7, 0.873), (9, 0.982)]
+    )
+    def test_of_gaussian_noise_and_an_odd_number_of_clients(self, clients, kappa):
+        assert majority_gain(Gaussian(), equal(clients)) / 2 == pytest.approx(kappa, abs=5e-4)
+
+    @pytest.mark.parametrize("noise", FAMILIES, ids=lambda noise: noise.name)
+    @pytest.mark.parametrize("clients", [1, 2, 3, 4, 9, 10])
+    def test_is_the_slope_of_the_expected_majority(self, clients, noise):
+        ratio = 1e-4
+        positive = float(noise.cdf(ratio))
+        expected = sum(
+            comb(clients, k)
+            * positive**k
+            * (1 - positive) ** (clients - k)
+            * np.sign(2 * k - clients)
+            for k in range(clients + 1)
+        )
+        assert majority_gain(noise, equal(clients)) == pytest.approx(expected / ratio, rel=1e-3)
+
+    @pytest.mark.parametrize("clients", [2, 4, 10, 100])
+    def test_an_even_number_of_clients_carries_the_signal_of_one_less(self, clients):
+        expected = majority_gain(Logistic(), equal(clients - 1))
+        assert majority_gain(Logistic(), equal(clients)) == pytest.approx(expected)
+
+    def test_grows_as_the_square_root_of_the_number_of_clients_over_pi(self):
+        assert majority_gain(Gaussian(), equal(10_001)) / 2 == pytest.approx(
+            sqrt(10_001) / pi, rel=1e-3
+        )
+
+    def test_slightly_unequal_weights_are_worth_about_as_much_as_equal_ones(self):
+        nearly = equal(101) + np.linspace(-1e-5, 1e-5, 101)
+        assert majority_gain(Gaussian(), nearly) == pytest.approx(
+            majority_gain(Gaussian(), equal(101)), rel=0.01
+        )
+
+    @pytest.mark.parametrize("noise", FAMILIES, ids=lambda noise: noise.name)
+    def test_of_unequal_weights_is_the_slope_of_the_expected_weighted_majority(self, noise):
+        """By the central limit theorem, which ten votes are enough for to a few percent."""
+        weights = np.arange(5, 15) / np.arange(5, 15).sum()
+        ratio, total = 1e-3, 0.0
+        positive = float(noise.cdf(ratio))
+        for votes in product((1, -1), repeat=10):
+            yes = votes.count(1)
+            chance = positive**yes * (1 - positive) ** (10 - yes)
+            total += chance * np.sign(np.dot(weights, votes).round(12))
+        assert majority_gain(noise, weights) == pytest.approx(total / ratio, rel=0.05)
+
+    def test_many_clients_do_not_overflow(self):
+        assert np.isfinite(majority_gain(Gaussian(), equal(5001)))
+
+
+def equal(clients):
+    return np.full(clients, 1 / clients)
