@@ -12,8 +12,8 @@ from fedmedian.optimizers import Adam, Momentum, Optimizer
 from fedmedian.scales import Adaptive, ScaleRule, Theory
 from fedmedian.schedules import Cosine, StepDecay
 from fedmedian.signs import pack_signs, unpack_signs
-from fedmedian.votes import count_votes, majority_vote
 from fedmedian.smoothing import smoothed_median
+from fedmedian.votes import count_votes, majority_vote
 from fedmedian.wire import Instruction, Payload
 
 __all__ = [

@@ -16,8 +16,8 @@ from fedmedian.layout import Layout
 from fedmedian.medians import coordinate_median
 from fedmedian.noise import Noise
 from fedmedian.scales import quantile_of_positive
-from fedmedian.votes import count_votes, weighted_votes
 from fedmedian.smoothing import smoothed_median
+from fedmedian.votes import count_votes, weighted_votes
 from fedmedian.wire import Payload
 
 Float32 = NDArray[np.float32]

@@ -1,14 +1,19 @@
 """The client's side of a round: update → clip → + noise → sign → pack."""
 
+from math import isfinite, sqrt
+
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmedian.encoding import pack_noisy_signs
 from fedmedian.layout import Arrays, Layout
 from fedmedian.noise import NOISE_FAMILIES, Noise
 from fedmedian.optimizers import Momentum, State
 from fedmedian.scales import Magnitude
 from fedmedian.signs import pack_signs
 from fedmedian.wire import Instruction, Payload, WireError
+
+_CHUNK = 1 << 14
 
 
 class UpdateError(ValueError):
@@ -55,26 +60,33 @@ def perturb_update(
     """
     for spec, part in zip(layout.voted, layout.split(update), strict=True):
         part /= np.float32(instruction.divisor)
-        if not np.isfinite(part).all():
+        if not isfinite(_energy(part)):
             raise UpdateError(f"update of array {spec.name!r} holds NaN or infinity")
     if instruction.momentum > 0:
         update = _with_momentum(update, instruction.momentum, memory)
     parts = layout.split(update)
     if instruction.clip is not None:
-        norm = float(np.linalg.norm(update.astype(np.float64)))
+        norm = sqrt(_energy(update))
         if norm > instruction.clip:
             update *= np.float32(instruction.clip / norm)
     magnitudes = np.array([_magnitude(part, instruction.of) for part in parts], dtype=np.float32)
     scales = _noise_scales(instruction, magnitudes)
-    if instruction.noise is not None:
-        add_noise(layout, update, NOISE_FAMILIES[instruction.noise](), scales, rng)
-    signs = instruction.kind == "signs"
+    noise = NOISE_FAMILIES[instruction.noise]() if instruction.noise is not None else None
+    body: NDArray[np.uint8] | NDArray[np.float32] = update
+    if instruction.kind == "signs":
+        body = (
+            pack_signs(update, rng)
+            if noise is None
+            else pack_noisy_signs(update, layout.sizes, noise, scales, rng)
+        )
+    elif noise is not None:
+        add_noise(layout, update, noise, scales, rng)
     return Payload(
         kind=instruction.kind,
         noise=instruction.noise,
         scales=scales,
         magnitudes=magnitudes,
-        body=pack_signs(update, rng) if signs else update,
+        body=body,
         dense=layout.pack_dense(after),
     )
 
@@ -119,8 +131,17 @@ def _magnitude(part: NDArray[np.float32], of: Magnitude) -> float:
     if part.size == 0:
         return 0.0
     if of == "max":
-        return float(np.max(np.abs(part)))
-    return float(np.sqrt(np.mean(np.square(part, dtype=np.float64))))
+        return max(float(part.max()), -float(part.min()))
+    return sqrt(_energy(part) / part.size)
+
+
+def _energy(values: NDArray[np.float32]) -> float:
+    """Return the sum of squares, which in float64 is finite if all values are."""
+    energy = 0.0
+    for start in range(0, values.size, _CHUNK):
+        wide = values[start : start + _CHUNK].astype(np.float64)
+        energy += float(np.dot(wide, wide))
+    return energy
 
 
 def _noise_scales(instruction: Instruction, magnitudes: NDArray[np.float32]) -> NDArray[np.float32]:

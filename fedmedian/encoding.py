@@ -1,0 +1,97 @@
+"""From a float update to the packed signs of the update with noise, in one pass.
+
+The sign of u + b·ξ is +1 with probability p = F(u/b), so no ξ need be drawn: a uniform U is
+compared with p. Its first byte decides nearly always, even against a rough and fast p; where it
+comes close, in one coordinate of 128, the exact p is computed and U gets its further bits. The
+law of the votes is exact, whatever the rough p.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmedian.noise import ROUGH_ERROR, Noise
+from fedmedian.signs import PackedSigns, packed_size
+
+# A multiple of the eight coordinates whose random bytes are drawn at once.
+_CHUNK = 1 << 16
+
+
+def pack_noisy_signs(
+    update: NDArray[np.float32],
+    sizes: Sequence[int],
+    noise: Noise,
+    scales: NDArray[np.float32],
+    rng: np.random.Generator,
+) -> PackedSigns:
+    """Draw the signs of u + b·ξ, and pack them.
+
+    Line 3 of Algorithms 1 and 3 of arXiv 1906.01736: P(+1) = F(u/b) for each coordinate,
+    independently.
+
+    Parameters
+    ----------
+    update : (d,) float32
+        The update u, finite. It is not changed.
+    sizes : sequence of L int
+        How many coordinates each array has, in order; they add up to d.
+    noise : Noise
+        The family of ξ; its own scale plays no part here.
+    scales : (L,) float32
+        The noise scale b >= 0 of each array. Without noise, b = 0, the sign is that of u, and a
+        fair coin where u = 0.
+    rng : numpy.random.Generator
+        The signs follow from its state, which moves on.
+
+    Returns
+    -------
+    (⌈d/8⌉,) uint8
+        The packed signs.
+    """
+    packed = np.empty(packed_size(update.size), dtype=np.uint8)
+    # Two streams, so that what one coordinate takes does not depend on any other.
+    seeds = rng.integers(0, 1 << 63, (2, 4)).tolist()
+    first_bytes, further_bits = np.random.PCG64(seeds[0]), np.random.default_rng(seeds[1])
+    ratios = np.empty(_CHUNK, dtype=np.float32)
+    error = np.float32(128 * ROUGH_ERROR)
+    ends = np.cumsum(sizes, dtype=np.int64).tolist()
+    # Ratios may overflow, which is right, and be 0/0, which is seen to.
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        for start in range(0, update.size, _CHUNK):
+            ratio = ratios[: update.size - start]
+            _divide(update, ends, scales, start, ratio)
+            drawn = first_bytes.random_raw(packed_size(ratio.size)).view(np.uint8)[: ratio.size]
+            # 256·p is at least this, and less than 2 more than its whole part.
+            rough = noise.rough_vote(ratio)
+            rough *= np.float32(128)
+            rough += np.float32(128) - error
+            surely = rough.astype(np.uint8)
+            positive = drawn < surely
+            close = np.flatnonzero(drawn - surely < 2)
+            uniform = drawn[close] + further_bits.random(close.size)
+            positive[close] = uniform < 256 * noise.cdf(ratio[close].astype(np.float64))
+            packed[start // 8 : (start + _CHUNK) // 8] = np.packbits(positive)
+    return packed
+
+
+def _divide(
+    update: NDArray[np.float32],
+    ends: Sequence[int],
+    scales: NDArray[np.float32],
+    start: int,
+    ratio: NDArray[np.float32],
+) -> None:
+    """Write u/b of the coordinates from `start` on, 0 for 0/0."""
+    stop = start + ratio.size
+    position = start
+    for array in range(bisect_right(ends, start), len(ends)):
+        end = min(ends[array], stop)
+        part = ratio[position - start : end - start]
+        np.divide(update[position:end], scales[array], out=part)
+        if scales[array] == 0:
+            part[np.isnan(part)] = 0
+        if end == stop:
+            return
+        position = end
