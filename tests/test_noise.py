@@ -5,6 +5,7 @@ from math import erf, exp, inf, nan, pi, sqrt
 
 import numpy as np
 import pytest
+from scipy.integrate import trapezoid
 from scipy.stats import kstest
 
 from fedmedian import Adaptive, Gaussian, Laplace, Logistic, Theory, Uniform
@@ -93,6 +94,38 @@ class TestEveryFamily:
         h = 1e-6
         below, above = family().cdf([-h, h])
         assert (above - below) / (2 * h) == pytest.approx(family.density_at_zero, rel=1e-5)
+
+    def test_density_is_the_derivative_of_the_cdf(self, family):
+        # Kinks, at 0 for Laplace and at ±√3 for the uniform, lie between the points.
+        points, h = np.linspace(-6.0, 6.0, 500) + 1e-4, 1e-5
+        slopes = (family().cdf(points + h) - family().cdf(points - h)) / (2 * h)
+        np.testing.assert_allclose(family().density(points), slopes, rtol=1e-5, atol=1e-9)
+
+    def test_density_is_symmetric_unimodal_and_adds_up_to_1(self, family):
+        density = family().density(GRID)
+        assert np.all(density >= 0)
+        np.testing.assert_allclose(density, density[::-1], rtol=1e-12)
+        assert np.all(np.diff(density[GRID <= 0]) >= 0)
+        wide = np.linspace(-40, 40, 800_001)
+        assert trapezoid(family().density(wide), wide) == pytest.approx(1, abs=1e-4)
+        assert family().density([-inf, inf]).tolist() == [0.0, 0.0]
+
+    def test_density_at_zero_is_its_peak(self, family):
+        assert family().density(0.0) == pytest.approx(family.density_at_zero, rel=1e-12)
+        assert family().density(GRID).max() == pytest.approx(family.density_at_zero, rel=1e-12)
+
+    def test_density_has_variance_1(self, family):
+        wide = np.linspace(-40, 40, 800_001)
+        second = trapezoid(wide**2 * family().density(wide), wide)
+        assert second == pytest.approx(1, abs=1e-3)
+
+    def test_density_keeps_shape_and_precision_and_takes_plain_numbers(self, family):
+        for dtype in (np.float32, np.float64):
+            values = family().density(np.zeros((2, 3), dtype))
+            assert values.shape == (2, 3)
+            assert values.dtype == dtype
+        assert family().density([0, 1]).dtype == np.float64
+        assert family().density(1) == family().density(1.0)
 
     def test_cdf_keeps_shape_and_precision_and_takes_plain_numbers(self, family):
         for dtype in (np.float32, np.float64):
