@@ -209,3 +209,89 @@ class TestAddNoise:
         for update, noise in zip(updates, (Gaussian(), Gaussian(100.0)), strict=True):
             add_noise(LAYOUT, update, noise, np.float32([1, 1]), np.random.default_rng(0))
         assert np.array_equal(*updates)
+
+
+class TestDivisor:
+    """What the update is divided by first of all: the client's own learning rate."""
+
+    @pytest.mark.parametrize("divisor", [0.1, 1.0, 4.0])
+    def test_divides_the_update(self, divisor):
+        assert answer(UPDATE, divisor=divisor).body == pytest.approx(np.divide(UPDATE, divisor))
+
+    def test_comes_before_clipping(self):
+        payload = answer([3.0, 0, 0, 0, 0, 0, 4.0, 0], divisor=0.5, clip=10.0)
+        assert payload.body == pytest.approx([6.0, 0, 0, 0, 0, 0, 8.0, 0])
+
+    def test_comes_before_the_magnitudes(self):
+        assert answer(UPDATE, divisor=0.1, of="max").magnitudes == pytest.approx([40.0, 4.0])
+
+    def test_an_update_that_it_makes_infinite_is_not_sent(self):
+        with np.errstate(over="ignore"), pytest.raises(UpdateError, match="array 'w' holds NaN"):
+            answer([1e38] * 8, divisor=1e-3)
+
+
+class TestMomentum:
+    """An average of the client's updates over rounds, which takes the last one's place."""
+
+    @staticmethod
+    def rounds(updates, momentum, **asked):
+        memory, rng = {}, np.random.default_rng(0)
+        asked = replace(PLAIN, momentum=momentum, **asked)
+        given = (np.array(update, np.float32) for update in updates)
+        return [perturb_update(asked, LAYOUT, u, MODEL, rng, memory) for u in given]
+
+    @pytest.mark.parametrize("momentum", [0.5, 0.9])
+    def test_sends_the_corrected_exponential_average(self, momentum):
+        updates, mean = np.random.default_rng(0).standard_normal((6, 8)), 0.0
+        payloads = self.rounds(updates, momentum)
+        for t, (update, payload) in enumerate(zip(updates, payloads, strict=True), start=1):
+            mean = momentum * mean + (1 - momentum) * update
+            np.testing.assert_allclose(payload.body, mean / (1 - momentum**t), rtol=1e-4, atol=1e-6)
+
+    def test_of_a_constant_update_is_that_update(self):
+        for payload in self.rounds([UPDATE] * 4, 0.9):
+            assert payload.body == pytest.approx(UPDATE, rel=1e-5)
+
+    def test_comes_before_clipping_which_it_does_not_remember(self):
+        first, second = self.rounds([[30.0] + [0.0] * 7, [0.0] * 8], 0.5, clip=1.0)
+        assert first.body[0] == pytest.approx(1.0)
+        # A third of 30, and not of 1, is left of the first.
+        assert second.body[0] == pytest.approx(1.0)
+        assert self.rounds([[30.0] + [0.0] * 7, [0.0] * 8], 0.5)[1].body[0] == pytest.approx(10.0)
+
+    def test_comes_before_the_noise_which_it_does_not_remember(self):
+        scales = np.array([1e3, 1e3], np.float32)
+        memory, rng = {}, np.random.default_rng(0)
+        noisy = replace(PLAIN, momentum=0.5, noise="gaussian", scales=scales)
+        plain = replace(PLAIN, momentum=0.5)
+        perturb_update(noisy, LAYOUT, np.ones(8, np.float32), MODEL, rng, memory)
+        payload = perturb_update(plain, LAYOUT, np.ones(8, np.float32), MODEL, rng, memory)
+        assert payload.body == pytest.approx(np.ones(8))
+
+    def test_comes_after_the_division(self):
+        _, second = self.rounds([[4.0] * 8, [1.0] * 8], 0.5, divisor=2.0)
+        assert second.body == pytest.approx(np.full(8, 2 / 3 * 0.5 + 1 / 3 * 2.0))
+
+    def test_starts_afresh_when_the_model_is_another(self):
+        memory = {"m": np.ones(3, np.float32), "rounds": np.float32([7])}
+        asked = replace(PLAIN, momentum=0.9)
+        update = np.array(UPDATE, np.float32)
+        payload = perturb_update(asked, LAYOUT, update, MODEL, np.random.default_rng(0), memory)
+        assert payload.body == pytest.approx(UPDATE, rel=1e-5)
+
+    def test_is_not_kept_where_it_is_not_asked_for(self):
+        memory = {}
+        update = np.array(UPDATE, np.float32)
+        perturb_update(PLAIN, LAYOUT, update, MODEL, np.random.default_rng(0), memory)
+        assert memory == {}
+
+    def test_a_client_that_cannot_remember_says_so(self):
+        with pytest.raises(WireError, match="asks for momentum, which this client cannot remember"):
+            answer(UPDATE, momentum=0.9)
+
+    def test_an_update_that_is_not_finite_is_not_remembered(self):
+        memory, asked = {}, replace(PLAIN, momentum=0.9)
+        rng = np.random.default_rng(0)
+        with pytest.raises(UpdateError):
+            perturb_update(asked, LAYOUT, np.full(8, nan, np.float32), MODEL, rng, memory)
+        assert memory == {}
