@@ -1,0 +1,44 @@
+"""The examples in docstrings do what they say."""
+
+import doctest
+import importlib
+import logging
+import pkgutil
+
+import pytest
+
+import fedmedian
+import fedmedian.clients
+import fedmedian.strategies
+
+PACKAGES = (fedmedian, fedmedian.clients, fedmedian.strategies)
+
+MODULES = sorted(
+    {package.__name__ for package in PACKAGES}
+    | {
+        f"{package.__name__}.{module.name}"
+        for package in PACKAGES
+        for module in pkgutil.iter_modules(package.__path__)
+    }
+)
+
+
+@pytest.fixture(autouse=True)
+def quiet_flower():
+    """Keep Flower's log off the terminal."""
+    logger = logging.getLogger("flwr")
+    handlers, logger.handlers = logger.handlers, []
+    yield
+    logger.handlers = handlers
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_of_a_module_work(name):
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_there_are_examples():
+    finder = doctest.DocTestFinder()
+    modules = [importlib.import_module(name) for name in MODULES]
+    examples = [test.examples for module in modules for test in finder.find(module)]
+    assert sum(map(len, examples)) > 10
