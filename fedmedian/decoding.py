@@ -44,7 +44,7 @@ def mean_from_votes(
     Examples
     --------
     >>> from fedmedian import Uniform
-    >>> mean_from_votes([5, 2, 4], 5, Uniform(), 1.0).round(3).tolist()
+    >>> mean_from_votes([5, 2, 4], 5, Uniform(), 1.0).astype(float).round(3).tolist()
     [1.732, -0.346, 1.039]
     """
     if num_votes < 1:

@@ -47,7 +47,7 @@ def smoothed_median(
     >>> from fedmedian import Gaussian
     >>> rows = [np.array([value]) for value in (1.0, 2.0, 10.0)]
     >>> [round(float(smoothed_median(rows, Gaussian(), b)[0]), 2) for b in (0.1, 5.0, 100.0)]
-    [2.0, 3.73, 4.33]
+    [2.0, 4.02, 4.33]
     """
     if isinstance(noise, Uniform):
         raise ValueError("noise must have a smooth CDF for a smoothed median, got Uniform")
