@@ -63,7 +63,7 @@ def perturb_update(
         if not isfinite(_energy(part)):
             raise UpdateError(f"update of array {spec.name!r} holds NaN or infinity")
     if instruction.momentum > 0:
-        update = _with_momentum(update, instruction.momentum, memory)
+        update = _with_momentum(update, instruction, memory)
     parts = layout.split(update)
     if instruction.clip is not None:
         norm = sqrt(_energy(update))
@@ -118,13 +118,16 @@ def add_noise(
 
 
 def _with_momentum(
-    update: NDArray[np.float32], momentum: float, memory: State | None
+    update: NDArray[np.float32], instruction: Instruction, memory: State | None
 ) -> NDArray[np.float32]:
     if memory is None:
         raise WireError("instruction asks for momentum, which this client cannot remember")
-    if "m" in memory and memory["m"].shape != update.shape:
-        memory.clear()  # the server has another model now
-    return Momentum(momentum).step(update, memory)
+    rounds = np.array([instruction.server_round], dtype=np.float32)
+    # Another model, or rounds that do not go on from the last: the server has begun another run.
+    if memory and (memory["m"].shape != update.shape or memory["last-round"] >= rounds):
+        memory.clear()
+    memory["last-round"] = rounds
+    return Momentum(instruction.momentum).step(update, memory)
 
 
 def _magnitude(part: NDArray[np.float32], of: Magnitude) -> float:

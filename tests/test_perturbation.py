@@ -237,8 +237,17 @@ class TestMomentum:
     def rounds(updates, momentum, **asked):
         memory, rng = {}, np.random.default_rng(0)
         asked = replace(PLAIN, momentum=momentum, **asked)
-        given = (np.array(update, np.float32) for update in updates)
-        return [perturb_update(asked, LAYOUT, u, MODEL, rng, memory) for u in given]
+        return [
+            perturb_update(
+                replace(asked, server_round=number),
+                LAYOUT,
+                np.array(update, np.float32),
+                MODEL,
+                rng,
+                memory,
+            )
+            for number, update in enumerate(updates, start=1)
+        ]
 
     @pytest.mark.parametrize("momentum", [0.5, 0.9])
     def test_sends_the_corrected_exponential_average(self, momentum):
@@ -263,7 +272,7 @@ class TestMomentum:
         scales = np.array([1e3, 1e3], np.float32)
         memory, rng = {}, np.random.default_rng(0)
         noisy = replace(PLAIN, momentum=0.5, noise="gaussian", scales=scales)
-        plain = replace(PLAIN, momentum=0.5)
+        plain = replace(PLAIN, momentum=0.5, server_round=2)
         perturb_update(noisy, LAYOUT, np.ones(8, np.float32), MODEL, rng, memory)
         payload = perturb_update(plain, LAYOUT, np.ones(8, np.float32), MODEL, rng, memory)
         assert payload.body == pytest.approx(np.ones(8))
@@ -272,12 +281,26 @@ class TestMomentum:
         _, second = self.rounds([[4.0] * 8, [1.0] * 8], 0.5, divisor=2.0)
         assert second.body == pytest.approx(np.full(8, 2 / 3 * 0.5 + 1 / 3 * 2.0))
 
-    def test_starts_afresh_when_the_model_is_another(self):
-        memory = {"m": np.ones(3, np.float32), "rounds": np.float32([7])}
-        asked = replace(PLAIN, momentum=0.9)
-        update = np.array(UPDATE, np.float32)
+    @pytest.mark.parametrize(
+        ("dim", "last_round"), [(3, 1), (8, 7), (8, 2)], ids=["model", "run", "round"]
+    )
+    def test_starts_afresh_when_the_model_or_the_run_is_another(self, dim, last_round):
+        memory = {
+            "m": np.ones(dim, np.float32),
+            "rounds": np.float32([5]),
+            "last-round": np.float32([last_round]),
+        }
+        asked, update = replace(PLAIN, momentum=0.9, server_round=2), np.array(UPDATE, np.float32)
         payload = perturb_update(asked, LAYOUT, update, MODEL, np.random.default_rng(0), memory)
         assert payload.body == pytest.approx(UPDATE, rel=1e-5)
+
+    def test_goes_on_over_rounds_that_the_client_missed(self):
+        memory, rng = {}, np.random.default_rng(0)
+        for number, expected in ((1, 4.0), (5, (0.5 * 0.5 * 4 + 0.5 * 1) / 0.75)):
+            asked = replace(PLAIN, momentum=0.5, server_round=number)
+            update = np.full(8, 4.0 if number == 1 else 1.0, np.float32)
+            payload = perturb_update(asked, LAYOUT, update, MODEL, rng, memory)
+            assert payload.body == pytest.approx(np.full(8, expected))
 
     def test_is_not_kept_where_it_is_not_asked_for(self):
         memory = {}
