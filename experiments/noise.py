@@ -1,7 +1,7 @@
 """Which noise, which scale, which decoding: the tables of docs/noise.md, measured.
 
 ``python -m experiments.noise`` prints them all as Markdown, in about ten minutes on two cores;
-``python -m experiments.noise decoding`` prints one: decoding, families, estimators or rule.
+``python -m experiments.noise decoding`` prints one; so do families, estimators, robustness, rule.
 """
 
 import logging
@@ -11,7 +11,17 @@ from functools import partial
 from math import pi
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, UserConfig
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MetricRecord,
+    UserConfig,
+)
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
 from numpy.typing import NDArray
@@ -25,7 +35,7 @@ from experiments.heterogeneous.fedmedian_heterogeneous.task import (
     make_network,
 )
 from fedmedian import Adaptive, Gaussian, Layout, Momentum, Noise, mean_from_votes
-from fedmedian.clients import InProcessGrid
+from fedmedian.clients import InProcessGrid, perturb
 from fedmedian.noise import NOISE_FAMILIES
 from fedmedian.strategies import MedianSGD, SignSGD
 from fedmedian.strategies.options import FedAvgOptions
@@ -112,7 +122,26 @@ def _everyone(config: UserConfig) -> FedAvgOptions:
     return {"fraction_evaluate": 0.0, "min_train_nodes": clients, "min_available_nodes": clients}
 
 
-def accuracy(make: Callable[[int, FedAvgOptions], Strategy], overrides: list[str]) -> float:
+def flip(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Make the first two clients bad: a mod that turns their update u into −5·u."""
+    model = message.content.array_records["arrays"].to_numpy_ndarrays()
+    reply = call_next(message, context)
+    if int(context.node_config["partition-id"]) < 2:
+        trained = reply.content.array_records["arrays"]
+        for name, before in zip(list(trained), model, strict=True):
+            trained[name] = Array(before + 5 * (before - trained[name].numpy()))
+    return reply
+
+
+attacked_app = ClientApp(mods=[perturb, flip])
+attacked_app.train()(client_app.train_model)
+
+
+def accuracy(
+    make: Callable[[int, FedAvgOptions], Strategy],
+    overrides: list[str],
+    app: ClientApp = client_app.app,
+) -> float:
     """Return the test accuracy of a strategy on digits, over the last ten rounds and all seeds.
 
     Parameters
@@ -121,6 +150,8 @@ def accuracy(make: Callable[[int, FedAvgOptions], Strategy], overrides: list[str
         Maps a seed and FedAvg's options to a strategy.
     overrides : list of str
         Overrides of the app's configuration, as on its command line.
+    app : ClientApp (default: the experiment's)
+        The clients.
 
     Returns
     -------
@@ -140,7 +171,7 @@ def accuracy(make: Callable[[int, FedAvgOptions], Strategy], overrides: list[str
             return None
 
         make(seed, _everyone(config)).start(
-            grid=InProcessGrid(client_app.app, int(config["num-clients"]), run_config=config),
+            grid=InProcessGrid(app, int(config["num-clients"]), run_config=config),
             initial_arrays=ArrayRecord(dict(model.state_dict())),
             num_rounds=rounds,
             evaluate_fn=test,
@@ -201,6 +232,28 @@ def estimators_table() -> str:
     )
 
 
+def robustness_table() -> str:
+    """Compare strategies where two of ten clients send minus five times their update."""
+    overrides = [*_SETTINGS["Dirichlet(.3), 3 local epochs"], "alpha=1.0"]
+    makers: dict[str, Callable[[int, FedAvgOptions], Strategy]] = {
+        "FedAvg": lambda seed, options: FedAvg(**options),
+        "SignSGD()": lambda seed, options: SignSGD(seed=seed, **options),
+        "MedianSGD()": lambda seed, options: MedianSGD(seed=seed, **options),
+        "MedianSGD(Gaussian(Adaptive(1.0)))": lambda seed, options: MedianSGD(
+            Gaussian(Adaptive(1.0)), seed=seed, **options
+        ),
+        'MedianSGD(Gaussian(Adaptive(1.0)), estimator="smoothed")': lambda seed, options: MedianSGD(
+            Gaussian(Adaptive(1.0)), estimator="smoothed", seed=seed, **options
+        ),
+        "MedianSGD(None)": lambda seed, options: MedianSGD(None, seed=seed, **options),
+    }
+    rows = [
+        [name, f"{accuracy(make, overrides):.3f}", f"{accuracy(make, overrides, attacked_app):.3f}"]
+        for name, make in makers.items()
+    ]
+    return markdown_table(["strategy", "nobody attacks", "two of ten attack"], rows)
+
+
 class _Probe(FedAvg):
     """FedAvg that notes what the rule for b* would choose, as a multiple of the RMS."""
 
@@ -257,6 +310,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "decoding": decoding_table,
     "families": families_table,
     "estimators": estimators_table,
+    "robustness": robustness_table,
     "rule": rule_table,
 }
 
