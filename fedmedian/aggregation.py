@@ -17,7 +17,7 @@ from fedmedian.medians import coordinate_median
 from fedmedian.noise import Noise
 from fedmedian.scales import quantile_of_positive
 from fedmedian.smoothing import smoothed_median
-from fedmedian.votes import count_votes, weighted_votes
+from fedmedian.votes import majority_vote, weighted_votes
 from fedmedian.wire import Payload
 
 Float32 = NDArray[np.float32]
@@ -101,13 +101,15 @@ def aggregate_signs(
         decoding = vote_weights * votes_to_mean(noise) * scales
     if decode == "counts":
         vote_weights = decoding
-    votes = _sum_votes(packed, layout, vote_weights)
+    votes = weighted_votes(packed, layout.sizes, vote_weights)
     report: Report = {}
     if diagnostics:
         report = describe_votes(votes, vote_weights, layout, noise)
         if noise is not None:
-            plain = _sum_votes(packed, layout, np.ones_like(vote_weights))
-            mean = votes if decode == "counts" else _sum_votes(packed, layout, decoding)
+            plain = majority_vote(packed, layout.dim)
+            mean = votes
+            if decode != "counts":
+                mean = weighted_votes(packed, layout.sizes, decoding)
             report["majority-contradicts-mean"] = share_of_opposite_signs(plain, mean)
     if decode == "counts":
         return Aggregate(votes, report)
@@ -165,16 +167,6 @@ def aggregate_vectors(
         scales = np.stack([payload.scales for payload in payloads]).mean(axis=0, dtype=np.float64)
         report = describe_median(direction, rows, scales, layout, noise)
     return Aggregate(direction, report)
-
-
-def _sum_votes(
-    packed: Sequence[NDArray[np.uint8]], layout: Layout, weights: NDArray[np.float64]
-) -> Float32:
-    if np.all(weights == weights[0]):  # then integers do, which are exact and fast
-        votes = (2 * count_votes(packed, layout.dim) - len(packed)).astype(np.float32)
-        votes *= layout.per_coordinate(weights[0])
-        return votes
-    return weighted_votes(packed, layout.sizes, weights)
 
 
 def _capped_scales(payloads: Sequence[Payload]) -> NDArray[np.float64]:

@@ -1,6 +1,7 @@
 """What a round's votes or vectors say about themselves, for the round's report."""
 
 from collections.abc import Sequence
+from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,8 @@ from fedmedian.layout import Layout
 from fedmedian.noise import Noise
 
 Float32 = NDArray[np.float32]
+
+_CHUNK = 1 << 14
 
 Report = dict[str, float | list[float]]
 """What is worth reporting about a round, by name."""
@@ -45,7 +48,7 @@ def describe_votes(
     for part, total, column in zip(layout.split(votes), reach, weights.T, strict=True):
         signal = spread = 0.0
         if total > 0 and part.size > 0:
-            agreement += float(np.abs(part).sum(dtype=np.float64)) / total
+            agreement += _sum_of_magnitudes(part) / total
             # E[v²] = μ² + (1 − μ²)·n for mean votes v of expectation μ, with n = Σw²/(Σw)².
             share = float(np.square(column).sum()) / total**2
             if share < 1:
@@ -93,15 +96,20 @@ def describe_median(
         median's energy over its noise's by the asymptotic variance b²/(4·φ0²·M), and
         ``signal-to-noise-per-array``.
     """
+    gap, opposite = 0.0, 0
     with np.errstate(over="ignore", invalid="ignore"):  # a bad client's values may be huge
-        mean = rows[0].copy()
-        for row in rows[1:]:
-            mean += row
-        mean /= np.float32(len(rows))
-        report: Report = {
-            "median-mean-gap": float(np.linalg.norm(median - mean)),
-            "majority-contradicts-mean": share_of_opposite_signs(median, mean),
-        }
+        for start in range(0, median.size, _CHUNK):
+            chunk = slice(start, start + _CHUNK)
+            mean = rows[0][chunk].copy()
+            for row in rows[1:]:
+                mean += row[chunk]
+            mean /= np.float32(len(rows))
+            gap += float(np.square(median[chunk] - mean, dtype=np.float64).sum())
+            opposite += _count_opposite_signs(median[chunk], mean)
+    report: Report = {
+        "median-mean-gap": sqrt(gap),
+        "majority-contradicts-mean": opposite / max(median.size, 1),
+    }
     if noise is not None and scales.any():
         variances = np.square(votes_to_mean(noise) * scales) / len(rows)
         spreads = variances * layout.sizes
@@ -112,7 +120,21 @@ def describe_median(
     return report
 
 
-def share_of_opposite_signs(left: Float32, right: Float32) -> float:
+def _sum_of_magnitudes(values: Float32) -> float:
+    chunks = range(0, values.size, _CHUNK)
+    return sum(
+        float(np.abs(values[start : start + _CHUNK]).sum(dtype=np.float64)) for start in chunks
+    )
+
+
+def share_of_opposite_signs(left: Float32 | NDArray[np.int8], right: Float32) -> float:
     """Return the fraction of coordinates, in [0, 1], where two vectors have opposite signs."""
-    opposite = int(np.count_nonzero(np.sign(left) * np.sign(right) < 0))
+    opposite = sum(
+        _count_opposite_signs(left[start : start + _CHUNK], right[start : start + _CHUNK])
+        for start in range(0, left.size, _CHUNK)
+    )
     return opposite / max(left.size, 1)
+
+
+def _count_opposite_signs(left: Float32 | NDArray[np.int8], right: Float32) -> int:
+    return int(np.count_nonzero(np.sign(left) * np.sign(right) < 0))
