@@ -58,6 +58,7 @@ class TestStrategies:
             ("fedavg", "FedAvg"),
             ("fedmedian", "FedMedian"),
             ("sign-plain", "SignSGD (no noise)"),
+            ("sign-majority", "SignSGD (majority)"),
             ("sign", "SignSGD"),
             ("median-plain", "MedianSGD (no noise)"),
             ("median", "MedianSGD"),

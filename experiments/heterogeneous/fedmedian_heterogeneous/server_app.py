@@ -26,7 +26,7 @@ def make_strategy(name: str, config: UserConfig) -> tuple[str, Strategy]:
     Parameters
     ----------
     name : str
-        "fedavg", "fedmedian", "sign-plain", "sign", "median-plain" or "median".
+        "fedavg", "fedmedian", "sign-plain", "sign-majority", "sign", "median-plain" or "median".
     config : dict
         The run configuration.
 
@@ -59,6 +59,16 @@ def make_strategy(name: str, config: UserConfig) -> tuple[str, Strategy]:
             "SignSGD (no noise)",
             lambda: SignSGD(
                 None, decode="majority", learning_rate=vote_rate, seed=seed, **everyone
+            ),
+        ),
+        "sign-majority": (
+            "SignSGD (majority)",
+            lambda: SignSGD(
+                make_noise(config, 3.0),
+                decode="majority",
+                learning_rate=vote_rate,
+                seed=seed,
+                **everyone,
             ),
         ),
         "sign": (
