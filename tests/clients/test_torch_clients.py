@@ -32,6 +32,15 @@ OLDER_KEYS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Models as small as these only wait for each other's threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def data():
     draws = torch.Generator().manual_seed(0)
