@@ -1,8 +1,68 @@
-"""What all tests share: hypothesis without a stopwatch, and the same examples in every CI run."""
+"""What all tests share: a quiet Flower, small apps, the same examples in every CI run."""
 
+import logging
 import os
 
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 from hypothesis import settings
+
+from fedmedian.clients import perturb
 
 settings.register_profile("fedmedian", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("fedmedian")
+
+
+@pytest.fixture(autouse=True)
+def quiet_flower():
+    """Keep Flower's log for caplog, and off the terminal."""
+    logger = logging.getLogger("flwr")
+    handlers, logger.handlers = logger.handlers, []
+    yield
+    logger.handlers = handlers
+
+
+def to_record(arrays):
+    return ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()})
+
+
+def to_arrays(record):
+    return {name: array.numpy() for name, array in record.items()}
+
+
+@pytest.fixture(scope="session")
+def as_record():
+    """Turns named numpy arrays into an ArrayRecord."""
+    return to_record
+
+
+@pytest.fixture(scope="session")
+def as_arrays():
+    """Turns an ArrayRecord into named numpy arrays."""
+    return to_arrays
+
+
+@pytest.fixture(scope="session")
+def make_app():
+    """Makes a ClientApp of one function, (model, partition) -> (trained model, metrics)."""
+
+    def make(train, mods=(perturb,)):
+        app = ClientApp(mods=list(mods))
+
+        @app.train()
+        def _train(message, context):
+            (record,) = message.content.array_records.values()
+            trained, metrics = train(to_arrays(record), context.node_config["partition-id"])
+            content = {"arrays": to_record(trained), "metrics": MetricRecord(metrics)}
+            return Message(RecordDict(content), reply_to=message)
+
+        @app.evaluate()
+        def _evaluate(message, context):
+            metrics = {"num-examples": 2, "loss": float(context.node_config["partition-id"])}
+            return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+
+        return app
+
+    return make

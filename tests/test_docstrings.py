@@ -2,7 +2,6 @@
 
 import doctest
 import importlib
-import logging
 import pkgutil
 
 import pytest
@@ -21,15 +20,6 @@ MODULES = sorted(
         for module in pkgutil.iter_modules(package.__path__)
     }
 )
-
-
-@pytest.fixture(autouse=True)
-def quiet_flower():
-    """Keep Flower's log off the terminal."""
-    logger = logging.getLogger("flwr")
-    handlers, logger.handlers = logger.handlers, []
-    yield
-    logger.handlers = handlers
 
 
 @pytest.mark.parametrize("name", MODULES)
