@@ -22,6 +22,11 @@ types: setup
 	@ln -s ../../experiments build/types/experiments
 	@MYPYPATH=build/types $(BIN)/mypy -p fedmedian -p experiments
 
+bench: setup  ## Measure speed against peers in about 5 minutes; ARGS="median votes" for some.
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet \
+		--constraint constraints.txt --editable '.[dev,bench]'
+	@$(BIN)/python -m benchmarks $(ARGS)
+
 setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
@@ -32,4 +37,4 @@ setup: .venv/installed
 	@touch $@
 
 clean:  ## Remove what the targets above have made.
-	rm -rf .venv build experiments/results .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build experiments/results benchmarks/results .mypy_cache .pytest_cache .ruff_cache .hypothesis

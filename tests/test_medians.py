@@ -57,8 +57,10 @@ def naive_median(values):
 
 def middle(low, high):
     """The mean of two numbers, which Python's floats would let overflow."""
-    if low == high or abs(low) == inf or abs(high) == inf:
-        return low / 2 + high / 2
+    if low == high:
+        return low
+    if abs(low) == inf or abs(high) == inf:
+        return low + high
     return float((Fraction(low) + Fraction(high)) / 2)
 
 

@@ -1,0 +1,81 @@
+"""``python -m benchmarks [NAME ...]``: all of them, or those named, as a table and as JSON."""
+
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.growth import plot_growth
+from benchmarks.kernels import CASES
+from benchmarks.rounds import grid_timings, peak_memory, round_cases
+from benchmarks.timing import Timing, compare, read_bandwidth
+
+RESULTS = Path(__file__).parent / "results"
+NAMES = (*CASES, "rounds", "memory", "grid", "growth")
+
+
+def main(names: list[str]) -> None:
+    """Run the benchmarks named, or all."""
+    unknown = sorted(set(names) - set(NAMES))
+    if unknown:
+        raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    chosen = names or list(NAMES)
+    RESULTS.mkdir(exist_ok=True)
+    console = Console(width=110)
+    bandwidth = read_bandwidth()
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, NumPy {np.__version__}"
+    console.print(f"{machine}; one core reads {bandwidth / 1e9:.1f} GB/s")
+    results: dict[str, Any] = {"machine": machine, "read_bandwidth": bandwidth}
+    for name in chosen:
+        if name == "memory":
+            peaks = peak_memory()
+            results[name] = peaks
+            table = Table("server round", "strategy", "peak MiB beyond the replies")
+            for work, strategy, mebibytes in peaks:
+                table.add_row(work, strategy, f"{mebibytes:.0f}")
+            console.print(table)
+        elif name == "growth":
+            results[name] = plot_growth(RESULTS / "growth.png")
+            console.print(f"Written: {RESULTS / 'growth.png'}")
+        else:
+            if name == "grid":
+                timings = grid_timings()
+            else:
+                cases = round_cases() if name == "rounds" else CASES[name]()
+                timings = [timing for case in cases for timing in compare(case, bandwidth)]
+            results[name] = [asdict(timing) for timing in timings]
+            console.print(make_table(timings))
+        path = RESULTS / f"{name}.json"
+        path.write_text(json.dumps(results, indent=1) + "\n")
+        del results[name]
+
+
+def make_table(timings: list[Timing]) -> Table:
+    """Return timings as a table, without a ratio where the results differ."""
+    table = Table("work", "by", "ms", "runs", "× ours", "% of read bandwidth")
+    last = ""
+    for timing in timings:
+        if timing.case != last and last:
+            table.add_section()
+        ratio = "" if timing.ours_is_faster is None else f"{timing.ours_is_faster:.2f}"
+        table.add_row(
+            timing.case if timing.case != last else "",
+            timing.contender,
+            f"{1e3 * timing.seconds:.2f}",
+            str(timing.runs),
+            ratio if timing.agrees else "results differ",
+            f"{100 * timing.of_bandwidth:.1f}" if timing.of_bandwidth else "",
+        )
+        last = timing.case
+    return table
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,121 @@
+"""The numerics against what users would otherwise pick."""
+
+from collections.abc import Callable, Iterator
+
+import bottleneck
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.timing import Case
+from fedmedian import Gaussian, Laplace, Logistic, Noise, Uniform, coordinate_median, majority_vote
+from fedmedian.encoding import pack_noisy_signs
+
+Float32 = NDArray[np.float32]
+
+
+def median_cases() -> Iterator[Case]:
+    """Yield the coordinate-wise median of M vectors in float32."""
+    rng = np.random.default_rng(0)
+    for clients, dim in ((11, 10**6), (51, 10**6), (101, 10**6), (1001, 10**5)):
+        rows = [rng.standard_normal(dim, dtype=np.float32) for _ in range(clients)]
+        stacked = np.stack(rows)  # the peers' input; the others get the clients' vectors
+        tensor = torch.from_numpy(stacked)
+        yield Case(
+            f"median, M = {clients}, d = {dim:,}",
+            {
+                "fedmedian": lambda rows=rows: coordinate_median(rows),
+                "Flower's FedMedian": lambda rows=rows: np.median(np.stack(rows), axis=0),
+                "np.median": lambda stacked=stacked: np.median(stacked, axis=0),
+                "torch.median": lambda tensor=tensor: torch.median(tensor, dim=0).values.numpy(),
+                "bottleneck": lambda stacked=stacked: bottleneck.median(stacked, axis=0),
+            },
+            stacked.nbytes,
+        )
+
+
+def vote_cases() -> Iterator[Case]:
+    """Yield the majority of M vectors' signs; packed ones, and in float32 for the first peer."""
+    rng, dim = np.random.default_rng(0), 10**7
+    for clients in (11, 101):
+        packed = list(rng.integers(0, 256, (clients, dim // 8), dtype=np.uint8))
+        # One float vector is signed M times: M of them would not fit every machine's memory.
+        floats = np.where(np.unpackbits(packed[0]), np.float32(1), np.float32(-1))
+        yield Case(
+            f"majority, M = {clients}, d = {dim:,}",
+            {
+                "fedmedian": lambda packed=packed: majority_vote(packed, dim),
+                "np.unpackbits, summed": lambda packed=packed: _unpacked_majority(packed),
+            },
+            clients * dim // 8,
+        )
+        yield Case(
+            f"majority of one vector's signs, M = {clients}, d = {dim:,}",
+            {
+                "fedmedian": lambda one=packed[0], m=clients: majority_vote([one] * m, dim),
+                "np.sign, summed": lambda one=floats, m=clients: _float_majority([one] * m),
+            },
+            clients * dim // 8,
+        )
+
+
+def encode_cases() -> Iterator[Case]:
+    """Yield the way from an update in float32 to packed signs of the update with noise."""
+    dim, scale = 10**7, np.float32(3)
+    update = np.random.default_rng(0).standard_normal(dim, dtype=np.float32)
+    rng = np.random.default_rng(1)
+    sizes, scales = [dim], np.array([scale])
+    tensor = torch.from_numpy(update)
+    for noise in (Gaussian(), Logistic(), Laplace(), Uniform()):
+
+        def ours(noise: Noise = noise) -> NDArray[np.uint8]:
+            return pack_noisy_signs(update, sizes, noise, scales, rng)
+
+        def normal() -> NDArray[np.uint8]:
+            return np.packbits(update + scale * rng.standard_normal(dim, dtype=np.float32) >= 0)
+
+        def torch_normal() -> NDArray[np.uint8]:
+            noisy = torch.empty(dim).normal_(0.0, float(scale)).add_(tensor)
+            return np.packbits((noisy >= 0).numpy())
+
+        yield Case(
+            f"encode, {noise.name} noise, d = {dim:,}",
+            {
+                "fedmedian": ours,
+                "NumPy's normal noise": normal,
+                "torch's normal noise": torch_normal,
+            },
+            update.nbytes,
+            # Chance and the family decide the rest; at these ratios all have nearly one law.
+            lambda left, right: abs(_positive(left) - _positive(right)) < 0.002 * dim,
+        )
+
+
+def _positive(packed: NDArray[np.uint8]) -> int:
+    return int(np.bitwise_count(packed).sum())
+
+
+def _float_majority(rows: list[Float32]) -> NDArray[np.int8]:
+    total = np.sign(rows[0])
+    for row in rows[1:]:
+        total += np.sign(row)
+    return np.sign(total).astype(np.int8)
+
+
+def _unpacked_majority(rows: list[NDArray[np.uint8]]) -> NDArray[np.int8]:
+    dim, length = 8 * rows[0].size, 1 << 16
+    majority = np.empty(dim, np.int8)
+    for start in range(0, dim, length):
+        part = slice(start // 8, (start + length) // 8)
+        counts = np.zeros(min(length, dim - start), np.int32)
+        for row in rows:
+            counts += np.unpackbits(row[part])
+        majority[start : start + length] = np.sign(2 * counts - len(rows))
+    return majority
+
+
+CASES: dict[str, Callable[[], Iterator[Case]]] = {
+    "median": median_cases,
+    "votes": vote_cases,
+    "encode": encode_cases,
+}

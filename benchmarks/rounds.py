@@ -1,0 +1,156 @@
+"""Rounds from end to end: the server's part alone, and simulation with and without Ray."""
+
+import logging
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from statistics import median
+
+import numpy as np
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg, FedMedian
+from flwr.simulation import run_simulation
+
+from benchmarks.timing import Case, Timing
+from fedmedian.clients import InProcessGrid
+from fedmedian.layout import Layout
+from fedmedian.perturbation import perturb_update
+from fedmedian.strategies import MedianSGD, SignSGD
+from fedmedian.wire import Instruction
+
+STRATEGIES: dict[str, Callable[..., FedAvg]] = {
+    "SignSGD": SignSGD,
+    "MedianSGD": MedianSGD,
+    "FedAvg": FedAvg,
+    "FedMedian": FedMedian,
+}
+SIZES = ((10, 10**6), (100, 10**6), (10, 10**7))
+
+
+class ServerRound:
+    """A strategy with its clients' replies at hand, ready for any number of rounds."""
+
+    def __init__(self, strategy: str, clients: int, dim: int) -> None:
+        self._grid = InProcessGrid(ClientApp(), clients)
+        self._model = ArrayRecord({"w": Array(np.zeros(dim, np.float32))})
+        self._strategy = STRATEGIES[strategy](min_train_nodes=clients, min_available_nodes=clients)
+        rng = np.random.default_rng(0)
+        self._replies = [_reply(message, dim, rng) for message in self._configure()]
+
+    def __call__(self) -> int:
+        """Do the server's part of a round, and return the new model's size in bytes."""
+        self._configure()
+        # FedMedian takes the replies apart.
+        replies = [
+            Message(content=_copy(reply.content), metadata=reply.metadata)  # type: ignore[call-overload]
+            for reply in self._replies
+        ]
+        arrays, _ = self._strategy.aggregate_train(1, replies)
+        assert arrays is not None
+        return sum(array.numpy().nbytes for array in arrays.values())
+
+    def peak_bytes(self) -> int:
+        """Return the most memory that a round takes beyond its replies."""
+        tracemalloc.start()
+        self()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return peak
+
+    def _configure(self) -> list[Message]:
+        return list(self._strategy.configure_train(1, self._model, ConfigRecord(), self._grid))
+
+
+def round_cases() -> Iterator[Case]:
+    """Yield one server round, from configure_train to the new model."""
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    for clients, dim in SIZES:
+        yield Case(
+            f"server round, M = {clients}, d = {dim:,}",
+            {name: ServerRound(name, clients, dim) for name in STRATEGIES},
+            0,
+            lambda ours, theirs: ours == theirs,
+        )
+
+
+def peak_memory() -> list[tuple[str, str, float]]:
+    """Return work, strategy and MiB: the peak memory of a server round beyond the replies."""
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    return [
+        (f"M = {clients}, d = {dim:,}", name, ServerRound(name, clients, dim).peak_bytes() / 2**20)
+        for clients, dim in SIZES
+        for name in STRATEGIES
+    ]
+
+
+def grid_timings(clients: int = 10, dim: int = 8_000) -> list[Timing]:
+    """Time rounds of FedAvg in `InProcessGrid` and in Flower's simulation on Ray."""
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        content = RecordDict(
+            {"arrays": message.content["arrays"], "metrics": MetricRecord({"num-examples": 1})}
+        )
+        return Message(content=content, reply_to=message)
+
+    def rounds(grid: Grid, num_rounds: int) -> list[float]:
+        ends: list[float] = []
+
+        def note(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+            ends.append(time.perf_counter())
+            return MetricRecord({"seen": 1})
+
+        FedAvg(fraction_evaluate=0.0).start(
+            grid=grid,
+            initial_arrays=ArrayRecord({"w": Array(np.zeros(dim, np.float32))}),
+            num_rounds=num_rounds,
+            evaluate_fn=note,
+        )
+        # The first round waits for Ray's workers to start.
+        return np.diff(ends)[1:].tolist()
+
+    server, taken = ServerApp(), []
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        taken.extend(rounds(grid, 21))
+
+    run_simulation(
+        server, app, num_supernodes=clients, backend_config={"client_resources": {"num_cpus": 1}}
+    )
+    ours, theirs = median(rounds(InProcessGrid(app, clients), 101)), median(taken)
+    case = f"simulated round, {clients} clients, d = {dim:,}"
+    return [
+        Timing(case, "InProcessGrid", ours, 100, None, 0.0, True),
+        Timing(case, "Ray", theirs, 20, theirs / ours, 0.0, True),
+    ]
+
+
+def _copy(content: RecordDict) -> RecordDict:
+    return RecordDict({name: type(record)(dict(record)) for name, record in content.items()})
+
+
+def _reply(message: Message, dim: int, rng: np.random.Generator) -> Message:
+    update = rng.standard_normal(dim, dtype=np.float32)
+    metrics = MetricRecord({"num-examples": int(rng.integers(10, 1000))})
+    records = {"arrays": ArrayRecord({"w": Array(update)}), "metrics": metrics}
+    config = message.content["config"]
+    if Instruction.is_in(config):
+        layout = Layout.of({"w": update})
+        payload = perturb_update(Instruction.decode(config), layout, update, {}, rng)
+        arrays, scalars = payload.encode()
+        records["arrays"] = ArrayRecord({str(i): Array(one) for i, one in enumerate(arrays)})
+        records["fedmedian"] = ConfigRecord(scalars)
+    return Message(RecordDict(records), reply_to=message)

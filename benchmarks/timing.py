@@ -1,0 +1,114 @@
+"""Contenders for the same work, timed in turns."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+_SECONDS = 3.0
+_LEAST_RUNS, _MOST_RUNS = 3, 9
+
+
+@dataclass(frozen=True)
+class Case:
+    """One piece of work and the ways to do it.
+
+    Parameters
+    ----------
+    name : str
+        The work, with its size.
+    contenders : mapping of str to callable
+        Ours first; what each returns is compared with ours.
+    num_bytes : int
+        The bytes that must be read at least; 0 where that says nothing.
+    agree : callable
+        Whether a contender's result (second) is as good as ours (first).
+    """
+
+    name: str
+    contenders: Mapping[str, Callable[[], Any]]
+    num_bytes: int
+    agree: Callable[[Any, Any], bool] = np.array_equal
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one contender took.
+
+    Parameters
+    ----------
+    case, contender : str
+        The work, and who did it.
+    seconds : float
+        The median of its runs.
+    runs : int
+        How many there were.
+    ours_is_faster : float or None
+        The median over the rounds of turns of this contender's time over ours; None for ours,
+        and where the results differ.
+    of_bandwidth : float
+        The rate at which it read its input, over the machine's read bandwidth.
+    agrees : bool
+        Whether its result is as good as ours.
+    """
+
+    case: str
+    contender: str
+    seconds: float
+    runs: int
+    ours_is_faster: float | None
+    of_bandwidth: float
+    agrees: bool
+
+
+def read_bandwidth() -> float:
+    """Return the bytes per second that one core reads from memory."""
+    words = np.ones(1 << 25, dtype=np.uint64)
+    times = []
+    for _ in range(7):
+        start = time.perf_counter()
+        np.bitwise_or.reduce(words)
+        times.append(time.perf_counter() - start)
+    return words.nbytes / median(times)
+
+
+def compare(case: Case, bandwidth: float) -> list[Timing]:
+    """Time a case's contenders in turns, so that all meet the same disturbances.
+
+    Parameters
+    ----------
+    case : Case
+        The work.
+    bandwidth : float
+        The machine's read bandwidth in bytes per second.
+
+    Returns
+    -------
+    list of Timing
+        One for each contender, in order.
+    """
+    results = {name: run() for name, run in case.contenders.items()}
+    ours = next(iter(results))
+    agrees = {name: bool(case.agree(results[ours], result)) for name, result in results.items()}
+    del results
+    times: dict[str, list[float]] = {name: [] for name in case.contenders}
+    begin = time.perf_counter()
+    while (runs := len(times[ours])) < _LEAST_RUNS or (
+        runs < _MOST_RUNS and time.perf_counter() - begin < _SECONDS
+    ):
+        for name, run in case.contenders.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    timings = []
+    for name, taken in times.items():
+        ratio = None
+        if name != ours and agrees[name]:
+            ratio = median(theirs / own for theirs, own in zip(taken, times[ours], strict=True))
+        seconds = median(taken)
+        rate = case.num_bytes / seconds / bandwidth
+        timings.append(Timing(case.name, name, seconds, runs, ratio, rate, agrees[name]))
+    return timings

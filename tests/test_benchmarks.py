@@ -1,0 +1,55 @@
+"""The benchmarks' own machinery, on work that takes no time."""
+
+import importlib.util
+from io import StringIO
+
+import numpy as np
+import pytest
+
+from benchmarks.rounds import STRATEGIES, ServerRound
+from benchmarks.timing import Case, compare
+
+
+def test_contenders_take_turns_and_ours_is_the_reference():
+    turns = []
+
+    def contender(name):
+        def run():
+            turns.append(name)
+            return np.zeros(2)
+
+        return run
+
+    case = Case("work", {name: contender(name) for name in ("ours", "peer")}, 8)
+    ours, peer = compare(case, bandwidth=1e9)
+    assert turns[:6] == ["ours", "peer"] * 3
+    assert ours.ours_is_faster is None
+    assert peer.ours_is_faster > 0
+    assert ours.runs == peer.runs >= 3
+    assert ours.of_bandwidth == pytest.approx(8 / ours.seconds / 1e9)
+
+
+def test_there_is_no_ratio_where_results_differ():
+    case = Case("work", {"ours": lambda: np.zeros(2), "peer": lambda: np.ones(2)}, 0)
+    _, peer = compare(case, bandwidth=1e9)
+    assert not peer.agrees
+    assert peer.ours_is_faster is None
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_server_round_can_be_done_again_and_again(strategy):
+    server_round = ServerRound(strategy, clients=3, dim=10)
+    assert server_round() == server_round() >= 40
+    assert server_round.peak_bytes() > 0
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("bottleneck"), reason="needs the extra bench")
+def test_results_without_a_ratio_are_marked_in_the_table():
+    from rich.console import Console
+
+    from benchmarks.__main__ import make_table
+
+    case = Case("work", {"ours": lambda: np.zeros(2), "peer": lambda: np.ones(2)}, 0)
+    console = Console(width=110, file=StringIO())
+    console.print(make_table(compare(case, bandwidth=1e9)))
+    assert "results differ" in console.file.getvalue()
