@@ -39,6 +39,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _NEED_TORCH:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from fedmedian.clients import torch_clients
-
+    try:
+        from fedmedian.clients import torch_clients
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{name} needs torch: pip install 'fedmedian[torch]'") from error
     return getattr(torch_clients, name)

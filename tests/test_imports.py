@@ -81,3 +81,13 @@ def test_importing_the_numerics_loads_neither_flower_nor_torch():
     code = "import sys, fedmedian; print(sorted({'flwr', 'torch'} & sys.modules.keys()))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_client_classes_say_what_they_need_where_there_is_no_torch():
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from fedmedian.clients import InProcessGrid, perturb\n"
+        "from fedmedian.clients import SignClient"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1].endswith("needs torch: pip install 'fedmedian[torch]'")
