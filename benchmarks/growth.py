@@ -56,7 +56,7 @@ def plot_growth(path: Path) -> dict[str, list[_Cost]]:
                 axes[row, column].set(xscale="log", yscale="log")
         axes[0, 0].set_ylabel("time, ms")
         axes[1, 0].set_ylabel("peak memory beyond the input, MiB")
-        axes[0, 0].legend()
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
         figure.savefig(path, dpi=150)
     return costs
 
