@@ -1,6 +1,7 @@
 """The numerics against what users would otherwise pick."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import bottleneck
 import numpy as np
@@ -24,11 +25,11 @@ def median_cases() -> Iterator[Case]:
         yield Case(
             f"median, M = {clients}, d = {dim:,}",
             {
-                "fedmedian": lambda rows=rows: coordinate_median(rows),
-                "Flower's FedMedian": lambda rows=rows: np.median(np.stack(rows), axis=0),
-                "np.median": lambda stacked=stacked: np.median(stacked, axis=0),
-                "torch.median": lambda tensor=tensor: torch.median(tensor, dim=0).values.numpy(),
-                "bottleneck": lambda stacked=stacked: bottleneck.median(stacked, axis=0),
+                "fedmedian": partial(coordinate_median, rows),
+                "Flower's FedMedian": partial(_flower_median, rows),
+                "np.median": partial(np.median, stacked, axis=0),
+                "torch.median": partial(_torch_median, tensor),
+                "bottleneck": partial(bottleneck.median, stacked, axis=0),
             },
             stacked.nbytes,
         )
@@ -44,16 +45,16 @@ def vote_cases() -> Iterator[Case]:
         yield Case(
             f"majority, M = {clients}, d = {dim:,}",
             {
-                "fedmedian": lambda packed=packed: majority_vote(packed, dim),
-                "np.unpackbits, summed": lambda packed=packed: _unpacked_majority(packed),
+                "fedmedian": partial(majority_vote, packed, dim),
+                "np.unpackbits, summed": partial(_unpacked_majority, packed),
             },
             clients * dim // 8,
         )
         yield Case(
             f"majority of one vector's signs, M = {clients}, d = {dim:,}",
             {
-                "fedmedian": lambda one=packed[0], m=clients: majority_vote([one] * m, dim),
-                "np.sign, summed": lambda one=floats, m=clients: _float_majority([one] * m),
+                "fedmedian": partial(majority_vote, packed[:1] * clients, dim),
+                "np.sign, summed": partial(_float_majority, [floats] * clients),
             },
             clients * dim // 8,
         )
@@ -89,6 +90,14 @@ def encode_cases() -> Iterator[Case]:
             # Chance and the family decide the rest; at these ratios all have nearly one law.
             lambda left, right: abs(_positive(left) - _positive(right)) < 0.002 * dim,
         )
+
+
+def _flower_median(rows: list[Float32]) -> Float32:
+    return np.asarray(np.median(np.stack(rows), axis=0))
+
+
+def _torch_median(stacked: torch.Tensor) -> Float32:
+    return torch.median(stacked, dim=0).values.numpy()
 
 
 def _positive(packed: NDArray[np.uint8]) -> int:

@@ -4,7 +4,9 @@ import logging
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from statistics import median
+from typing import Any, cast
 
 import numpy as np
 from flwr.app import (
@@ -119,7 +121,7 @@ def grid_timings(clients: int = 10, dim: int = 8_000) -> list[Timing]:
             evaluate_fn=note,
         )
         # The first round waits for Ray's workers to start.
-        return np.diff(ends)[1:].tolist()
+        return [end - start for start, end in pairwise(ends[1:])]
 
     server, taken = ServerApp(), []
 
@@ -139,18 +141,20 @@ def grid_timings(clients: int = 10, dim: int = 8_000) -> list[Timing]:
 
 
 def _copy(content: RecordDict) -> RecordDict:
-    return RecordDict({name: type(record)(dict(record)) for name, record in content.items()})
+    return RecordDict(
+        {name: type(record)(cast(Any, dict(record))) for name, record in content.items()}
+    )
 
 
 def _reply(message: Message, dim: int, rng: np.random.Generator) -> Message:
     update = rng.standard_normal(dim, dtype=np.float32)
     metrics = MetricRecord({"num-examples": int(rng.integers(10, 1000))})
-    records = {"arrays": ArrayRecord({"w": Array(update)}), "metrics": metrics}
+    records: dict[str, Any] = {"arrays": ArrayRecord({"w": Array(update)}), "metrics": metrics}
     config = message.content["config"]
     if Instruction.is_in(config):
         layout = Layout.of({"w": update})
         payload = perturb_update(Instruction.decode(config), layout, update, {}, rng)
         arrays, scalars = payload.encode()
         records["arrays"] = ArrayRecord({str(i): Array(one) for i, one in enumerate(arrays)})
-        records["fedmedian"] = ConfigRecord(scalars)
+        records["fedmedian"] = ConfigRecord(cast(Any, scalars))
     return Message(RecordDict(records), reply_to=message)
