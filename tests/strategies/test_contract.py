@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord
 
-from fedmedian import Adaptive, Gaussian, Laplace, Logistic, Theory, Uniform
+from fedmedian import (
+    Adam,
+    Adaptive,
+    Cosine,
+    Gaussian,
+    Laplace,
+    Logistic,
+    Momentum,
+    Theory,
+    Uniform,
+)
 from fedmedian.clients import InProcessGrid
 from fedmedian.strategies import MedianSGD, SignSGD
 
@@ -75,6 +85,25 @@ CASES = {
     },
     "majority, scale by theory": Case(
         SignSGD, majority(Gaussian(Theory(rounds=ROUNDS, dim=19))), reports=NOISY_VOTES
+    ),
+    "majority, calibrated": Case(
+        SignSGD, {"decode": "majority", "calibrated": True}, reports=NOISY_VOTES
+    ),
+    "signs, clients' own noise": Case(SignSGD, {"noise_from": "client"}, reports=NOISY_VOTES),
+    "signs, everything on the server": Case(
+        SignSGD,
+        {"optimizer": Momentum(), "average": 0.9, "learning_rate": Cosine(1.0, ROUNDS)},
+        reports=NOISY_VOTES,
+    ),
+    "signs, everything on the clients": Case(
+        SignSGD, {"client_momentum": 0.9, "client_learning_rate": 0.1}, reports=NOISY_VOTES
+    ),
+    "signs, no diagnostics": Case(SignSGD, {"diagnostics": False}),
+    "median, Adam": Case(
+        MedianSGD, {"optimizer": Adam(), "learning_rate": 0.01}, reports=NOISY_GAP
+    ),
+    "median, smoothed": Case(
+        MedianSGD, {"noise": Logistic(0.5), "estimator": "smoothed"}, random=False, reports=GAP
     ),
     "signs, clipped": Case(SignSGD, {"clip": 0.1}, reports=NOISY_VOTES),
     "median, no noise": Case(MedianSGD, {"noise": None}, random=False, reports=GAP),

@@ -4,7 +4,7 @@ from math import inf, nan
 
 import pytest
 
-from fedmedian import Adaptive, Gaussian
+from fedmedian import Adaptive, Gaussian, Momentum
 from fedmedian.strategies import MedianSGD, SignSGD
 
 STRATEGIES = (SignSGD, MedianSGD)
@@ -12,6 +12,10 @@ STRATEGIES = (SignSGD, MedianSGD)
 OUT_OF_RANGE = {
     "learning_rate": (0.0, -1.0, nan, inf, 0),
     "clip": (0.0, -1.0, nan, inf),
+    "average": (0.0, 1.0, -0.1, 1.1, nan, inf),
+    "client_learning_rate": (0.0, -1.0, nan, inf),
+    "client_momentum": (-0.1, 1.0, 1.1, nan, inf),
+    "noise_from": ("above",),
     "seed": (-1,),
     "fraction_train": (-0.1, 1.1, nan),
     "fraction_evaluate": (-0.1, 1.1, inf),
@@ -27,6 +31,12 @@ WRONG_TYPE = {
     "noise": (0.1, "gaussian", Gaussian, Adaptive()),
     "learning_rate": ("fast", True, [1.0], 1j),
     "clip": ("1", True, [1.0]),
+    "optimizer": (0.9, "adam", Momentum, lambda direction: direction),
+    "average": ("0.5", True, [0.5]),
+    "client_learning_rate": ("0.1", True, None),
+    "client_momentum": ("0.9", True, None),
+    "noise_from": (None, True),
+    "diagnostics": (1, None, "on"),
     "dense": ("*mean", [1], ("*mean", None), 3, None),
     "seed": (1.0, "1", True),
     "fraction_train": ("half", None, True),
@@ -57,6 +67,7 @@ def each(bad, *more):
     (SignSGD, "decode", "average"),
     (SignSGD, "ties", "heads"),
     (MedianSGD, "noise_at", "sea"),
+    (MedianSGD, "estimator", "mean"),
 )
 def test_a_value_out_of_range_is_named(strategy, name, value):
     with pytest.raises(ValueError, match=rf"^{name} must .*, got {value!r}"):
@@ -70,7 +81,10 @@ def test_a_value_out_of_range_is_named(strategy, name, value):
     (SignSGD, "ties", True),
     (SignSGD, "weighted", 1),
     (SignSGD, "weighted", None),
+    (SignSGD, "calibrated", 1),
+    (SignSGD, "calibrated", None),
     (MedianSGD, "noise_at", None),
+    (MedianSGD, "estimator", None),
 )
 def test_a_value_of_a_wrong_type_is_named(strategy, name, value):
     with pytest.raises(TypeError, match=rf"^{name} must "):
@@ -86,6 +100,16 @@ def test_an_unknown_argument_is_named(strategy):
 def test_counts_cannot_do_without_noise():
     with pytest.raises(ValueError, match="noise must not be None with decode='counts'"):
         SignSGD(noise=None)
+
+
+def test_a_calibrated_majority_cannot_do_without_noise():
+    with pytest.raises(ValueError, match=r"noise must not be None with .*calibrated=True"):
+        SignSGD(None, "majority", 0.1, calibrated=True)
+
+
+def test_counts_are_calibrated_as_they_are():
+    with pytest.raises(ValueError, match="calibrated must be False with decode='counts'"):
+        SignSGD(calibrated=True)
 
 
 def test_a_majority_vote_wants_a_learning_rate():
