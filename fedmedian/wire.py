@@ -124,6 +124,11 @@ class Instruction:
         read = _Reader(config, "instruction")
         scales = read.optional("scales", bytes)
         noise = read.choice("noise", (*NOISE_FAMILIES, NO_NOISE))
+        divisor, momentum = read.required("divisor", float), read.required("momentum", float)
+        if divisor == 0:
+            raise WireError(f"{PREFIX}divisor must be > 0, got {divisor!r}")
+        if momentum >= 1:
+            raise WireError(f"{PREFIX}momentum must be < 1, got {momentum!r}")
         return cls(
             kind=cast(PayloadKind, read.choice("kind", _KINDS)),
             noise=None if noise == NO_NOISE else noise,
@@ -134,8 +139,8 @@ class Instruction:
             server_round=read.required("round", int),
             seed=read.seed("seed"),
             dense=read.strings("dense"),
-            divisor=read.required("divisor", float),
-            momentum=read.required("momentum", float),
+            divisor=divisor,
+            momentum=momentum,
         )
 
 

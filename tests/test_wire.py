@@ -60,6 +60,8 @@ class TestInstruction:
             server_round=st.integers(0, 2**31),
             seed=st.none() | st.integers(0, 2**130),
             dense=st.lists(st.text()).map(tuple),
+            divisor=st.floats(1e-300, 1e300),
+            momentum=st.floats(0, 1, exclude_max=True),
         )
     )
     def test_is_read_back_as_it_was_written(self, instruction):
@@ -88,7 +90,11 @@ class TestInstruction:
             Instruction.decode(message)
 
     @pytest.mark.parametrize(
-        "key", ["instruction", "kind", "noise", "factor", "of", "round", "dense"]
+        "key",
+        [
+            *("instruction", "kind", "noise", "factor", "of", "round", "dense"),
+            *("divisor", "momentum"),
+        ],
     )
     def test_a_missing_field_is_refused(self, key):
         message = INSTRUCTION.encode()
@@ -106,6 +112,12 @@ class TestInstruction:
         ("key", "value", "reason"),
         [
             ("instruction", "1", "must be int"),
+            ("divisor", 0.0, "must be > 0, got 0.0"),
+            ("divisor", -1.0, "must be finite and not negative"),
+            ("divisor", nan, "must be finite and not negative"),
+            ("momentum", 1.0, "must be < 1, got 1.0"),
+            ("momentum", -0.5, "must be finite and not negative"),
+            ("momentum", "0.9", "must be float"),
             ("kind", 1, "must be str"),
             ("kind", "gradient", "must be one of ['signs', 'vector']"),
             ("noise", "cauchy", "must be one of ['gaussian', "),
