@@ -61,18 +61,22 @@ class Fixed(ScaleRule):
     Parameters
     ----------
     scale : float
-        The noise scale b, > 0, in units of the update.
+        The noise scale b, > 0, in units of the update; within float32's range, in which it
+        travels.
 
     Raises
     ------
     TypeError, ValueError
-        If `scale` is not a finite positive number.
+        If `scale` is not a number or out of range.
     """
 
     scale: float
 
     def __post_init__(self) -> None:
-        require_real("scale", self.scale, low=0.0, open_low=True)
+        limits = np.finfo(np.float32)
+        require_real("scale", self.scale, low=0.0, high=float(limits.max), open_low=True)
+        if self.scale < limits.tiny:
+            raise ValueError(f"scale must be > 0 in float32, got {self.scale!r}")
 
     def first(self, num_arrays: int, kind: PayloadKind) -> Scales:
         """Return the scale, once per array."""

@@ -69,9 +69,10 @@ class SignSGD(PerturbedStrategy):
         diagnostics : bool (default: True)
             Whether each round's report says how votes agree and what is noise in them.
         seed : int, optional
-            Makes every random number of server and clients follow from it, >= 0. Without one,
-            the right choice outside of simulation, noise comes from the operating system's
-            entropy and the server cannot know it.
+            Makes every random number of server and clients follow from it, >= 0, except which
+            nodes Flower samples where `fraction_train` is below 1. Without one, the right choice
+            outside of simulation, noise comes from the operating system's entropy and the server
+            cannot know it.
 
         And the arguments of `flwr.serverapp.strategy.FedAvg`: `fraction_train`,
         `fraction_evaluate`, `min_train_nodes`, `min_evaluate_nodes`, `min_available_nodes`,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedmedian import Adaptive, ScaleRule, Theory
+from fedmedian import Adaptive, Gaussian, ScaleRule, Theory
 from fedmedian.scales import Fixed, as_scale_rule, quantile_of_positive
 
 RULES = [
@@ -232,3 +232,9 @@ class TestQuantileOfPositive:
             positive = [value for value in column if value > 0]
             expected = np.quantile(positive, quantile) if positive else 0.0
             assert result == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("scale", [1e-50, 1e300])
+def test_a_scale_that_float32_cannot_hold_is_refused(scale):
+    with pytest.raises(ValueError, match="^scale must be "):
+        Gaussian(scale)
