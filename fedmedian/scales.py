@@ -73,10 +73,10 @@ class Fixed(ScaleRule):
     scale: float
 
     def __post_init__(self) -> None:
+        require_real("scale", self.scale, low=0.0, open_low=True)
         limits = np.finfo(np.float32)
-        require_real("scale", self.scale, low=0.0, high=float(limits.max), open_low=True)
-        if self.scale < limits.tiny:
-            raise ValueError(f"scale must be > 0 in float32, got {self.scale!r}")
+        if not limits.tiny <= self.scale <= limits.max:
+            raise ValueError(f"scale must be within float32's range, got {self.scale!r}")
 
     def first(self, num_arrays: int, kind: PayloadKind) -> Scales:
         """Return the scale, once per array."""
