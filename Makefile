@@ -19,8 +19,8 @@ lint: setup types  ## Check style and types.
 types: setup
 	@rm -rf build/types && mkdir -p build/types/fedmedian
 	@ln -s ../../../fedmedian/* ../../../clients ../../../strategies build/types/fedmedian
-	@ln -s ../../experiments build/types/experiments
-	@MYPYPATH=build/types $(BIN)/mypy -p fedmedian -p experiments
+	@ln -s ../../experiments ../../benchmarks build/types
+	@MYPYPATH=build/types $(BIN)/mypy -p fedmedian -p experiments -p benchmarks
 
 bench: setup  ## Measure speed against peers in about 5 minutes; ARGS="median votes" for some.
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet \

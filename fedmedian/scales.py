@@ -75,7 +75,7 @@ class Fixed(ScaleRule):
     def __post_init__(self) -> None:
         require_real("scale", self.scale, low=0.0, open_low=True)
         limits = np.finfo(np.float32)
-        if not limits.tiny <= self.scale <= limits.max:
+        if not float(limits.tiny) <= self.scale <= float(limits.max):
             raise ValueError(f"scale must be within float32's range, got {self.scale!r}")
 
     def first(self, num_arrays: int, kind: PayloadKind) -> Scales:

@@ -285,7 +285,8 @@ class PerturbedStrategy(FedAvg):
             [payload.dense for payload in payloads],
             lambda stacked: self.combine_dense(stacked, weights),
         )
-        return current.layout.move(current.arrays, direction * np.float32(rate), dense)
+        direction *= np.float32(rate)  # in place: a copy may be as large as the model
+        return current.layout.move(current.arrays, direction, dense)
 
     def _screen(self, current: Round, replies: Sequence[Message]) -> list[Answer]:
         def read(content: RecordDict) -> Answer:
