@@ -69,7 +69,9 @@ def perturb_update(
         norm = sqrt(_energy(update))
         if norm > instruction.clip:
             update *= np.float32(instruction.clip / norm)
-    magnitudes = np.array([_magnitude(part, instruction.of) for part in parts], dtype=np.float32)
+    magnitudes = np.zeros(len(parts), dtype=np.float32)
+    if instruction.of is not None:
+        magnitudes[:] = [_magnitude(part, instruction.of) for part in parts]
     scales = _noise_scales(instruction, magnitudes)
     noise = NOISE_FAMILIES[instruction.noise]() if instruction.noise is not None else None
     body: NDArray[np.uint8] | NDArray[np.float32] = update

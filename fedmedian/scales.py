@@ -29,8 +29,8 @@ class ScaleRule(ABC):
     factor: float = 1.0
     """A client that chooses its own scale takes `factor` times its magnitude."""
 
-    of: Magnitude = "rms"
-    """The magnitude that clients report for each array."""
+    of: Magnitude | None = None
+    """The magnitude that clients report for each array; None for a rule that needs none."""
 
     @abstractmethod
     def first(self, num_arrays: int, kind: PayloadKind) -> Scales:

@@ -28,8 +28,8 @@ WIRE_VERSION = 1
 PREFIX = "fedmedian."
 """What every key of an encoded Instruction or Payload starts with."""
 
-NO_NOISE = "none"
-"""The noise family's name on the wire where there is no noise."""
+_NOTHING = "none"
+"""What stands on the wire for no noise and for no magnitude."""
 
 WireScalar = int | float | str | bytes
 Float32 = NDArray[np.float32]
@@ -60,8 +60,9 @@ class Instruction:
         `factor` times its own magnitude.
     factor : float
         See `scales`.
-    of : {"rms", "max"}
-        The magnitude of each array that the client reports.
+    of : {"rms", "max"} or None
+        The magnitude of each array that the client reports. None for none: it would tell more
+        than the perturbed update does.
     clip : float or None
         The L2 norm to which the whole update is clipped before noise is added.
     server_round : int
@@ -81,7 +82,7 @@ class Instruction:
     noise: str | None
     scales: Float32 | None
     factor: float
-    of: Magnitude
+    of: Magnitude | None
     clip: float | None
     server_round: int
     seed: int | None
@@ -94,9 +95,9 @@ class Instruction:
         message: dict[str, WireScalar] = {
             "instruction": WIRE_VERSION,
             "kind": self.kind,
-            "noise": self.noise or NO_NOISE,
+            "noise": self.noise or _NOTHING,
             "factor": float(self.factor),
-            "of": self.of,
+            "of": self.of or _NOTHING,
             "round": self.server_round,
             "dense": json.dumps(self.dense),
             "divisor": float(self.divisor),
@@ -127,7 +128,8 @@ class Instruction:
         """
         read = _Reader(config, "instruction")
         scales = read.optional("scales", bytes)
-        noise = read.choice("noise", (*NOISE_FAMILIES, NO_NOISE))
+        noise = read.choice("noise", (*NOISE_FAMILIES, _NOTHING))
+        of = read.choice("of", (*_MAGNITUDES, _NOTHING))
         divisor, momentum = read.required("divisor", float), read.required("momentum", float)
         if divisor == 0:
             raise WireError(f"{PREFIX}divisor must be > 0, got {divisor!r}")
@@ -135,10 +137,10 @@ class Instruction:
             raise WireError(f"{PREFIX}momentum must be < 1, got {momentum!r}")
         return cls(
             kind=cast(PayloadKind, read.choice("kind", _KINDS)),
-            noise=None if noise == NO_NOISE else noise,
+            noise=None if noise == _NOTHING else noise,
             scales=None if scales is None else _require_sizes("scales", _from_bytes(scales)),
             factor=read.required("factor", float),
-            of=cast(Magnitude, read.choice("of", _MAGNITUDES)),
+            of=None if of == _NOTHING else cast(Magnitude, of),
             clip=read.optional("clip", float),
             server_round=read.required("round", int),
             seed=read.seed("seed"),
@@ -161,7 +163,8 @@ class Payload:
     scales : (L,) float32
         The noise scale b that was used for each voted array; zeros where there was no noise.
     magnitudes : (L,) float32
-        The magnitude of each array of the update, before noise and after clipping.
+        The magnitude of each array of the update, before noise and after clipping; zeros where
+        none was asked for.
     body : (⌈d/8⌉,) uint8 or (d,) float32
         Packed signs of the noisy update, or the noisy update.
     dense : (dense_bytes,) uint8
@@ -180,7 +183,7 @@ class Payload:
         message: dict[str, WireScalar] = {
             "payload": WIRE_VERSION,
             "kind": self.kind,
-            "noise": self.noise or NO_NOISE,
+            "noise": self.noise or _NOTHING,
             "scales": _to_bytes(self.scales),
             "magnitudes": _to_bytes(self.magnitudes),
         }
@@ -205,10 +208,10 @@ class Payload:
         read = _Reader(config, "payload")
         if len(arrays) not in (1, 2):
             raise WireError(f"a payload has one or two arrays, got {len(arrays)}")
-        noise = read.choice("noise", (*NOISE_FAMILIES, NO_NOISE))
+        noise = read.choice("noise", (*NOISE_FAMILIES, _NOTHING))
         return cls(
             kind=cast(PayloadKind, read.choice("kind", _KINDS)),
-            noise=None if noise == NO_NOISE else noise,
+            noise=None if noise == _NOTHING else noise,
             scales=_from_bytes(read.required("scales", bytes)),
             magnitudes=_from_bytes(read.required("magnitudes", bytes)),
             body=arrays[0],

@@ -249,7 +249,7 @@ class PerturbedStrategy(FedAvg):
             noise=noise.name if noise is not None else None,
             scales=np.asarray(self._scales, dtype=np.float32) if told else None,
             factor=rule.factor if rule is not None else 1.0,
-            of=rule.of if rule is not None else "rms",
+            of=rule.of if rule is not None else None,
             clip=settings.clip,
             server_round=server_round,
             seed=settings.seed,

@@ -88,6 +88,9 @@ class TestMagnitudes:
     def test_largest_absolute_entry_of_each_array(self):
         assert answer(UPDATE, of="max").magnitudes == pytest.approx([4.0, 0.4])
 
+    def test_none_is_reported_where_none_is_asked_for(self):
+        assert not answer(UPDATE, of=None).magnitudes.any()
+
     @pytest.mark.parametrize("of", ["rms", "max"])
     def test_are_those_of_the_update_and_not_of_its_noise(self, of):
         scales = np.array([1e3, 1e3], np.float32)

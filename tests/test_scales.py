@@ -69,7 +69,7 @@ class TestEveryRule:
 
     def test_tells_clients_that_choose_for_themselves_how(self, rule):
         assert rule.factor > 0
-        assert rule.of in ("rms", "max")
+        assert rule.of in ("rms", "max", None)
 
     def test_is_a_scale_rule_and_a_value(self, rule):
         assert isinstance(rule, ScaleRule)

@@ -114,9 +114,14 @@ def test_the_clients_own_metrics_stay(app, ask):
     assert dict(ask(app, SIGNS).content["metrics"]) == {"num-examples": 5, "loss": 0.5}
 
 
-def test_the_size_of_each_array_of_the_update_is_reported(app, ask):
+def test_the_size_of_each_array_of_the_update_is_reported_to_a_server_that_adapts(app, ask):
     sizes = [np.sqrt(np.mean(part**2)) for part in (UPDATE[:6], UPDATE[6:])]
-    np.testing.assert_allclose(payload_of(ask(app, SIGNS)).magnitudes, sizes, rtol=1e-6)
+    reported = payload_of(ask(app, SignSGD(seed=1))).magnitudes
+    np.testing.assert_allclose(reported, sizes, rtol=1e-6)
+
+
+def test_no_size_is_reported_to_a_server_with_a_scale_of_its_own(app, ask):
+    assert not payload_of(ask(app, SignSGD(Gaussian(0.5), seed=1))).magnitudes.any()
 
 
 def test_running_statistics_and_counters_travel_whole(app, ask):
