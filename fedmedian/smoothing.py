@@ -51,15 +51,16 @@ def smoothed_median(
     """
     if isinstance(noise, Uniform):
         raise ValueError("noise must have a smooth CDF for a smoothed median, got Uniform")
-    roots = coordinate_median(rows).astype(np.float32)
+    roots = coordinate_median(rows).astype(np.float32, copy=False)
     dim = roots.size
-    scales = np.broadcast_to(np.asarray(scale, dtype=np.float64), (dim,))
+    scales = np.broadcast_to(np.asarray(scale), (dim,))
     block = max(_BLOCK_VALUES // len(rows), 1)
     for start in range(0, dim, block):
         part = slice(start, start + block)
         moving = scales[part] > 0
+        scale_of = scales[part][moving].astype(np.float64)
         values = np.stack([row[part][moving] for row in rows]).astype(np.float64)
-        roots[part][moving] = _root(values, noise, scales[part][moving], roots[part][moving])
+        roots[part][moving] = _root(values, noise, scale_of, roots[part][moving])
     return roots
 
 
