@@ -92,6 +92,8 @@ def test_the_app_runs_with_the_configuration_that_is_shown(readme):
     shown = words[words.index("-c") + 1]
     overrides = tomllib.loads("\n".join(re.findall(r"[\w-]+=(?:'[^']*'|\S+)", shown)))
     assert set(overrides) < set(read_config([]))
+    nodes = words[words.index("--federation-config") + 1]
+    assert f"num-supernodes={read_config([])['num-clients']} " in nodes
     lines = []
     with SimulationRuntime() as runtime:
         runtime.run(APP, {**overrides, "rounds": 1, "num-clients": 2}, 2, lines.append)
