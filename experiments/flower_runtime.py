@@ -40,7 +40,8 @@ class SimulationRuntime:
 
     def __init__(self) -> None:
         # Ray puts sockets below it, whose paths must be short.
-        self.home = Path(tempfile.mkdtemp(prefix="fm-", dir="/tmp" if os.name == "posix" else None))
+        parent = "/tmp" if os.name == "posix" else None
+        self.home = Path(tempfile.mkdtemp(prefix="fm-", dir=parent)).resolve()
         self._port, self._control_port = _free_ports(2)
         self._environment = {
             **os.environ,
@@ -168,10 +169,15 @@ class SimulationRuntime:
             shutil.rmtree(self.home, ignore_errors=True)
 
     def _processes(self) -> Iterator[psutil.Process]:
-        """Yield what was started on our behalf: Flower and Ray detach, the environment stays."""
+        """Yield what was started on our behalf; Flower and Ray detach it.
+
+        What it inherits stays: the environment, or, where a process has written its title over
+        that, as Ray's do, the folder that it runs in.
+        """
         for process in psutil.process_iter():
             try:
-                if process.environ().get("FLWR_HOME") == str(self.home):
+                home_of = process.environ().get("FLWR_HOME")
+                if home_of == str(self.home) or Path(process.cwd()).is_relative_to(self.home):
                     yield process
             except psutil.Error:
                 continue

@@ -1,5 +1,6 @@
 """The comparison in Flower's Ray simulation: one command, and nothing of it left afterwards."""
 
+import contextlib
 import json
 import os
 import signal
@@ -62,6 +63,16 @@ def children(mark):
     return [process for process in every if environment_of(process).get("SIMULATION_TEST") == mark]
 
 
+def running_in(folder):
+    """Every process that runs in a folder, gone or not: Ray's write over their environment."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.cwd().startswith(str(folder)):
+                found.append(" ".join(process.cmdline()))
+    return found
+
+
 @pytest.fixture
 def left_over(tmp_path):
     """Returns the processes that the command has started and that still run."""
@@ -106,9 +117,11 @@ def test_an_interrupted_run_leaves_nothing_behind(number, simulate, left_over, t
         time.sleep(0.2)
     (home,) = {environment_of(one).get("FLWR_HOME") for one in left_over()} - ours
     assert Path(home).exists()
+    assert any(command.startswith("ray::") for command in running_in(home))
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode not in (0, None)
     assert left_over() == []
+    assert running_in(home) == []
     assert not Path(home).exists()
     assert not (tmp_path / "results.json").exists()
