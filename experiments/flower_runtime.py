@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
@@ -158,29 +158,35 @@ class SimulationRuntime:
     def _stop(self) -> None:
         with _no_interrupts():
             deadline = time.monotonic() + _STOP_SECONDS
-            while processes := list(self._processes()):
-                patient = time.monotonic() < deadline
-                for process in processes:
-                    try:
-                        process.terminate() if patient else process.kill()
-                    except psutil.NoSuchProcess:
-                        continue
-                psutil.wait_procs(processes, timeout=1.0)
+            known: set[psutil.Process] = set()
+            while True:
+                known |= set(self._processes())
+                if not (running := [process for process in known if _is_running(process)]):
+                    break
+                for process in running:
+                    with suppress(psutil.NoSuchProcess):
+                        process.terminate() if time.monotonic() < deadline else process.kill()
+                psutil.wait_procs(running, timeout=1.0)
             shutil.rmtree(self.home, ignore_errors=True)
 
     def _processes(self) -> Iterator[psutil.Process]:
         """Yield what was started on our behalf; Flower and Ray detach it.
 
         What it inherits stays: the environment, or, where a process has written its title over
-        that, as Ray's do, the folder that it runs in.
+        that, as Ray's do, the folder that it runs in or its parent.
         """
         for process in psutil.process_iter():
-            try:
+            with suppress(psutil.Error):
                 home_of = process.environ().get("FLWR_HOME")
                 if home_of == str(self.home) or Path(process.cwd()).is_relative_to(self.home):
                     yield process
-            except psutil.Error:
-                continue
+                    yield from process.children(recursive=True)
+
+
+def _is_running(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 @contextmanager
