@@ -13,10 +13,8 @@ from flwr.app import (
 from flwr.clientapp.typing import ClientAppCallable
 from flwr.common.constant import ErrorCode
 
-from fedmedian.clients.state import partition_of, recall, remember
+from fedmedian.clients.state import answer
 from fedmedian.layout import Arrays, Layout
-from fedmedian.perturbation import perturb_update
-from fedmedian.randomness import client_rng
 from fedmedian.wire import PREFIX, Instruction, WireError, read_npy
 
 _FIT_METRICS = "fitres.metrics"
@@ -63,13 +61,10 @@ def perturb(message: Message, context: Context, call_next: ClientAppCallable) ->
     if reply.has_error():
         return reply
     try:
-        layout = Layout.of(before, instruction.dense)
+        layout = Layout.at(before, instruction.dense)
         after = layout.named(_read_model(reply.content))
         update = layout.difference(before, after)
-        rng = client_rng(instruction.seed, partition_of(context), instruction.server_round)
-        memory = recall(context)
-        payload = perturb_update(instruction, layout, update, after, rng, memory)
-        remember(context, memory)
+        payload = answer(context, instruction, layout, update, after)
     except ValueError as error:
         return _refuse(message, error)
     bodies, scalars = payload.encode()

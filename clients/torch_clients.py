@@ -13,10 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fedmedian.checks import require_integer, require_type
-from fedmedian.clients.state import partition_of, recall, remember
+from fedmedian.clients.state import answer
 from fedmedian.layout import Arrays, Layout
-from fedmedian.perturbation import perturb_update
-from fedmedian.randomness import client_rng
 from fedmedian.scales import PayloadKind
 from fedmedian.wire import Instruction, WireError
 
@@ -187,13 +185,9 @@ class _PerturbedClient(NumPyClient):
         instruction = Instruction.decode(config)
         if instruction.kind != self.kind:
             raise WireError(f"{type(self).__name__} sends {self.kind!r}, not {instruction.kind!r}")
-        layout = Layout.of(before, instruction.dense)
-        partition = partition_of(self.context)
-        rng = client_rng(instruction.seed, partition, instruction.server_round)
-        update, memory = _flat_update(layout, update_of), recall(self.context)
-        payload = perturb_update(instruction, layout, update, after, rng, memory)
-        remember(self.context, memory)
-        arrays, scalars = payload.encode()
+        layout = Layout.at(before, instruction.dense)
+        update = _flat_update(layout, update_of)
+        arrays, scalars = answer(self.context, instruction, layout, update, after).encode()
         return arrays, examples, scalars
 
     def evaluate(

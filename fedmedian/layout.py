@@ -82,6 +82,47 @@ class Layout:
             )
         )
 
+    @classmethod
+    def at(cls, arrays: Arrays, dense: Iterable[int]) -> "Layout":
+        """Return the layout of a model whose dense arrays somebody else has chosen.
+
+        Parameters
+        ----------
+        arrays : mapping of str to array
+            The model's arrays by name.
+        dense : iterable of int
+            The positions of the dense arrays, as `dense_positions` of the other's layout.
+
+        Returns
+        -------
+        Layout
+            The layout.
+
+        Raises
+        ------
+        ValueError
+            If a position is none of the model's, or an array that is not of floating point is
+            to be voted on.
+        """
+        positions = set(dense)
+        if positions and max(positions) >= len(arrays):
+            raise ValueError(f"there is no array {max(positions)} in a model of {len(arrays)}")
+        layout = cls(
+            tuple(
+                ArraySpec(name, array.shape, array.dtype, voted=position not in positions)
+                for position, (name, array) in enumerate(arrays.items())
+            )
+        )
+        for spec in layout.voted:
+            if not np.issubdtype(spec.dtype, np.floating):
+                raise ValueError(f"array {spec.name!r} of {spec.dtype} cannot be voted on")
+        return layout
+
+    @property
+    def dense_positions(self) -> tuple[int, ...]:
+        """Which of the model's arrays are dense, counted from 0."""
+        return tuple(position for position, spec in enumerate(self.specs) if not spec.voted)
+
     @cached_property
     def voted(self) -> tuple[ArraySpec, ...]:
         """The L arrays that are voted on."""

@@ -69,8 +69,9 @@ class Instruction:
         The round.
     seed : int or None
         The strategy's seed; None for the operating system's entropy.
-    dense : tuple of str
-        Patterns of the names of floating-point arrays that are not voted on.
+    dense : tuple of int
+        The positions of the arrays that are not voted on, as the server counts them: a client
+        may know its arrays by other names, or none.
     divisor : float
         What the client divides its update by first of all, > 0: its own learning rate, where
         the server wants gradients.
@@ -86,7 +87,7 @@ class Instruction:
     clip: float | None
     server_round: int
     seed: int | None
-    dense: tuple[str, ...]
+    dense: tuple[int, ...]
     divisor: float = 1.0
     momentum: float = 0.0
 
@@ -144,7 +145,7 @@ class Instruction:
             clip=read.optional("clip", float),
             server_round=read.required("round", int),
             seed=read.seed("seed"),
-            dense=read.strings("dense"),
+            dense=read.positions("dense"),
             divisor=divisor,
             momentum=momentum,
         )
@@ -169,6 +170,8 @@ class Payload:
         Packed signs of the noisy update, or the noisy update.
     dense : (dense_bytes,) uint8
         The dense arrays after training, as `Layout.pack_dense` returns them.
+    partition : int or None
+        The client's partition, for the server's log; None where it has none.
     """
 
     kind: PayloadKind
@@ -177,6 +180,7 @@ class Payload:
     magnitudes: Float32
     body: NDArray[Any]
     dense: NDArray[np.uint8]
+    partition: int | None = None
 
     def encode(self) -> tuple[list[NDArray[Any]], dict[str, WireScalar]]:
         """Return the payload's arrays, one or two, and the scalars that go with them."""
@@ -187,6 +191,8 @@ class Payload:
             "scales": _to_bytes(self.scales),
             "magnitudes": _to_bytes(self.magnitudes),
         }
+        if self.partition is not None:
+            message["partition"] = self.partition
         arrays = [self.body, self.dense] if self.dense.size else [self.body]
         return arrays, {PREFIX + key: value for key, value in message.items()}
 
@@ -216,6 +222,7 @@ class Payload:
             magnitudes=_from_bytes(read.required("magnitudes", bytes)),
             body=arrays[0],
             dense=arrays[1] if len(arrays) == 2 else np.empty(0, dtype=np.uint8),
+            partition=read.optional("partition", int),
         )
 
     def require_answer(self, instruction: Instruction, layout: Layout) -> None:
@@ -349,14 +356,14 @@ class _Reader:
             raise WireError(f"{PREFIX}{key} must be a decimal number, got {text!r}")
         return None if text is None else int(text)
 
-    def strings(self, key: str) -> tuple[str, ...]:
+    def positions(self, key: str) -> tuple[int, ...]:
         text = self.required(key, str)
         try:
             values = json.loads(text)
         except (ValueError, RecursionError):
             values = None
-        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-            raise WireError(f"{PREFIX}{key} must be a JSON list of strings, got {text!r}")
+        if not isinstance(values, list) or not all(type(v) is int and v >= 0 for v in values):
+            raise WireError(f"{PREFIX}{key} must be a JSON list of positions, got {text!r}")
         return tuple(values)
 
 

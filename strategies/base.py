@@ -168,7 +168,7 @@ class PerturbedStrategy(FedAvg):
         layout = Layout.of(model, self.settings.dense)
         if server_round == 1:
             self._forget(layout)
-        instruction = self._instruction(server_round)
+        instruction = self._instruction(server_round, layout)
         # The caller's config serves every round: it must not pick up our keys.
         told = ConfigRecord({**config, **instruction.encode()})
         messages = list(super().configure_train(server_round, arrays, told, grid))
@@ -240,7 +240,7 @@ class PerturbedStrategy(FedAvg):
         self._optimizer_state = {}
         self._average = None
 
-    def _instruction(self, server_round: int) -> Instruction:
+    def _instruction(self, server_round: int, layout: Layout) -> Instruction:
         noise, settings = self.client_noise, self.settings
         rule = self.noise.rule if self.noise is not None else None
         told = noise is not None and self._scales is not None and settings.noise_from == "server"
@@ -253,7 +253,7 @@ class PerturbedStrategy(FedAvg):
             clip=settings.clip,
             server_round=server_round,
             seed=settings.seed,
-            dense=tuple(settings.dense),
+            dense=layout.dense_positions,
             divisor=settings.client_learning_rate,
             momentum=settings.client_momentum,
         )

@@ -79,6 +79,24 @@ class TestWhichArraysAreVoted:
         model = {name: np.zeros(1) for name in ("a.weight", "a.running_mean", "b.weight")}
         assert [spec.name for spec in Layout.of(model, patterns).voted] == voted
 
+    def test_positions_say_the_same_to_who_has_other_names(self):
+        model = batch_norm_model()
+        unnamed = {str(i): array for i, array in enumerate(model.values())}
+        here = Layout.of(model)
+        there = Layout.at(unnamed, here.dense_positions)
+        assert [(spec.shape, spec.dtype, spec.voted) for spec in there.specs] == [
+            (spec.shape, spec.dtype, spec.voted) for spec in here.specs
+        ]
+        assert Layout.at(model, here.dense_positions) == here
+
+    def test_a_position_beyond_the_model_is_refused(self):
+        with pytest.raises(ValueError, match="no array 2 in a model of 2"):
+            Layout.at({"a": np.zeros(1), "b": np.zeros(1)}, (0, 2))
+
+    def test_an_array_of_integers_is_not_voted_on(self):
+        with pytest.raises(ValueError, match="array 'n' of int64 cannot be voted on"):
+            Layout.at({"n": np.zeros(1, np.int64)}, ())
+
     def test_a_model_without_arrays(self):
         layout = Layout.of({})
         assert layout.dim == layout.dense_bytes == 0

@@ -43,7 +43,7 @@ INSTRUCTION = Instruction(
     clip=1.0,
     server_round=4,
     seed=7,
-    dense=("*running_mean",),
+    dense=(1, 3),
 )
 
 
@@ -59,7 +59,7 @@ class TestInstruction:
             clip=st.none() | finite,
             server_round=st.integers(0, 2**31),
             seed=st.none() | st.integers(0, 2**130),
-            dense=st.lists(st.text()).map(tuple),
+            dense=st.lists(st.integers(0, 9)).map(tuple),
             divisor=st.floats(1e-300, 1e300),
             momentum=st.floats(0, 1, exclude_max=True),
         )
@@ -141,14 +141,17 @@ class TestInstruction:
             ("seed", "seven", "must be a decimal number"),
             ("seed", "-7", "must be a decimal number"),
             ("seed", "", "must be a decimal number"),
-            ("dense", ["*"], "must be str"),
-            ("dense", "*", "must be a JSON list of strings"),
-            ("dense", "[", "must be a JSON list of strings"),
-            ("dense", "1", "must be a JSON list of strings"),
-            ("dense", "null", "must be a JSON list of strings"),
-            ("dense", '"ab"', "must be a JSON list of strings"),
-            ("dense", '{"a": 1}', "must be a JSON list of strings"),
-            ("dense", '["a", 1]', "must be a JSON list of strings"),
+            ("dense", [1], "must be str"),
+            ("dense", "*", "must be a JSON list of positions"),
+            ("dense", "[", "must be a JSON list of positions"),
+            ("dense", "1", "must be a JSON list of positions"),
+            ("dense", "null", "must be a JSON list of positions"),
+            ("dense", '"12"', "must be a JSON list of positions"),
+            ("dense", '{"1": 1}', "must be a JSON list of positions"),
+            ("dense", '[1, "a"]', "must be a JSON list of positions"),
+            ("dense", "[true]", "must be a JSON list of positions"),
+            ("dense", "[1.0]", "must be a JSON list of positions"),
+            ("dense", "[-1]", "must be a JSON list of positions"),
         ],
     )
     def test_a_malformed_field_is_refused(self, key, value, reason):
@@ -166,10 +169,10 @@ class TestInstruction:
             return
         assert Instruction.decode(read.encode()).encode() == read.encode()
 
-    def test_scales_travel_as_little_endian_float32_and_patterns_as_json(self):
+    def test_scales_travel_as_little_endian_float32_and_positions_as_json(self):
         message = INSTRUCTION.encode()
         assert message[PREFIX + "scales"] == struct.pack("<2f", 0.5, 0.25)
-        assert json.loads(message[PREFIX + "dense"]) == ["*running_mean"]
+        assert json.loads(message[PREFIX + "dense"]) == [1, 3]
 
 
 LAYOUT = Layout.of(
@@ -205,15 +208,19 @@ class TestPayload:
         magnitudes=sizes,
         dim=st.integers(0, 20),
         dense=hnp.arrays(np.uint8, st.integers(0, 9)),
+        partition=st.none() | st.integers(0, 2**62),
     )
-    def test_is_read_back_as_it_was_written(self, kind, noise, scales, magnitudes, dim, dense):
+    def test_is_read_back_as_it_was_written(
+        self, kind, noise, scales, magnitudes, dim, dense, partition
+    ):
         body = np.arange(dim, dtype=np.uint8 if kind == "signs" else np.float32)
-        arrays, message = Payload(kind, noise, scales, magnitudes, body, dense).encode()
+        sent = Payload(kind, noise, scales, magnitudes, body, dense, partition)
+        arrays, message = sent.encode()
         assert len(arrays) == (2 if dense.size else 1)
         assert scalars_only(message)
         assert all(key.startswith(PREFIX) for key in message)
         read = Payload.decode(arrays, message)
-        assert (read.kind, read.noise) == (kind, noise)
+        assert (read.kind, read.noise, read.partition) == (kind, noise, partition)
         for name, expected in [
             ("scales", scales),
             ("magnitudes", magnitudes),

@@ -112,11 +112,11 @@ class TestInstruction:
                 return call_next(message, context)
 
             def train(model, partition):
-                return {"x": model["x"] - moves[partition]}, {"num-examples": 1}
+                return {**model, "x": model["x"] - moves[partition]}, {"num-examples": 1}
 
             app = make_app(train, mods=(listen, perturb))
-            start = as_record({"x": np.zeros(5, dtype=np.float32)})
-            strategy.start(InProcessGrid(app, 3), start, rounds)
+            start = {"x": np.zeros(5, np.float32), "running_mean": np.zeros(2, np.float32)}
+            strategy.start(InProcessGrid(app, 3), as_record(start), rounds)
             return told
 
         return asked
@@ -127,7 +127,7 @@ class TestInstruction:
         for instruction in told.values():
             assert (instruction.kind, instruction.noise) == ("signs", "laplace")
             assert (instruction.clip, instruction.seed) == (9.0, 7)
-            assert instruction.dense == ("*mean",)
+            assert instruction.dense == (1,)
             np.testing.assert_array_equal(instruction.scales, [0.5])
 
     def test_without_noise_it_sets_no_scale(self, asked):
