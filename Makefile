@@ -2,14 +2,19 @@
 
 PYTHON ?= python3.11
 BIN := .venv/bin
+OLDEST_BIN := .venv-oldest/bin
+OLDEST_FLWR = $(shell sed -n 's/.*"flwr>=\([^,]*\),.*/\1/p' pyproject.toml)
 
-.PHONY: demo test lint types bench setup clean
+.PHONY: demo test test-oldest lint types bench setup clean
 
 demo: setup  ## Compare the strategies on clients of one class each: table and plot.
 	@$(BIN)/python -m experiments.heterogeneous.simulate
 
 test: setup  ## Run all tests; ARGS="-m 'not slow'" leaves out what takes long.
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-oldest: .venv-oldest/installed  ## Run the fast tests on the oldest Flower that we declare.
+	@$(OLDEST_BIN)/python -m pytest -m 'not slow'
 
 lint: setup types  ## Check style and types.
 	@$(BIN)/ruff check .
@@ -36,5 +41,14 @@ setup: .venv/installed
 		--constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+# Flower says itself which Ray it needs; compiling all that is installed takes as long again.
+.venv-oldest/installed: pyproject.toml constraints.txt
+	@echo "Setting up .venv-oldest with flwr $(OLDEST_FLWR); this takes a few minutes the first time."
+	@test -x $(OLDEST_BIN)/python || $(PYTHON) -m venv .venv-oldest
+	@grep -Ev '^(flwr|ray)==' constraints.txt > .venv-oldest/constraints.txt
+	@$(OLDEST_BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile \
+		--constraint .venv-oldest/constraints.txt --editable '.[dev]' 'flwr==$(OLDEST_FLWR)'
+	@touch $@
+
 clean:  ## Remove what the targets above have made.
-	rm -rf .venv build experiments/results benchmarks/results .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest build experiments/results benchmarks/results .mypy_cache .pytest_cache .ruff_cache .hypothesis
