@@ -15,7 +15,7 @@ from flwr.common.constant import ErrorCode
 
 from fedmedian.clients.state import answer
 from fedmedian.layout import Arrays, Layout
-from fedmedian.wire import PREFIX, Instruction, WireError, read_npy
+from fedmedian.wire import PREFIX, Instruction, WireError, read_npy, refusal
 
 _FIT_METRICS = "fitres.metrics"
 _RECORD = "fedmedian"
@@ -69,7 +69,10 @@ def perturb(message: Message, context: Context, call_next: ClientAppCallable) ->
         return _refuse(message, error)
     bodies, scalars = payload.encode()
     (name,) = reply.content.array_records
-    reply.content[name] = ArrayRecord({str(i): Array(body) for i, body in enumerate(bodies)})
+    reply.content[name] = ArrayRecord(
+        # No model's names: another mod must not take these arrays for the model's.
+        {f"{PREFIX}{i}": Array(body) for i, body in enumerate(bodies)}
+    )
     # The older FitRes has room for scalars in its metrics only.
     record = _FIT_METRICS if _FIT_METRICS in reply.content else _RECORD
     own = reply.content.config_records.get(record, ConfigRecord())
@@ -92,4 +95,4 @@ def _read_model(content: RecordDict) -> Arrays:
 
 
 def _refuse(message: Message, error: ValueError) -> Message:
-    return Message(Error(ErrorCode.MOD_FAILED_PRECONDITION, str(error)), reply_to=message)
+    return Message(Error(ErrorCode.MOD_FAILED_PRECONDITION, refusal(error)), reply_to=message)

@@ -34,6 +34,7 @@ _NOTHING = "none"
 WireScalar = int | float | str | bytes
 Float32 = NDArray[np.float32]
 
+_REFUSAL = "perturb: "
 _LONGEST_HEADER = 10_000
 """numpy's own limit, in bytes."""
 
@@ -288,6 +289,16 @@ def read_npy(data: bytes) -> NDArray[Any]:
     # The header is a Python literal, which fails to parse in more ways than numpy translates.
     except Exception as error:
         raise WireError(f"array is not in .npy format: {error}") from error
+
+
+def refusal(error: ValueError) -> str:
+    """Return the reason that a client gives for not answering an instruction."""
+    return f"{_REFUSAL}{error}"
+
+
+def is_refusal(reason: str) -> bool:
+    """Tell whether the reason in an error reply is a `refusal`, or some other code's."""
+    return reason.startswith(_REFUSAL)
 
 
 class Inflatable(Protocol):

@@ -1,6 +1,7 @@
 """Flower strategies (Message API) that know their clients' noise."""
 
+from fedmedian.strategies.checkpoint import Checkpoint
 from fedmedian.strategies.median import MedianSGD
 from fedmedian.strategies.sign import SignSGD
 
-__all__ = ["MedianSGD", "SignSGD"]
+__all__ = ["Checkpoint", "MedianSGD", "SignSGD"]

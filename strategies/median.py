@@ -1,6 +1,7 @@
 """Median aggregation: robust to bad clients, in full precision."""
 
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar, Literal, Unpack
 
 import numpy as np
@@ -13,8 +14,9 @@ from fedmedian.perturbation import add_noise
 from fedmedian.randomness import server_rng
 from fedmedian.scales import Adaptive, PayloadKind
 from fedmedian.schedules import Schedule
-from fedmedian.strategies.base import PerturbedStrategy, Round, Weights, theory_rate
-from fedmedian.strategies.options import StrategyOptions
+from fedmedian.strategies.base import PerturbedStrategy
+from fedmedian.strategies.core import Core, Round, Weights, theory_rate
+from fedmedian.strategies.options import Settings, StrategyOptions
 from fedmedian.wire import Payload
 
 Estimator = Literal["median", "smoothed"]
@@ -24,7 +26,70 @@ NoiseAt = Literal["client", "server"]
 """Who adds the noise."""
 
 # Twice SignSGD's: a median follows outlying clients, one class each, less than votes do.
-_DEFAULT_NOISE = Gaussian(Adaptive(6.0))
+DEFAULT_NOISE = Gaussian(Adaptive(6.0))
+
+
+class MedianCore(Core):
+    """The core of `MedianSGD`, whose arguments it takes; `settings` are the rest of them."""
+
+    kind: ClassVar[PayloadKind] = "vector"
+
+    def __init__(
+        self,
+        noise: Noise | None,
+        noise_at: NoiseAt,
+        learning_rate: float | Schedule | None,
+        estimator: Estimator,
+        settings: Settings,
+    ) -> None:
+        require_choice("noise_at", noise_at, ("client", "server"))
+        require_choice("estimator", estimator, ("median", "smoothed"))
+        if estimator == "smoothed" and (noise is None or isinstance(noise, Uniform)):
+            raise ValueError(f"noise must have a smooth CDF with estimator='smoothed', got {noise}")
+        if learning_rate is None:
+            learning_rate = theory_rate(noise, self.kind) or 1.0
+        super().__init__(
+            noise=noise,
+            client_noise=noise if noise_at == "client" and estimator == "median" else None,
+            learning_rate=learning_rate,
+            weighted=False,
+            settings=settings,
+        )
+        self.estimator = estimator
+
+    def aggregate_payloads(
+        self, payloads: list[Payload], weights: Weights, current: Round
+    ) -> Aggregate:
+        """Take the median; see `fedmedian.aggregation.aggregate_vectors`."""
+        smoothing = None
+        if self.noise is not None and self.client_noise is None:
+            scales = self.scales_in_force(payloads)
+            if self.estimator == "smoothed":
+                smoothing = scales
+            else:
+                payloads = self._with_noise(payloads, self.noise, scales, current)
+        return aggregate_vectors(
+            payloads,
+            self.noise,
+            current.layout,
+            smoothing=smoothing,
+            diagnostics=self.settings.diagnostics,
+        )
+
+    def combine_dense(self, stacked: NDArray[np.float64], weights: Weights) -> NDArray[np.float64]:
+        """Return the median over clients, as robust as the rest."""
+        return np.asarray(np.median(stacked, axis=0))
+
+    def _with_noise(
+        self, payloads: list[Payload], noise: Noise, scales: NDArray[np.float32], current: Round
+    ) -> list[Payload]:
+        rng = server_rng(self.settings.seed, current.number)
+        noisy = []
+        for payload in payloads:
+            body = payload.body.copy()
+            add_noise(current.layout, body, noise, scales, rng)
+            noisy.append(replace(payload, body=body, scales=scales))
+        return noisy
 
 
 class MedianSGD(PerturbedStrategy):
@@ -69,64 +134,13 @@ class MedianSGD(PerturbedStrategy):
     >>> for_unmodified_clients = MedianSGD(noise_at="server")
     """
 
-    kind: ClassVar[PayloadKind] = "vector"
-
     def __init__(
         self,
-        noise: Noise | None = _DEFAULT_NOISE,
+        noise: Noise | None = DEFAULT_NOISE,
         noise_at: NoiseAt = "client",
         learning_rate: float | Schedule | None = None,
         *,
         estimator: Estimator = "median",
         **options: Unpack[StrategyOptions],
     ) -> None:
-        require_choice("noise_at", noise_at, ("client", "server"))
-        require_choice("estimator", estimator, ("median", "smoothed"))
-        if estimator == "smoothed" and (noise is None or isinstance(noise, Uniform)):
-            raise ValueError(f"noise must have a smooth CDF with estimator='smoothed', got {noise}")
-        if learning_rate is None:
-            learning_rate = theory_rate(noise, self.kind) or 1.0
-        super().__init__(
-            noise=noise,
-            client_noise=noise if noise_at == "client" and estimator == "median" else None,
-            learning_rate=learning_rate,
-            weighted=False,
-            **options,
-        )
-        self.noise_at = noise_at
-        self.estimator = estimator
-
-    def aggregate_payloads(
-        self, payloads: list[Payload], weights: Weights, current: Round
-    ) -> Aggregate:
-        """Take the median; see `fedmedian.aggregation.aggregate_vectors`."""
-        smoothing = None
-        if self.noise is not None and self.client_noise is None:
-            magnitudes = np.stack([payload.magnitudes for payload in payloads])
-            scales = self._scales_in_force(payloads, magnitudes.astype(np.float64))
-            if self.estimator == "smoothed":
-                smoothing = scales
-            else:
-                payloads = self._with_noise(payloads, self.noise, scales, current)
-        return aggregate_vectors(
-            payloads,
-            self.noise,
-            current.layout,
-            smoothing=smoothing,
-            diagnostics=self.settings.diagnostics,
-        )
-
-    def combine_dense(self, stacked: NDArray[np.float64], weights: Weights) -> NDArray[np.float64]:
-        """Return the median over clients, as robust as the rest."""
-        return np.asarray(np.median(stacked, axis=0))
-
-    def _with_noise(
-        self, payloads: list[Payload], noise: Noise, scales: NDArray[np.float32], current: Round
-    ) -> list[Payload]:
-        rng = server_rng(self.settings.seed, current.number)
-        noisy = []
-        for payload in payloads:
-            body = payload.body.copy()
-            add_noise(current.layout, body, noise, scales, rng)
-            noisy.append(replace(payload, body=body, scales=scales))
-        return noisy
+        super().__init__(partial(MedianCore, noise, noise_at, learning_rate, estimator), options)

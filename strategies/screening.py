@@ -1,140 +1,113 @@
 """Telling usable replies from others, one by one: no client can end a run or touch the model."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from logging import INFO, WARNING
 from math import isfinite
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
-import numpy as np
-from flwr.app import Message, RecordDict
 from flwr.common.logger import log
 
-from fedmedian.layout import Arrays, Layout
-from fedmedian.perturbation import perturb_update
-from fedmedian.wire import Instruction, Payload, WireError, read_npy
+from fedmedian.wire import WireError
 
 Usable = TypeVar("Usable")
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A training reply that passed the screening."""
-
-    payload: Payload
-    num_examples: float
-    content: RecordDict
-
-
-def screen(
-    replies: Iterable[Message],
-    read: Callable[[RecordDict], Usable],
-    node_of_message: Mapping[str, int],
-    phase: str,
-) -> list[Usable]:
-    """Read every reply that can be read, and log why the others cannot.
+class Screened(Generic[Usable]):
+    """What came of a phase's replies.
 
     Parameters
     ----------
-    replies : iterable of Message
-        What came back.
-    read : callable
-        Turns a reply's content into what is wanted; raises if it is unusable.
-    node_of_message : mapping of str to int
-        Which node each message was sent to. The reply of a node that failed comes from the
-        SuperLink, and only this tells which one it speaks for.
-    phase : str
-        What is logged in front.
-
-    Returns
-    -------
-    list
-        What `read` returned, in the order of the replies.
+    usable : list
+        What was read from those that could be.
+    rejected : int
+        The number of those that could not.
+    missing : int
+        The number of nodes that did not reply.
     """
-    usable: list[Usable] = []
-    dropped = 0
-    for reply in replies:
-        try:
-            if reply.has_error():
-                raise WireError(f"error {reply.error.code}: {reply.error.reason}")
-            usable.append(read(reply.content))
-        # Whatever a client sends, it must not end the run.
-        except Exception as error:
-            node = node_of_message.get(
-                reply.metadata.reply_to_message_id, reply.metadata.src_node_id
-            )
-            log(WARNING, "%s: dropped the reply of node %s: %s", phase, node, error)
-            dropped += 1
-    log(INFO, "%s: accepted %d replies, dropped %d", phase, len(usable), dropped)
-    return usable
+
+    usable: list[Usable]
+    rejected: int
+    missing: int
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many replies there are of each sort, for the round's report."""
+        return {
+            "replies-accepted": len(self.usable),
+            "replies-rejected": self.rejected,
+            "replies-missing": self.missing,
+        }
 
 
-def read_answer(
-    content: RecordDict,
-    instruction: Instruction,
-    layout: Layout,
-    before: Arrays,
-    weighted_by_key: str,
-) -> Answer:
-    """Read a training reply.
+class Roster:
+    """The nodes by name, which has their partition in it once a reply has told."""
 
-    Plain weights, from a client without the mod, are as good as a vector without noise.
+    def __init__(self) -> None:
+        self._partition_of: dict[int, int] = {}
 
-    Parameters
-    ----------
-    content : RecordDict
-        The reply's content.
-    instruction : Instruction
-        What the client was asked.
-    layout : Layout
-        The model's layout.
-    before : mapping of str to array
-        The model that the client started from.
-    weighted_by_key : str
-        The metric that holds the number of examples.
+    def learn(self, node: int, partition: int | None) -> None:
+        """Remember a node's partition, if it has told one."""
+        if partition is not None:
+            self._partition_of[node] = partition
 
-    Returns
-    -------
-    Answer
-        The payload, checked against the instruction.
+    def name(self, node: int) -> str:
+        """Return what the log calls a node."""
+        if node not in self._partition_of:
+            return f"node {node}"
+        return f"node {node} (partition {self._partition_of[node]})"
 
-    Raises
-    ------
-    ValueError
-        If the reply is unusable, saying why.
-    """
-    num_examples = read_num_examples(content, weighted_by_key)
-    if len(content.array_records) != 1:
-        raise WireError(f"expected one ArrayRecord, got {len(content.array_records)}")
-    (record,) = content.array_records.values()
-    arrays = {name: read_npy(array.data) for name, array in record.items()}
-    scalars = next((r for r in content.config_records.values() if Payload.is_in(r)), None)
-    if scalars is not None:
-        payload = Payload.decode(list(arrays.values()), scalars)
-    elif instruction.kind == "vector" and instruction.noise is None:
-        after = layout.named(arrays)
-        update = layout.difference(before, after)
-        # Without noise and signs there is nothing to draw.
-        payload = perturb_update(instruction, layout, update, after, np.random.default_rng(0))
-    else:
-        raise WireError(
-            f"sent plain weights, was asked for {instruction.kind!r} with noise "
-            f"{instruction.noise!r}: does its ClientApp have mods=[perturb]?"
-        )
-    payload.require_answer(instruction, layout)
-    return Answer(payload, num_examples, content)
+    def screen(
+        self,
+        phase: str,
+        asked: Collection[int],
+        replies: Iterable[tuple[int, Callable[[], Usable]]],
+    ) -> Screened[Usable]:
+        """Read every reply that can be read, and log why the others cannot.
+
+        Parameters
+        ----------
+        phase : str
+            What is logged in front.
+        asked : collection of int
+            The nodes that were asked.
+        replies : iterable of (int, callable)
+            Which node each reply speaks for, and what reads it; that raises if it is unusable.
+
+        Returns
+        -------
+        Screened
+            What was read, in the order of the replies, and how many were not.
+        """
+        usable: list[Usable] = []
+        heard: set[int] = set()
+        rejected = 0
+        for node, read in replies:
+            heard.add(node)
+            try:
+                usable.append(read())
+            # Whatever a client sends, it must not end the run.
+            except Exception as error:
+                log(WARNING, "%s: dropped the reply of %s: %s", phase, self.name(node), error)
+                rejected += 1
+        missing = [node for node in asked if node not in heard]
+        for node in missing:
+            log(WARNING, "%s: no reply from %s", phase, self.name(node))
+        log(INFO, "%s: accepted %d replies, dropped %d", phase, len(usable), rejected)
+        return Screened(usable, rejected, len(missing))
 
 
-def read_num_examples(content: RecordDict, weighted_by_key: str) -> float:
-    """Read the weight of a reply.
+def require_examples(name: str, weight: Any) -> float:
+    """Return a client's number of examples, or raise if it is none.
 
     Parameters
     ----------
-    content : RecordDict
-        The reply's content.
-    weighted_by_key : str
-        The metric that holds the number of examples.
+    name : str
+        What it is called.
+    weight : object
+        What the client sent.
 
     Returns
     -------
@@ -144,46 +117,45 @@ def read_num_examples(content: RecordDict, weighted_by_key: str) -> float:
     Raises
     ------
     WireError
-        If there is not exactly one MetricRecord, or it holds no such number.
+        If it is not a finite number > 0.
     """
-    if len(content.metric_records) != 1:
-        raise WireError(f"expected one MetricRecord, got {len(content.metric_records)}")
-    (metrics,) = content.metric_records.values()
-    weight = metrics.get(weighted_by_key)
     if not isinstance(weight, int | float) or not isfinite(weight) or weight <= 0:
-        raise WireError(f"metric {weighted_by_key!r} must be a number > 0, got {weight!r}")
+        raise WireError(f"metric {name!r} must be a number > 0, got {weight!r}")
     return float(weight)
 
 
-def with_usual_metrics(contents: Sequence[RecordDict]) -> list[RecordDict]:
+def with_usual_metrics(
+    sources: Sequence[Usable], metrics_of: Callable[[Usable], Mapping[str, Any]]
+) -> list[Usable]:
     """Return the replies whose metrics have the names and lengths that most replies have.
 
     Flower's aggregation of metrics raises on, or silently mixes up, anything else.
 
     Parameters
     ----------
-    contents : sequence of RecordDict
-        Replies with exactly one MetricRecord each, at least one reply.
+    sources : sequence
+        Replies, at least one.
+    metrics_of : callable
+        Returns a reply's metrics.
 
     Returns
     -------
-    list of RecordDict
+    list
         Those to aggregate metrics from.
     """
-    signatures = [_metrics_signature(content) for content in contents]
+    signatures = [_signature(metrics_of(source)) for source in sources]
     usual, count = Counter(signatures).most_common(1)[0]
-    if count < len(contents):
+    if count < len(sources):
         log(
             WARNING,
             "left the metrics of %d replies out, which lack or add some: usual are %s",
-            len(contents) - count,
+            len(sources) - count,
             sorted(name for name, _ in usual),
         )
-    return [content for content, own in zip(contents, signatures, strict=True) if own == usual]
+    return [source for source, own in zip(sources, signatures, strict=True) if own == usual]
 
 
-def _metrics_signature(content: RecordDict) -> frozenset[tuple[str, int | None]]:
-    (metrics,) = content.metric_records.values()
+def _signature(metrics: Mapping[str, Any]) -> frozenset[tuple[str, int | None]]:
     return frozenset(
         (name, len(value) if isinstance(value, list) else None) for name, value in metrics.items()
     )

@@ -1,5 +1,6 @@
 """Sign aggregation: one bit per parameter and client."""
 
+from functools import partial
 from typing import ClassVar, Unpack
 
 import numpy as np
@@ -11,11 +12,72 @@ from fedmedian.noise import Gaussian, Noise
 from fedmedian.randomness import server_rng
 from fedmedian.scales import PayloadKind
 from fedmedian.schedules import Schedule
-from fedmedian.strategies.base import PerturbedStrategy, Round, Weights, theory_rate
-from fedmedian.strategies.options import StrategyOptions
+from fedmedian.strategies.base import PerturbedStrategy
+from fedmedian.strategies.core import Core, Round, Weights, theory_rate
+from fedmedian.strategies.options import Settings, StrategyOptions
 from fedmedian.wire import Payload
 
-_DEFAULT_NOISE = Gaussian()
+DEFAULT_NOISE = Gaussian()
+
+
+class SignCore(Core):
+    """The core of `SignSGD`, whose arguments it takes; `settings` are the rest of them."""
+
+    kind: ClassVar[PayloadKind] = "signs"
+
+    def __init__(
+        self,
+        noise: Noise | None,
+        decode: Decode,
+        learning_rate: float | Schedule | None,
+        calibrated: bool,
+        weighted: bool,
+        ties: Ties,
+        settings: Settings,
+    ) -> None:
+        require_choice("decode", decode, ("counts", "majority"))
+        require_type("calibrated", calibrated, bool, "a bool")
+        require_choice("ties", ties, ("random", "unchanged"))
+        if noise is None and (decode == "counts" or calibrated):
+            raise ValueError("noise must not be None with decode='counts' or calibrated=True")
+        if calibrated and decode == "counts":
+            raise ValueError("calibrated must be False with decode='counts', got True")
+        if learning_rate is None:
+            learning_rate = 1.0
+            if decode == "majority" and not calibrated:
+                learning_rate = theory_rate(noise, self.kind)
+                if learning_rate is None:
+                    raise ValueError("learning_rate must be given with decode='majority', got None")
+        super().__init__(
+            noise=noise,
+            client_noise=noise,
+            learning_rate=learning_rate,
+            weighted=weighted,
+            settings=settings,
+        )
+        self.decode = decode
+        self.calibrated = calibrated
+        self.ties = ties
+
+    def aggregate_payloads(
+        self, payloads: list[Payload], weights: Weights, current: Round
+    ) -> Aggregate:
+        """Decode the votes; see `fedmedian.aggregation.aggregate_signs`."""
+        return aggregate_signs(
+            payloads,
+            weights,
+            current.layout,
+            self.noise,
+            self.decode,
+            self.ties,
+            server_rng(self.settings.seed, current.number),
+            calibrated=self.calibrated,
+            diagnostics=self.settings.diagnostics,
+        )
+
+    def combine_dense(self, stacked: NDArray[np.float64], weights: Weights) -> NDArray[np.float64]:
+        """Return the weighted mean over clients."""
+        return np.asarray(np.tensordot(weights, stacked, axes=1))
 
 
 class SignSGD(PerturbedStrategy):
@@ -68,6 +130,15 @@ class SignSGD(PerturbedStrategy):
             sent in full and averaged, as arrays of integers always are.
         diagnostics : bool (default: True)
             Whether each round's report says how votes agree and what is noise in them.
+        min_replies : int (default: 1)
+            A round with fewer usable replies keeps the model as it is, and says so; >= 1.
+        checkpoint : Checkpoint, optional
+            Where the run is stored after every so many rounds; if it is there already, ``start``
+            goes on from it. With a seed, all nodes and clients without a state of their own, the
+            model is bit for bit that of a run that was not interrupted.
+        numpy_clients : bool (default: False)
+            Whether the clients are NumPyClients, for training and evaluation; their metrics are
+            averaged as a Message-API app's would be.
         seed : int, optional
             Makes every random number of server and clients follow from it, >= 0, except which
             nodes Flower samples where `fraction_train` is below 1. Without one, the right choice
@@ -93,11 +164,9 @@ class SignSGD(PerturbedStrategy):
     >>> paper = SignSGD(noise=Gaussian(0.1), decode="majority", learning_rate=0.001)
     """
 
-    kind: ClassVar[PayloadKind] = "signs"
-
     def __init__(
         self,
-        noise: Noise | None = _DEFAULT_NOISE,
+        noise: Noise | None = DEFAULT_NOISE,
         decode: Decode = "counts",
         learning_rate: float | Schedule | None = None,
         *,
@@ -106,46 +175,6 @@ class SignSGD(PerturbedStrategy):
         ties: Ties = "random",
         **options: Unpack[StrategyOptions],
     ) -> None:
-        require_choice("decode", decode, ("counts", "majority"))
-        require_type("calibrated", calibrated, bool, "a bool")
-        require_choice("ties", ties, ("random", "unchanged"))
-        if noise is None and (decode == "counts" or calibrated):
-            raise ValueError("noise must not be None with decode='counts' or calibrated=True")
-        if calibrated and decode == "counts":
-            raise ValueError("calibrated must be False with decode='counts', got True")
-        if learning_rate is None:
-            learning_rate = 1.0
-            if decode == "majority" and not calibrated:
-                learning_rate = theory_rate(noise, self.kind)
-                if learning_rate is None:
-                    raise ValueError("learning_rate must be given with decode='majority', got None")
         super().__init__(
-            noise=noise,
-            client_noise=noise,
-            learning_rate=learning_rate,
-            weighted=weighted,
-            **options,
+            partial(SignCore, noise, decode, learning_rate, calibrated, weighted, ties), options
         )
-        self.decode = decode
-        self.calibrated = calibrated
-        self.ties = ties
-
-    def aggregate_payloads(
-        self, payloads: list[Payload], weights: Weights, current: Round
-    ) -> Aggregate:
-        """Decode the votes; see `fedmedian.aggregation.aggregate_signs`."""
-        return aggregate_signs(
-            payloads,
-            weights,
-            current.layout,
-            self.noise,
-            self.decode,
-            self.ties,
-            server_rng(self.settings.seed, current.number),
-            calibrated=self.calibrated,
-            diagnostics=self.settings.diagnostics,
-        )
-
-    def combine_dense(self, stacked: NDArray[np.float64], weights: Weights) -> NDArray[np.float64]:
-        """Return the weighted mean over clients."""
-        return np.asarray(np.tensordot(weights, stacked, axes=1))

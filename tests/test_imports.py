@@ -64,7 +64,7 @@ def test_all_three_packages_are_looked_at():
         ("import torch.nn as nn", "torch"),
         ("def f():\n    from flwr.app import Array", "flwr"),
         ("from fedmedian import strategies", "fedmedian.strategies"),
-        ("from fedmedian.strategies.base import Round", "fedmedian.strategies"),
+        ("from fedmedian.strategies.core import Round", "fedmedian.strategies"),
         ("from ..strategies import SignSGD", "fedmedian.strategies"),
         ("from .. import strategies", "fedmedian.strategies"),
     ],

@@ -340,7 +340,7 @@ def test_a_numpyclient_needs_no_more_than_the_mod_either(make, as_record, as_arr
     result = strategy.start(InProcessGrid(app, 3), as_record(MODEL), 2)
     assert [r["replies-accepted"] for r in result.train_metrics_clientapp.values()] == [3, 3]
     model = as_arrays(result.arrays)
-    direction = np.sign(UPDATE) if strategy.kind == "signs" else UPDATE
+    direction = np.sign(UPDATE) if strategy.core.kind == "signs" else UPDATE
     moved = MODEL["weight"] - model["weight"]
     np.testing.assert_allclose(moved.ravel(), 0.2 * direction[:6], atol=1e-4)
     np.testing.assert_array_equal(model["norm.running_mean"], [14, 14])

@@ -71,7 +71,7 @@ class TestStrategies:
     def test_the_noisy_ones_are_the_packages_defaults(self, name, usual):
         _, strategy = server_app.make_strategy(name, read_config([]))
         assert type(strategy) is type(usual)
-        assert strategy.noise == usual.noise
+        assert strategy.core.noise == usual.core.noise
         assert strategy.learning_rate == usual.learning_rate
 
     def test_the_noise_can_be_chosen(self):

@@ -250,7 +250,7 @@ def test_every_round_is_reported(case, usual_run):
     assert sorted(reports) == list(range(1, ROUNDS + 1))
     for report in reports.values():
         assert set(report) >= case.reports | {
-            *("replies-accepted", "replies-rejected", "uplink-bytes"),
+            *("replies-accepted", "replies-rejected", "replies-missing", "uplink-bytes"),
             "train-loss",
         }
         assert report["replies-accepted"] == NUM_CLIENTS
@@ -259,7 +259,7 @@ def test_every_round_is_reported(case, usual_run):
         assert report.get("signal-to-noise", 0) >= 0
         assert report.get("median-mean-gap", 0) >= 0
     sent = sum(report["uplink-bytes"] for report in reports.values())
-    assert sent * NUM_CLIENTS == pytest.approx(grid.bytes_up, abs=16 * NUM_CLIENTS)
+    assert sent * NUM_CLIENTS == pytest.approx(grid.bytes_up, abs=64 * NUM_CLIENTS)
 
 
 @every_case
@@ -287,7 +287,7 @@ def test_the_callers_model_stays_as_it_was(case, app, as_record, as_arrays):
 def test_counters_are_averaged_or_take_the_median_and_are_never_voted_on(case, run):
     model, _, _ = run(case.strategy(), num_rounds=1)
     # Client i has added i; 7 + 1.75 by examples is 9, 7 + 1.5 rounds to the even 8.
-    assert model["counter"] == (9 if case.strategy().weighted else 8)
+    assert model["counter"] == (9 if case.strategy().core.weighted else 8)
 
 
 @every_case

@@ -32,6 +32,7 @@ MODEL = {
 }
 NUM_CLIENTS = 5
 BAD = 2  # the client whose reply is replaced
+BODY, DENSE = f"{PREFIX}0", f"{PREFIX}1"  # the arrays of a payload
 
 STRATEGIES = {
     "counts": lambda: SignSGD(seed=1),
@@ -64,10 +65,10 @@ def play(app, honest_round):
 
 def body_of(reply):
     """The payload's packed signs or vector."""
-    return reply.content["arrays"]["0"].numpy()
+    return reply.content["arrays"][BODY].numpy()
 
 
-def replace_array(reply, array, name="0"):
+def replace_array(reply, array, name=BODY):
     record = dict(reply.content["arrays"])
     reply.content["arrays"] = ArrayRecord({**record, name: array})
 
@@ -122,13 +123,13 @@ def no_array(reply):
 
 
 def dense_arrays_missing(reply):
-    reply.content["arrays"] = ArrayRecord({"0": reply.content["arrays"]["0"]})
+    reply.content["arrays"] = ArrayRecord({BODY: reply.content["arrays"][BODY]})
 
 
 def dense_nan(reply):
-    dense = reply.content["arrays"]["1"].numpy().copy()
+    dense = reply.content["arrays"][DENSE].numpy().copy()
     dense[: 4 * 5] = np.full(5, nan, np.float32).view(np.uint8)
-    replace_array(reply, Array(dense), name="1")
+    replace_array(reply, Array(dense), name=DENSE)
 
 
 def longer_body(reply):
@@ -148,7 +149,7 @@ def other_dtype(reply):
 
 
 def truncated_bytes(reply):
-    whole = reply.content["arrays"]["0"]
+    whole = reply.content["arrays"][BODY]
     replace_array(reply, Array(whole.dtype, whole.shape, whole.stype, whole.data[:-1]))
 
 
@@ -270,7 +271,9 @@ def test_a_bad_reply_is_dropped_counted_and_logged(make, corrupt, reason, assert
     assert_dropped(make, lambda spoilt: with_bad(spoilt.replies, corrupt), reason)
 
 
-@pytest.mark.parametrize("make", [make for make in STRATEGIES.values() if make().kind == "vector"])
+@pytest.mark.parametrize(
+    "make", [make for make in STRATEGIES.values() if make().core.kind == "vector"]
+)
 @pytest.mark.parametrize("value", [nan, inf, -inf])
 def test_a_vector_that_is_not_finite_is_dropped(make, value, assert_dropped):
     def corrupt(reply):
@@ -376,12 +379,27 @@ def test_without_a_usable_reply_the_model_stays(make, play, caplog):
     assert model is None
     assert report["replies-accepted"] == 0
     assert report["replies-rejected"] == NUM_CLIENTS
-    assert "no usable reply, the model stays as it is" in caplog.text
+    assert "round 1 keeps the model as it is: 0 usable replies" in caplog.text
 
 
 @every_strategy
-def test_without_any_reply_there_is_nothing_to_report(make, play):
-    assert play(make).aggregate([]) == (None, None)
+def test_nodes_that_do_not_reply_are_counted_and_named(make, play, caplog):
+    silent = play(make)
+    model, report = silent.aggregate([])
+    assert model is None
+    assert dict(report) == {
+        "replies-accepted": 0,
+        "replies-rejected": 0,
+        "replies-missing": NUM_CLIENTS,
+    }
+    for message in silent.messages:
+        node = message.metadata.dst_node_id
+        assert f"aggregate_train: no reply from node {node}\n" in caplog.text
+
+
+def test_a_round_without_training_has_nothing_to_report(app, honest_round):
+    idle = honest_round(SignSGD(fraction_train=0.0), app, NUM_CLIENTS, MODEL)
+    assert idle.aggregate([]) == (None, None)
 
 
 @every_strategy
@@ -404,7 +422,7 @@ def test_a_run_outlives_rounds_in_which_every_client_fails(make_app, as_record, 
 
 
 def test_aggregating_before_asking_is_a_mistake():
-    with pytest.raises(RuntimeError, match="aggregate_train was called before configure_train"):
+    with pytest.raises(RuntimeError, match="aggregated before a round was configured"):
         SignSGD().aggregate_train(1, [])
 
 
@@ -506,7 +524,7 @@ class TestJunk:
         name=st.sampled_from(list(STRATEGIES)),
         position=st.integers(0, 10_000),
         value=st.integers(0, 255),
-        array=st.sampled_from(["0", "1"]),
+        array=st.sampled_from([BODY, DENSE]),
     )
     def test_in_one_byte_of_an_array(self, rounds, name, position, value, array):
         def spoil(reply):
@@ -624,7 +642,7 @@ def test_replies_that_differ_only_in_what_they_do_not_vote_on_may_come_in_any_or
     for step in (1, -1):
         tied = play(make)
         for client, reply in enumerate(tied.replies):
-            replace_array(reply, tied.replies[0].content["arrays"]["0"])
+            replace_array(reply, tied.replies[0].content["arrays"][BODY])
             reply.content["metrics"] = MetricRecord({"num-examples": 3, "loss": 0.1 * client})
         results.append(tied.aggregate(tied.replies[::step]))
     (one, one_report), (other, other_report) = results

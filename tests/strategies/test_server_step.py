@@ -142,22 +142,22 @@ class TestTheory:
         return Gaussian(Theory(rounds=self.T, dim=self.D))
 
     def test_gives_a_majority_the_learning_rate_of_theorem_5(self, run):
-        assert SignSGD(self.noise, "majority").learning_rate == pytest.approx(0.01)
+        assert SignSGD(self.noise, "majority").core.learning_rate == pytest.approx(0.01)
         path, _ = run(SignSGD(self.noise, "majority", seed=1, **QUIET), np.ones((1, 3, 1)))
         np.testing.assert_allclose(np.abs(np.diff(path, axis=0)), (self.T * self.D) ** -0.5)
 
     def test_gives_the_median_the_learning_rate_of_theorem_6(self):
         expected = (self.T * self.D) ** (-2 / 3)
-        assert MedianSGD(self.noise).learning_rate == pytest.approx(expected)
-        assert MedianSGD(self.noise, "server").learning_rate == pytest.approx(expected)
+        assert MedianSGD(self.noise).core.learning_rate == pytest.approx(expected)
+        assert MedianSGD(self.noise, "server").core.learning_rate == pytest.approx(expected)
 
     def test_an_estimate_of_the_mean_keeps_its_natural_rate(self):
-        assert SignSGD(self.noise).learning_rate == 1.0
-        assert SignSGD(self.noise, "majority", calibrated=True).learning_rate == 1.0
+        assert SignSGD(self.noise).core.learning_rate == 1.0
+        assert SignSGD(self.noise, "majority", calibrated=True).core.learning_rate == 1.0
 
     def test_a_rate_that_is_given_is_kept(self):
-        assert SignSGD(self.noise, "majority", 0.5).learning_rate == 0.5
-        assert MedianSGD(self.noise, learning_rate=0.5).learning_rate == 0.5
+        assert SignSGD(self.noise, "majority", 0.5).core.learning_rate == 0.5
+        assert MedianSGD(self.noise, learning_rate=0.5).core.learning_rate == 0.5
 
     def test_sets_the_theorems_noise(self, run):
         _, result = run(SignSGD(self.noise, "majority", seed=1, **QUIET), np.ones((2, 3, 1)))

@@ -1,0 +1,105 @@
+"""What of a run is behind it: the rounds that a checkpoint holds, and those since."""
+
+from collections.abc import Mapping
+from logging import INFO
+from typing import Any
+
+from flwr.common.logger import log
+
+from fedmedian.layout import Arrays, Layout
+from fedmedian.strategies.checkpoint import Checkpoint, History, Saved
+from fedmedian.strategies.core import Core
+
+
+class Journal:
+    """Keeps a run's checkpoints; without one it is empty and stays so.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint or None
+        Where to.
+
+    Attributes
+    ----------
+    done : int
+        The last round that the run need not run, because the checkpoint holds it.
+    model : mapping of str to array, or None
+        The model after that round.
+    """
+
+    def __init__(self, checkpoint: Checkpoint | None) -> None:
+        self._checkpoint = checkpoint
+        self._last: tuple[int, Arrays] | None = None
+        self._begin(None)
+
+    def open(self, core: Core, initial: Arrays | None) -> None:
+        """Begin a run, or go on with the one that the checkpoint holds.
+
+        Parameters
+        ----------
+        core : Core
+            Takes over the state that was stored.
+        initial : mapping of str to array, or None
+            The model that the run would begin with, if it is known.
+
+        Raises
+        ------
+        ValueError
+            If the checkpoint holds another run than this one.
+        """
+        saved = self._checkpoint.load() if self._checkpoint is not None else None
+        self._begin(saved)
+        if self._checkpoint is None or saved is None:
+            return
+        folder = self._checkpoint.folder
+        for name, own in core.identity.items():
+            if (stored := saved.identity.get(name)) != own:
+                raise ValueError(
+                    f"checkpoint {str(folder)!r} is of a run with {name}={stored!r}, "
+                    f"this one has {name}={own!r}"
+                )
+        if initial is not None and Layout.of(initial) != Layout.of(saved.arrays["model"]):
+            raise ValueError(f"checkpoint {str(folder)!r} is of another model than initial_arrays")
+        core.restore(saved.arrays)
+        log(INFO, "Going on after round %d, from %s", saved.server_round, folder)
+
+    def note(self, phase: str, server_round: int, metrics: Mapping[str, Any]) -> None:
+        """Remember a round's metrics for the next checkpoint."""
+        if self._checkpoint is not None:
+            self._history.setdefault(phase, {})[server_round] = dict(metrics)
+
+    def recall(self, phase: str, server_round: int) -> Mapping[str, Any] | None:
+        """Return a round's metrics, or None if there were none."""
+        return self._history.get(phase, {}).get(server_round)
+
+    def end_round(self, core: Core, model: Arrays | None) -> None:
+        """Take note that a round has ended, and write a checkpoint if it is time to.
+
+        Parameters
+        ----------
+        core : Core
+            In the state after the round.
+        model : mapping of str to array, or None
+            The new model, or None if it is the one from before the round.
+        """
+        if self._checkpoint is None:
+            return
+        number = core.current.number
+        self._last = number, core.current.arrays if model is None else model
+        if number % self._checkpoint.every == 0:
+            self.close(core)
+
+    def close(self, core: Core) -> None:
+        """Write the last round down, if it is not yet."""
+        if self._checkpoint is None or self._last is None:
+            return
+        number, model = self._last
+        arrays = {"model": model, **core.state}
+        self._checkpoint.save(Saved(number, core.identity, arrays, self._history))
+        self._last = None
+
+    def _begin(self, saved: Saved | None) -> None:
+        self.done = 0 if saved is None else saved.server_round
+        self.model: Arrays | None = None if saved is None else saved.arrays["model"]
+        self._history: History = {} if saved is None else dict(saved.history)
+        self._last = None

@@ -1,0 +1,67 @@
+"""NumPyClients behind the Message API: how their messages look, and how to read them."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flwr.app import Message, MetricRecord, RecordDict
+from flwr.common import Code
+
+from fedmedian.strategies.options import FedAvgOptions
+from fedmedian.wire import PREFIX, Payload, WireError
+
+KEYS: FedAvgOptions = {
+    "arrayrecord_key": "fitins.parameters",
+    "configrecord_key": "fitins.config",
+    "weighted_by_key": "num_examples",
+}
+"""What a NumPyClient calls the parts of a training message."""
+
+
+def as_evaluation(messages: Iterable[Message]) -> list[Message]:
+    """Rename the parts of evaluation messages that are named for training, in place."""
+    messages = list(messages)
+    for message in messages:
+        parts = message.content.items()
+        message.content = RecordDict(
+            {key.replace("fitins.", "evaluateins."): part for key, part in parts}
+        )
+    return messages
+
+
+def read_reply(content: RecordDict) -> RecordDict:
+    """Return a NumPyClient's reply as a Message-API app would have sent it.
+
+    Parameters
+    ----------
+    content : RecordDict
+        A reply to training or to evaluation, its parts named ``fitres.…`` or ``evaluateres.…``.
+
+    Returns
+    -------
+    RecordDict
+        Its arrays and payload, if any, and one MetricRecord of all its numbers.
+
+    Raises
+    ------
+    WireError
+        If it is no such reply, or the client says that it failed.
+    """
+    parts = {key.partition(".")[2]: record for key, record in content.items()}
+    status, own = parts.get("status"), parts.get("metrics")
+    if not isinstance(status, Mapping) or not isinstance(own, Mapping):
+        raise WireError(f"is not a NumPyClient's reply, its records are {sorted(content)}")
+    if status.get("code") != Code.OK.value:
+        raise WireError(f"client failed: {status.get('message')!r}")
+    numbers: dict[str, Any] = {}
+    for record in (*content.metric_records.values(), own):
+        numbers |= {key: value for key, value in record.items() if _is_metric(key, value)}
+    read = RecordDict({"metrics": MetricRecord(numbers)})
+    if Payload.is_in(own):
+        read["payload"] = own
+    for key, arrays in content.array_records.items():
+        read[key] = arrays
+    return read
+
+
+def _is_metric(key: str, value: Any) -> bool:
+    return not key.startswith(PREFIX) and type(value) in (int, float)
