@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from itertools import count
 from logging import ERROR
+from threading import Lock
 from typing import Any
 
 from flwr.app import (
@@ -85,6 +86,7 @@ class InProcessGrid(Grid):
         }
         self._message_ids = count(1)
         self._replies: dict[str, Message] = {}
+        self._lock = Lock()  # Flower's older server sends from several threads
         self.bytes_up = 0
         self.bytes_down = 0
 
@@ -120,7 +122,10 @@ class InProcessGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Let the nodes answer messages, and return the messages' ids."""
-        messages = list(messages)
+        with self._lock:
+            return self._push(list(messages))
+
+    def _push(self, messages: list[Message]) -> list[str]:
         for message in messages:
             self._give_id(message)
         with no_object_id_recompute():  # strategies send one content to all nodes

@@ -13,6 +13,9 @@ from fedmedian.wire import WireError
 
 Usable = TypeVar("Usable")
 
+Node = int | str
+"""A node's id, or what the older API knows a client by."""
+
 
 @dataclass(frozen=True)
 class Screened(Generic[Usable]):
@@ -46,14 +49,14 @@ class Roster:
     """The nodes by name, which has their partition in it once a reply has told."""
 
     def __init__(self) -> None:
-        self._partition_of: dict[int, int] = {}
+        self._partition_of: dict[Node, int] = {}
 
-    def learn(self, node: int, partition: int | None) -> None:
+    def learn(self, node: Node, partition: int | None) -> None:
         """Remember a node's partition, if it has told one."""
         if partition is not None:
             self._partition_of[node] = partition
 
-    def name(self, node: int) -> str:
+    def name(self, node: Node) -> str:
         """Return what the log calls a node."""
         if node not in self._partition_of:
             return f"node {node}"
@@ -62,8 +65,8 @@ class Roster:
     def screen(
         self,
         phase: str,
-        asked: Collection[int],
-        replies: Iterable[tuple[int, Callable[[], Usable]]],
+        asked: Collection[Node],
+        replies: Iterable[tuple[Node, Callable[[], Usable]]],
     ) -> Screened[Usable]:
         """Read every reply that can be read, and log why the others cannot.
 
@@ -71,9 +74,9 @@ class Roster:
         ----------
         phase : str
             What is logged in front.
-        asked : collection of int
+        asked : collection of int or str
             The nodes that were asked.
-        replies : iterable of (int, callable)
+        replies : iterable of (int or str, callable)
             Which node each reply speaks for, and what reads it; that raises if it is unusable.
 
         Returns
@@ -82,7 +85,7 @@ class Roster:
             What was read, in the order of the replies, and how many were not.
         """
         usable: list[Usable] = []
-        heard: set[int] = set()
+        heard: set[Node] = set()
         rejected = 0
         for node, read in replies:
             heard.add(node)
