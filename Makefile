@@ -5,10 +5,13 @@ BIN := .venv/bin
 OLDEST_BIN := .venv-oldest/bin
 OLDEST_FLWR = $(shell sed -n 's/.*"flwr>=\([^,]*\),.*/\1/p' pyproject.toml)
 
-.PHONY: demo test test-oldest lint types bench setup clean
+.PHONY: demo deploy-demo test test-oldest lint types bench setup clean
 
 demo: setup  ## Compare the strategies on clients of one class each: table and plot.
 	@$(BIN)/python -m experiments.heterogeneous.simulate
+
+deploy-demo: setup  ## Deploy with TLS and keys; a node dies in a round and returns: 3 minutes.
+	@$(BIN)/python -m experiments.deployment
 
 test: setup  ## Run all tests; ARGS="-m 'not slow'" leaves out what takes long.
 	@$(BIN)/python -m pytest $(ARGS)

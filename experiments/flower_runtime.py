@@ -1,15 +1,17 @@
-"""Flower's own simulation engine for one run: started, used and taken down without a trace."""
+"""Flower for one run: a SuperLink of one's own, started, used and taken down without a trace."""
 
 import json
 import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -20,17 +22,75 @@ import psutil
 
 _START_SECONDS = 90.0
 _STOP_SECONDS = 5.0
+POLL_SECONDS = 0.1
+
+Config = Mapping[str, str | int | float | bool]
 
 
 class FlowerError(RuntimeError):
-    """A run that did not complete."""
+    """A run that did not complete, or a program of Flower's that did not do what it should."""
 
 
-class SimulationRuntime:
-    """A SuperLink in simulation mode on free loopback ports, with a home folder of its own.
+class Program:
+    """A process whose output goes to a file, to be read while it runs.
+
+    Parameters
+    ----------
+    command : sequence of str
+        What to start. Ctrl-C does not reach it.
+    log : Path
+        The file. Its folder is the one that the process runs in.
+    environment : mapping of str to str
+        The process's environment.
+    """
+
+    def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+        self._log = log
+        self._position = 0
+        with log.open("wb") as file:
+            self._process = subprocess.Popen(
+                command,
+                cwd=log.parent,
+                env=environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._process.poll() is None
+
+    def text(self) -> str:
+        """Return all that it has written so far."""
+        return self._log.read_text(errors="replace")
+
+    def new_lines(self) -> list[str]:
+        """Return the lines that it has written since the last call."""
+        running = self.running  # asked first: what has ended writes no more
+        with self._log.open("rb") as file:
+            file.seek(self._position)
+            new = file.read()
+        if running:
+            new = new[: new.rfind(b"\n") + 1]
+        self._position += len(new)
+        return new.decode(errors="replace").splitlines()
+
+    def kill(self) -> None:
+        """End it by SIGKILL with all that it has started, as when the machine goes down."""
+        parent = psutil.Process(self._process.pid)
+        for process in [parent, *parent.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait()
+
+
+class FlowerRuntime:
+    """A SuperLink on a free loopback port, with a home folder of its own.
 
     A context manager: on leaving it, by an exception or Ctrl-C as well, every process that it
-    has started, Ray's included, is ended and the folder is removed.
+    has started, and what those have, is ended and the folder is removed.
 
     Attributes
     ----------
@@ -42,11 +102,8 @@ class SimulationRuntime:
         # Ray puts sockets below it, whose paths must be short.
         parent = "/tmp" if os.name == "posix" else None
         self.home = Path(tempfile.mkdtemp(prefix="fm-", dir=parent)).resolve()
-        self._port, self._control_port = _free_ports(2)
         self._environment = {
             **os.environ,
-            "FLWR_HOME": str(self.home),
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_TELEMETRY_ENABLED": "0",
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
@@ -55,10 +112,6 @@ class SimulationRuntime:
         }
 
     def __enter__(self) -> Self:
-        (self.home / "config.toml").write_text(
-            '[superlink]\ndefault = "own"\n\n'
-            f'[superlink.own]\naddress = "127.0.0.1:{self._port}"\ninsecure = true\n'
-        )
         try:
             self._start()
         except BaseException:
@@ -74,14 +127,12 @@ class SimulationRuntime:
     ) -> None:
         self._stop()
 
-    def run(
-        self,
-        app: Path,
-        config: Mapping[str, str | int | float | bool],
-        num_supernodes: int,
-        on_line: Callable[[str], None],
-    ) -> None:
-        """Run a Flower app to its end.
+    @abstractmethod
+    def _start(self) -> None:
+        """Start the SuperLink and what belongs to it."""
+
+    def submit(self, app: Path, config: Config, *options: str) -> Program:
+        """Start a run of a Flower app.
 
         Parameters
         ----------
@@ -89,71 +140,67 @@ class SimulationRuntime:
             The app's folder.
         config : mapping
             Overrides of its run configuration.
-        num_supernodes : int
-            The number of simulated clients.
-        on_line : callable
-            Receives each line that the run logs.
+        *options : str
+            More options of ``flwr run``.
+
+        Returns
+        -------
+        Program
+            What streams the run's log, and ends with it.
+        """
+        overrides = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
+        command = ["flwr", "run", str(app), "own", "--stream", "--run-config", overrides]
+        return self._spawn("run", [*command, *options], self.home)
+
+    def require_completed(self) -> None:
+        """Check that the last run has come to its end.
 
         Raises
         ------
         FlowerError
-            If the run did not complete.
+            If it has not.
         """
-        command = ["flwr", "run", str(app), "own", "--stream"]
-        command += ["--run-config", " ".join(f"{k}={json.dumps(v)}" for k, v in config.items())]
-        nodes = f"num-supernodes={num_supernodes} client-resources-num-cpus=1"
-        command += ["--federation-config", nodes]
-        with subprocess.Popen(
-            command,
-            cwd=self.home,
-            env=self._environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        ) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                on_line(line.rstrip("\n"))
         # `flwr run --stream` succeeds whatever became of the run.
-        listing = subprocess.run(
-            ["flwr", "list", "own", "--format", "json"],
-            cwd=self.home,
-            env=self._environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        (listing,) = self._flwr(("list", "own", "--format", "json"))
         try:
-            status = json.loads(listing.stdout)["runs"][0]["status"]
+            status = json.loads(listing)["runs"][0]["status"]
         except (ValueError, KeyError, IndexError):
-            raise FlowerError(f"no run was started: {listing.stdout}{listing.stderr}") from None
+            raise FlowerError(f"no run was started: {listing}") from None
         if status != "finished:completed":
             raise FlowerError(f"the run ended as {status!r}")
 
-    def _start(self) -> None:
-        with (self.home / "superlink.log").open("w") as log:
-            superlink = subprocess.Popen(
-                [
-                    *("flower-superlink", "--insecure", "--simulation"),
-                    *("--isolation", "subprocess"),
-                    *("--host", "127.0.0.1", "--port", str(self._port)),
-                    *("--control-api-address", f"127.0.0.1:{self._control_port}"),
-                ],
-                cwd=self.home,
-                env=self._environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for us to handle
-            )
-        deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline and superlink.poll() is None:
-            try:
-                if httpx.get(f"http://127.0.0.1:{self._port}/health", timeout=1.0).is_success:
-                    return
-            except httpx.HTTPError:
-                time.sleep(0.2)
-        log_text = (self.home / "superlink.log").read_text()
-        raise FlowerError(f"the SuperLink did not start:\n{log_text}")
+    def _start_superlink(self, command: Sequence[str], port: int, ca: Path | None = None) -> None:
+        """Start a SuperLink, wait until it answers, and make it the one that ``flwr`` talks to."""
+        trust = "insecure = true" if ca is None else f'root-certificates = "{ca}"'
+        (self.home / "config.toml").write_text(
+            '[superlink]\ndefault = "own"\n\n'
+            f'[superlink.own]\naddress = "127.0.0.1:{port}"\n{trust}\n'
+        )
+        superlink = self._spawn("superlink", command, self.home)
+        scheme, context = ("http", None) if ca is None else ("https", _trusting(ca))
+
+        def answers() -> bool:
+            if not superlink.running:
+                raise FlowerError(f"the SuperLink did not start:\n{superlink.text()}")
+            with suppress(httpx.HTTPError):
+                return client.get(f"{scheme}://127.0.0.1:{port}/health").is_success
+            return False
+
+        with httpx.Client(verify=context or True, timeout=1.0) as client:
+            wait_until(answers, _START_SECONDS, "the SuperLink's answer")
+
+    def _flwr(self, *commands: Sequence[str]) -> list[str]:
+        """Return what ``flwr`` commands, which run side by side, print."""
+        programs = [
+            self._spawn(f"flwr-{index}", ["flwr", *command], self.home)
+            for index, command in enumerate(commands)
+        ]
+        wait_until(lambda: not any(program.running for program in programs), _START_SECONDS, "flwr")
+        return [program.text() for program in programs]
+
+    def _spawn(self, name: str, command: Sequence[str], home: Path) -> Program:
+        environment = {**self._environment, "FLWR_HOME": str(home)}
+        return Program(command, home / f"{name}.log", environment)
 
     def _stop(self) -> None:
         with _no_interrupts():
@@ -177,16 +224,90 @@ class SimulationRuntime:
         """
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                home_of = process.environ().get("FLWR_HOME")
-                if home_of == str(self.home) or Path(process.cwd()).is_relative_to(self.home):
+                home = Path(process.environ().get("FLWR_HOME", "/"))
+                if any(path.is_relative_to(self.home) for path in (home, Path(process.cwd()))):
                     yield process
                     yield from process.children(recursive=True)
 
 
-def _is_running(process: psutil.Process) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    return False
+class SimulationRuntime(FlowerRuntime):
+    """A SuperLink in simulation mode: Flower's own engine, Ray."""
+
+    def run(
+        self, app: Path, config: Config, num_supernodes: int, on_line: Callable[[str], None]
+    ) -> None:
+        """Run a Flower app to its end.
+
+        Parameters
+        ----------
+        app : Path
+            The app's folder.
+        config : mapping
+            Overrides of its run configuration.
+        num_supernodes : int
+            The number of simulated clients.
+        on_line : callable
+            Receives each line that the run logs.
+
+        Raises
+        ------
+        FlowerError
+            If the run did not complete.
+        """
+        nodes = f"num-supernodes={num_supernodes} client-resources-num-cpus=1"
+        run = self.submit(app, config, "--federation-config", nodes)
+        while run.running:
+            time.sleep(POLL_SECONDS)
+            for line in run.new_lines():
+                on_line(line)
+        self.require_completed()
+
+    def _start(self) -> None:
+        (port,) = free_ports(1)
+        self._start_superlink(
+            [
+                *("flower-superlink", "--insecure", "--simulation"),
+                "--disable-runtime-dependency-installation",
+                *("--host", "127.0.0.1", "--port", str(port)),
+            ],
+            port,
+        )
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Wait until a condition holds.
+
+    Parameters
+    ----------
+    condition : callable
+        Says whether it does.
+    seconds : float
+        How long to wait at most.
+    what : str
+        What is waited for.
+
+    Raises
+    ------
+    FlowerError
+        If it does not hold in time.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise FlowerError(f"waited {seconds:.0f} s for {what} in vain")
+        time.sleep(POLL_SECONDS)
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports of 127.0.0.1 on which nobody listens."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
 
 
 @contextmanager
@@ -215,12 +336,11 @@ def _no_interrupts() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+def _is_running(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def _trusting(ca: Path) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(ca))

@@ -1,13 +1,78 @@
-"""The experiments are run from the repository and not installed."""
+"""The experiments are run from the repository and not installed; what they start is watched."""
 
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import uuid
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
+_MARK = "WATCHED_BY_TEST"
 
 
 @pytest.fixture(scope="session")
 def root():
     """The repository."""
     return ROOT
+
+
+class Watched:
+    """A command of an experiment, and all that it starts: a variable in the environment tells."""
+
+    def __init__(self, *arguments, **environment):
+        self._mark = uuid.uuid4().hex
+        self.process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env={**os.environ, **environment, _MARK: self._mark},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # What runs in the background of a shell ignores Ctrl-C, and so would its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+
+    def running(self):
+        """Every process that still runs."""
+        every = psutil.process_iter()
+        return [one for one in every if environment_of(one).get(_MARK) == self._mark]
+
+    def homes(self):
+        """The folders that Flower keeps its things in."""
+        ours = {None, os.environ.get("FLWR_HOME")}
+        return {environment_of(one).get("FLWR_HOME") for one in self.running()} - ours
+
+    def end(self):
+        self.process.kill()
+        self.process.wait()
+        for one in self.running():
+            with contextlib.suppress(psutil.Error):
+                one.kill()
+
+
+def environment_of(process):
+    """The environment of a process, empty if it is not ours to see or has just ended."""
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}
+
+
+@pytest.fixture(scope="session")
+def watch():
+    """Returns a context manager that starts a command and, at last, ends whatever is left."""
+
+    @contextlib.contextmanager
+    def watch(*arguments, **environment):
+        watched = Watched(*arguments, **environment)
+        try:
+            yield watched
+        finally:
+            watched.end()
+
+    return watch

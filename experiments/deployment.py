@@ -1,0 +1,121 @@
+"""A deployment with TLS and keys, and a SuperNode that dies and returns: ``make deploy-demo``.
+
+``python -m experiments.deployment`` takes about three minutes: Flower gives a SuperNode that has
+gone silent up to a minute.
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable
+
+from experiments.deployment_runtime import DeploymentRuntime, SuperNode
+from experiments.flower_runtime import Config, FlowerError, Program, ending_on_signals, wait_until
+from experiments.heterogeneous.cli import APP
+from experiments.heterogeneous.fedmedian_heterogeneous.report import Run, print_table
+
+_NUM_SUPERNODES = 3
+_CONFIG: Config = {
+    "strategy": "sign",
+    "rounds": 3,
+    "num-clients": _NUM_SUPERNODES,
+    "partition": "dirichlet",
+    "local-epochs": 20,
+    "batch-size": 32,
+    "learning-rate": 0.05,
+}
+_ROUND_SECONDS = 240.0
+
+_BEGIN = time.monotonic()
+_COLOURS = re.compile(r"\x1b\[\d*m")
+_SHOWN = re.compile(r"(» .*|(?:WARNING|ERROR).*|(?:configure_train|aggregate_train): .*)")
+
+
+def main() -> None:
+    """Deploy the app, let a SuperNode die in a round and return, and stop everything."""
+    with ending_on_signals():
+        try:
+            with DeploymentRuntime(_NUM_SUPERNODES) as runtime:
+                _demonstrate(runtime)
+        except FlowerError as error:
+            raise SystemExit(str(error)) from error
+        except KeyboardInterrupt:
+            raise SystemExit("interrupted; everything that was started has been stopped") from None
+    _say("Everything that was started has been stopped.")
+
+
+def _demonstrate(runtime: DeploymentRuntime) -> None:
+    _say("A SuperLink with TLS and SuperNode authentication runs.")
+    stranger = runtime.make_supernode("stranger", 0)
+    stranger.start()
+    supernodes = [
+        runtime.make_supernode(f"supernode-{partition}", partition)
+        for partition in range(_NUM_SUPERNODES)
+    ]
+    runtime.register(supernodes)
+    _say(f"The keys of {len(supernodes)} SuperNodes are registered.")
+    if stranger.is_accepted():
+        raise FlowerError("a SuperNode whose key is not registered was accepted")
+    _say(f"A SuperNode whose key is not registered is refused: {_refusal(stranger)}")
+    for supernode in supernodes:
+        supernode.start()
+    for supernode in supernodes:
+        if not supernode.is_accepted():
+            raise FlowerError(f"a SuperNode was refused: {supernode.log}")
+        _say(f"The SuperNode of partition {supernode.partition} is node {supernode.node_id}.")
+    output = runtime.home / "results"
+    run = runtime.submit(APP, {**_CONFIG, "output": str(output)})
+    _let_die_and_return(run, supernodes[-1])
+    _follow(run, lambda: not run.running, _ROUND_SECONDS, "the end of the run")
+    runtime.require_completed()
+    print_table([Run(**one) for one in json.loads((output / "results.json").read_text())["runs"]])
+
+
+def _let_die_and_return(run: Program, supernode: SuperNode) -> None:
+    """Kill a SuperNode while it trains for the second time, and start it until it is accepted."""
+    name = f"The SuperNode of partition {supernode.partition}"
+    _follow(run, lambda: supernode.trainings == 2, _ROUND_SECONDS, f"round 2 of {name}")
+    lost = re.compile(rf"aggregate_train: .* node {supernode.node_id}\b")
+    supernode.kill()
+    _say(f"{name} has been killed (SIGKILL) while it trained.")
+    while True:
+        supernode.start()
+        if supernode.is_accepted():
+            break
+        _say(f"{name} was started again and is refused: {_refusal(supernode)}")
+        # Until its heartbeat has expired it is refused; and were it back before the server has
+        # asked for its reply once more, the server would wait for that.
+        _follow(run, lambda: lost.search(run.text()) is not None, _ROUND_SECONDS, "its absence")
+    _say(f"{name} was started again and is accepted: node {supernode.node_id}.")
+    _follow(run, lambda: supernode.trainings == 1, _ROUND_SECONDS, f"round 3 of {name}")
+    _say(f"{name} trains again.")
+
+
+def _follow(run: Program, condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Show what a run logs until a condition holds."""
+
+    def check() -> bool:
+        holds = condition()
+        for line in run.new_lines():
+            if shown := _SHOWN.search(_COLOURS.sub("", line)):
+                _say(shown[0])
+        if not holds and not run.running:
+            raise FlowerError(f"the run ended before {what}:\n{run.text()}")
+        return holds
+
+    wait_until(check, seconds, what)
+
+
+def _refusal(supernode: SuperNode) -> str:
+    found = re.search(r"\[code: \d+\].*", supernode.log)
+    if not found:
+        raise FlowerError(f"a SuperNode ended for another reason: {supernode.log}")
+    return found[0]
+
+
+def _say(text: str) -> None:
+    print(f"{time.monotonic() - _BEGIN:4.0f} s  {text}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
