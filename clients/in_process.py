@@ -163,7 +163,8 @@ class InProcessGrid(Grid):
 
     def _give_id(self, message: Message) -> None:
         # Flower's own grids set the id when they send, and it has no public setter.
-        message.metadata.__dict__["_message_id"] = str(next(self._message_ids))
+        # As long as Flower's, a hash in hexadecimals, so that bytes are counted right.
+        message.metadata.__dict__["_message_id"] = f"{next(self._message_ids):064x}"
 
     def _answer(self, message: Message) -> Message:
         context = self._contexts.get(message.metadata.dst_node_id)
