@@ -5,13 +5,14 @@ NumPyClients. Arrays have no names there: wherever names are asked for or report
 its position, "0", "1", and so on.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from logging import WARNING
 from math import isfinite
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 
 from flwr.common import (
+    Code,
     EvaluateIns,
     EvaluateRes,
     FitIns,
@@ -39,7 +40,13 @@ from fedmedian.strategies.options import (
     Settings,
     split_options,
 )
-from fedmedian.strategies.screening import Roster, require_examples, with_usual_metrics
+from fedmedian.strategies.screening import (
+    Roster,
+    Screened,
+    Usable,
+    require_examples,
+    with_usual_metrics,
+)
 from fedmedian.strategies.sign import SignCore
 from fedmedian.wire import PREFIX, Payload, WireError, read_npy
 
@@ -47,6 +54,7 @@ __all__ = ["MedianSGD", "SignSGD"]
 
 Trained = tuple[ClientProxy, FitRes]
 Evaluated = tuple[ClientProxy, EvaluateRes]
+Result = TypeVar("Result", FitRes, EvaluateRes)
 
 
 class LegacyStrategy(FedAvg):
@@ -85,6 +93,11 @@ class LegacyStrategy(FedAvg):
     def __repr__(self) -> str:
         return f"{type(self).__name__}(noise={self.core.noise}, {self.core.settings})"
 
+    @property
+    def averaged_parameters(self) -> Parameters | None:
+        """The exponential average of the model so far; None without `average` or a round."""
+        return None if self.core.average is None else _to_parameters(self.core.average)
+
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters | None:
         """Return the model to begin with, or to go on with from a checkpoint."""
         parameters = super().initialize_parameters(client_manager)
@@ -109,10 +122,8 @@ class LegacyStrategy(FedAvg):
         failures: list[Trained | BaseException],
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Aggregate the usable results into a new model, and report on the round."""
-        readers = [(client.cid, partial(self._read_result, client, res)) for client, res in results]
-        _log_failures("aggregate_fit", failures)
-        screened = self._roster.screen("aggregate_fit", self._asked, readers)
-        answers = screened.usable if self.accept_failures or not failures else []
+        screened = self._screen("aggregate_fit", self._asked, results, failures, self._read_result)
+        answers = self._accept(screened, failures)
         model, report = self.core.finish(answers)
         metrics: dict[str, Any] = {**screened.counts, **report}
         if results:
@@ -150,12 +161,39 @@ class LegacyStrategy(FedAvg):
         failures: list[Evaluated | BaseException],
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Aggregate the usable results' losses and metrics as FedAvg does."""
-        readers = [(client.cid, partial(_read_evaluation, client, res)) for client, res in results]
-        _log_failures("aggregate_evaluate", failures)
-        screened = self._roster.screen("aggregate_evaluate", self._asked_to_evaluate, readers)
-        return super().aggregate_evaluate(server_round, screened.usable, failures)
+        asked = self._asked_to_evaluate
+        screened = self._screen("aggregate_evaluate", asked, results, failures, _read_evaluation)
+        evaluated = self._accept(screened, failures)
+        if evaluated:
+            evaluated = with_usual_metrics(evaluated, lambda pair: pair[1].metrics)
+        return super().aggregate_evaluate(server_round, evaluated, [])
+
+    def _screen(
+        self,
+        phase: str,
+        asked: list[str],
+        results: Sequence[tuple[ClientProxy, Result]],
+        failures: Sequence[tuple[ClientProxy, Result] | BaseException],
+        read: Callable[[ClientProxy, Result], Usable],
+    ) -> Screened[Usable]:
+        answered = list(results)
+        for failure in failures:
+            if isinstance(failure, BaseException):
+                # Flower does not tell whose it is; the client is named among the missing.
+                log(WARNING, "%s: a client failed: %r", phase, failure)
+            else:
+                answered.append(failure)
+        readers = [(client.cid, partial(read, client, result)) for client, result in answered]
+        return self._roster.screen(phase, asked, readers)
+
+    def _accept(self, screened: Screened[Usable], failures: Sequence[Any]) -> list[Usable]:
+        if self.accept_failures or not (failures or screened.rejected):
+            return screened.usable
+        log(WARNING, "no reply is used: some clients failed, and accept_failures is False")
+        return []
 
     def _read_result(self, client: ClientProxy, result: FitRes) -> Answer[FitRes]:
+        _require_success(result)
         num_examples = require_examples("num_examples", result.num_examples)
         scalars = result.metrics if Payload.is_in(result.metrics) else None
         payload = self.core.read(_to_model(result.parameters), scalars)
@@ -177,7 +215,8 @@ class SignSGD(LegacyStrategy):
         Those of `fedmedian.strategies.SignSGD` that are not FedAvg's, and the arguments of
         `flwr.server.strategy.FedAvg` but for `inplace`. The patterns of `dense` match positions:
         ``dense=["2", "3"]`` for the running statistics of a model whose third and fourth array they
-        are. With a `checkpoint` the metrics of rounds before it are not in Flower's History.
+        are. The `average` is in ``averaged_parameters``. With a `checkpoint` the metrics of rounds
+        before it are not in Flower's History, and rounds after the last `every`-th are not stored.
         What is reported as ``uplink-bytes`` is the clients' arrays without Flower's headers.
 
     Raises
@@ -242,18 +281,16 @@ class MedianSGD(LegacyStrategy):
 
 
 def _read_evaluation(client: ClientProxy, result: EvaluateRes) -> Evaluated:
+    _require_success(result)
     require_examples("num_examples", result.num_examples)
     if not isfinite(result.loss):
         raise WireError(f"loss must be finite, got {result.loss!r}")
     return client, result
 
 
-def _log_failures(
-    phase: str, failures: list[Trained | BaseException] | list[Evaluated | BaseException]
-) -> None:
-    for failure in failures:
-        reason = failure if isinstance(failure, BaseException) else failure[1].status.message
-        log(WARNING, "%s: a client failed: %s", phase, reason)
+def _require_success(result: FitRes | EvaluateRes) -> None:
+    if result.status.code != Code.OK:
+        raise WireError(f"client failed: {result.status.message!r}")
 
 
 def _to_model(parameters: Parameters) -> Arrays:

@@ -53,7 +53,8 @@ def read_reply(content: RecordDict) -> RecordDict:
     if status.get("code") != Code.OK.value:
         raise WireError(f"client failed: {status.get('message')!r}")
     numbers: dict[str, Any] = {}
-    for record in (*content.metric_records.values(), own):
+    # Its own numbers first: they must not take the place of those that Flower gives a name to.
+    for record in (own, *content.metric_records.values()):
         numbers |= {key: value for key, value in record.items() if _is_metric(key, value)}
     read = RecordDict({"metrics": MetricRecord(numbers)})
     if Payload.is_in(own):
