@@ -1,0 +1,76 @@
+"""The mod beside Flower's own: first of all, it works; anywhere else it says what is wrong."""
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord
+from flwr.clientapp.mod import (
+    LocalDpMod,
+    adaptiveclipping_mod,
+    arrays_size_mod,
+    fixedclipping_mod,
+    message_size_mod,
+)
+
+from fedmedian import Gaussian
+from fedmedian.clients import InProcessGrid, perturb
+from fedmedian.strategies import MedianSGD, SignSGD
+
+CLIPPING_NORM = 0.5
+KEY = "clipping_norm"  # where Flower's strategies put it
+MODEL = {"a": np.zeros((2, 3), np.float32), "b": np.zeros(4, np.float32)}
+CHANGES_UPDATES = {
+    "fixed clipping": fixedclipping_mod,
+    "adaptive clipping": adaptiveclipping_mod,
+    "local DP": LocalDpMod(CLIPPING_NORM, sensitivity=1e-9, epsilon=1.0, delta=0.1),
+}
+
+
+@pytest.fixture
+def run(make_app, as_record, as_arrays):
+    def run(mods, strategy, model=MODEL):
+        def train(model, _):
+            return {name: array - 10 for name, array in model.items()}, {"num-examples": 1}
+
+        config = ConfigRecord({KEY: CLIPPING_NORM})
+        grid = InProcessGrid(make_app(train, mods), 3)
+        result = strategy.start(grid, as_record(model), 1, train_config=config)
+        return as_arrays(result.arrays), result.train_metrics_clientapp[1]
+
+    return run
+
+
+@pytest.mark.parametrize("mod", CHANGES_UPDATES.values(), ids=CHANGES_UPDATES)
+def test_a_mod_after_it_changes_the_update_before_it_is_perturbed(run, mod):
+    model, report = run([perturb, mod], MedianSGD(None))
+    assert report["replies-accepted"] == 3
+    moved = np.concatenate([array.ravel() for array in model.values()])
+    assert np.linalg.norm(moved) == pytest.approx(CLIPPING_NORM, rel=1e-3)
+    assert (moved < 0).all()
+
+
+@pytest.mark.parametrize("mod", CHANGES_UPDATES.values(), ids=CHANGES_UPDATES)
+@pytest.mark.parametrize("strategy", [SignSGD, MedianSGD])
+def test_a_mod_before_it_is_refused_with_a_reason(run, caplog, mod, strategy):
+    model, report = run([mod, perturb], strategy(Gaussian(0.1)))
+    assert not model
+    assert report["replies-rejected"] == 3
+    assert "perturb must be the first of a ClientApp's mods" in caplog.text
+
+
+@pytest.mark.parametrize("names", [["0"], ["0", "1"]])
+def test_that_holds_whatever_the_models_arrays_are_called(run, caplog, names):
+    model = {name: np.zeros(8, np.float32) for name in names}
+    unmoved, _ = run([fixedclipping_mod, perturb], MedianSGD(Gaussian(0.1)), model)
+    assert not unmoved
+    assert "perturb must be the first of a ClientApp's mods" in caplog.text
+
+
+@pytest.mark.parametrize("mod", [message_size_mod, arrays_size_mod])
+@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+def test_a_mod_that_only_looks_may_stand_on_either_side(run, caplog, mod, first):
+    caplog.set_level("INFO")
+    mods = [mod, perturb] if first else [perturb, mod]
+    _, report = run(mods, SignSGD(None, "majority", 0.1))
+    assert report["replies-accepted"] == 3
+    # Before it the mod sees what is sent, after it what the app has trained.
+    assert ("'elements': 2," in caplog.text) == (first and mod is arrays_size_mod)
