@@ -1,6 +1,7 @@
 """From the clients' payloads to a direction: pure functions, one per kind of payload.
 
-A direction points uphill; the server steps against it.
+A direction points uphill; the server steps against it. Payloads are read where they are, block by
+block: the direction is the only thing as long as the model that aggregation allocates.
 """
 
 from collections.abc import Sequence
@@ -11,11 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.decoding import majority_gain, votes_to_mean
-from fedmedian.diagnostics import Report, describe_median, describe_votes, share_of_opposite_signs
+from fedmedian.diagnostics import (
+    MeanGap,
+    Report,
+    count_opposite_signs,
+    describe_median,
+    describe_votes,
+)
 from fedmedian.layout import Layout
 from fedmedian.medians import coordinate_median
 from fedmedian.noise import Noise
 from fedmedian.scales import quantile_of_positive
+from fedmedian.signs import PackedSigns
 from fedmedian.smoothing import smoothed_median
 from fedmedian.votes import majority_vote, weighted_votes
 from fedmedian.wire import Payload
@@ -30,6 +38,12 @@ Ties = Literal["random", "unchanged"]
 
 SCALE_CAP = 4.0
 """A client that sets its own noise scale weighs at most this many times the median client."""
+
+# A multiple of the eight coordinates that a byte of votes stands for.
+_VOTES_BLOCK = 1 << 19
+_BLOCK = 1 << 16
+# Noise at the server copies a block of all clients' vectors.
+_NOISY_VALUES = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -106,24 +120,17 @@ def aggregate_signs(
     if diagnostics:
         report = describe_votes(votes, vote_weights, layout, noise)
         if noise is not None:
-            plain = majority_vote(packed, layout.dim)
-            mean = votes
-            if decode != "counts":
-                mean = weighted_votes(packed, layout.sizes, decoding)
-            report["majority-contradicts-mean"] = share_of_opposite_signs(plain, mean)
+            mean = votes if decode == "counts" else None
+            report["majority-contradicts-mean"] = _contradictions(packed, layout, decoding, mean)
     if decode == "counts":
         return Aggregate(votes, report)
-    # Sums of unequal float32 weights that cancel on paper may leave a rounding error behind.
-    tied = np.abs(votes) <= 4 * np.finfo(np.float32).eps
-    direction = np.sign(votes)
-    direction[tied] = 0
-    if ties == "random":
-        direction[tied] = rng.integers(0, 2, int(tied.sum())) * 2 - 1
+    _replace_by_signs(votes, ties, rng)
     if calibrated:
         assert noise is not None  # the strategy's constructor refuses calibration without noise
         worth = quantile_of_positive(scales, 0.5) / majority_gain(noise, weights)
-        direction *= layout.per_coordinate(worth)
-    return Aggregate(direction, report)
+        for part, factor in zip(layout.split(votes), worth, strict=True):
+            part *= np.float32(factor)
+    return Aggregate(votes, report)
 
 
 def aggregate_vectors(
@@ -132,6 +139,8 @@ def aggregate_vectors(
     layout: Layout,
     *,
     smoothing: Float32 | None = None,
+    added: Float32 | None = None,
+    rng: np.random.Generator | None = None,
     diagnostics: bool = True,
 ) -> Aggregate:
     """Take the coordinate-wise median of the clients' vectors, or its smoothed form.
@@ -141,13 +150,18 @@ def aggregate_vectors(
     Parameters
     ----------
     payloads : sequence of M Payload
-        The accepted answers, of kind "vector", M >= 1.
+        The accepted answers, of kind "vector", M >= 1. Their vectors are not changed.
     noise : Noise or None
-        The family of the noise that the vectors contain or that the median is smoothed with.
+        The family of the noise that the vectors contain, or that the server adds to them, or
+        that the median is smoothed with.
     layout : Layout
         The model's layout.
     smoothing : (L,) float32, optional
         The scale of each array's `smoothed_median`; without it the median is taken.
+    added : (L,) float32, optional
+        The scale b of the noise that each array of each client's vector is given here, if any.
+    rng : numpy.random.Generator, optional
+        Draws the noise to add: for one block of coordinates after the other, client by client.
     diagnostics : bool (default: True)
         Whether to measure what follows.
 
@@ -156,16 +170,30 @@ def aggregate_vectors(
     Aggregate
         The median, with the diagnostics of `fedmedian.diagnostics.describe_median`.
     """
-    rows = [payload.body for payload in payloads]
-    if smoothing is None:
-        direction = coordinate_median(rows)
-    else:
-        assert noise is not None  # the strategy's constructor refuses smoothing without noise
-        direction = smoothed_median(rows, noise, layout.per_coordinate(smoothing))
+    direction = np.empty(layout.dim, dtype=np.float32)
+    gap = MeanGap()
+    length = _BLOCK if added is None else max(_NOISY_VALUES // len(payloads), 1)
+    for start in range(0, layout.dim, length):
+        block = slice(start, min(start + length, layout.dim))
+        rows = [payload.body[block] for payload in payloads]
+        if added is not None:
+            assert noise is not None  # who asks for noise gives its family and its generator
+            assert rng is not None
+            scale = _repeat_within(block, added, layout)
+            rows = [_with_noise(row, noise, scale, rng) for row in rows]
+        if smoothing is None:
+            direction[block] = coordinate_median(rows)
+        else:
+            assert noise is not None  # the strategy's constructor refuses smoothing without noise
+            scale = _repeat_within(block, smoothing, layout)
+            direction[block] = smoothed_median(rows, noise, scale)
+        if diagnostics:
+            gap.add(direction[block], rows)
     report: Report = {}
     if diagnostics:
-        scales = np.stack([payload.scales for payload in payloads]).mean(axis=0, dtype=np.float64)
-        report = describe_median(direction, rows, scales, layout, noise)
+        own = [payload.scales for payload in payloads] if added is None else [added]
+        scales = np.stack(own).mean(axis=0, dtype=np.float64)
+        report = describe_median(direction, gap, len(payloads), scales, layout, noise)
     return Aggregate(direction, report)
 
 
@@ -173,3 +201,56 @@ def _capped_scales(payloads: Sequence[Payload]) -> NDArray[np.float64]:
     """Return the clients' noise scales, (M, L), none above `SCALE_CAP` times the median."""
     scales = np.stack([payload.scales for payload in payloads]).astype(np.float64)
     return np.minimum(scales, SCALE_CAP * quantile_of_positive(scales, 0.5))
+
+
+def _with_noise(row: Float32, noise: Noise, scale: Float32, rng: np.random.Generator) -> Float32:
+    noisy = noise.sample(rng, row.size)
+    noisy *= scale
+    noisy += row
+    return noisy
+
+
+def _replace_by_signs(votes: Float32, ties: Ties, rng: np.random.Generator) -> None:
+    for start in range(0, votes.size, _BLOCK):
+        block = votes[start : start + _BLOCK]
+        # Sums of unequal float32 weights that cancel on paper may leave a rounding error behind.
+        tied = np.flatnonzero(np.abs(block) <= 4 * np.finfo(np.float32).eps)
+        np.copysign(np.float32(1), block, out=block)  # three times as fast as np.sign
+        block[tied] = rng.integers(0, 2, tied.size) * 2 - 1 if ties == "random" else 0
+
+
+def _contradictions(
+    packed: Sequence[PackedSigns],
+    layout: Layout,
+    decoding: NDArray[np.float64],
+    mean: Float32 | None,
+) -> float:
+    """Return the fraction of coordinates where plain majority and decoded mean are opposite.
+
+    The mean is decoded here, unless it is at hand.
+    """
+    opposite = 0
+    for start in range(0, layout.dim, _VOTES_BLOCK):
+        block = slice(start, min(start + _VOTES_BLOCK, layout.dim))
+        part = [votes[start // 8 : -(-block.stop // 8)] for votes in packed]
+        sizes = _sizes_within(block, layout)
+        held = np.flatnonzero(sizes)
+        opposite += count_opposite_signs(
+            majority_vote(part, block.stop - block.start),
+            weighted_votes(part, sizes[held].tolist(), decoding[:, held])
+            if mean is None
+            else mean[block],
+        )
+    return opposite / max(layout.dim, 1)
+
+
+def _repeat_within(block: slice, values: Float32, layout: Layout) -> Float32:
+    """Repeat one value per voted array, (L,), over that array's coordinates in a block."""
+    return np.repeat(values, _sizes_within(block, layout))
+
+
+def _sizes_within(block: slice, layout: Layout) -> NDArray[np.int64]:
+    """Return how many coordinates of each voted array a block holds, (L,)."""
+    ends = np.cumsum((0, *layout.sizes), dtype=np.int64)
+    inside: NDArray[np.int64] = np.clip(ends, block.start, block.stop)
+    return inside[1:] - inside[:-1]

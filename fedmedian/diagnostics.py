@@ -1,6 +1,7 @@
 """What a round's votes or vectors say about themselves, for the round's report."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
@@ -65,9 +66,39 @@ def describe_votes(
     return report
 
 
+@dataclass
+class MeanGap:
+    """The distance between a median and the mean of the vectors, measured block by block.
+
+    Parameters
+    ----------
+    energy : float (default: 0.0)
+        Σ(median − mean)² over the coordinates seen so far.
+    opposite : int (default: 0)
+        The number of those coordinates where median and mean have opposite signs.
+    """
+
+    energy: float = 0.0
+    opposite: int = 0
+
+    def add(self, median: Float32, rows: Sequence[Float32]) -> None:
+        """Take in a block: its median, (n,) float32, and the vectors', M times (n,) float32."""
+        with np.errstate(over="ignore", invalid="ignore"):  # a bad client's values may be huge
+            for start in range(0, median.size, _CHUNK):
+                chunk = slice(start, start + _CHUNK)
+                mean = rows[0][chunk].copy()
+                for row in rows[1:]:
+                    mean += row[chunk]
+                mean /= np.float32(len(rows))
+                difference = median[chunk] - mean
+                self.energy += float(np.square(difference, dtype=np.float64).sum())
+                self.opposite += count_opposite_signs(median[chunk], mean)
+
+
 def describe_median(
     median: Float32,
-    rows: Sequence[Float32],
+    gap: MeanGap,
+    num_rows: int,
     scales: NDArray[np.float64],
     layout: Layout,
     noise: Noise | None,
@@ -78,8 +109,10 @@ def describe_median(
     ----------
     median : (d,) float32
         The median.
-    rows : sequence of M (d,) float32
-        The vectors.
+    gap : MeanGap
+        What was measured between it and the mean.
+    num_rows : int
+        M, the number of vectors.
     scales : (L,) float64
         The noise scale of each array in the vectors, 0 for none.
     layout : Layout
@@ -90,28 +123,18 @@ def describe_median(
     Returns
     -------
     dict
-        ``median-mean-gap``, the L2 norm of the median minus the mean of the vectors as received,
-        the quantity that the theory turns on; ``majority-contradicts-mean``, the fraction of
+        ``median-mean-gap``, the L2 norm of the median minus the mean of the vectors that it is
+        of, the quantity that the theory turns on; ``majority-contradicts-mean``, the fraction of
         coordinates where the two have opposite signs. With noise also ``signal-to-noise``, the
         median's energy over its noise's by the asymptotic variance b²/(4·φ0²·M), and
         ``signal-to-noise-per-array``.
     """
-    gap, opposite = 0.0, 0
-    with np.errstate(over="ignore", invalid="ignore"):  # a bad client's values may be huge
-        for start in range(0, median.size, _CHUNK):
-            chunk = slice(start, start + _CHUNK)
-            mean = rows[0][chunk].copy()
-            for row in rows[1:]:
-                mean += row[chunk]
-            mean /= np.float32(len(rows))
-            gap += float(np.square(median[chunk] - mean, dtype=np.float64).sum())
-            opposite += _count_opposite_signs(median[chunk], mean)
     report: Report = {
-        "median-mean-gap": sqrt(gap),
-        "majority-contradicts-mean": opposite / max(median.size, 1),
+        "median-mean-gap": sqrt(gap.energy),
+        "majority-contradicts-mean": gap.opposite / max(median.size, 1),
     }
     if noise is not None and scales.any():
-        variances = np.square(votes_to_mean(noise) * scales) / len(rows)
+        variances = np.square(votes_to_mean(noise) * scales) / num_rows
         spreads = variances * layout.sizes
         energies = np.array([float(np.vdot(part, part)) for part in layout.split(median)])
         ratios = np.divide(energies, spreads, out=np.ones_like(spreads), where=spreads > 0) - 1
@@ -127,14 +150,9 @@ def _sum_of_magnitudes(values: Float32) -> float:
     )
 
 
-def share_of_opposite_signs(left: Float32 | NDArray[np.int8], right: Float32) -> float:
-    """Return the fraction of coordinates, in [0, 1], where two vectors have opposite signs."""
-    opposite = sum(
-        _count_opposite_signs(left[start : start + _CHUNK], right[start : start + _CHUNK])
-        for start in range(0, left.size, _CHUNK)
+def count_opposite_signs(left: Float32 | NDArray[np.int8], right: Float32) -> int:
+    """Return the number of coordinates where two vectors have opposite signs."""
+    return sum(
+        int(np.count_nonzero(np.sign(left[chunk]) * np.sign(right[chunk]) < 0))
+        for chunk in (slice(start, start + _CHUNK) for start in range(0, left.size, _CHUNK))
     )
-    return opposite / max(left.size, 1)
-
-
-def _count_opposite_signs(left: Float32 | NDArray[np.int8], right: Float32) -> int:
-    return int(np.count_nonzero(np.sign(left) * np.sign(right) < 0))

@@ -1,5 +1,6 @@
 """From payloads to a direction: what it estimates, who counts how much, and what is reported."""
 
+import tracemalloc
 from math import pi, sqrt
 
 import numpy as np
@@ -15,11 +16,13 @@ from fedmedian import (
     Logistic,
     Payload,
     Uniform,
+    aggregation,
     coordinate_median,
     count_votes,
     majority_vote,
     mean_from_votes,
     pack_signs,
+    smoothed_median,
 )
 from fedmedian.aggregation import SCALE_CAP, aggregate_signs, aggregate_vectors
 
@@ -375,3 +378,190 @@ class TestVectors:
         payloads = [payload("vector", np.float32([1.0]), [0.0])]
         result = aggregate_vectors(payloads, Gaussian(), layout_of(1))
         assert "signal-to-noise" not in result.diagnostics
+
+    @pytest.mark.parametrize("dim", [0, 1, 9])
+    def test_each_array_is_smoothed_with_its_own_scale(self, dim):
+        rows = np.random.default_rng(0).standard_normal((5, dim + 4)).astype(np.float32)
+        payloads = [payload("vector", row, [0.0] * 3, None) for row in rows]
+        smoothing = np.float32([0.3, 2.0, 0.0])
+        result = aggregate_vectors(payloads, GAUSSIAN, layout_of(3, dim, 1), smoothing=smoothing)
+        expected = smoothed_median(rows, GAUSSIAN, np.repeat(smoothing, [3, dim, 1]))
+        np.testing.assert_array_equal(result.direction, expected)
+
+
+class TestNoiseAddedToVectors:
+    SIZES, SCALES = (40, 0, 60), np.float32([0.5, 1.0, 3.0])
+
+    @pytest.fixture
+    def payloads(self):
+        rows = np.random.default_rng(0).standard_normal((7, 100), dtype=np.float32)
+        return [payload("vector", row, [0.0] * 3, None) for row in rows]
+
+    def add(self, payloads, noise=GAUSSIAN, seed=1):
+        return aggregate_vectors(
+            payloads,
+            noise,
+            layout_of(*self.SIZES),
+            added=self.SCALES,
+            rng=np.random.default_rng(seed),
+        )
+
+    @pytest.mark.parametrize("noise", FAMILIES, ids=lambda noise: noise.name)
+    @pytest.mark.parametrize("values", [7 * 100, 7 * 13, 1], ids=["one block", "some", "many"])
+    def test_is_as_if_the_clients_had_added_it(self, payloads, noise, values, monkeypatch):
+        """For one block of coordinates after the other, client by client."""
+        monkeypatch.setattr(aggregation, "_NOISY_VALUES", values)
+        length, rng = max(values // 7, 1), np.random.default_rng(1)
+        noisy = np.stack([one.body for one in payloads])
+        for start in range(0, 100, length):
+            for row in noisy:
+                part = row[start : start + length]
+                scale = np.repeat(self.SCALES, self.SIZES)[start : start + length]
+                part += scale * noise.sample(rng, part.size)
+        sent = [payload("vector", row, self.SCALES, noise.name) for row in noisy]
+        theirs, ours = (
+            aggregate_vectors(sent, noise, layout_of(*self.SIZES)),
+            self.add(payloads, noise),
+        )
+        np.testing.assert_array_equal(ours.direction, theirs.direction)
+        assert ours.diagnostics == {
+            name: pytest.approx(value) for name, value in theirs.diagnostics.items()
+        }
+        assert "signal-to-noise" in ours.diagnostics
+
+    def test_follows_from_the_generator(self, payloads):
+        first, again, other = (self.add(payloads, seed=seed).direction for seed in (1, 1, 2))
+        np.testing.assert_array_equal(first, again)
+        assert np.all(first != other)
+
+    def test_leaves_the_clients_vectors_as_they_are(self, payloads):
+        before = [one.body.copy() for one in payloads]
+        self.add(payloads)
+        np.testing.assert_array_equal([one.body for one in payloads], before)
+
+    @pytest.mark.parametrize("noise", FAMILIES, ids=lambda noise: noise.name)
+    def test_has_each_arrays_scale_and_is_independent(self, noise):
+        n, scales = 100_000, np.float32([0.5, 2.0])
+        nothing = payload("vector", np.zeros(2 * n, np.float32), [0.0, 0.0], None)
+        for clients in (1, 2):
+            result = aggregate_vectors(
+                [nothing] * clients,
+                noise,
+                layout_of(n, n),
+                added=scales,
+                rng=np.random.default_rng(3),
+            )
+            # The median of two is their mean, of half the variance if they are independent.
+            spread = result.direction.reshape(2, n).std(axis=1)
+            assert spread == pytest.approx(scales / sqrt(clients), rel=0.02)
+
+
+class TestBlocks:
+    """Block by block gives what the whole would give."""
+
+    SIZES = (13, 0, 30, 1, 56)
+
+    @pytest.fixture(params=[8, 16, 64])
+    def in_blocks(self, request):
+        """Calls a function that takes so many coordinates at once."""
+
+        def call(function, *arguments, **options):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(aggregation, "_VOTES_BLOCK", request.param)
+                patch.setattr(aggregation, "_BLOCK", request.param)
+                return function(*arguments, **options)
+
+        return call
+
+    @pytest.mark.parametrize("weights", [None, [0.3, 0.2, 0.2, 0.1, 0.1, 0.1]])
+    @pytest.mark.parametrize("decode", ["counts", "majority"])
+    def test_of_votes(self, decode, weights, in_blocks):
+        rng = np.random.default_rng(0)
+        payloads = signs(rng.standard_normal((6, 100)), rng.uniform(0.3, 3, (6, 5)))
+        case = payloads, layout_of(*self.SIZES), weights
+        expected = aggregate(*case, decode=decode)
+        result = in_blocks(aggregate, *case, decode=decode)
+        np.testing.assert_array_equal(result.direction, expected.direction)
+        assert result.diagnostics == expected.diagnostics
+        assert result.diagnostics["majority-contradicts-mean"] > 0
+
+    @pytest.mark.parametrize("smoothing", [None, np.float32([0.5, 1, 0, 2, 3])])
+    def test_of_vectors(self, smoothing, in_blocks):
+        rows = np.random.default_rng(0).standard_normal((5, 100), dtype=np.float32)
+        payloads = [payload("vector", row, [0.0] * 5, None) for row in rows]
+        result = in_blocks(
+            aggregate_vectors, payloads, GAUSSIAN, layout_of(*self.SIZES), smoothing=smoothing
+        )
+        scale = 0 if smoothing is None else np.repeat(smoothing, self.SIZES)
+        np.testing.assert_array_equal(result.direction, smoothed_median(rows, GAUSSIAN, scale))
+        gap = np.linalg.norm(result.direction - rows.mean(axis=0))
+        assert result.diagnostics["median-mean-gap"] == pytest.approx(gap, rel=1e-5)
+
+
+def model(dim):
+    return layout_of(dim // 3, 5, dim - dim // 3 - 5)
+
+
+def votes(decode, own=False, weighted=False, calibrated=False):
+    """Prepares an aggregation of M clients' signs; they share two clients' buffers."""
+
+    def prepare(clients, dim):
+        rng, layout = np.random.default_rng(0), model(dim)
+        scales = rng.uniform(0.5, 1, (clients, 3)) if own else np.ones((clients, 3))
+        bodies = [rng.integers(0, 256, -(-dim // 8), np.uint8) for _ in range(2)]
+        payloads = [payload("signs", bodies[i % 2], row) for i, row in enumerate(scales)]
+        weights = rng.dirichlet(np.ones(clients)) if weighted else equal_weights(clients)
+        settings = layout, GAUSSIAN, decode, "random", rng
+        return lambda: aggregate_signs(payloads, weights, *settings, calibrated=calibrated)
+
+    return prepare
+
+
+def median(**options):
+    """Prepares an aggregation of M clients' vectors; they share two clients' buffers."""
+
+    def prepare(clients, dim):
+        rng, layout = np.random.default_rng(0), model(dim)
+        bodies = [rng.standard_normal(dim, np.float32) for _ in range(2)]
+        payloads = [payload("vector", bodies[i % 2], [0.0] * 3) for i in range(clients)]
+        return lambda: aggregate_vectors(payloads, GAUSSIAN, layout, rng=rng, **options)
+
+    return prepare
+
+
+ESTIMATORS = {
+    "counts": votes("counts"),
+    "counts of own scales": votes("counts", own=True),
+    "weighted counts": votes("counts", weighted=True),
+    "majority": votes("majority"),
+    "majority of own scales": votes("majority", own=True),
+    "weighted majority": votes("majority", weighted=True),
+    "calibrated majority": votes("majority", own=True, calibrated=True),
+    "median": median(),
+    "median with noise added": median(added=np.float32([0.5, 1, 2])),
+    "smoothed median": median(smoothing=np.float32([0.5, 0, 2])),
+}
+
+
+def peak_bytes(run):
+    """The most memory that a call takes, its result included and its arguments not."""
+    tracemalloc.start()
+    run()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
+class TestMemory:
+    """At most 64 MiB for 101 clients and 10⁷ coordinates: 39 for the direction, 25 to work in."""
+
+    def test_for_101_clients_is_little_beyond_the_direction(self, estimator):
+        clients, dim = 101, 80_000
+        estimator(clients, 9)()  # programs are kept
+        assert peak_bytes(estimator(clients, dim)) - 4 * dim < 25 * 2**20
+
+    def test_grows_with_the_model_as_the_direction_does(self, estimator):
+        # Both are longer than what is worked on at once.
+        small, large = (peak_bytes(estimator(2, dim)) for dim in (1_100_000, 2_200_000))
+        assert large - small < 1.1 * 4 * 1_100_000

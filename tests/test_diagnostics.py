@@ -10,7 +10,12 @@ from hypothesis.extra import numpy as hnp
 
 from fedmedian import Gaussian, Laplace, Layout, Logistic, Payload, Uniform, pack_signs
 from fedmedian.aggregation import aggregate_signs, aggregate_vectors
-from fedmedian.diagnostics import describe_median, describe_votes, share_of_opposite_signs
+from fedmedian.diagnostics import (
+    MeanGap,
+    count_opposite_signs,
+    describe_median,
+    describe_votes,
+)
 
 SIZES = (40_000, 60_000)
 GAUSSIAN = Gaussian()
@@ -40,27 +45,45 @@ def count(payloads, layout, weights=None, noise=GAUSSIAN, decode="counts", **opt
     return aggregate_signs(payloads, weights, layout, noise, decode, "random", draws, **options)
 
 
+def gap_of(median, rows):
+    gap = MeanGap()
+    gap.add(median, rows)
+    return gap
+
+
 def vectors_of_size(n):
     return hnp.arrays(np.float32, n, elements=st.sampled_from([-2.0, -0.0, 0.0, 1e-30, 3.0]))
 
 
-class TestShareOfOppositeSigns:
+class TestCountOfOppositeSigns:
     @given(pair=st.integers(0, 20).flatmap(lambda n: st.tuples(*[vectors_of_size(n)] * 2)))
-    def test_is_the_fraction_of_coordinates_where_one_is_positive_and_one_negative(self, pair):
+    def test_is_the_number_of_coordinates_where_one_is_positive_and_one_negative(self, pair):
         left, right = pair
         opposite = sum(
             (a > 0 and b < 0) or (a < 0 and b > 0) for a, b in zip(left, right, strict=True)
         )
-        assert share_of_opposite_signs(left, right) == pytest.approx(opposite / max(len(left), 1))
+        assert count_opposite_signs(left, right) == opposite
 
     def test_zeros_oppose_nothing(self):
-        assert share_of_opposite_signs(np.float32([0, -0.0, 1]), np.float32([1, -1, 0])) == 0
+        assert count_opposite_signs(np.float32([0, -0.0, 1]), np.float32([1, -1, 0])) == 0
 
     def test_tiny_numbers_have_signs(self):
-        assert share_of_opposite_signs(np.float32([1e-38]), np.float32([-1e-38])) == 1
+        assert count_opposite_signs(np.float32([1e-38]), np.float32([-1e-38])) == 1
 
-    def test_vectors_without_coordinates_do_not_contradict(self):
-        assert share_of_opposite_signs(np.empty(0, np.float32), np.empty(0, np.float32)) == 0
+
+class TestMeanGap:
+    @given(rows=hnp.arrays(np.float32, (4, 9), elements=st.integers(-8, 8)), cut=st.integers(0, 9))
+    def test_adds_up_over_blocks(self, rows, cut):
+        median = np.median(rows, axis=0)
+        whole, parts = MeanGap(), MeanGap()
+        whole.add(median, list(rows))
+        for block in (slice(cut), slice(cut, None)):
+            parts.add(median[block], [row[block] for row in rows])
+        assert parts.energy == pytest.approx(whole.energy)
+        assert parts.opposite == whole.opposite
+        mean = rows.mean(axis=0)
+        assert whole.energy == pytest.approx(np.square(median - mean).sum(), rel=1e-5)
+        assert whole.opposite == np.count_nonzero(median * mean < 0)
 
 
 @st.composite
@@ -176,7 +199,7 @@ class TestSignalToNoisePerArray:
         scales = np.ones(2)
         for report in (
             describe_votes(votes, weights, layout, GAUSSIAN),
-            describe_median(votes, noisy, scales, layout, GAUSSIAN),
+            describe_median(votes, gap_of(votes, noisy), 8, scales, layout, GAUSSIAN),
         ):
             for value in report.values():
                 for number in value if isinstance(value, list) else [value]:
@@ -209,5 +232,6 @@ class TestSwitchedOff:
 
 def test_values_at_the_end_of_float32s_range_are_described_without_a_warning():
     rows = np.float32([[3e38, -3e38], [3e38, 1.0], [3e38, 3e38]])
-    report = describe_median(rows[1], list(rows), np.ones(1), layout_of(2), GAUSSIAN)
+    gap = gap_of(rows[1], list(rows))
+    report = describe_median(rows[1], gap, 3, np.ones(1), layout_of(2), GAUSSIAN)
     assert report["median-mean-gap"] > 0
