@@ -24,13 +24,13 @@ def root():
 class Watched:
     """A command of an experiment, and all that it starts: a variable in the environment tells."""
 
-    def __init__(self, *arguments, **environment):
+    def __init__(self, *arguments, output=subprocess.PIPE, **environment):
         self._mark = uuid.uuid4().hex
         self.process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=ROOT,
             env={**os.environ, **environment, _MARK: self._mark},
-            stdout=subprocess.PIPE,
+            stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
             # What runs in the background of a shell ignores Ctrl-C, and so would its children.
@@ -68,8 +68,8 @@ def watch():
     """Returns a context manager that starts a command and, at last, ends whatever is left."""
 
     @contextlib.contextmanager
-    def watch(*arguments, **environment):
-        watched = Watched(*arguments, **environment)
+    def watch(*arguments, **options):
+        watched = Watched(*arguments, **options)
         try:
             yield watched
         finally:
