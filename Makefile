@@ -44,12 +44,12 @@ setup: .venv/installed
 		--constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-# Flower says itself which Ray it needs; compiling all that is installed takes as long again.
+# Flower says itself which Ray it needs.
 .venv-oldest/installed: pyproject.toml constraints.txt
 	@echo "Setting up .venv-oldest with flwr $(OLDEST_FLWR); this takes a few minutes the first time."
 	@test -x $(OLDEST_BIN)/python || $(PYTHON) -m venv .venv-oldest
 	@grep -Ev '^(flwr|ray)==' constraints.txt > .venv-oldest/constraints.txt
-	@$(OLDEST_BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile \
+	@$(OLDEST_BIN)/python -m pip install --disable-pip-version-check --quiet \
 		--constraint .venv-oldest/constraints.txt --editable '.[dev]' 'flwr==$(OLDEST_FLWR)'
 	@touch $@
 
