@@ -232,7 +232,9 @@ class Layout:
             A new model, each array in its own dtype.
         """
         moved = {
-            spec.name: np.subtract(arrays[spec.name], part.reshape(spec.shape)).astype(spec.dtype)
+            spec.name: np.subtract(arrays[spec.name], part.reshape(spec.shape)).astype(
+                spec.dtype, copy=False
+            )
             for spec, part in zip(self.voted, self.split(step), strict=True)
         }
         # numpy turns the arithmetic of arrays without dimensions into scalars.

@@ -291,6 +291,24 @@ def read_npy(data: bytes) -> NDArray[Any]:
         raise WireError(f"array is not in .npy format: {error}") from error
 
 
+def write_npy(array: NDArray[Any]) -> bytes:
+    """Return an array as the bytes of an ``.npy`` file, copied once; ``numpy.save`` copies twice.
+
+    Parameters
+    ----------
+    array : array
+        The array.
+
+    Returns
+    -------
+    bytes
+        What `read_npy` reads.
+    """
+    array, header = np.asarray(array, order="C"), BytesIO()
+    npy.write_array_header_1_0(header, npy.header_data_from_array_1_0(array))
+    return b"".join((header.getvalue(), array.data))
+
+
 def refusal(error: ValueError) -> str:
     """Return the reason that a client gives for not answering an instruction."""
     return f"{_REFUSAL}{error}"

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from inspect import BoundArguments, signature
 from logging import INFO
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.common.logger import log
@@ -28,8 +27,9 @@ from fedmedian.strategies.screening import (
     with_usual_metrics,
 )
 from fedmedian.strategies.uplink import mean_reply_size
-from fedmedian.wire import Payload, WireError, is_refusal, read_npy
+from fedmedian.wire import Payload, WireError, is_refusal, read_npy, write_npy
 
+Record = TypeVar("Record")
 EvaluateFunction = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
@@ -183,7 +183,7 @@ class PerturbedStrategy(FedAvg):
         screened = self._screen("aggregate_evaluate", asked, replies, self._read_evaluation)
         if not screened.usable:
             return None
-        usual = with_usual_metrics(screened.usable, _metrics_of)
+        usual = with_usual_metrics(screened.usable, _only_metrics)
         metrics = self.evaluate_metrics_aggr_fn(usual, self.weighted_by_key)
         self._journal.note("evaluate", server_round, metrics)
         return metrics
@@ -229,38 +229,34 @@ class PerturbedStrategy(FedAvg):
         return read(numpy_clients.read_reply(content) if self.numpy_clients else content)
 
     def _read_answer(self, node: int, content: RecordDict) -> Answer[RecordDict]:
-        num_examples = self._num_examples(content)
+        metrics = _only_metrics(content)
+        num_examples = self._num_examples(metrics)
         scalars = next((r for r in content.config_records.values() if Payload.is_in(r)), None)
-        payload = self.core.read(_only_model(content), scalars)
+        payload = self.core.read(_to_model(_only("ArrayRecord", content.array_records)), scalars)
         self._roster.learn(node, payload.partition)
-        return Answer(payload, num_examples, _metrics_of(content), content)
+        return Answer(payload, num_examples, metrics, content)
 
     def _read_evaluation(self, node: int, content: RecordDict) -> RecordDict:
-        self._num_examples(content)
+        self._num_examples(_only_metrics(content))
         return content
 
-    def _num_examples(self, content: RecordDict) -> float:
-        if len(content.metric_records) != 1:
-            raise WireError(f"expected one MetricRecord, got {len(content.metric_records)}")
-        return require_examples(
-            self.weighted_by_key, _metrics_of(content).get(self.weighted_by_key)
-        )
+    def _num_examples(self, metrics: MetricRecord) -> float:
+        return require_examples(self.weighted_by_key, metrics.get(self.weighted_by_key))
 
 
-def _metrics_of(content: RecordDict) -> MetricRecord:
-    (metrics,) = content.metric_records.values()
-    return metrics
+def _only(kind: str, records: Mapping[str, Record]) -> Record:
+    if len(records) != 1:
+        raise WireError(f"expected one {kind}, got {len(records)}")
+    (record,) = records.values()
+    return record
+
+
+def _only_metrics(content: RecordDict) -> MetricRecord:
+    return _only("MetricRecord", content.metric_records)
 
 
 def _to_model(record: ArrayRecord) -> Arrays:
     return {name: read_npy(array.data) for name, array in record.items()}
-
-
-def _only_model(content: RecordDict) -> Arrays:
-    if len(content.array_records) != 1:
-        raise WireError(f"expected one ArrayRecord, got {len(content.array_records)}")
-    (record,) = content.array_records.values()
-    return _to_model(record)
 
 
 def _describe(error: Error) -> str:
@@ -273,7 +269,12 @@ def _describe(error: Error) -> str:
 def _to_record(model: Arrays | None) -> ArrayRecord | None:
     if model is None:
         return None
-    return ArrayRecord({name: Array(np.asarray(array)) for name, array in model.items()})
+    return ArrayRecord(
+        {
+            name: Array(str(array.dtype), array.shape, "numpy.ndarray", write_npy(array))
+            for name, array in model.items()
+        }
+    )
 
 
 def _to_metrics(stored: Mapping[str, Any] | None) -> MetricRecord | None:

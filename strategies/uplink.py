@@ -49,7 +49,8 @@ def _size(reply: Message) -> int:
     )
     data = sum(
         len(array.data)
-        for record in reply.content.array_records.values()
+        for record in reply.content.values()
+        if isinstance(record, ArrayRecord)
         for array in record.values()
     )
     metadata = reply.metadata

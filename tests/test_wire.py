@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 
 from fedmedian import Instruction, Layout, Payload
 from fedmedian.noise import NOISE_FAMILIES
-from fedmedian.wire import PREFIX, WIRE_VERSION, WireError, read_npy, serialized_size
+from fedmedian.wire import PREFIX, WIRE_VERSION, WireError, read_npy, serialized_size, write_npy
 
 noises = st.sampled_from([None, *NOISE_FAMILIES])
 kinds = st.sampled_from(["signs", "vector"])
@@ -380,6 +380,18 @@ def header(descr="'<f4'", shape="(1,)", order="False"):
 any_array = hnp.arrays(
     hnp.scalar_dtypes(), hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 )
+
+
+numbers = hnp.integer_dtypes() | hnp.floating_dtypes() | hnp.complex_number_dtypes()
+
+
+@given(
+    array=hnp.arrays(numbers, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)),
+    fortran=st.booleans(),
+)
+def test_written_bytes_are_those_of_numpy_save_in_c_order(array, fortran):
+    array = np.asarray(array, order="F" if fortran else "C")
+    assert write_npy(array) == saved(np.asarray(array, order="C"))
 
 
 class TestReadNpy:
