@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 import pytest
+from flwr.client import NumPyClient
+from flwr.clientapp import ClientApp
 
 from fedmedian.clients import InProcessGrid
 
@@ -33,3 +35,29 @@ def honest_round(as_record, as_arrays):
         return HonestRound(strategy, messages, grid.send_and_receive(messages), as_arrays)
 
     return ask
+
+
+@pytest.fixture(scope="session")
+def make_numpy_app():
+    """Makes an app of NumPyClients of two functions of (arrays, config, partition)."""
+
+    def evaluate_by_partition(parameters, config, partition):
+        return float(partition), 2, {}
+
+    def make(fit, evaluate=evaluate_by_partition, mods=()):
+        class Client(NumPyClient):
+            def __init__(self, partition):
+                self.partition = partition
+
+            def fit(self, parameters, config):
+                return fit(parameters, config, self.partition)
+
+            def evaluate(self, parameters, config):
+                return evaluate(parameters, config, self.partition)
+
+        def client_fn(context):
+            return Client(context.node_config["partition-id"]).to_client()
+
+        return ClientApp(client_fn=client_fn, mods=list(mods))
+
+    return make
