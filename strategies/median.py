@@ -1,6 +1,5 @@
 """Median aggregation: robust to bad clients, in full precision."""
 
-from dataclasses import replace
 from functools import partial
 from typing import ClassVar, Literal, Unpack
 
@@ -10,7 +9,6 @@ from numpy.typing import NDArray
 from fedmedian.aggregation import Aggregate, aggregate_vectors
 from fedmedian.checks import require_choice
 from fedmedian.noise import Gaussian, Noise, Uniform
-from fedmedian.perturbation import add_noise
 from fedmedian.randomness import server_rng
 from fedmedian.scales import Adaptive, PayloadKind
 from fedmedian.schedules import Schedule
@@ -61,35 +59,22 @@ class MedianCore(Core):
         self, payloads: list[Payload], weights: Weights, current: Round
     ) -> Aggregate:
         """Take the median; see `fedmedian.aggregation.aggregate_vectors`."""
-        smoothing = None
-        if self.noise is not None and self.client_noise is None:
-            scales = self.scales_in_force(payloads)
-            if self.estimator == "smoothed":
-                smoothing = scales
-            else:
-                payloads = self._with_noise(payloads, self.noise, scales, current)
+        at_server = self.noise is not None and self.client_noise is None
+        scales = self.scales_in_force(payloads) if at_server else None
+        smoothed = self.estimator == "smoothed"
         return aggregate_vectors(
             payloads,
             self.noise,
             current.layout,
-            smoothing=smoothing,
+            smoothing=scales if smoothed else None,
+            added=None if smoothed else scales,
+            rng=server_rng(self.settings.seed, current.number),
             diagnostics=self.settings.diagnostics,
         )
 
     def combine_dense(self, stacked: NDArray[np.float64], weights: Weights) -> NDArray[np.float64]:
         """Return the median over clients, as robust as the rest."""
         return np.asarray(np.median(stacked, axis=0))
-
-    def _with_noise(
-        self, payloads: list[Payload], noise: Noise, scales: NDArray[np.float32], current: Round
-    ) -> list[Payload]:
-        rng = server_rng(self.settings.seed, current.number)
-        noisy = []
-        for payload in payloads:
-            body = payload.body.copy()
-            add_noise(current.layout, body, noise, scales, rng)
-            noisy.append(replace(payload, body=body, scales=scales))
-        return noisy
 
 
 class MedianSGD(PerturbedStrategy):
