@@ -16,8 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fedmedian import Adam, Adaptive, Cosine, Gaussian, Laplace, Momentum
 from fedmedian.clients import GradientClient, InProcessGrid, SignClient, perturb
-from fedmedian.strategies import MedianSGD, SignSGD, legacy
-from fedmedian.strategies.checkpoint import Checkpoint
+from fedmedian.strategies import Checkpoint, MedianSGD, SignSGD, legacy
 from fedmedian.wire import PREFIX
 
 NUM_CLIENTS = 5
@@ -253,7 +252,16 @@ class TestBatchNorm:
 
 SAME_AS_THE_MESSAGE_API = {
     "signs": ("SignSGD", {}, [perturb]),
-    "majority": ("SignSGD", {"noise": None, "decode": "majority", "learning_rate": 0.1}, [perturb]),
+    "majority": (
+        "SignSGD",
+        {"noise": None, "decode": "majority", "learning_rate": 0.1, "ties": "unchanged"},
+        [perturb],
+    ),
+    "majority, calibrated": (
+        "SignSGD",
+        {"decode": "majority", "calibrated": True, "weighted": False},
+        [perturb],
+    ),
     "signs, much on the server": (
         "SignSGD",
         {"optimizer": Momentum(), "average": 0.5, "learning_rate": Cosine(1.0, 3)},
