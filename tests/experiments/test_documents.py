@@ -6,11 +6,16 @@ import subprocess
 import sys
 import tomllib
 
+import flwr.server.strategy
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
+from flwr.common import ndarrays_to_parameters
+from flwr.server import ServerApp, ServerAppComponents, ServerConfig
+from flwr.serverapp.strategy import FedAvg
 from torch.utils.data import DataLoader, TensorDataset
 
 from experiments.flower_runtime import SimulationRuntime
@@ -25,6 +30,11 @@ def readme(root):
     return (root / "README.md").read_text()
 
 
+@pytest.fixture(scope="module")
+def existing_apps(root):
+    return (root / "docs" / "existing-apps.md").read_text()
+
+
 def fences(text, language):
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
@@ -33,15 +43,24 @@ def commands(text):
     return [line for fence in fences(text, "console") for line in fence.splitlines()]
 
 
-def test_every_command_is_known_to_a_test(readme):
-    known = ("git clone", "make demo", "make test", "pip install .", "flwr run", ".venv/bin/python")
+def test_every_command_is_known_to_a_test(readme, existing_apps):
+    known = (
+        *("git clone", "make demo", "make test", "make deploy-demo", "pip install ."),
+        *("flwr run", ".venv/bin/python -m experiments.quickstarts"),
+        ".venv/bin/python -m experiments.heterogeneous",
+    )
     assert commands(readme)
-    assert all(command.startswith(known) for command in commands(readme))
+    for command in commands(readme) + commands(existing_apps):
+        assert command.startswith(known)
 
 
 @pytest.mark.parametrize(
     ("target", "does"),
-    [("demo", "-m experiments.heterogeneous.simulate"), ("test", "-m pytest")],
+    [
+        ("demo", "-m experiments.heterogeneous.simulate"),
+        ("deploy-demo", "-m experiments.deployment"),
+        ("test", "-m pytest"),
+    ],
 )
 def test_make_sets_up_and_runs(root, target, does):
     plan = subprocess.run(
@@ -76,7 +95,7 @@ def test_it_installs_without_the_repository(root, tmp_path):
 
 
 def test_the_quick_comparison_runs(root, readme):
-    (command,) = (line for line in commands(readme) if "-m experiments" in line)
+    (command,) = (line for line in commands(readme) if "-m experiments.heterogeneous" in line)
     _, *arguments = shlex.split(command)
     done = subprocess.run(
         [sys.executable, *arguments], cwd=root, capture_output=True, text=True, check=True
@@ -100,34 +119,122 @@ def test_the_app_runs_with_the_configuration_that_is_shown(readme):
     assert any("SignSGD" in line and "round   1/1" in line for line in lines)
 
 
-def test_the_diff_makes_a_strategy_and_a_client(readme):
-    (diff,) = fences(readme, "diff")
+def after(diff, **names):
+    """Run the lines that a diff adds, and return what they define."""
     added = [line[1:].strip() for line in diff.splitlines() if line.startswith("+")]
-    names = {"ClientApp": ClientApp}
     exec("\n".join(added), names)
+    return names
+
+
+def before(diff, **names):
+    """Run the lines that a diff takes away: they are Flower's, and work."""
+    removed = [line[1:].strip() for line in diff.splitlines() if line.startswith("-")]
+    exec("\n".join(removed), names)
+    return names
+
+
+class Client(NumPyClient):
+    """A NumPyClient that has never heard of fedmedian."""
+
+    def fit(self, parameters, config):
+        return [array - 1 for array in parameters], 1, {"train-loss": 0.5}
+
+    def evaluate(self, parameters, config):
+        return 0.25, 1, {"accuracy": 0.75}
+
+
+def client_fn(context):
+    return Client().to_client()
+
+
+def test_the_diff_makes_a_strategy_and_a_client(readme, existing_apps):
+    (diff,) = fences(readme, "diff")
+    assert diff == fences(existing_apps, "diff")[0]
+    assert isinstance(before(diff, ClientApp=ClientApp)["strategy"], FedAvg)
+    names = after(diff, ClientApp=ClientApp)
     assert isinstance(names["strategy"], SignSGD)
     assert names["strategy"].fraction_train == 0.5
     assert isinstance(names["app"], ClientApp)
 
 
-def test_the_snippet_of_a_grid_without_ray_trains(readme):
-    client_app = ClientApp(mods=[perturb])
+def test_the_diff_for_numpyclients_trains_and_evaluates_them(existing_apps):
+    diff = fences(existing_apps, "diff")[1]
+    given = {"ClientApp": ClientApp, "client_fn": client_fn}
+    assert isinstance(before(diff, **given)["strategy"], FedAvg)
+    names = after(diff, **given)
+    model = ArrayRecord({"x": Array(np.zeros(1000, np.float32))})
+    result = names["strategy"].start(InProcessGrid(names["app"], 10), model, num_rounds=1)
+    assert result.arrays["x"].numpy().mean() == pytest.approx(-1, rel=0.2)
+    assert result.train_metrics_clientapp[1]["train-loss"] == pytest.approx(0.5)
+    assert result.evaluate_metrics_clientapp[1] == pytest.approx({"loss": 0.25, "accuracy": 0.75})
 
-    @client_app.train()
+
+def test_the_diff_for_the_older_api_trains(existing_apps):
+    diff = fences(existing_apps, "diff")[2]
+    parameters = ndarrays_to_parameters([np.zeros(1000, np.float32)])
+    given = {"ClientApp": ClientApp, "client_fn": client_fn, "parameters": parameters}
+    assert isinstance(before(diff, **given)["strategy"], flwr.server.strategy.FedAvg)
+    names = after(diff, **given)
+    strategy, models = names["strategy"], []
+    strategy.evaluate_fn = lambda number, arrays, config: models.append(arrays[0])
+    config = ServerConfig(num_rounds=1)
+    server = ServerApp(
+        server_fn=lambda context: ServerAppComponents(strategy=strategy, config=config)
+    )
+    server(InProcessGrid(names["app"], 20), Context(1, 1, {}, RecordDict(), {}))
+    assert models[-1].mean() == pytest.approx(-1, rel=0.2)
+
+
+def test_the_snippets_of_an_app_are_valid(existing_apps):
+    for marker in ("moving_mean", "LocalDpMod"):
+        (snippet,) = (code for code in fences(existing_apps, "python") if marker in code)
+        names = {}
+        exec(snippet, names)
+        assert isinstance(names.get("strategy"), SignSGD) or isinstance(names["app"], ClientApp)
+
+
+def test_the_snippet_of_a_long_run_can_be_run_again(existing_apps, counting_app, tmp_path):
+    (snippet,) = (code for code in fences(existing_apps, "python") if "Checkpoint(" in code)
+    assert snippet.count("/var/lib/flower/run-1") == snippet.count("num_rounds=500") == 1
+    folder = tmp_path / "run-1"
+    snippet = snippet.replace("/var/lib/flower/run-1", str(folder)).replace("500", "12")
+    sent = []
+    for _ in range(2):
+        names = {
+            "grid": InProcessGrid(counting_app, 3),
+            "arrays": ArrayRecord({"x": Array(np.zeros(1000, np.float32))}),
+        }
+        exec(snippet, names)
+        assert sorted(names["result"].train_metrics_clientapp) == list(range(1, 13))
+        assert [path.name for path in folder.iterdir()] == ["round-000012"]
+        sent.append(names["grid"].bytes_up)
+    assert sent[1] * 10 < sent[0]  # there is nothing left to do but to evaluate once more
+
+
+@pytest.fixture
+def counting_app():
+    """An app whose clients take one off every entry."""
+    app = ClientApp(mods=[perturb])
+
+    @app.train()
     def train(message, context):
         (name,) = message.content["arrays"]
         arrays = ArrayRecord({name: Array(message.content["arrays"][name].numpy() - 1)})
         metrics = MetricRecord({"num-examples": 1})
         return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
-    @client_app.evaluate()
+    @app.evaluate()
     def evaluate(message, context):
         metrics = MetricRecord({"num-examples": 1, "loss": 0.0})
         return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
+    return app
+
+
+def test_the_snippet_of_a_grid_without_ray_trains(readme, counting_app):
     (snippet,) = (code for code in fences(readme, "python") if "InProcessGrid" in code)
     names = {
-        "client_app": client_app,
+        "client_app": counting_app,
         "arrays": ArrayRecord({"x": Array(np.zeros(1000, np.float32))}),
     }
     exec(snippet, names)
@@ -135,16 +242,15 @@ def test_the_snippet_of_a_grid_without_ray_trains(readme):
     assert moved.mean() == pytest.approx(-20, rel=0.15)
 
 
-def test_the_snippet_of_a_torch_client_trains(readme):
+def test_the_snippet_of_a_torch_client_trains(existing_apps):
     def load_data(context):
         points = torch.randn(32, 3, generator=torch.Generator().manual_seed(0))
         return DataLoader(TensorDataset(points, (points[:, 0] > 0).long()), batch_size=8)
 
-    (snippet,) = (code for code in fences(readme, "python") if "SignClient" in code)
+    (snippet,) = (code for code in fences(existing_apps, "python") if "SignClient" in code)
     names = {"make_model": lambda: torch.nn.Linear(3, 2), "load_data": load_data}
     exec(snippet, names)
-    (arguments,) = re.findall(r"`SignSGD\((arrayrecord_key=.*?)\)`", readme, flags=re.DOTALL)
-    strategy = eval(f"SignSGD({arguments}, seed=1)", {"SignSGD": SignSGD})
+    strategy = SignSGD(numpy_clients=True, fraction_evaluate=0.0, seed=1)
     model = torch.nn.Linear(3, 2)
     result = strategy.start(
         grid=InProcessGrid(names["app"], 4),
