@@ -153,10 +153,6 @@ class Layout:
         ends = np.cumsum(self.sizes)
         return [flat[end - size : end] for size, end in zip(self.sizes, ends, strict=True)]
 
-    def per_coordinate(self, values: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Repeat one value per voted array, (L,), over that array's coordinates, (d,)."""
-        return np.repeat(values.astype(np.float32), self.sizes)
-
     def named(self, arrays: Arrays) -> Arrays:
         """Give arrays that are named "0", "1", …, as a NumPyClient's are, the model's names."""
         by_position = [str(position) for position in range(len(self.specs))]

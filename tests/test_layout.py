@@ -122,14 +122,6 @@ class TestFlatVector:
             part += 1
         assert np.array_equal(flat, np.arange(1, layout.dim + 1))
 
-    @given(model=models())
-    def test_per_coordinate_repeats_a_value_over_its_array(self, model):
-        layout = Layout.of(model)
-        repeated = layout.per_coordinate(np.arange(len(layout.voted), dtype=np.float64))
-        assert repeated.dtype == np.float32
-        expected = [i for i, array in enumerate(voted_arrays(model)) for _ in range(array.size)]
-        assert repeated.tolist() == expected
-
 
 def voted_arrays(model):
     return [array for array in model.values() if np.issubdtype(array.dtype, np.floating)]
