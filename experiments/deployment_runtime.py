@@ -7,7 +7,7 @@ from pathlib import Path
 from experiments.credentials import Certificates, write_certificates, write_key
 from experiments.flower_runtime import FlowerError, FlowerRuntime, Program, free_ports, wait_until
 
-_PATIENCE_SECONDS = 60.0
+_PATIENCE_SECONDS = 120.0
 
 
 def superlink_command(certificates: Certificates, database: Path, port: int) -> list[str]:
@@ -119,6 +119,11 @@ class SuperNode:
     def is_accepted(self) -> bool:
         """Wait until the SuperLink has accepted or refused it, and return which.
 
+        Returns
+        -------
+        bool
+            Whether it was accepted.
+
         Raises
         ------
         FlowerError
@@ -179,6 +184,11 @@ class DeploymentRuntime(FlowerRuntime):
 
     def register(self, supernodes: Sequence[SuperNode]) -> None:
         """Make the SuperLink accept SuperNodes.
+
+        Parameters
+        ----------
+        supernodes : sequence of SuperNode
+            Which ones.
 
         Raises
         ------
