@@ -21,7 +21,8 @@ class MeteredGrid(Grid):
     Attributes
     ----------
     replies, bytes_up : int
-        The number of replies so far, and their bytes as sent, with all headers.
+        The number of clients' replies so far, and their bytes as sent, with all headers; errors
+        do not count.
     """
 
     def __init__(self, grid: Grid) -> None:
@@ -68,8 +69,10 @@ class MeteredGrid(Grid):
         return self._count(self._grid.send_and_receive(messages, timeout=timeout))
 
     def _count(self, replies: Iterable[Message]) -> list[Message]:
-        counted = list(replies)
+        replies = list(replies)
+        # An error may be the SuperLink's, which speaks for a client that is gone.
+        sent = [reply for reply in replies if reply.has_content()]
         with no_object_id_recompute():
-            self.bytes_up += sum(serialized_size(reply) for reply in counted)
-        self.replies += len(counted)
-        return counted
+            self.bytes_up += sum(serialized_size(reply) for reply in sent)
+        self.replies += len(sent)
+        return replies
