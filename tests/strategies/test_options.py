@@ -179,6 +179,32 @@ def test_a_majority_vote_wants_a_learning_rate():
         SignSGD(decode="majority")
 
 
+@pytest.mark.parametrize(
+    ("strategies", "options"),
+    [
+        (
+            (SignSGD, legacy.SignSGD),
+            {
+                "noise": Gaussian(0.5),
+                "decode": "majority",
+                "learning_rate": 0.25,
+                "calibrated": True,
+                "weighted": False,
+                "ties": "unchanged",
+            },
+        ),
+        (
+            (MedianSGD, legacy.MedianSGD),
+            {"noise": Gaussian(0.5), "learning_rate": 0.25, "estimator": "smoothed"},
+        ),
+    ],
+)
+def test_its_own_arguments_reach_the_core(strategies, options):
+    for strategy in strategies:
+        core = strategy(**options).core
+        assert {name: getattr(core, name) for name in options} == options
+
+
 @pytest.mark.parametrize("strategy", MESSAGE_API)
 def test_fedavgs_own_arguments_reach_fedavg(strategy):
     def aggregate(contents, key):
