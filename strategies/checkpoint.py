@@ -47,7 +47,7 @@ class Saved:
 class Checkpoint:
     """Where and how often a strategy stores its run, from which the same call goes on.
 
-    After every `every`-th round, and after the last, the model, the optimiser's and the scale
+    After every `every`-th round, and in the Message API after the last, the model, the optimiser's and the scale
     rule's state, the seed and all metrics are written to ``folder/round-NNNNNN``: arrays as
     ``arrays.npz``, the rest as ``state.json``, no pickle in either. The folder appears whole
     or not at all, whenever the process is killed, and replaces the one before. A strategy that

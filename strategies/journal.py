@@ -59,7 +59,7 @@ class Journal:
                     f"this one has {name}={own!r}"
                 )
         if initial is not None and Layout.of(initial) != Layout.of(saved.arrays["model"]):
-            raise ValueError(f"checkpoint {str(folder)!r} is of another model than initial_arrays")
+            raise ValueError(f"checkpoint {str(folder)!r} is of another model than the initial one")
         core.restore(saved.arrays)
         log(INFO, "Going on after round %d, from %s", saved.server_round, folder)
 

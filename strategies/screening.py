@@ -130,9 +130,9 @@ def require_examples(name: str, weight: Any) -> float:
 def with_usual_metrics(
     sources: Sequence[Usable], metrics_of: Callable[[Usable], Mapping[str, Any]]
 ) -> list[Usable]:
-    """Return the replies whose metrics have the names and lengths that most replies have.
+    """Return the replies whose metrics have the names and forms that most replies have.
 
-    Flower's aggregation of metrics raises on, or silently mixes up, anything else.
+    Flower's aggregation of metrics raises on, silently mixes up, or spreads anything else.
 
     Parameters
     ----------
@@ -151,14 +151,20 @@ def with_usual_metrics(
     if count < len(sources):
         log(
             WARNING,
-            "left the metrics of %d replies out, which lack or add some: usual are %s",
+            "left the metrics of %d replies out, which are not like most: %s",
             len(sources) - count,
-            sorted(name for name, _ in usual),
+            sorted(f"{name} ({form})" for name, form in usual),
         )
     return [source for source, own in zip(sources, signatures, strict=True) if own == usual]
 
 
-def _signature(metrics: Mapping[str, Any]) -> frozenset[tuple[str, int | None]]:
-    return frozenset(
-        (name, len(value) if isinstance(value, list) else None) for name, value in metrics.items()
-    )
+def _signature(metrics: Mapping[str, Any]) -> frozenset[tuple[str, int | str]]:
+    return frozenset((name, _form(value)) for name, value in metrics.items())
+
+
+def _form(value: Any) -> int | str:
+    if isinstance(value, list):
+        return len(value)
+    if isinstance(value, int | float):
+        return "number" if isfinite(value) else "not finite"
+    return type(value).__name__

@@ -162,7 +162,7 @@ def test_another_model_is_refused(run, as_record, make_app, tmp_path):
     run.start(1, Checkpoint(tmp_path))
     other = as_record({**MODEL, "weight": np.zeros(5, np.float32)})
     grid = InProcessGrid(make_app(lambda model, _: (model, {"num-examples": 1})), 2)
-    with pytest.raises(ValueError, match="of another model than initial_arrays"):
+    with pytest.raises(ValueError, match="of another model than the initial one"):
         SignSGD(seed=1, checkpoint=Checkpoint(tmp_path)).start(grid, other, 2)
 
 

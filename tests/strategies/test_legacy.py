@@ -626,13 +626,14 @@ class TestMetrics:
         assert report["replies-accepted"] == NUM_CLIENTS
         assert set(report) >= {"noise-scale", "vote-agreement", "signal-to-noise"}
 
-    def test_odd_ones_are_left_out_but_the_result_counts(self, aggregated, caplog):
-        received, outcome = aggregated(lambda i: {"accuracy" if i == BAD else "loss": 1.0})
+    @pytest.mark.parametrize("odd", [{"accuracy": 1.0}, {"loss": "junk"}, {"loss": nan}])
+    def test_odd_ones_are_left_out_but_the_result_counts(self, aggregated, odd, caplog):
+        received, outcome = aggregated(lambda i: odd if i == BAD else {"loss": 1.0})
         assert len(received) == NUM_CLIENTS - 1
         assert all(metrics == {"loss": 1.0} for _, metrics in received)
         assert outcome.report()["replies-accepted"] == NUM_CLIENTS
         (warning,) = (w for w in warnings(caplog) if "left the metrics" in w)
-        assert "usual are ['loss']" in warning
+        assert "['loss (number)']" in warning
 
     def test_too_few_replies_to_move_the_model_have_metrics_too(self, aggregated):
         received, outcome = aggregated(lambda i: {"loss": 1.0}, min_replies=NUM_CLIENTS + 1)

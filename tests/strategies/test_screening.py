@@ -432,8 +432,9 @@ def test_aggregating_before_asking_is_a_mistake():
         {"num-examples": 3},
         {"num-examples": 3, "loss": 1.0, "accuracy": 0.5},
         {"num-examples": 3, "loss": [1.0, 2.0]},
+        {"num-examples": 3, "loss": nan},
     ],
-    ids=["lacks one", "adds one", "a list instead of a number"],
+    ids=["lacks one", "adds one", "a list instead of a number", "no number at all"],
 )
 @every_strategy
 def test_odd_metrics_are_left_out_but_the_reply_counts(make, odd, play, caplog):
