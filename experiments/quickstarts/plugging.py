@@ -1,0 +1,59 @@
+"""The change that the README shows, made to an app as it stands."""
+
+import shutil
+from pathlib import Path
+
+REPLACEMENTS = {
+    "server_app.py": (
+        (
+            "from flwr.serverapp.strategy import FedAvg\n",
+            "from fedmedian.strategies import SignSGD\n",
+        ),
+        ("strategy = FedAvg(", "strategy = SignSGD("),
+    ),
+    "client_app.py": (
+        (
+            "from flwr.clientapp import ClientApp\n",
+            "from flwr.clientapp import ClientApp\nfrom fedmedian.clients import perturb\n",
+        ),
+        ("app = ClientApp()\n", "app = ClientApp(mods=[perturb])\n"),
+    ),
+}
+"""What is replaced by what, in which of an app's files."""
+
+
+class PlugInError(Exception):
+    """An app that does not have what is to be replaced."""
+
+
+def plug_in(app: Path, copy: Path) -> None:
+    """Copy an app with FedAvg replaced by SignSGD, and the mod added to its ClientApp.
+
+    Parameters
+    ----------
+    app : Path
+        The app's folder. It is not changed.
+    copy : Path
+        A folder to be made.
+
+    Raises
+    ------
+    PlugInError
+        If the app does not have each file once, and each text to replace once in it.
+    """
+    shutil.copytree(app, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, replacements in REPLACEMENTS.items():
+        files = list(copy.rglob(name))
+        if len(files) != 1:
+            raise PlugInError(f"{app.name} has {len(files)} files called {name}, must have 1")
+        text = files[0].read_text()
+        for old, new in replacements:
+            text = _replace_once(text, old, new, f"{app.name}/{name}")
+        files[0].write_text(text)
+
+
+def _replace_once(text: str, old: str, new: str, where: str) -> str:
+    count = text.count(old)
+    if count != 1:
+        raise PlugInError(f"{where} has {old.strip()!r} {count} times, must have it once")
+    return text.replace(old, new)

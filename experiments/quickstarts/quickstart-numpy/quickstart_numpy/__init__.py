@@ -1,0 +1,1 @@
+"""quickstart_numpy: A Flower / NumPy app."""

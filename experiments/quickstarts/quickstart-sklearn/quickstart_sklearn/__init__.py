@@ -1,0 +1,1 @@
+"""quickstart_sklearn: A Flower / scikit-learn app."""

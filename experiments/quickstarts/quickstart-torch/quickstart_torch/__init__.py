@@ -1,0 +1,1 @@
+"""quickstart_torch: A Flower / PyTorch app."""
