@@ -47,11 +47,11 @@ class Saved:
 class Checkpoint:
     """Where and how often a strategy stores its run, from which the same call goes on.
 
-    After every `every`-th round, and in the Message API after the last, the model, the optimiser's and the scale
-    rule's state, the seed and all metrics are written to ``folder/round-NNNNNN``: arrays as
-    ``arrays.npz``, the rest as ``state.json``, no pickle in either. The folder appears whole
-    or not at all, whenever the process is killed, and replaces the one before. A strategy that
-    finds one there goes on from it.
+    After every `every`-th round, and in the Message API after the last, the model, the optimiser's
+    and the scale rule's state, the seed and all metrics are written to ``folder/round-NNNNNN``:
+    arrays as ``arrays.npz``, the rest as ``state.json``, no pickle in either. The folder appears
+    whole or not at all, whenever the process is killed, and replaces the one before. A strategy
+    that finds one there goes on from it.
 
     What a client keeps in its ``Context.state``, as with ``client_momentum``, is the client's: in a
     deployment it outlives the server, in a simulation it does not.

@@ -72,7 +72,7 @@ class TestStrategies:
         _, strategy = server_app.make_strategy(name, read_config([]))
         assert type(strategy) is type(usual)
         assert strategy.core.noise == usual.core.noise
-        assert strategy.learning_rate == usual.learning_rate
+        assert strategy.core.learning_rate == usual.core.learning_rate
 
     def test_the_noise_can_be_chosen(self):
         chosen = ["noise='laplace'", "noise-scale=0.5"]
