@@ -19,7 +19,7 @@ from fedmedian.programs import Program, ProgramBuilder, Row
 from fedmedian.signs import SIGNS_OF_BYTE, PackedSigns, require_packed
 
 # A chunk of the votes, the adders' scratch and the results fit the processor's second cache.
-_CHUNK_BYTES = 1 << 16
+_CHUNK_BYTES = 1 << 17
 _WEIGHTED_CHUNK_BYTES = 1 << 13
 
 
@@ -77,12 +77,9 @@ def majority_vote(packed_vectors: Sequence[PackedSigns], dim: int) -> NDArray[np
     majority = np.empty(dim, dtype=np.int8)
     adder = _Adder(majority_program(len(packed_vectors)))
     for chunk in _chunks(0, dim, _CHUNK_BYTES):
-        half, more = (
-            np.unpackbits(bits).view(np.int8) for bits in adder.run(packed_vectors, chunk)
-        )
-        half += more
-        half -= 1
-        majority[chunk.coordinates] = half[chunk.inside]
+        answers = [np.unpackbits(bits).view(np.int8) for bits in adder.run(packed_vectors, chunk)]
+        answers[0] += answers[-1]
+        np.subtract(answers[0][chunk.inside], 1, out=majority[chunk.coordinates])
     return majority
 
 
@@ -158,12 +155,13 @@ def majority_program(num_votes: int) -> Program:
     Returns
     -------
     Program
-        Its outputs are where at least half of the votes are +1, and where more than half are.
+        Its outputs are where at least half of the votes are +1 and, if M is even and that is
+        another question, where more than half are.
     """
     builder = ProgramBuilder(num_votes)
     planes = _add(builder, range(num_votes))
-    half, more = (num_votes + 1) // 2, num_votes // 2 + 1
-    return builder.compile([_at_least(builder, planes, limit) for limit in (half, more)])
+    limits = sorted({(num_votes + 1) // 2, num_votes // 2 + 1})
+    return builder.compile([_at_least(builder, planes, limit) for limit in limits])
 
 
 def _add(builder: ProgramBuilder, votes: Sequence[Row]) -> list[Row]:

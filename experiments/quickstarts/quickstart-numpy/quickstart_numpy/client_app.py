@@ -1,7 +1,5 @@
 """quickstart_numpy: A Flower / NumPy app."""
 
-# mypy: ignore-errors
-
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 

@@ -1,7 +1,5 @@
 """quickstart_numpy: A Flower / NumPy app."""
 
-# mypy: ignore-errors
-
 from functools import cache
 
 import numpy as np

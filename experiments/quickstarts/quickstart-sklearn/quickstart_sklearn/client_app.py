@@ -1,7 +1,5 @@
 """quickstart_sklearn: A Flower / scikit-learn app."""
 
-# mypy: ignore-errors
-
 import warnings
 
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict

@@ -1,7 +1,5 @@
 """quickstart_sklearn: A Flower / scikit-learn app."""
 
-# mypy: ignore-errors
-
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg

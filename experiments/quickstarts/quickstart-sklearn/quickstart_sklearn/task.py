@@ -1,7 +1,5 @@
 """quickstart_sklearn: A Flower / scikit-learn app."""
 
-# mypy: ignore-errors
-
 from functools import cache
 
 import numpy as np

@@ -1,7 +1,5 @@
 """quickstart_torch: A Flower / PyTorch app."""
 
-# mypy: ignore-errors
-
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 

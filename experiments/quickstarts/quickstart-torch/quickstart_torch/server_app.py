@@ -1,7 +1,5 @@
 """quickstart_torch: A Flower / PyTorch app."""
 
-# mypy: ignore-errors
-
 from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg

@@ -1,7 +1,5 @@
 """quickstart_torch: A Flower / PyTorch app."""
 
-# mypy: ignore-errors
-
 from functools import cache
 
 import numpy as np
