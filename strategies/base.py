@@ -105,7 +105,7 @@ class PerturbedStrategy(FedAvg):
         Raises
         ------
         ValueError
-            If the checkpoint is not one of this run.
+            If the checkpoint is not one of this run, or holds more rounds than it is to have.
         """
         if self.core.settings.checkpoint is not None:
             args, kwargs = self._go_on(signature(super().start).bind(*args, **kwargs))
@@ -190,7 +190,13 @@ class PerturbedStrategy(FedAvg):
 
     def _go_on(self, call: BoundArguments) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Open the checkpoint, and return how to call Flower's start so that the run goes on."""
+        call.apply_defaults()
         self._journal.open(self.core, _to_model(call.arguments["initial_arrays"]))
+        if (num_rounds := call.arguments["num_rounds"]) < self._journal.done:
+            raise ValueError(
+                f"num_rounds must be >= {self._journal.done}, the rounds that the checkpoint "
+                f"holds, got {num_rounds}"
+            )
         if (evaluate := call.arguments.get("evaluate_fn")) is not None:
             call.arguments["evaluate_fn"] = partial(self._evaluate, evaluate)
         return call.args, call.kwargs

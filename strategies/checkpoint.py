@@ -120,14 +120,18 @@ class Checkpoint:
     def load(self) -> Saved | None:
         """Return the last checkpoint, or None if there is none.
 
+        The folder is made if need be: one that cannot be is better known before training.
+
         Raises
         ------
         ValueError
             If the checkpoint is not one that this version can read.
+        OSError
+            If the folder cannot be made or read.
         """
         folder = Path(self.folder)
-        paths = folder.iterdir() if folder.is_dir() else ()
-        rounds = {int(m[1]): path for path in paths if (m := _NAME.fullmatch(path.name))}
+        folder.mkdir(parents=True, exist_ok=True)
+        rounds = {int(m[1]): path for path in folder.iterdir() if (m := _NAME.fullmatch(path.name))}
         if not rounds:
             return None
         path = rounds[max(rounds)]

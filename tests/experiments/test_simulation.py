@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -83,3 +85,35 @@ def test_an_interrupted_run_leaves_nothing_behind(number, simulate, tmp_path):
     assert running_in(home) == []
     assert not Path(home).exists()
     assert not (tmp_path / "results.json").exists()
+
+
+def test_a_run_that_is_killed_goes_on_to_the_model_of_one_that_is_not(watch, simulate, tmp_path):
+    config = ("strategy='sign'", "rounds=40")
+
+    def checkpoint(name):
+        return f"checkpoint='{tmp_path / name}'"
+
+    def last_round(name):
+        return max((int(path.name[6:]) for path in (tmp_path / name).rglob("round-*")), default=0)
+
+    def model(name):
+        (folder,) = (tmp_path / name).rglob("round-000040")
+        with np.load(folder / "arrays.npz") as arrays:
+            return {key: arrays[key].tobytes() for key in arrays.files}
+
+    module = ("-m", "experiments.heterogeneous")
+    with watch(*module, *SMALL, *config, checkpoint("whole")) as whole:
+        assert whole.process.wait(PATIENCE) == 0
+    killed, deadline = simulate(*config, checkpoint("killed")), time.monotonic() + PATIENCE
+    while last_round("killed") < 5:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    homes = killed.homes()
+    killed.end()  # SIGKILL to all, the ServerApp's process among them
+    for home in homes:
+        shutil.rmtree(home)
+    assert last_round("killed") < 40
+    resumed = simulate(*config, checkpoint("killed"))
+    output, _ = resumed.process.communicate(timeout=PATIENCE)
+    assert resumed.process.returncode == 0, output
+    assert model("killed") == model("whole")

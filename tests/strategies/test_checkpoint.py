@@ -130,6 +130,12 @@ def test_a_run_that_has_ended_can_be_given_more_rounds(run, tmp_path):
     assert run.bits(longer.arrays) == run.bits(run.start(7).arrays)
 
 
+def test_a_run_that_has_ended_cannot_be_given_fewer_rounds(run, tmp_path):
+    run.start(3, Checkpoint(tmp_path))
+    with pytest.raises(ValueError, match=r"num_rounds must be >= 3, .*, got 2"):
+        run.start(2, Checkpoint(tmp_path))
+
+
 def test_rounds_that_keep_the_model_count_as_well(run, tmp_path):
     never = run.start(3, Checkpoint(tmp_path), min_replies=5)
     assert len(never.arrays) == 0
@@ -149,6 +155,13 @@ def test_another_run_is_refused(run, tmp_path, change, reason):
     run.start(1, Checkpoint(tmp_path))
     with pytest.raises(ValueError, match=reason):
         run.start(2, Checkpoint(tmp_path), **change)
+
+
+def test_a_folder_that_cannot_be_made_is_known_before_training(run, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="file"):
+        run.start(1, Checkpoint(tmp_path / "file" / "folder"))
+    assert run.trained == 0
 
 
 def test_another_strategy_is_refused(run, tmp_path):

@@ -10,8 +10,8 @@ from flwr.serverapp.strategy import FedAvg, FedMedian, Strategy
 
 from fedmedian import Adaptive
 from fedmedian.noise import NOISE_FAMILIES, Noise
-from fedmedian.strategies import MedianSGD, SignSGD
-from fedmedian.strategies.options import FedAvgOptions
+from fedmedian.strategies import Checkpoint, MedianSGD, SignSGD
+from fedmedian.strategies.options import FedAvgOptions, StrategyOptions
 
 from .metered import MeteredGrid
 from .report import Run, print_progress, print_table, write_report
@@ -42,12 +42,15 @@ def make_strategy(name: str, config: UserConfig) -> tuple[str, Strategy]:
     ValueError
         If there is no such strategy.
     """
-    clients, seed = int(config["num-clients"]), int(config["seed"])
+    clients = int(config["num-clients"])
     everyone: FedAvgOptions = {
         "fraction_evaluate": 0.0,
         "min_train_nodes": clients,
         "min_available_nodes": clients,
     }
+    ours: StrategyOptions = {**everyone, "seed": int(config["seed"])}
+    if config["checkpoint"]:
+        ours["checkpoint"] = Checkpoint(Path(str(config["checkpoint"])) / name)
     rate, vote_rate = (
         float(config["server-learning-rate"]),
         float(config["majority-learning-rate"]),
@@ -57,31 +60,23 @@ def make_strategy(name: str, config: UserConfig) -> tuple[str, Strategy]:
         "fedmedian": ("FedMedian", lambda: FedMedian(**everyone)),
         "sign-plain": (
             "SignSGD (no noise)",
-            lambda: SignSGD(
-                None, decode="majority", learning_rate=vote_rate, seed=seed, **everyone
-            ),
+            lambda: SignSGD(None, "majority", vote_rate, **ours),
         ),
         "sign-majority": (
             "SignSGD (majority)",
-            lambda: SignSGD(
-                make_noise(config, 3.0),
-                decode="majority",
-                learning_rate=vote_rate,
-                seed=seed,
-                **everyone,
-            ),
+            lambda: SignSGD(make_noise(config, 3.0), "majority", vote_rate, **ours),
         ),
         "sign": (
             "SignSGD",
-            lambda: SignSGD(make_noise(config, 3.0), learning_rate=rate, seed=seed, **everyone),
+            lambda: SignSGD(make_noise(config, 3.0), learning_rate=rate, **ours),
         ),
         "median-plain": (
             "MedianSGD (no noise)",
-            lambda: MedianSGD(None, learning_rate=rate, seed=seed, **everyone),
+            lambda: MedianSGD(None, learning_rate=rate, **ours),
         ),
         "median": (
             "MedianSGD",
-            lambda: MedianSGD(make_noise(config, 6.0), learning_rate=rate, seed=seed, **everyone),
+            lambda: MedianSGD(make_noise(config, 6.0), learning_rate=rate, **ours),
         ),
     }
     if name not in strategies:
