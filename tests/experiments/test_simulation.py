@@ -36,7 +36,7 @@ def running_in(folder):
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.cwd().startswith(str(folder)):
-                found.append(" ".join(process.cmdline()))
+                found.append(process)
     return found
 
 
@@ -77,7 +77,7 @@ def test_an_interrupted_run_leaves_nothing_behind(number, simulate, tmp_path):
         time.sleep(0.2)
     (home,) = watched.homes()
     assert Path(home).exists()
-    assert any(command.startswith("ray::") for command in running_in(home))
+    assert any(process.name().startswith("ray::") for process in running_in(home))
     watched.process.send_signal(number)
     watched.process.communicate(timeout=60)
     assert watched.process.returncode not in (0, None)
@@ -108,10 +108,13 @@ def test_a_run_that_is_killed_goes_on_to_the_model_of_one_that_is_not(watch, sim
     while last_round("killed") < 5:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    homes = killed.homes()
-    killed.end()  # SIGKILL to all, the ServerApp's process among them
-    for home in homes:
-        shutil.rmtree(home)
+    (home,) = killed.homes()
+    everything = {*killed.running(), *running_in(home)}
+    for process in everything:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()  # the ServerApp's among them
+    psutil.wait_procs(everything)
+    shutil.rmtree(home)
     assert last_round("killed") < 40
     resumed = simulate(*config, checkpoint("killed"))
     output, _ = resumed.process.communicate(timeout=PATIENCE)
