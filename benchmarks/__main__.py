@@ -14,7 +14,8 @@ from rich.table import Table
 
 from benchmarks.growth import plot_growth
 from benchmarks.kernels import CASES
-from benchmarks.rounds import grid_timings, peak_memory, round_cases
+from benchmarks.memory import estimator_peaks, round_peaks
+from benchmarks.rounds import grid_timings, round_cases
 from benchmarks.timing import Timing, compare, read_bandwidth
 
 RESULTS = Path(__file__).parent / "results"
@@ -35,11 +36,11 @@ def main(names: list[str]) -> None:
     results: dict[str, Any] = {"machine": machine, "read_bandwidth": bandwidth}
     for name in chosen:
         if name == "memory":
-            peaks = peak_memory()
-            results[name] = peaks
-            table = Table("server round", "strategy", "peak MiB beyond the replies")
-            for work, strategy, mebibytes in peaks:
-                table.add_row(work, strategy, f"{mebibytes:.0f}")
+            peaks = [*round_peaks(), *estimator_peaks()]
+            results[name] = [asdict(peak) for peak in peaks]
+            table = Table("work", "by", "peak MiB beyond the replies")
+            for peak in peaks:
+                table.add_row(peak.work, peak.by, f"{peak.mebibytes:.0f}")
             console.print(table)
         elif name == "growth":
             results[name] = plot_growth(RESULTS / "growth.png")

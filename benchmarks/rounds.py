@@ -2,7 +2,6 @@
 
 import logging
 import time
-import tracemalloc
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from statistics import median
@@ -61,14 +60,6 @@ class ServerRound:
         assert arrays is not None
         return sum(array.numpy().nbytes for array in arrays.values())
 
-    def peak_bytes(self) -> int:
-        """Return the most memory that a round takes beyond its replies."""
-        tracemalloc.start()
-        self()
-        _, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        return peak
-
     def _configure(self) -> list[Message]:
         return list(self._strategy.configure_train(1, self._model, ConfigRecord(), self._grid))
 
@@ -83,16 +74,6 @@ def round_cases() -> Iterator[Case]:
             0,
             lambda ours, theirs: ours == theirs,
         )
-
-
-def peak_memory() -> list[tuple[str, str, float]]:
-    """Return work, strategy and MiB: the peak memory of a server round beyond the replies."""
-    logging.getLogger("flwr").setLevel(logging.ERROR)
-    return [
-        (f"M = {clients}, d = {dim:,}", name, ServerRound(name, clients, dim).peak_bytes() / 2**20)
-        for clients, dim in SIZES
-        for name in STRATEGIES
-    ]
 
 
 def grid_timings(clients: int = 10, dim: int = 8_000) -> list[Timing]:

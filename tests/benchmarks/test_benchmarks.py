@@ -6,6 +6,7 @@ from io import StringIO
 import numpy as np
 import pytest
 
+from benchmarks.memory import estimator_peaks
 from benchmarks.rounds import STRATEGIES, ServerRound
 from benchmarks.timing import Case, compare
 
@@ -40,7 +41,12 @@ def test_there_is_no_ratio_where_results_differ():
 def test_a_server_round_can_be_done_again_and_again(strategy):
     server_round = ServerRound(strategy, clients=3, dim=10)
     assert server_round() == server_round() >= 40
-    assert server_round.peak_bytes() > 0
+
+
+def test_an_estimators_peak_holds_its_result():
+    peaks = list(estimator_peaks(clients=3, dim=80_000))
+    assert len({peak.by for peak in peaks}) == len(peaks) >= 5
+    assert all(peak.mebibytes >= 4 * 80_000 / 2**20 for peak in peaks)
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("bottleneck"), reason="needs the extra bench")

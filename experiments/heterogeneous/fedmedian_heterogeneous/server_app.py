@@ -11,7 +11,7 @@ from flwr.serverapp.strategy import FedAvg, FedMedian, Strategy
 from fedmedian import Adaptive
 from fedmedian.noise import NOISE_FAMILIES, Noise
 from fedmedian.strategies import Checkpoint, MedianSGD, SignSGD
-from fedmedian.strategies.options import FedAvgOptions, StrategyOptions
+from fedmedian.strategies.options import CoreOptions, FedAvgOptions
 
 from .metered import MeteredGrid
 from .report import Run, print_progress, print_table, write_report
@@ -48,7 +48,7 @@ def make_strategy(name: str, config: UserConfig) -> tuple[str, Strategy]:
         "min_train_nodes": clients,
         "min_available_nodes": clients,
     }
-    ours: StrategyOptions = {**everyone, "seed": int(config["seed"])}
+    ours: CoreOptions = {"seed": int(config["seed"])}
     if config["checkpoint"]:
         ours["checkpoint"] = Checkpoint(Path(str(config["checkpoint"])) / name)
     rate, vote_rate = (
@@ -60,23 +60,23 @@ def make_strategy(name: str, config: UserConfig) -> tuple[str, Strategy]:
         "fedmedian": ("FedMedian", lambda: FedMedian(**everyone)),
         "sign-plain": (
             "SignSGD (no noise)",
-            lambda: SignSGD(None, "majority", vote_rate, **ours),
+            lambda: SignSGD(None, "majority", vote_rate, **ours, **everyone),
         ),
         "sign-majority": (
             "SignSGD (majority)",
-            lambda: SignSGD(make_noise(config, 3.0), "majority", vote_rate, **ours),
+            lambda: SignSGD(make_noise(config, 3.0), "majority", vote_rate, **ours, **everyone),
         ),
         "sign": (
             "SignSGD",
-            lambda: SignSGD(make_noise(config, 3.0), learning_rate=rate, **ours),
+            lambda: SignSGD(make_noise(config, 3.0), learning_rate=rate, **ours, **everyone),
         ),
         "median-plain": (
             "MedianSGD (no noise)",
-            lambda: MedianSGD(None, learning_rate=rate, **ours),
+            lambda: MedianSGD(None, learning_rate=rate, **ours, **everyone),
         ),
         "median": (
             "MedianSGD",
-            lambda: MedianSGD(make_noise(config, 6.0), learning_rate=rate, **ours),
+            lambda: MedianSGD(make_noise(config, 6.0), learning_rate=rate, **ours, **everyone),
         ),
     }
     if name not in strategies:

@@ -1,0 +1,76 @@
+"""Peak memory: of a server round, and of each estimator alone."""
+
+import logging
+import tracemalloc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from benchmarks.rounds import SIZES, STRATEGIES, ServerRound
+from fedmedian.aggregation import Aggregate, aggregate_signs, aggregate_vectors
+from fedmedian.layout import Layout
+from fedmedian.noise import Gaussian
+from fedmedian.wire import Payload
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most memory that some work takes at once.
+
+    Parameters
+    ----------
+    work, by : str
+        What is done, and by whom.
+    mebibytes : float
+        The memory, without the clients' replies and with the result.
+    """
+
+    work: str
+    by: str
+    mebibytes: float
+
+
+def round_peaks() -> Iterator[Peak]:
+    """Yield the peaks of a server round, from configure_train to the new model."""
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    for clients, dim in SIZES:
+        for name in STRATEGIES:
+            work = f"server round, M = {clients}, d = {dim:,}"
+            yield _measure(work, name, ServerRound(name, clients, dim))
+
+
+def estimator_peaks(clients: int = 101, dim: int = 10**7) -> Iterator[Peak]:
+    """Yield the peaks of the estimators, with all their diagnostics.
+
+    Replies that are read in place are none of their memory, so that one stands for all of them.
+    The smoothed median, which goes through its rows in the same blocks, would take minutes.
+    """
+    noise, scale = Gaussian(), np.ones(1, np.float32)
+    layout = Layout.of({"w": np.empty(dim, np.float32)})
+    rng = np.random.default_rng(0)
+    votes, vector = rng.bytes(dim // 8), rng.standard_normal(dim, np.float32)
+    nothing = np.empty(0, np.uint8)
+    signs = Payload("signs", "gaussian", scale, scale, np.frombuffer(votes, np.uint8), nothing)
+    update = Payload("vector", None, scale, scale, vector, nothing)
+    weights = np.full(clients, 1 / clients)
+    decode = partial(aggregate_signs, [signs] * clients, weights, layout, noise)
+    centre = partial(aggregate_vectors, [update] * clients, noise, layout)
+    estimators: dict[str, Callable[[], Aggregate]] = {
+        "counts": lambda: decode("counts", "random", rng),
+        "majority": lambda: decode("majority", "random", rng),
+        "calibrated majority": lambda: decode("majority", "random", rng, calibrated=True),
+        "median": lambda: centre(),
+        "median, noise at the server": lambda: centre(added=scale, rng=rng),
+    }
+    for name, estimate in estimators.items():
+        yield _measure(f"estimate, M = {clients}, d = {dim:,}", name, estimate)
+
+
+def _measure(work: str, by: str, run: Callable[[], object]) -> Peak:
+    tracemalloc.start()
+    run()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return Peak(work, by, peak / 2**20)
