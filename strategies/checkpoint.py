@@ -53,8 +53,8 @@ class Checkpoint:
     whole or not at all, whenever the process is killed, and replaces the one before. A strategy
     that finds one there goes on from it.
 
-    What a client keeps in its ``Context.state``, as with ``client_momentum``, is the client's: in a
-    deployment it outlives the server, in a simulation it does not.
+    What a client keeps in its ``Context.state``, as with ``client_momentum``, is not in it: Flower
+    begins that anew with each run.
 
     Parameters
     ----------
