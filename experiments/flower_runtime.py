@@ -256,8 +256,10 @@ class SimulationRuntime(FlowerRuntime):
         """
         nodes = f"num-supernodes={num_supernodes} client-resources-num-cpus=1"
         run = self.submit(app, config, "--federation-config", nodes)
-        while run.running:
+        running = True
+        while running:
             time.sleep(POLL_SECONDS)
+            running = run.running  # asked before its last lines are read
             for line in run.new_lines():
                 on_line(line)
         self.require_completed()
