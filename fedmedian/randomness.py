@@ -1,5 +1,9 @@
 """Where random numbers come from: a seed in simulation, the operating system elsewhere."""
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 
 
@@ -40,6 +44,28 @@ def server_rng(seed: int | None, server_round: int) -> np.random.Generator:
         The generator, independent of every client's.
     """
     return _generator(seed, (1, server_round))
+
+
+@contextmanager
+def seeded_sampling(seed: int | None, server_round: int) -> Iterator[None]:
+    """Let Python's own generator, which Flower samples nodes with, follow from a seed for a while.
+
+    Parameters
+    ----------
+    seed : int or None
+        The strategy's seed. None leaves the generator as it is.
+    server_round : int
+        The round.
+    """
+    if seed is None:
+        yield
+        return
+    state = random.getstate()
+    random.seed(f"{seed}, {server_round}")
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def _generator(seed: int | None, key: tuple[int, ...]) -> np.random.Generator:

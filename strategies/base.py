@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import FedAvg, Result
 
 from fedmedian.checks import require_type
 from fedmedian.layout import Arrays
+from fedmedian.randomness import seeded_sampling
 from fedmedian.strategies import numpy_clients
 from fedmedian.strategies.core import Answer, Core
 from fedmedian.strategies.journal import Journal
@@ -129,7 +130,8 @@ class PerturbedStrategy(FedAvg):
         instruction = self.core.begin(server_round, _to_model(arrays))
         # The caller's config serves every round: it must not pick up our keys.
         told = ConfigRecord({**config, **instruction.encode()})
-        self._asked = list(super().configure_train(server_round, arrays, told, grid))
+        with seeded_sampling(self.core.settings.seed, server_round):
+            self._asked = list(super().configure_train(server_round, arrays, told, grid))
         return self._asked
 
     def aggregate_train(
@@ -165,7 +167,8 @@ class PerturbedStrategy(FedAvg):
         """Configure a round of evaluation as FedAvg does."""
         if server_round < self._journal.done:
             return []
-        messages = super().configure_evaluate(server_round, arrays, config, grid)
+        with seeded_sampling(self.core.settings.seed, server_round):
+            messages = super().configure_evaluate(server_round, arrays, config, grid)
         if self.numpy_clients:
             messages = numpy_clients.as_evaluation(messages)
         self._asked_to_evaluate = list(messages)

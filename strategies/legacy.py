@@ -29,6 +29,7 @@ from flwr.server.strategy import FedAvg
 from fedmedian.aggregation import Decode, Ties
 from fedmedian.layout import Arrays
 from fedmedian.noise import Noise
+from fedmedian.randomness import seeded_sampling
 from fedmedian.schedules import Schedule
 from fedmedian.strategies import median, sign
 from fedmedian.strategies.core import Answer, Core
@@ -111,7 +112,8 @@ class LegacyStrategy(FedAvg):
         if server_round <= self._journal.done:
             return []
         told = self.core.begin(server_round, _to_model(parameters)).encode()
-        asked = super().configure_fit(server_round, parameters, client_manager)
+        with seeded_sampling(self.core.settings.seed, server_round):
+            asked = super().configure_fit(server_round, parameters, client_manager)
         self._asked = [client.cid for client, _ in asked]
         return [(client, FitIns(ins.parameters, {**ins.config, **told})) for client, ins in asked]
 
@@ -150,7 +152,8 @@ class LegacyStrategy(FedAvg):
         """Configure a round of evaluation as FedAvg does."""
         if server_round < self._journal.done:
             return []
-        asked = super().configure_evaluate(server_round, parameters, client_manager)
+        with seeded_sampling(self.core.settings.seed, server_round):
+            asked = super().configure_evaluate(server_round, parameters, client_manager)
         self._asked_to_evaluate = [client.cid for client, _ in asked]
         return asked
 

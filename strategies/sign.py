@@ -140,10 +140,10 @@ class SignSGD(PerturbedStrategy):
             Whether the clients are NumPyClients, for training and evaluation; their metrics are
             averaged as a Message-API app's would be.
         seed : int, optional
-            Makes every random number of server and clients follow from it, >= 0, except which
-            nodes Flower samples where `fraction_train` is below 1. Without one, the right choice
-            outside of simulation, noise comes from the operating system's entropy and the server
-            cannot know it.
+            Makes every random number of server and clients follow from it, >= 0, and which nodes
+            are sampled where `fraction_train` is below 1; but on Ray Flower gives the nodes new
+            names in each run. Without one, the right choice outside of simulation, noise comes
+            from the operating system's entropy and the server cannot know it.
 
         And the arguments of `flwr.serverapp.strategy.FedAvg`: `fraction_train`,
         `fraction_evaluate`, `min_train_nodes`, `min_evaluate_nodes`, `min_available_nodes`,

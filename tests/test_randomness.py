@@ -1,11 +1,12 @@
 """Random numbers follow from seed, partition and round, and without a seed from nothing."""
 
+import random
 from itertools import combinations
 
 import numpy as np
 import pytest
 
-from fedmedian.randomness import client_rng, server_rng
+from fedmedian.randomness import client_rng, seeded_sampling, server_rng
 
 
 def draw(rng):
@@ -45,3 +46,24 @@ def test_partitions_are_uncorrelated():
 def test_without_a_seed_nobody_can_draw_the_same_numbers_again():
     assert draw(client_rng(None, 0, 1)) != draw(client_rng(None, 0, 1))
     assert draw(server_rng(None, 1)) != draw(server_rng(None, 1))
+
+
+class TestSampling:
+    """Flower samples with Python's own generator."""
+
+    def sample(self, seed, server_round):
+        with seeded_sampling(seed, server_round):
+            return random.sample(range(10**9), 3)
+
+    def test_follows_from_seed_and_round(self):
+        assert self.sample(10**40, 5) == self.sample(10**40, 5)
+        samples = {tuple(self.sample(*key)) for key in ((1, 2), (2, 1), (1, 3), (12, 3), (1, 23))}
+        assert len(samples) == 5
+
+    def test_leaves_the_generator_as_it_was(self):
+        state = random.getstate()
+        self.sample(1, 2)
+        assert random.getstate() == state
+
+    def test_without_a_seed_goes_on_where_the_generator_is(self):
+        assert self.sample(None, 1) != self.sample(None, 1)

@@ -78,6 +78,7 @@ STRATEGIES = {
     "counts with Adam": lambda **options: SignSGD(optimizer=Adam(), learning_rate=0.1, **options),
     "an average beside the model": lambda **options: SignSGD(average=0.8, **options),
     "majority of fixed noise": lambda **options: SignSGD(Gaussian(0.5), "majority", 0.1, **options),
+    "half of the clients": lambda **options: SignSGD(fraction_train=0.5, **options),
     "median": lambda **options: MedianSGD(optimizer=Momentum(0.9), **options),
     "median, noise at the server": lambda **options: MedianSGD(noise_at="server", **options),
 }

@@ -47,6 +47,25 @@ def test_a_fraction_of_the_clients_is_enough(run, make, num_nodes, fraction, vot
     assert model.mean() == pytest.approx(OPTIMUM, rel=0.1)
 
 
+def test_a_seed_decides_which_clients_are_sampled(make_app, as_record):
+    def sampled(seed):
+        calls = []
+
+        def train(model, partition):
+            calls.append(partition)
+            return model, {"num-examples": 1}
+
+        strategy = SignSGD(fraction_train=0.5, fraction_evaluate=0.0, seed=seed)
+        strategy.start(InProcessGrid(make_app(train), 8), as_record(START), 6)
+        return calls
+
+    first = sampled(1)
+    assert sampled(1) == first
+    assert sampled(2) != first
+    rounds = {tuple(sorted(first[i : i + 4])) for i in range(0, len(first), 4)}
+    assert len(rounds) > 1  # not the same four in every round
+
+
 @pytest.mark.parametrize("ties", ["random", "unchanged"])
 def test_a_tie_among_an_even_number_of_voters_favours_no_side(make_app, as_record, ties):
     def train(model, partition):  # two pull up, two pull down
