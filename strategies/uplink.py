@@ -4,21 +4,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from flwr.app import (
-    Array,
-    ArrayRecord,
-    ConfigRecord,
-    Message,
-    Metadata,
-    MetricRecord,
-    RecordDict,
-)
+from flwr.app import Array, ArrayRecord, Message, Metadata, RecordDict
 
 from fedmedian.wire import serialized_size
 
-_RECORDS = {record.__name__: record for record in (ArrayRecord, ConfigRecord, MetricRecord)}
+_Form = tuple[tuple[str, type, tuple[tuple[Any, ...], ...]], ...]
 
-_Form = tuple[tuple[str, str, tuple[tuple[Any, ...], ...]], ...]
+# Each with something of the size of a value of its kind, or of one of its entries.
+_EXAMPLES: dict[type, Any] = {int: 1, float: 1.0, str: "0", bytes: b"0", list: [1.0]}
 
 
 def mean_reply_size(replies: Sequence[Message]) -> float:
@@ -44,7 +37,7 @@ def _size(reply: Message) -> int:
     if not reply.has_content():
         return serialized_size(reply)
     form = tuple(
-        (key, type(record).__name__, tuple(_form_of(*item) for item in record.items()))
+        (key, type(record), tuple(_form_of(*item) for item in record.items()))
         for key, record in reply.content.items()
     )
     data = sum(
@@ -62,13 +55,14 @@ def _form_of(key: str, value: Any) -> tuple[Any, ...]:
     """Return what a value's size follows from."""
     if isinstance(value, Array):
         return key, Array, value.dtype, value.shape, value.stype
-    return key, type(value), len(value) if isinstance(value, str | bytes | list) else 1
+    kind = next(kind for kind in _EXAMPLES if isinstance(value, kind))
+    return key, kind, 1 if kind in (int, float) else len(value)
 
 
 @lru_cache(maxsize=256)
 def _size_of_headers(form: _Form, id_length: int, reply_to_length: int) -> int:
     content, markers = RecordDict(), 0
-    for key, record, items in form:
+    for key, kind_of_record, items in form:
         values: dict[str, Any] = {}
         for item in items:
             marker = f"{key}.{item[0]}".encode()  # equal objects would be sent once
@@ -77,14 +71,9 @@ def _size_of_headers(form: _Form, id_length: int, reply_to_length: int) -> int:
                 values[item[0]] = Array(dtype, shape, stype, marker)
                 markers += len(marker)
             else:
-                values[item[0]] = _value(*item[1:])
-        content[key] = _RECORDS[record](values)
+                _, kind, length = item
+                values[item[0]] = _EXAMPLES[kind] * length
+        content[key] = kind_of_record(values)
     metadata = Metadata(1, "0" * id_length, 1, 1, "0" * reply_to_length, "", 1.0, 1.0, "train")
     message = Message(content=content, metadata=metadata)  # type: ignore[call-overload]
     return serialized_size(message) - markers
-
-
-def _value(kind: type, length: int) -> Any:
-    if kind is list:
-        return [1.0] * length
-    return "0" * length if kind is str else b"0" * length if kind is bytes else kind(1)

@@ -1,0 +1,63 @@
+"""What a reply costs, whatever is in it."""
+
+from enum import IntEnum
+
+import numpy as np
+import pytest
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.common import MetricsRecord, ParametersRecord
+
+from fedmedian.clients import InProcessGrid
+from fedmedian.strategies.uplink import mean_reply_size
+from fedmedian.wire import serialized_size
+
+
+class Level(IntEnum):
+    LOW = 3
+
+
+@pytest.fixture
+def reply(make_app):
+    """Makes a reply as a grid returns it."""
+
+    def reply(records):
+        grid = InProcessGrid(make_app(lambda model, _: (model, {"num-examples": 1})), 1)
+        (node,) = grid.get_node_ids()
+        asked = grid.create_message(RecordDict({"arrays": ArrayRecord()}), "train", node, "")
+        (answer,) = grid.send_and_receive([asked])
+        return Message(content=RecordDict(records), metadata=answer.metadata)
+
+    return reply
+
+
+CONTENTS = {
+    "nothing": {},
+    "arrays": {"a": ArrayRecord({"w": Array(np.ones((30, 40))), "b": Array(np.ones(40))})},
+    "metrics": {"m": MetricRecord({"num-examples": 10, "loss": 0.5, "per-class": [0.1, 0.2]})},
+    "config": {"c": ConfigRecord({"a": "text", "b": b"bytes", "c": True, "d": [1.0] * 9})},
+    "records by their older names": {
+        "a": ParametersRecord({"w": Array(np.ones(9))}),
+        "m": MetricsRecord({"num-examples": 10}),
+    },
+    "a number with a name": {"c": ConfigRecord({"level": Level.LOW})},
+}
+
+
+@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
+def test_it_is_what_flower_sends_to_within_some_bytes(reply, content):
+    one = reply(content)
+    assert mean_reply_size([one]) == pytest.approx(serialized_size(one), abs=64)
+
+
+def test_the_mean_is_over_replies(reply):
+    small, large = (reply({"a": ArrayRecord({"w": Array(np.ones(n))})}) for n in (10, 1000))
+    assert mean_reply_size([small, large]) == pytest.approx(
+        (mean_reply_size([small]) + mean_reply_size([large])) / 2
+    )
