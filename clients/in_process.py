@@ -131,10 +131,16 @@ class InProcessGrid(Grid):
         with no_object_id_recompute():  # strategies send one content to all nodes
             self.bytes_down += sum(serialized_size(message) for message in messages)
         for message in messages:
-            reply = self._answer(message)
-            self._give_id(reply)
-            with no_object_id_recompute():
-                self.bytes_up += serialized_size(reply)
+            try:
+                reply, size = self._measured(self._answer(message))
+            # What a ClientApp raises, or replies that cannot be sent, is its own affair, and the
+            # server's to hear of.
+            except Exception as error:
+                log(ERROR, "ClientApp raised an exception", exc_info=error)
+                reason = f"{type(error).__name__}: {error}"
+                raised = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
+                reply, size = self._measured(Message(raised, reply_to=message))
+            self.bytes_up += size
             self._replies[message.metadata.message_id] = reply
         return [message.metadata.message_id for message in messages]
 
@@ -161,6 +167,11 @@ class InProcessGrid(Grid):
         """
         return self.pull_messages(self.push_messages(messages))
 
+    def _measured(self, reply: Message) -> tuple[Message, int]:
+        self._give_id(reply)
+        with no_object_id_recompute():
+            return reply, serialized_size(reply)
+
     def _give_id(self, message: Message) -> None:
         # Flower's own grids set the id when they send, and it has no public setter.
         # As long as Flower's, a hash in hexadecimals, so that bytes are counted right.
@@ -172,13 +183,7 @@ class InProcessGrid(Grid):
             error = Error(ErrorCode.NODE_UNAVAILABLE, "there is no such node")
             return Message(error, reply_to=message)
         received = Message(content=_copy(message.content), metadata=message.metadata)  # type: ignore[call-overload]
-        try:
-            reply = self._client_app(received, context)
-        # What a ClientApp raises is its own affair, and the server's to hear of.
-        except Exception as error:
-            log(ERROR, "ClientApp raised an exception", exc_info=error)
-            reason = f"{type(error).__name__}: {error}"
-            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+        reply = self._client_app(received, context)
         if reply.has_content():
             # What it sends may be what it keeps.
             reply.content = _copy(reply.content)

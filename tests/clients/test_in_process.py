@@ -166,6 +166,23 @@ class TestFailures:
         assert failed.error.reason == "ValueError: out of luck"
         assert failed.metadata.reply_to_message_id == messages[1].metadata.message_id
 
+    def test_so_does_a_reply_that_could_not_be_sent(self):
+        def unlucky(message, context):
+            return metrics(n=10**30 if context.node_config["partition-id"] == 1 else 1)
+
+        grid = InProcessGrid(app_of(unlucky), 3)
+        replies = grid.send_and_receive(to_all(grid))
+        assert [reply.has_error() for reply in replies] == [False, True, False]
+        assert "out of range" in replies[1].error.reason
+        assert grid.bytes_up == sum(serialized_size(reply) for reply in replies)
+
+    def test_so_does_something_that_is_no_reply(self):
+        app = ClientApp()
+        app.train()(lambda message, context: None)
+        grid = InProcessGrid(app, 1)
+        (reply,) = grid.send_and_receive(to_all(grid))
+        assert reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+
     def test_it_is_logged_with_its_traceback(self, caplog):
         def unlucky(message, context):
             raise ValueError("out of luck")
