@@ -119,7 +119,11 @@ class Core(ABC):
 
     @abstractmethod
     def aggregate_payloads(
-        self, payloads: list[Payload], weights: Weights, current: Round
+        self,
+        payloads: list[Payload],
+        weights: Weights,
+        scales: NDArray[np.float32] | None,
+        current: Round,
     ) -> Aggregate:
         """Return the direction that the accepted payloads add up to.
 
@@ -129,6 +133,9 @@ class Core(ABC):
             The accepted answers, M >= 1.
         weights : (M,) float64
             The clients' weights, which add up to 1.
+        scales : (L,) float32 or None
+            The noise scale of each array, the median client's where they differ; None without
+            noise.
         current : Round
             The round they belong to.
 
@@ -270,10 +277,9 @@ class Core(ABC):
         payloads = [answer.payload for answer in answers]
         weights = self._weights(answers)
         magnitudes = np.stack([payload.magnitudes for payload in payloads]).astype(np.float64)
-        report: Report = {}
-        if self.noise is not None:
-            report["noise-scale"] = self.scales_in_force(payloads).tolist()
-        aggregate = self.aggregate_payloads(payloads, weights, current)
+        scales = self._scales_in_force(payloads, magnitudes)
+        report: Report = {} if scales is None else {"noise-scale": scales.tolist()}
+        aggregate = self.aggregate_payloads(payloads, weights, scales, current)
         model = self._step(current, payloads, weights, aggregate.direction)
         if self.noise is not None:
             self._scales = self.noise.rule.following(self._scales, magnitudes)
@@ -281,16 +287,17 @@ class Core(ABC):
             self.average = _blend(self.average, model, settings.average)
         return model, {**report, **aggregate.diagnostics}
 
-    def scales_in_force(self, payloads: Sequence[Payload]) -> NDArray[np.float32]:
-        """Return the noise scale of each array, (L,): the median client's where they differ."""
+    def _scales_in_force(
+        self, payloads: Sequence[Payload], magnitudes: NDArray[np.float64]
+    ) -> NDArray[np.float32] | None:
+        if self.noise is None:
+            return None
         if self.client_noise is not None:
             used = np.stack([payload.scales for payload in payloads])
             return quantile_of_positive(used, 0.5).astype(np.float32)
-        assert self.noise is not None
         scales = self._scales
         if scales is None:
-            magnitudes = np.stack([payload.magnitudes for payload in payloads])
-            scales = self.noise.rule.following(None, magnitudes.astype(np.float64))
+            scales = self.noise.rule.following(None, magnitudes)
         return np.asarray(scales, dtype=np.float32)
 
     def _forget(self, layout: Layout) -> None:

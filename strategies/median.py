@@ -56,18 +56,21 @@ class MedianCore(Core):
         self.estimator = estimator
 
     def aggregate_payloads(
-        self, payloads: list[Payload], weights: Weights, current: Round
+        self,
+        payloads: list[Payload],
+        weights: Weights,
+        scales: NDArray[np.float32] | None,
+        current: Round,
     ) -> Aggregate:
         """Take the median; see `fedmedian.aggregation.aggregate_vectors`."""
-        at_server = self.noise is not None and self.client_noise is None
-        scales = self.scales_in_force(payloads) if at_server else None
+        at_server = scales if self.client_noise is None else None
         smoothed = self.estimator == "smoothed"
         return aggregate_vectors(
             payloads,
             self.noise,
             current.layout,
-            smoothing=scales if smoothed else None,
-            added=None if smoothed else scales,
+            smoothing=at_server if smoothed else None,
+            added=None if smoothed else at_server,
             rng=server_rng(self.settings.seed, current.number),
             diagnostics=self.settings.diagnostics,
         )

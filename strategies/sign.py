@@ -60,7 +60,11 @@ class SignCore(Core):
         self.ties = ties
 
     def aggregate_payloads(
-        self, payloads: list[Payload], weights: Weights, current: Round
+        self,
+        payloads: list[Payload],
+        weights: Weights,
+        scales: NDArray[np.float32] | None,
+        current: Round,
     ) -> Aggregate:
         """Decode the votes; see `fedmedian.aggregation.aggregate_signs`."""
         return aggregate_signs(
