@@ -24,12 +24,8 @@ lint: setup types  ## Check style and types.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
-# Tools that only follow files need the package laid out as it is installed.
 types: setup
-	@rm -rf build/types && mkdir -p build/types/fedmedian
-	@ln -s ../../../fedmedian/* ../../../clients ../../../strategies build/types/fedmedian
-	@ln -s ../../experiments ../../benchmarks build/types
-	@MYPYPATH=build/types $(BIN)/mypy -p fedmedian -p experiments -p benchmarks
+	@$(BIN)/mypy -p fedmedian -p experiments -p benchmarks
 
 bench: setup  ## Measure speed against peers in about 5 minutes; ARGS="median votes" for some.
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet \

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from benchmarks.timing import Case
 from fedmedian import Gaussian, Laplace, Logistic, Noise, Uniform, coordinate_median, majority_vote
-from fedmedian.encoding import pack_noisy_signs
+from fedmedian.kernels.encoding import pack_noisy_signs
 
 Float32 = NDArray[np.float32]
 

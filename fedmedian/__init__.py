@@ -5,15 +5,15 @@ and `fedmedian.clients` the client's.
 """
 
 from fedmedian.decoding import mean_from_votes
+from fedmedian.kernels.medians import coordinate_median
+from fedmedian.kernels.signs import pack_signs, unpack_signs
+from fedmedian.kernels.votes import count_votes, majority_vote
 from fedmedian.layout import Layout
-from fedmedian.medians import coordinate_median
 from fedmedian.noise import Gaussian, Laplace, Logistic, Noise, Uniform
 from fedmedian.optimizers import Adam, Momentum, Optimizer
 from fedmedian.scales import Adaptive, ScaleRule, Theory
 from fedmedian.schedules import Cosine, StepDecay
-from fedmedian.signs import pack_signs, unpack_signs
 from fedmedian.smoothing import smoothed_median
-from fedmedian.votes import count_votes, majority_vote
 from fedmedian.wire import Instruction, Payload
 
 __all__ = [

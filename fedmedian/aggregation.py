@@ -19,13 +19,13 @@ from fedmedian.diagnostics import (
     describe_median,
     describe_votes,
 )
+from fedmedian.kernels.medians import coordinate_median
+from fedmedian.kernels.signs import PackedSigns
+from fedmedian.kernels.votes import majority_vote, weighted_votes
 from fedmedian.layout import Layout
-from fedmedian.medians import coordinate_median
 from fedmedian.noise import Noise
 from fedmedian.scales import quantile_of_positive
-from fedmedian.signs import PackedSigns
 from fedmedian.smoothing import smoothed_median
-from fedmedian.votes import majority_vote, weighted_votes
 from fedmedian.wire import Payload
 
 Float32 = NDArray[np.float32]

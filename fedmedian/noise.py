@@ -15,9 +15,6 @@ from scipy.special import expit, ndtr
 
 from fedmedian.scales import Adaptive, ScaleRule, as_scale_rule
 
-ROUGH_ERROR = 5e-4
-"""How far `Noise.rough_vote` may be off."""
-
 _SQRT3 = sqrt(3.0)
 _LOGISTIC_SCALE = _SQRT3 / pi
 _LAPLACE_SCALE = 1.0 / sqrt(2.0)

@@ -5,12 +5,12 @@ from math import isfinite, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmedian.encoding import pack_noisy_signs
+from fedmedian.kernels.encoding import pack_noisy_signs
+from fedmedian.kernels.signs import pack_signs
 from fedmedian.layout import Arrays, Layout
 from fedmedian.noise import NOISE_FAMILIES, Noise
 from fedmedian.optimizers import Momentum, State
 from fedmedian.scales import Magnitude
-from fedmedian.signs import pack_signs
 from fedmedian.wire import Instruction, Payload, WireError
 
 _CHUNK = 1 << 14

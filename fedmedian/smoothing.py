@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fedmedian.medians import coordinate_median
+from fedmedian.kernels.medians import coordinate_median
 from fedmedian.noise import Noise, Uniform
 
 _BLOCK_VALUES = 1 << 18

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from fedmedian.kernels.signs import packed_size
 from fedmedian.layout import Layout
 from fedmedian.noise import NOISE_FAMILIES
 from fedmedian.scales import Magnitude, PayloadKind
-from fedmedian.signs import packed_size
 
 WIRE_VERSION = 1
 """The version of the format; each side refuses any other."""

@@ -7,19 +7,11 @@ import pkgutil
 import pytest
 
 import fedmedian
-import fedmedian.clients
-import fedmedian.strategies
 
-PACKAGES = (fedmedian, fedmedian.clients, fedmedian.strategies)
-
-MODULES = sorted(
-    {package.__name__ for package in PACKAGES}
-    | {
-        f"{package.__name__}.{module.name}"
-        for package in PACKAGES
-        for module in pkgutil.iter_modules(package.__path__)
-    }
-)
+MODULES = [
+    "fedmedian",
+    *(module.name for module in pkgutil.walk_packages(fedmedian.__path__, "fedmedian.")),
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

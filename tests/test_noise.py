@@ -9,10 +9,10 @@ from scipy.integrate import trapezoid
 from scipy.stats import kstest
 
 from fedmedian import Adaptive, Gaussian, Laplace, Logistic, Theory, Uniform
+from fedmedian.kernels.signs import pack_signs
+from fedmedian.kernels.votes import count_votes
 from fedmedian.noise import NOISE_FAMILIES
 from fedmedian.scales import Fixed
-from fedmedian.signs import pack_signs
-from fedmedian.votes import count_votes
 
 FAMILIES = [Gaussian, Logistic, Laplace, Uniform]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fedmedian.networks import median_network
+from fedmedian.kernels.networks import median_network
 
 Floats = NDArray[np.floating]
 

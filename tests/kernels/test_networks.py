@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from fedmedian.networks import median_network, pairwise_comparators
+from fedmedian.kernels.networks import median_network, pairwise_comparators
 
 
 def run(program, rows):

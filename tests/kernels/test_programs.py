@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedmedian.programs import ProgramBuilder
+from fedmedian.kernels.programs import ProgramBuilder
 
 
 def run(program, rows):

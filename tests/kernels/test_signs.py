@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedmedian import pack_signs, unpack_signs
-from fedmedian.signs import packed_size
+from fedmedian.kernels.signs import packed_size
 
 FLOATS = [np.float16, np.float32, np.float64]
 

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from fedmedian.programs import Program, ProgramBuilder
+from fedmedian.kernels.programs import Program, ProgramBuilder
 
 
 @lru_cache(maxsize=64)

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmedian.programs import Program, ProgramBuilder, Row
-from fedmedian.signs import SIGNS_OF_BYTE, PackedSigns, require_packed
+from fedmedian.kernels.programs import Program, ProgramBuilder, Row
+from fedmedian.kernels.signs import SIGNS_OF_BYTE, PackedSigns, require_packed
 
 # A chunk of the votes, the adders' scratch and the results fit the processor's second cache.
 _CHUNK_BYTES = 1 << 17

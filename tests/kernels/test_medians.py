@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedmedian import Gaussian, coordinate_median, medians
+from fedmedian import Gaussian, coordinate_median
+from fedmedian.kernels import medians
 
 FLOATS = [np.float16, np.float32, np.float64]
 

@@ -8,21 +8,37 @@ law of the votes is exact, whatever the rough p.
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmedian.noise import ROUGH_ERROR, Noise
-from fedmedian.signs import PackedSigns, packed_size
+from fedmedian.kernels.signs import PackedSigns, packed_size
+
+ROUGH_ERROR = 5e-4
+"""The largest error of `VoteLaw.rough_vote`."""
 
 # A multiple of the eight coordinates whose random bytes are drawn at once.
 _CHUNK = 1 << 16
 
 
+class VoteLaw(Protocol):
+    """The law of noise of variance 1, as far as votes depend on it; `fedmedian.noise.Noise` is one.
+
+    With F its distribution function, P(sign(u + b·ξ) = +1) = F(u/b).
+    """
+
+    def cdf(self, x: NDArray[np.float64]) -> NDArray[Any]:
+        """Return F(x), elementwise."""
+
+    def rough_vote(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return 2F(x) − 1, elementwise and in [−1, 1], quickly and within `ROUGH_ERROR`."""
+
+
 def pack_noisy_signs(
     update: NDArray[np.float32],
     sizes: Sequence[int],
-    noise: Noise,
+    noise: VoteLaw,
     scales: NDArray[np.float32],
     rng: np.random.Generator,
 ) -> PackedSigns:
@@ -37,8 +53,8 @@ def pack_noisy_signs(
         The update u, finite. It is not changed.
     sizes : sequence of L int
         How many coordinates each array has, in order; they add up to d.
-    noise : Noise
-        The family of ξ; its own scale plays no part here.
+    noise : VoteLaw
+        The law of ξ.
     scales : (L,) float32
         The noise scale b >= 0 of each array. Without noise, b = 0, the sign is that of u, and a
         fair coin where u = 0.

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from fedmedian import Gaussian, Laplace, Logistic, Uniform, encoding, unpack_signs
-from fedmedian.encoding import pack_noisy_signs
-from fedmedian.noise import ROUGH_ERROR
+from fedmedian import Gaussian, Laplace, Logistic, Uniform, unpack_signs
+from fedmedian.kernels import encoding
+from fedmedian.kernels.encoding import ROUGH_ERROR, pack_noisy_signs
 
 FAMILIES = [Gaussian(), Logistic(), Laplace(), Uniform()]
 each_family = pytest.mark.parametrize("noise", FAMILIES, ids=lambda noise: noise.name)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedmedian import count_votes, majority_vote, pack_signs
-from fedmedian.votes import weighted_votes
+from fedmedian.kernels.votes import weighted_votes
 
 dims = st.integers(0, 70)
 
