@@ -10,9 +10,10 @@ import numpy as np
 
 from benchmarks.rounds import SIZES, STRATEGIES, ServerRound
 from fedmedian.aggregation import Aggregate, aggregate_signs, aggregate_vectors
-from fedmedian.layout import Layout
+from fedmedian.blocks import Blocks
+from fedmedian.decoding import Counts, DecodeRule, Majority
 from fedmedian.noise import Gaussian
-from fedmedian.wire import Payload
+from fedmedian.payloads import Payload
 
 
 @dataclass(frozen=True)
@@ -48,19 +49,22 @@ def estimator_peaks(clients: int = 101, dim: int = 10**7) -> Iterator[Peak]:
     The smoothed median, which goes through its rows in the same blocks, would take minutes.
     """
     noise, scale = Gaussian(), np.ones(1, np.float32)
-    layout = Layout.of({"w": np.empty(dim, np.float32)})
+    blocks = Blocks((dim,))
     rng = np.random.default_rng(0)
     votes, vector = rng.bytes(dim // 8), rng.standard_normal(dim, np.float32)
     nothing = np.empty(0, np.uint8)
     signs = Payload("signs", "gaussian", scale, scale, np.frombuffer(votes, np.uint8), nothing)
     update = Payload("vector", None, scale, scale, vector, nothing)
     weights = np.full(clients, 1 / clients)
-    decode = partial(aggregate_signs, [signs] * clients, weights, layout, noise)
-    centre = partial(aggregate_vectors, [update] * clients, noise, layout)
+    centre = partial(aggregate_vectors, [update] * clients, noise, blocks)
+
+    def decode(rule: DecodeRule) -> Aggregate:
+        return aggregate_signs([signs] * clients, weights, blocks, noise, rule, rng)
+
     estimators: dict[str, Callable[[], Aggregate]] = {
-        "counts": lambda: decode("counts", "random", rng),
-        "majority": lambda: decode("majority", "random", rng),
-        "calibrated majority": lambda: decode("majority", "random", rng, calibrated=True),
+        "counts": lambda: decode(Counts()),
+        "majority": lambda: decode(Majority()),
+        "calibrated majority": lambda: decode(Majority(calibrated=True)),
         "median": lambda: centre(),
         "median, noise at the server": lambda: centre(added=scale, rng=rng),
     }

@@ -24,10 +24,9 @@ from flwr.simulation import run_simulation
 
 from benchmarks.timing import Case, Timing
 from fedmedian.clients import InProcessGrid
+from fedmedian.instructions import Instruction, perturb_update
 from fedmedian.layout import Layout
-from fedmedian.perturbation import perturb_update
 from fedmedian.strategies import MedianSGD, SignSGD
-from fedmedian.wire import Instruction
 
 STRATEGIES: dict[str, Callable[..., FedAvg]] = {
     "SignSGD": SignSGD,
@@ -133,7 +132,7 @@ def _reply(message: Message, dim: int, rng: np.random.Generator) -> Message:
     records: dict[str, Any] = {"arrays": ArrayRecord({"w": Array(update)}), "metrics": metrics}
     config = message.content["config"]
     if Instruction.is_in(config):
-        layout = Layout.of({"w": update})
+        layout = Layout.of_model({"w": update})
         payload = perturb_update(Instruction.decode(config), layout, update, {}, rng)
         arrays, scalars = payload.encode()
         records["arrays"] = ArrayRecord({str(i): Array(one) for i, one in enumerate(arrays)})

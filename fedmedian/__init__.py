@@ -4,27 +4,44 @@ The numerics, which know neither Flower nor torch. `fedmedian.strategies` holds 
 and `fedmedian.clients` the client's.
 """
 
-from fedmedian.decoding import mean_from_votes
+from fedmedian.blocks import Blocks
+from fedmedian.client_steps import (
+    ClientMomentum,
+    ClientStep,
+    Clip,
+    DivideByLearningRate,
+    register_client_step,
+)
+from fedmedian.decoding import Counts, DecodeRule, Majority, mean_from_votes
+from fedmedian.instructions import Instruction
 from fedmedian.kernels.medians import coordinate_median
 from fedmedian.kernels.signs import pack_signs, unpack_signs
 from fedmedian.kernels.votes import count_votes, majority_vote
 from fedmedian.layout import Layout
-from fedmedian.noise import Gaussian, Laplace, Logistic, Noise, Uniform
+from fedmedian.noise import Gaussian, Laplace, Logistic, Noise, Uniform, register_noise
 from fedmedian.optimizers import Adam, Momentum, Optimizer
+from fedmedian.payloads import Payload
 from fedmedian.scales import Adaptive, ScaleRule, Theory
 from fedmedian.schedules import Cosine, StepDecay
 from fedmedian.smoothing import smoothed_median
-from fedmedian.wire import Instruction, Payload
 
 __all__ = [
     "Adam",
     "Adaptive",
+    "Blocks",
+    "ClientMomentum",
+    "ClientStep",
+    "Clip",
     "Cosine",
+    "Counts",
+    "DecodeRule",
+    "DivideByLearningRate",
     "Gaussian",
     "Instruction",
     "Laplace",
     "Layout",
     "Logistic",
+    "Majority",
     "Momentum",
     "Noise",
     "Optimizer",
@@ -38,6 +55,8 @@ __all__ = [
     "majority_vote",
     "mean_from_votes",
     "pack_signs",
+    "register_client_step",
+    "register_noise",
     "smoothed_median",
     "unpack_signs",
 ]

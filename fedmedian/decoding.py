@@ -1,11 +1,195 @@
-"""From votes to an estimate of the clients' mean: what a server that knows the noise can do."""
+"""From votes to a direction: the rules by which a server that knows the noise decodes them."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import comb, pi, sqrt
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fedmedian.blocks import Blocks
+from fedmedian.checks import require_choice, require_type
+from fedmedian.kernels.signs import PackedSigns
+from fedmedian.kernels.votes import weighted_votes
 from fedmedian.noise import Noise
+from fedmedian.scales import quantile_of_positive
+from fedmedian.wire import Float32
+
+Weights = NDArray[np.float64]
+
+Ties = Literal["random", "unchanged"]
+"""The meaning of a tied vote: a fair coin, or no step for that coordinate."""
+
+_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True)
+class Ballot:
+    """A round's votes, and what the server knows about them.
+
+    Parameters
+    ----------
+    packed : sequence of M (⌈d/8⌉,) uint8
+        The clients' packed signs, M >= 1.
+    weights : (M,) float64
+        The clients' weights w_i, which add up to 1.
+    blocks : Blocks
+        The votes' L blocks, of d coordinates.
+    noise : Noise or None
+        The clients' noise family.
+    scales : (M, L) float64 or None
+        The clients' noise scales b_i; None without noise.
+    """
+
+    packed: Sequence[PackedSigns]
+    weights: Weights
+    blocks: Blocks
+    noise: Noise | None
+    scales: Weights | None
+
+    def vote_weights(self) -> Weights:
+        """Return the weights w_i of the clients' votes on each block, (M, L)."""
+        return np.repeat(self.weights[:, None], len(self.blocks), axis=1)
+
+    def mean_weights(self) -> Weights:
+        """Return the weights w_i·b_i/(2φ0) that make votes an estimate of the mean, (M, L).
+
+        Clients whose noise is larger count for more. Without noise they are `vote_weights`.
+        """
+        weights = self.vote_weights()
+        if self.noise is None or self.scales is None:
+            return weights
+        return weights * mean_per_vote(self.noise) * self.scales
+
+    def sum(self, weights: Weights) -> Float32:
+        """Return the sum of the votes times weights for each block, (M, L), as (d,) float32."""
+        return weighted_votes(self.packed, self.blocks.sizes, weights)
+
+
+class DecodeRule(ABC):
+    """A rule by which votes become a direction.
+
+    The votes are summed once, with the weights that the rule says, and the sum is turned into a
+    direction. A rule of one's own derives from this class; it is the server's own affair.
+    """
+
+    @property
+    def needs_noise(self) -> bool:
+        """Whether votes without noise mean nothing to this rule."""
+        return False
+
+    def learning_rate(self, noise: Noise | None) -> float | None:
+        """Return the learning rate to take if none is given; None if one must be given."""
+        return 1.0
+
+    @abstractmethod
+    def weights(self, ballot: Ballot) -> Weights:
+        """Return the weight of each client's votes on each block, (M, L) float64, >= 0."""
+
+    @abstractmethod
+    def direction(self, votes: Float32, ballot: Ballot, rng: np.random.Generator) -> Float32:
+        """Return the direction.
+
+        Parameters
+        ----------
+        votes : (d,) float32
+            The weighted sum of the votes. It may be overwritten.
+        ballot : Ballot
+            The votes.
+        rng : numpy.random.Generator
+            Tosses coins.
+
+        Returns
+        -------
+        (d,) float32
+            The direction, pointing uphill.
+        """
+
+
+@dataclass(frozen=True)
+class Counts(DecodeRule):
+    """Decoding of the votes' sums into an estimate of the mean update.
+
+    ĝ = Σ_i w_i·b_i/(2φ0)·s_i, see `mean_from_votes`. Clients whose noise is larger count for
+    more, which is what makes it unbiased.
+    """
+
+    @property
+    def needs_noise(self) -> bool:
+        """True: without noise a vote says nothing about size."""
+        return True
+
+    def weights(self, ballot: Ballot) -> Weights:
+        """Return w_i·b_i/(2φ0)."""
+        return ballot.mean_weights()
+
+    def direction(self, votes: Float32, ballot: Ballot, rng: np.random.Generator) -> Float32:
+        """Return the sums as they are."""
+        return votes
+
+
+@dataclass(frozen=True)
+class Majority(DecodeRule):
+    """The sign of the majority: Algorithms 1 and 3 of Chen et al. (arXiv 1906.01736).
+
+    A majority that is not calibrated moves each coordinate by exactly the learning rate, and must
+    be given one, unless the noise scale is `Theory`'s, which knows it.
+
+    Parameters
+    ----------
+    ties : {"random", "unchanged"} (default: "random")
+        The meaning of a tie: a fair coin, or no step for that coordinate.
+    calibrated : bool (default: False)
+        Whether a majority is worth b/(2κ_M), b the median client's noise scale, instead of 1:
+        an estimate of the mean update from what a one-bit downlink can carry, so that learning
+        rates mean the same as with counts. It needs noise.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or is none of the allowed.
+    """
+
+    ties: Ties = "random"
+    calibrated: bool = False
+
+    def __post_init__(self) -> None:
+        require_choice("ties", self.ties, ("random", "unchanged"))
+        require_type("calibrated", self.calibrated, bool, "a bool")
+
+    @property
+    def needs_noise(self) -> bool:
+        """Whether it is calibrated."""
+        return self.calibrated
+
+    def learning_rate(self, noise: Noise | None) -> float | None:
+        """Return 1 if calibrated, else what the scale rule's theorem says, if any."""
+        if self.calibrated:
+            return 1.0
+        return None if noise is None else noise.rule.learning_rate("signs")
+
+    def weights(self, ballot: Ballot) -> Weights:
+        """Return w_i."""
+        return ballot.vote_weights()
+
+    def direction(self, votes: Float32, ballot: Ballot, rng: np.random.Generator) -> Float32:
+        """Return the sums' signs, times what they are worth if calibrated."""
+        for start in range(0, votes.size, _CHUNK):
+            chunk = votes[start : start + _CHUNK]
+            # Sums of unequal float32 weights that cancel on paper may leave a rounding error.
+            tied = np.flatnonzero(np.abs(chunk) <= 4 * np.finfo(np.float32).eps)
+            np.copysign(np.float32(1), chunk, out=chunk)  # three times as fast as np.sign
+            chunk[tied] = rng.integers(0, 2, tied.size) * 2 - 1 if self.ties == "random" else 0
+        if self.calibrated:
+            assert ballot.noise is not None  # the strategy's constructor sees to it
+            assert ballot.scales is not None
+            scales = quantile_of_positive(ballot.scales, 0.5)
+            worth = scales / majority_gain(ballot.noise, ballot.weights)
+            for part, factor in zip(ballot.blocks.split(votes), worth, strict=True):
+                part *= np.float32(factor)
+        return votes
 
 
 def mean_from_votes(
@@ -50,16 +234,16 @@ def mean_from_votes(
     if num_votes < 1:
         raise ValueError(f"num_votes must be >= 1, got {num_votes!r}")
     mean_sign = np.asarray(counts, dtype=np.float32) * np.float32(2 / num_votes) - np.float32(1)
-    return mean_sign * (np.asarray(scale, dtype=np.float32) * np.float32(votes_to_mean(noise)))
+    return mean_sign * (np.asarray(scale, dtype=np.float32) * np.float32(mean_per_vote(noise)))
 
 
-def votes_to_mean(noise: Noise) -> float:
-    """Return 1/(2·φ0): what one unit of mean sign is worth, in units of the noise scale."""
+def mean_per_vote(noise: Noise) -> float:
+    """Return 1/(2·φ0): the mean update per unit of mean sign, in units of the noise scale."""
     return 1.0 / (2.0 * noise.density_at_zero)
 
 
 def majority_gain(noise: Noise, weights: NDArray[np.float64]) -> float:
-    """Return 2·κ_M: what the expected majority is per unit of mean update over noise scale.
+    """Return 2·κ_M: the expected majority per unit of mean update over noise scale.
 
     For small updates E[majority] ≈ 2·κ_M·ū/b. With equal weights and odd M exactly
     κ_M = φ0·M·C(M−1, (M−1)/2)/2^{M−1}; an even M carries the signal of M − 1. With unequal

@@ -1,4 +1,4 @@
-"""What a round's votes or vectors say about themselves, for the round's report."""
+"""Measurements of a round's votes or vectors, for the round's report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmedian.decoding import votes_to_mean
-from fedmedian.layout import Layout
+from fedmedian.blocks import Blocks
+from fedmedian.decoding import mean_per_vote
 from fedmedian.noise import Noise
 
 Float32 = NDArray[np.float32]
@@ -16,11 +16,11 @@ Float32 = NDArray[np.float32]
 _CHUNK = 1 << 14
 
 Report = dict[str, float | list[float]]
-"""What is worth reporting about a round, by name."""
+"""Measurements that are worth reporting about a round, by name."""
 
 
 def describe_votes(
-    votes: Float32, weights: NDArray[np.float64], layout: Layout, noise: Noise | None
+    votes: Float32, weights: NDArray[np.float64], blocks: Blocks, noise: Noise | None
 ) -> Report:
     """Describe weighted sums of signs.
 
@@ -29,9 +29,9 @@ def describe_votes(
     votes : (d,) float32
         Σ_i w_{i,l}·s_i per coordinate, the decoded mean where the weights say so.
     weights : (M, L) float64
-        The weight of each client's votes on each array.
-    layout : Layout
-        The model's layout.
+        The weight of each client's votes on each block.
+    blocks : Blocks
+        The votes' blocks.
     noise : Noise or None
         The clients' noise family.
 
@@ -40,13 +40,13 @@ def describe_votes(
     dict
         ``vote-agreement``, the mean over coordinates of |Σ w_i·s_i|/Σ w_i, in [0, 1]. With noise,
         and unless all votes agree, also ``signal-to-noise``, the votes' expected energy over
-        their noise's, estimated, and ``signal-to-noise-per-array``; both are too low by about
+        their noise's, estimated, and ``signal-to-noise-per-block``; both are too low by about
         the mean of E[s_i]² where clients disagree.
     """
     agreement = signals = spreads = 0.0
     ratios = []
     reach = weights.sum(axis=0).tolist()
-    for part, total, column in zip(layout.split(votes), reach, weights.T, strict=True):
+    for part, total, column in zip(blocks.split(votes), reach, weights.T, strict=True):
         signal = spread = 0.0
         if total > 0 and part.size > 0:
             agreement += _sum_of_magnitudes(part) / total
@@ -59,16 +59,16 @@ def describe_votes(
                 spread = part.size * total**2 * share * (1 - expected)
         ratios.append(signal / spread if spread > 0 else 0.0)
         signals, spreads = signals + signal, spreads + spread
-    report: Report = {"vote-agreement": agreement / max(layout.dim, 1)}
+    report: Report = {"vote-agreement": agreement / max(blocks.dim, 1)}
     if noise is not None and spreads > 0:
         report["signal-to-noise"] = signals / spreads
-        report["signal-to-noise-per-array"] = ratios
+        report["signal-to-noise-per-block"] = ratios
     return report
 
 
 @dataclass
 class MeanGap:
-    """The distance between a median and the mean of the vectors, measured block by block.
+    """The distance between a median and the mean of the vectors, measured part by part.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ class MeanGap:
     opposite: int = 0
 
     def add(self, median: Float32, rows: Sequence[Float32]) -> None:
-        """Take in a block: its median, (n,) float32, and the vectors', M times (n,) float32."""
+        """Take in a part: its median, (n,) float32, and the vectors', M times (n,) float32."""
         with np.errstate(over="ignore", invalid="ignore"):  # a bad client's values may be huge
             for start in range(0, median.size, _CHUNK):
                 chunk = slice(start, start + _CHUNK)
@@ -100,7 +100,7 @@ def describe_median(
     gap: MeanGap,
     num_rows: int,
     scales: NDArray[np.float64],
-    layout: Layout,
+    blocks: Blocks,
     noise: Noise | None,
 ) -> Report:
     """Describe the median of vectors.
@@ -114,9 +114,9 @@ def describe_median(
     num_rows : int
         M, the number of vectors.
     scales : (L,) float64
-        The noise scale of each array in the vectors, 0 for none.
-    layout : Layout
-        The model's layout.
+        The noise scale of each block in the vectors, 0 for none.
+    blocks : Blocks
+        The vectors' blocks.
     noise : Noise or None
         The family of that noise.
 
@@ -127,19 +127,19 @@ def describe_median(
         of, the quantity that the theory turns on; ``majority-contradicts-mean``, the fraction of
         coordinates where the two have opposite signs. With noise also ``signal-to-noise``, the
         median's energy over its noise's by the asymptotic variance b²/(4·φ0²·M), and
-        ``signal-to-noise-per-array``.
+        ``signal-to-noise-per-block``.
     """
     report: Report = {
         "median-mean-gap": sqrt(gap.energy),
         "majority-contradicts-mean": gap.opposite / max(median.size, 1),
     }
     if noise is not None and scales.any():
-        variances = np.square(votes_to_mean(noise) * scales) / num_rows
-        spreads = variances * layout.sizes
-        energies = np.array([float(np.vdot(part, part)) for part in layout.split(median)])
+        variances = np.square(mean_per_vote(noise) * scales) / num_rows
+        spreads = variances * blocks.sizes
+        energies = np.array([float(np.vdot(part, part)) for part in blocks.split(median)])
         ratios = np.divide(energies, spreads, out=np.ones_like(spreads), where=spreads > 0) - 1
         report["signal-to-noise"] = max(float(energies.sum() / spreads.sum()) - 1, 0.0)
-        report["signal-to-noise-per-array"] = [max(float(ratio), 0.0) for ratio in ratios]
+        report["signal-to-noise-per-block"] = [max(float(ratio), 0.0) for ratio in ratios]
     return report
 
 

@@ -1,6 +1,6 @@
 """A model's named arrays as one flat vector."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmedian.blocks import Blocks
+
 Arrays = Mapping[str, NDArray[Any]]
 
 RUNNING_STATISTICS = ("*running_mean", "*running_var", "*num_batches_tracked")
@@ -18,12 +20,12 @@ RUNNING_STATISTICS = ("*running_mean", "*running_var", "*num_batches_tracked")
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One named array of a model: its shape, its dtype, and whether it is voted on."""
+    """One named array of a model: its shape, its dtype, and whether it is sent exactly."""
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
-    voted: bool
+    exact: bool
 
     @property
     def size(self) -> int:
@@ -35,14 +37,20 @@ class ArraySpec:
         """The number of bytes that the entries take in the array's own dtype."""
         return self.size * self.dtype.itemsize
 
+    def cast(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return values of this shape in the array's dtype, for integers rounded to the nearest."""
+        rounded = values if np.issubdtype(self.dtype, np.inexact) else np.rint(values)
+        return np.asarray(rounded).astype(self.dtype)
+
 
 @dataclass(frozen=True)
 class Layout:
-    """Which arrays a model has, and where each stands in the flat vector of an update.
+    """A model's arrays, and where each stands in the flat vector of an update.
 
-    Floating-point arrays are *voted*: they make up the flat float32 vector of dimension d, in
-    the order of their names in the model. All others, and those whose name matches a pattern,
-    are *dense*: they travel in their own dtype, one after the other as bytes.
+    Floating-point arrays make up the *flat* float32 vector of dimension d, in the order of their
+    names in the model: the vector that clients perturb and that is aggregated. All others, and
+    those whose name matches a pattern, are *exact*: they travel as they are, in their own dtype,
+    one after the other as bytes.
 
     Parameters
     ----------
@@ -53,45 +61,45 @@ class Layout:
     specs: tuple[ArraySpec, ...]
 
     @classmethod
-    def of(cls, arrays: Arrays, dense: Iterable[str] = RUNNING_STATISTICS) -> "Layout":
-        """Return the layout of a model.
+    def of_model(cls, arrays: Arrays, exact: Iterable[str] = RUNNING_STATISTICS) -> "Layout":
+        """Return the layout of a model whose exact arrays are given by name.
 
         Parameters
         ----------
         arrays : mapping of str to array
             The model's arrays by name.
-        dense : iterable of str (default: `RUNNING_STATISTICS`)
-            Shell-style patterns of the names of floating-point arrays that are not voted on.
+        exact : iterable of str (default: `RUNNING_STATISTICS`)
+            Shell-style patterns of the names of floating-point arrays that are exact.
 
         Returns
         -------
         Layout
             The layout.
         """
-        patterns = tuple(dense)
+        patterns = tuple(exact)
         return cls(
             tuple(
                 ArraySpec(
                     name,
                     array.shape,
                     array.dtype,
-                    voted=np.issubdtype(array.dtype, np.floating)
-                    and not any(fnmatchcase(name, pattern) for pattern in patterns),
+                    exact=not np.issubdtype(array.dtype, np.floating)
+                    or any(fnmatchcase(name, pattern) for pattern in patterns),
                 )
                 for name, array in arrays.items()
             )
         )
 
     @classmethod
-    def at(cls, arrays: Arrays, dense: Iterable[int]) -> "Layout":
-        """Return the layout of a model whose dense arrays somebody else has chosen.
+    def with_exact_positions(cls, arrays: Arrays, exact: Iterable[int]) -> "Layout":
+        """Return the layout of a model whose exact arrays somebody else has chosen.
 
         Parameters
         ----------
         arrays : mapping of str to array
             The model's arrays by name.
-        dense : iterable of int
-            The positions of the dense arrays, as `dense_positions` of the other's layout.
+        exact : iterable of int
+            The positions of the exact arrays, as `exact_positions` of the other's layout.
 
         Returns
         -------
@@ -102,56 +110,51 @@ class Layout:
         ------
         ValueError
             If a position is none of the model's, or an array that is not of floating point is
-            to be voted on.
+            to be part of the flat vector.
         """
-        positions = set(dense)
+        positions = set(exact)
         if positions and max(positions) >= len(arrays):
             raise ValueError(f"there is no array {max(positions)} in a model of {len(arrays)}")
         layout = cls(
             tuple(
-                ArraySpec(name, array.shape, array.dtype, voted=position not in positions)
+                ArraySpec(name, array.shape, array.dtype, exact=position in positions)
                 for position, (name, array) in enumerate(arrays.items())
             )
         )
-        for spec in layout.voted:
+        for spec in layout.flat:
             if not np.issubdtype(spec.dtype, np.floating):
-                raise ValueError(f"array {spec.name!r} of {spec.dtype} cannot be voted on")
+                raise ValueError(f"array {spec.name!r} of {spec.dtype} cannot be perturbed")
         return layout
 
     @property
-    def dense_positions(self) -> tuple[int, ...]:
-        """Which of the model's arrays are dense, counted from 0."""
-        return tuple(position for position, spec in enumerate(self.specs) if not spec.voted)
+    def exact_positions(self) -> tuple[int, ...]:
+        """The positions of the exact arrays in the model, counted from 0."""
+        return tuple(position for position, spec in enumerate(self.specs) if spec.exact)
 
     @cached_property
-    def voted(self) -> tuple[ArraySpec, ...]:
-        """The L arrays that are voted on."""
-        return tuple(spec for spec in self.specs if spec.voted)
+    def flat(self) -> tuple[ArraySpec, ...]:
+        """The arrays that make up the flat vector."""
+        return tuple(spec for spec in self.specs if not spec.exact)
 
     @cached_property
-    def dense(self) -> tuple[ArraySpec, ...]:
-        """The arrays that travel in full."""
-        return tuple(spec for spec in self.specs if not spec.voted)
+    def exact(self) -> tuple[ArraySpec, ...]:
+        """The arrays that travel as they are."""
+        return tuple(spec for spec in self.specs if spec.exact)
 
     @cached_property
-    def sizes(self) -> tuple[int, ...]:
-        """The number of coordinates of each voted array, (L,)."""
-        return tuple(spec.size for spec in self.voted)
+    def blocks(self) -> Blocks:
+        """The flat vector's blocks, one per array."""
+        return Blocks(tuple(spec.size for spec in self.flat))
 
     @property
     def dim(self) -> int:
-        """d, the number of voted coordinates."""
-        return sum(self.sizes)
+        """d, the length of the flat vector."""
+        return self.blocks.dim
 
     @property
-    def dense_bytes(self) -> int:
-        """The number of bytes of all dense arrays together."""
-        return sum(spec.num_bytes for spec in self.dense)
-
-    def split(self, flat: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """Return views of a flat vector's parts, one per voted array, each (size,)."""
-        ends = np.cumsum(self.sizes)
-        return [flat[end - size : end] for size, end in zip(self.sizes, ends, strict=True)]
+    def exact_bytes(self) -> int:
+        """The number of bytes of all exact arrays together."""
+        return sum(spec.num_bytes for spec in self.exact)
 
     def named(self, arrays: Arrays) -> Arrays:
         """Give arrays that are named "0", "1", …, as a NumPyClient's are, the model's names."""
@@ -182,7 +185,7 @@ class Layout:
                 )
 
     def difference(self, before: Arrays, after: Arrays) -> NDArray[np.float32]:
-        """Return the update `before` − `after` of the voted arrays, which points uphill.
+        """Return the update `before` − `after` of the flat vector, which points uphill.
 
         The difference is taken in each array's own precision and then rounded to float32.
 
@@ -204,84 +207,79 @@ class Layout:
         self.require_match(after)
         update = np.empty(self.dim, dtype=np.float32)
         with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses what is not finite
-            for part, spec in zip(self.split(update), self.voted, strict=True):
+            for part, spec in zip(self.blocks.split(update), self.flat, strict=True):
                 part[:] = np.subtract(before[spec.name], after[spec.name]).reshape(-1)
         return update
 
     def move(
-        self, arrays: Arrays, step: NDArray[np.float32], dense: Arrays
+        self, arrays: Arrays, direction: NDArray[np.float32], rate: float, exact: Arrays
     ) -> dict[str, NDArray[Any]]:
-        """Return `arrays` − `step`, with the dense arrays replaced.
+        """Return a model moved by −`rate` · `direction`, with its exact arrays replaced.
 
         Parameters
         ----------
         arrays : mapping of str to array
             The model, of this layout.
-        step : (d,) float32
-            What to subtract from the voted arrays.
-        dense : mapping of str to array
-            The dense arrays' new values.
+        direction : (d,) float32
+            The direction, pointing uphill.
+        rate : float
+            The step size.
+        exact : mapping of str to array
+            The exact arrays' new values.
 
         Returns
         -------
         dict of str to array
             A new model, each array in its own dtype.
         """
-        moved = {
-            spec.name: np.subtract(arrays[spec.name], part.reshape(spec.shape)).astype(
-                spec.dtype, copy=False
-            )
-            for spec, part in zip(self.voted, self.split(step), strict=True)
-        }
-        # numpy turns the arithmetic of arrays without dimensions into scalars.
+        moved = {}
+        for spec, part in zip(self.flat, self.blocks.split(direction), strict=True):
+            step = np.asarray(part.reshape(spec.shape) * np.float32(rate))
+            out = step if spec.dtype == step.dtype else None  # one temporary array less
+            new = np.subtract(arrays[spec.name], step, out=out)
+            # numpy turns the arithmetic of arrays without dimensions into scalars.
+            moved[spec.name] = np.asarray(new).astype(spec.dtype, copy=False)
         return {
-            spec.name: np.asarray((moved if spec.voted else dense)[spec.name])
+            spec.name: np.asarray((exact if spec.exact else moved)[spec.name])
             for spec in self.specs
         }
 
-    def pack_dense(self, arrays: Arrays) -> NDArray[np.uint8]:
-        """Return the dense arrays' bytes, one after the other, (dense_bytes,) uint8."""
+    def pack_exact(self, arrays: Arrays) -> NDArray[np.uint8]:
+        """Return the exact arrays' bytes, one after the other, (exact_bytes,) uint8."""
         parts = (
             np.ascontiguousarray(arrays[spec.name], dtype=spec.dtype).tobytes()
-            for spec in self.dense
+            for spec in self.exact
         )
         return np.frombuffer(b"".join(parts), dtype=np.uint8)
 
-    def unpack_dense(self, packed: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        """Return the dense arrays that `packed`, of `dense_bytes` bytes, stands for."""
+    def unpack_exact(self, packed: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """Return the exact arrays that `packed`, of `exact_bytes` bytes, stands for."""
         arrays: dict[str, NDArray[Any]] = {}
         data, start = packed.tobytes(), 0
-        for spec in self.dense:
+        for spec in self.exact:
             part = np.frombuffer(data, dtype=spec.dtype, count=spec.size, offset=start)
             arrays[spec.name] = part.reshape(spec.shape)
             start += spec.num_bytes
         return arrays
 
-    def combine_dense(
-        self,
-        packed: Sequence[NDArray[np.uint8]],
-        combine: Callable[[NDArray[np.float64]], NDArray[np.float64]],
-    ) -> dict[str, NDArray[Any]]:
-        """Combine the clients' dense arrays into one model's.
+    def stack_exact(
+        self, packed: Sequence[NDArray[np.uint8]]
+    ) -> Iterator[tuple[ArraySpec, NDArray[Any]]]:
+        """Yield each exact array with its values in the models of several clients.
 
         Parameters
         ----------
-        packed : sequence of M (dense_bytes,) uint8
-            The clients' dense arrays as `pack_dense` returns them.
-        combine : callable
-            Maps the clients' values of one array, (M, *shape) float64, to (*shape) float64;
-            for a complex array both are complex128.
+        packed : sequence of M (exact_bytes,) uint8
+            The clients' exact arrays as `pack_exact` returns them.
 
-        Returns
-        -------
-        dict of str to array
-            The combined arrays, each cast back to its dtype, integers rounded to the nearest.
+        Yields
+        ------
+        spec : ArraySpec
+            The array.
+        values : (M, *shape) float64
+            The clients' values; complex128 for a complex array.
         """
-        clients = [self.unpack_dense(data) for data in packed]
-        combined: dict[str, NDArray[Any]] = {}
-        for spec in self.dense:
+        clients = [self.unpack_exact(data) for data in packed]
+        for spec in self.exact:
             wide = np.result_type(spec.dtype, np.float64)
-            values = combine(np.stack([client[spec.name].astype(wide) for client in clients]))
-            rounded = values if np.issubdtype(spec.dtype, np.inexact) else np.rint(values)
-            combined[spec.name] = np.asarray(rounded).astype(spec.dtype)
-        return combined
+            yield spec, np.stack([client[spec.name].astype(wide) for client in clients])

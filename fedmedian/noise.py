@@ -7,22 +7,29 @@ the convergence proofs of Chen et al. (arXiv 1906.01736, Section 4) ask of it.
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from math import pi, sqrt
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, ndtr
 
+from fedmedian.registry import Registry
 from fedmedian.scales import Adaptive, ScaleRule, as_scale_rule
+from fedmedian.wire import WireScalar, parameters_of
 
 _SQRT3 = sqrt(3.0)
 _LOGISTIC_SCALE = _SQRT3 / pi
 _LAPLACE_SCALE = 1.0 / sqrt(2.0)
+_GAUSSIAN_PEAK = 1.0 / sqrt(2.0 * pi)
 
 
 @dataclass(frozen=True)
 class Noise(ABC):
     """A noise family together with the rule that sets its scale.
+
+    A family of one's own derives from this class, is a frozen dataclass, and is decorated with
+    `register_noise` in a module that server and clients import; its other fields, numbers and
+    strings, are its parameters and travel to the clients.
 
     Parameters
     ----------
@@ -43,9 +50,6 @@ class Noise(ABC):
     name: ClassVar[str]
     """The family's name on the wire."""
 
-    density_at_zero: ClassVar[float]
-    """φ0 = F'(0) at unit variance."""
-
     def __post_init__(self) -> None:
         as_scale_rule(self.scale)
 
@@ -53,6 +57,11 @@ class Noise(ABC):
     def rule(self) -> ScaleRule:
         """The scale rule in force; a plain number is a rule that never changes."""
         return as_scale_rule(self.scale)
+
+    @property
+    def density_at_zero(self) -> float:
+        """φ0 = F'(0) at unit variance."""
+        return float(self.density(0.0))
 
     @abstractmethod
     def cdf(self, x: ArrayLike) -> NDArray[np.floating]:
@@ -62,15 +71,54 @@ class Noise(ABC):
     def density(self, x: ArrayLike) -> NDArray[np.floating]:
         """Return F'(x) at unit variance, elementwise, in the precision of `x`."""
 
-    @abstractmethod
+    @property
+    def parameters(self) -> dict[str, WireScalar]:
+        """The family's own parameters as they travel, by name; the scale is not one of them."""
+        return parameters_of(self, "scale")
+
     def rough_vote(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return 2F(x) − 1, elementwise and in [−1, 1], quickly and within `ROUGH_ERROR`."""
+        """Return 2F(x) − 1, elementwise and in [−1, 1].
+
+        A family may be quicker here, within `fedmedian.kernels.encoding.ROUGH_ERROR`: the votes'
+        law stays exact.
+        """
+        return np.asarray(2 * self.cdf(x) - 1, dtype=np.float32)
 
     @abstractmethod
     def sample(self, rng: np.random.Generator, size: int) -> NDArray[np.float32]:
         """Draw `size` independent values of variance 1, as float32."""
 
 
+NOISE_FAMILIES: Registry[Noise] = Registry(Noise, "noise family", "register_noise")
+"""Every noise family that clients can be told to draw from, by its name on the wire."""
+
+Family = TypeVar("Family", bound=Noise)
+
+
+def register_noise(family: type[Family]) -> type[Family]:
+    """Make a noise family known by its name; a decorator.
+
+    Server and clients must both import the module that does it.
+
+    Parameters
+    ----------
+    family : type
+        A frozen dataclass that derives from `Noise`, with a ``name`` of its own.
+
+    Returns
+    -------
+    type
+        The family.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it does not derive from `Noise`, or its name is no name or another family's.
+    """
+    return NOISE_FAMILIES.add(family)
+
+
+@register_noise
 @dataclass(frozen=True)
 class Gaussian(Noise):
     """Gaussian noise; with a clipped update and a fixed scale also a privacy mechanism.
@@ -79,7 +127,6 @@ class Gaussian(Noise):
     """
 
     name: ClassVar[str] = "gaussian"
-    density_at_zero: ClassVar[float] = 1.0 / sqrt(2.0 * pi)
 
     def cdf(self, x: ArrayLike) -> NDArray[np.floating]:
         """Return Φ(x), elementwise."""
@@ -88,14 +135,14 @@ class Gaussian(Noise):
     def density(self, x: ArrayLike) -> NDArray[np.floating]:
         """Return exp(−x²/2)/√(2π), elementwise."""
         values = _floating(x)
-        peak = values.dtype.type(self.density_at_zero)
+        peak = values.dtype.type(_GAUSSIAN_PEAK)
         return np.asarray(peak * np.exp(-np.square(values) / 2))
 
     def rough_vote(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return tanh(√(2/π)·(x + .044715·x³)), which is 2Φ(x) − 1 within 4·10⁻⁴."""
         slope = np.square(x)
-        slope *= np.float32(0.044715 * 2 * self.density_at_zero)
-        slope += np.float32(2 * self.density_at_zero)
+        slope *= np.float32(0.044715 * 2 * _GAUSSIAN_PEAK)
+        slope += np.float32(2 * _GAUSSIAN_PEAK)
         slope *= x
         np.tanh(slope, out=slope)
         return slope
@@ -105,6 +152,7 @@ class Gaussian(Noise):
         return rng.standard_normal(size, dtype=np.float32)
 
 
+@register_noise
 @dataclass(frozen=True)
 class Logistic(Noise):
     """Logistic noise, of scale parameter √3/π at unit variance.
@@ -113,7 +161,6 @@ class Logistic(Noise):
     """
 
     name: ClassVar[str] = "logistic"
-    density_at_zero: ClassVar[float] = 1.0 / (4.0 * _LOGISTIC_SCALE)
 
     def cdf(self, x: ArrayLike) -> NDArray[np.floating]:
         """Return 1 / (1 + exp(−πx/√3)), elementwise."""
@@ -123,7 +170,7 @@ class Logistic(Noise):
     def density(self, x: ArrayLike) -> NDArray[np.floating]:
         """Return 4·φ0·F(x)·F(−x), elementwise."""
         values = _floating(x)
-        peak = values.dtype.type(4 * self.density_at_zero)
+        peak = values.dtype.type(1 / _LOGISTIC_SCALE)
         return np.asarray(peak * self.cdf(values) * self.cdf(-values))
 
     def rough_vote(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -137,6 +184,7 @@ class Logistic(Noise):
         return rng.logistic(0.0, _LOGISTIC_SCALE, size).astype(np.float32)
 
 
+@register_noise
 @dataclass(frozen=True)
 class Laplace(Noise):
     """Laplace noise, of scale parameter 1/√2 at unit variance.
@@ -146,7 +194,6 @@ class Laplace(Noise):
     """
 
     name: ClassVar[str] = "laplace"
-    density_at_zero: ClassVar[float] = 1.0 / (2.0 * _LAPLACE_SCALE)
 
     def cdf(self, x: ArrayLike) -> NDArray[np.floating]:
         """Return ½·exp(√2·x) for x < 0 and 1 − ½·exp(−√2·x) elsewhere."""
@@ -157,7 +204,7 @@ class Laplace(Noise):
     def density(self, x: ArrayLike) -> NDArray[np.floating]:
         """Return exp(−√2·|x|)/√2, elementwise."""
         values = _floating(x)
-        peak = values.dtype.type(self.density_at_zero)
+        peak = values.dtype.type(1 / (2 * _LAPLACE_SCALE))
         return np.asarray(peak * np.exp(-np.abs(values) / values.dtype.type(_LAPLACE_SCALE)))
 
     def rough_vote(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -174,6 +221,7 @@ class Laplace(Noise):
         return rng.laplace(0.0, _LAPLACE_SCALE, size).astype(np.float32)
 
 
+@register_noise
 @dataclass(frozen=True)
 class Uniform(Noise):
     """Uniform noise on (−√3, √3) at unit variance.
@@ -183,7 +231,6 @@ class Uniform(Noise):
     """
 
     name: ClassVar[str] = "uniform"
-    density_at_zero: ClassVar[float] = 1.0 / (2.0 * _SQRT3)
 
     def cdf(self, x: ArrayLike) -> NDArray[np.floating]:
         """Return ½ + x/(2√3), clipped to [0, 1], elementwise."""
@@ -195,7 +242,7 @@ class Uniform(Noise):
         """Return 1/(2√3) inside of (−√3, √3) and 0 elsewhere."""
         values = _floating(x)
         inside = np.abs(values) < values.dtype.type(_SQRT3)
-        return np.asarray(np.where(inside, self.density_at_zero, 0).astype(values.dtype))
+        return np.asarray(np.where(inside, 1 / (2 * _SQRT3), 0).astype(values.dtype))
 
     def rough_vote(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return x/√3, clipped to [−1, 1]."""
@@ -206,12 +253,6 @@ class Uniform(Noise):
     def sample(self, rng: np.random.Generator, size: int) -> NDArray[np.float32]:
         """Draw `size` values uniform on (−√3, √3), as float32."""
         return (rng.random(size, dtype=np.float32) - np.float32(0.5)) * np.float32(2 * _SQRT3)
-
-
-NOISE_FAMILIES: dict[str, type[Noise]] = {
-    family.name: family for family in (Gaussian, Logistic, Laplace, Uniform)
-}
-"""Every noise family by its name on the wire."""
 
 
 def _floating(x: ArrayLike) -> NDArray[np.floating]:

@@ -6,6 +6,7 @@ run can be stored and resumed. The learning rate is not its business: x â† x âˆ
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +14,12 @@ from numpy.typing import NDArray
 from fedmedian.checks import require_real
 
 Float32 = NDArray[np.float32]
-State = dict[str, Float32]
-"""What an optimiser remembers, by name; empty before the first round."""
+State = dict[str, NDArray[Any]]
+"""An optimiser's memory, by name; empty before the first round."""
 
 
 class Optimizer(ABC):
-    """How the server turns directions into steps."""
+    """A way to turn directions into steps."""
 
     @abstractmethod
     def step(self, direction: Float32, state: State) -> Float32:
@@ -29,12 +30,12 @@ class Optimizer(ABC):
         direction : (d,) float32
             The round's direction, pointing uphill.
         state : dict of str to array
-            What this method left in it in the last round; empty at first.
+            The memory as this method left it in the last round; empty at first.
 
         Returns
         -------
         (d,) float32
-            What the learning rate is to be multiplied with.
+            The step, to be multiplied with the learning rate.
         """
 
 
@@ -110,7 +111,7 @@ class Adam(Optimizer):
 
 
 def _count_round(state: State) -> int:
-    state["rounds"] = state.get("rounds", np.zeros(1, dtype=np.float32)) + np.float32(1)
+    state["rounds"] = state.get("rounds", np.zeros(1, dtype=np.int64)) + 1
     return int(state["rounds"][0])
 
 

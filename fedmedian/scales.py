@@ -1,39 +1,34 @@
-"""Scale rules: how large the clients' noise is, per array and round.
+"""Scale rules: the size of the clients' noise, per block and round.
 
 A rule is a value, not a state: the strategy keeps the scales in force and asks the rule for the
-next ones. Scales and magnitudes are float64 vectors with one entry per voted array.
+next ones. Scales and magnitudes are float64 vectors with one entry per block.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.checks import require_choice, require_integer, require_real
-
-PayloadKind = Literal["signs", "vector"]
-"""What a client sends: packed signs of its update, or the update itself."""
-
-Magnitude = Literal["rms", "max"]
-"""How a client measures one array of its update: root mean square, or largest absolute entry."""
+from fedmedian.payloads import Magnitude, PayloadKind
 
 Scales = NDArray[np.float64] | None
-"""The noise scale of each voted array, (L,); None where each client is to choose its own."""
+"""The noise scale of each block, (L,); None where each client is to choose its own."""
 
 
 class ScaleRule(ABC):
-    """How the noise scale b follows from what the server knows."""
+    """A rule by which the noise scale b follows from what the server knows."""
 
     factor: float = 1.0
     """A client that chooses its own scale takes `factor` times its magnitude."""
 
-    of: Magnitude | None = None
-    """The magnitude that clients report for each array; None for a rule that needs none."""
+    magnitude: Magnitude | None = None
+    """The magnitude that clients report for each block; None for a rule that needs none."""
 
     @abstractmethod
-    def first(self, num_arrays: int, kind: PayloadKind) -> Scales:
+    def first(self, num_blocks: int, kind: PayloadKind) -> Scales:
         """Return the first round's scales, or None where each client is to choose its own."""
 
     def following(self, scales: Scales, magnitudes: NDArray[np.float64]) -> Scales:
@@ -53,10 +48,14 @@ class ScaleRule(ABC):
         """
         return scales
 
+    def learning_rate(self, kind: PayloadKind) -> float | None:
+        """Return the server's step δ that a theorem gives with these scales; None without one."""
+        return None
+
 
 @dataclass(frozen=True)
 class Fixed(ScaleRule):
-    """One noise scale for every array and round: what a plain number means.
+    """One noise scale for every block and round: what a plain number means.
 
     Parameters
     ----------
@@ -78,28 +77,28 @@ class Fixed(ScaleRule):
         if not float(limits.tiny) <= self.scale <= float(limits.max):
             raise ValueError(f"scale must be within float32's range, got {self.scale!r}")
 
-    def first(self, num_arrays: int, kind: PayloadKind) -> Scales:
-        """Return the scale, once per array."""
-        return np.full(num_arrays, float(self.scale))
+    def first(self, num_blocks: int, kind: PayloadKind) -> Scales:
+        """Return the scale, once per block."""
+        return np.full(num_blocks, float(self.scale))
 
 
 @dataclass(frozen=True)
 class Adaptive(ScaleRule):
-    """A multiple of the size that the clients' updates had last round, per array.
+    """A multiple of the size that the clients' updates had last round, per block.
 
-    b_l = factor · quantile over clients of the magnitude of array l, which moves by at most
-    `max_change` per round. The paper's CIFAR-10 rule is ``Adaptive(0.1, of="max",
+    b_l = factor · quantile over clients of the magnitude of block l, which moves by at most
+    `max_change` per round. The paper's CIFAR-10 rule is ``Adaptive(0.1, magnitude="max",
     quantile=1.0)`` (arXiv 1906.01736, Section 6); a quantile below 1 keeps a single client from
     setting everybody's noise. In the first round each client uses `factor` times its own
-    magnitude. Clients that did not move an array are left out of its quantile, and an array that
+    magnitude. Clients that did not move a block are left out of its quantile, and a block that
     none of them moved keeps its scale.
 
     Parameters
     ----------
     factor : float (default: 3.0)
         The multiple, > 0.
-    of : {"rms", "max"} (default: "rms")
-        The magnitude: root mean square of the array's update, or its largest absolute entry.
+    magnitude : {"rms", "max"} (default: "rms")
+        The measure: root mean square of the block's update, or its largest absolute entry.
     quantile : float (default: 0.5)
         Which quantile over clients, in [0, 1]; 0.5 is the median, 1 the maximum.
     max_change : float (default: 2.0)
@@ -112,17 +111,17 @@ class Adaptive(ScaleRule):
     """
 
     factor: float = 3.0
-    of: Magnitude = "rms"
+    magnitude: Magnitude = "rms"
     quantile: float = 0.5
     max_change: float = 2.0
 
     def __post_init__(self) -> None:
         require_real("factor", self.factor, low=0.0, open_low=True)
-        require_choice("of", self.of, ("rms", "max"))
+        require_choice("magnitude", self.magnitude, ("rms", "max"))
         require_real("quantile", self.quantile, low=0.0, high=1.0)
         require_real("max_change", self.max_change, low=1.0, open_low=True)
 
-    def first(self, num_arrays: int, kind: PayloadKind) -> Scales:
+    def first(self, num_blocks: int, kind: PayloadKind) -> Scales:
         """Return None: nothing is known yet, so each client scales its own noise."""
         return None
 
@@ -131,7 +130,7 @@ class Adaptive(ScaleRule):
         wanted = self.factor * quantile_of_positive(magnitudes, self.quantile)
         if scales is None:
             return wanted
-        # A scale of zero (nobody moved the array so far) has no size to grow from.
+        # A scale of zero (nobody moved the block so far) has no size to grow from.
         bounded = np.clip(wanted, scales / self.max_change, scales * self.max_change)
         return np.where(wanted == 0, scales, np.where(scales == 0, wanted, bounded))
 
@@ -170,9 +169,9 @@ class Theory(ScaleRule):
         """Return the theorem's server step δ for majority votes or for the median."""
         return float(self._product ** self._RATE_EXPONENT[kind])
 
-    def first(self, num_arrays: int, kind: PayloadKind) -> Scales:
-        """Return the theorem's noise scale b, once per array."""
-        return np.full(num_arrays, self._product ** self._SCALE_EXPONENT[kind])
+    def first(self, num_blocks: int, kind: PayloadKind) -> Scales:
+        """Return the theorem's noise scale b, once per block."""
+        return np.full(num_blocks, self._product ** self._SCALE_EXPONENT[kind])
 
     @property
     def _product(self) -> float:

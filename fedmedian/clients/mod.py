@@ -1,21 +1,14 @@
 """The mod that makes an existing ClientApp answer with perturbed signs or updates."""
 
-from flwr.app import (
-    Array,
-    ArrayRecord,
-    ConfigRecord,
-    Context,
-    Error,
-    Message,
-    MessageType,
-    RecordDict,
-)
+from flwr.app import ConfigRecord, Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 from flwr.common.constant import ErrorCode
 
-from fedmedian.clients.state import answer
+from fedmedian.clients.answering import answer
+from fedmedian.instructions import Instruction
 from fedmedian.layout import Arrays, Layout
-from fedmedian.wire import PREFIX, Instruction, WireError, read_npy, refusal
+from fedmedian.records import to_arrays, to_record
+from fedmedian.wire import PREFIX, WireError, refusal
 
 _FIT_METRICS = "fitres.metrics"
 _RECORD = "fedmedian"
@@ -61,7 +54,7 @@ def perturb(message: Message, context: Context, call_next: ClientAppCallable) ->
     if reply.has_error():
         return reply
     try:
-        layout = Layout.at(before, instruction.dense)
+        layout = Layout.with_exact_positions(before, instruction.exact)
         after = layout.named(_read_model(reply.content))
         update = layout.difference(before, after)
         payload = answer(context, instruction, layout, update, after)
@@ -69,10 +62,8 @@ def perturb(message: Message, context: Context, call_next: ClientAppCallable) ->
         return _refuse(message, error)
     bodies, scalars = payload.encode()
     (name,) = reply.content.array_records
-    reply.content[name] = ArrayRecord(
-        # No model's names: another mod must not take these arrays for the model's.
-        {f"{PREFIX}{i}": Array(body) for i, body in enumerate(bodies)}
-    )
+    # No model's names: another mod must not take these arrays for the model's.
+    reply.content[name] = to_record({f"{PREFIX}{i}": body for i, body in enumerate(bodies)})
     # The older FitRes has room for scalars in its metrics only.
     record = _FIT_METRICS if _FIT_METRICS in reply.content else _RECORD
     own = reply.content.config_records.get(record, ConfigRecord())
@@ -91,7 +82,7 @@ def _read_model(content: RecordDict) -> Arrays:
     if len(content.array_records) != 1:
         raise WireError(f"expected one ArrayRecord, got {len(content.array_records)}")
     (record,) = content.array_records.values()
-    return {name: read_npy(array.data) for name, array in record.items()}
+    return to_arrays(record)
 
 
 def _refuse(message: Message, error: ValueError) -> Message:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fedmedian.checks import require_integer, require_type
-from fedmedian.clients.state import answer
+from fedmedian.clients.answering import answer
+from fedmedian.instructions import Instruction
 from fedmedian.layout import Arrays, Layout
-from fedmedian.scales import PayloadKind
-from fedmedian.wire import Instruction, WireError
+from fedmedian.payloads import PayloadKind
+from fedmedian.wire import WireError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Maps a batch of outputs and of targets to the mean loss over the batch."""
@@ -25,7 +26,7 @@ Batches = DataLoader[Any]
 
 
 class LocalWork(Protocol):
-    """What a client does in one round between receiving the model and sending its update."""
+    """The work of a client in one round between receiving the model and sending its update."""
 
     def __call__(self, model: nn.Module, batches: Batches, loss: Loss) -> dict[str, Tensor]:
         """Return the update of each parameter by name, pointing uphill.
@@ -110,7 +111,7 @@ class LocalEpochs:
 
 
 class _PerturbedClient(NumPyClient):
-    """What `SignClient` and `GradientClient` share."""
+    """The common part of `SignClient` and `GradientClient`."""
 
     kind: ClassVar[PayloadKind]
 
@@ -185,7 +186,7 @@ class _PerturbedClient(NumPyClient):
         instruction = Instruction.decode(config)
         if instruction.kind != self.kind:
             raise WireError(f"{type(self).__name__} sends {self.kind!r}, not {instruction.kind!r}")
-        layout = Layout.at(before, instruction.dense)
+        layout = Layout.with_exact_positions(before, instruction.exact)
         update = _flat_update(layout, update_of)
         arrays, scalars = answer(self.context, instruction, layout, update, after).encode()
         return arrays, examples, scalars
@@ -283,9 +284,9 @@ def _gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _flat_update(layout: Layout, update_of: Arrays) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Return the update as a flat vector; what the work does not name did not move."""
+    """Return the update as a flat vector; parameters that the work does not name did not move."""
     flat = np.zeros(layout.dim, dtype=np.float32)
-    for part, spec in zip(layout.split(flat), layout.voted, strict=True):
+    for part, spec in zip(layout.blocks.split(flat), layout.flat, strict=True):
         if spec.name in update_of:
             part[:] = update_of[spec.name].reshape(-1)
     return flat

@@ -52,11 +52,11 @@ def pack_noisy_signs(
     update : (d,) float32
         The update u, finite. It is not changed.
     sizes : sequence of L int
-        How many coordinates each array has, in order; they add up to d.
+        The number of coordinates of each block, in order; they add up to d.
     noise : VoteLaw
         The law of ξ.
     scales : (L,) float32
-        The noise scale b >= 0 of each array. Without noise, b = 0, the sign is that of u, and a
+        The noise scale b >= 0 of each block. Without noise, b = 0, the sign is that of u, and a
         fair coin where u = 0.
     rng : numpy.random.Generator
         The signs follow from its state, which moves on.
@@ -102,11 +102,11 @@ def _divide(
     """Write u/b of the coordinates from `start` on, 0 for 0/0."""
     stop = start + ratio.size
     position = start
-    for array in range(bisect_right(ends, start), len(ends)):
-        end = min(ends[array], stop)
+    for block in range(bisect_right(ends, start), len(ends)):
+        end = min(ends[block], stop)
         part = ratio[position - start : end - start]
-        np.divide(update[position:end], scales[array], out=part)
-        if scales[array] == 0:
+        np.divide(update[position:end], scales[block], out=part)
+        if scales[block] == 0:
             part[np.isnan(part)] = 0
         if end == stop:
             return

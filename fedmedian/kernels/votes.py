@@ -88,16 +88,16 @@ def weighted_votes(
     sizes: Sequence[int],
     weights: NDArray[np.float64],
 ) -> NDArray[np.float32]:
-    """Sum the clients' signs, each times its weight for the array it belongs to.
+    """Sum the clients' signs, each times its weight for the block it belongs to.
 
     Parameters
     ----------
     packed_vectors : sequence of M (⌈d/8⌉,) uint8
         The clients' packed signs, M >= 1; need not be contiguous.
     sizes : sequence of L int
-        How many coordinates each array has, in order; they add up to d.
+        The number of coordinates of each block, in order; they add up to d.
     weights : (M, L) float64
-        The weight of each client's votes on each array, finite and >= 0.
+        The weight of each client's votes on each block, finite and >= 0.
 
     Returns
     -------
@@ -119,8 +119,8 @@ def weighted_votes(
         start, end = ends[first] - sizes[first], ends[last]
         sum_votes = _sum_equal if np.all(shares[:, first] == 1) else _sum_weighted
         sum_votes(packed_vectors, shares[:, first], votes, start, end)
-        for array in range(first, last + 1):
-            votes[ends[array] - sizes[array] : ends[array]] *= np.float32(largest[array])
+        for block in range(first, last + 1):
+            votes[ends[block] - sizes[block] : ends[block]] *= np.float32(largest[block])
     return votes
 
 

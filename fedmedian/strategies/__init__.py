@@ -1,7 +1,8 @@
 """Flower strategies (Message API) that know their clients' noise."""
 
 from fedmedian.strategies.checkpoint import Checkpoint
+from fedmedian.strategies.cohort import Cohort
 from fedmedian.strategies.median import MedianSGD
 from fedmedian.strategies.sign import SignSGD
 
-__all__ = ["Checkpoint", "MedianSGD", "SignSGD"]
+__all__ = ["Checkpoint", "Cohort", "MedianSGD", "SignSGD"]

@@ -1,89 +1,95 @@
-"""What a strategy does in a round, whichever of Flower's APIs carries its messages."""
+"""A strategy's own work in a round, whichever of Flower's APIs carries its messages."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
-from logging import WARNING
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
-from flwr.common.logger import log
 from numpy.typing import NDArray
 
 from fedmedian.aggregation import Aggregate
+from fedmedian.blocks import Blocks
 from fedmedian.checks import require_real, require_type
+from fedmedian.client_steps import AddNoise, ClientStep, Measure, Signs
 from fedmedian.diagnostics import Report
+from fedmedian.instructions import Instruction, perturb_update
 from fedmedian.layout import Arrays, Layout
-from fedmedian.noise import Noise
+from fedmedian.noise import NOISE_FAMILIES, Noise
 from fedmedian.optimizers import State
-from fedmedian.perturbation import perturb_update
-from fedmedian.scales import PayloadKind, Scales, Theory, quantile_of_positive
+from fedmedian.payloads import Payload, PayloadKind
+from fedmedian.scales import ScaleRule, Scales, quantile_of_positive
 from fedmedian.schedules import Schedule, as_schedule
-from fedmedian.strategies.options import Settings
-from fedmedian.wire import Instruction, Payload, WireError
+from fedmedian.strategies.cohort import Answer
+from fedmedian.strategies.settings import Settings
+from fedmedian.wire import Float32, WireError
+
+_LOGGER = logging.getLogger("flwr")
 
 Weights = NDArray[np.float64]
 Model = dict[str, NDArray[Any]]
-Source = TypeVar("Source")
 
 
 @dataclass(frozen=True)
 class Round:
-    """What the server must remember between asking the clients and hearing from them."""
+    """A round that has begun: all that the server remembers until it hears from the clients.
+
+    Parameters
+    ----------
+    number : int
+        The round.
+    arrays : mapping of str to array
+        The model that the clients were sent.
+    layout : Layout
+        Its layout.
+    instruction : Instruction
+        What they were asked.
+    blocks : Blocks
+        The blocks of what they send.
+    """
 
     number: int
     arrays: Arrays
     layout: Layout
     instruction: Instruction
+    blocks: Blocks
 
 
 @dataclass(frozen=True)
-class Answer(Generic[Source]):
-    """A training reply that passed the screening.
+class ServerStep:
+    """A round's step x ← x − δ·direction, which together with x is the new model.
 
     Parameters
     ----------
-    payload : Payload
-        What it says.
-    num_examples : float
-        The client's weight, > 0.
-    metrics : mapping
-        The client's own metrics.
-    source : object
-        The reply as Flower's API has it.
+    direction : (d,) float32
+        The direction, pointing uphill.
+    rate : float
+        The learning rate δ.
+    exact : mapping of str to array
+        The new values of the exact arrays.
     """
 
-    payload: Payload
-    num_examples: float
-    metrics: Mapping[str, Any]
-    source: Source
-
-    @property
-    def key(self) -> tuple[float, bytes, str]:
-        """What to sort by: metrics, which may hold times, only where all else is equal."""
-        digest = blake2b()
-        payload = self.payload
-        for part in (payload.body, payload.dense, payload.scales, payload.magnitudes):
-            digest.update(np.ascontiguousarray(part).data)
-        return self.num_examples, digest.digest(), repr(self.metrics)
+    direction: Float32
+    rate: float
+    exact: Arrays
 
 
 class Core(ABC):
-    """The state of a run, and what becomes of a round's answers.
+    """The state of a run, and the way from a round's answers to a step.
 
     Parameters
     ----------
     noise : Noise or None
         The noise family and scale rule.
-    client_noise : Noise or None
-        The same if the clients are to add the noise, else None.
+    noise_at_client : bool
+        Whether the clients are to add the noise.
     learning_rate : float or callable
         The server's step size δ, > 0, in x ← x − δ·step, or a schedule of it.
     weighted : bool
         Whether clients count in proportion to their examples.
     settings : Settings
-        What all strategies can be told.
+        The arguments that all strategies have.
 
     Raises
     ------
@@ -92,22 +98,24 @@ class Core(ABC):
     """
 
     kind: ClassVar[PayloadKind]
-    """What the clients are asked to send."""
+    """The kind of payload that clients are asked for."""
 
     def __init__(
         self,
         *,
         noise: Noise | None,
-        client_noise: Noise | None,
+        noise_at_client: bool,
         learning_rate: float | Schedule,
         weighted: bool,
         settings: Settings,
     ) -> None:
         if noise is not None:
             require_type("noise", noise, Noise, "a noise family such as Gaussian(0.1), or None")
+            if noise_at_client:
+                NOISE_FAMILIES.require("noise", noise)
         require_type("weighted", weighted, bool, "a bool")
         self.noise = noise
-        self.client_noise = client_noise
+        self.client_noise = noise if noise_at_client else None
         self.learning_rate = learning_rate
         self.weighted = weighted
         self.settings = settings
@@ -122,7 +130,7 @@ class Core(ABC):
         self,
         payloads: list[Payload],
         weights: Weights,
-        scales: NDArray[np.float32] | None,
+        scales: Float32 | None,
         current: Round,
     ) -> Aggregate:
         """Return the direction that the accepted payloads add up to.
@@ -134,7 +142,7 @@ class Core(ABC):
         weights : (M,) float64
             The clients' weights, which add up to 1.
         scales : (L,) float32 or None
-            The noise scale of each array, the median client's where they differ; None without
+            The noise scale of each block, the median client's where they differ; None without
             noise.
         current : Round
             The round they belong to.
@@ -142,12 +150,12 @@ class Core(ABC):
         Returns
         -------
         Aggregate
-            The direction and what to report about it.
+            The direction, in the round's blocks, and what to report about it.
         """
 
     @abstractmethod
-    def combine_dense(self, stacked: NDArray[np.float64], weights: Weights) -> NDArray[np.float64]:
-        """Combine the clients' values of one dense array, (M, *shape), into one, (*shape)."""
+    def centre(self, stacked: NDArray[Any], weights: Weights) -> NDArray[Any]:
+        """Return the centre, (*shape), of the clients' values of an exact array, (M, *shape)."""
 
     @property
     def current(self) -> Round:
@@ -164,7 +172,7 @@ class Core(ABC):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What two halves of one run have in common, by name."""
+        """The properties that two halves of one run have in common, by name."""
         optimizer = self.settings.optimizer
         return {
             "kind": self.kind,
@@ -174,13 +182,13 @@ class Core(ABC):
 
     @property
     def state(self) -> dict[str, Arrays]:
-        """What the next round depends on beside the model, in groups."""
+        """All that the next round depends on beside the model, in groups."""
         scales = {} if self._scales is None else {"scales": self._scales}
         average = {} if self.average is None else {"average": self.average}
         return {"optimizer": self._optimizer_state, "scales": scales, **average}
 
     def restore(self, state: Mapping[str, Arrays]) -> None:
-        """Take over what `state` was in another process, or earlier in this one."""
+        """Take over a `state` of another process, or of this one earlier."""
         self._optimizer_state = dict(state["optimizer"])
         self._scales = state["scales"].get("scales")
         self.average = dict(state["average"]) if "average" in state else None
@@ -200,11 +208,14 @@ class Core(ABC):
         Instruction
             What to ask of them.
         """
-        layout = Layout.of(model, self.settings.dense)
+        settings = self.settings
+        layout = Layout.of_model(model, settings.exact)
         if server_round == 1:
-            self._forget(layout)
-        instruction = self._instruction(server_round, layout)
-        self._round = Round(server_round, model, layout, instruction)
+            self._scales, self._optimizer_state, self.average = None, {}, None
+        steps = self._steps(server_round, layout)
+        instruction = Instruction(steps, server_round, settings.seed, layout.exact_positions)
+        blocks = instruction.blocks(layout)
+        self._round = Round(server_round, model, layout, instruction, blocks)
         return instruction
 
     def read(self, arrays: Arrays, scalars: Mapping[str, Any] | None) -> Payload:
@@ -217,7 +228,7 @@ class Core(ABC):
         arrays : mapping of str to array
             The reply's arrays.
         scalars : mapping or None
-            Where the reply's payload says what it is; None for plain weights.
+            The scalars of the reply's payload; None for plain weights.
 
         Returns
         -------
@@ -233,7 +244,7 @@ class Core(ABC):
         instruction, layout = current.instruction, current.layout
         if scalars is not None:
             payload = Payload.decode(list(arrays.values()), scalars)
-        elif instruction.kind == "vector" and instruction.noise is None:
+        elif instruction.kind == "vector" and instruction.find(AddNoise) is None:
             after = layout.named(arrays)
             update = layout.difference(current.arrays, after)
             # Without noise and signs there is nothing to draw.
@@ -241,13 +252,13 @@ class Core(ABC):
         else:
             raise WireError(
                 f"sent plain weights, was asked for {instruction.kind!r} with noise "
-                f"{instruction.noise!r}: does its ClientApp have mods=[perturb]?"
+                f"{self.client_noise!r}: does its ClientApp have mods=[perturb]?"
             )
-        payload.require_answer(instruction, layout)
+        instruction.require_answer(payload, layout)
         return payload
 
-    def finish(self, answers: list[Answer[Source]]) -> tuple[Model | None, Report]:
-        """Turn the accepted answers into the next model.
+    def finish(self, answers: list[Answer[Any]]) -> tuple[ServerStep | None, Report]:
+        """Turn the accepted answers into a step.
 
         Parameters
         ----------
@@ -256,15 +267,14 @@ class Core(ABC):
 
         Returns
         -------
-        model : dict of str to array or None
-            The new model; None if there are too few answers, and the model stays as it is.
+        step : ServerStep or None
+            The step; None if there are too few answers, and the model stays as it is.
         report : dict
             What to report about the round.
         """
         current, settings = self.current, self.settings
         if len(answers) < settings.min_replies:
-            log(
-                WARNING,
+            _LOGGER.warning(
                 "round %d keeps the model as it is: %d usable replies, min_replies is %d",
                 current.number,
                 len(answers),
@@ -280,16 +290,33 @@ class Core(ABC):
         scales = self._scales_in_force(payloads, magnitudes)
         report: Report = {} if scales is None else {"noise-scale": scales.tolist()}
         aggregate = self.aggregate_payloads(payloads, weights, scales, current)
-        model = self._step(current, payloads, weights, aggregate.direction)
+        direction = current.instruction.undo(aggregate.direction, current.layout)
+        if settings.optimizer is not None:
+            direction = settings.optimizer.step(direction, self._optimizer_state)
+        rate = require_real("learning_rate", self._schedule(current.number), low=0.0, open_low=True)
+        exact = {
+            spec.name: spec.cast(self.centre(values, weights))
+            for spec, values in current.layout.stack_exact([one.exact for one in payloads])
+        }
         if self.noise is not None:
             self._scales = self.noise.rule.following(self._scales, magnitudes)
-        if settings.average is not None:
-            self.average = _blend(self.average, model, settings.average)
-        return model, {**report, **aggregate.diagnostics}
+        return ServerStep(direction, rate, exact), {**report, **aggregate.diagnostics}
+
+    def move(self, step: ServerStep) -> Model:
+        """Return the model after a step of the current round, and keep its average."""
+        current, decay = self.current, self.settings.average_decay
+        model = current.layout.move(current.arrays, step.direction, step.rate, step.exact)
+        if decay is not None:
+            self.average = _blend(self.average, model, decay)
+        return model
+
+    @property
+    def _rule(self) -> ScaleRule | None:
+        return None if self.noise is None else self.noise.rule
 
     def _scales_in_force(
         self, payloads: Sequence[Payload], magnitudes: NDArray[np.float64]
-    ) -> NDArray[np.float32] | None:
+    ) -> Float32 | None:
         if self.noise is None:
             return None
         if self.client_noise is not None:
@@ -300,58 +327,29 @@ class Core(ABC):
             scales = self.noise.rule.following(None, magnitudes)
         return np.asarray(scales, dtype=np.float32)
 
-    def _forget(self, layout: Layout) -> None:
-        """Start afresh: the first round of a run knows of no other."""
-        rule = self.noise.rule if self.noise is not None else None
-        self._scales = rule.first(len(layout.voted), self.kind) if rule is not None else None
-        self._optimizer_state = {}
-        self.average = None
-
-    def _instruction(self, server_round: int, layout: Layout) -> Instruction:
-        noise, settings = self.client_noise, self.settings
-        rule = self.noise.rule if self.noise is not None else None
-        told = noise is not None and self._scales is not None and settings.noise_from == "server"
-        return Instruction(
-            kind=self.kind,
-            noise=noise.name if noise is not None else None,
-            scales=np.asarray(self._scales, dtype=np.float32) if told else None,
-            factor=rule.factor if rule is not None else 1.0,
-            of=rule.of if rule is not None else None,
-            clip=settings.clip,
-            server_round=server_round,
-            seed=settings.seed,
-            dense=layout.dense_positions,
-            divisor=settings.client_learning_rate,
-            momentum=settings.client_momentum,
-        )
-
-    def _step(
-        self,
-        current: Round,
-        payloads: Sequence[Payload],
-        weights: Weights,
-        direction: NDArray[np.float32],
-    ) -> Model:
-        if self.settings.optimizer is not None:
-            direction = self.settings.optimizer.step(direction, self._optimizer_state)
-        rate = require_real("learning_rate", self._schedule(current.number), low=0.0, open_low=True)
-        dense = current.layout.combine_dense(
-            [payload.dense for payload in payloads],
-            lambda stacked: self.combine_dense(stacked, weights),
-        )
-        direction *= np.float32(rate)  # in place: a copy may be as large as the model
-        return current.layout.move(current.arrays, direction, dense)
+    def _steps(self, server_round: int, layout: Layout) -> tuple[ClientStep, ...]:
+        """Return the round's client steps: the user's, then those that the noise asks for."""
+        steps, rule = [*self.settings.client_steps], self._rule
+        if rule is not None:
+            blocks = layout.blocks
+            for step in steps:
+                blocks = step.blocks(blocks)
+            if server_round == 1:
+                self._scales = rule.first(len(blocks), self.kind)
+            if rule.magnitude is not None:
+                steps.append(Measure(rule.magnitude))
+            if self.client_noise is not None:
+                told = self._scales if self.settings.scale_from == "server" else None
+                scales = None if told is None else np.asarray(told, dtype=np.float32)
+                steps.append(AddNoise(self.client_noise, scales, rule.factor))
+        if self.kind == "signs":
+            steps.append(Signs())
+        return tuple(steps)
 
     def _weights(self, answers: Sequence[Answer[Any]]) -> Weights:
         examples = np.array([answer.num_examples if self.weighted else 1.0 for answer in answers])
         examples /= examples.max()  # the sum of what clients claim may overflow
         return np.asarray(examples / examples.sum())
-
-
-def theory_rate(noise: Noise | None, kind: PayloadKind) -> float | None:
-    """Return the learning rate that goes with a noise scale by `Theory`; None for other rules."""
-    rule = noise.rule if isinstance(noise, Noise) else None
-    return rule.learning_rate(kind) if isinstance(rule, Theory) else None
 
 
 def _blend(old: Arrays | None, new: Arrays, decay: float) -> Model:

@@ -1,14 +1,14 @@
-"""What of a run is behind it: the rounds that a checkpoint holds, and those since."""
+"""The rounds that are behind a run: those that a checkpoint holds, and those since."""
 
+import logging
 from collections.abc import Mapping
-from logging import INFO
 from typing import Any
-
-from flwr.common.logger import log
 
 from fedmedian.layout import Arrays, Layout
 from fedmedian.strategies.checkpoint import Checkpoint, History, Saved
 from fedmedian.strategies.core import Core
+
+_LOGGER = logging.getLogger("flwr")
 
 
 class Journal:
@@ -58,10 +58,12 @@ class Journal:
                     f"checkpoint {str(folder)!r} is of a run with {name}={stored!r}, "
                     f"this one has {name}={own!r}"
                 )
-        if initial is not None and Layout.of(initial) != Layout.of(saved.arrays["model"]):
+        if initial is not None and Layout.of_model(initial) != Layout.of_model(
+            saved.arrays["model"]
+        ):
             raise ValueError(f"checkpoint {str(folder)!r} is of another model than the initial one")
         core.restore(saved.arrays)
-        log(INFO, "Going on after round %d, from %s", saved.server_round, folder)
+        _LOGGER.info("Going on after round %d, from %s", saved.server_round, folder)
 
     def note(self, phase: str, server_round: int, metrics: Mapping[str, Any]) -> None:
         """Remember a round's metrics for the next checkpoint."""

@@ -5,8 +5,7 @@ NumPyClients. Arrays have no names there: wherever names are asked for or report
 its position, "0", "1", and so on.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from logging import WARNING
 from math import isfinite
 from typing import Any, TypeVar, Unpack
@@ -19,37 +18,31 @@ from flwr.common import (
     FitRes,
     Parameters,
     Scalar,
-    ndarrays_to_parameters,
 )
 from flwr.common.logger import log
 from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import FedAvg
 
-from fedmedian.aggregation import Decode, Ties
-from fedmedian.layout import Arrays
+from fedmedian.client_steps import ClientStep
+from fedmedian.decoding import DecodeRule
+from fedmedian.layout import RUNNING_STATISTICS
 from fedmedian.noise import Noise
-from fedmedian.randomness import seeded_sampling
+from fedmedian.optimizers import Optimizer
+from fedmedian.payloads import Payload
+from fedmedian.records import arrays_to_parameters, parameters_to_arrays
 from fedmedian.schedules import Schedule
 from fedmedian.strategies import median, sign
-from fedmedian.strategies.core import Answer, Core
-from fedmedian.strategies.journal import Journal
+from fedmedian.strategies.checkpoint import Checkpoint
+from fedmedian.strategies.cohort import CohortRule, Node, Reply, all_or_none
+from fedmedian.strategies.core import Core
 from fedmedian.strategies.median import Estimator, MedianCore, NoiseAt
-from fedmedian.strategies.options import (
-    LegacyFedAvgOptions,
-    LegacyOptions,
-    Settings,
-    split_options,
-)
-from fedmedian.strategies.screening import (
-    Roster,
-    Screened,
-    Usable,
-    require_examples,
-    with_usual_metrics,
-)
+from fedmedian.strategies.metrics import require_examples
+from fedmedian.strategies.options import LegacyFedAvgOptions, require_fedavg_options
+from fedmedian.strategies.protocol import RoundProtocol, Said
+from fedmedian.strategies.settings import ScaleFrom, Settings
 from fedmedian.strategies.sign import SignCore
-from fedmedian.wire import PREFIX, Payload, WireError, read_npy
+from fedmedian.wire import PREFIX, WireError
 
 __all__ = ["MedianSGD", "SignSGD"]
 
@@ -66,15 +59,15 @@ class LegacyStrategy(FedAvg):
 
     Parameters
     ----------
-    make_core : callable
-        Returns what turns the clients' answers into a model, given the settings.
-    options : dict
-        See `SignSGD`.
+    core : Core
+        The way from the clients' answers to a model.
+    fedavg : dict
+        The arguments of `flwr.server.strategy.FedAvg`.
 
     Attributes
     ----------
     core : Core
-        What `make_core` returned.
+        See above.
 
     Raises
     ------
@@ -82,37 +75,38 @@ class LegacyStrategy(FedAvg):
         If an argument has the wrong type or is out of range.
     """
 
-    def __init__(self, make_core: Callable[[Settings], Core], options: LegacyOptions) -> None:
-        settings, fedavg = split_options(options, LegacyFedAvgOptions.__optional_keys__)
+    def __init__(self, core: Core, fedavg: LegacyFedAvgOptions) -> None:
+        require_fedavg_options(fedavg, LegacyFedAvgOptions.__optional_keys__)
         super().__init__(**fedavg)
-        self.core = make_core(settings)
-        self._roster = Roster()
-        self._journal = Journal(settings.checkpoint)
-        self._asked: list[str] = []
-        self._asked_to_evaluate: list[str] = []
+        self.core = core
+        self._protocol = RoundProtocol(core, *(() if self.accept_failures else (all_or_none,)))
+        self._asked: list[Node] = []
+        self._asked_to_evaluate: list[Node] = []
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(noise={self.core.noise}, {self.core.settings})"
 
     @property
     def averaged_parameters(self) -> Parameters | None:
-        """The exponential average of the model so far; None without `average` or a round."""
-        return None if self.core.average is None else _to_parameters(self.core.average)
+        """The exponential average of the model so far; None without a decay or a round."""
+        return None if self.core.average is None else arrays_to_parameters(self.core.average)
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters | None:
         """Return the model to begin with, or to go on with from a checkpoint."""
         parameters = super().initialize_parameters(client_manager)
-        self._journal.open(self.core, None if parameters is None else _to_model(parameters))
-        return parameters if self._journal.model is None else _to_parameters(self._journal.model)
+        journal = self._protocol.journal
+        journal.open(self.core, None if parameters is None else parameters_to_arrays(parameters))
+        return parameters if journal.model is None else arrays_to_parameters(journal.model)
 
     def configure_fit(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, FitIns]]:
         """Configure a round of training: FedAvg's with an instruction in each config."""
-        if server_round <= self._journal.done:
+        instruction = self._protocol.ask(server_round, parameters_to_arrays(parameters))
+        if instruction is None:
             return []
-        told = self.core.begin(server_round, _to_model(parameters)).encode()
-        with seeded_sampling(self.core.settings.seed, server_round):
+        told = instruction.encode()
+        with self._protocol.sampling(server_round):
             asked = super().configure_fit(server_round, parameters, client_manager)
         self._asked = [client.cid for client, _ in asked]
         return [(client, FitIns(ins.parameters, {**ins.config, **told})) for client, ins in asked]
@@ -124,25 +118,23 @@ class LegacyStrategy(FedAvg):
         failures: list[Trained | BaseException],
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Aggregate the usable results into a new model, and report on the round."""
-        screened = self._screen("aggregate_fit", self._asked, results, failures, self._read_result)
-        answers = self._accept(screened, failures)
-        model, report = self.core.finish(answers)
-        metrics: dict[str, Any] = {**screened.counts, **report}
+        replies = _by_client("aggregate_fit", results, failures)
+        heard = self._protocol.hear(self._asked, replies, _read)
+        metrics: dict[str, Any] = {**heard.report}
         if results:
             sizes = [sum(map(len, result.parameters.tensors)) for _, result in results]
             metrics["uplink-bytes"] = sum(sizes) / len(sizes)
-        if answers and self.fit_metrics_aggregation_fn:
-            usual = with_usual_metrics(answers, lambda answer: answer.metrics)
-            own = [(answer.source.num_examples, dict(answer.metrics)) for answer in usual]
+        if heard.usual and self.fit_metrics_aggregation_fn:
+            own = [(answer.source.num_examples, dict(answer.metrics)) for answer in heard.usual]
             metrics = {**self.fit_metrics_aggregation_fn(own), **metrics}
-        self._journal.end_round(self.core, model)
-        return None if model is None else _to_parameters(model), metrics
+        self._protocol.end(heard, metrics)
+        return None if heard.model is None else arrays_to_parameters(heard.model), metrics
 
     def evaluate(
         self, server_round: int, parameters: Parameters
     ) -> tuple[float, dict[str, Scalar]] | None:
         """Evaluate the model as FedAvg does."""
-        if server_round < self._journal.done:
+        if server_round < self._protocol.journal.done:
             return None
         return super().evaluate(server_round, parameters)
 
@@ -150,9 +142,9 @@ class LegacyStrategy(FedAvg):
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, EvaluateIns]]:
         """Configure a round of evaluation as FedAvg does."""
-        if server_round < self._journal.done:
+        if server_round < self._protocol.journal.done:
             return []
-        with seeded_sampling(self.core.settings.seed, server_round):
+        with self._protocol.sampling(server_round):
             asked = super().configure_evaluate(server_round, parameters, client_manager)
         self._asked_to_evaluate = [client.cid for client, _ in asked]
         return asked
@@ -164,45 +156,11 @@ class LegacyStrategy(FedAvg):
         failures: list[Evaluated | BaseException],
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Aggregate the usable results' losses and metrics as FedAvg does."""
-        asked = self._asked_to_evaluate
-        screened = self._screen("aggregate_evaluate", asked, results, failures, _read_evaluation)
-        evaluated = self._accept(screened, failures)
-        if evaluated:
-            evaluated = with_usual_metrics(evaluated, lambda pair: pair[1].metrics)
-        return super().aggregate_evaluate(server_round, evaluated, [])
-
-    def _screen(
-        self,
-        phase: str,
-        asked: list[str],
-        results: Sequence[tuple[ClientProxy, Result]],
-        failures: Sequence[tuple[ClientProxy, Result] | BaseException],
-        read: Callable[[ClientProxy, Result], Usable],
-    ) -> Screened[Usable]:
-        answered = list(results)
-        for failure in failures:
-            if isinstance(failure, BaseException):
-                # Flower does not tell whose it is; the client is named among the missing.
-                log(WARNING, "%s: a client failed: %r", phase, failure)
-            else:
-                answered.append(failure)
-        readers = [(client.cid, partial(read, client, result)) for client, result in answered]
-        return self._roster.screen(phase, asked, readers)
-
-    def _accept(self, screened: Screened[Usable], failures: Sequence[Any]) -> list[Usable]:
-        if self.accept_failures or not (failures or screened.rejected):
-            return screened.usable
-        log(WARNING, "no reply is used: some clients failed, and accept_failures is False")
-        return []
-
-    def _read_result(self, client: ClientProxy, result: FitRes) -> Answer[FitRes]:
-        _require_success(result)
-        num_examples = require_examples("num_examples", result.num_examples)
-        scalars = result.metrics if Payload.is_in(result.metrics) else None
-        payload = self.core.read(_to_model(result.parameters), scalars)
-        self._roster.learn(client.cid, payload.partition)
-        own = {key: value for key, value in result.metrics.items() if not key.startswith(PREFIX)}
-        return Answer(payload, num_examples, own, result)
+        replies = _by_client("aggregate_evaluate", results, failures)
+        usual = self._protocol.hear_evaluation(
+            server_round, self._asked_to_evaluate, replies, _read_evaluation
+        )
+        return super().aggregate_evaluate(server_round, [reply.source for reply in usual], [])
 
 
 class SignSGD(LegacyStrategy):
@@ -212,20 +170,29 @@ class SignSGD(LegacyStrategy):
 
     Parameters
     ----------
-    noise, decode, learning_rate, calibrated, weighted, ties
+    noise, decode, learning_rate, weighted, optimizer, client_steps, scale_from, cohort_rules
         As for `fedmedian.strategies.SignSGD`.
-    **options
-        Those of `fedmedian.strategies.SignSGD` that are not FedAvg's, and the arguments of
-        `flwr.server.strategy.FedAvg` but for `inplace`. The patterns of `dense` match positions:
-        ``dense=["2", "3"]`` for the running statistics of a model whose third and fourth array they
-        are. The `average` is in ``averaged_parameters``. With a `checkpoint` the metrics of rounds
-        before it are not in Flower's History, and rounds after the last `every`-th are not stored.
-        What is reported as ``uplink-bytes`` is the clients' arrays without Flower's headers.
+    diagnostics, min_replies, seed
+        As for `fedmedian.strategies.SignSGD`.
+    average_decay : float, optional
+        As there; the average is in ``averaged_parameters``.
+    exact : sequence of str
+        As there; the patterns match positions, ``exact=["2", "3"]`` for the running statistics of
+        a model whose third and fourth array they are.
+    checkpoint : Checkpoint, optional
+        As there; but the metrics of rounds before it are not in Flower's History, and rounds
+        after the last `every`-th are not stored.
+    **fedavg
+        The arguments of `flwr.server.strategy.FedAvg` but for `inplace`.
 
     Raises
     ------
     TypeError, ValueError
         As `fedmedian.strategies.SignSGD`.
+
+    Notes
+    -----
+    What is reported as ``uplink-bytes`` is the clients' arrays without Flower's headers.
 
     Examples
     --------
@@ -235,17 +202,42 @@ class SignSGD(LegacyStrategy):
     def __init__(
         self,
         noise: Noise | None = sign.DEFAULT_NOISE,
-        decode: Decode = "counts",
+        decode: DecodeRule = sign.DEFAULT_DECODE,
         learning_rate: float | Schedule | None = None,
         *,
-        calibrated: bool = False,
         weighted: bool = True,
-        ties: Ties = "random",
-        **options: Unpack[LegacyOptions],
+        optimizer: Optimizer | None = None,
+        average_decay: float | None = None,
+        client_steps: Sequence[ClientStep] = (),
+        scale_from: ScaleFrom = "server",
+        exact: Sequence[str] = RUNNING_STATISTICS,
+        cohort_rules: Sequence[CohortRule] = (),
+        diagnostics: bool = True,
+        min_replies: int = 1,
+        checkpoint: Checkpoint | None = None,
+        seed: int | None = None,
+        **fedavg: Unpack[LegacyFedAvgOptions],
     ) -> None:
-        super().__init__(
-            partial(SignCore, noise, decode, learning_rate, calibrated, weighted, ties), options
+        settings = Settings(
+            optimizer=optimizer,
+            average_decay=average_decay,
+            client_steps=client_steps,
+            scale_from=scale_from,
+            exact=exact,
+            cohort_rules=cohort_rules,
+            diagnostics=diagnostics,
+            min_replies=min_replies,
+            checkpoint=checkpoint,
+            seed=seed,
         )
+        core = SignCore(
+            noise=noise,
+            decode=decode,
+            learning_rate=learning_rate,
+            weighted=weighted,
+            settings=settings,
+        )
+        super().__init__(core, fedavg)
 
 
 class MedianSGD(LegacyStrategy):
@@ -258,7 +250,9 @@ class MedianSGD(LegacyStrategy):
     ----------
     noise, noise_at, learning_rate, estimator
         As for `fedmedian.strategies.MedianSGD`.
-    **options
+    optimizer, average_decay, client_steps, scale_from, exact, cohort_rules
+        As for `SignSGD`.
+    diagnostics, min_replies, checkpoint, seed, **fedavg
         As for `SignSGD`.
 
     Raises
@@ -278,27 +272,74 @@ class MedianSGD(LegacyStrategy):
         learning_rate: float | Schedule | None = None,
         *,
         estimator: Estimator = "median",
-        **options: Unpack[LegacyOptions],
+        optimizer: Optimizer | None = None,
+        average_decay: float | None = None,
+        client_steps: Sequence[ClientStep] = (),
+        scale_from: ScaleFrom = "server",
+        exact: Sequence[str] = RUNNING_STATISTICS,
+        cohort_rules: Sequence[CohortRule] = (),
+        diagnostics: bool = True,
+        min_replies: int = 1,
+        checkpoint: Checkpoint | None = None,
+        seed: int | None = None,
+        **fedavg: Unpack[LegacyFedAvgOptions],
     ) -> None:
-        super().__init__(partial(MedianCore, noise, noise_at, learning_rate, estimator), options)
+        settings = Settings(
+            optimizer=optimizer,
+            average_decay=average_decay,
+            client_steps=client_steps,
+            scale_from=scale_from,
+            exact=exact,
+            cohort_rules=cohort_rules,
+            diagnostics=diagnostics,
+            min_replies=min_replies,
+            checkpoint=checkpoint,
+            seed=seed,
+        )
+        core = MedianCore(
+            noise=noise,
+            noise_at=noise_at,
+            learning_rate=learning_rate,
+            estimator=estimator,
+            settings=settings,
+        )
+        super().__init__(core, fedavg)
 
 
-def _read_evaluation(client: ClientProxy, result: EvaluateRes) -> Evaluated:
+def _by_client(
+    phase: str,
+    results: Sequence[tuple[ClientProxy, Result]],
+    failures: Sequence[tuple[ClientProxy, Result] | BaseException],
+) -> list[tuple[Node, tuple[ClientProxy, Result]]]:
+    """Return all results with the names of the clients that they come from."""
+    answered = list(results)
+    for failure in failures:
+        if isinstance(failure, BaseException):
+            # Flower does not tell whose it is; the client is named among the missing.
+            log(WARNING, "%s: a client failed: %r", phase, failure)
+        else:
+            answered.append(failure)
+    return [(client.cid, (client, result)) for client, result in answered]
+
+
+def _read(trained: Trained) -> Said[FitRes]:
+    _, result = trained
     _require_success(result)
-    require_examples("num_examples", result.num_examples)
+    num_examples = require_examples("num_examples", result.num_examples)
+    scalars = result.metrics if Payload.is_in(result.metrics) else None
+    own = {key: value for key, value in result.metrics.items() if not key.startswith(PREFIX)}
+    return Said(parameters_to_arrays(result.parameters), scalars, num_examples, own, result)
+
+
+def _read_evaluation(node: Node, evaluated: Evaluated) -> Reply[Evaluated]:
+    _, result = evaluated
+    _require_success(result)
+    num_examples = require_examples("num_examples", result.num_examples)
     if not isfinite(result.loss):
         raise WireError(f"loss must be finite, got {result.loss!r}")
-    return client, result
+    return Reply(node, num_examples, result.metrics, evaluated)
 
 
 def _require_success(result: FitRes | EvaluateRes) -> None:
     if result.status.code != Code.OK:
         raise WireError(f"client failed: {result.status.message!r}")
-
-
-def _to_model(parameters: Parameters) -> Arrays:
-    return {str(number): read_npy(data) for number, data in enumerate(parameters.tensors)}
-
-
-def _to_parameters(model: Arrays) -> Parameters:
-    return ndarrays_to_parameters(list(model.values()))

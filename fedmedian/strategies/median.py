@@ -1,27 +1,34 @@
 """Median aggregation: robust to bad clients, in full precision."""
 
-from functools import partial
-from typing import ClassVar, Literal, Unpack
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.aggregation import Aggregate, aggregate_vectors
 from fedmedian.checks import require_choice
+from fedmedian.client_steps import ClientStep
+from fedmedian.layout import RUNNING_STATISTICS
 from fedmedian.noise import Gaussian, Noise, Uniform
+from fedmedian.optimizers import Optimizer
+from fedmedian.payloads import Payload, PayloadKind
 from fedmedian.randomness import server_rng
-from fedmedian.scales import Adaptive, PayloadKind
+from fedmedian.scales import Adaptive
 from fedmedian.schedules import Schedule
-from fedmedian.strategies.base import PerturbedStrategy
-from fedmedian.strategies.core import Core, Round, Weights, theory_rate
-from fedmedian.strategies.options import Settings, StrategyOptions
-from fedmedian.wire import Payload
+from fedmedian.strategies.checkpoint import Checkpoint
+from fedmedian.strategies.cohort import CohortRule
+from fedmedian.strategies.core import Core, Round, Weights
+from fedmedian.strategies.message_api import MessageStrategy
+from fedmedian.strategies.options import FedAvgOptions
+from fedmedian.strategies.settings import ScaleFrom, Settings
+from fedmedian.wire import Float32
 
 Estimator = Literal["median", "smoothed"]
 """The centre of the clients' vectors: their median, or its limit under averaged noise."""
 
 NoiseAt = Literal["client", "server"]
-"""Who adds the noise."""
+"""The side that adds the noise."""
 
 # Twice SignSGD's: a median follows outlying clients, one class each, less than votes do.
 DEFAULT_NOISE = Gaussian(Adaptive(6.0))
@@ -34,6 +41,7 @@ class MedianCore(Core):
 
     def __init__(
         self,
+        *,
         noise: Noise | None,
         noise_at: NoiseAt,
         learning_rate: float | Schedule | None,
@@ -45,10 +53,11 @@ class MedianCore(Core):
         if estimator == "smoothed" and (noise is None or isinstance(noise, Uniform)):
             raise ValueError(f"noise must have a smooth CDF with estimator='smoothed', got {noise}")
         if learning_rate is None:
-            learning_rate = theory_rate(noise, self.kind) or 1.0
+            theory = noise.rule.learning_rate(self.kind) if isinstance(noise, Noise) else None
+            learning_rate = theory or 1.0
         super().__init__(
             noise=noise,
-            client_noise=noise if noise_at == "client" and estimator == "median" else None,
+            noise_at_client=noise_at == "client" and estimator == "median",
             learning_rate=learning_rate,
             weighted=False,
             settings=settings,
@@ -59,7 +68,7 @@ class MedianCore(Core):
         self,
         payloads: list[Payload],
         weights: Weights,
-        scales: NDArray[np.float32] | None,
+        scales: Float32 | None,
         current: Round,
     ) -> Aggregate:
         """Take the median; see `fedmedian.aggregation.aggregate_vectors`."""
@@ -68,19 +77,19 @@ class MedianCore(Core):
         return aggregate_vectors(
             payloads,
             self.noise,
-            current.layout,
+            current.blocks,
             smoothing=at_server if smoothed else None,
             added=None if smoothed else at_server,
             rng=server_rng(self.settings.seed, current.number),
             diagnostics=self.settings.diagnostics,
         )
 
-    def combine_dense(self, stacked: NDArray[np.float64], weights: Weights) -> NDArray[np.float64]:
+    def centre(self, stacked: NDArray[Any], weights: Weights) -> NDArray[Any]:
         """Return the median over clients, as robust as the rest."""
         return np.asarray(np.median(stacked, axis=0))
 
 
-class MedianSGD(PerturbedStrategy):
+class MedianSGD(MessageStrategy):
     """Median aggregation with noise: the coordinate-wise median of the updates u_i + b·ξ_i.
 
     Algorithm 4 of Chen et al. (arXiv 1906.01736), and with ``noise=None`` Algorithm 2, medianSGD.
@@ -97,24 +106,29 @@ class MedianSGD(PerturbedStrategy):
         The noise: its family, and the scale b or the rule that sets it, in units of the
         update. None for the plain median.
     noise_at : {"client", "server"} (default: "client")
-        Who adds it. At the server it hides nothing from the server, and asks nothing of the
-        clients.
+        The side that adds it. At the server it hides nothing from the server, and asks nothing
+        of the clients.
     learning_rate : float or callable, optional
         The server's step size δ, > 0, in x ← x − δ·median, or a schedule of it. If not given it
         is 1.0, or `Theory`'s if the noise scale is.
     estimator : {"median", "smoothed"} (default: "median")
         ``"smoothed"`` is what the noisy median tends to when its noise is averaged out,
         `fedmedian.smoothed_median`: nobody adds any noise, and `noise_at` plays no part.
-    **options
-        As for `SignSGD`, but for `dense`: the clients' arrays that match are replaced by their
-        median.
+    exact : sequence of str (default: names of normalisation layers' running statistics)
+        Shell-style patterns of the names of floating-point arrays that clients send exactly, to
+        be replaced by their median, as arrays of integers always are.
+    optimizer, average_decay, client_steps, scale_from, cohort_rules
+        As for `SignSGD`.
+    diagnostics, min_replies, checkpoint, numpy_clients, seed, **fedavg
+        As for `SignSGD`.
 
     Raises
     ------
     TypeError
         If an argument has the wrong type, or is unknown.
     ValueError
-        If an argument is out of range, or if a smoothed median has no noise or uniform noise.
+        If an argument is out of range, if a smoothed median has no noise or uniform noise, or if
+        clients cannot know the noise family or a client step.
 
     Examples
     --------
@@ -129,6 +143,36 @@ class MedianSGD(PerturbedStrategy):
         learning_rate: float | Schedule | None = None,
         *,
         estimator: Estimator = "median",
-        **options: Unpack[StrategyOptions],
+        optimizer: Optimizer | None = None,
+        average_decay: float | None = None,
+        client_steps: Sequence[ClientStep] = (),
+        scale_from: ScaleFrom = "server",
+        exact: Sequence[str] = RUNNING_STATISTICS,
+        cohort_rules: Sequence[CohortRule] = (),
+        diagnostics: bool = True,
+        min_replies: int = 1,
+        checkpoint: Checkpoint | None = None,
+        numpy_clients: bool = False,
+        seed: int | None = None,
+        **fedavg: Unpack[FedAvgOptions],
     ) -> None:
-        super().__init__(partial(MedianCore, noise, noise_at, learning_rate, estimator), options)
+        settings = Settings(
+            optimizer=optimizer,
+            average_decay=average_decay,
+            client_steps=client_steps,
+            scale_from=scale_from,
+            exact=exact,
+            cohort_rules=cohort_rules,
+            diagnostics=diagnostics,
+            min_replies=min_replies,
+            checkpoint=checkpoint,
+            seed=seed,
+        )
+        core = MedianCore(
+            noise=noise,
+            noise_at=noise_at,
+            learning_rate=learning_rate,
+            estimator=estimator,
+            settings=settings,
+        )
+        super().__init__(core, numpy_clients, fedavg)

@@ -6,15 +6,16 @@ from typing import Any
 from flwr.app import Message, MetricRecord, RecordDict
 from flwr.common import Code
 
+from fedmedian.payloads import Payload
 from fedmedian.strategies.options import FedAvgOptions
-from fedmedian.wire import PREFIX, Payload, WireError
+from fedmedian.wire import PREFIX, WireError
 
 KEYS: FedAvgOptions = {
     "arrayrecord_key": "fitins.parameters",
     "configrecord_key": "fitins.config",
     "weighted_by_key": "num_examples",
 }
-"""What a NumPyClient calls the parts of a training message."""
+"""The names of a training message's parts for a NumPyClient."""
 
 
 def as_evaluation(messages: Iterable[Message]) -> list[Message]:

@@ -1,40 +1,16 @@
-"""The arguments that all strategies share, FedAvg's own among them."""
+"""FedAvg's own arguments, which the strategies take besides theirs."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
 from types import NoneType
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 from flwr.app import MetricRecord, RecordDict
 from flwr.common import MetricsAggregationFn, NDArrays, Parameters, Scalar
 
-from fedmedian.checks import require_choice, require_integer, require_real, require_type
-from fedmedian.layout import RUNNING_STATISTICS
-from fedmedian.optimizers import Optimizer
-from fedmedian.strategies.checkpoint import Checkpoint
+from fedmedian.checks import require_integer, require_real, require_type
 
 MetricsAggregator = Callable[[list[RecordDict], str], MetricRecord]
 Evaluation = tuple[float, dict[str, Scalar]]
-
-
-NoiseFrom = Literal["server", "client"]
-"""Who chooses the noise scale of a round."""
-
-
-class CoreOptions(TypedDict, total=False):
-    """The keyword arguments that every strategy adds to FedAvg's; `SignSGD` describes each."""
-
-    optimizer: Optimizer | None
-    average: float | None
-    clip: float | None
-    client_learning_rate: float
-    client_momentum: float
-    noise_from: NoiseFrom
-    dense: Sequence[str]
-    diagnostics: bool
-    min_replies: int
-    checkpoint: Checkpoint | None
-    seed: int | None
 
 
 class FedAvgOptions(TypedDict, total=False):
@@ -50,12 +26,6 @@ class FedAvgOptions(TypedDict, total=False):
     configrecord_key: str
     train_metrics_aggr_fn: MetricsAggregator | None
     evaluate_metrics_aggr_fn: MetricsAggregator | None
-
-
-class StrategyOptions(CoreOptions, FedAvgOptions, total=False):
-    """The keyword arguments of every strategy of the Message API."""
-
-    numpy_clients: bool
 
 
 class LegacyFedAvgOptions(TypedDict, total=False):
@@ -75,85 +45,25 @@ class LegacyFedAvgOptions(TypedDict, total=False):
     evaluate_metrics_aggregation_fn: MetricsAggregationFn | None
 
 
-class LegacyOptions(CoreOptions, LegacyFedAvgOptions, total=False):
-    """The keyword arguments of every strategy of the older API."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The options of `CoreOptions`, with their defaults, checked.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If one has the wrong type or is out of range.
-    """
-
-    optimizer: Optimizer | None = None
-    average: float | None = None
-    clip: float | None = None
-    client_learning_rate: float = 1.0
-    client_momentum: float = 0.0
-    noise_from: NoiseFrom = "server"
-    dense: Sequence[str] = RUNNING_STATISTICS
-    diagnostics: bool = True
-    min_replies: int = 1
-    checkpoint: Checkpoint | None = None
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.optimizer is not None:
-            require_type("optimizer", self.optimizer, Optimizer, "an optimiser such as Momentum()")
-        if self.average is not None:
-            require_real("average", self.average, low=0.0, high=1.0, open_low=True, open_high=True)
-        if self.clip is not None:
-            require_real("clip", self.clip, low=0.0, open_low=True)
-        require_real("client_learning_rate", self.client_learning_rate, low=0.0, open_low=True)
-        require_real("client_momentum", self.client_momentum, low=0.0, high=1.0, open_high=True)
-        require_choice("noise_from", self.noise_from, ("server", "client"))
-        if isinstance(self.dense, str) or not isinstance(self.dense, Sequence):
-            raise TypeError(f"dense must be a sequence of strings, got {self.dense!r}")
-        for pattern in self.dense:
-            require_type("dense", pattern, str, "a sequence of strings")
-        require_type("diagnostics", self.diagnostics, bool, "a bool")
-        require_integer("min_replies", self.min_replies, low=1)
-        if self.checkpoint is not None:
-            require_type("checkpoint", self.checkpoint, Checkpoint, "a Checkpoint, or None")
-        if self.seed is not None:
-            require_integer("seed", self.seed, low=0)
-
-
-def split_options(
-    options: CoreOptions, fedavg_options: frozenset[str]
-) -> tuple[Settings, dict[str, Any]]:
-    """Return our own options, with defaults, and FedAvg's, all checked.
+def require_fedavg_options(options: Mapping[str, Any], allowed: frozenset[str]) -> None:
+    """Raise unless all options are FedAvg's own and in order.
 
     Parameters
     ----------
-    options : dict
-        What the strategy was given.
-    fedavg_options : frozenset of str
-        The names of FedAvg's own among them.
-
-    Returns
-    -------
-    settings : Settings
-        Our own.
-    fedavg : dict
-        FedAvg's.
+    options : mapping
+        The options.
+    allowed : frozenset of str
+        The names that FedAvg knows.
 
     Raises
     ------
     TypeError, ValueError
         If an option is unknown, has the wrong type or is out of range.
     """
-    fedavg: dict[str, Any] = dict(options)
-    own = {field.name: fedavg.pop(field.name) for field in fields(Settings) if field.name in fedavg}
-    if unknown := sorted(set(fedavg) - fedavg_options):
+    if unknown := sorted(set(options) - allowed):
         raise TypeError(f"unknown argument {unknown[0]!r}")
-    for name, value in fedavg.items():
+    for name, value in options.items():
         _require_fedavg_option(name, value)
-    return Settings(**own), fedavg
 
 
 def _require_fedavg_option(name: str, value: Any) -> None:

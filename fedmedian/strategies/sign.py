@@ -1,23 +1,31 @@
 """Sign aggregation: one bit per parameter and client."""
 
-from functools import partial
-from typing import ClassVar, Unpack
+from collections.abc import Sequence
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmedian.aggregation import Aggregate, Decode, Ties, aggregate_signs
-from fedmedian.checks import require_choice, require_type
+from fedmedian.aggregation import Aggregate, aggregate_signs
+from fedmedian.checks import require_type
+from fedmedian.client_steps import ClientStep
+from fedmedian.decoding import Counts, DecodeRule
+from fedmedian.layout import RUNNING_STATISTICS
 from fedmedian.noise import Gaussian, Noise
+from fedmedian.optimizers import Optimizer
+from fedmedian.payloads import Payload, PayloadKind
 from fedmedian.randomness import server_rng
-from fedmedian.scales import PayloadKind
 from fedmedian.schedules import Schedule
-from fedmedian.strategies.base import PerturbedStrategy
-from fedmedian.strategies.core import Core, Round, Weights, theory_rate
-from fedmedian.strategies.options import Settings, StrategyOptions
-from fedmedian.wire import Payload
+from fedmedian.strategies.checkpoint import Checkpoint
+from fedmedian.strategies.cohort import CohortRule
+from fedmedian.strategies.core import Core, Round, Weights
+from fedmedian.strategies.message_api import MessageStrategy
+from fedmedian.strategies.options import FedAvgOptions
+from fedmedian.strategies.settings import ScaleFrom, Settings
+from fedmedian.wire import Float32
 
 DEFAULT_NOISE = Gaussian()
+DEFAULT_DECODE = Counts()
 
 
 class SignCore(Core):
@@ -27,69 +35,58 @@ class SignCore(Core):
 
     def __init__(
         self,
+        *,
         noise: Noise | None,
-        decode: Decode,
+        decode: DecodeRule,
         learning_rate: float | Schedule | None,
-        calibrated: bool,
         weighted: bool,
-        ties: Ties,
         settings: Settings,
     ) -> None:
-        require_choice("decode", decode, ("counts", "majority"))
-        require_type("calibrated", calibrated, bool, "a bool")
-        require_choice("ties", ties, ("random", "unchanged"))
-        if noise is None and (decode == "counts" or calibrated):
-            raise ValueError("noise must not be None with decode='counts' or calibrated=True")
-        if calibrated and decode == "counts":
-            raise ValueError("calibrated must be False with decode='counts', got True")
+        require_type("decode", decode, DecodeRule, "a rule such as Counts() or Majority()")
+        if noise is None and decode.needs_noise:
+            raise ValueError(f"noise must not be None with decode={decode!r}")
         if learning_rate is None:
-            learning_rate = 1.0
-            if decode == "majority" and not calibrated:
-                learning_rate = theory_rate(noise, self.kind)
-                if learning_rate is None:
-                    raise ValueError("learning_rate must be given with decode='majority', got None")
+            learning_rate = decode.learning_rate(noise if isinstance(noise, Noise) else None)
+            if learning_rate is None:
+                raise ValueError(f"learning_rate must be given with decode={decode!r}, got None")
         super().__init__(
             noise=noise,
-            client_noise=noise,
+            noise_at_client=True,
             learning_rate=learning_rate,
             weighted=weighted,
             settings=settings,
         )
         self.decode = decode
-        self.calibrated = calibrated
-        self.ties = ties
 
     def aggregate_payloads(
         self,
         payloads: list[Payload],
         weights: Weights,
-        scales: NDArray[np.float32] | None,
+        scales: Float32 | None,
         current: Round,
     ) -> Aggregate:
         """Decode the votes; see `fedmedian.aggregation.aggregate_signs`."""
         return aggregate_signs(
             payloads,
             weights,
-            current.layout,
+            current.blocks,
             self.noise,
             self.decode,
-            self.ties,
             server_rng(self.settings.seed, current.number),
-            calibrated=self.calibrated,
             diagnostics=self.settings.diagnostics,
         )
 
-    def combine_dense(self, stacked: NDArray[np.float64], weights: Weights) -> NDArray[np.float64]:
+    def centre(self, stacked: NDArray[Any], weights: Weights) -> NDArray[Any]:
         """Return the weighted mean over clients."""
         return np.asarray(np.tensordot(weights, stacked, axes=1))
 
 
-class SignSGD(PerturbedStrategy):
+class SignSGD(MessageStrategy):
     """Sign aggregation with noise: clients send sign(u_i + b·ξ_i), one bit per parameter.
 
-    With ``decode="counts"`` the server, which knows the noise, estimates the mean of the
+    With ``decode=Counts()`` the server, which knows the noise, estimates the mean of the
     clients' updates u_i from their votes, so that it can take FedAvg's place at a thirtieth of
-    its uplink. With ``decode="majority"`` it steps along the majority's sign: Algorithm 3 of
+    its uplink. With ``decode=Majority()`` it steps along the majority's sign: Algorithm 3 of
     Chen et al. (arXiv 1906.01736), and with ``noise=None`` Algorithm 1, signSGD with majority
     vote. Clients need `fedmedian.clients.perturb`, or are `fedmedian.clients.SignClient`.
 
@@ -97,59 +94,52 @@ class SignSGD(PerturbedStrategy):
     ----------
     noise : Noise or None (default: ``Gaussian(Adaptive(3.0))``)
         The clients' noise: its family, and the scale b or the rule that sets it, in units of
-        the update. None for plain signs, which ``decode="counts"`` cannot do with.
-    decode : {"counts", "majority"} (default: "counts")
-        How votes become a step; see above.
+        the update. None for plain signs, which `Counts` cannot decode.
+    decode : DecodeRule (default: ``Counts()``)
+        The rule by which votes become a direction: `Counts`, `Majority`, or one of your own.
     learning_rate : float or callable, optional
         The server's step size δ, > 0, in x ← x − δ·step, or a schedule: a callable from the
         round to δ such as `Cosine` and `StepDecay`. If not given it is 1.0, which moves the model
         by the estimated mean update. A majority that is not calibrated moves each coordinate by
         exactly δ and must be given one, unless the noise scale is `Theory`'s, which knows it.
-    calibrated : bool (default: False)
-        With ``decode="majority"`` and noise: take a majority as an estimate of the mean update,
-        b·sign/(2κ_M), so that learning rates mean the same as with counts.
     weighted : bool (default: True)
         Whether votes count in proportion to the clients' examples.
-    ties : {"random", "unchanged"} (default: "random")
-        What a tied majority means: a fair coin, or no step for that coordinate.
-    **options
-        optimizer : Optimizer, optional
-            What is done to a direction before the learning rate: `Momentum`, `Adam`.
-        average : float, optional
-            The decay, in (0, 1), of an exponential average of the model over rounds, which
-            ``start`` returns as ``averaged_arrays`` beside the last model.
-        clip : float, optional
-            The L2 norm to which clients clip their whole update before adding noise, > 0.
-        client_learning_rate : float (default: 1.0)
-            What clients divide their update by, > 0: their own learning rate makes gradients of
-            one local step, or their sum over several.
-        client_momentum : float (default: 0.0)
-            The decay, in [0, 1), of an average that clients keep of their updates and send, with
-            noise, in place of the last. It lives in the client's ``Context.state``.
-        noise_from : {"server", "client"} (default: "server")
-            Who chooses the noise scale. Clients that do are told the rule's factor, need not
-            follow it, and weigh at most four times the median client.
-        dense : sequence of str (default: names of normalisation layers' running statistics)
-            Shell-style patterns of the names of floating-point arrays that are not voted on but
-            sent in full and averaged, as arrays of integers always are.
-        diagnostics : bool (default: True)
-            Whether each round's report says how votes agree and what is noise in them.
-        min_replies : int (default: 1)
-            A round with fewer usable replies keeps the model as it is, and says so; >= 1.
-        checkpoint : Checkpoint, optional
-            Where the run is stored after every so many rounds; if it is there already, ``start``
-            goes on from it. With a seed, all nodes and clients without a state of their own, the
-            model is bit for bit that of a run that was not interrupted.
-        numpy_clients : bool (default: False)
-            Whether the clients are NumPyClients, for training and evaluation; their metrics are
-            averaged as a Message-API app's would be.
-        seed : int, optional
-            Makes every random number of server and clients follow from it, >= 0, and which nodes
-            are sampled where `fraction_train` is below 1; but on Ray Flower gives the nodes new
-            names in each run. Without one, the right choice outside of simulation, noise comes
-            from the operating system's entropy and the server cannot know it.
-
-        And the arguments of `flwr.serverapp.strategy.FedAvg`: `fraction_train`,
+    optimizer : Optimizer, optional
+        What is done to a direction before the learning rate: `Momentum`, `Adam`.
+    average_decay : float, optional
+        The decay, in (0, 1), of an exponential average of the model over rounds, which
+        ``start`` returns as ``averaged_arrays`` beside the last model.
+    client_steps : sequence of ClientStep (default: none)
+        What clients do to their update before the noise, in order: `DivideByLearningRate`,
+        `ClientMomentum`, `Clip`, or steps of your own. No two of one kind.
+    scale_from : {"server", "client"} (default: "server")
+        The side that chooses the noise scale. Clients that do are told the rule's factor, need
+        not follow it, and weigh at most four times the median client.
+    exact : sequence of str (default: names of normalisation layers' running statistics)
+        Shell-style patterns of the names of floating-point arrays that clients send exactly, to
+        be averaged, as arrays of integers always are.
+    cohort_rules : sequence of callables (default: none)
+        Rules by which a round's usable answers are judged together before they are aggregated:
+        each maps a `fedmedian.strategies.Cohort` to the answers to refuse, by their index, with
+        the reason. "One reply per node that was asked" always comes first.
+    diagnostics : bool (default: True)
+        Whether each round's report says how votes agree and what is noise in them.
+    min_replies : int (default: 1)
+        A round with fewer usable replies keeps the model as it is, and says so; >= 1.
+    checkpoint : Checkpoint, optional
+        Where the run is stored after every so many rounds; if it is there already, ``start``
+        goes on from it. With a seed, all nodes and clients without a state of their own, the
+        model is bit for bit that of a run that was not interrupted.
+    numpy_clients : bool (default: False)
+        Whether the clients are NumPyClients, for training and evaluation; their metrics are
+        averaged as a Message-API app's would be.
+    seed : int, optional
+        Makes every random number of server and clients follow from it, >= 0, and which nodes
+        are sampled where `fraction_train` is below 1; but on Ray Flower gives the nodes new
+        names in each run. Without one, the right choice outside of simulation, noise comes
+        from the operating system's entropy and the server cannot know it.
+    **fedavg
+        The arguments of `flwr.serverapp.strategy.FedAvg`: `fraction_train`,
         `fraction_evaluate`, `min_train_nodes`, `min_evaluate_nodes`, `min_available_nodes`,
         `weighted_by_key`, `arrayrecord_key`, `configrecord_key`, `train_metrics_aggr_fn`,
         `evaluate_metrics_aggr_fn`.
@@ -159,26 +149,53 @@ class SignSGD(PerturbedStrategy):
     TypeError
         If an argument has the wrong type, or is unknown.
     ValueError
-        If an argument is out of range, if ``decode="counts"`` or ``calibrated`` has no noise, if
-        ``calibrated`` goes with counts, or if a majority lacks its learning rate.
+        If an argument is out of range, if the rule needs noise and there is none, if clients
+        cannot know the noise family or a client step, or if a majority lacks its learning rate.
 
     Examples
     --------
+    >>> from fedmedian import Majority
     >>> strategy = SignSGD(fraction_train=0.5)
-    >>> paper = SignSGD(noise=Gaussian(0.1), decode="majority", learning_rate=0.001)
+    >>> paper = SignSGD(Gaussian(0.1), Majority(), learning_rate=0.001)
     """
 
     def __init__(
         self,
         noise: Noise | None = DEFAULT_NOISE,
-        decode: Decode = "counts",
+        decode: DecodeRule = DEFAULT_DECODE,
         learning_rate: float | Schedule | None = None,
         *,
-        calibrated: bool = False,
         weighted: bool = True,
-        ties: Ties = "random",
-        **options: Unpack[StrategyOptions],
+        optimizer: Optimizer | None = None,
+        average_decay: float | None = None,
+        client_steps: Sequence[ClientStep] = (),
+        scale_from: ScaleFrom = "server",
+        exact: Sequence[str] = RUNNING_STATISTICS,
+        cohort_rules: Sequence[CohortRule] = (),
+        diagnostics: bool = True,
+        min_replies: int = 1,
+        checkpoint: Checkpoint | None = None,
+        numpy_clients: bool = False,
+        seed: int | None = None,
+        **fedavg: Unpack[FedAvgOptions],
     ) -> None:
-        super().__init__(
-            partial(SignCore, noise, decode, learning_rate, calibrated, weighted, ties), options
+        settings = Settings(
+            optimizer=optimizer,
+            average_decay=average_decay,
+            client_steps=client_steps,
+            scale_from=scale_from,
+            exact=exact,
+            cohort_rules=cohort_rules,
+            diagnostics=diagnostics,
+            min_replies=min_replies,
+            checkpoint=checkpoint,
+            seed=seed,
         )
+        core = SignCore(
+            noise=noise,
+            decode=decode,
+            learning_rate=learning_rate,
+            weighted=weighted,
+            settings=settings,
+        )
+        super().__init__(core, numpy_clients, fedavg)

@@ -6,7 +6,7 @@ from typing import Any
 
 from flwr.app import Array, ArrayRecord, Message, Metadata, RecordDict
 
-from fedmedian.wire import serialized_size
+from fedmedian.records import serialized_size
 
 _Form = tuple[tuple[str, type, tuple[tuple[Any, ...], ...]], ...]
 
@@ -52,7 +52,7 @@ def _size(reply: Message) -> int:
 
 
 def _form_of(key: str, value: Any) -> tuple[Any, ...]:
-    """Return what a value's size follows from."""
+    """Return the properties that a value's size follows from."""
     if isinstance(value, Array):
         return key, Array, value.dtype, value.shape, value.stype
     kind = next(kind for kind in _EXAMPLES if isinstance(value, kind))

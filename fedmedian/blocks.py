@@ -1,0 +1,58 @@
+"""Stretches of a flat vector whose coordinates share a noise scale."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Consecutive stretches of coordinates, each with a noise scale and a magnitude of its own.
+
+    They need not be a model's arrays: a client step may join several of those into one block, or
+    add coordinates that no array has.
+
+    Parameters
+    ----------
+    sizes : tuple of L int
+        The number of coordinates of each block, >= 0, in order.
+
+    Examples
+    --------
+    >>> blocks = Blocks((3, 2))
+    >>> blocks.dim
+    5
+    >>> [part.tolist() for part in blocks.split(np.arange(5))]
+    [[0, 1, 2], [3, 4]]
+    """
+
+    sizes: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @cached_property
+    def dim(self) -> int:
+        """d, the number of coordinates of all blocks."""
+        return sum(self.sizes)
+
+    @cached_property
+    def ends(self) -> NDArray[np.int64]:
+        """The end of each block in the flat vector, (L,) int64."""
+        return np.cumsum(self.sizes, dtype=np.int64)
+
+    def split(self, flat: NDArray[Any]) -> list[NDArray[Any]]:
+        """Return views of a flat vector's blocks, each (size,)."""
+        return [flat[end - size : end] for size, end in zip(self.sizes, self.ends, strict=True)]
+
+    def sizes_within(self, part: slice) -> NDArray[np.int64]:
+        """Return the number of coordinates of each block in a part of the flat vector, (L,)."""
+        inside: NDArray[np.int64] = np.clip((0, *self.ends), part.start, part.stop)
+        return inside[1:] - inside[:-1]
+
+    def repeat_within(self, part: slice, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return one value per block, (L,), as one per coordinate of a part of the flat vector."""
+        return np.repeat(values, self.sizes_within(part))

@@ -1,0 +1,44 @@
+"""A client's memory between rounds, in its ``Context.state``."""
+
+import numpy as np
+from flwr.app import Context
+
+from fedmedian.client_steps import Memory
+from fedmedian.records import to_arrays, to_record
+from fedmedian.wire import PREFIX
+
+
+def recall(context: Context) -> Memory:
+    """Return a client's memory.
+
+    Parameters
+    ----------
+    context : Context
+        The client's context.
+
+    Returns
+    -------
+    dict of str to dict of str to array
+        Arrays that may be changed, by the step that remembers them; empty at first.
+    """
+    return {
+        key.removeprefix(PREFIX): {
+            name: np.array(array) for name, array in to_arrays(record).items()
+        }
+        for key, record in context.state.array_records.items()
+        if key.startswith(PREFIX)
+    }
+
+
+def remember(context: Context, memory: Memory) -> None:
+    """Keep a client's memory until the next round.
+
+    Parameters
+    ----------
+    context : Context
+        The client's context.
+    memory : dict of str to dict of str to array
+        The memory, by the step that remembers it.
+    """
+    for step, arrays in memory.items():
+        context.state[PREFIX + step] = to_record(arrays)

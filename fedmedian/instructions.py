@@ -1,0 +1,279 @@
+"""The server's instructions to the clients of a round, and how a client follows one."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmedian.blocks import Blocks
+from fedmedian.client_steps import (
+    CLIENT_STEPS,
+    AddNoise,
+    ClientStep,
+    Draft,
+    Memory,
+    Signs,
+    UpdateError,
+    energy,
+)
+from fedmedian.kernels.signs import packed_size
+from fedmedian.layout import Arrays, Layout
+from fedmedian.payloads import Payload, PayloadKind
+from fedmedian.wire import (
+    PREFIX,
+    WIRE_VERSION,
+    Float32,
+    Reader,
+    WireError,
+    WireScalar,
+    require_sizes,
+    with_prefix,
+)
+
+Step = TypeVar("Step", bound=ClientStep)
+
+
+@dataclass(frozen=True, eq=False)
+class Instruction:
+    """The server's wish to a client in one round.
+
+    Parameters
+    ----------
+    steps : tuple of ClientStep
+        The steps that turn the client's update into what it sends, in order, no two of one kind.
+        With `Signs` as the last it sends signs, one bit each, else the vector.
+    server_round : int
+        The round.
+    seed : int or None
+        The strategy's seed; None for the operating system's entropy.
+    exact : tuple of int
+        The positions of the arrays that are sent exactly, as the server counts them: a client
+        may know its arrays by other names, or none.
+    """
+
+    steps: tuple[ClientStep, ...]
+    server_round: int
+    seed: int | None
+    exact: tuple[int, ...]
+
+    @property
+    def kind(self) -> PayloadKind:
+        """The kind of payload that answers it."""
+        return "vector" if self.find(Signs) is None else "signs"
+
+    def find(self, kind: type[Step]) -> Step | None:
+        """Return the step of a kind, or None if there is none."""
+        return next((step for step in self.steps if isinstance(step, kind)), None)
+
+    def blocks(self, layout: Layout) -> Blocks:
+        """Return the blocks of what clients with a model of this layout send."""
+        return self._blocks_before(layout)[-1]
+
+    def undo(self, direction: Float32, layout: Layout) -> Float32:
+        """Return an aggregate of what clients send as a direction of the model.
+
+        Parameters
+        ----------
+        direction : (d',) float32
+            The aggregate, in `blocks`. It may be overwritten.
+        layout : Layout
+            The model's layout.
+
+        Returns
+        -------
+        (d,) float32
+            The direction, all steps undone that are to be undone.
+        """
+        before = self._blocks_before(layout)[:-1]
+        for step, blocks in zip(reversed(self.steps), reversed(before), strict=True):
+            direction = step.undo(direction, blocks)
+        return direction
+
+    def encode(self) -> dict[str, WireScalar]:
+        """Return the instruction as flat scalars, ready for a ConfigRecord or FitIns.config."""
+        message: dict[str, WireScalar] = {
+            "instruction": WIRE_VERSION,
+            "round": self.server_round,
+            "exact": json.dumps(self.exact),
+            "steps": json.dumps([step.name for step in self.steps]),
+        }
+        for step in self.steps:
+            message |= {f"{step.name}.{key}": value for key, value in step.encode().items()}
+        if self.seed is not None:
+            # A decimal string: seeds may exceed the 64 bits of a record's integers.
+            message["seed"] = str(self.seed)
+        return with_prefix(message)
+
+    @staticmethod
+    def is_in(config: Mapping[str, Any]) -> bool:
+        """Tell whether a message's config holds an instruction."""
+        return PREFIX + "instruction" in config
+
+    @classmethod
+    def decode(cls, config: Mapping[str, Any]) -> "Instruction":
+        """Read the instruction in a message's config.
+
+        Raises
+        ------
+        WireError
+            If it is of another version, malformed, or has a step, a parameter or anything else
+            that is unknown here: it might change what the server makes of the answer.
+        """
+        read = Reader(config, "instruction")
+        seed = read.optional("seed", str)
+        if seed is not None and not (seed.isascii() and seed.isdecimal()):
+            raise WireError(f"{PREFIX}seed must be a decimal number, got {seed!r}")
+        server_round = read.required("round", int)
+        exact = _read_list(read, "exact", int)
+        if exact and min(exact) < 0:
+            raise WireError(f"{PREFIX}exact must be positions, got {exact!r}")
+        names = _read_list(read, "steps", str)
+        if len(set(names)) < len(names):
+            raise WireError(f"{PREFIX}steps must differ, got {names!r}")
+        if Signs.name in names[:-1]:
+            raise WireError(f"{PREFIX}steps must end with {Signs.name!r}, got {names!r}")
+        steps = tuple(_read_step(read, name) for name in names)
+        read.finish()
+        return cls(steps, server_round, None if seed is None else int(seed), tuple(exact))
+
+    def require_answer(self, payload: Payload, layout: Layout) -> None:
+        """Raise unless a payload is a usable answer.
+
+        Parameters
+        ----------
+        payload : Payload
+            The client's answer.
+        layout : Layout
+            The model's layout.
+
+        Raises
+        ------
+        WireError
+            Naming the first thing that is wrong: kind, noise, a length, a dtype, a value that
+            is not finite.
+        """
+        if payload.kind != self.kind:
+            raise WireError(f"sent {payload.kind!r}, was asked for {self.kind!r}")
+        asked = self.find(AddNoise)
+        family = None if asked is None else asked.noise.name
+        if payload.noise != family:
+            raise WireError(f"used noise {payload.noise!r}, was told {family!r}")
+        blocks = self.blocks(layout)
+        size, dtype = (
+            (packed_size(blocks.dim), np.uint8)
+            if payload.kind == "signs"
+            else (blocks.dim, np.float32)
+        )
+        _require_vector(payload.kind, payload.body, size, dtype)
+        _require_vector("exact arrays", payload.exact, layout.exact_bytes, np.uint8)
+        for name, values in (("scales", payload.scales), ("magnitudes", payload.magnitudes)):
+            _require_vector(name, values, len(blocks), np.float32)
+            require_sizes(name, values)
+        told = None if asked is None else asked.scales
+        if told is not None and not np.array_equal(payload.scales, told):
+            raise WireError("used another noise scale than it was told")
+        if payload.kind == "vector" and not np.isfinite(payload.body).all():
+            raise WireError("vector holds NaN or infinity")
+        for name, array in layout.unpack_exact(payload.exact).items():
+            if np.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all():
+                raise WireError(f"array {name!r} holds NaN or infinity")
+
+    def _blocks_before(self, layout: Layout) -> list[Blocks]:
+        """Return the blocks before each step, and last those after all of them."""
+        blocks = [layout.blocks]
+        for step in self.steps:
+            blocks.append(step.blocks(blocks[-1]))
+        return blocks
+
+
+def perturb_update(
+    instruction: Instruction,
+    layout: Layout,
+    update: NDArray[np.float32],
+    after: Arrays,
+    rng: np.random.Generator,
+    memory: Memory | None = None,
+    partition: int | None = None,
+) -> Payload:
+    """Answer an instruction with an update: Algorithms 1 to 4 of arXiv 1906.01736, line 3.
+
+    Parameters
+    ----------
+    instruction : Instruction
+        The server's wish.
+    layout : Layout
+        The model's layout.
+    update : (d,) float32
+        The update, x − x_i or a gradient. It is overwritten.
+    after : mapping of str to array
+        The model after training, for its exact arrays.
+    rng : numpy.random.Generator
+        Draws the noise, and the sign of every exact zero.
+    memory : dict of str to dict, optional
+        The client's memory between rounds, updated in place. None if nobody remembers, which an
+        instruction without momentum does not ask for.
+    partition : int, optional
+        The client's partition, for the server's log.
+
+    Returns
+    -------
+    Payload
+        The answer.
+
+    Raises
+    ------
+    UpdateError
+        If the update is not finite, naming the array.
+    WireError
+        If the instruction does not fit the model.
+    """
+    for spec, part in zip(layout.flat, layout.blocks.split(update), strict=True):
+        if not isfinite(energy(part)):
+            raise UpdateError(f"update of array {spec.name!r} holds NaN or infinity")
+    draft = Draft(update, layout.blocks, instruction.server_round, rng, memory)
+    for step in instruction.steps:
+        step.apply(draft)
+    nothing = np.zeros(len(draft.blocks), dtype=np.float32)
+    return Payload(
+        kind=instruction.kind,
+        noise=None if draft.noise is None else draft.noise.name,
+        scales=nothing if draft.scales is None else draft.scales,
+        magnitudes=nothing if draft.magnitudes is None else draft.magnitudes,
+        body=draft.vector if draft.signs is None else draft.signs,
+        exact=layout.pack_exact(after),
+        partition=partition,
+    )
+
+
+Item = TypeVar("Item", int, str)
+
+
+def _read_list(read: Reader, key: str, wanted: type[Item]) -> list[Item]:
+    text = read.required(key, str)
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, list) or not all(type(value) is wanted for value in values):
+        raise WireError(f"{PREFIX}{key} must be a JSON list of {wanted.__name__}, got {text!r}")
+    return values
+
+
+def _read_step(read: Reader, name: str) -> ClientStep:
+    step = CLIENT_STEPS.find(name)
+    try:
+        return step.decode(read.below(name))
+    except (TypeError, ValueError) as error:
+        raise WireError(f"client step {name!r} cannot be taken: {error}") from error
+
+
+def _require_vector(name: str, values: NDArray[Any], size: int, dtype: type[np.generic]) -> None:
+    if values.dtype != dtype or values.shape != (size,):
+        raise WireError(
+            f"{name} must be {np.dtype(dtype).name} of shape {(size,)}, "
+            f"got {values.dtype} of shape {values.shape}"
+        )

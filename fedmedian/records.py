@@ -1,0 +1,57 @@
+"""Flower's records as arrays and back, and their size as they are sent.
+
+Beside `fedmedian.clients` and `fedmedian.strategies`, which both need it, the one module that
+knows Flower.
+"""
+
+from collections.abc import Mapping
+
+from flwr.app import Array, ArrayRecord, Message
+from flwr.common import Parameters, ndarrays_to_parameters
+from flwr.supercore.inflatable.inflatable_object import InflatableObject
+
+from fedmedian.layout import Arrays
+from fedmedian.npy import read_npy, write_npy
+
+
+def to_arrays(record: ArrayRecord) -> Arrays:
+    """Return a record's arrays by name, read-only views into its bytes.
+
+    Raises
+    ------
+    WireError
+        If the bytes of one are not an array's.
+    """
+    return {name: read_npy(array.data) for name, array in record.items()}
+
+
+def to_record(arrays: Arrays) -> ArrayRecord:
+    """Return a record of named arrays."""
+    return ArrayRecord(
+        {
+            name: Array(str(array.dtype), array.shape, "numpy.ndarray", write_npy(array))
+            for name, array in arrays.items()
+        }
+    )
+
+
+def parameters_to_arrays(parameters: Parameters) -> Arrays:
+    """Return the arrays of the older API's Parameters, named "0", "1", and so on.
+
+    Raises
+    ------
+    WireError
+        If the bytes of one are not an array's.
+    """
+    return {str(number): read_npy(data) for number, data in enumerate(parameters.tensors)}
+
+
+def arrays_to_parameters(arrays: Arrays) -> Parameters:
+    """Return arrays as the older API's Parameters."""
+    return ndarrays_to_parameters(list(arrays.values()))
+
+
+def serialized_size(sent: Message | InflatableObject) -> int:
+    """Return the bytes of a Flower message, or a record in it, as sent: with all its headers."""
+    children: Mapping[str, InflatableObject] = sent.children or {}
+    return len(sent.deflate()) + sum(serialized_size(child) for child in children.values())

@@ -1,0 +1,292 @@
+"""The part of the strategies that speaks Flower's Message API."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from logging import INFO
+from typing import Any, TypeVar
+
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.common.logger import log
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg, Result
+
+from fedmedian.checks import require_type
+from fedmedian.payloads import Payload
+from fedmedian.records import to_arrays, to_record
+from fedmedian.strategies import numpy_clients as numpy_messages
+from fedmedian.strategies.cohort import Node, Reply
+from fedmedian.strategies.core import Core
+from fedmedian.strategies.metrics import require_examples
+from fedmedian.strategies.options import FedAvgOptions, require_fedavg_options
+from fedmedian.strategies.protocol import RoundProtocol, Said
+from fedmedian.strategies.uplink import mean_reply_size
+from fedmedian.wire import WireError, is_refusal
+
+Record = TypeVar("Record")
+EvaluateFunction = Callable[[int, ArrayRecord], MetricRecord | None]
+
+
+@dataclass
+class AveragedResult(Result):
+    """Flower's Result of a run, with the average of the model over the rounds beside the last.
+
+    Parameters
+    ----------
+    averaged_arrays : ArrayRecord or None
+        The exponential average, or None if the strategy keeps none.
+    """
+
+    averaged_arrays: ArrayRecord | None = None
+
+
+class MessageStrategy(FedAvg):
+    """A Flower strategy whose clients perturb their updates as the server tells them.
+
+    It samples nodes, builds messages and aggregates metrics as FedAvg does. Each reply is
+    screened on its own: one that cannot be used is counted, logged with the reason and dropped.
+
+    Parameters
+    ----------
+    core : Core
+        The way from the clients' answers to a model.
+    numpy_clients : bool
+        Whether the clients are NumPyClients.
+    fedavg : dict
+        The arguments of `flwr.serverapp.strategy.FedAvg`.
+
+    Attributes
+    ----------
+    core : Core
+        See above.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or is out of range.
+    """
+
+    def __init__(self, core: Core, numpy_clients: bool, fedavg: FedAvgOptions) -> None:
+        require_type("numpy_clients", numpy_clients, bool, "a bool")
+        require_fedavg_options(fedavg, FedAvgOptions.__optional_keys__)
+        if numpy_clients:
+            for key in numpy_messages.KEYS:
+                if key in fedavg:
+                    raise ValueError(f"{key} must not be given with numpy_clients=True")
+            fedavg = {**fedavg, **numpy_messages.KEYS}
+        super().__init__(**fedavg)
+        self.core = core
+        self.numpy_clients = numpy_clients
+        self._protocol = RoundProtocol(core)
+        self._asked: Sequence[Message] = ()
+        self._asked_to_evaluate: Sequence[Message] = ()
+
+    @property
+    def averaged_arrays(self) -> ArrayRecord | None:
+        """The exponential average of the model so far; None without a decay or a round."""
+        return None if self.core.average is None else to_record(self.core.average)
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: EvaluateFunction | None = None,
+        **newer: Any,
+    ) -> AveragedResult:
+        """Run federated learning; see `flwr.serverapp.strategy.Strategy.start`.
+
+        With a `checkpoint` that has been written, the rounds until then are not run again: what
+        is returned and logged of them is what was stored.
+
+        Parameters
+        ----------
+        grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn
+            As for Flower's strategies.
+        **newer
+            Arguments that newer versions of Flower have.
+
+        Returns
+        -------
+        AveragedResult
+            Flower's Result, with ``averaged_arrays``.
+
+        Raises
+        ------
+        ValueError
+            If the checkpoint is not one of this run, or holds more rounds than it is to have.
+        """
+        journal = self._protocol.journal
+        if self.core.settings.checkpoint is not None:
+            journal.open(self.core, to_arrays(initial_arrays))
+            if num_rounds < journal.done:
+                raise ValueError(
+                    f"num_rounds must be >= {journal.done}, the rounds that the checkpoint "
+                    f"holds, got {num_rounds}"
+                )
+            if evaluate_fn is not None:
+                evaluate_fn = partial(self._evaluate, evaluate_fn)
+        result = super().start(
+            grid,
+            initial_arrays,
+            num_rounds,
+            timeout,
+            train_config,
+            evaluate_config,
+            evaluate_fn,
+            **newer,
+        )
+        journal.close(self.core)
+        return AveragedResult(**vars(result), averaged_arrays=self.averaged_arrays)
+
+    def summary(self) -> None:
+        """Log the configuration of the strategy."""
+        log(INFO, "\t├──> Noise: %s", self.core.noise)
+        log(INFO, "\t├──> Learning rate: %s", self.core.learning_rate)
+        log(INFO, "\t├──> %s", self.core.settings)
+        super().summary()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Configure a round of training: FedAvg's messages with an instruction in each config."""
+        instruction = self._protocol.ask(server_round, to_arrays(arrays))
+        if instruction is None:
+            return []
+        # The caller's config serves every round: it must not pick up our keys.
+        told = ConfigRecord({**config, **instruction.encode()})
+        with self._protocol.sampling(server_round):
+            self._asked = list(super().configure_train(server_round, arrays, told, grid))
+        return self._asked
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Aggregate the usable replies into a new model, and report on the round."""
+        journal = self._protocol.journal
+        if server_round <= journal.done:
+            stored = journal.model if server_round == journal.done else None
+            return _to_record(stored), _to_metrics(journal.recall("train", server_round))
+        replies = list(replies)
+        if not replies and not self._asked:
+            return None, None
+        asked, replies_of = _by_node(self._asked, replies)
+        heard = self._protocol.hear(asked, replies_of, self._read)
+        metrics: dict[str, Any] = {**heard.report}
+        if replies:
+            metrics["uplink-bytes"] = mean_reply_size(replies)
+        if heard.usual:
+            contents = [answer.source for answer in heard.usual]
+            metrics = {**self.train_metrics_aggr_fn(contents, self.weighted_by_key), **metrics}
+        self._protocol.end(heard, metrics)
+        return _to_record(heard.model), MetricRecord(metrics)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Configure a round of evaluation as FedAvg does."""
+        if server_round < self._protocol.journal.done:
+            return []
+        with self._protocol.sampling(server_round):
+            messages = super().configure_evaluate(server_round, arrays, config, grid)
+        if self.numpy_clients:
+            messages = numpy_messages.as_evaluation(messages)
+        self._asked_to_evaluate = list(messages)
+        return self._asked_to_evaluate
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Aggregate the usable replies' metrics as FedAvg does."""
+        journal = self._protocol.journal
+        if server_round < journal.done:
+            return _to_metrics(journal.recall("evaluate", server_round))
+        replies = list(replies)
+        if not replies and not self._asked_to_evaluate:
+            return None
+        asked, replies_of = _by_node(self._asked_to_evaluate, replies)
+        usual = self._protocol.hear_evaluation(
+            server_round, asked, replies_of, self._read_evaluation
+        )
+        if not usual:
+            return None
+        contents = [reply.source for reply in usual]
+        metrics = self.evaluate_metrics_aggr_fn(contents, self.weighted_by_key)
+        journal.note("evaluate", server_round, metrics)
+        return metrics
+
+    def _evaluate(
+        self, evaluate: EvaluateFunction, server_round: int, arrays: ArrayRecord
+    ) -> MetricRecord | None:
+        journal = self._protocol.journal
+        if server_round < journal.done:
+            return _to_metrics(journal.recall("evaluate-server", server_round))
+        metrics = evaluate(server_round, arrays)
+        if metrics is not None:
+            journal.note("evaluate-server", server_round, metrics)
+        return metrics
+
+    def _read(self, reply: Message) -> Said[RecordDict]:
+        content, metrics, num_examples = self._open(reply)
+        arrays = to_arrays(_only("ArrayRecord", content.array_records))
+        scalars = next((r for r in content.config_records.values() if Payload.is_in(r)), None)
+        return Said(arrays, scalars, num_examples, metrics, content)
+
+    def _read_evaluation(self, node: Node, reply: Message) -> Reply[RecordDict]:
+        content, metrics, num_examples = self._open(reply)
+        return Reply(node, num_examples, metrics, content)
+
+    def _open(self, reply: Message) -> tuple[RecordDict, MetricRecord, float]:
+        """Return a reply's content, the metrics in it, and the client's weight."""
+        if reply.has_error():
+            raise WireError(_describe(reply.error))
+        content = reply.content
+        if self.numpy_clients:
+            content = numpy_messages.read_reply(content)
+        metrics = _only("MetricRecord", content.metric_records)
+        key = self.weighted_by_key
+        return content, metrics, require_examples(key, metrics.get(key))
+
+
+def _by_node(
+    asked: Sequence[Message], replies: Sequence[Message]
+) -> tuple[list[Node], list[tuple[Node, Message]]]:
+    """Return the nodes that were asked, and the replies with the nodes that they speak for.
+
+    The reply of a node that failed comes from the SuperLink, and only the id of the message, which
+    it gets when it is sent, tells whom it was sent to.
+    """
+    sent = [message.metadata for message in asked]
+    node_of = {metadata.message_id: metadata.dst_node_id for metadata in sent}
+    node_of.pop("", None)
+    received = [(reply, reply.metadata) for reply in replies]
+    return [metadata.dst_node_id for metadata in sent], [
+        (node_of.get(metadata.reply_to_message_id, metadata.src_node_id), reply)
+        for reply, metadata in received
+    ]
+
+
+def _only(kind: str, records: Mapping[str, Record]) -> Record:
+    if len(records) != 1:
+        raise WireError(f"expected one {kind}, got {len(records)}")
+    (record,) = records.values()
+    return record
+
+
+def _describe(error: Error) -> str:
+    description = f"error {error.code}: {error.reason}"
+    if error.code == ErrorCode.MOD_FAILED_PRECONDITION and not is_refusal(error.reason or ""):
+        description += " (perturb must be the first of a ClientApp's mods)"
+    return description
+
+
+def _to_record(model: Mapping[str, Any] | None) -> ArrayRecord | None:
+    return None if model is None else to_record(model)
+
+
+def _to_metrics(stored: Mapping[str, Any] | None) -> MetricRecord | None:
+    return None if stored is None else MetricRecord(dict(stored))

@@ -1,0 +1,102 @@
+"""The nodes of a run, and what becomes of their replies: no client can end a run."""
+
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+
+from fedmedian.strategies.cohort import AnyReply, Cohort, CohortRule, Node
+
+_LOGGER = logging.getLogger("flwr")
+
+
+class Roster:
+    """The nodes by name, with their partitions once replies have told."""
+
+    def __init__(self) -> None:
+        self._partition_of: dict[Node, int] = {}
+
+    def learn(self, node: Node, partition: int | None) -> None:
+        """Remember a node's partition, if it has told one."""
+        if partition is not None:
+            self._partition_of[node] = partition
+
+    def name(self, node: Node) -> str:
+        """Return the name of a node in the log."""
+        if node not in self._partition_of:
+            return f"node {node}"
+        return f"node {node} (partition {self._partition_of[node]})"
+
+
+class Hearing:
+    """The replies to one question: which can be used, and why the others cannot.
+
+    Parameters
+    ----------
+    phase : str
+        The beginning of what is logged.
+    asked : collection of int or str
+        The nodes that were asked.
+    roster : Roster
+        Their names.
+    """
+
+    def __init__(self, phase: str, asked: Collection[Node], roster: Roster) -> None:
+        self._phase = phase
+        self._asked = asked
+        self._roster = roster
+        self._heard: set[Node] = set()
+        self._rejected = 0
+
+    @contextmanager
+    def reply_of(self, node: Node) -> Iterator[None]:
+        """Reject a node's reply if reading it, in this context, raises."""
+        self._heard.add(node)
+        try:
+            yield
+        # Whatever a client sends, it must not end the run.
+        except Exception as error:
+            self._reject(node, str(error))
+
+    def judge(
+        self, server_round: int, replies: Sequence[AnyReply], rules: Sequence[CohortRule]
+    ) -> tuple[list[AnyReply], dict[str, int]]:
+        """Apply the rules to the replies that could be read, one rule after the other.
+
+        Parameters
+        ----------
+        server_round : int
+            The round.
+        replies : sequence of Reply
+            What was read.
+        rules : sequence of CohortRule
+            The rules.
+
+        Returns
+        -------
+        kept : list of Reply
+            The replies that no rule refuses.
+        counts : dict
+            The numbers of replies accepted, rejected and missing, for the round's report.
+        """
+        missing = [node for node in self._asked if node not in self._heard]
+        for node in missing:
+            _LOGGER.warning("%s: no reply from %s", self._phase, self._roster.name(node))
+        kept = list(replies)
+        for rule in rules:
+            cohort = Cohort(server_round, self._asked, kept, self._rejected, len(missing))
+            refused = rule(cohort)
+            for index, reason in refused.items():
+                self._reject(kept[index].node, reason)
+            kept = [reply for index, reply in enumerate(kept) if index not in refused]
+        accepted, rejected = len(kept), self._rejected
+        _LOGGER.info("%s: accepted %d replies, dropped %d", self._phase, accepted, rejected)
+        return kept, {
+            "replies-accepted": accepted,
+            "replies-rejected": rejected,
+            "replies-missing": len(missing),
+        }
+
+    def _reject(self, node: Node, reason: str) -> None:
+        name = self._roster.name(node)
+        _LOGGER.warning("%s: dropped the reply of %s: %s", self._phase, name, reason)
+        self._rejected += 1

@@ -1,0 +1,75 @@
+"""The arguments that all strategies share, FedAvg's own aside."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fedmedian.checks import require_choice, require_integer, require_real, require_type
+from fedmedian.client_steps import CLIENT_STEPS, AddNoise, ClientStep, Measure, Signs
+from fedmedian.layout import RUNNING_STATISTICS
+from fedmedian.optimizers import Optimizer
+from fedmedian.strategies.checkpoint import Checkpoint
+from fedmedian.strategies.cohort import CohortRule
+
+ScaleFrom = Literal["server", "client"]
+"""The side that chooses the noise scale of a round."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments that every strategy has, checked; `SignSGD` describes each.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If one has the wrong type or is out of range.
+    """
+
+    optimizer: Optimizer | None = None
+    average_decay: float | None = None
+    client_steps: Sequence[ClientStep] = ()
+    scale_from: ScaleFrom = "server"
+    exact: Sequence[str] = RUNNING_STATISTICS
+    cohort_rules: Sequence[CohortRule] = ()
+    diagnostics: bool = True
+    min_replies: int = 1
+    checkpoint: Checkpoint | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.optimizer is not None:
+            require_type("optimizer", self.optimizer, Optimizer, "an optimiser such as Momentum()")
+        if (decay := self.average_decay) is not None:
+            require_real("average_decay", decay, low=0.0, high=1.0, open_low=True, open_high=True)
+        self._require_client_steps()
+        require_choice("scale_from", self.scale_from, ("server", "client"))
+        for pattern in _require_sequence("exact", self.exact, "strings"):
+            require_type("exact", pattern, str, "a sequence of strings")
+        for rule in _require_sequence("cohort_rules", self.cohort_rules, "callables"):
+            if not callable(rule):
+                raise TypeError(f"cohort_rules must be callables, got {rule!r}")
+        require_type("diagnostics", self.diagnostics, bool, "a bool")
+        require_integer("min_replies", self.min_replies, low=1)
+        if self.checkpoint is not None:
+            require_type("checkpoint", self.checkpoint, Checkpoint, "a Checkpoint, or None")
+        if self.seed is not None:
+            require_integer("seed", self.seed, low=0)
+
+    def _require_client_steps(self) -> None:
+        names: set[str] = set()
+        steps = _require_sequence("client_steps", self.client_steps, "client steps")
+        for index, step in enumerate(steps):
+            argument = f"client_steps[{index}]"
+            CLIENT_STEPS.require(argument, step)
+            if isinstance(step, Measure | AddNoise | Signs):
+                raise ValueError(f"{argument} must not be one that strategies add, got {step!r}")
+            if step.name in names:
+                raise ValueError(f"{argument} must not be the second of its kind, got {step!r}")
+            names.add(step.name)
+            step.encode()  # raises if a parameter cannot travel
+
+
+def _require_sequence(name: str, value: Any, of: str) -> Sequence[Any]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise TypeError(f"{name} must be a sequence of {of}, got {value!r}")
+    return value
