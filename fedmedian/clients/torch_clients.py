@@ -173,6 +173,9 @@ class _PerturbedClient(NumPyClient):
         UpdateError
             If the update is not finite.
         """
+        instruction = Instruction.decode(config) if Instruction.is_in(config) else None
+        if instruction is not None and instruction.kind != self.kind:
+            raise WireError(f"{type(self).__name__} sends {self.kind!r}, not {instruction.kind!r}")
         self._load(parameters)
         before = dict(zip(self.model.state_dict(), parameters, strict=True))
         self.model.train()
@@ -180,12 +183,9 @@ class _PerturbedClient(NumPyClient):
         after = _arrays_of(self.model)
         update_of = {name: value.cpu().numpy() for name, value in updates.items()}
         examples = len(cast(Any, self.train_loader.dataset))
-        if not Instruction.is_in(config):
+        if instruction is None:
             trained = {name: before[name] - update_of[name] for name in update_of}
             return list({**after, **trained}.values()), examples, {}
-        instruction = Instruction.decode(config)
-        if instruction.kind != self.kind:
-            raise WireError(f"{type(self).__name__} sends {self.kind!r}, not {instruction.kind!r}")
         layout = Layout.with_exact_positions(before, instruction.exact)
         update = _flat_update(layout, update_of)
         arrays, scalars = answer(self.context, instruction, layout, update, after).encode()
