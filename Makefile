@@ -5,7 +5,10 @@ BIN := .venv/bin
 OLDEST_BIN := .venv-oldest/bin
 OLDEST_FLWR = $(shell sed -n 's/.*"flwr>=\([^,]*\),.*/\1/p' pyproject.toml)
 
-.PHONY: demo deploy-demo test test-oldest lint types bench setup clean
+.PHONY: help demo deploy-demo test test-oldest lint types bench setup clean
+
+help:  ## List the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: setup  ## Compare the strategies on clients of one class each: table and plot.
 	@$(BIN)/python -m experiments.heterogeneous.simulate
@@ -24,7 +27,7 @@ lint: setup types  ## Check style and types.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
-types: setup
+types: setup  ## Check types alone.
 	@$(BIN)/mypy -p fedmedian -p experiments -p benchmarks
 
 bench: setup  ## Measure speed against peers in about 5 minutes; ARGS="median votes" for some.
@@ -32,7 +35,7 @@ bench: setup  ## Measure speed against peers in about 5 minutes; ARGS="median vo
 		--constraint constraints.txt --editable '.[dev,bench]'
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-setup: .venv/installed
+setup: .venv/installed  ## Set up .venv with the tested versions.
 
 .venv/installed: pyproject.toml constraints.txt
 	@echo "Setting up .venv; this takes a few minutes the first time."

@@ -1,0 +1,242 @@
+"""Wherever the package comes from, all of it is there: for Python, and for tools that read files.
+
+Nothing is downloaded: an environment of each test's own sees what this one has installed, but for
+fedmedian itself and for torch, which a server does without.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+LINKS = {"clients": "fedmedian/clients", "strategies": "fedmedian/strategies"}
+
+A_FLOWER_APP = """
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+def reply(message, **records):
+    metrics = MetricRecord({"num-examples": 1, "loss": 0.0})
+    return Message(RecordDict({"metrics": metrics, **records}), reply_to=message)
+
+def train(message, context):
+    return reply(message, arrays=ArrayRecord({"x": Array(np.zeros(9, np.float32))}))
+
+def evaluate(message, context):
+    return reply(message)
+"""
+
+WHERE_IT_CAME_FROM = """
+import pathlib
+print(pathlib.Path(SignSGD.__init__.__code__.co_filename).resolve().parents[1])
+"""
+
+A_MISSPELT_ARGUMENT = """
+from fedmedian.clients import perturb
+from fedmedian.strategies import SignSGD
+
+SignSGD(sead=1)
+perturb()
+"""
+
+
+def run(*command, cwd):
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(autouse=True)
+def _no_other_copy_is_imported(monkeypatch):
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """A git repository of one commit: the files as they are now."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("only git knows which files are the project's")
+    folder = tmp_path_factory.mktemp("repository")
+    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
+    for name in listed.split("\0"):
+        if name and ((ROOT / name).exists() or (ROOT / name).is_symlink()):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name, follow_symlinks=False)
+    run("git", "init", "--quiet", cwd=folder)
+    run("git", "add", "--all", cwd=folder)
+    author = ("-c", "user.name=tests", "-c", "user.email=tests@example.org")
+    plain = ("-c", "commit.gpgsign=false", "-c", "core.hooksPath=/dev/null")
+    run("git", *author, *plain, "commit", "--quiet", "--message", "All files", cwd=folder)
+    return folder
+
+
+@pytest.fixture
+def clone(repository, tmp_path):
+    run("git", "clone", "--quiet", repository, "clone", cwd=tmp_path)
+    return tmp_path / "clone"
+
+
+@pytest.fixture(params=["no links", "links as text files"])
+def tree_without_links(request, repository, tmp_path):
+    """The files out of a zip: Python's zipfile writes a link as git does where there are none."""
+    archive, folder = tmp_path / "fedmedian.zip", tmp_path / "tree"
+    run("git", "archive", "--format=zip", f"--output={archive}", "HEAD", cwd=repository)
+    with zipfile.ZipFile(archive) as zipped:
+        zipped.extractall(folder)
+    for name, target in LINKS.items():
+        assert (folder / name).read_text() == target
+        if request.param == "no links":
+            (folder / name).unlink()
+    return folder
+
+
+@pytest.fixture
+def sdist(clone, tmp_path):
+    folder = tmp_path / "dist"
+    build = ("-m", "hatchling", "build", "--target", "sdist", "--directory", folder)
+    run(sys.executable, *build, cwd=clone)
+    (archive,) = folder.iterdir()
+    return archive
+
+
+@pytest.fixture(scope="module")
+def dependencies(tmp_path_factory):
+    """A folder with all that is installed here but fedmedian and torch."""
+    folder = tmp_path_factory.mktemp("dependencies")
+    for installed in {Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib")}:
+        for path in installed.iterdir():
+            if not re.match(r"fedmedian|torch\b", path.name):
+                (folder / path.name).symlink_to(path)
+    return folder
+
+
+@pytest.fixture
+def python(dependencies, tmp_path):
+    """The interpreter of an environment that has the dependencies and no fedmedian."""
+    folder = tmp_path / "environment"
+    venv.create(folder, symlinks=True)
+    packages = Path(sysconfig.get_path("purelib", scheme="venv", vars={"base": folder}))
+    (packages / "dependencies.pth").write_text(f"{dependencies}\n")
+    return folder / "bin" / "python"
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """A folder that has nothing to do with the package."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    return folder
+
+
+def install(python, *what, cwd):
+    options = ("--quiet", "--no-deps", "--no-build-isolation", "--no-index")
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python)
+    run(*pip, "install", *options, *what, cwd=cwd)
+
+
+def readme_code():
+    """The README's Python: the lines that its diff adds to an app, and the run of that app."""
+    readme = (ROOT / "README.md").read_text()
+    (diff,) = re.findall(r"^```diff\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    added = "\n".join(line[1:].strip() for line in diff.splitlines() if line.startswith("+"))
+    app = "app.train()(train); app.evaluate()(evaluate); client_app = app"
+    arrays = "arrays = ArrayRecord({'x': Array(np.ones(9, np.float32))})"
+    return "\n".join([A_FLOWER_APP, added, app, arrays, snippet])
+
+
+def run_readme(python, cwd):
+    """Run the README's Python in a folder, and return the folder its fedmedian was found in."""
+    shown = run(python, "-c", readme_code() + WHERE_IT_CAME_FROM, cwd=cwd)
+    return Path(shown.splitlines()[-1])
+
+
+def is_installed_in(python, package):
+    return package.is_relative_to(python.parents[1])
+
+
+class TestReadme:
+    """The README's code runs where the package comes from …"""
+
+    def test_runs_in_a_clone_with_nothing_installed(self, python, clone):
+        assert run_readme(python, clone) == clone / "fedmedian"
+
+    def test_runs_after_an_editable_install(self, python, clone, elsewhere):
+        install(python, "--editable", ".", cwd=clone)
+        assert run_readme(python, elsewhere) == clone / "fedmedian"
+
+    def test_runs_after_pip_install_in_the_clone(self, python, clone):
+        install(python, ".", cwd=clone)
+        assert run_readme(python, clone) == clone / "fedmedian"
+
+    def test_runs_after_pip_install_outside_the_clone(self, python, clone, elsewhere):
+        install(python, ".", cwd=clone)
+        shutil.rmtree(clone)
+        assert is_installed_in(python, run_readme(python, elsewhere))
+
+    def test_runs_after_pip_install_from_a_git_url(self, python, repository, elsewhere):
+        install(python, f"git+file://{repository}", cwd=elsewhere)
+        assert is_installed_in(python, run_readme(python, elsewhere))
+
+    def test_runs_after_pip_install_of_an_sdist(self, python, sdist, elsewhere):
+        install(python, sdist, cwd=elsewhere)
+        assert is_installed_in(python, run_readme(python, elsewhere))
+
+    def test_runs_in_a_tree_without_links(self, python, tree_without_links):
+        assert run_readme(python, tree_without_links) == tree_without_links / "fedmedian"
+
+    def test_runs_after_pip_install_of_a_tree_without_links(
+        self, python, tree_without_links, elsewhere
+    ):
+        install(python, ".", cwd=tree_without_links)
+        assert is_installed_in(python, run_readme(python, elsewhere))
+
+
+def test_the_links_of_a_clone_lead_into_its_own_package(clone):
+    for name, target in LINKS.items():
+        assert (clone / name).resolve() == clone / target
+
+
+def test_an_sdist_has_every_file_of_the_repository_but_the_links(clone, sdist):
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    tracked = set(run("git", "ls-files", cwd=clone).splitlines())
+    assert names == tracked - set(LINKS) | {"PKG-INFO"}
+
+
+@pytest.mark.parametrize(
+    "checker",
+    [
+        pytest.param(("mypy", "--cache-dir=/dev/null", "--python-executable"), id="mypy"),
+        pytest.param(("pyright", "--pythonpath"), id="pyright"),
+    ],
+)
+def test_a_type_checker_outside_the_clone_reads_an_editable_install(
+    python, clone, elsewhere, checker
+):
+    install(python, "--editable", ".", cwd=clone)
+    (elsewhere / "user.py").write_text(A_MISSPELT_ARGUMENT)
+    done = subprocess.run(
+        [sys.executable, "-m", *checker, str(python), "user.py"],
+        cwd=elsewhere,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    errors = [line for line in done.stdout.splitlines() if "error:" in line]
+    assert "sead" in errors[0]
+    assert "message" in errors[1]
+    assert len(errors) == 2

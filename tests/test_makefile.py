@@ -1,0 +1,14 @@
+"""`make` alone says what there is to make."""
+
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_make_alone_lists_every_target_with_a_sentence():
+    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (targets,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    sentences = dict(line.split(maxsplit=1) for line in listed.splitlines())
+    assert list(sentences) == targets.split()
