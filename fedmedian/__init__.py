@@ -10,6 +10,7 @@ from fedmedian.client_steps import (
     ClientStep,
     Clip,
     DivideByLearningRate,
+    Rotation,
     register_client_step,
 )
 from fedmedian.decoding import Counts, DecodeRule, Majority, mean_from_votes
@@ -21,7 +22,7 @@ from fedmedian.layout import Layout
 from fedmedian.noise import Gaussian, Laplace, Logistic, Noise, Uniform, register_noise
 from fedmedian.optimizers import Adam, Momentum, Optimizer
 from fedmedian.payloads import Payload
-from fedmedian.scales import Adaptive, ScaleRule, Theory
+from fedmedian.scales import Adaptive, ScaleRule, Theory, TopUp
 from fedmedian.schedules import Cosine, StepDecay
 from fedmedian.smoothing import smoothed_median
 
@@ -46,9 +47,11 @@ __all__ = [
     "Noise",
     "Optimizer",
     "Payload",
+    "Rotation",
     "ScaleRule",
     "StepDecay",
     "Theory",
+    "TopUp",
     "Uniform",
     "coordinate_median",
     "count_votes",

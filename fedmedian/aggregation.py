@@ -127,7 +127,7 @@ def aggregate_vectors(
         The vectors' blocks.
     smoothing : (L,) float32, optional
         The scale of each block's `smoothed_median`; without it the median is taken.
-    added : (L,) float32, optional
+    added : (M, L) float32, optional
         The scale b of the noise that each block of each client's vector is given here, if any.
     rng : numpy.random.Generator, optional
         Draws the noise to add: for one part of the coordinates after the other, client by client.
@@ -148,8 +148,10 @@ def aggregate_vectors(
         if added is not None:
             assert noise is not None  # who asks for noise gives its family and its generator
             assert rng is not None
-            scale = blocks.repeat_within(part, added)
-            rows = [_with_noise(row, noise, scale, rng) for row in rows]
+            rows = [
+                _with_noise(row, noise, blocks.repeat_within(part, scale), rng)
+                for row, scale in zip(rows, added, strict=True)
+            ]
         if smoothing is None:
             direction[part] = coordinate_median(rows)
         else:
@@ -160,8 +162,8 @@ def aggregate_vectors(
             gap.add(direction[part], rows)
     report: Report = {}
     if diagnostics:
-        own = [payload.scales for payload in payloads] if added is None else [added]
-        scales = np.stack(own).mean(axis=0, dtype=np.float64)
+        own = np.stack([payload.scales for payload in payloads]) if added is None else added
+        scales = own.mean(axis=0, dtype=np.float64)
         report = describe_median(direction, gap, len(payloads), scales, blocks, noise)
     return Aggregate(direction, report)
 

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.blocks import Blocks
-from fedmedian.checks import require_choice, require_real
+from fedmedian.checks import require_choice, require_integer, require_real
 from fedmedian.kernels.encoding import pack_noisy_signs
+from fedmedian.kernels.rotation import padded_size, rotate, rotate_back
 from fedmedian.kernels.signs import PackedSigns, pack_signs
 from fedmedian.noise import NOISE_FAMILIES, Noise
 from fedmedian.optimizers import Momentum, State
@@ -67,7 +68,8 @@ class Draft:
     noise : Noise or None
         The family of the noise that has been added.
     scales : (L,) float32 or None
-        The noise scale of each block.
+        The scale of each block that is reported to the server: that of the noise or, where noise
+        tops the update up, of both together.
     signs : (⌈d/8⌉,) uint8 or None
         The packed signs, once drawn.
     """
@@ -81,7 +83,7 @@ class Draft:
         memory: Memory | None = None,
     ) -> None:
         self._vector = vector
-        self._pending = False  # noise to be added when somebody asks for the vector
+        self._pending: Float32 | None = None  # scales of noise not added before it is asked for
         self._memory = memory
         self.blocks = blocks
         self.server_round = server_round
@@ -94,18 +96,17 @@ class Draft:
     @property
     def vector(self) -> Float32:
         """The update as it is now, (d,); may be written to."""
-        if self._pending:
+        if self._pending is not None:
             assert self.noise is not None
-            assert self.scales is not None
-            for part, scale in zip(self.blocks.split(self._vector), self.scales, strict=True):
+            for part, scale in zip(self.blocks.split(self._vector), self._pending, strict=True):
                 part += scale * self.noise.sample(self.rng, part.size)
-            self._pending = False
+            self._pending = None
         return self._vector
 
     def replace(self, vector: Float32, blocks: Blocks | None = None) -> None:
         """Go on with another vector, and with other blocks if they have changed."""
         self._vector = vector
-        self._pending = False
+        self._pending = None
         self.blocks = self.blocks if blocks is None else blocks
 
     def memory_of(self, step: "ClientStep") -> State:
@@ -120,18 +121,28 @@ class Draft:
             raise WireError(f"instruction asks for {step.name}, which this client cannot remember")
         return self._memory.setdefault(step.name, {})
 
-    def add_noise(self, noise: Noise, scales: Float32) -> None:
-        """Add b·ξ to every coordinate, b the scale of its block, (L,)."""
+    def add_noise(self, noise: Noise, scales: Float32, level: Float32 | None = None) -> None:
+        """Add b·ξ to every coordinate.
+
+        Parameters
+        ----------
+        noise : Noise
+            The family of ξ.
+        scales : (L,) float32
+            The scale b of each block.
+        level : (L,) float32, optional
+            The scales to report; `scales` if not given.
+        """
         self._vector = self.vector  # of noise that is there already
-        self.noise, self.scales, self._pending = noise, scales, True
+        self.noise, self._pending = noise, scales
+        self.scales = scales if level is None else level
 
     def draw_signs(self) -> None:
         """Draw the signs of the vector; of noise that nobody has seen, no ξ need be drawn."""
-        if self._pending:
+        if self._pending is not None:
             assert self.noise is not None
-            assert self.scales is not None
             self.signs = pack_noisy_signs(
-                self._vector, self.blocks.sizes, self.noise, self.scales, self.rng
+                self._vector, self.blocks.sizes, self.noise, self._pending, self.rng
             )
         else:
             self.signs = pack_signs(self._vector, self.rng)
@@ -328,6 +339,85 @@ class Clip(ClientStep):
 
 @register_client_step
 @dataclass(frozen=True)
+class Rotation(ClientStep):
+    """A random rotation of the update, which the server undoes on the aggregate.
+
+    In a random basis no coordinate is skewed or heavy-tailed: whatever the clients' updates, their
+    coordinates are close to jointly normal, so that a sign or a median of them needs little noise
+    to follow the mean, and no client's update stands out by single coordinates. See
+    `fedmedian.kernels.rotation` for the matrix.
+
+    Each array is rotated by itself, and is a block; arrays of fewer than `smallest` entries, which
+    could not be mixed by themselves, are rotated together as the last block.
+
+    Parameters
+    ----------
+    smallest : int (default: 256)
+        The number of entries from which an array is a block of its own, >= 1.
+    seed : int, optional
+        The seed of the matrix, >= 0. Strategies draw a fresh one for each round.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not an integer or out of range.
+    """
+
+    smallest: int = 256
+    seed: int | None = None
+
+    name: ClassVar[str] = "rotation"
+
+    def __post_init__(self) -> None:
+        require_integer("smallest", self.smallest, low=1)
+        if self.seed is not None:
+            require_integer("seed", self.seed, low=0)
+
+    def apply(self, draft: Draft) -> None:
+        """Rotate the draft."""
+        before = draft.blocks
+        parts = before.split(draft.vector)
+        rotated = [
+            rotate(np.concatenate([parts[index] for index in group]), self._rng(number))
+            for number, group in enumerate(self._groups(before))
+        ]
+        draft.replace(np.concatenate(rotated), self.blocks(before))
+
+    def blocks(self, before: Blocks) -> Blocks:
+        """Return a block for each large block, and one for all small ones; all padded a little."""
+        return Blocks(
+            tuple(
+                padded_size(sum(before.sizes[index] for index in group))
+                for group in self._groups(before)
+            )
+        )
+
+    def undo(self, direction: Float32, before: Blocks) -> Float32:
+        """Rotate the aggregate back."""
+        original = np.empty(before.dim, dtype=np.float32)
+        parts = before.split(original)
+        rotated = self.blocks(before).split(direction)
+        for number, (group, block) in enumerate(zip(self._groups(before), rotated, strict=True)):
+            own = Blocks(tuple(before.sizes[index] for index in group))
+            vector = rotate_back(block, own.dim, self._rng(number))
+            for index, part in zip(group, own.split(vector), strict=True):
+                parts[index][:] = part
+        return original
+
+    def _groups(self, before: Blocks) -> list[list[int]]:
+        """Return the blocks that are rotated together, by their index."""
+        large = [[index] for index, size in enumerate(before.sizes) if size >= self.smallest]
+        small = [index for index, size in enumerate(before.sizes) if size < self.smallest]
+        return [*large, small] if small else large
+
+    def _rng(self, block: int) -> np.random.Generator:
+        if self.seed is None:
+            raise WireError("instruction has a rotation without a seed")
+        return np.random.default_rng((self.seed, block))
+
+
+@register_client_step
+@dataclass(frozen=True)
 class Measure(ClientStep):
     """Measurement of each block, to be reported to the server; strategies add it where needed.
 
@@ -386,17 +476,7 @@ class AddNoise(ClientStep):
 
     def apply(self, draft: Draft) -> None:
         """Add the noise."""
-        if self.scales is not None:
-            if self.scales.size != len(draft.blocks):
-                raise WireError(
-                    f"instruction has noise scales for {self.scales.size} blocks, "
-                    f"the update has {len(draft.blocks)}"
-                )
-            draft.add_noise(self.noise, self.scales)
-        elif draft.magnitudes is not None:
-            draft.add_noise(self.noise, np.float32(self.factor) * draft.magnitudes)
-        else:
-            raise WireError("instruction has neither noise scales nor a magnitude to measure")
+        draft.add_noise(self.noise, self._scales(draft))
 
     def encode(self) -> dict[str, WireScalar]:
         """Return the parameters, the family's own among them."""
@@ -428,6 +508,38 @@ class AddNoise(ClientStep):
             scales = require_sizes("scales", floats_from_bytes(scales))
         return cls(noise, scales, require_real("factor", factor, low=0.0))
 
+    def _scales(self, draft: Draft) -> Float32:
+        if self.scales is not None:
+            if self.scales.size != len(draft.blocks):
+                raise WireError(
+                    f"instruction has noise scales for {self.scales.size} blocks, "
+                    f"the update has {len(draft.blocks)}"
+                )
+            return self.scales
+        if draft.magnitudes is None:
+            raise WireError("instruction has neither noise scales nor a magnitude to measure")
+        return np.float32(self.factor) * draft.magnitudes
+
+
+@register_client_step
+@dataclass(frozen=True, eq=False)
+class TopUpNoise(AddNoise):
+    """Noise that tops each block up to a level; strategies add it with a `TopUp` scale.
+
+    To a block of root mean square σ noise of variance max(c² − σ², 0) is added, so that its
+    coordinates have the variance c² for all clients whose σ is no larger. The scales are the
+    levels c.
+    """
+
+    name: ClassVar[str] = "top-up"
+
+    def apply(self, draft: Draft) -> None:
+        """Add the noise."""
+        if draft.magnitudes is None:
+            raise WireError("instruction tops up without a magnitude to measure")
+        level = self._scales(draft)
+        draft.add_noise(self.noise, top_up(level, draft.magnitudes), level)
+
 
 @register_client_step
 @dataclass(frozen=True)
@@ -439,6 +551,12 @@ class Signs(ClientStep):
     def apply(self, draft: Draft) -> None:
         """Draw the signs."""
         draft.draw_signs()
+
+
+def top_up(level: NDArray[Any], rms: NDArray[Any]) -> Float32:
+    """Return the scale of the noise that tops an update up to a level, elementwise: √(c² − σ²)."""
+    missing = np.square(level, dtype=np.float64) - np.square(rms, dtype=np.float64)
+    return np.asarray(np.sqrt(np.maximum(missing, 0)), dtype=np.float32)
 
 
 def energy(values: NDArray[np.float32]) -> float:

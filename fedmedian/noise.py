@@ -51,7 +51,14 @@ class Noise(ABC):
     """The family's name on the wire."""
 
     def __post_init__(self) -> None:
-        as_scale_rule(self.scale)
+        if as_scale_rule(self.scale).tops_up and not self.is_stable:
+            raise ValueError(
+                f"scale must not be {self.scale!r} for {type(self).__name__}: what it adds to normal "
+                "coordinates must be normal"
+            )
+
+    is_stable: ClassVar[bool] = False
+    """Whether the noise and a normal variable add up to a normal one."""
 
     @property
     def rule(self) -> ScaleRule:
@@ -127,6 +134,7 @@ class Gaussian(Noise):
     """
 
     name: ClassVar[str] = "gaussian"
+    is_stable: ClassVar[bool] = True
 
     def cdf(self, x: ArrayLike) -> NDArray[np.floating]:
         """Return Φ(x), elementwise."""

@@ -46,6 +46,24 @@ def server_rng(seed: int | None, server_round: int) -> np.random.Generator:
     return _generator(seed, (1, server_round))
 
 
+def rotation_seed(seed: int | None, server_round: int) -> int:
+    """Return the seed of a round's rotation, public to those who take part in it.
+
+    Parameters
+    ----------
+    seed : int or None
+        The strategy's seed, or None for the operating system's entropy.
+    server_round : int
+        The round, >= 0.
+
+    Returns
+    -------
+    int
+        A number of 63 bits; nothing of the strategy's seed follows from it.
+    """
+    return int(_generator(seed, (2, server_round)).integers(0, 1 << 63))
+
+
 @contextmanager
 def seeded_sampling(seed: int | None, server_round: int) -> Iterator[None]:
     """Let Python's own generator, which Flower samples nodes with, follow from a seed for a while.

@@ -5,7 +5,7 @@ next ones. Scales and magnitudes are float64 vectors with one entry per block.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,6 +26,9 @@ class ScaleRule(ABC):
 
     magnitude: Magnitude | None = None
     """The magnitude that clients report for each block; None for a rule that needs none."""
+
+    tops_up: ClassVar[bool] = False
+    """Whether the noise tops updates up to the scale, instead of having it."""
 
     @abstractmethod
     def first(self, num_blocks: int, kind: PayloadKind) -> Scales:
@@ -133,6 +136,55 @@ class Adaptive(ScaleRule):
         # A scale of zero (nobody moved the block so far) has no size to grow from.
         bounded = np.clip(wanted, scales / self.max_change, scales * self.max_change)
         return np.where(wanted == 0, scales, np.where(scales == 0, wanted, bounded))
+
+
+@dataclass(frozen=True)
+class TopUp(ScaleRule):
+    """A level that every client's update is topped up to with noise, per block.
+
+    c_l = factor · quantile over clients of the root mean square σ of block l in the last round,
+    which moves by at most `max_change` per round. A client adds Gaussian noise of variance
+    max(c² − σ², 0), so that the coordinates of all clients have one variance. In a random basis
+    (`Rotation`) they are normal besides, and votes decode with c·√(π/2) into the mean update
+    without bias, except that a client's σ above c counts as c: no client moves the mean by more
+    than that. In the first round each client tops up to `factor` times its own σ.
+
+    Parameters
+    ----------
+    factor : float (default: 1.2)
+        The multiple, > 0.
+    quantile : float (default: 0.5)
+        Which quantile over clients, in [0, 1]; 0.5 is the median, 1 the maximum.
+    max_change : float (default: 2.0)
+        The most by which a level is multiplied or divided from one round to the next, > 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or is out of range.
+    """
+
+    factor: float = 1.2
+    quantile: float = 0.5
+    max_change: float = 2.0
+
+    magnitude: Magnitude | None = field(default="rms", init=False, repr=False)
+
+    tops_up: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        self._adaptive()  # which checks the arguments
+
+    def _adaptive(self) -> Adaptive:
+        return Adaptive(self.factor, "rms", self.quantile, self.max_change)
+
+    def first(self, num_blocks: int, kind: PayloadKind) -> Scales:
+        """Return None: nothing is known yet, so each client tops up to a level of its own."""
+        return None
+
+    def following(self, scales: Scales, magnitudes: NDArray[np.float64]) -> Scales:
+        """Return the levels for the next round; see `ScaleRule.following`."""
+        return self._adaptive().following(scales, magnitudes)
 
 
 @dataclass(frozen=True)

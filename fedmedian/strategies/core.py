@@ -3,7 +3,7 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from fedmedian.aggregation import Aggregate
 from fedmedian.blocks import Blocks
 from fedmedian.checks import require_real, require_type
-from fedmedian.client_steps import AddNoise, ClientStep, Measure, Signs
+from fedmedian.client_steps import AddNoise, ClientStep, Measure, Signs, TopUpNoise
 from fedmedian.diagnostics import Report
 from fedmedian.instructions import Instruction, perturb_update
 from fedmedian.layout import Arrays, Layout
 from fedmedian.noise import NOISE_FAMILIES, Noise
 from fedmedian.optimizers import State
 from fedmedian.payloads import Payload, PayloadKind
+from fedmedian.randomness import rotation_seed
 from fedmedian.scales import ScaleRule, Scales, quantile_of_positive
 from fedmedian.schedules import Schedule, as_schedule
 from fedmedian.strategies.cohort import Answer
@@ -311,6 +312,11 @@ class Core(ABC):
         return model
 
     @property
+    def tops_up(self) -> bool:
+        """Whether noise tops updates up to its scale."""
+        return self._rule is not None and self._rule.tops_up
+
+    @property
     def _rule(self) -> ScaleRule | None:
         return None if self.noise is None else self.noise.rule
 
@@ -330,6 +336,9 @@ class Core(ABC):
     def _steps(self, server_round: int, layout: Layout) -> tuple[ClientStep, ...]:
         """Return the round's client steps: the user's, then those that the noise asks for."""
         steps, rule = [*self.settings.client_steps], self._rule
+        if self.settings.rotation is not None:
+            seed = rotation_seed(self.settings.seed, server_round)
+            steps.append(replace(self.settings.rotation, seed=seed))
         if rule is not None:
             blocks = layout.blocks
             for step in steps:
@@ -341,7 +350,8 @@ class Core(ABC):
             if self.client_noise is not None:
                 told = self._scales if self.settings.scale_from == "server" else None
                 scales = None if told is None else np.asarray(told, dtype=np.float32)
-                steps.append(AddNoise(self.client_noise, scales, rule.factor))
+                add = TopUpNoise if rule.tops_up else AddNoise
+                steps.append(add(self.client_noise, scales, rule.factor))
         if self.kind == "signs":
             steps.append(Signs())
         return tuple(steps)

@@ -24,7 +24,7 @@ from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import FedAvg
 
-from fedmedian.client_steps import ClientStep
+from fedmedian.client_steps import ClientStep, Rotation
 from fedmedian.decoding import DecodeRule
 from fedmedian.layout import RUNNING_STATISTICS
 from fedmedian.noise import Noise
@@ -209,6 +209,7 @@ class SignSGD(LegacyStrategy):
         optimizer: Optimizer | None = None,
         average_decay: float | None = None,
         client_steps: Sequence[ClientStep] = (),
+        rotation: Rotation | None = None,
         scale_from: ScaleFrom = "server",
         exact: Sequence[str] = RUNNING_STATISTICS,
         cohort_rules: Sequence[CohortRule] = (),
@@ -222,6 +223,7 @@ class SignSGD(LegacyStrategy):
             optimizer=optimizer,
             average_decay=average_decay,
             client_steps=client_steps,
+            rotation=rotation,
             scale_from=scale_from,
             exact=exact,
             cohort_rules=cohort_rules,
@@ -275,6 +277,7 @@ class MedianSGD(LegacyStrategy):
         optimizer: Optimizer | None = None,
         average_decay: float | None = None,
         client_steps: Sequence[ClientStep] = (),
+        rotation: Rotation | None = None,
         scale_from: ScaleFrom = "server",
         exact: Sequence[str] = RUNNING_STATISTICS,
         cohort_rules: Sequence[CohortRule] = (),
@@ -288,6 +291,7 @@ class MedianSGD(LegacyStrategy):
             optimizer=optimizer,
             average_decay=average_decay,
             client_steps=client_steps,
+            rotation=rotation,
             scale_from=scale_from,
             exact=exact,
             cohort_rules=cohort_rules,

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from fedmedian.aggregation import Aggregate, aggregate_vectors
 from fedmedian.checks import require_choice
-from fedmedian.client_steps import ClientStep
+from fedmedian.client_steps import ClientStep, Rotation, top_up
 from fedmedian.layout import RUNNING_STATISTICS
 from fedmedian.noise import Gaussian, Noise, Uniform
 from fedmedian.optimizers import Optimizer
@@ -74,12 +74,17 @@ class MedianCore(Core):
         """Take the median; see `fedmedian.aggregation.aggregate_vectors`."""
         at_server = scales if self.client_noise is None else None
         smoothed = self.estimator == "smoothed"
+        added = None
+        if at_server is not None and not smoothed:
+            added = np.tile(at_server, (len(payloads), 1))
+            if self.tops_up:
+                added = top_up(added, np.stack([payload.magnitudes for payload in payloads]))
         return aggregate_vectors(
             payloads,
             self.noise,
             current.blocks,
             smoothing=at_server if smoothed else None,
-            added=None if smoothed else at_server,
+            added=added,
             rng=server_rng(self.settings.seed, current.number),
             diagnostics=self.settings.diagnostics,
         )
@@ -117,7 +122,7 @@ class MedianSGD(MessageStrategy):
     exact : sequence of str (default: names of normalisation layers' running statistics)
         Shell-style patterns of the names of floating-point arrays that clients send exactly, to
         be replaced by their median, as arrays of integers always are.
-    optimizer, average_decay, client_steps, scale_from, cohort_rules
+    optimizer, average_decay, client_steps, rotation, scale_from, cohort_rules
         As for `SignSGD`.
     diagnostics, min_replies, checkpoint, numpy_clients, seed, **fedavg
         As for `SignSGD`.
@@ -146,6 +151,7 @@ class MedianSGD(MessageStrategy):
         optimizer: Optimizer | None = None,
         average_decay: float | None = None,
         client_steps: Sequence[ClientStep] = (),
+        rotation: Rotation | None = None,
         scale_from: ScaleFrom = "server",
         exact: Sequence[str] = RUNNING_STATISTICS,
         cohort_rules: Sequence[CohortRule] = (),
@@ -160,6 +166,7 @@ class MedianSGD(MessageStrategy):
             optimizer=optimizer,
             average_decay=average_decay,
             client_steps=client_steps,
+            rotation=rotation,
             scale_from=scale_from,
             exact=exact,
             cohort_rules=cohort_rules,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fedmedian.checks import require_choice, require_integer, require_real, require_type
-from fedmedian.client_steps import CLIENT_STEPS, AddNoise, ClientStep, Measure, Signs
+from fedmedian.client_steps import CLIENT_STEPS, AddNoise, ClientStep, Measure, Rotation, Signs
 from fedmedian.layout import RUNNING_STATISTICS
 from fedmedian.optimizers import Optimizer
 from fedmedian.strategies.checkpoint import Checkpoint
@@ -28,6 +28,7 @@ class Settings:
     optimizer: Optimizer | None = None
     average_decay: float | None = None
     client_steps: Sequence[ClientStep] = ()
+    rotation: Rotation | None = None
     scale_from: ScaleFrom = "server"
     exact: Sequence[str] = RUNNING_STATISTICS
     cohort_rules: Sequence[CohortRule] = ()
@@ -42,6 +43,8 @@ class Settings:
         if (decay := self.average_decay) is not None:
             require_real("average_decay", decay, low=0.0, high=1.0, open_low=True, open_high=True)
         self._require_client_steps()
+        if self.rotation is not None:
+            require_type("rotation", self.rotation, Rotation, "a Rotation(), or None")
         require_choice("scale_from", self.scale_from, ("server", "client"))
         for pattern in _require_sequence("exact", self.exact, "strings"):
             require_type("exact", pattern, str, "a sequence of strings")
@@ -61,7 +64,7 @@ class Settings:
         for index, step in enumerate(steps):
             argument = f"client_steps[{index}]"
             CLIENT_STEPS.require(argument, step)
-            if isinstance(step, Measure | AddNoise | Signs):
+            if isinstance(step, Rotation | Measure | AddNoise | Signs):
                 raise ValueError(f"{argument} must not be one that strategies add, got {step!r}")
             if step.name in names:
                 raise ValueError(f"{argument} must not be the second of its kind, got {step!r}")

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from fedmedian.aggregation import Aggregate, aggregate_signs
 from fedmedian.checks import require_type
-from fedmedian.client_steps import ClientStep
+from fedmedian.client_steps import ClientStep, Rotation
 from fedmedian.decoding import Counts, DecodeRule
 from fedmedian.layout import RUNNING_STATISTICS
 from fedmedian.noise import Gaussian, Noise
@@ -112,6 +112,9 @@ class SignSGD(MessageStrategy):
     client_steps : sequence of ClientStep (default: none)
         What clients do to their update before the noise, in order: `DivideByLearningRate`,
         `ClientMomentum`, `Clip`, or steps of your own. No two of one kind.
+    rotation : Rotation, optional
+        The rotation of the updates, after these steps and before the noise, undone on the
+        aggregate: a random basis, another each round, in which a little noise is enough.
     scale_from : {"server", "client"} (default: "server")
         The side that chooses the noise scale. Clients that do are told the rule's factor, need
         not follow it, and weigh at most four times the median client.
@@ -169,6 +172,7 @@ class SignSGD(MessageStrategy):
         optimizer: Optimizer | None = None,
         average_decay: float | None = None,
         client_steps: Sequence[ClientStep] = (),
+        rotation: Rotation | None = None,
         scale_from: ScaleFrom = "server",
         exact: Sequence[str] = RUNNING_STATISTICS,
         cohort_rules: Sequence[CohortRule] = (),
@@ -183,6 +187,7 @@ class SignSGD(MessageStrategy):
             optimizer=optimizer,
             average_decay=average_decay,
             client_steps=client_steps,
+            rotation=rotation,
             scale_from=scale_from,
             exact=exact,
             cohort_rules=cohort_rules,

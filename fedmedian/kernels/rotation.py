@@ -1,0 +1,113 @@
+"""Random orthogonal transforms of long vectors, in the time of a few passes over them.
+
+A vector is multiplied with random signs, padded with zeros, written into a nearly square matrix
+row by row, and the orthonormal DCT-II of the matrix is taken along both axes. Every coordinate of
+the result is a sum over all of the vector's, so that it is close to normal whatever the vector,
+with the vector's mean square as its variance.
+
+Against a DCT along one axis of the whole length, two short ones take half of the time and next to
+no memory, and both lengths have small factors only, at a padding of a percent or so.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from math import isqrt
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.fft import dctn, idctn, next_fast_len
+
+Float32 = NDArray[np.float32]
+
+# A multiple of the eight signs that a byte stands for.
+_CHUNK = 1 << 16
+
+
+@lru_cache(maxsize=256)
+def matrix_shape(size: int) -> tuple[int, int]:
+    """Return the shape of the matrix that a vector of `size` coordinates is written into.
+
+    Parameters
+    ----------
+    size : int
+        n, >= 0.
+
+    Returns
+    -------
+    (int, int)
+        Rows and columns, both without large prime factors and within a factor of about two of √n,
+        such that their product is as little above n as can be.
+    """
+    if size == 0:
+        return 0, 0
+    root = isqrt(size - 1) + 1
+    shapes = []
+    columns = next_fast_len(-(-root // 2), real=True)
+    while columns <= 2 * root:
+        shapes.append((next_fast_len(-(-size // columns), real=True), columns))
+        columns = next_fast_len(columns + 1, real=True)
+    return min(shapes, key=lambda shape: (shape[0] * shape[1], abs(shape[1] - root)))
+
+
+def padded_size(size: int) -> int:
+    """Return the number of coordinates of a rotated vector of `size`."""
+    rows, columns = matrix_shape(size)
+    return rows * columns
+
+
+def rotate(vector: Float32, rng: np.random.Generator) -> Float32:
+    """Return Q·x, Q a random orthogonal matrix that follows from the generator's state.
+
+    Parameters
+    ----------
+    vector : (n,) float32
+        x. It is not changed.
+    rng : numpy.random.Generator
+        Draws the signs, a byte for eight of them.
+
+    Returns
+    -------
+    (n',) float32
+        The rotated vector, n' = `padded_size(n)`. It has the same L2 norm.
+    """
+    matrix = np.zeros(matrix_shape(vector.size), dtype=np.float32)
+    flat = matrix.reshape(-1)[: vector.size]
+    flat[:] = vector
+    _flip_signs(flat, rng)
+    return _transform(dctn, matrix)
+
+
+def rotate_back(rotated: Float32, size: int, rng: np.random.Generator) -> Float32:
+    """Return Qᵀ·y: the vector of which y is the rotation, if it is one.
+
+    Parameters
+    ----------
+    rotated : (n',) float32
+        y. It is overwritten.
+    size : int
+        n, the number of coordinates before the rotation.
+    rng : numpy.random.Generator
+        A generator in the state of the one that was given to `rotate`.
+
+    Returns
+    -------
+    (n,) float32
+        The vector.
+    """
+    vector = _transform(idctn, rotated.reshape(matrix_shape(size)))[:size]
+    _flip_signs(vector, rng)
+    return vector
+
+
+def _transform(function: Callable[..., Float32], matrix: Float32) -> Float32:
+    if matrix.size == 0:
+        return matrix.reshape(-1)
+    return function(matrix, norm="ortho", overwrite_x=True).reshape(-1)
+
+
+def _flip_signs(vector: Float32, rng: np.random.Generator) -> None:
+    """Flip the sign of each coordinate by a fair coin, in place."""
+    for start in range(0, vector.size, _CHUNK):
+        bits = vector[start : start + _CHUNK].view(np.uint32)
+        coins = np.frombuffer(rng.bytes(-(-bits.size // 8)), dtype=np.uint8)
+        bits ^= np.unpackbits(coins)[: bits.size].astype(np.uint32) << 31
