@@ -33,6 +33,12 @@ MODEL = {
 }
 UPDATE = np.array([1, -2, 3, -4, 5, -6, 0.5, -0.5, 0.25], dtype=np.float32)
 NO_EVALUATION = {"fraction_evaluate": 0.0}
+OLDER_KEYS = {
+    "arrayrecord_key": "fitins.parameters",
+    "configrecord_key": "fitins.config",
+    "weighted_by_key": "num_examples",
+    "fraction_evaluate": 0.0,
+}
 
 SIGNS = SignSGD(None, Majority(), 0.1, **NO_EVALUATION)
 VECTORS = MedianSGD(None, **NO_EVALUATION)
@@ -178,6 +184,22 @@ class TestInstruction:
         np.testing.assert_array_equal(seen[0]["weight"], trained(MODEL)["weight"])
 
 
+def test_each_client_with_the_mod_remembers_its_own_momentum_over_the_rounds(
+    make_app, as_record, as_arrays
+):
+    visits = [0, 0, 0]
+
+    def train(model, partition):
+        visits[partition] += 1
+        return {"x": model["x"] - visits[partition] * (partition + 1)}, {"num-examples": 1}
+
+    strategy = MedianSGD(None, client_steps=[ClientMomentum(0.5)], **NO_EVALUATION)
+    grid = InProcessGrid(make_app(train), 3)
+    result = strategy.start(grid, as_record({"x": np.zeros(2, np.float32)}), 2)
+    # The client in the middle has updates 2 and 4, whose average with decay 1/2 is 10/3.
+    np.testing.assert_allclose(as_arrays(result.arrays)["x"], -(2 + 10 / 3), rtol=1e-6)
+
+
 class TestErrors:
     def test_an_exception_of_the_app_is_reported_as_its_own(self, make_app, ask):
         def fail(model, partition):
@@ -268,13 +290,6 @@ class Older(NumPyClient):
 class TestNumPyClient:
     """NumPyClients need no more than the mod either."""
 
-    KEYS = {
-        "arrayrecord_key": "fitins.parameters",
-        "configrecord_key": "fitins.config",
-        "weighted_by_key": "num_examples",
-        "fraction_evaluate": 0.0,
-    }
-
     @pytest.fixture
     def start(self, as_record):
         def start(strategy, rounds):
@@ -297,7 +312,7 @@ class TestNumPyClient:
     def test_a_numpyclient_with_the_mod_takes_part_in_rounds(
         self, make, direction, start, as_arrays
     ):
-        result = start(make(seed=1, **self.KEYS), 2)
+        result = start(make(seed=1, **OLDER_KEYS), 2)
         assert [r["replies-accepted"] for r in result.train_metrics_clientapp.values()] == [3, 3]
         model = as_arrays(result.arrays)
         moved = MODEL["weight"] - model["weight"]
@@ -307,5 +322,5 @@ class TestNumPyClient:
         assert {n: a.dtype for n, a in model.items()} == {n: a.dtype for n, a in MODEL.items()}
 
     def test_a_numpyclient_without_an_instruction_replies_its_weights(self, start):
-        result = start(FedAvg(**self.KEYS), 1)
+        result = start(FedAvg(**OLDER_KEYS), 1)
         np.testing.assert_allclose(result.arrays["0"].numpy(), trained(MODEL)["weight"])
