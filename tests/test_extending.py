@@ -84,7 +84,8 @@ class FlipSigns(ClientStep):
         return direction
 
     def _chosen(self, size):
-        return np.random.default_rng(self.seed).random(size) < 0.5
+        # Others for another size: only the opposite order of the steps undoes them.
+        return np.random.default_rng([self.seed, size]).random(size) < 0.5
 
 
 @dataclass(frozen=True)

@@ -57,8 +57,8 @@ def test_a_step_remembers_what_it_kept_last_and_nothing_older(context):
 
 def test_the_apps_own_state_is_left_alone_and_is_no_memory(context):
     context.state["visits"] = ConfigRecord({"count": 1})
-    context.state["momentum"] = ArrayRecord({"m": Array(np.full(2, 9.0))})
+    context.state["best"] = ArrayRecord({"m": Array(np.full(2, 9.0))})
     remember(context, {"momentum": {"m": np.ones(2)}})
     assert dict(context.state["visits"]) == {"count": 1}
-    assert context.state["momentum"]["m"].numpy().tolist() == [9, 9]
+    assert context.state["best"]["m"].numpy().tolist() == [9, 9]
     assert [arrays["m"].tolist() for arrays in recall(context).values()] == [[1, 1]]
