@@ -409,7 +409,7 @@ class TestPerturbUpdate:
         steps = Measure("rms"), AddNoise(Gaussian())
         first, again, other = (answer(*steps, seed=seed).body for seed in (1, 1, 2))
         np.testing.assert_array_equal(first, again)
-        assert np.all(first[first != 0] != other[first != 0])
+        assert np.all(first != other)
 
     def test_exact_arrays_are_sent_as_they_are_whatever_the_steps(self):
         noise = AddNoise(Gaussian(), np.float32([9, 9]))
