@@ -42,26 +42,26 @@ def models(draw, dtypes=(*VOTED_DTYPES, *DENSE_DTYPES), names="abcdefg"):
 
 class TestWhichArraysAreVoted:
     def test_floating_point_ones_unless_they_are_running_statistics(self):
-        layout = Layout.of(batch_norm_model())
-        assert [spec.name for spec in layout.voted] == ["conv.weight", "bn.weight", "temperature"]
-        assert [spec.name for spec in layout.dense] == [
+        layout = Layout.of_model(batch_norm_model())
+        assert [spec.name for spec in layout.flat] == ["conv.weight", "bn.weight", "temperature"]
+        assert [spec.name for spec in layout.exact] == [
             "bn.running_mean",
             "bn.num_batches_tracked",
             "mask",
         ]
-        assert layout.sizes == (6, 2, 1)
+        assert layout.blocks.sizes == (6, 2, 1)
         assert layout.dim == 9
-        assert layout.dense_bytes == 2 * 4 + 8 + 3
+        assert layout.exact_bytes == 2 * 4 + 8 + 3
 
     @pytest.mark.parametrize("dtype", VOTED_DTYPES)
     def test_every_floating_point_dtype(self, dtype):
-        assert Layout.of({"w": np.zeros(3, dtype)}).dim == 3
+        assert Layout.of_model({"w": np.zeros(3, dtype)}).dim == 3
 
     @pytest.mark.parametrize("dtype", DENSE_DTYPES)
     def test_no_other_dtype(self, dtype):
-        layout = Layout.of({"n": np.zeros(3, dtype)}, dense=())
+        layout = Layout.of_model({"n": np.zeros(3, dtype)}, exact=())
         assert layout.dim == 0
-        assert layout.dense_bytes == np.zeros(3, dtype).nbytes
+        assert layout.exact_bytes == np.zeros(3, dtype).nbytes
 
     @pytest.mark.parametrize(
         ("patterns", "voted"),
@@ -77,45 +77,45 @@ class TestWhichArraysAreVoted:
     )
     def test_patterns_say_which_floats_are_dense(self, patterns, voted):
         model = {name: np.zeros(1) for name in ("a.weight", "a.running_mean", "b.weight")}
-        assert [spec.name for spec in Layout.of(model, patterns).voted] == voted
+        assert [spec.name for spec in Layout.of_model(model, patterns).flat] == voted
 
     def test_positions_say_the_same_to_who_has_other_names(self):
         model = batch_norm_model()
         unnamed = {str(i): array for i, array in enumerate(model.values())}
-        here = Layout.of(model)
-        there = Layout.at(unnamed, here.dense_positions)
-        assert [(spec.shape, spec.dtype, spec.voted) for spec in there.specs] == [
-            (spec.shape, spec.dtype, spec.voted) for spec in here.specs
+        here = Layout.of_model(model)
+        there = Layout.with_exact_positions(unnamed, here.exact_positions)
+        assert [(spec.shape, spec.dtype, spec.exact) for spec in there.specs] == [
+            (spec.shape, spec.dtype, spec.exact) for spec in here.specs
         ]
-        assert Layout.at(model, here.dense_positions) == here
+        assert Layout.with_exact_positions(model, here.exact_positions) == here
 
     def test_a_position_beyond_the_model_is_refused(self):
         with pytest.raises(ValueError, match="no array 2 in a model of 2"):
-            Layout.at({"a": np.zeros(1), "b": np.zeros(1)}, (0, 2))
+            Layout.with_exact_positions({"a": np.zeros(1), "b": np.zeros(1)}, (0, 2))
 
     def test_an_array_of_integers_is_not_voted_on(self):
-        with pytest.raises(ValueError, match="array 'n' of int64 cannot be voted on"):
-            Layout.at({"n": np.zeros(1, np.int64)}, ())
+        with pytest.raises(ValueError, match="array 'n' of int64 cannot be perturbed"):
+            Layout.with_exact_positions({"n": np.zeros(1, np.int64)}, ())
 
     def test_a_model_without_arrays(self):
-        layout = Layout.of({})
-        assert layout.dim == layout.dense_bytes == 0
+        layout = Layout.of_model({})
+        assert layout.dim == layout.exact_bytes == 0
         assert layout.difference({}, {}).shape == (0,)
-        assert layout.move({}, np.empty(0, np.float32), {}) == {}
-        assert layout.pack_dense({}).shape == (0,)
+        assert layout.move({}, np.empty(0, np.float32), 1.0, {}) == {}
+        assert layout.pack_exact({}).shape == (0,)
 
     def test_two_layouts_of_the_same_shapes_are_equal(self):
         other = {name: array + array for name, array in batch_norm_model().items()}
-        assert Layout.of(other) == Layout.of(batch_norm_model())
-        assert Layout.of({"w": np.zeros(2)}) != Layout.of({"w": np.zeros(3)})
+        assert Layout.of_model(other) == Layout.of_model(batch_norm_model())
+        assert Layout.of_model({"w": np.zeros(2)}) != Layout.of_model({"w": np.zeros(3)})
 
 
 class TestFlatVector:
     @given(model=models())
     def test_split_gives_a_view_per_voted_array_in_order(self, model):
-        layout = Layout.of(model)
+        layout = Layout.of_model(model)
         flat = np.arange(layout.dim, dtype=np.float32)
-        parts = layout.split(flat)
+        parts = layout.blocks.split(flat)
         assert [part.size for part in parts] == [array.size for array in voted_arrays(model)]
         assert np.array_equal(np.concatenate([np.empty(0), *parts]), flat)
         for part in parts:
@@ -132,7 +132,7 @@ class TestDifference:
         before, after = batch_norm_model(), batch_norm_model()
         after["conv.weight"] = after["conv.weight"] - np.float32(2)
         after["bn.weight"] = after["bn.weight"] + 0.5
-        update = Layout.of(before).difference(before, after)
+        update = Layout.of_model(before).difference(before, after)
         assert update.dtype == np.float32
         assert update.tolist() == [2.0] * 6 + [-0.5] * 2 + [0.0]
 
@@ -140,29 +140,29 @@ class TestDifference:
         before, after = batch_norm_model(), batch_norm_model()
         after["bn.running_mean"] = after["bn.running_mean"] * 9
         after["mask"] = ~after["mask"]
-        assert not Layout.of(before).difference(before, after).any()
+        assert not Layout.of_model(before).difference(before, after).any()
 
     def test_a_tiny_update_of_a_float64_model_is_not_rounded_away(self):
         before, after = {"w": np.array([1.0])}, {"w": np.array([1.0 + 2**-50])}
-        assert Layout.of(before).difference(before, after).tolist() == [-(2.0**-50)]
+        assert Layout.of_model(before).difference(before, after).tolist() == [-(2.0**-50)]
 
     @pytest.mark.parametrize("array", [np.array([1e300]), np.array([np.inf]), np.array([np.nan])])
     def test_what_float32_cannot_hold_comes_out_not_finite_and_without_a_warning(self, array):
         before = {"w": np.zeros(1)}
-        assert not np.isfinite(Layout.of(before).difference(before, {"w": array})).any()
+        assert not np.isfinite(Layout.of_model(before).difference(before, {"w": array})).any()
 
     def test_memory_order_does_not_matter(self):
         before = {"w": np.arange(6.0).reshape(2, 3)}
         after = {"w": np.asfortranarray(np.zeros((2, 3)))}
-        assert Layout.of(before).difference(before, after).tolist() == [0, 1, 2, 3, 4, 5]
+        assert Layout.of_model(before).difference(before, after).tolist() == [0, 1, 2, 3, 4, 5]
 
 
 class TestMove:
     def test_subtracts_the_step_and_takes_the_new_dense_arrays(self):
         model = batch_norm_model()
-        layout = Layout.of(model)
-        dense = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in layout.dense}
-        moved = layout.move(model, np.arange(9, dtype=np.float32), dense)
+        layout = Layout.of_model(model)
+        dense = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in layout.exact}
+        moved = layout.move(model, np.arange(9, dtype=np.float32), 1.0, dense)
         assert list(moved) == list(model)
         assert not moved["conv.weight"].any()
         assert moved["bn.weight"].tolist() == [1 - 6, 1 - 7]
@@ -172,8 +172,8 @@ class TestMove:
 
     @given(model=models())
     def test_gives_arrays_of_the_models_shapes_and_dtypes(self, model):
-        layout = Layout.of(model)
-        moved = layout.move(model, np.zeros(layout.dim, np.float32), model)
+        layout = Layout.of_model(model)
+        moved = layout.move(model, np.zeros(layout.dim, np.float32), 1.0, model)
         for name, array in model.items():
             assert type(moved[name]) is np.ndarray
             assert moved[name].dtype == array.dtype
@@ -182,27 +182,27 @@ class TestMove:
     @given(model=models(dtypes=[np.int32], names="abc"), data=st.data())
     def test_is_undone_by_difference(self, model, data):
         model = {name: array.astype(np.float64) for name, array in model.items()}
-        layout = Layout.of(model)
+        layout = Layout.of_model(model)
         step = data.draw(hnp.arrays(np.float32, layout.dim, elements=st.integers(-99, 99)))
-        assert np.array_equal(layout.difference(model, layout.move(model, step, {})), step)
+        assert np.array_equal(layout.difference(model, layout.move(model, step, 1.0, {})), step)
 
     def test_half_precision_is_rounded_once_at_the_end(self):
         model = {"w": np.array([1.0], np.float16)}
         # Just over half of the distance to the next smaller number; rounded to half, it is half.
-        moved = Layout.of(model).move(model, np.array([2**-12 + 2**-24], np.float32), {})
+        moved = Layout.of_model(model).move(model, np.array([2**-12 + 2**-24], np.float32), 1.0, {})
         assert moved["w"].dtype == np.float16
         assert moved["w"] == 1 - 2**-11
 
     def test_the_model_stays_as_it_was(self):
         model = batch_norm_model()
-        Layout.of(model).move(model, np.ones(9, np.float32), model)
+        Layout.of_model(model).move(model, np.ones(9, np.float32), 1.0, model)
         for name, array in batch_norm_model().items():
             assert np.array_equal(model[name], array)
 
 
 class TestMatching:
     def test_a_model_matches_itself(self):
-        Layout.of(batch_norm_model()).require_match(batch_norm_model())
+        Layout.of_model(batch_norm_model()).require_match(batch_norm_model())
 
     @pytest.mark.parametrize(
         ("arrays", "message"),
@@ -225,48 +225,52 @@ class TestMatching:
     )
     def test_another_model_is_refused_with_the_difference(self, arrays, message):
         model = {"a": np.zeros(2), "b": np.zeros(3)}
-        layout = Layout.of(model)
+        layout = Layout.of_model(model)
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             layout.require_match(arrays)
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             layout.difference(model, arrays)
 
     def test_arrays_named_by_position_are_given_the_models_names(self):
-        layout = Layout.of({"a": np.zeros(2), "b": np.zeros(3)})
+        layout = Layout.of_model({"a": np.zeros(2), "b": np.zeros(3)})
         named = layout.named({"0": np.ones(2), "1": np.ones(3)})
         layout.require_match(named)
         assert named["b"].tolist() == [1, 1, 1]
 
     @pytest.mark.parametrize("names", [["a", "b"], ["0"], ["0", "1", "2"], ["1", "0"], []])
     def test_arrays_named_otherwise_keep_their_names(self, names):
-        layout = Layout.of({"a": np.zeros(2), "b": np.zeros(3)})
+        layout = Layout.of_model({"a": np.zeros(2), "b": np.zeros(3)})
         assert list(layout.named({name: np.zeros(1) for name in names})) == names
+
+
+def combine(layout, packed, centre):
+    return {spec.name: spec.cast(centre(values)) for spec, values in layout.stack_exact(packed)}
 
 
 class TestDenseArrays:
     @given(model=models())
     def test_come_back_from_their_bytes_exactly(self, model):
-        layout = Layout.of(model, dense=["a", "b", "c"])
-        packed = layout.pack_dense(model)
+        layout = Layout.of_model(model, exact=["a", "b", "c"])
+        packed = layout.pack_exact(model)
         assert packed.dtype == np.uint8
-        assert packed.shape == (layout.dense_bytes,)
-        unpacked = layout.unpack_dense(packed)
-        assert list(unpacked) == [spec.name for spec in layout.dense]
+        assert packed.shape == (layout.exact_bytes,)
+        unpacked = layout.unpack_exact(packed)
+        assert list(unpacked) == [spec.name for spec in layout.exact]
         for name, array in unpacked.items():
             assert array.dtype == model[name].dtype
             np.testing.assert_array_equal(array, model[name])
 
     def test_are_packed_in_the_models_dtype(self):
-        layout = Layout.of({"n": np.zeros(2, np.int16)})
-        packed = layout.pack_dense({"n": np.array([1, 2], np.int64)})
-        assert layout.unpack_dense(packed)["n"].tolist() == [1, 2]
+        layout = Layout.of_model({"n": np.zeros(2, np.int16)})
+        packed = layout.pack_exact({"n": np.array([1, 2], np.int64)})
+        assert layout.unpack_exact(packed)["n"].tolist() == [1, 2]
 
     def test_are_combined_array_by_array(self):
         model = batch_norm_model()
-        layout = Layout.of(model)
+        layout = Layout.of_model(model)
         other = dict(model)
         other["bn.running_mean"] = np.array([1.5, 3.5], np.float32)
-        packed = [layout.pack_dense(model), layout.pack_dense(other)]
+        packed = [layout.pack_exact(model), layout.pack_exact(other)]
         shapes = []
 
         def mean(stacked):
@@ -274,7 +278,7 @@ class TestDenseArrays:
             assert stacked.dtype == np.float64
             return stacked.mean(axis=0)
 
-        combined = layout.combine_dense(packed, mean)
+        combined = combine(layout, packed, mean)
         assert shapes == [(2, 2), (2,), (2, 3)]
         assert combined["bn.running_mean"].tolist() == [1.0, 2.5]
         assert combined["bn.num_batches_tracked"] == 7
@@ -282,8 +286,8 @@ class TestDenseArrays:
 
     @given(model=models(dtypes=[np.int32, np.uint8, np.bool_, np.float16, np.float32]))
     def test_combined_have_their_own_shape_and_dtype(self, model):
-        layout = Layout.of(model, dense=["*"])
-        combined = layout.combine_dense([layout.pack_dense(model)] * 3, lambda stacked: stacked[0])
+        layout = Layout.of_model(model, exact=["*"])
+        combined = combine(layout, [layout.pack_exact(model)] * 3, lambda stacked: stacked[0])
         for name, array in model.items():
             assert type(combined[name]) is np.ndarray
             assert combined[name].dtype == array.dtype
@@ -294,15 +298,15 @@ class TestDenseArrays:
         [([1, 2, 2], 2), ([1, 1, 2], 1), ([-1, -2, -2], -2), ([10, 11], 10)],
     )
     def test_integers_are_rounded_to_the_nearest_and_halves_to_even(self, clients, combined):
-        layout = Layout.of({"n": np.array(0)})
-        packed = [layout.pack_dense({"n": np.array(value)}) for value in clients]
-        result = layout.combine_dense(packed, lambda stacked: stacked.mean(axis=0))["n"]
+        layout = Layout.of_model({"n": np.array(0)})
+        packed = [layout.pack_exact({"n": np.array(value)}) for value in clients]
+        result = combine(layout, packed, lambda stacked: stacked.mean(axis=0))["n"]
         assert result == combined
         assert result.dtype == np.int64
 
     def test_complex_numbers_keep_their_imaginary_part(self):
-        layout = Layout.of({"z": np.zeros(1, np.complex64)})
-        packed = [layout.pack_dense({"z": np.array([z], np.complex64)}) for z in (1 + 2j, 3 - 4j)]
-        combined = layout.combine_dense(packed, lambda stacked: stacked.mean(axis=0))
+        layout = Layout.of_model({"z": np.zeros(1, np.complex64)})
+        packed = [layout.pack_exact({"z": np.array([z], np.complex64)}) for z in (1 + 2j, 3 - 4j)]
+        combined = combine(layout, packed, lambda stacked: stacked.mean(axis=0))
         assert combined["z"].tolist() == [2 - 1j]
         assert combined["z"].dtype == np.complex64

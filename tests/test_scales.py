@@ -14,7 +14,7 @@ from fedmedian.scales import Fixed, as_scale_rule, quantile_of_positive
 RULES = [
     Fixed(0.1),
     Adaptive(),
-    Adaptive(0.1, of="max", quantile=1.0),
+    Adaptive(0.1, magnitude="max", quantile=1.0),
     Adaptive(2.0, quantile=0.0, max_change=1.5),
     Theory(rounds=100, dim=10),
 ]
@@ -69,7 +69,7 @@ class TestEveryRule:
 
     def test_tells_clients_that_choose_for_themselves_how(self, rule):
         assert rule.factor > 0
-        assert rule.of in ("rms", "max", None)
+        assert rule.magnitude in ("rms", "max", None)
 
     def test_is_a_scale_rule_and_a_value(self, rule):
         assert isinstance(rule, ScaleRule)
@@ -166,7 +166,7 @@ class TestAdaptive:
             ("factor", -1.0),
             ("factor", inf),
             ("factor", nan),
-            ("of", "mean"),
+            ("magnitude", "mean"),
             ("quantile", -0.1),
             ("quantile", 1.1),
             ("quantile", nan),
@@ -179,7 +179,7 @@ class TestAdaptive:
         with pytest.raises(ValueError, match=f"^{argument} must be "):
             Adaptive(**{argument: value})
 
-    @pytest.mark.parametrize("argument", ["factor", "of", "quantile", "max_change"])
+    @pytest.mark.parametrize("argument", ["factor", "magnitude", "quantile", "max_change"])
     @pytest.mark.parametrize("value", [None, True, [1.0]])
     def test_wrong_type(self, argument, value):
         with pytest.raises(TypeError, match=f"^{argument} must be "):
