@@ -67,7 +67,7 @@ def test_a_payload_is_found_in_a_reply_among_other_keys():
     assert not Payload.is_in({PREFIX + "instruction": WIRE_VERSION})
 
 
-@pytest.mark.parametrize("key", ["payload", "kind", "scales", "magnitudes"])
+@given(key=st.sampled_from(["payload", "kind", "scales", "magnitudes"]))
 def test_a_payload_without_a_field_is_refused_by_its_key(key):
     message = {name: value for name, value in MESSAGE.items() if name != PREFIX + key}
     with pytest.raises(WireError, match=PREFIX + key):
@@ -81,26 +81,28 @@ def test_a_payload_may_be_without_noise_and_without_a_partition():
     assert (read.noise, read.partition) == (None, None)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("payload", WIRE_VERSION + 1),
-        ("payload", 1.0),
-        ("kind", "sign"),
-        ("noise", 3),
-        ("scales", [0.5]),
-        ("magnitudes", 0.5),
-        ("partition", "first"),
-        ("partition", -1),
-        ("future", 1),
-    ],
+@given(
+    entry=st.sampled_from(
+        [
+            ("payload", WIRE_VERSION + 1),
+            ("payload", 1.0),
+            ("kind", "sign"),
+            ("noise", 3),
+            ("scales", [0.5]),
+            ("magnitudes", 0.5),
+            ("partition", "first"),
+            ("partition", -1),
+            ("future", 1),
+        ]
+    )
 )
-def test_a_field_that_is_malformed_or_unknown_is_refused_by_its_key(key, value):
+def test_a_field_that_is_malformed_or_unknown_is_refused_by_its_key(entry):
+    key, value = entry
     with pytest.raises(WireError, match=key):
         Payload.decode(ARRAYS, {**MESSAGE, PREFIX + key: value})
 
 
-@pytest.mark.parametrize("count", [0, 3])
+@given(count=st.sampled_from([0, 3]))
 def test_another_number_of_arrays_is_refused(count):
     with pytest.raises(WireError, match=f"arrays.*{count}"):
         Payload.decode([*ARRAYS, *ARRAYS][:count], MESSAGE)
