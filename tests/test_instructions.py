@@ -183,59 +183,68 @@ def decode(changes):
     return Instruction.decode({key: value for key, value in message.items() if value is not None})
 
 
-class TestRefusedByName:
-    @pytest.mark.parametrize(
-        ("changes", "named"),
-        [
-            ({"instruction": WIRE_VERSION + 1}, rf"\b{WIRE_VERSION + 1}\b.*\b{WIRE_VERSION}\b"),
-            ({"instruction": WIRE_VERSION - 1}, rf"\b{WIRE_VERSION - 1}\b.*\b{WIRE_VERSION}\b"),
-            ({"future": 1}, r"\bfuture\b"),
-            ({"clip.future": 1}, r"'clip'.*'future'"),
-            ({"signs.future": 1}, r"'signs'.*'future'"),
-            ({"noise.future": 1}, r"'noise'.*\bfuture\b"),
-            ({"momentum.decay": 0.9}, r"\bmomentum\.decay\b"),
-            ({"steps": '["clip", "rotate", "signs"]'}, r"'rotate'"),
-            ({"noise.family": "cauchy"}, r"'noise'.*'cauchy'"),
-            ({"noise.family.df": 3.0}, r"'noise'.*'gaussian'.*'df'"),
-        ],
-        ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-    )
-    def test_what_is_of_another_version_or_unknown(self, changes, named):
-        with pytest.raises(WireError, match=named):
-            decode(changes)
+LISTS = ["*", "[", "1", "null", "{}", "[true]", "[1.0]", "[" * 9999]
+MALFORMED = [
+    *[("round", value) for value in (1.0, -1, "4")],
+    *[("seed", value) for value in (7, "seven", "-7", "", "٣")],
+    *[("exact", value) for value in (*LISTS, [1], '"12"', '[1, "a"]', "[-1]")],
+    *[("steps", value) for value in (*LISTS, ["clip"], '"signs"', '["clip", 1]')],
+    ("steps", '["signs", "clip", "measure", "noise"]'),
+    ("steps", '["clip", "clip"]'),
+    *[("clip.norm", value) for value in ("1", 0.0, -1.0, nan, inf)],
+    *[("measure.magnitude", value) for value in (1, "mean")],
+    *[("noise.factor", value) for value in ("3", -1.0, nan)],
+]
 
-    def test_a_step_that_is_not_registered_here(self):
+
+class TestWhatIsRefused:
+    @pytest.mark.parametrize("version", [WIRE_VERSION + 1, WIRE_VERSION - 1])
+    def test_an_instruction_of_another_version_is_refused_by_name(self, version):
+        with pytest.raises(WireError, match=rf"\b{version}\b.*\b{WIRE_VERSION}\b"):
+            decode({"instruction": version})
+
+    def test_a_key_that_is_unknown_here_is_refused_by_name(self):
+        with pytest.raises(WireError, match=rf"{PREFIX}future\b"):
+            decode({"future": 1})
+
+    def test_a_parameter_of_a_step_that_is_not_asked_for_is_refused_by_name(self):
+        with pytest.raises(WireError, match=rf"{PREFIX}momentum\.decay\b"):
+            decode({"momentum.decay": 0.9})
+
+    @pytest.mark.parametrize("step", ["clip", "measure", "noise", "signs"])
+    def test_a_parameter_that_is_unknown_to_its_step_is_refused_by_name(self, step):
+        with pytest.raises(WireError, match=rf"'{step}'.*\bfuture\b"):
+            decode({f"{step}.future": 1})
+
+    def test_a_noise_family_that_is_unknown_here_or_does_not_take_a_parameter_is_refused_by_name(
+        self,
+    ):
+        with pytest.raises(WireError, match=r"'cauchy'"):
+            decode({"noise.family": "cauchy"})
+        with pytest.raises(WireError, match=r"'gaussian'.*'df'"):
+            decode({"noise.family.df": 3.0})
+
+    def test_a_step_that_is_unknown_here_is_refused_by_name(self):
+        with pytest.raises(WireError, match="'rotate'"):
+            decode({"steps": '["clip", "rotate", "signs"]'})
         with pytest.raises(WireError, match="'unregistered'"):
             Instruction.decode(asking(Unregistered(2.0)).encode())
 
-    @pytest.mark.parametrize(
-        "key", ["instruction", "round", "exact", "steps", "clip.norm", "noise.family"]
+    @given(
+        key=st.sampled_from(["instruction", "round", "exact", "steps", "clip.norm", "noise.family"])
     )
-    def test_a_missing_field(self, key):
+    def test_a_missing_field_is_refused_by_name(self, key):
         with pytest.raises(WireError, match=key.split(".")[-1]):
             decode({key: None})
 
-    @pytest.mark.parametrize(
-        ("key", "values"),
-        [
-            ("round", [1.0, -1, "4"]),
-            ("seed", [7, "seven", "-7", "", "٣"]),
-            ("exact", ["*", "[", "1", "null", '"12"', '{"1": 1}', '[1, "a"]', "[true]", "[1.0]"]),
-            ("exact", [[1], "[-1]", "[" * 9999]),
-            ("steps", ["clip", "[", "null", '"signs"', "[1]", '["clip", null]']),
-            ("steps", ['["signs", "clip", "measure", "noise"]', '["clip", "clip"]']),
-            ("clip.norm", ["1", 0.0, -1.0, nan, inf]),
-            ("measure.magnitude", [1, "mean"]),
-            ("noise.factor", ["3", -1.0, nan]),
-        ],
-    )
-    def test_a_malformed_value(self, key, values):
-        for value in values:
-            with pytest.raises(WireError, match=key.split(".")[-1]):
-                decode({key: value})
+    @given(entry=st.sampled_from(MALFORMED))
+    def test_a_malformed_value_is_refused_by_name(self, entry):
+        key, value = entry
+        with pytest.raises(WireError, match=key.split(".")[-1]):
+            decode({key: value})
 
     @pytest.mark.xfail(raises=ValueError, reason="int() raises its own error above 4300 digits")
-    def test_a_seed_of_more_digits_than_python_reads(self):
+    def test_a_seed_of_more_digits_than_python_reads_is_refused_by_name(self):
         with pytest.raises(WireError, match="seed"):
             decode({"seed": "9" * 5000})
 
@@ -282,33 +291,34 @@ class TestRequireAnswer:
         with pytest.raises(WireError, match=r"noise 'gaussian'.*None"):
             asking().require_answer(VECTOR_PAYLOAD, LAYOUT)
 
-    @pytest.mark.parametrize(
-        ("changes", "named"),
-        [
-            ({"kind": "vector"}, r"'vector'.*'signs'"),
-            ({"noise": "laplace"}, r"'laplace'.*'gaussian'"),
-            ({"body": np.zeros(2, np.uint8)}, r"signs.*\(1,\).*\(2,\)"),
-            ({"body": np.zeros((1, 1), np.uint8)}, r"signs.*\(1,\).*\(1, 1\)"),
-            ({"body": np.zeros(1, np.float32)}, r"signs.*uint8.*float32"),
-            ({"exact": np.zeros(0, np.uint8)}, r"exact.*\(16,\).*\(0,\)"),
-            ({"exact": np.zeros(16, np.int8)}, r"exact.*uint8.*int8"),
-            ({"scales": np.zeros(3, np.float32)}, r"scales.*\(2,\).*\(3,\)"),
-            ({"magnitudes": np.zeros(1, np.float32)}, r"magnitudes.*\(2,\).*\(1,\)"),
-        ],
-        ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    @given(
+        case=st.sampled_from(
+            [
+                ({"kind": "vector"}, r"'vector'.*'signs'"),
+                ({"noise": "laplace"}, r"'laplace'.*'gaussian'"),
+                ({"body": np.zeros(2, np.uint8)}, r"signs.*\(1,\).*\(2,\)"),
+                ({"body": np.zeros((1, 1), np.uint8)}, r"signs.*\(1,\).*\(1, 1\)"),
+                ({"body": np.zeros(1, np.float32)}, r"signs.*uint8.*float32"),
+                ({"exact": np.zeros(0, np.uint8)}, r"exact.*\(16,\).*\(0,\)"),
+                ({"exact": np.zeros(16, np.int8)}, r"exact.*uint8.*int8"),
+                ({"scales": np.zeros(3, np.float32)}, r"scales.*\(2,\).*\(3,\)"),
+                ({"magnitudes": np.zeros(1, np.float32)}, r"magnitudes.*\(2,\).*\(1,\)"),
+            ]
+        )
     )
-    def test_an_answer_of_another_form_is_refused_with_what_was_wanted(self, changes, named):
+    def test_an_answer_of_another_form_is_refused_with_what_was_wanted(self, case):
+        changes, named = case
         with pytest.raises(WireError, match=named):
             INSTRUCTION.require_answer(replace(SIGNS_PAYLOAD, **changes), LAYOUT)
 
-    @pytest.mark.parametrize(
-        "body", [np.zeros(8, np.float64), np.zeros(8, ">f4"), np.zeros(7, np.float32)], ids=str
+    @given(
+        body=st.sampled_from([np.zeros(8, np.float64), np.zeros(8, ">f4"), np.zeros(7, np.float32)])
     )
     def test_a_vector_is_float32_of_the_models_dimension(self, body):
         with pytest.raises(WireError, match=r"vector.*float32.*\(8,\)"):
             VECTOR.require_answer(replace(VECTOR_PAYLOAD, body=body), LAYOUT)
 
-    @pytest.mark.parametrize("value", [nan, inf, -inf])
+    @given(value=st.sampled_from([nan, inf, -inf]))
     def test_no_number_of_an_answer_is_nan_or_infinite(self, value):
         body = VECTOR_PAYLOAD.body.copy()
         body[7] = value
@@ -418,14 +428,13 @@ class TestPerturbUpdate:
             assert exact["running_mean"].tolist() == [0.5, -0.5]
             assert exact["steps"] == 3
 
-    @pytest.mark.parametrize("value", [nan, inf, -inf])
-    def test_an_update_that_is_not_finite_is_neither_sent_nor_remembered(self, value):
-        for position, name in ((0, "w"), (5, "w"), (6, "b"), (7, "b")):
-            update, memory = list(UPDATE), {}
-            update[position] = value
-            with pytest.raises(UpdateError, match=f"'{name}'"):
-                answer(ClientMomentum(0.9), Signs(), update=update, memory=memory)
-            assert memory == {}
+    @given(value=st.sampled_from([nan, inf, -inf]), position=st.integers(0, 7))
+    def test_an_update_that_is_not_finite_is_neither_sent_nor_remembered(self, value, position):
+        update, memory = list(UPDATE), {}
+        update[position] = value
+        with pytest.raises(UpdateError, match="'w'" if position < 6 else "'b'"):
+            answer(ClientMomentum(0.9), Signs(), update=update, memory=memory)
+        assert memory == {}
 
     def test_the_partition_travels_for_the_log(self):
         rng, update = np.random.default_rng(0), np.array(UPDATE, np.float32)
