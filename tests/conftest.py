@@ -9,7 +9,9 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from hypothesis import settings
 
+from fedmedian.client_steps import CLIENT_STEPS
 from fedmedian.clients import perturb
+from fedmedian.noise import NOISE_FAMILIES
 
 settings.register_profile("fedmedian", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("fedmedian")
@@ -22,6 +24,15 @@ def quiet_flower():
     handlers, logger.handlers = logger.handlers, []
     yield
     logger.handlers = handlers
+
+
+@pytest.fixture(scope="module")
+def registries():
+    """Forget the client steps and noise families that a module registers once it is done."""
+    with pytest.MonkeyPatch.context() as patch:
+        for registry in (CLIENT_STEPS, NOISE_FAMILIES):
+            patch.setattr(registry, "_classes", dict(registry._classes))
+        yield
 
 
 def to_record(arrays):

@@ -1,5 +1,6 @@
 """The mean decoded from votes: its bias and its variance. Every draw is seeded."""
 
+from dataclasses import dataclass
 from itertools import product
 from math import comb, pi, sqrt
 
@@ -9,8 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedmedian import Gaussian, Laplace, Logistic, Uniform, count_votes, mean_from_votes, pack_signs
-from fedmedian.decoding import majority_gain
+from fedmedian import (
+    Blocks,
+    Counts,
+    DecodeRule,
+    Gaussian,
+    Laplace,
+    Logistic,
+    Majority,
+    Payload,
+    Theory,
+    Uniform,
+    count_votes,
+    mean_from_votes,
+    pack_signs,
+)
+from fedmedian.aggregation import aggregate_signs
+from fedmedian.decoding import Ballot, majority_gain
 
 FAMILIES = [Gaussian(), Logistic(), Laplace(), Uniform()]
 
@@ -181,3 +197,140 @@ def test_the_majority_gain_of_unequal_weights_is_the_slope_of_the_weighted_major
         chance = positive**yes * (1 - positive) ** (10 - yes)
         total += chance * np.sign(np.dot(weights, votes).round(12))
     assert majority_gain(noise, weights) == pytest.approx(total / ratio, rel=0.05)
+
+
+def equal(clients):
+    return np.full(clients, 1 / clients)
+
+
+@dataclass(frozen=True)
+class Cautious(DecodeRule):
+    """A rule of one's own: a step of 1 where all but `dissenters` votes agree, else none."""
+
+    dissenters: int = 0
+
+    def weights(self, ballot):
+        return np.ones((len(ballot.packed), len(ballot.blocks)))
+
+    def direction(self, votes, ballot, rng):
+        clear = np.abs(votes) >= len(ballot.packed) - 2 * self.dissenters
+        return np.where(clear, np.sign(votes), np.float32(0))
+
+
+RULES = [
+    Counts(),
+    Majority(),
+    Majority(ties="unchanged"),
+    Majority(calibrated=True),
+    Cautious(1),
+]
+ROWS = np.random.default_rng(0).standard_normal((6, 50))
+
+
+def ballot(rows=ROWS, sizes=(30, 0, 20), noise=FAMILIES[0], scales=None, weights=None):
+    scales = np.ones((len(rows), len(sizes))) if scales is None else np.array(scales)
+    weights = equal(len(rows)) if weights is None else np.array(weights)
+    votes = [pack_signs(row) for row in rows]
+    return Ballot(votes, weights, Blocks(sizes), noise, None if noise is None else scales)
+
+
+def decide(rule, ballot, seed=0):
+    votes = ballot.sum(rule.weights(ballot))
+    return rule.direction(votes, ballot, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+class TestEveryDecodeRule:
+    def test_weighs_each_clients_votes_on_each_block(self, rule):
+        weights = rule.weights(ballot())
+        assert weights.shape == (6, 3)
+        assert np.all(weights >= 0)
+
+    def test_gives_a_direction_of_the_votes_dimension_that_follows_from_the_generator(self, rule):
+        direction = decide(rule, ballot())
+        assert direction.shape == (50,)
+        assert direction.dtype == np.float32
+        np.testing.assert_array_equal(direction, decide(rule, ballot()))
+
+    def test_points_where_all_votes_point_and_the_other_way_if_they_are_turned_around(self, rule):
+        agreed = np.tile(np.sign(ROWS[0]), (5, 1))
+        np.testing.assert_array_equal(np.sign(decide(rule, ballot(agreed))), agreed[0])
+        odd = ROWS[:5]  # no ties, which are tossed
+        np.testing.assert_array_equal(decide(rule, ballot(-odd)), -decide(rule, ballot(odd)))
+
+    def test_is_the_servers_own_and_passed_to_aggregation_as_it_is(self, rule):
+        votes, draws = ballot(), np.random.default_rng(0)
+        scales = np.ones(3, np.float32)
+        payloads = [
+            Payload("signs", "gaussian", scales, scales, row, row[:0]) for row in votes.packed
+        ]
+        result = aggregate_signs(payloads, equal(6), votes.blocks, votes.noise, rule, draws)
+        np.testing.assert_array_equal(result.direction, decide(rule, votes))
+
+
+def test_rules_that_need_no_noise_decode_votes_without_any():
+    needy = [rule for rule in RULES if rule.needs_noise]
+    assert needy == [Counts(), Majority(calibrated=True)]
+    for rule in RULES:
+        assert rule in needy or decide(rule, ballot(noise=None)).shape == (50,)
+
+
+class TestDefaultLearningRate:
+    def test_is_1_where_the_direction_has_the_size_of_an_update(self):
+        for rule in (Counts(), Majority(calibrated=True)):
+            assert rule.learning_rate(Gaussian()) == 1.0
+
+    def test_of_a_plain_majority_is_that_of_the_theorem_or_must_be_given(self):
+        theory = Theory(rounds=4, dim=25)
+        assert Majority().learning_rate(Gaussian(theory)) == theory.learning_rate("signs")
+        assert Majority().learning_rate(Gaussian()) is None
+        assert Majority().learning_rate(None) is None
+
+
+class TestMajorityRule:
+    @pytest.mark.parametrize("weights", [None, [0.3, 0.2, 0.2, 0.2, 0.1]])
+    def test_calibrated_is_the_majority_times_the_median_scale_over_its_gain(self, weights):
+        scales = np.array([[1.0, 5, 2], [1, 5, 2], [3, 5, 4], [4, 5, 8], [9, 5, 6]])
+        votes = ballot(ROWS[:5], scales=scales, weights=weights)
+        gain = majority_gain(Gaussian(), votes.weights)
+        expected = decide(Majority(), votes) * np.repeat([3 / gain, 4 / gain], [30, 20])
+        direction = decide(Majority(calibrated=True), votes)
+        np.testing.assert_allclose(direction, expected, rtol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("argument", "value", "error"),
+        [
+            ("ties", "up", ValueError),
+            ("ties", 1, TypeError),
+            ("calibrated", 1, TypeError),
+            ("calibrated", "yes", TypeError),
+        ],
+    )
+    def test_an_argument_that_is_none_of_the_allowed_is_refused_by_name(
+        self, argument, value, error
+    ):
+        with pytest.raises(error, match=f"^{argument} must .*{value!r}"):
+            Majority(**{argument: value})
+
+
+class TestBallot:
+    @given(
+        scales=hnp.arrays(np.float64, (6, 3), elements=st.floats(0, 10)),
+        noise=st.sampled_from(FAMILIES),
+    )
+    def test_weights_for_the_mean_are_those_of_the_vote_times_what_a_vote_is_worth(
+        self, scales, noise
+    ):
+        votes = ballot(noise=noise, scales=scales, weights=np.arange(1, 7) / 21)
+        assert votes.vote_weights().tolist() == [[k / 21] * 3 for k in range(1, 7)]
+        worth = scales / (2 * noise.density_at_zero)
+        np.testing.assert_allclose(votes.mean_weights(), votes.vote_weights() * worth)
+
+    def test_without_noise_every_clients_votes_have_its_weight(self):
+        votes = ballot(noise=None)
+        np.testing.assert_array_equal(votes.mean_weights(), votes.vote_weights())
+
+    def test_the_sum_is_of_signs_times_weights(self):
+        weights = np.random.default_rng(1).uniform(0, 1, (6, 3))
+        expected = (np.repeat(weights, (30, 0, 20), axis=1) * np.sign(ROWS)).sum(axis=0)
+        np.testing.assert_allclose(ballot().sum(weights), expected, rtol=1e-5, atol=1e-6)

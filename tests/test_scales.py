@@ -17,7 +17,7 @@ from fedmedian.scales import Fixed, as_scale_rule, quantile_of_positive
 RULES = [
     Fixed(0.1),
     Adaptive(),
-    Adaptive(2.0, of="max", quantile=1.0, max_change=1.5),
+    Adaptive(2.0, magnitude="max", quantile=1.0, max_change=1.5),
     Theory(rounds=100, dim=10),
 ]
 
@@ -44,7 +44,7 @@ def test_a_rules_first_scales_are_positive_one_per_array_or_left_to_the_clients(
     for kind in KINDS:
         scales = rule.first(3, kind)
         if scales is None:
-            assert rule.of in ("rms", "max")
+            assert rule.magnitude in ("rms", "max")
             assert rule.factor > 0
         else:
             assert scales.shape == (3,)
@@ -178,7 +178,7 @@ def test_an_adaptive_scale_of_an_array_that_moves_for_the_first_time_is_there_at
     ("argument", "out_of_range"),
     [
         ("factor", (0.0, -1.0, inf, nan)),
-        ("of", ("mean", "")),
+        ("magnitude", ("mean", "")),
         ("quantile", (-0.1, 1.1, nan)),
         ("max_change", (1.0, 0.5, inf)),
     ],
