@@ -104,7 +104,7 @@ class Draft:
 
     def replace(self, vector: Float32, blocks: Blocks | None = None) -> None:
         """Go on with another vector, and with other blocks if they have changed."""
-        self._vector = vector
+        self._vector = np.asarray(vector, dtype=np.float32)
         self._pending = False
         self.blocks = self.blocks if blocks is None else blocks
 

@@ -199,10 +199,6 @@ def test_the_majority_gain_of_unequal_weights_is_the_slope_of_the_weighted_major
     assert majority_gain(noise, weights) == pytest.approx(total / ratio, rel=0.05)
 
 
-def equal(clients):
-    return np.full(clients, 1 / clients)
-
-
 @dataclass(frozen=True)
 class Cautious(DecodeRule):
     """A rule of one's own: a step of 1 where all but `dissenters` votes agree, else none."""
