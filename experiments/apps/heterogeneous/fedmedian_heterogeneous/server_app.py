@@ -1,8 +1,9 @@
 """The server: runs each strategy from the same start on the same clients, and compares them."""
 
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from flwr.app import ArrayRecord, Context, MetricRecord, UserConfig
 from flwr.serverapp import Grid, ServerApp
@@ -11,13 +12,22 @@ from flwr.serverapp.strategy import FedAvg, FedMedian, Strategy
 from fedmedian import Adaptive
 from fedmedian.noise import NOISE_FAMILIES, Noise
 from fedmedian.strategies import Checkpoint, MedianSGD, SignSGD
-from fedmedian.strategies.options import CoreOptions, FedAvgOptions
 
-from .metered import MeteredGrid
-from .report import Run, print_progress, print_table, write_report
+from .measuring import MeteredGrid, Run, Tell, measure
+from .report import compare_uplinks, print_progress, write_report
 from .task import evaluate, load_test_set, make_network
 
 app = ServerApp()
+
+S = TypeVar("S", bound=Strategy)
+
+
+def for_all_clients(strategy: Callable[..., S], config: UserConfig) -> Callable[..., S]:
+    """Return a strategy's class with the options that train all clients in every round."""
+    clients = int(config["num-clients"])
+    return partial(
+        strategy, fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients
+    )
 
 
 def make_strategy(name: str, config: UserConfig) -> tuple[str, Strategy]:
@@ -42,42 +52,25 @@ def make_strategy(name: str, config: UserConfig) -> tuple[str, Strategy]:
     ValueError
         If there is no such strategy.
     """
-    clients = int(config["num-clients"])
-    everyone: FedAvgOptions = {
-        "fraction_evaluate": 0.0,
-        "min_train_nodes": clients,
-        "min_available_nodes": clients,
-    }
-    ours: CoreOptions = {"seed": int(config["seed"])}
-    if config["checkpoint"]:
-        ours["checkpoint"] = Checkpoint(Path(str(config["checkpoint"])) / name)
-    rate, vote_rate = (
-        float(config["server-learning-rate"]),
-        float(config["majority-learning-rate"]),
+    seed, folder = int(config["seed"]), str(config["checkpoint"])
+    checkpoint = Checkpoint(Path(folder) / name) if folder else None
+    sign, median = (
+        partial(for_all_clients(ours, config), seed=seed, checkpoint=checkpoint)
+        for ours in (SignSGD, MedianSGD)
     )
+    rate = float(config["server-learning-rate"])
+    vote_rate = float(config["majority-learning-rate"])
     strategies: dict[str, tuple[str, Callable[[], Strategy]]] = {
-        "fedavg": ("FedAvg", lambda: FedAvg(**everyone)),
-        "fedmedian": ("FedMedian", lambda: FedMedian(**everyone)),
-        "sign-plain": (
-            "SignSGD (no noise)",
-            lambda: SignSGD(None, "majority", vote_rate, **ours, **everyone),
-        ),
+        "fedavg": ("FedAvg", for_all_clients(FedAvg, config)),
+        "fedmedian": ("FedMedian", for_all_clients(FedMedian, config)),
+        "sign-plain": ("SignSGD (no noise)", partial(sign, None, "majority", vote_rate)),
         "sign-majority": (
             "SignSGD (majority)",
-            lambda: SignSGD(make_noise(config, 3.0), "majority", vote_rate, **ours, **everyone),
+            lambda: sign(make_noise(config, 3.0), "majority", vote_rate),
         ),
-        "sign": (
-            "SignSGD",
-            lambda: SignSGD(make_noise(config, 3.0), learning_rate=rate, **ours, **everyone),
-        ),
-        "median-plain": (
-            "MedianSGD (no noise)",
-            lambda: MedianSGD(None, learning_rate=rate, **ours, **everyone),
-        ),
-        "median": (
-            "MedianSGD",
-            lambda: MedianSGD(make_noise(config, 6.0), learning_rate=rate, **ours, **everyone),
-        ),
+        "sign": ("SignSGD", lambda: sign(make_noise(config, 3.0), learning_rate=rate)),
+        "median-plain": ("MedianSGD (no noise)", partial(median, None, learning_rate=rate)),
+        "median": ("MedianSGD", lambda: median(make_noise(config, 6.0), learning_rate=rate)),
     }
     if name not in strategies:
         raise ValueError(f"strategy must be among {', '.join(strategies)}, got {name!r}")
@@ -107,6 +100,38 @@ def make_noise(config: UserConfig, default_scale: float) -> Noise:
     return family(Adaptive(scale, of=rule))  # type: ignore[arg-type]  # Adaptive checks it
 
 
+def train(strategy: Strategy, grid: Grid, config: UserConfig, tell: Tell) -> None:
+    """Train the network from the seed's start, and test it before the first round and after each.
+
+    Parameters
+    ----------
+    strategy : Strategy
+        The strategy.
+    grid : Grid
+        The clients.
+    config : dict
+        The run configuration.
+    tell : callable
+        Takes the number of each round and the test accuracy after it.
+    """
+    images, labels = load_test_set()
+    model = make_network(int(config["seed"]))
+    initial = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def test(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        model.load_state_dict(arrays.to_torch_state_dict())
+        accuracy = evaluate(model, images, labels)
+        tell(server_round, accuracy)
+        return MetricRecord({"accuracy": accuracy})
+
+    strategy.start(
+        grid=grid,
+        initial_arrays=ArrayRecord(initial),
+        num_rounds=int(config["rounds"]),
+        evaluate_fn=test,
+    )
+
+
 def compare(grid: Grid, config: UserConfig) -> list[Run]:
     """Run every strategy that the configuration names, one after the other.
 
@@ -122,42 +147,23 @@ def compare(grid: Grid, config: UserConfig) -> list[Run]:
     list of Run
         What was measured.
     """
-    rounds = int(config["rounds"])
-    images, labels = load_test_set()
-    model = make_network(int(config["seed"]))
-    initial = {name: value.clone() for name, value in model.state_dict().items()}
     names = [name.strip() for name in str(config["strategy"]).split(",")]
     strategies = [make_strategy(name, config) for name in names]  # a wrong name ends it here
-    runs = []
-    for label, strategy in strategies:
-        history: list[float] = []
+    return [
+        measure(label, int(config["seed"]), MeteredGrid(grid), partial(_serve, label, one, config))
+        for label, one in strategies
+    ]
 
-        def test(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-            model.load_state_dict(arrays.to_torch_state_dict())
-            accuracy = evaluate(model, images, labels)
-            history.append(accuracy)  # noqa: B023  # called before the next strategy's turn
-            if server_round % max(rounds // 10, 1) == 0:
-                print_progress(label, server_round, rounds, accuracy)  # noqa: B023
-            return MetricRecord({"accuracy": accuracy})
 
-        metered, start = MeteredGrid(grid), time.perf_counter()
-        strategy.start(
-            grid=metered,
-            initial_arrays=ArrayRecord(initial),
-            num_rounds=rounds,
-            evaluate_fn=test,
-        )
-        runs.append(
-            Run(
-                strategy=label,
-                accuracy=history[-1],
-                rounds=rounds,
-                uplink_bytes=metered.bytes_up / metered.replies,
-                seconds=time.perf_counter() - start,
-                history=history,
-            )
-        )
-    return runs
+def _serve(label: str, strategy: Strategy, config: UserConfig, grid: Grid, tell: Tell) -> None:
+    rounds = int(config["rounds"])
+
+    def tell_and_print(server_round: int, accuracy: float) -> None:
+        tell(server_round, accuracy)
+        if server_round % max(rounds // 10, 1) == 0:
+            print_progress(label, server_round, rounds, accuracy)
+
+    train(strategy, grid, config, tell_and_print)
 
 
 def describe(config: UserConfig) -> str:
@@ -174,7 +180,7 @@ def describe(config: UserConfig) -> str:
 def run_comparison(grid: Grid, config: UserConfig) -> None:
     """Compare the strategies, print a table, and write the report if a folder is given."""
     runs = compare(grid, config)
-    print_table(runs)
+    print(compare_uplinks(runs), flush=True)
     if config["output"]:
         write_report(Path(str(config["output"])), runs, dict(config), describe(config))
 
