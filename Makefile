@@ -8,10 +8,10 @@ OLDEST_FLWR = $(shell sed -n 's/.*"flwr>=\([^,]*\),.*/\1/p' pyproject.toml)
 .PHONY: demo deploy-demo test test-oldest lint types bench setup clean
 
 demo: setup  ## Compare the strategies on clients of one class each: table and plot.
-	@$(BIN)/python -m experiments.heterogeneous.simulate
+	@$(BIN)/python -m experiments.demos.simulation
 
 deploy-demo: setup  ## Deploy with TLS and keys; a node dies in a round and returns: 3 minutes.
-	@$(BIN)/python -m experiments.deployment
+	@$(BIN)/python -m experiments.demos.deployment
 
 # Half of the time of the slow tests is waiting; a file's tests share what they start.
 test: setup  ## Run all tests; ARGS="-m 'not slow'" leaves out what takes long.

@@ -30,4 +30,4 @@ def test_the_oldest_tests_run_on_the_oldest_declared_flower():
 
 
 def test_the_experiment_admits_the_same_flower_as_the_package():
-    assert declared_flower(ROOT / "experiments" / "heterogeneous") == declared_flower(ROOT)
+    assert declared_flower(ROOT / "experiments" / "apps" / "heterogeneous") == declared_flower(ROOT)

@@ -90,4 +90,5 @@ def write_report(folder: Path, runs: Sequence[Run], config: UserConfig, title: s
 
 def read_runs(folder: Path) -> list[Run]:
     """Return the runs whose report is in a folder."""
-    return [Run(**run) for run in json.loads((folder / "results.json").read_text())["runs"]]
+    runs = json.loads((folder / "results.json").read_text())["runs"]
+    return [Run(**{**run, "history": [tuple(pair) for pair in run["history"]]}) for run in runs]
