@@ -30,4 +30,4 @@ def test_the_target_test_oldest_installs_the_oldest_declared_flower_before_it_te
 
 
 def test_the_experiment_admits_the_same_versions_of_flower_as_the_package():
-    assert declared_flower(ROOT / "experiments" / "heterogeneous") == declared_flower(ROOT)
+    assert declared_flower(ROOT / "experiments" / "apps" / "heterogeneous") == declared_flower(ROOT)
