@@ -28,6 +28,7 @@ from fedmedian import (
     smoothed_median,
 )
 from fedmedian.aggregation import SCALE_CAP, aggregate_signs, aggregate_vectors
+from fedmedian.kernels.votes import weighted_votes
 
 GAUSSIAN = Gaussian()
 FAMILIES = [GAUSSIAN, Logistic(), Laplace(), Uniform()]
@@ -183,9 +184,10 @@ class TestMajority:
         assert abs(direction.sum()) < 5 * sqrt(n)
 
     def test_weights_that_cancel_only_on_paper_are_a_tie(self):
-        payloads = signs([[1.0], [1.0], [-1.0]], np.ones((3, 1)))
-        result = aggregate(payloads, (1,), [0.1, 0.4, 0.5], rule=UNCHANGED)
-        assert result.direction.tolist() == [0.0]
+        payloads = signs([[1.0], [-1.0], [-1.0]], np.ones((3, 1)))
+        weights = np.array([3, 1, 2]) / 6
+        assert weighted_votes([one.body for one in payloads], [1], weights[:, None]) != 0
+        assert aggregate(payloads, (1,), weights, rule=UNCHANGED).direction.tolist() == [0.0]
 
     @pytest.mark.parametrize("clients", [1, 10, 101])
     def test_of_equal_weights_is_the_majority_vote(self, clients):

@@ -117,7 +117,7 @@ STEPS = [
 ]
 
 
-@pytest.mark.parametrize("step", STEPS, ids=repr)
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
 class TestEveryStep:
     @staticmethod
     def apply(step, seed=0, memory=None):
@@ -396,6 +396,15 @@ class TestStepOfOnesOwn:
         assert memory["reverse"]["visits"].tolist() == [2]
         assert memory["reverse"]["visits"].dtype == np.int8
         assert set(memory["momentum"]) == {"m", "rounds", "last-round"}
+
+    def test_may_add_noise_to_a_vector_that_has_some_already(self):
+        draft, noise = draft_of(np.zeros(8)), np.float32([1, 1])
+        draft.add_noise(Gaussian(), noise)
+        first = after(AddNoise(Gaussian(), noise), np.zeros(8)).vector
+        draft.add_noise(Uniform(), noise)
+        second = draft.vector - first
+        assert np.all(second != 0)
+        assert np.all(np.abs(second) < sqrt(3) + 1e-5)
 
     def test_that_another_model_makes_momentum_forget_keeps_what_it_remembers(self):
         memory = {"reverse": {"m": np.ones(3)}}
