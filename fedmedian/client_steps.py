@@ -413,7 +413,7 @@ class AddNoise(ClientStep):
             match key.split("."):
                 case ["family"]:
                     family = value
-                case ["family", parameter]:
+                case ["family", parameter] if parameter != "scale":  # the rule is the server's
                     own[parameter] = value
                 case ["factor"]:
                     factor = value

@@ -358,7 +358,6 @@ class TestAddNoise:
         with pytest.raises((TypeError, ValueError), match=key.removeprefix("family.")):
             AddNoise.decode({**AddNoise(Gaussian()).encode(), key: value})
 
-    @pytest.mark.xfail(reason="the server's own scale rule is taken for a parameter of the family")
     def test_a_familys_scale_is_no_parameter_that_travels(self):
         with pytest.raises((TypeError, ValueError), match="scale"):
             AddNoise.decode({**AddNoise(Gaussian()).encode(), "family.scale": 3.0})

@@ -69,12 +69,14 @@ def test_an_optimizers_steps_are_float32_vectors_of_the_directions_size(optimize
 
 
 @each_optimizer
-def test_an_optimizer_remembers_float32_and_neither_its_direction_nor_its_step(optimizer):
+def test_an_optimizer_remembers_vectors_of_float32_and_neither_its_direction_nor_its_step(
+    optimizer,
+):
     direction, state = np.ones(3, np.float32), {}
     step = optimizer.step(direction, state)
     assert direction.tolist() == [1, 1, 1]
     remembered = {name: array.copy() for name, array in state.items()}
-    assert all(array.dtype == np.float32 for array in state.values())
+    assert all(array.dtype == np.float32 for array in state.values() if array.size > 1)
     direction[:] = step[:] = 99
     assert all(np.array_equal(state[name], remembered[name]) for name in remembered)
 

@@ -205,7 +205,7 @@ class Counted(Logistic):
         return super().cdf(x)
 
     def density(self, x):
-        return Logistic.cdf(self, x) * Logistic.cdf(self, -x) * 4 * self.density_at_zero
+        return Logistic.cdf(self, x) * Logistic.cdf(self, -x) * np.pi / np.sqrt(3)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import FedAvg, FedMedian
 from flwr.supercore.run import Run
 
 from fedmedian.clients import InProcessGrid
-from fedmedian.wire import serialized_size
+from fedmedian.records import serialized_size
 
 
 def app_of(answer):

@@ -80,7 +80,9 @@ class TestStrategies:
         assert strategy.core.noise == usual.core.noise
         assert strategy.core.learning_rate == usual.core.learning_rate
 
-    @pytest.mark.parametrize(("rule", "scale"), [("fixed", 0.5), ("max", Adaptive(0.5, of="max"))])
+    @pytest.mark.parametrize(
+        ("rule", "scale"), [("fixed", 0.5), ("max", Adaptive(0.5, magnitude="max"))]
+    )
     def test_the_noise_can_be_chosen(self, rule, scale):
         config = configure("noise='laplace'", "noise-scale=0.5", f"scale-rule='{rule}'")
         assert server_app.make_noise(config, 3.0) == Laplace(scale)
