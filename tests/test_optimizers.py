@@ -69,7 +69,7 @@ def test_an_optimizers_steps_are_float32_vectors_of_the_directions_size(optimize
 
 
 @each_optimizer
-def test_an_optimizer_remembers_vectors_of_float32_and_neither_its_direction_nor_its_step(
+def test_an_optimizer_remembers_vectors_of_float32_but_not_its_direction_or_its_step(
     optimizer,
 ):
     direction, state = np.ones(3, np.float32), {}

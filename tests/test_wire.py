@@ -134,6 +134,15 @@ class TestParameters:
         with pytest.raises(TypeError, match=r"Settings\.scale"):
             parameters_of(Settings(scale=value))
 
+    def test_a_field_that_is_none_and_not_so_by_default_is_refused_by_name(self):
+        with pytest.raises(TypeError, match=r"Settings\.count\b.*None"):
+            parameters_of(Settings(count=None))
+
+    def test_an_integer_of_more_than_64_bits_is_refused_by_name(self):
+        parameters_of(Settings(count=2**63 - 1))
+        with pytest.raises(ValueError, match=rf"Settings\.count\b.*{2**63}"):
+            parameters_of(Settings(count=2**63))
+
 
 def test_a_refusal_is_told_from_an_error_of_other_code():
     assert is_refusal(refusal(WireError("an unknown step")))
