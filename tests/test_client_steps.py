@@ -28,6 +28,7 @@ from fedmedian import (
 )
 from fedmedian.client_steps import CLIENT_STEPS, AddNoise, Draft, Measure, Signs, UpdateError
 from fedmedian.noise import NOISE_FAMILIES
+from fedmedian.strategies import SignSGD
 from fedmedian.wire import WireError
 
 
@@ -79,6 +80,13 @@ class StudentT(Noise):
 
 
 @dataclass(frozen=True)
+class Mixture(Gaussian):
+    weights: object = ()
+
+    name: ClassVar[str] = "mixture"
+
+
+@dataclass(frozen=True)
 class Unregistered(StudentT):
     name: ClassVar[str] = "unregistered"
 
@@ -87,6 +95,7 @@ class Unregistered(StudentT):
 def _own_classes(registries):
     register_client_step(Reverse)
     register_noise(StudentT)
+    register_noise(Mixture)
 
 
 BLOCKS = Blocks((6, 2))
@@ -412,6 +421,15 @@ class TestStepOfOnesOwn:
             ClientMomentum(0.5).apply(draft)
         assert memory["reverse"]["m"].tolist() == [1, 1, 1]
 
+    @pytest.mark.xfail(reason="None is left out, and read as the default")
+    def test_with_none_for_a_parameter_of_another_default_arrives_as_it_was_sent(self):
+        @dataclass(frozen=True)
+        class Capped(Reverse):
+            cap: float | None = 3.0
+
+        step = Capped(1.0, cap=None)
+        assert Capped.decode(step.encode()) == step
+
     def test_with_a_parameter_that_cannot_travel_is_refused_by_name(self):
         with pytest.raises(TypeError, match=r"Reverse\.factor"):
             Reverse(np.ones(2)).encode()
@@ -441,9 +459,10 @@ class TestNoiseFamilyOfOnesOwn:
             AddNoise.decode(AddNoise(Unregistered()).encode())
 
     def test_with_a_parameter_that_cannot_travel_is_refused_by_name(self):
-        @dataclass(frozen=True)
-        class Mixture(Gaussian):
-            weights: object = ()
-
         with pytest.raises(TypeError, match=r"Mixture\.weights"):
             AddNoise(Mixture(weights=np.ones(2))).encode()
+
+    @pytest.mark.xfail(reason="it is refused by the first round only")
+    def test_with_a_parameter_that_cannot_travel_is_refused_by_a_strategys_constructor(self):
+        with pytest.raises(TypeError, match=r"Mixture\.weights"):
+            SignSGD(noise=Mixture(0.1, weights=np.ones(2)))
