@@ -146,9 +146,10 @@ class TestMeter:
 
 class TestTable:
     def test_columns_line_up_words_to_the_left_and_numbers_to_the_right(self):
-        assert make_table(["who", "bytes"], [["FedAvg", "1"], ["me", "1,000"]]).splitlines() == [
-            "| who    | bytes |",
-            "| ------ | ----: |",
-            "| FedAvg |     1 |",
-            "| me     | 1,000 |",
+        rows = [["FedAvg", "all", "1"], ["me", "none", "-1,000"]]
+        assert make_table(["who", "tries", "bytes"], rows).splitlines() == [
+            "| who    | tries |  bytes |",
+            "| ------ | ----- | -----: |",
+            "| FedAvg | all   |      1 |",
+            "| me     | none  | -1,000 |",
         ]

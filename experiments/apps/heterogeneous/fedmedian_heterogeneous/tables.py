@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def make_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table, its first column to the left and the others, numbers, to the right.
+    """Return a table, words to the left and numbers to the right of their columns.
 
     Parameters
     ----------
@@ -18,10 +18,12 @@ def make_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     str
         The lines of the table.
     """
-    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = []
-    for first, *others in (headings, rule, *rows):
-        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
-        lines.append(f"| {' | '.join([first.ljust(widths[0]), *cells])} |")
-    return "\n".join(lines)
+    columns = []
+    for heading, *cells in zip(headings, *rows, strict=True):
+        width = max(3, len(heading), *map(len, cells))
+        if any(cell[0].isalpha() for cell in cells if cell):
+            columns.append([text.ljust(width) for text in (heading, "-" * width, *cells)])
+        else:
+            rule = "-" * (width - 1) + ":"
+            columns.append([text.rjust(width) for text in (heading, rule, *cells)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in zip(*columns, strict=True))
