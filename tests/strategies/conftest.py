@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from types import ModuleType
 from typing import Any
 
@@ -288,16 +289,17 @@ def step(steps):
 
 @pytest.fixture(scope="session")
 def spoiling():
-    """Makes a mod that changes one client's replies of one type, in every round or in one."""
+    """Makes a mod that changes one client's replies of one type, all of them or one."""
 
-    def spoiling(change, partition, message_type="train", in_round=None):
+    def spoiling(change, partition, message_type="train", only=None):
+        replies = count(1)
+
         def spoil(message, context, call_next):
-            server_round = int(message.metadata.group_id or 0)
             reply = call_next(message, context)
             if (
                 context.node_config["partition-id"] == partition
                 and message.metadata.message_type == message_type
-                and in_round in (None, server_round)
+                and only in (None, next(replies))
             ):
                 change(reply.content)
             return reply
