@@ -52,8 +52,8 @@ def play(run):
 class TestFixedPointsOfTheToy:
     """Where the toy of arXiv 1906.01736, Figure 1, comes to rest.
 
-    f_i(x) = (x − a_i)²/2 with a = (1, 2, 10): without noise at the median, 2, and with it the closer
-    to the mean, 13/3, the larger the noise.
+    f_i(x) = (x − a_i)²/2 with a = (1, 2, 10): without noise at the median, 2, and with it
+    the closer to the mean, 13/3, the larger the noise.
 
     The noisy fixed points are zeros of the expected step, to three decimals. Copies start a quarter
     below, are given six relaxation times or more to arrive, and are then averaged over rounds.
