@@ -159,7 +159,7 @@ def test_a_run_that_has_ended_can_be_given_more_rounds_but_not_fewer(
     assert bits(longer.model) == bits(whole.model)
 
 
-def test_rounds_that_keep_the_model_count_as_well(api, play, bits, tmp_path):
+def test_rounds_that_keep_the_model_are_stored_as_well(api, play, bits, tmp_path):
     never = api.make("SignSGD", checkpoint=Checkpoint(tmp_path), min_replies=NUM_CLIENTS + 1)
     assert bits(play(never, 3).model) == bits(MODEL)
     trained = play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 5)
@@ -183,7 +183,9 @@ def test_the_older_api_need_not_be_given_the_model_again(older_api, play, bits, 
     ],
     ids=["seed", "optimizer", "strategy"],
 )
-def test_another_run_is_refused_by_what_is_different(make, change, named, api, play, tmp_path):
+def test_a_checkpoint_of_another_run_is_refused_by_what_is_different(
+    make, change, named, api, play, tmp_path
+):
     play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 1)
     with pytest.raises(ValueError, match="checkpoint") as refused:
         play(api.make(make, checkpoint=Checkpoint(tmp_path), **change), 2)
@@ -191,14 +193,14 @@ def test_another_run_is_refused_by_what_is_different(make, change, named, api, p
         assert words in str(refused.value)
 
 
-def test_another_model_is_refused(api, play, run, tmp_path):
+def test_a_checkpoint_of_another_model_is_refused(api, play, run, tmp_path):
     play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 1)
     other = {**MODEL, "0": np.zeros(5, np.float32)}
     with pytest.raises(ValueError, match="model"):
         run(api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), train, other, NUM_CLIENTS, 2)
 
 
-def test_a_folder_that_cannot_be_made_is_known_before_training(api, run, tmp_path):
+def test_a_checkpoint_folder_that_cannot_be_made_is_known_before_training(api, run, tmp_path):
     def fail(model, partition):
         raise AssertionError
 
@@ -221,7 +223,7 @@ SAVED = Saved(
 
 
 class TestCheckpoint:
-    def test_is_read_as_it_was_written(self, tmp_path):
+    def test_a_checkpoint_is_read_as_it_was_written(self, tmp_path):
         Checkpoint(tmp_path / "new" / "folder").save(SAVED)
         read = Checkpoint(str(tmp_path / "new" / "folder")).load()
         assert (read.server_round, read.identity) == (7, SAVED.identity)
@@ -233,7 +235,7 @@ class TestCheckpoint:
                 np.testing.assert_array_equal(read.arrays[group][name], array, strict=True)
         np.testing.assert_equal(read.history, SAVED.history)
 
-    def test_holds_arrays_and_json_and_no_pickle(self, tmp_path):
+    def test_a_checkpoint_holds_arrays_and_json_and_no_pickle(self, tmp_path):
         Checkpoint(tmp_path).save(SAVED)
         (folder,) = tmp_path.iterdir()
         assert sorted(path.name for path in folder.iterdir()) == ["arrays.npz", "state.json"]
@@ -241,17 +243,17 @@ class TestCheckpoint:
         with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
             assert all(arrays[name].dtype != object for name in arrays.files)
 
-    def test_without_one_there_is_nothing_to_load(self, tmp_path):
+    def test_without_a_checkpoint_there_is_nothing_to_load(self, tmp_path):
         assert Checkpoint(tmp_path).load() is None
         assert Checkpoint(tmp_path / "missing").load() is None
 
-    def test_the_last_one_replaces_those_before(self, tmp_path):
+    def test_the_last_checkpoint_replaces_those_before(self, tmp_path):
         for number in (9, 10, 1_000_000):
             Checkpoint(tmp_path).save(Saved(number, {}, {}))
         assert [path.name for path in tmp_path.iterdir()] == ["round-1000000"]
         assert Checkpoint(tmp_path).load().server_round == 1_000_000
 
-    def test_a_half_written_one_is_not_there(self, tmp_path):
+    def test_a_half_written_checkpoint_is_not_there(self, tmp_path):
         Checkpoint(tmp_path).save(SAVED)
         (tmp_path / ".round-000008").mkdir()
         (tmp_path / ".round-000008" / "arrays.npz").write_bytes(b"half")
@@ -259,7 +261,7 @@ class TestCheckpoint:
         Checkpoint(tmp_path).save(Saved(8, {}, {}))
         assert [path.name for path in tmp_path.iterdir()] == ["round-000008"]
 
-    def test_files_of_others_stay(self, tmp_path):
+    def test_a_checkpoint_leaves_the_files_of_others(self, tmp_path):
         (tmp_path / "notes.txt").write_text("mine")
         Checkpoint(tmp_path).save(SAVED)
         Checkpoint(tmp_path).save(Saved(8, {}, {}))
@@ -269,13 +271,13 @@ class TestCheckpoint:
         ("name", "content"),
         [("state.json", "{"), ("state.json", "{}"), ("arrays.npz", "junk")],
     )
-    def test_one_that_cannot_be_read_is_named(self, tmp_path, name, content):
+    def test_a_checkpoint_that_cannot_be_read_is_named(self, tmp_path, name, content):
         Checkpoint(tmp_path).save(SAVED)
         (tmp_path / "round-000007" / name).write_text(content)
         with pytest.raises(ValueError, match=r"round-000007"):
             Checkpoint(tmp_path).load()
 
-    def test_one_of_another_version_is_named(self, tmp_path):
+    def test_a_checkpoint_of_another_format_is_named(self, tmp_path):
         Checkpoint(tmp_path).save(SAVED)
         path = tmp_path / "round-000007" / "state.json"
         path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
@@ -290,7 +292,7 @@ class TestCheckpoint:
             ({"folder": "runs", "every": 1.5}, TypeError, "^every must .* 1.5"),
         ],
     )
-    def test_bad_arguments_are_named(self, arguments, error, reason):
+    def test_bad_arguments_of_a_checkpoint_are_named(self, arguments, error, reason):
         with pytest.raises(error, match=reason):
             Checkpoint(**arguments)
 

@@ -15,22 +15,22 @@ def cohort(*nodes, asked=(1, 2, 3), rejected=0, missing=0):
 
 
 class TestOneReplyPerNode:
-    def test_refuses_nobody_who_was_asked_and_replied_once(self):
+    def test_one_reply_per_node_refuses_nobody_who_was_asked_and_replied_once(self):
         assert one_reply_per_node(cohort(3, 1)) == {}
 
-    def test_refuses_all_but_the_first_reply_of_a_node(self):
+    def test_one_reply_per_node_refuses_all_but_the_first_reply_of_a_node(self):
         assert list(one_reply_per_node(cohort(1, 2, 1, 1))) == [2, 3]
 
-    def test_refuses_nodes_that_were_not_asked(self):
+    def test_one_reply_per_node_refuses_nodes_that_were_not_asked(self):
         assert list(one_reply_per_node(cohort(4, 1, "1"))) == [0, 2]
 
 
 class TestAllOrNone:
-    def test_refuses_nobody_if_all_replied_well(self):
+    def test_all_or_none_refuses_nobody_if_all_replied_well(self):
         assert all_or_none(cohort(1, 2, 3)) == {}
 
     @pytest.mark.parametrize("which", ["rejected", "missing"])
-    def test_refuses_everybody_if_one_did_not(self, which):
+    def test_all_or_none_refuses_everybody_if_one_did_not(self, which):
         assert list(all_or_none(cohort(1, 2, **{which: 1}))) == [0, 1]
 
 
@@ -96,7 +96,7 @@ class TestInARound:
         (warning,) = warnings("aggregate_train: dropped")
         assert "node 999" in warning
 
-    def test_a_rule_of_ones_own_refuses_answers_for_reasons(
+    def test_a_cohort_rule_of_ones_own_refuses_answers_for_reasons(
         self, api, play, warnings, bits, without
     ):
         seen = []
@@ -120,7 +120,7 @@ class TestInARound:
         assert {answer.node for answer in cohort.replies} == set(cohort.asked)
         assert all(isinstance(answer, Answer) for answer in cohort.replies)
 
-    def test_rules_see_what_those_before_have_left(self, api, play):
+    def test_cohort_rules_see_what_those_before_have_left(self, api, play):
         sizes = []
 
         def refuse_the_first(cohort):

@@ -74,7 +74,7 @@ class TestFixedPointsOfTheToy:
         [SignSGD(None, Majority(), 0.01, **SEEDED), MedianSGD(None, learning_rate=0.1, **SEEDED)],
         ids=["signs", "median"],
     )
-    def test_without_noise_are_the_median(self, strategy, play):
+    def test_without_noise_the_toy_rests_at_the_median(self, strategy, play):
         outcome = play(strategy, self.towards_optimum, 3, np.full(10, 1.7), 60)
         assert outcome.model["x"] == pytest.approx(2.0, abs=0.011)
 
@@ -87,7 +87,7 @@ class TestFixedPointsOfTheToy:
             *[("counts", 5.0, 4.021), ("counts", 20.0, 4.315)],
         ],
     )
-    def test_with_noise_are_the_ones_that_theory_says(self, algorithm, scale, expected, play):
+    def test_with_noise_the_toy_rests_where_theory_says(self, algorithm, scale, expected, play):
         noise, options = Gaussian(scale), {"diagnostics": False, **SEEDED}
         strategy, arrive, average = {
             "median": (MedianSGD(noise, learning_rate=0.05, **options), 150, 250),
@@ -114,7 +114,7 @@ class TestUniformNoise:
     COPIES = 100_000
 
     @pytest.mark.parametrize(("clients", "covers"), [(2, 1.0), (3, 1.5), (10, 1.0)])
-    def test_decodes_to_the_mean_without_bias(self, clients, covers, step):
+    def test_votes_with_uniform_noise_decode_to_the_mean_without_bias(self, clients, covers, step):
         updates = np.random.default_rng(clients).uniform(-1, 1, (clients, self.COPIES))
         updates += np.linspace(-0.5, 1.0, clients)[:, None]
         scale = covers * np.abs(updates).max() / sqrt(3)
@@ -124,7 +124,7 @@ class TestUniformNoise:
         leaning = error * updates.mean(axis=0)
         assert abs(leaning.mean()) < 3 * standard_error(leaning)
 
-    def test_shrinks_what_it_does_not_cover(self, step):
+    def test_uniform_noise_shrinks_what_it_does_not_cover(self, step):
         moved = step(SignSGD(Uniform(1.0), **SEEDED), np.full((3, 20_000), 2.0))
         np.testing.assert_allclose(moved, sqrt(3), rtol=1e-6)
 
@@ -180,7 +180,7 @@ class TestClientsWithTheirOwnScale:
         """Clients with little noise go up, those with much go less far."""
         return np.array([np.full(self.COPIES, 0.2 if i % 2 else 1.0) for i in range(clients)])
 
-    def test_have_votes_that_weigh_as_much_as_their_noise_and_decode_without_bias(self, step):
+    def test_votes_with_own_scales_weigh_as_much_as_their_noise_and_decode_without_bias(self, step):
         payloads = []
 
         def keep(message, context, call_next):
@@ -197,19 +197,19 @@ class TestClientsWithTheirOwnScale:
         naive = mean_from_votes(counts, 10, Uniform(), scale).astype(np.float64)
         assert abs(naive.mean() - 0.6) > 50 * standard_error(naive)
 
-    def test_weigh_by_their_examples_besides(self, step):
+    def test_votes_with_own_scales_weigh_by_examples_besides(self, step):
         mods = (own_scale(self.scale_of), perturb)
         moved = step(self.STRATEGY, self.updates(4), [1, 5, 2, 4], mods=mods)
         assert abs(moved.mean() - (3 * 1.0 + 9 * 0.2) / 12) < 3 * standard_error(moved)
 
-    def test_weigh_no_more_than_the_cap_whatever_one_claims(self, step):
+    def test_no_vote_weighs_more_than_the_cap_whatever_scale_its_client_claims(self, step):
         votes = np.array([[-1.0]] * 9 + [[1.0]]) * 1e6  # far beyond any noise but the last one's
         for claim in (1e3, 1e30):
             mods = (own_scale(lambda i, claim=claim: claim if i == 9 else 1.0), perturb)
             moved = step(self.STRATEGY, np.repeat(votes, 1000, axis=1), mods=mods)
             assert np.abs(moved + sqrt(3) * 0.9).max() <= sqrt(3) * 0.1 * SCALE_CAP * (1 + 1e-5)
 
-    def test_are_told_no_scale_but_the_rules_factor(self, step):
+    def test_clients_that_choose_their_scale_are_told_the_rules_factor(self, step):
         seen = []
 
         def listen(noise, partition):
@@ -220,7 +220,7 @@ class TestClientsWithTheirOwnScale:
         step(strategy, np.ones((2, 3)), mods=(told(listen), perturb))
         assert [(noise.scales, noise.factor) for noise in seen] == [(None, 2.5)] * 2
 
-    def test_have_the_median_clients_scale_reported(self, steps):
+    def test_of_own_scales_the_median_clients_is_reported(self, steps):
         mods = (own_scale(lambda i: (0.5, 2.0, 70.0)[i]), perturb)
         _, outcome = steps(self.STRATEGY, np.ones((1, 3, 4)), mods=mods)
         assert outcome.reports[1]["noise-scale"] == pytest.approx([2.0])
@@ -234,7 +234,9 @@ class TestClientsWithTheirOwnScale:
         ],
         ids=["another family", "no noise", "another scale"],
     )
-    def test_may_not_choose_the_family(self, change, accepted, steps):
+    def test_clients_may_choose_a_noise_scale_where_allowed_but_not_the_family(
+        self, change, accepted, steps
+    ):
         _, outcome = steps(self.STRATEGY, np.ones((1, 4, 4)), mods=(told(change, 2), perturb))
         assert outcome.reports[1]["replies-accepted"] == accepted
 
@@ -286,7 +288,9 @@ class TestOneLiarOfTen:
         ],
         ids=["large at first", "small once", "always large", "junk", "a large update"],
     )
-    def test_changes_no_scale_by_a_factor_of_two(self, make, lie, factor, play):
+    def test_one_liar_of_ten_changes_no_noise_scale_by_a_factor_of_two(
+        self, make, lie, factor, play
+    ):
         def scales(lie, factor):
             def update(x, partition):
                 draws = np.random.default_rng(partition).standard_normal(x.shape)
@@ -321,7 +325,9 @@ class TestCalibratedMajority:
         ],
         ids=["3", "4, ties random", "4, ties unchanged", "10, uniform", "7 unequal"],
     )
-    def test_estimates_the_mean_to_leading_order(self, noise, clients, examples, ties, step):
+    def test_a_calibrated_majority_estimates_the_mean_to_leading_order(
+        self, noise, clients, examples, ties, step
+    ):
         values = np.linspace(0.05, 0.15, clients)
         strategy = SignSGD(noise(1.0), Majority(ties, calibrated=True), **SEEDED)
         moved = step(strategy, np.repeat(values[:, None], self.COPIES, axis=1), examples)
@@ -329,7 +335,7 @@ class TestCalibratedMajority:
         allowed = (0.01 if examples is None else 0.05) * mean
         assert abs(moved.mean() - mean) < 4 * standard_error(moved) + allowed
 
-    def test_has_a_worth_for_each_array(self, run):
+    def test_a_calibrated_majority_has_a_worth_for_each_array(self, run):
         def train(model, partition):
             return {"a": model["a"] - 1, "b": model["b"] - 100}, {"num-examples": 1}
 
@@ -362,7 +368,9 @@ class TestNoDrift:
         ],
         ids=["no noise", "no noise, ties unchanged", "noise", "adaptive noise, ties unchanged"],
     )
-    def test_of_a_majority_which_walks_no_farther_than_coins_would(self, strategy, clients, play):
+    def test_a_majority_leaves_what_nobody_moves_to_walk_no_farther_than_coins_would(
+        self, strategy, clients, play
+    ):
         walked = self.walked(strategy, clients, play)
         assert abs(walked.mean()) < 4 * standard_error(walked)
         assert walked.std() < 0.01 * sqrt(self.ROUNDS) * (1 + 4 / sqrt(2 * self.STILL))
@@ -378,10 +386,10 @@ class TestNoDrift:
         ],
         ids=["calibrated", "counts", "adaptive counts", "noisy median", "noise at the server"],
     )
-    def test_of_estimates_of_the_mean(self, strategy, clients, play):
+    def test_estimates_of_the_mean_do_not_drift_where_nobody_moves(self, strategy, clients, play):
         walked = self.walked(strategy, clients, play)
         assert abs(walked.mean()) < 4 * standard_error(walked)
 
     @pytest.mark.parametrize("options", [{"noise": None}, {"estimator": "smoothed"}], ids=str)
-    def test_of_a_median_without_noise_not_a_bit(self, options, play):
+    def test_a_median_without_noise_leaves_what_nobody_moves_exactly(self, options, play):
         assert not self.walked(MedianSGD(**options, **SEEDED), 4, play).any()

@@ -48,7 +48,7 @@ class TestAcceptFailures:
 
     @pytest.mark.parametrize("change", [crash, no_examples], ids=["raised", "of no use"])
     @pytest.mark.parametrize("accept", [True, False])
-    def test_decides_about_a_round_with_a_bad_result(
+    def test_accept_failures_decides_about_a_round_with_a_bad_result(
         self, accept, change, play, spoiling, bits, warnings
     ):
         outcome = play(
@@ -65,12 +65,12 @@ class TestAcceptFailures:
         refused = [text for text in warnings("aggregate_") if "accept_failures" in text]
         assert len(refused) == (0 if accept else good)
 
-    def test_lets_a_round_without_failures_pass(self, play, bits):
+    def test_a_round_without_failures_passes_where_failures_are_not_accepted(self, play, bits):
         outcome = play("MedianSGD", accept_failures=False)
         assert bits(outcome.model) != bits(MODEL)
         assert outcome.evaluations[1]["loss"] == np.mean(range(NUM_CLIENTS))
 
-    def test_decides_about_an_evaluation_too(self, play):
+    def test_an_evaluation_with_a_bad_result_is_refused_where_failures_are_not_accepted(self, play):
         def evaluate(model, partition):
             return {"num-examples": 1, "loss": nan if partition == BAD else 1.0}
 

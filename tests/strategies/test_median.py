@@ -23,12 +23,14 @@ either_client = pytest.mark.parametrize(
 class TestPlainMedian:
     @either_client
     @pytest.mark.parametrize("num_clients", [1, 2, 5])
-    def test_moves_the_model_by_the_median_of_the_updates(self, num_clients, options, step):
+    def test_a_plain_median_moves_the_model_by_the_median_of_the_updates(
+        self, num_clients, options, step
+    ):
         updates = UPDATES[:num_clients]
         moved = step(MedianSGD(None, learning_rate=0.1, **QUIET), updates, **options)
         np.testing.assert_allclose(moved, 0.1 * np.median(updates, axis=0), rtol=1e-6)
 
-    def test_does_what_flowers_median_does(self, make_app, as_record, as_arrays):
+    def test_a_plain_median_does_what_flowers_median_does(self, make_app, as_record, as_arrays):
         def train(model, partition):
             return {"x": model["x"] - UPDATES[partition]}, {"num-examples": 1}
 
@@ -40,12 +42,12 @@ class TestPlainMedian:
             as_arrays(ours.arrays)["x"], as_arrays(theirs.arrays)["x"], rtol=1e-6
         )
 
-    def test_counts_all_clients_alike(self, step):
+    def test_a_median_counts_all_clients_alike(self, step):
         moved = step(MedianSGD(None), [[1.0], [2.0], [3.0]], examples=[1, 1, 1000])
         assert moved == pytest.approx(2.0)
 
     @either_client
-    def test_replaces_running_statistics_by_their_median(self, options, run):
+    def test_a_median_replaces_running_statistics_by_their_median(self, options, run):
         values = (1.0, 2.0, 600.0)
 
         def train(model, partition):
@@ -71,25 +73,25 @@ class TestPlainMedian:
 class TestNoisyMedian:
     @pytest.mark.parametrize("noise_at", ["client", "server"])
     @pytest.mark.parametrize("noise", [Gaussian(20.0), Laplace(20.0), Uniform(20.0)], ids=str)
-    def test_is_drawn_to_the_mean(self, noise, noise_at, step):
+    def test_a_noisy_median_is_drawn_to_the_mean(self, noise, noise_at, step):
         copies = 20_000
         updates = np.repeat([[1.0], [2.0], [10.0]], copies, axis=1)
         moved = step(MedianSGD(noise, noise_at, **SEEDED), updates)
         assert abs(moved.mean() - 13 / 3) < 0.15 + 5 * np.std(moved) / np.sqrt(copies)
 
     @pytest.mark.parametrize("noise_at", ["client", "server"])
-    def test_has_by_default_noise_proportional_to_the_updates(self, noise_at, step):
+    def test_default_noise_is_proportional_to_the_updates(self, noise_at, step):
         updates = np.random.default_rng(0).standard_normal((9, 2000))
         small, large = (
             step(MedianSGD(noise_at=noise_at, **SEEDED), factor * updates) for factor in (1, 1000)
         )
         assert np.std(large) == pytest.approx(1000 * np.std(small), rel=0.05)
 
-    def test_has_noise_of_the_scale_that_clients_were_told(self, step):
+    def test_clients_noise_has_the_scale_that_they_were_told(self, step):
         moved = step(MedianSGD(Gaussian(3.0), **SEEDED), np.zeros((2, 20_000)))
         assert np.std(moved) == pytest.approx(3.0 / np.sqrt(2), rel=0.05)
 
-    def test_has_noise_of_each_clients_own(self, step):
+    def test_clients_do_not_share_their_noise(self, step):
         one, both = (
             step(MedianSGD(Gaussian(1.0), **SEEDED), np.zeros((clients, 5000)))
             for clients in (1, 2)
@@ -97,7 +99,7 @@ class TestNoisyMedian:
         other = 2 * both - one
         assert abs(np.corrcoef(one, other)[0, 1]) < 5 / np.sqrt(5000)
 
-    def test_reports_less_signal_where_there_is_more_noise(self, steps):
+    def test_less_signal_is_reported_where_there_is_more_noise(self, steps):
         updates = np.random.default_rng(0).standard_normal((1, 1, 2000)).repeat(5, axis=1)
         quiet, loud = (
             steps(MedianSGD(Gaussian(Adaptive(factor)), **SEEDED), updates)[1].reports[1]
@@ -105,7 +107,7 @@ class TestNoisyMedian:
         )
         assert quiet["signal-to-noise"] > loud["signal-to-noise"]
 
-    def test_moves_less_than_the_mean_by_a_minority_of_liars(self, step):
+    def test_a_minority_of_liars_moves_a_median_less_than_the_mean(self, step):
         updates = np.repeat([[1.0]] * 7 + [[-1000.0]] * 3, 50, axis=1)
         moved = step(MedianSGD(**SEEDED), updates)
         assert np.abs(moved).mean() < 30  # the mean would move by 299
@@ -122,19 +124,21 @@ class TestSmoothedMedian:
 
     @either_client
     @pytest.mark.parametrize("noise", [Logistic(0.7), Gaussian(Adaptive(2.0))], ids=str)
-    def test_is_the_step_whether_clients_know_of_it_or_not(self, noise, options, steps):
+    def test_the_smoothed_median_is_the_step_whether_clients_know_of_it_or_not(
+        self, noise, options, steps
+    ):
         strategy = MedianSGD(noise, estimator="smoothed", **QUIET)
         moved, outcome = steps(strategy, [self.SPREAD], **options)
         expected = smoothed_median(self.SPREAD, noise, outcome.reports[1]["noise-scale"][0])
         np.testing.assert_allclose(moved[0], expected, rtol=1e-5, atol=1e-6)
 
     @pytest.mark.parametrize("noise", [None, Uniform(1.0)], ids=str)
-    def test_needs_a_smooth_law(self, noise):
+    def test_the_smoothed_median_needs_a_smooth_noise_law(self, noise):
         with pytest.raises(ValueError, match=r"^noise must ") as refused:
             MedianSGD(noise, estimator="smoothed")
         assert repr(noise) in str(refused.value)
 
-    def test_goes_where_the_noisy_median_goes_on_average(self, step):
+    def test_the_smoothed_median_goes_where_the_noisy_one_goes_on_average(self, step):
         updates = np.repeat([[1.0], [2.0], [10.0]], 40_000, axis=1)
         smooth = step(MedianSGD(Gaussian(20.0), estimator="smoothed", **SEEDED), updates)
         noisy = step(MedianSGD(Gaussian(20.0), **SEEDED), updates)

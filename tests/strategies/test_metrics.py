@@ -19,7 +19,7 @@ def test_a_number_of_examples_is_any_that_is_finite_and_positive(value):
 
 
 @pytest.mark.parametrize("value", [0, -1, nan, inf, None, "3", [1, 2]])
-def test_anything_else_is_refused_by_name_and_value(value):
+def test_a_number_of_examples_that_is_none_is_refused_by_name_and_value(value):
     with pytest.raises(WireError, match="'n'") as refused:
         require_examples("n", value)
     assert repr(value) in str(refused.value)
@@ -41,11 +41,11 @@ def test_metrics_of_other_names_or_forms_than_most_are_left_out_and_logged(odd, 
     assert "loss (number)" in warning
 
 
-def test_lists_are_of_one_form_if_they_are_of_one_length():
+def test_metrics_that_are_lists_have_one_form_if_they_have_one_length():
     assert usual({"loss": [1.0, 2.0]}, {"loss": [3, 4]}, {"loss": [1.0]}) == [0, 1]
 
 
-def test_without_replies_none_are_usual():
+def test_without_replies_there_are_none_to_aggregate_metrics_from():
     assert usual() == []
 
 
@@ -72,14 +72,14 @@ class TestInARound:
 
     LOSS = np.average([0, 1, 3], weights=[1, 2, 4])
 
-    def test_of_training(self, any_client, run, bits):
+    def test_odd_metrics_of_training_are_left_out_but_the_reply_counts(self, any_client, run, bits):
         honest = self.play(run, any_client, {"loss": 2.0})
         spoilt = self.play(run, any_client, {"f1": 0.5})
         assert bits(spoilt.model) == bits(honest.model)
         assert spoilt.reports[1]["replies-accepted"] == NUM_CLIENTS
         assert spoilt.reports[1]["loss"] == pytest.approx(self.LOSS)
 
-    def test_of_evaluation(self, any_client, run):
+    def test_odd_metrics_of_evaluation_are_left_out(self, any_client, run):
         metrics = self.play(run, any_client, {"loss": 2.0}).evaluations[1]
         assert metrics["loss"] == pytest.approx(self.LOSS)
         assert metrics["error"] == pytest.approx(self.LOSS / 2)

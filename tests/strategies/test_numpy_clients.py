@@ -44,7 +44,7 @@ def reply(own, num_examples=3, **records):
 
 
 class TestReadReply:
-    def test_keeps_the_arrays_and_the_numbers_among_the_metrics(self):
+    def test_reading_keeps_the_arrays_and_the_numbers_among_the_metrics(self):
         arrays = ArrayRecord({"0": Array(np.ones(2))})
         own = {"loss": 0.5, "correct": 7, "by": "me", "done": True, "raw": b"\x00"}
         read = read_reply(reply(own, parameters=arrays))
@@ -53,18 +53,18 @@ class TestReadReply:
         (metrics,) = read.metric_records.values()
         assert dict(metrics) == {"loss": 0.5, "correct": 7, "num_examples": 3}
 
-    def test_prefers_flowers_numbers_to_a_clients_own_of_the_same_name(self):
+    def test_reading_prefers_flowers_numbers_to_a_clients_own_of_the_same_name(self):
         read = read_reply(reply({"num_examples": 1000}))
         assert read["metrics"]["num_examples"] == 3
 
-    def test_keeps_a_payload_apart_from_the_metrics(self):
+    def test_reading_keeps_a_payload_apart_from_the_metrics(self):
         scalars = {f"{PREFIX}payload": 2, f"{PREFIX}partition": 1}
         read = read_reply(reply({"loss": 0.5, **scalars}))
         assert set(read["metrics"]) == {"loss", "num_examples"}
         assert scalars.items() <= dict(read["payload"]).items()
 
     @pytest.mark.parametrize("code", [1, 99, nan, None], ids=str)
-    def test_refuses_a_reply_without_a_good_status_and_says_what_the_client_says(self, code):
+    def test_a_reply_without_a_good_status_is_refused_with_what_the_client_says(self, code):
         bad = reply({})
         message = "out of memory"
         bad["fitres.status"] = ConfigRecord(
@@ -74,7 +74,7 @@ class TestReadReply:
             read_reply(bad)
 
     @pytest.mark.parametrize("lacking", ["fitres.status", "fitres.metrics"])
-    def test_refuses_what_is_no_numpy_clients_reply_and_names_its_records(self, lacking):
+    def test_what_is_no_numpy_clients_reply_is_refused_and_its_records_named(self, lacking):
         bad = reply({})
         del bad[lacking]
         with pytest.raises(WireError, match=r"fitres\.num_examples"):
@@ -142,7 +142,9 @@ class TestTorchClients:
     @pytest.mark.parametrize(
         ("make", "client"), [("SignSGD", SignClient), ("MedianSGD", GradientClient)]
     )
-    def test_train_towards_the_mean_and_evaluate(self, api, make, client, request, run):
+    def test_torch_clients_train_towards_the_mean_and_evaluate(
+        self, api, make, client, request, run
+    ):
         def loss(outputs, targets):
             return ((outputs - targets) ** 2).sum() / (2 * len(targets) * self.COPIES)
 

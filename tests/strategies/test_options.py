@@ -87,7 +87,7 @@ def test_every_option_of_fedavg_reaches_fedavg(strategy, options):
     ],
     ids=["Message API", "older API"],
 )
-def test_these_are_all_of_fedavgs_options(options, fedavg, but):
+def test_the_options_that_are_tested_are_all_of_fedavgs(options, fedavg, but):
     assert set(options) == set(inspect.signature(fedavg).parameters) - but
 
 
@@ -102,7 +102,7 @@ def test_a_bad_option_is_refused_by_name(strategy, options):
 
 
 @every_strategy
-def test_the_ends_of_each_range_are_allowed(strategy, options):
+def test_the_ends_of_each_options_range_are_allowed(strategy, options):
     for name in options:
         if name.startswith("fraction_"):
             strategy(**{name: 0})

@@ -87,14 +87,14 @@ def replies_of(said, *nodes):
 
 
 class TestAsk:
-    def test_says_what_the_settings_want_of_the_clients(self):
+    def test_asking_says_what_the_settings_want_of_the_clients(self):
         core = signs(Gaussian(0.5), client_steps=[Clip(9.0)], exact=["*mean"], seed=7)
         instruction = RoundProtocol(core).ask(3, MODEL)
         assert (instruction.kind, instruction.server_round, instruction.seed) == ("signs", 3, 7)
         assert instruction.exact == (2, 3)
         assert instruction.steps[0] == Clip(9.0)
 
-    def test_asks_nothing_in_rounds_that_the_checkpoint_holds(self, tmp_path):
+    def test_nothing_is_asked_in_rounds_that_the_checkpoint_holds(self, tmp_path):
         checkpoint = Checkpoint(tmp_path)
         first = RoundProtocol(medians(checkpoint=checkpoint))
         first.journal.open(first.core, MODEL)
@@ -123,11 +123,11 @@ class TestAsk:
 
 
 class TestHear:
-    def test_without_a_round_that_has_begun_is_a_mistake(self):
+    def test_hearing_without_having_asked_is_a_mistake(self):
         with pytest.raises(RuntimeError):
             RoundProtocol(medians()).hear(NODES, replies_of(weights_of, 11), as_it_is)
 
-    def test_makes_a_step_of_plain_weights_and_reports(self):
+    def test_hearing_plain_weights_makes_a_step_and_a_report(self):
         protocol = RoundProtocol(medians())
         protocol.ask(1, MODEL)
         heard = protocol.hear(NODES, replies_of(weights_of, 14, 15, 12), as_it_is)
@@ -143,7 +143,7 @@ class TestHear:
             f"reply {n}" for n in (12, 14, 15)
         ]
 
-    def test_makes_a_step_of_payloads(self):
+    def test_hearing_payloads_makes_a_step(self):
         protocol = RoundProtocol(signs())
         instruction = protocol.ask(1, MODEL)
         said = [(node, perturbed(instruction, node)) for node in (12, 14, 15)]
@@ -151,7 +151,7 @@ class TestHear:
         np.testing.assert_array_equal(heard.model["weight"], MODEL["weight"] - np.float32(0.5))
         np.testing.assert_allclose(heard.model["norm.running_mean"], -2 / 3, rtol=1e-6)
 
-    def test_with_too_few_answers_keeps_the_model_says_so_and_has_their_metrics(self, warnings):
+    def test_hearing_too_few_answers_keeps_the_model_and_their_metrics_and_says_so(self, warnings):
         protocol = RoundProtocol(medians(min_replies=3))
         protocol.ask(4, MODEL)
         heard = protocol.hear(NODES, replies_of(weights_of, 11, 12), as_it_is)
@@ -160,7 +160,7 @@ class TestHear:
         (warning,) = warnings("round 4 ")
         assert "min_replies is 3" in warning
 
-    def test_without_any_reply_reports_who_is_missing(self, warnings):
+    def test_hearing_nobody_reports_who_is_missing(self, warnings):
         protocol = RoundProtocol(medians())
         protocol.ask(1, MODEL)
         heard = protocol.hear(NODES, [], as_it_is)
@@ -232,11 +232,11 @@ class TestStep:
         assert step.exact["steps"] == 1
         assert "median-mean-gap" in report
 
-    def test_too_few_answers_give_none(self, answers):
+    def test_finishing_a_round_with_too_few_answers_gives_no_step(self, answers):
         core = medians(min_replies=2)
         assert core.finish(answers(core, 11)) == (None, {})
 
-    def test_the_model_follows_from_any_step(self):
+    def test_the_model_follows_from_any_server_step(self):
         core = medians()
         core.begin(1, MODEL)
         direction = np.arange(25, dtype=np.float32)
@@ -379,21 +379,21 @@ class TestBadAnswers:
         assert reason in warning
 
     @pytest.mark.parametrize(("change", "reason"), BAD_ANSWERS.values(), ids=BAD_ANSWERS)
-    def test_in_place_of_signs(self, change, reason, warnings):
+    def test_a_bad_answer_in_place_of_signs_is_dropped(self, change, reason, warnings):
         self.assert_dropped(lambda: signs(Gaussian(0.5), Counts()), change, reason, warnings)
 
     @pytest.mark.parametrize(("change", "reason"), BAD_VECTORS.values(), ids=BAD_VECTORS)
-    def test_in_place_of_a_vector(self, change, reason, warnings):
+    def test_a_vector_that_is_not_finite_is_dropped(self, change, reason, warnings):
         self.assert_dropped(lambda: medians(), change, reason, warnings)
 
     @pytest.mark.parametrize(("change", "reason"), BAD_WEIGHTS.values(), ids=BAD_WEIGHTS)
-    def test_in_place_of_plain_weights(self, change, reason, warnings):
+    def test_plain_weights_that_are_not_the_models_are_dropped(self, change, reason, warnings):
         self.assert_dropped(lambda: medians(), change, reason, warnings, plain=True)
 
     @pytest.mark.parametrize(
         ("asked", "sent"), [(signs, medians), (medians, signs)], ids=["a vector", "signs"]
     )
-    def test_of_another_kind_than_asked(self, asked, sent, warnings):
+    def test_an_answer_of_another_kind_than_asked_is_dropped(self, asked, sent, warnings):
         other = payload_of(RoundProtocol(sent()).ask(1, MODEL), BAD)
 
         def swap(arrays, scalars):
@@ -405,14 +405,22 @@ class TestBadAnswers:
     @pytest.mark.parametrize(
         "make_core", [signs, lambda: medians(Gaussian(0.5))], ids=["signs", "noise at the client"]
     )
-    def test_plain_weights_where_the_mod_is_needed(self, make_core, warnings):
+    def test_plain_weights_where_the_mod_is_needed_are_dropped_with_a_hint(
+        self, make_core, warnings
+    ):
         protocol = RoundProtocol(make_core())
         protocol.ask(1, MODEL)
         heard = protocol.hear(NODES, replies_of(weights_of, BAD), as_it_is)
         assert heard.report["replies-rejected"] == 1
         assert any("mods=[perturb]" in text for text in warnings("aggregate_train: dropped"))
 
-    def test_that_the_shell_cannot_read(self, warnings):
+    def test_noise_where_none_was_asked_for_is_dropped(self, warnings):
+        def change(arrays, scalars):
+            scalars[f"{PREFIX}noise"] = "gaussian"
+
+        self.assert_dropped(signs, change, "'gaussian'", warnings)
+
+    def test_a_reply_that_cannot_be_read_is_dropped(self, warnings):
         def read(said):
             raise MemoryError("a shape of 999999999999")
 
@@ -499,7 +507,7 @@ class TestJunk:
 
     @settings(max_examples=50)
     @given(make_core=any_core, junk=st.dictionaries(KEYS, SCALARS, max_size=6), whole=st.booleans())
-    def test_in_the_scalars(self, make_core, junk, whole):
+    def test_junk_in_one_clients_scalars_does_not_end_the_round(self, make_core, junk, whole):
         def change(arrays, scalars):
             if whole:
                 scalars.clear()
@@ -516,7 +524,9 @@ class TestJunk:
         sizes=st.binary(min_size=8, max_size=8),
         key=st.sampled_from(["scales", "magnitudes"]),
     )
-    def test_in_the_sizes_that_a_client_reports(self, make_core, sizes, key):
+    def test_junk_in_the_sizes_that_one_client_reports_does_not_end_the_round(
+        self, make_core, sizes, key
+    ):
         self.survives(make_core, scalar(key, sizes))
 
     @settings(max_examples=50)
@@ -526,7 +536,9 @@ class TestJunk:
         position=st.integers(0, 10_000),
         value=st.integers(0, 255),
     )
-    def test_in_one_byte_of_an_array(self, make_core, key, position, value):
+    def test_junk_in_one_byte_of_one_clients_array_does_not_end_the_round(
+        self, make_core, key, position, value
+    ):
         def change(arrays, scalars):
             data = bytearray(arrays[key].tobytes())
             data[position % len(data)] = value
@@ -545,7 +557,9 @@ class TestHearEvaluation:
         protocol = RoundProtocol(core or medians(), *rules)
         return [one.node for one in protocol.hear_evaluation(1, asked, replies, read)]
 
-    def test_returns_the_replies_whose_metrics_can_be_aggregated(self, warnings):
+    def test_hearing_an_evaluation_returns_the_replies_whose_metrics_can_be_aggregated(
+        self, warnings
+    ):
         good = {"loss": 1.0}
         replies = [(11, good), (12, {"accuracy": 1.0}), (13, None), (14, good)]
         assert self.hear(replies) == [11, 14]
@@ -555,11 +569,11 @@ class TestHearEvaluation:
         (missing,) = warnings("aggregate_evaluate: no reply")
         assert "node 15" in missing
 
-    def test_one_reply_counts_of_each_node_that_was_asked(self):
+    def test_in_evaluation_one_reply_counts_of_each_node_that_was_asked(self):
         replies = [(node, {"loss": 1.0}) for node in (11, 11, 99, 12)]
         assert self.hear(replies, asked=[11, 12]) == [11, 12]
 
-    def test_the_protocols_rules_hold_in_it_but_not_the_settings_which_are_for_training(self):
+    def test_in_evaluation_the_protocols_rules_hold_and_not_the_settings(self):
         def refuse_all(cohort):
             return dict.fromkeys(range(len(cohort.replies)), "not today")
 

@@ -33,7 +33,7 @@ def test_a_reply_that_raises_while_it_is_read_is_rejected_and_the_others_are_kep
     assert "node 3" in missing
 
 
-def test_rules_are_asked_one_after_the_other_about_what_is_left(warnings):
+def test_cohort_rules_are_asked_one_after_the_other_about_what_is_left(warnings):
     hearing = Hearing("phase", [1, 2, 3], Roster())
     for node in (1, 2, 3):
         with hearing.reply_of(node):

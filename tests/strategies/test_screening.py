@@ -403,7 +403,7 @@ class TestJunk:
 
     @settings(max_examples=40)
     @given(data=st.binary(max_size=300))
-    def test_in_an_arrays_bytes(self, survives, data):
+    def test_junk_in_the_bytes_of_one_clients_array_does_not_end_the_round(self, survives, data):
         survives(first_array(data))
 
     @settings(max_examples=40)
@@ -416,5 +416,5 @@ class TestJunk:
             | st.lists(st.integers(-(2**63), 2**63 - 1), max_size=3),
         ),
     )
-    def test_in_the_metrics(self, survives, metrics):
+    def test_junk_in_one_clients_metrics_does_not_end_the_round(self, survives, metrics):
         survives(lambda content: content.update(metrics=MetricRecord(metrics)))

@@ -29,16 +29,16 @@ def majority(ties="random", **options):
 
 
 class TestMajority:
-    def test_moves_each_coordinate_by_the_learning_rate(self, step):
+    def test_a_majority_moves_each_coordinate_by_the_learning_rate(self, step):
         moved = step(majority(), [[1, -1, 3], [2, -5, -1], [-9, 0.1, -2]])
         np.testing.assert_allclose(moved, [0.1, -0.1, -0.1], rtol=1e-6)
 
-    def test_counts_votes_in_proportion_to_examples_unless_told_otherwise(self, step):
+    def test_votes_count_in_proportion_to_examples_unless_told_otherwise(self, step):
         updates, examples = [[1.0], [-1.0], [-1.0]], [5, 2, 2]
         assert step(majority(), updates, examples) == pytest.approx(0.1)
         assert step(majority(weighted=False), updates, examples) == pytest.approx(-0.1)
 
-    def test_can_leave_a_tied_coordinate_unchanged(self, step):
+    def test_a_tie_can_leave_the_coordinate_unchanged(self, step):
         np.testing.assert_array_equal(step(majority("unchanged"), [[1, 1], [-1, 1]])[0], 0)
 
     @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ class TestMajority:
         [[np.ones(COPIES), -np.ones(COPIES)], np.zeros((3, COPIES))],
         ids=["of a tie", "of no update"],
     )
-    def test_leaves_the_sign_to_a_fair_coin(self, updates, step):
+    def test_the_sign_is_left_to_a_fair_coin(self, updates, step):
         moved = step(majority(), updates)
         assert set(np.round(moved, 6)) == {0.1, -0.1}
         assert abs(moved.mean()) < 0.1 * 5 / np.sqrt(COPIES)
@@ -54,25 +54,25 @@ class TestMajority:
 
 class TestCounts:
     @pytest.mark.parametrize("noise", [Gaussian, Logistic, Laplace, Uniform])
-    def test_estimate_the_mean_update(self, noise, step):
+    def test_counts_estimate_the_mean_update(self, noise, step):
         scale = 5.0
         updates = [np.full(COPIES, value) for value in (0.1, 0.2, 1.0)]
         moved = step(SignSGD(noise(scale), seed=1), updates)
         deviation = scale / (2 * noise(scale).density_at_zero) / np.sqrt(3 * COPIES)
         assert abs(moved.mean() - 1.3 / 3) < 5 * deviation
 
-    def test_estimate_the_mean_weighted_by_examples(self, step):
+    def test_counts_estimate_the_mean_weighted_by_examples(self, step):
         updates = [np.full(COPIES, value) for value in (0.1, 0.2, 1.0)]
         moved = step(SignSGD(Uniform(2.0), seed=1), updates, [6, 1, 1])
         assert moved.mean() == pytest.approx((0.6 + 0.2 + 1.0) / 8, abs=0.15)
         assert abs(moved.mean() - 1.3 / 3) > 0.05
 
-    def test_count_clients_with_louder_noise_for_more(self, step):
+    def test_counts_take_clients_with_louder_noise_for_more(self, step):
         # In the first round everyone's noise is three times their own update's size.
         updates = [np.full(20_000, value) for value in (1.0, 1.0, 2.0)]
         assert step(SignSGD(seed=1), updates).mean() == pytest.approx(4 / 3, abs=0.1)
 
-    def test_are_of_what_a_clipped_update_leaves(self, step):
+    def test_counts_estimate_what_clipping_leaves(self, step):
         # Uniform noise of half-width √3 decodes it without bias: 1 of 100, spread evenly.
         dim = 10_000
         strategy = SignSGD(Uniform(1.0), client_steps=[Clip(1.0)], seed=1)
@@ -136,7 +136,7 @@ class TestInstruction:
 
         return asked
 
-    def test_says_what_the_strategy_was_made_with(self, api, asked):
+    def test_an_instruction_says_what_the_strategy_was_made_with(self, api, asked):
         strategy = api.make(
             "SignSGD", Laplace(0.5), client_steps=[Clip(9.0)], exact=["*mean", "1"], seed=7
         )
@@ -148,9 +148,7 @@ class TestInstruction:
             assert isinstance(instruction.find(AddNoise).noise, Laplace)
             np.testing.assert_array_equal(instruction.find(AddNoise).scales, [0.5])
 
-    def test_asks_for_no_noise_where_there_is_none_and_holds_no_seed_that_was_not_given(
-        self, asked
-    ):
+    def test_an_instruction_holds_no_noise_and_no_seed_where_there_is_none(self, asked):
         told = asked(SignSGD(None, Majority(), 0.1))
         assert told[1].find(AddNoise) is None
         assert told[1].seed is None
@@ -163,7 +161,7 @@ class TestInstruction:
         ],
         ids=["the median client's RMS", "the largest maximum, as in the paper"],
     )
-    def test_sets_adaptive_scales_by_what_clients_measured_from_the_second_round_on(
+    def test_adaptive_scales_follow_what_clients_measured_from_the_second_round_on(
         self, rule, measure, second, asked
     ):
         told = asked(SignSGD(Gaussian(rule), seed=1))
@@ -204,7 +202,7 @@ class TestExactArrays:
         model = trained(SignSGD(seed=1, weighted=False))
         np.testing.assert_allclose(model["norm.running_var"], 1 + 2.0)
 
-    def test_without_patterns_running_statistics_are_voted_on(self, trained):
+    def test_without_exact_patterns_running_statistics_are_voted_on(self, trained):
         model = trained(SignSGD(None, Majority(), 0.25, exact=()))
         np.testing.assert_array_equal(model["norm.running_var"], 1.25)
 
@@ -212,6 +210,6 @@ class TestExactArrays:
         model = trained(SignSGD(decode=Counts(), seed=1, exact=["w", "*running*"]))
         np.testing.assert_allclose(model["w"], -1.0)
 
-    def test_the_older_api_knows_them_by_position(self, older_api, trained):
+    def test_the_older_api_knows_exact_arrays_by_position(self, older_api, trained):
         model = trained(older_api.make("SignSGD", exact=["1"]))
         np.testing.assert_allclose(model["norm.running_var"], 1 + (1 + 2 + 6) / 4)
