@@ -57,9 +57,15 @@ def as_arrays():
 
 @pytest.fixture(scope="session")
 def make_app():
-    """Makes a ClientApp of one function, (model, partition) -> (trained model, metrics)."""
+    """Makes a ClientApp of two functions of (model, partition).
 
-    def make(train, mods=(perturb,)):
+    Training returns the trained model and metrics, evaluation metrics.
+    """
+
+    def evaluate_by_partition(model, partition):
+        return {"num-examples": 2, "loss": float(partition)}
+
+    def make(train, mods=(perturb,), evaluate=evaluate_by_partition):
         app = ClientApp(mods=list(mods))
 
         @app.train()
@@ -71,7 +77,8 @@ def make_app():
 
         @app.evaluate()
         def _evaluate(message, context):
-            metrics = {"num-examples": 2, "loss": float(context.node_config["partition-id"])}
+            (record,) = message.content.array_records.values()
+            metrics = evaluate(to_arrays(record), context.node_config["partition-id"])
             return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
         return app
