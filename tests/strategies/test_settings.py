@@ -23,6 +23,7 @@ from fedmedian import (
     Gaussian,
     Majority,
     Momentum,
+    Theory,
     register_client_step,
     register_noise,
 )
@@ -52,13 +53,13 @@ OWN = {
     "seed": 2**200,
 }
 OWN_OF_SIGNS = {
-    "noise": Gaussian(0.5),
+    "noise": Gaussian(Adaptive(0.5)),
     "decode": Majority("unchanged", calibrated=True),
     "learning_rate": 0.25,
     "weighted": False,
 }
 OWN_OF_MEDIANS = {
-    "noise": Gaussian(0.5),
+    "noise": Gaussian(Adaptive(0.5)),
     "noise_at": "server",
     "learning_rate": 0.25,
     "estimator": "smoothed",
@@ -86,12 +87,16 @@ class TestShownAndPassedOn:
 
     @every_strategy
     def test_every_argument_of_ours_reaches_the_core(self, strategy):
-        own = OWN_OF_SIGNS if strategy in OF_SIGNS else OWN_OF_MEDIANS
-        core = strategy(**own, **OWN).core
+        own, shared = OWN_OF_SIGNS, OWN
+        if strategy in OF_MEDIANS:
+            # Clients choose no scale of a noise that the server adds.
+            own, shared = OWN_OF_MEDIANS, {**OWN, "scale_from": "server"}
+            assert strategy(scale_from="client").core.settings.scale_from == "client"
+        core = strategy(**own, **shared).core
         assert core.client_noise == (None if "noise_at" in own else own["noise"])
         own = {name: value for name, value in own.items() if name != "noise_at"}
         assert {name: getattr(core, name) for name in own} == own
-        assert {name: getattr(core.settings, name) for name in OWN} == OWN
+        assert {name: getattr(core.settings, name) for name in shared} == shared
 
     def test_start_shows_the_arguments_of_flowers_start(self):
         for strategy in (SignSGD, MedianSGD):
@@ -195,6 +200,8 @@ class UnknownNoise(Gaussian):
 class OwnNoise(Gaussian):
     """A noise family that is registered where a test asks for it."""
 
+    parameter: object = 1.0
+
     name: ClassVar[str] = "settings-test"
 
 
@@ -263,15 +270,23 @@ class TestNoise:
         for strategy in OF_MEDIANS:
             assert strategy(UnknownNoise(0.5), "server").core.client_noise is None
 
-    @pytest.mark.xfail(strict=True, reason="clients are told no scale and can measure none")
-    def test_a_fixed_noise_scale_that_clients_are_to_choose_is_refused_or_does_its_work(
-        self, message_api, step
-    ):
-        try:
-            strategy = message_api.make("SignSGD", Gaussian(0.5), scale_from="client")
-        except ValueError:
-            return
-        assert step(strategy, np.ones((3, 8))).any()
+    @pytest.mark.usefixtures("registered")
+    def test_a_noise_family_whose_parameters_cannot_travel_is_refused(self):
+        for strategy in STRATEGIES:
+            with pytest.raises(TypeError, match=r"OwnNoise\.parameter"):
+                strategy(OwnNoise(parameter=[1, 2]))
+
+    @pytest.mark.parametrize("scale", [0.5, Theory(rounds=10, dim=5)], ids=repr)
+    def test_clients_that_are_to_choose_a_scale_that_is_fixed_are_refused(self, scale):
+        for strategy in STRATEGIES:
+            with pytest.raises(ValueError, match=r"^scale_from must .*'client'"):
+                strategy(Gaussian(scale), scale_from="client")
+
+    def test_clients_that_are_to_choose_the_scale_of_noise_that_they_do_not_add_are_refused(self):
+        for strategy in OF_MEDIANS:
+            for options in ({"noise": None}, {"noise_at": "server"}, {"estimator": "smoothed"}):
+                with pytest.raises(ValueError, match=r"^scale_from must .*'client'"):
+                    strategy(**options, scale_from="client")
 
 
 class TestSignArguments:
