@@ -29,6 +29,7 @@ ODD = {
     "all the same": [0.7, 0.7, 0.7],
     "a client": [3.0],
     "tiny": [1e-9, 2e-9, 9e-9],
+    "middle lost in float32": [-65293008.2, -27400153.04, 208.6],
     "many": np.random.default_rng(0).standard_cauchy(41).tolist(),
 }
 EVEN = {

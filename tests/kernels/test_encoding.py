@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import chi2
+from scipy.stats import chi2, norm
 
 from fedmedian import Gaussian, Laplace, Logistic, Uniform, unpack_signs
 from fedmedian.kernels import encoding
@@ -55,6 +55,15 @@ def test_a_noisy_sign_is_plus_with_probability_cdf_of_update_over_scale(noise):
     assert chi2.sf(statistic.sum(), np.count_nonzero(filled)) > 1e-6
     rare = ~filled & ~certain
     assert np.all(np.abs(counts - expected)[rare] < 20)
+
+
+def test_a_rare_noisy_sign_is_as_rare_as_its_law_where_the_rough_vote_is_furthest_off():
+    """Where a probability is just over a byte's 1/256, its rough value is below that."""
+    draws = 2_000_000
+    for p in (1.02 / 256, 1.06 / 256, 1.1 / 256):
+        update = np.full(draws, norm.ppf(p), np.float32)
+        signs = draw(update, [draws], SkewedGaussian(-ROUGH_ERROR), [1.0], seed=4)
+        assert abs(np.mean(signs > 0) - p) < 5 * sqrt(p * (1 - p) / draws), p
 
 
 def test_noisy_signs_of_two_coordinates_and_of_two_draws_are_independent():
