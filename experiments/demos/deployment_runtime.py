@@ -58,7 +58,7 @@ def supernode_command(
     key : Path
         The SuperNode's private key.
     port : int
-        Where it listens for its own ClientApps, on 127.0.0.1.
+        The port of 127.0.0.1 for its own ClientApps.
     partition, num_partitions : int
         Its part of the data, and the number of parts.
 
@@ -180,12 +180,12 @@ class SuperNode:
 
     @property
     def log(self) -> str:
-        """What it has written since it was started last."""
+        """All that it has written since it was started last."""
         return self._process.text
 
     @property
     def node_id(self) -> int | None:
-        """What the SuperLink calls it, once accepted."""
+        """The SuperLink's name for it, once accepted."""
         found = re.search(r"SuperNode ID: (\d+)", self.log)
         return int(found[1]) if found else None
 

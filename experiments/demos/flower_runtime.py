@@ -226,8 +226,8 @@ class FlowerRuntime:
     def processes(self) -> Iterator[psutil.Process]:
         """Yield all that was started here and what that has started; Flower and Ray detach it.
 
-        What it inherits stays: the environment, or, where a process has written its title over
-        that, as Ray's do, the folder that it runs in or its parent.
+        They are told by what they inherit: the environment, or, where a process has written its
+        title over that, as Ray's do, the folder that it runs in or its parent.
         """
         for process in psutil.process_iter():
             with suppress(psutil.Error):

@@ -31,7 +31,7 @@ class StudyGrid(MeteredGrid):
     evaluations : list of (int, float)
         Rounds, and the mean over all clients' examples of the "accuracy" that they reported.
     model : ArrayRecord
-        What they evaluated last.
+        The model that they evaluated last.
     """
 
     def __init__(self, client_app: ClientApp, config: UserConfig) -> None:
@@ -72,7 +72,7 @@ class App:
     Parameters
     ----------
     client_app : ClientApp
-        What each client runs.
+        The app of each client.
     serve : callable
         Takes a run configuration, ``"seed"`` and ``"num-clients"`` in it, trains the clients of
         a grid, and tells the test accuracy after each round.

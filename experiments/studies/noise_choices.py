@@ -62,7 +62,7 @@ def decoding_errors(
     rng : numpy.random.Generator
         Draws the noise.
     draws : int (default: 40)
-        How often.
+        The number of draws.
 
     Returns
     -------

@@ -73,7 +73,7 @@ def _load(reference: str) -> Any:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an app came to with one strategy.
+    """The result of an app with one strategy.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def try_app(strategy: str, folder: Path, seeds: Sequence[int]) -> Outcome:
     Returns
     -------
     Outcome
-        What came of it.
+        The result.
     """
     model: ArrayRecord
 
@@ -141,7 +141,7 @@ def compare(folder: Path, seeds: Sequence[int]) -> tuple[Outcome, Outcome]:
     Returns
     -------
     fedavg, sign : Outcome
-        What came of it.
+        The results.
     """
     with TemporaryDirectory() as temporary:
         changed = Path(temporary) / folder.name

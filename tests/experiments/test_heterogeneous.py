@@ -246,8 +246,9 @@ class TestAccuracyOnDirichletClients:
 
     @pytest.mark.parametrize("name", ["SignSGD", "MedianSGD"])
     def test_signs_and_medians_come_as_far_as_fedavg_in_as_many_rounds(self, runs, name):
-        assert runs["FedAvg"].accuracy > 0.9
-        assert runs[name].accuracy >= runs["FedAvg"].accuracy - 0.02
+        # Seeded. Over twelve seeds FedAvg came to .951 ± .005, and the others to .003 ± .005 less.
+        assert runs["FedAvg"].accuracy > 0.92
+        assert runs[name].accuracy >= runs["FedAvg"].accuracy - 0.03
 
 
 @pytest.mark.slow

@@ -135,9 +135,11 @@ class TestTraining:
         return compare(request.param, seeds=range(3))
 
     def test_the_app_learns_as_well_as_with_fedavg(self, outcomes):
+        # Seeded. Over 30 other seeds the means of three runs with FedAvg were .946 ± .003 to
+        # .962 ± .007, and their differences at most .003 ± .010: five to six of these away.
         fedavg, sign = outcomes
         assert fedavg.accuracy > 0.92
-        assert sign.accuracy > fedavg.accuracy - 0.03
+        assert sign.accuracy > fedavg.accuracy - 0.05
 
     def test_a_training_reply_is_a_twentieth_of_fedavgs(self, outcomes):
         fedavg, sign = outcomes

@@ -156,7 +156,7 @@ def measure(
     Returns
     -------
     Run
-        What was measured.
+        The measurements.
     """
     history: list[tuple[int, float]] = []
     random.seed(seed)

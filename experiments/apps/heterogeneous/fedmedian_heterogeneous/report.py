@@ -1,4 +1,4 @@
-"""What a comparison leaves: lines of progress, a table, results.json and accuracy.png."""
+"""The report of a comparison: lines of progress, a table, results.json and accuracy.png."""
 
 import json
 from collections.abc import Sequence
@@ -74,9 +74,9 @@ def write_report(folder: Path, runs: Sequence[Run], config: UserConfig, title: s
     Parameters
     ----------
     folder : Path
-        Where to.
+        The folder.
     runs : sequence of Run
-        What was measured.
+        The runs.
     config : dict
         The run configuration, to be kept with it.
     title : str

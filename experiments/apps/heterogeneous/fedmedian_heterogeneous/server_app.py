@@ -86,7 +86,7 @@ def make_noise(config: UserConfig, default_scale: float) -> Noise:
     config : dict
         The run configuration.
     default_scale : float
-        What a noise-scale of 0 stands for.
+        The scale that a noise-scale of 0 stands for.
 
     Returns
     -------
@@ -145,7 +145,7 @@ def compare(grid: Grid, config: UserConfig) -> list[Run]:
     Returns
     -------
     list of Run
-        What was measured.
+        The runs.
     """
     names = [name.strip() for name in str(config["strategy"]).split(",")]
     strategies = [make_strategy(name, config) for name in names]  # a wrong name ends it here
