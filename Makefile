@@ -11,10 +11,10 @@ help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: setup  ## Compare the strategies on clients of one class each: table and plot.
-	@$(BIN)/python -m experiments.heterogeneous.simulate
+	@$(BIN)/python -m experiments.demos.simulation
 
 deploy-demo: setup  ## Deploy with TLS and keys; a node dies in a round and returns: 3 minutes.
-	@$(BIN)/python -m experiments.deployment
+	@$(BIN)/python -m experiments.demos.deployment
 
 # Half of the time of the slow tests is waiting; a file's tests share what they start.
 test: setup  ## Run all tests; ARGS="-m 'not slow'" leaves out what takes long.

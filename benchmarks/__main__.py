@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.growth import plot_growth
 from benchmarks.kernels import CASES
 from benchmarks.memory import estimator_peaks, round_peaks
 from benchmarks.rounds import grid_timings, round_cases
 from benchmarks.timing import Timing, compare, read_bandwidth
+from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = (*CASES, "rounds", "memory", "grid", "growth")
@@ -29,22 +28,19 @@ def main(names: list[str]) -> None:
         raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(NAMES)}")
     chosen = names or list(NAMES)
     RESULTS.mkdir(exist_ok=True)
-    console = Console(width=110)
     bandwidth = read_bandwidth()
     machine = f"{os.cpu_count()} cores, {platform.machine()}, NumPy {np.__version__}"
-    console.print(f"{machine}; one core reads {bandwidth / 1e9:.1f} GB/s")
+    print(f"{machine}; one core reads {bandwidth / 1e9:.1f} GB/s")
     results: dict[str, Any] = {"machine": machine, "read_bandwidth": bandwidth}
     for name in chosen:
         if name == "memory":
             peaks = [*round_peaks(), *estimator_peaks()]
             results[name] = [asdict(peak) for peak in peaks]
-            table = Table("work", "by", "peak MiB beyond the replies")
-            for peak in peaks:
-                table.add_row(peak.work, peak.by, f"{peak.mebibytes:.0f}")
-            console.print(table)
+            rows = [[peak.work, peak.by, f"{peak.mebibytes:.0f}"] for peak in peaks]
+            print(make_table(["work", "by", "peak MiB beyond the replies"], rows))
         elif name == "growth":
             results[name] = plot_growth(RESULTS / "growth.png")
-            console.print(f"Written: {RESULTS / 'growth.png'}")
+            print(f"Written: {RESULTS / 'growth.png'}")
         else:
             if name == "grid":
                 timings = grid_timings()
@@ -52,30 +48,28 @@ def main(names: list[str]) -> None:
                 cases = round_cases() if name == "rounds" else CASES[name]()
                 timings = [timing for case in cases for timing in compare(case, bandwidth)]
             results[name] = [asdict(timing) for timing in timings]
-            console.print(make_table(timings))
+            print(timing_table(timings))
         path = RESULTS / f"{name}.json"
         path.write_text(json.dumps(results, indent=1) + "\n")
         del results[name]
 
 
-def make_table(timings: list[Timing]) -> Table:
+def timing_table(timings: list[Timing]) -> str:
     """Return timings as a table, without a ratio where the results differ."""
-    table = Table("work", "by", "ms", "runs", "× ours", "% of read bandwidth")
-    last = ""
+    rows = []
     for timing in timings:
-        if timing.case != last and last:
-            table.add_section()
         ratio = "" if timing.ours_is_faster is None else f"{timing.ours_is_faster:.2f}"
-        table.add_row(
-            timing.case if timing.case != last else "",
-            timing.contender,
-            f"{1e3 * timing.seconds:.2f}",
-            str(timing.runs),
-            ratio if timing.agrees else "results differ",
-            f"{100 * timing.of_bandwidth:.1f}" if timing.of_bandwidth else "",
+        rows.append(
+            [
+                timing.case,
+                timing.contender,
+                f"{1e3 * timing.seconds:.2f}",
+                str(timing.runs),
+                ratio if timing.agrees else "results differ",
+                f"{100 * timing.of_bandwidth:.1f}" if timing.of_bandwidth else "",
+            ]
         )
-        last = timing.case
-    return table
+    return make_table(["work", "by", "ms", "runs", "× ours", "% of read bandwidth"], rows)
 
 
 if __name__ == "__main__":

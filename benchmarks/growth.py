@@ -1,4 +1,4 @@
-"""How the median's and the votes' cost grows with the clients and with the model."""
+"""The growth of the cost of medians and votes with the clients and with the model."""
 
 import time
 import tracemalloc

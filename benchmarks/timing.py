@@ -36,7 +36,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Timing:
-    """What one contender took.
+    """The time that one contender took.
 
     Parameters
     ----------

@@ -105,7 +105,7 @@ class Draft:
 
     def replace(self, vector: Float32, blocks: Blocks | None = None) -> None:
         """Go on with another vector, and with other blocks if they have changed."""
-        self._vector = vector
+        self._vector = np.asarray(vector, dtype=np.float32)
         self._pending = None
         self.blocks = self.blocks if blocks is None else blocks
 
@@ -493,7 +493,7 @@ class AddNoise(ClientStep):
             match key.split("."):
                 case ["family"]:
                     family = value
-                case ["family", parameter]:
+                case ["family", parameter] if parameter != "scale":  # the rule is the server's
                     own[parameter] = value
                 case ["factor"]:
                     factor = value

@@ -36,6 +36,9 @@ from fedmedian.wire import (
 
 Step = TypeVar("Step", bound=ClientStep)
 
+_LONGEST_SEED = 4300
+"""The number of digits that Python turns into an integer, at most."""
+
 
 @dataclass(frozen=True, eq=False)
 class Instruction:
@@ -124,9 +127,7 @@ class Instruction:
             that is unknown here: it might change what the server makes of the answer.
         """
         read = Reader(config, "instruction")
-        seed = read.optional("seed", str)
-        if seed is not None and not (seed.isascii() and seed.isdecimal()):
-            raise WireError(f"{PREFIX}seed must be a decimal number, got {seed!r}")
+        seed = _read_seed(read)
         server_round = read.required("round", int)
         exact = _read_list(read, "exact", int)
         if exact and min(exact) < 0:
@@ -138,7 +139,7 @@ class Instruction:
             raise WireError(f"{PREFIX}steps must end with {Signs.name!r}, got {names!r}")
         steps = tuple(_read_step(read, name) for name in names)
         read.finish()
-        return cls(steps, server_round, None if seed is None else int(seed), tuple(exact))
+        return cls(steps, server_round, seed, tuple(exact))
 
     def require_answer(self, payload: Payload, layout: Layout) -> None:
         """Raise unless a payload is a usable answer.
@@ -247,6 +248,15 @@ def perturb_update(
         exact=layout.pack_exact(after),
         partition=partition,
     )
+
+
+def _read_seed(read: Reader) -> int | None:
+    text = read.optional("seed", str)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= _LONGEST_SEED):
+        raise WireError(f"{PREFIX}seed must be a decimal number, got {text!r}")
+    return int(text)
 
 
 Item = TypeVar("Item", int, str)

@@ -53,8 +53,8 @@ class Noise(ABC):
     def __post_init__(self) -> None:
         if as_scale_rule(self.scale).tops_up and not self.is_stable:
             raise ValueError(
-                f"scale must not be {self.scale!r} for {type(self).__name__}: what it adds to normal "
-                "coordinates must be normal"
+                f"scale must not be {self.scale!r} for {type(self).__name__}: only Gaussian noise "
+                "tops normal coordinates up to normal ones"
             )
 
     is_stable: ClassVar[bool] = False

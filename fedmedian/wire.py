@@ -111,7 +111,7 @@ def with_prefix(message: Mapping[str, WireScalar]) -> dict[str, WireScalar]:
 
 
 def parameters_of(value: Any, *left_out: str) -> dict[str, WireScalar]:
-    """Return the fields of a dataclass as they travel, those that are None left out.
+    """Return the fields of a dataclass as they travel; those that are None by default may be None.
 
     Parameters
     ----------
@@ -129,17 +129,21 @@ def parameters_of(value: Any, *left_out: str) -> dict[str, WireScalar]:
     ------
     TypeError
         If a field is neither a number, a string nor bytes.
+    ValueError
+        If it is an integer of more than 64 bits.
     """
     parameters = {}
     for field in fields(value):
-        parameter = getattr(value, field.name)
-        if field.name in left_out or parameter is None:
+        parameter, name = getattr(value, field.name), f"{type(value).__name__}.{field.name}"
+        if field.name in left_out or (parameter is None and field.default is None):
             continue
         if not isinstance(parameter, int | float | str | bytes):
             raise TypeError(
-                f"{type(value).__name__}.{field.name} must be a number, a string or bytes to "
-                f"travel to clients, got {parameter!r}"
+                f"{name} must be a number, a string or bytes to travel to clients, got "
+                f"{parameter!r}"
             )
+        if isinstance(parameter, int) and not -(2**63) <= parameter < 2**63:
+            raise ValueError(f"{name} must fit 64 bits to travel to clients, got {parameter!r}")
         parameters[field.name] = parameter
     return parameters
 

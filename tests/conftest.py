@@ -9,7 +9,9 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from hypothesis import settings
 
+from fedmedian.client_steps import CLIENT_STEPS
 from fedmedian.clients import perturb
+from fedmedian.noise import NOISE_FAMILIES
 
 settings.register_profile("fedmedian", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("fedmedian")
@@ -22,6 +24,15 @@ def quiet_flower():
     handlers, logger.handlers = logger.handlers, []
     yield
     logger.handlers = handlers
+
+
+@pytest.fixture(scope="module")
+def registries():
+    """Forget the client steps and noise families that a module registers once it is done."""
+    with pytest.MonkeyPatch.context() as patch:
+        for registry in (CLIENT_STEPS, NOISE_FAMILIES):
+            patch.setattr(registry, "_classes", dict(registry._classes))
+        yield
 
 
 def to_record(arrays):
@@ -46,9 +57,15 @@ def as_arrays():
 
 @pytest.fixture(scope="session")
 def make_app():
-    """Makes a ClientApp of one function, (model, partition) -> (trained model, metrics)."""
+    """Makes a ClientApp of two functions of (model, partition).
 
-    def make(train, mods=(perturb,)):
+    Training returns the trained model and metrics, evaluation metrics.
+    """
+
+    def evaluate_by_partition(model, partition):
+        return {"num-examples": 2, "loss": float(partition)}
+
+    def make(train, mods=(perturb,), evaluate=evaluate_by_partition):
         app = ClientApp(mods=list(mods))
 
         @app.train()
@@ -60,7 +77,8 @@ def make_app():
 
         @app.evaluate()
         def _evaluate(message, context):
-            metrics = {"num-examples": 2, "loss": float(context.node_config["partition-id"])}
+            (record,) = message.content.array_records.values()
+            metrics = evaluate(to_arrays(record), context.node_config["partition-id"])
             return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
         return app

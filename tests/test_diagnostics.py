@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedmedian import Gaussian, Laplace, Layout, Logistic, Payload, Uniform, pack_signs
+from fedmedian import (
+    Blocks,
+    Counts,
+    Gaussian,
+    Laplace,
+    Logistic,
+    Majority,
+    Payload,
+    Uniform,
+    pack_signs,
+)
 from fedmedian.aggregation import aggregate_signs, aggregate_vectors
 from fedmedian.diagnostics import (
     MeanGap,
@@ -17,12 +27,9 @@ from fedmedian.diagnostics import (
     describe_votes,
 )
 
-SIZES = (40_000, 60_000)
 GAUSSIAN = Gaussian()
-
-
-def layout_of(*sizes):
-    return Layout.of({str(i): np.zeros(size, np.float32) for i, size in enumerate(sizes)})
+FAMILIES = [GAUSSIAN, Logistic(), Laplace(), Uniform()]
+RULES = [Counts(), Majority()]
 
 
 def signs(rows, scales):
@@ -34,21 +41,32 @@ def signs(rows, scales):
     ]
 
 
-def vectors(rows, scale=0.0, arrays=1):
-    nothing, scales = np.empty(0, np.uint8), np.full(arrays, scale, np.float32)
+def vectors(rows, scales=(0.0,)):
+    nothing, scales = np.empty(0, np.uint8), np.float32(scales)
     return [Payload("vector", None, scales, scales, np.float32(row), nothing) for row in rows]
 
 
-def count(payloads, layout, weights=None, noise=GAUSSIAN, decode="counts", **options):
-    weights = np.full(len(payloads), 1 / len(payloads)) if weights is None else np.array(weights)
-    draws = np.random.default_rng(0)
-    return aggregate_signs(payloads, weights, layout, noise, decode, "random", draws, **options)
+def report_of_votes(rows, scales, sizes=None, weights=None, noise=GAUSSIAN, rule=None):
+    rows = np.asarray(rows)
+    sizes = (rows.shape[1],) if sizes is None else sizes
+    weights = np.full(len(rows), 1 / len(rows)) if weights is None else np.array(weights)
+    rng, rule = np.random.default_rng(0), rule or Counts()
+    payloads = signs(rows, scales)
+    return aggregate_signs(payloads, weights, Blocks(sizes), noise, rule, rng).diagnostics
 
 
-def gap_of(median, rows):
-    gap = MeanGap()
-    gap.add(median, rows)
-    return gap
+def report_of_vectors(rows, scales=(0.0,), sizes=None, noise=None):
+    blocks = Blocks((len(rows[0]),) if sizes is None else sizes)
+    return aggregate_vectors(vectors(rows, scales), noise, blocks).diagnostics
+
+
+def noisy_rows(updates, noise, scales, sizes, seed):
+    """Rows u_i + b_i·ξ, where u_i and b_i have one value per block."""
+    rng = np.random.default_rng(seed)
+    return [
+        np.repeat(u, sizes) + np.repeat(b, sizes) * noise.sample(rng, sum(sizes))
+        for u, b in zip(np.float32(updates), np.float32(scales), strict=True)
+    ]
 
 
 def vectors_of_size(n):
@@ -64,31 +82,51 @@ class TestCountOfOppositeSigns:
         )
         assert count_opposite_signs(left, right) == opposite
 
-    def test_zeros_oppose_nothing(self):
-        assert count_opposite_signs(np.float32([0, -0.0, 1]), np.float32([1, -1, 0])) == 0
-
-    def test_tiny_numbers_have_signs(self):
+    def test_numbers_whose_product_vanishes_have_signs_too(self):
         assert count_opposite_signs(np.float32([1e-38]), np.float32([-1e-38])) == 1
 
 
 class TestMeanGap:
     @given(rows=hnp.arrays(np.float32, (4, 9), elements=st.integers(-8, 8)), cut=st.integers(0, 9))
-    def test_adds_up_over_blocks(self, rows, cut):
+    def test_adds_up_over_parts(self, rows, cut):
         median = np.median(rows, axis=0)
         whole, parts = MeanGap(), MeanGap()
         whole.add(median, list(rows))
-        for block in (slice(cut), slice(cut, None)):
-            parts.add(median[block], [row[block] for row in rows])
+        for part in (slice(cut), slice(cut, None)):
+            parts.add(median[part], [row[part] for row in rows])
         assert parts.energy == pytest.approx(whole.energy)
         assert parts.opposite == whole.opposite
         mean = rows.mean(axis=0)
         assert whole.energy == pytest.approx(np.square(median - mean).sum(), rel=1e-5)
         assert whole.opposite == np.count_nonzero(median * mean < 0)
 
+    def test_values_at_the_end_of_float32s_range_are_described_without_a_warning(self):
+        rows, gap = np.float32([[3e38, -3e38], [3e38, 1.0], [3e38, 3e38]]), MeanGap()
+        gap.add(rows[1], list(rows))
+        report = describe_median(rows[1], gap, 3, np.ones(1), Blocks((2,)), GAUSSIAN)
+        assert report["median-mean-gap"] > 0
+
+    @given(
+        rows=hnp.arrays(
+            np.float32,
+            st.tuples(st.integers(1, 7), st.integers(0, 9)),
+            elements=st.floats(-1000, 1000, width=32),
+        )
+    )
+    def test_is_reported_as_the_distance_from_the_median_to_the_mean(self, rows):
+        exact = rows.astype(np.float64)
+        gap = np.linalg.norm(np.median(exact, axis=0) - exact.mean(axis=0))
+        report = report_of_vectors(rows)
+        assert set(report) == {"median-mean-gap", "majority-contradicts-mean"}
+        assert report["median-mean-gap"] == pytest.approx(gap, rel=1e-4, abs=1e-3)
+
+    def test_of_1_2_and_10_is_7_thirds(self):
+        assert report_of_vectors([[1], [2], [10]])["median-mean-gap"] == pytest.approx(7 / 3)
+
 
 @st.composite
 def elections(draw):
-    """Votes of M clients on nine coordinates, with weights and two arrays' scales for each."""
+    """Votes of M clients on nine coordinates, with weights and two blocks' scales for each."""
     clients = draw(st.integers(1, 7))
     rows = draw(hnp.arrays(np.int8, (clients, 9), elements=st.sampled_from([-1, 1])))
     examples = draw(hnp.arrays(np.int64, clients, elements=st.integers(1, 10)))
@@ -99,40 +137,40 @@ def elections(draw):
 class TestMajorityAgainstMean:
     """How often the plain majority and the decoded mean point in opposite directions."""
 
-    @given(election=elections())
-    @pytest.mark.parametrize("decode", ["counts", "majority"])
-    def test_is_the_fraction_of_coordinates_counted_one_by_one(self, decode, election):
+    @given(election=elections(), rule=st.sampled_from(RULES))
+    def test_is_the_fraction_of_coordinates_counted_one_by_one(self, rule, election):
         rows, weights, scales = election
         opposite, unclear = 0, 0
         for k in range(9):
             plain = sum(int(row[k]) for row in rows)
-            worth = [
+            mean = sum(
                 weight * float(own[int(k >= 4)]) * int(row[k])
                 for row, weight, own in zip(rows, weights, scales, strict=True)
-            ]
-            mean = sum(worth)
+            )
             unclear += plain != 0 and abs(mean) < 1e-5
             opposite += plain * mean < 0
-        result = count(signs(rows, scales), layout_of(4, 5), weights, decode=decode)
-        measured = 9 * result.diagnostics["majority-contradicts-mean"]
+        report = report_of_votes(rows, scales, (4, 5), weights, rule=rule)
+        measured = 9 * report["majority-contradicts-mean"]
         # Where the mean is zero but for rounding, its sign is anybody's guess.
         assert opposite - unclear - 1e-9 <= measured <= opposite + unclear + 1e-9
 
-    def test_two_small_clients_that_outvote_a_large_one(self):
-        rows, scales = np.array([[-1, -1, 1], [-1, 1, 1], [1, 1, 1]]), np.ones((3, 1))
-        assert contradiction(rows, scales, [0.1, 0.1, 0.8]) == pytest.approx(1 / 3)
+    @pytest.mark.parametrize(
+        ("weights", "scales"),
+        [([0.1, 0.1, 0.8], [[1.0]] * 3), (None, [[1.0], [1.0], [3.0]])],
+        ids=["small ones and a large one", "quiet ones and a loud one"],
+    )
+    def test_of_two_clients_that_outvote_a_third_is_where_they_do(self, weights, scales):
+        rows = np.array([[-1, -1, 1], [-1, 1, 1], [1, 1, 1]])
+        report = report_of_votes(rows, scales, weights=weights)
+        assert report["majority-contradicts-mean"] == pytest.approx(1 / 3)
 
-    def test_two_quiet_clients_that_outvote_a_loud_one(self):
-        rows, scales = np.array([[-1, -1, 1], [-1, 1, 1], [1, 1, 1]]), [[1.0], [1.0], [3.0]]
-        assert contradiction(rows, scales) == pytest.approx(1 / 3)
-
-    def test_never_where_all_count_alike(self):
+    def test_is_zero_where_all_clients_count_alike(self):
         rows = np.random.default_rng(0).standard_normal((5, 99))
-        assert contradiction(rows, np.full((5, 1), 0.3)) == 0
+        report = report_of_votes(rows, np.full((5, 1), 0.3))
+        assert report["majority-contradicts-mean"] == 0
 
-    def test_is_not_reported_without_noise(self):
-        payloads = signs(np.ones((3, 4)), np.ones((3, 1)))
-        report = count(payloads, layout_of(4), noise=None, decode="majority").diagnostics
+    def test_is_not_reported_of_votes_without_noise(self):
+        report = report_of_votes(np.ones((3, 4)), np.ones((3, 1)), noise=None, rule=Majority())
         assert set(report) == {"vote-agreement"}
 
     @given(
@@ -141,65 +179,169 @@ class TestMajorityAgainstMean:
         )
     )
     def test_of_vectors_is_where_median_and_mean_have_opposite_signs(self, rows):
-        report = aggregate_vectors(vectors(rows), None, layout_of(8)).diagnostics
-        exact = rows.astype(np.float64)
-        opposite = [np.median(column) * column.sum() < 0 for column in exact.T]
+        opposite = [np.median(column) * column.sum() < 0 for column in rows.astype(np.float64).T]
+        report = report_of_vectors(rows)
         assert report["majority-contradicts-mean"] == pytest.approx(np.mean(opposite))
 
 
-def contradiction(rows, scales, weights=None):
-    report = count(signs(rows, scales), layout_of(rows.shape[1]), weights).diagnostics
-    return report["majority-contradicts-mean"]
+class TestVoteAgreement:
+    @pytest.mark.parametrize("rule", RULES, ids=repr)
+    def test_is_1_where_all_agree_and_0_where_they_are_split(self, rule):
+        same, split = np.ones((4, 6)), np.repeat([[1.0], [-1.0]], 2, axis=0) * np.ones((4, 6))
+        for rows, agreement in ((same, 1.0), (split, 0.0), (np.c_[same, split], 0.5)):
+            report = report_of_votes(rows, np.ones((4, 1)), rule=rule)
+            assert report["vote-agreement"] == pytest.approx(agreement)
+
+    @given(election=elections())
+    def test_of_a_majority_is_the_mean_absolute_weighted_vote(self, election):
+        rows, weights, scales = election
+        report = report_of_votes(rows, scales, (4, 5), weights, rule=Majority())
+        assert report["vote-agreement"] == pytest.approx(np.abs(weights @ rows).mean(), abs=1e-6)
+
+    def test_of_counts_weighs_clients_with_their_noise_as_well(self):
+        agreement = report_of_votes([[1.0], [-1.0]], [[1.0], [3.0]])["vote-agreement"]
+        assert agreement == pytest.approx((3 - 1) / (3 + 1))
+
+    def test_of_a_model_without_parameters_is_0(self):
+        for rule in RULES:
+            report = report_of_votes(np.ones((1, 0)), np.ones((1, 0)), (), rule=rule)
+            assert set(report.values()) == {0.0}
 
 
-class TestSignalToNoisePerArray:
+def true_signal_to_noise(updates, noise, scales, sizes):
+    """Energy of the expected decoded mean over the energy of its noise, by the vote law."""
+    updates, scales = np.asarray(updates), np.asarray(scales)
+    expected_signs = 2 * noise.cdf(updates / scales) - 1
+    worth = scales / (2 * noise.density_at_zero) / len(updates)
+    signal = np.square((worth * expected_signs).sum(axis=0))
+    spread = (np.square(worth) * (1 - np.square(expected_signs))).sum(axis=0)
+    return np.dot(signal, sizes) / np.dot(spread, sizes)
+
+
+def measured_and_true(updates, noise, scales, sizes, seed):
+    """The signal-to-noise ratio that votes report, and that of their law."""
+    rows = noisy_rows(updates, noise, scales, sizes, seed)
+    report = report_of_votes(rows, scales, sizes, noise=noise)
+    return report["signal-to-noise"], true_signal_to_noise(updates, noise, scales, sizes)
+
+
+# These are estimated from draws that have a seed, and held to several standard errors.
+class TestSignalToNoiseOfVotes:
+    @pytest.mark.parametrize("noise", FAMILIES, ids=lambda noise: noise.name)
+    def test_of_pure_noise_is_about_0(self, noise):
+        n = 50_000
+        rows = noisy_rows(np.zeros((5, 1)), noise, np.ones((5, 1)), (n,), seed=3)
+        for rule in RULES:
+            report = report_of_votes(rows, np.ones((5, 1)), noise=noise, rule=rule)
+            assert 0 <= report["signal-to-noise"] < 5 * sqrt(2 / n)
+            assert report["signal-to-noise-per-block"] == [report["signal-to-noise"]]
+
+    @pytest.mark.parametrize(
+        ("noise", "update", "clients"),
+        [(GAUSSIAN, 0.1, 2), (Logistic(), 0.4, 10), (Laplace(), 1.0, 2), (Uniform(), 1.0, 10)],
+        ids=lambda value: getattr(value, "name", str(value)),
+    )
+    def test_of_clients_that_agree_is_recovered(self, noise, update, clients):
+        updates, scales = np.full((clients, 1), update), np.ones((clients, 1))
+        measured, true = measured_and_true(updates, noise, scales, (200_000,), seed=4)
+        assert measured == pytest.approx(true, rel=0.05, abs=0.02)
+
+    def test_of_gaussian_noise_much_larger_than_the_update_is_what_the_theory_says(self):
+        """M·ū² / (π·b²/2)."""
+        clients, update = 50, 0.2
+        updates, scales = [[update]] * clients, np.ones((clients, 1))
+        measured, _ = measured_and_true(updates, Gaussian(), scales, (50_000,), seed=5)
+        assert measured == pytest.approx(clients * update**2 / (pi / 2), rel=0.05)
+
+    def test_adds_up_over_blocks_of_different_scales_and_sizes(self):
+        updates, scales = np.tile([0.3, 2.0], (8, 1)), np.tile([1.0, 5.0], (8, 1))
+        measured, true = measured_and_true(updates, Logistic(), scales, (200_000, 50_000), seed=6)
+        assert measured == pytest.approx(true, rel=0.05)
+
+    def test_weighs_clients_as_their_votes_are_weighed(self):
+        scales = np.array([[1.0], [1.5], [1.0], [2.0], [1.2]])
+        measured, true = measured_and_true(0.4 * scales, GAUSSIAN, scales, (200_000,), seed=7)
+        assert measured == pytest.approx(true, rel=0.05)
+
+    def test_is_a_cautious_estimate_where_clients_disagree(self):
+        """One vote per client cannot tell how sure it was, which makes noise look larger."""
+        updates = np.array([[0.1], [0.5], [-0.2], [0.3], [0.4]])
+        measured, true = measured_and_true(updates, GAUSSIAN, np.ones((5, 1)), (200_000,), seed=8)
+        certainty = np.mean(np.square(2 * GAUSSIAN.cdf(updates) - 1))
+        assert true - certainty - 0.02 < measured < true
+
+    @pytest.mark.parametrize(
+        ("clients", "noise", "rule"),
+        [(1, GAUSSIAN, Counts()), (1, GAUSSIAN, Majority()), (5, None, Majority())],
+        ids=["one vote", "one vote by majority", "no noise"],
+    )
+    def test_is_not_reported_where_it_cannot_be_known(self, clients, noise, rule):
+        rows = np.random.default_rng(0).standard_normal((clients, 99))
+        report = report_of_votes(rows, np.ones((clients, 1)), noise=noise, rule=rule)
+        assert "signal-to-noise" not in report
+
+    def test_is_not_reported_where_all_votes_agree(self):
+        assert "signal-to-noise" not in report_of_votes(np.ones((5, 9)), np.ones((5, 1)))
+
+
+class TestSignalToNoiseOfMedians:
+    @pytest.mark.parametrize("noise", FAMILIES, ids=lambda noise: noise.name)
+    def test_of_pure_noise_is_about_0(self, noise):
+        rows = noisy_rows(np.zeros((51, 1)), noise, np.ones((51, 1)), (20_000,), seed=8)
+        # The variance is the asymptotic one, which Laplace noise reaches from above and slowly.
+        assert 0 <= report_of_vectors(rows, [1.0], noise=noise)["signal-to-noise"] < 0.3
+
+    @pytest.mark.parametrize("signal_to_noise", [0.3, 2.0])
+    def test_is_recovered(self, signal_to_noise):
+        sizes, clients, scales = (30_000, 10_000), 51, np.array([1.0, 3.0])
+        # A median of M Gaussians has variance π·b²/(2M).
+        updates = np.tile(scales * sqrt(signal_to_noise * pi / (2 * clients)), (clients, 1))
+        rows = noisy_rows(updates, GAUSSIAN, [scales] * clients, sizes, seed=9)
+        measured = report_of_vectors(rows, scales, sizes, GAUSSIAN)["signal-to-noise"]
+        assert measured == pytest.approx(signal_to_noise, rel=0.05, abs=0.05)
+
+    def test_is_not_reported_where_no_block_has_noise(self):
+        assert "signal-to-noise" not in report_of_vectors([[1.0]], noise=GAUSSIAN)
+
+
+class TestSignalToNoisePerBlock:
+    """Of eight clients and two blocks: one is nearly all noise, the other has a clear signal."""
+
+    SIZES, UPDATES = (40_000, 60_000), (0.05, 0.6)
+
     @pytest.fixture
-    def noisy(self):
-        """Rows of eight clients: one array is nearly all noise, the other has a clear signal."""
-        draws, means = np.random.default_rng(1), np.repeat([0.05, 0.6], SIZES)
-        return [np.float32(means + draws.standard_normal(means.size)) for _ in range(8)]
+    def rows(self):
+        return noisy_rows([self.UPDATES] * 8, GAUSSIAN, np.ones((8, 2)), self.SIZES, seed=1)
 
-    def test_of_votes_is_the_energy_of_their_expectation_over_that_of_their_noise(self, noisy):
-        payloads = signs(noisy, np.ones((8, 2)))
-        report = count(payloads, layout_of(*SIZES)).diagnostics
-        expected = [2 * float(GAUSSIAN.cdf(u)) - 1 for u in (0.05, 0.6)]
+    def test_of_votes_is_the_energy_of_their_expectation_over_that_of_their_noise(self, rows):
+        report = report_of_votes(rows, np.ones((8, 2)), self.SIZES)
+        expected = [2 * float(GAUSSIAN.cdf(u)) - 1 for u in self.UPDATES]
         truth = [8 * mean**2 / (1 - mean**2) for mean in expected]
-        assert report["signal-to-noise-per-array"] == pytest.approx(truth, rel=0.1, abs=0.02)
+        assert report["signal-to-noise-per-block"] == pytest.approx(truth, rel=0.1, abs=0.02)
         assert min(truth) < report["signal-to-noise"] < max(truth)
 
-    def test_of_a_median_is_its_energy_over_that_of_its_noise(self, noisy):
-        payloads = vectors(noisy, scale=1.0, arrays=2)
-        report = aggregate_vectors(payloads, GAUSSIAN, layout_of(*SIZES)).diagnostics
-        truth = [8 * u**2 / (pi / 2) for u in (0.05, 0.6)]
+    def test_of_a_median_is_its_energy_over_that_of_its_noise(self, rows):
+        report = report_of_vectors(rows, [1.0, 1.0], self.SIZES, GAUSSIAN)
+        truth = [8 * u**2 / (pi / 2) for u in self.UPDATES]
         # The variance of a median of eight is 5 % below the asymptotic one.
-        assert report["signal-to-noise-per-array"] == pytest.approx(truth, rel=0.1, abs=0.1)
+        assert report["signal-to-noise-per-block"] == pytest.approx(truth, rel=0.1, abs=0.1)
 
-    def test_one_array_is_all_there_is(self, noisy):
-        rows = [row[-SIZES[1] :] for row in noisy]
-        report = count(signs(rows, np.ones((8, 1))), layout_of(SIZES[1])).diagnostics
-        assert report["signal-to-noise-per-array"] == pytest.approx([report["signal-to-noise"]])
+    def test_is_zero_for_a_block_without_coordinates_or_without_noise(self):
+        rows = np.random.default_rng(3).standard_normal((4, 50))
+        votes = report_of_votes(rows, [[1.0, 1.0, 0.0]] * 4, (30, 0, 20))
+        medians = report_of_vectors(rows, [1.0, 1.0, 0.0], (30, 0, 20), GAUSSIAN)
+        for report in (votes, medians):
+            assert report["signal-to-noise-per-block"][1:] == [0.0, 0.0]
+        first = votes["signal-to-noise-per-block"][0]
+        assert votes["signal-to-noise"] == pytest.approx(first)
 
-    @pytest.mark.parametrize("noise", [GAUSSIAN, Logistic(), Laplace(), Uniform()], ids=str)
-    def test_is_about_zero_where_there_is_no_signal(self, noise):
-        draws = np.random.default_rng(2)
-        rows = [noise.sample(draws, 50_000) for _ in range(10)]
-        ratios = count(signs(rows, np.ones((10, 1))), layout_of(50_000), noise=noise).diagnostics
-        assert 0 <= ratios["signal-to-noise-per-array"][0] < 5 * sqrt(2 / 50_000)
-
-    def test_has_a_zero_for_arrays_without_entries_or_votes(self):
-        draws = np.random.default_rng(3)
-        rows, scales = draws.standard_normal((4, 50)), [[1.0, 1.0, 0.0]] * 4
-        report = count(signs(rows, scales), layout_of(30, 0, 20)).diagnostics
-        assert report["signal-to-noise-per-array"][1:] == [0.0, 0.0]
-        assert report["signal-to-noise"] == pytest.approx(report["signal-to-noise-per-array"][0])
-
-    def test_numbers_are_plain(self, noisy):
-        weights, layout = np.full((8, 2), 1 / 8), layout_of(*SIZES)
-        votes = sum(np.sign(row) for row in noisy) / np.float32(8)
-        scales = np.ones(2)
+    def test_every_number_of_a_report_is_a_plain_float(self, rows):
+        votes, gap = sum(np.sign(row) for row in rows) / np.float32(8), MeanGap()
+        gap.add(votes, rows)
+        blocks, weights = Blocks(self.SIZES), np.full((8, 2), 1 / 8)
         for report in (
-            describe_votes(votes, weights, layout, GAUSSIAN),
-            describe_median(votes, gap_of(votes, noisy), 8, scales, layout, GAUSSIAN),
+            describe_votes(votes, weights, blocks, GAUSSIAN),
+            describe_median(votes, gap, 8, np.ones(2), blocks, GAUSSIAN),
         ):
             for value in report.values():
                 for number in value if isinstance(value, list) else [value]:
@@ -207,11 +349,21 @@ class TestSignalToNoisePerArray:
 
 
 class TestSwitchedOff:
-    @pytest.mark.parametrize("decode", ["counts", "majority"])
-    def test_votes_mean_the_same_and_nothing_is_reported(self, decode):
+    @pytest.mark.parametrize("rule", RULES, ids=repr)
+    def test_votes_mean_the_same_and_nothing_is_reported(self, rule):
         payloads = signs(np.random.default_rng(0).standard_normal((4, 50)), np.ones((4, 1)))
-        usual = count(payloads, layout_of(50), decode=decode)
-        quiet = count(payloads, layout_of(50), decode=decode, diagnostics=False)
+        usual, quiet = (
+            aggregate_signs(
+                payloads,
+                np.full(4, 0.25),
+                Blocks((50,)),
+                GAUSSIAN,
+                rule,
+                np.random.default_rng(0),
+                diagnostics=wanted,
+            )
+            for wanted in (True, False)
+        )
         np.testing.assert_array_equal(quiet.direction, usual.direction)
         assert usual.diagnostics
         assert quiet.diagnostics == {}
@@ -221,17 +373,10 @@ class TestSwitchedOff:
         payloads = vectors(np.random.default_rng(0).standard_normal((4, 50)))
         usual, quiet = (
             aggregate_vectors(
-                payloads, GAUSSIAN, layout_of(50), smoothing=smoothing, diagnostics=wanted
+                payloads, GAUSSIAN, Blocks((50,)), smoothing=smoothing, diagnostics=wanted
             )
             for wanted in (True, False)
         )
         np.testing.assert_array_equal(quiet.direction, usual.direction)
         assert usual.diagnostics
         assert quiet.diagnostics == {}
-
-
-def test_values_at_the_end_of_float32s_range_are_described_without_a_warning():
-    rows = np.float32([[3e38, -3e38], [3e38, 1.0], [3e38, 3e38]])
-    gap = gap_of(rows[1], list(rows))
-    report = describe_median(rows[1], gap, 3, np.ones(1), layout_of(2), GAUSSIAN)
-    assert report["median-mean-gap"] > 0

@@ -1,4 +1,7 @@
-"""Server optimisers: what a step is made of, against naive references and against Flower's."""
+"""The contract of every server optimiser, and what each computes, beside naive ones and Flower's.
+
+Every draw is seeded. A new optimiser is covered once an instance stands in `OPTIMIZERS`.
+"""
 
 from math import inf, nan, sqrt
 
@@ -11,7 +14,9 @@ from flwr.serverapp.strategy import FedAdam
 from fedmedian import Adam, Momentum, Optimizer
 from fedmedian.clients import InProcessGrid
 
-OPTIMIZERS = [Momentum(), Momentum(0.5), Adam(), Adam(beta_1=0.5, beta_2=0.9, tau=0.1)]
+OPTIMIZERS = [Momentum(), Adam(), Adam(beta_1=0.0, beta_2=0.9, tau=0.1)]
+
+each_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
 
 
 def directions(rounds=20, dim=7, seed=0):
@@ -48,149 +53,140 @@ def sqrt_of(values):
     return np.array([sqrt(value) for value in values])
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
-class TestEveryOptimizer:
-    def test_is_an_optimizer_and_a_value(self, optimizer):
-        assert isinstance(optimizer, Optimizer)
-        assert optimizer == type(optimizer)(**vars(optimizer))
-        assert hash(optimizer) == hash(type(optimizer)(**vars(optimizer)))
-
-    def test_steps_are_float32_vectors_of_the_directions_size(self, optimizer):
-        for dim in (0, 1, 5):
-            step = optimizer.step(np.ones(dim, np.float32), {})
-            assert step.shape == (dim,)
-            assert step.dtype == np.float32
-
-    def test_what_it_remembers_is_float32_and_not_the_directions_themselves(self, optimizer):
-        direction, state = np.ones(3, np.float32), {}
-        step = optimizer.step(direction, state)
-        remembered = {name: array.copy() for name, array in state.items()}
-        assert all(array.dtype == np.float32 for array in state.values())
-        direction[:] = step[:] = 99
-        assert all(np.array_equal(state[name], remembered[name]) for name in remembered)
-
-    def test_the_direction_stays_as_it_was(self, optimizer):
-        direction, state = np.arange(3, dtype=np.float32), {}
-        for _ in range(3):
-            optimizer.step(direction, state)
-        assert direction.tolist() == [0, 1, 2]
-
-    def test_a_run_that_is_stored_and_resumed_goes_on_as_if_it_had_not_been(self, optimizer):
-        given, state = directions(), {}
-        for direction in given[:8]:
-            optimizer.step(direction, state)
-        stored = {name: array.copy() for name, array in state.items()}
-        resumed = [type(optimizer)(**vars(optimizer)).step(d, stored) for d in given[8:]]
-        np.testing.assert_array_equal(resumed, steps_of(optimizer, given)[8:])
-
-    def test_an_empty_state_is_a_fresh_start(self, optimizer):
-        given = directions()
-        np.testing.assert_array_equal(steps_of(optimizer, given), steps_of(optimizer, given))
-
-    def test_a_coordinate_without_a_direction_does_not_move(self, optimizer):
-        given = directions()
-        given[:, 2] = 0
-        assert not steps_of(optimizer, given)[:, 2].any()
-
-    def test_it_works_against_a_direction_that_is_turned_around_as_hard_as_along_it(
-        self, optimizer
-    ):
-        given = directions()
-        np.testing.assert_array_equal(steps_of(optimizer, -given), -steps_of(optimizer, given))
-
-    def test_it_stays_correct_after_many_rounds(self, optimizer):
-        steps = steps_of(optimizer, np.ones((2000, 1), np.float32))
-        assert np.isfinite(steps).all()
-        assert steps[-1] == pytest.approx(steps[-2], rel=1e-5)
+@each_optimizer
+def test_an_optimizer_is_a_value(optimizer):
+    assert isinstance(optimizer, Optimizer)
+    assert optimizer == type(optimizer)(**vars(optimizer))
+    assert hash(optimizer) == hash(type(optimizer)(**vars(optimizer)))
 
 
-class TestMomentum:
-    @pytest.mark.parametrize("beta", [0.0, 0.5, 0.9, 0.99])
-    def test_is_the_corrected_exponential_average_of_the_directions(self, beta):
-        given = directions()
-        np.testing.assert_allclose(
-            steps_of(Momentum(beta), given), naive_momentum(given, beta), rtol=1e-4, atol=1e-5
-        )
-
-    @pytest.mark.parametrize("beta", [0.0, 0.5, 0.9, 0.99])
-    def test_leaves_a_constant_direction_as_it_is_from_the_first_round_on(self, beta):
-        direction = np.array([1.0, -3.0, 1e-4], np.float32)
-        steps = steps_of(Momentum(beta), np.tile(direction, (50, 1)))
-        np.testing.assert_allclose(steps, np.tile(direction, (50, 1)), rtol=1e-4)
-
-    def test_without_decay_a_step_is_the_direction(self):
-        given = directions()
-        np.testing.assert_array_equal(steps_of(Momentum(0.0), given), given)
-
-    @pytest.mark.parametrize("beta", [0.5, 0.9])
-    def test_divides_the_variance_of_noise_by_its_window(self, beta):
-        """By W = (1 + β)/(1 − β), once the average has run in."""
-        n, optimizer, state = 40_000, Momentum(beta), {}
-        draws = np.random.default_rng(1)
-        for _ in range(round(20 / (1 - beta))):
-            step = optimizer.step(draws.standard_normal(n, dtype=np.float32), state)
-        variance, expected = float(np.mean(np.square(step))), (1 - beta) / (1 + beta)
-        # A mean of n squares of Gaussians has the relative standard error √(2/n).
-        assert variance == pytest.approx(expected, rel=4 * sqrt(2 / n))
-
-    @pytest.mark.parametrize("beta", [-0.1, 1.0, 1.1, nan, inf])
-    def test_out_of_range(self, beta):
-        with pytest.raises(ValueError, match=r"^beta_1 must be .*>= 0 and < 1, got"):
-            Momentum(beta)
-
-    @pytest.mark.parametrize("beta", ["0.9", None, True])
-    def test_wrong_type(self, beta):
-        with pytest.raises(TypeError, match=r"^beta_1 must be a number"):
-            Momentum(beta)
+@each_optimizer
+def test_an_optimizers_steps_are_float32_vectors_of_the_directions_size(optimizer):
+    for dim in (0, 1, 5):
+        step = optimizer.step(np.ones(dim, np.float32), {})
+        assert step.shape == (dim,)
+        assert step.dtype == np.float32
 
 
-class TestAdam:
-    @pytest.mark.parametrize(
-        "options", [{}, {"beta_1": 0.0}, {"beta_2": 0.0}, {"beta_1": 0.5, "tau": 10.0}], ids=str
+@each_optimizer
+def test_an_optimizer_remembers_vectors_of_float32_but_not_its_direction_or_its_step(
+    optimizer,
+):
+    direction, state = np.ones(3, np.float32), {}
+    step = optimizer.step(direction, state)
+    assert direction.tolist() == [1, 1, 1]
+    remembered = {name: array.copy() for name, array in state.items()}
+    assert all(array.dtype == np.float32 for array in state.values() if array.size > 1)
+    direction[:] = step[:] = 99
+    assert all(np.array_equal(state[name], remembered[name]) for name in remembered)
+
+
+@each_optimizer
+def test_an_optimizer_that_is_stored_and_resumed_goes_on_as_if_it_had_not_been(optimizer):
+    given, state = directions(), {}
+    for direction in given[:8]:
+        optimizer.step(direction, state)
+    stored = {name: array.copy() for name, array in state.items()}
+    resumed = [type(optimizer)(**vars(optimizer)).step(d, stored) for d in given[8:]]
+    np.testing.assert_array_equal(resumed, steps_of(optimizer, given)[8:])
+
+
+@each_optimizer
+def test_an_optimizer_does_not_move_a_coordinate_that_never_had_a_direction(optimizer):
+    given = directions()
+    given[:, 2] = 0
+    assert not steps_of(optimizer, given)[:, 2].any()
+
+
+@each_optimizer
+def test_an_optimizer_turns_around_with_its_directions(optimizer):
+    given = directions()
+    np.testing.assert_array_equal(steps_of(optimizer, -given), -steps_of(optimizer, given))
+
+
+@each_optimizer
+def test_an_optimizer_stays_correct_after_many_rounds(optimizer):
+    steps = steps_of(optimizer, np.ones((2000, 1), np.float32))
+    assert np.isfinite(steps).all()
+    assert steps[-1] == pytest.approx(steps[-2], rel=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.9, 0.99])
+def test_momentum_is_the_corrected_exponential_average_of_the_directions(beta):
+    given = directions()
+    np.testing.assert_allclose(
+        steps_of(Momentum(beta), given), naive_momentum(given, beta), rtol=1e-4, atol=1e-5
     )
-    def test_is_the_corrected_average_over_the_corrected_root_mean_square(self, options):
-        given, full = directions(), {"beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3, **options}
-        np.testing.assert_allclose(
-            steps_of(Adam(**options), given), naive_adam(given, **full), rtol=1e-4, atol=1e-5
-        )
 
-    def test_a_constant_direction_gives_steps_of_size_1_whatever_its_own(self):
-        steps = steps_of(Adam(tau=1e-12), np.full((30, 3), [1e-3, -5.0, 1e4], np.float32))
-        np.testing.assert_allclose(steps, np.tile([1.0, -1.0, 1.0], (30, 1)), rtol=1e-4)
 
-    def test_directions_much_smaller_than_tau_are_not_blown_up(self):
-        steps = steps_of(Adam(tau=1.0), np.full((30, 1), 1e-4, np.float32))
-        np.testing.assert_allclose(steps, 1e-4, rtol=1e-3)
+def test_momentum_leaves_a_constant_direction_as_it_is_from_the_first_round_on():
+    given = np.tile(np.float32([1.0, -3.0, 1e-4]), (50, 1))
+    np.testing.assert_allclose(steps_of(Momentum(0.99), given), given, rtol=1e-4)
 
-    @pytest.mark.parametrize("beta_1", [0.0, 0.9])
-    @pytest.mark.parametrize("beta_2", [0.5, 0.99])
-    def test_goes_where_flowers_fedadam_goes(self, beta_1, beta_2):
-        """But for Flower's bias corrections, which count one round more than there have been."""
-        given, eta = directions(rounds=8), 0.1
-        optimizer, state = Adam(beta_1, beta_2, tau=1e-12), {}
-        path = flowers_path(given, eta, beta_1, beta_2)
-        for t, direction in enumerate(given, start=1):
-            step = optimizer.step(direction, state).astype(np.float64)
-            uncorrected = step * (1 - beta_1**t) / sqrt(1 - beta_2**t)
-            theirs = eta * sqrt(1 - beta_2 ** (t + 1)) / (1 - beta_1 ** (t + 1)) * uncorrected
-            np.testing.assert_allclose(path[t - 1] - path[t], theirs, rtol=2e-3, atol=1e-6)
 
-    @pytest.mark.parametrize(
-        ("argument", "value"),
-        [
-            *[(name, value) for name in ("beta_1", "beta_2") for value in (-0.1, 1.0, nan)],
-            *[("tau", value) for value in (0.0, -1.0, nan, inf)],
-        ],
+def test_momentum_divides_the_variance_of_noise_by_its_window():
+    """By W = (1 + β)/(1 − β), once the average has run in."""
+    n, beta, state = 40_000, 0.9, {}
+    draws = np.random.default_rng(1)
+    for _ in range(200):
+        step = Momentum(beta).step(draws.standard_normal(n, dtype=np.float32), state)
+    variance, expected = float(np.mean(np.square(step))), (1 - beta) / (1 + beta)
+    # A mean of n squares of Gaussians has the relative standard error √(2/n).
+    assert variance == pytest.approx(expected, rel=5 * sqrt(2 / n))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"beta_1": 0.0}, {"beta_2": 0.0}, {"beta_1": 0.5, "tau": 10.0}], ids=str
+)
+def test_adam_is_the_corrected_average_over_the_corrected_root_mean_square(options):
+    given, full = directions(), {"beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3, **options}
+    np.testing.assert_allclose(
+        steps_of(Adam(**options), given), naive_adam(given, **full), rtol=1e-4, atol=1e-5
     )
-    def test_out_of_range(self, argument, value):
-        with pytest.raises(ValueError, match=f"^{argument} must be "):
-            Adam(**{argument: value})
 
-    @pytest.mark.parametrize("argument", ["beta_1", "beta_2", "tau"])
-    @pytest.mark.parametrize("value", ["0.9", None, True])
-    def test_wrong_type(self, argument, value):
-        with pytest.raises(TypeError, match=f"^{argument} must be a number"):
-            Adam(**{argument: value})
+
+def test_adam_makes_steps_of_size_1_from_a_constant_direction_whatever_its_own():
+    steps = steps_of(Adam(tau=1e-12), np.full((30, 3), [1e-3, -5.0, 1e4], np.float32))
+    np.testing.assert_allclose(steps, np.tile([1.0, -1.0, 1.0], (30, 1)), rtol=1e-4)
+
+
+def test_adam_does_not_blow_up_directions_much_smaller_than_tau():
+    steps = steps_of(Adam(tau=1.0), np.full((30, 1), 1e-4, np.float32))
+    np.testing.assert_allclose(steps, 1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("beta_1", "beta_2"), [(0.0, 0.5), (0.9, 0.99)])
+def test_adam_goes_where_flowers_fedadam_goes(beta_1, beta_2):
+    """But for Flower's bias corrections, which count one round more than there have been."""
+    given, eta = directions(rounds=8), 0.1
+    optimizer, state = Adam(beta_1, beta_2, tau=1e-12), {}
+    path = flowers_path(given, eta, beta_1, beta_2)
+    for t, direction in enumerate(given, start=1):
+        step = optimizer.step(direction, state).astype(np.float64)
+        uncorrected = step * (1 - beta_1**t) / sqrt(1 - beta_2**t)
+        theirs = eta * sqrt(1 - beta_2 ** (t + 1)) / (1 - beta_1 ** (t + 1)) * uncorrected
+        np.testing.assert_allclose(path[t - 1] - path[t], theirs, rtol=2e-3, atol=1e-6)
+
+
+DECAYS = (-0.1, 1.0, 1.1, nan, inf)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "argument", "out_of_range"),
+    [
+        (Momentum, "beta_1", DECAYS),
+        (Adam, "beta_1", DECAYS),
+        (Adam, "beta_2", DECAYS),
+        (Adam, "tau", (0.0, -1.0, nan, inf)),
+    ],
+)
+def test_an_argument_that_an_optimizer_cannot_use_is_named(optimizer, argument, out_of_range):
+    for value in out_of_range:
+        with pytest.raises(ValueError, match=f"^{argument} must "):
+            optimizer(**{argument: value})
+    for value in ("0.9", None, True):
+        with pytest.raises(TypeError, match=f"^{argument} must "):
+            optimizer(**{argument: value})
 
 
 def flowers_path(given, eta, beta_1, beta_2):

@@ -17,7 +17,7 @@ def declared_flower(folder):
     return flower.specifier
 
 
-def test_the_oldest_tests_run_on_the_oldest_declared_flower():
+def test_the_target_test_oldest_installs_the_oldest_declared_flower_before_it_tests():
     (oldest,) = (one.version for one in declared_flower(ROOT) if one.operator == ">=")
     plan = subprocess.run(
         ["make", "--dry-run", "--always-make", "test-oldest"],
@@ -29,5 +29,5 @@ def test_the_oldest_tests_run_on_the_oldest_declared_flower():
     assert plan.index(f"'flwr=={oldest}'") < plan.index(".venv-oldest/bin/python -m pytest")
 
 
-def test_the_experiment_admits_the_same_flower_as_the_package():
-    assert declared_flower(ROOT / "experiments" / "heterogeneous") == declared_flower(ROOT)
+def test_the_experiment_admits_the_same_versions_of_flower_as_the_package():
+    assert declared_flower(ROOT / "experiments" / "apps" / "heterogeneous") == declared_flower(ROOT)

@@ -114,9 +114,18 @@ class Core(ABC):
             require_type("noise", noise, Noise, "a noise family such as Gaussian(0.1), or None")
             if noise_at_client:
                 NOISE_FAMILIES.require("noise", noise)
+                AddNoise(noise).encode()  # raises if a parameter cannot travel
+        client_noise = noise if noise_at_client else None
+        if settings.scale_from == "client" and (
+            client_noise is None or client_noise.rule.magnitude is None
+        ):
+            raise ValueError(
+                "scale_from must be 'server' unless clients add noise in proportion to what they "
+                f"measure, got {settings.scale_from!r} with client noise {client_noise!r}"
+            )
         require_type("weighted", weighted, bool, "a bool")
         self.noise = noise
-        self.client_noise = noise if noise_at_client else None
+        self.client_noise = client_noise
         self.learning_rate = learning_rate
         self.weighted = weighted
         self.settings = settings

@@ -116,8 +116,9 @@ class SignSGD(MessageStrategy):
         The rotation of the updates, after these steps and before the noise, undone on the
         aggregate: a random basis, another each round, in which a little noise is enough.
     scale_from : {"server", "client"} (default: "server")
-        The side that chooses the noise scale. Clients that do are told the rule's factor, need
-        not follow it, and weigh at most four times the median client.
+        The side that chooses the noise scale. Clients that do are told the factor of a rule by
+        which they can measure, such as `Adaptive`, need not follow it, and weigh at most four
+        times the median client.
     exact : sequence of str (default: names of normalisation layers' running statistics)
         Shell-style patterns of the names of floating-point arrays that clients send exactly, to
         be averaged, as arrays of integers always are.
@@ -153,7 +154,8 @@ class SignSGD(MessageStrategy):
         If an argument has the wrong type, or is unknown.
     ValueError
         If an argument is out of range, if the rule needs noise and there is none, if clients
-        cannot know the noise family or a client step, or if a majority lacks its learning rate.
+        cannot know the noise family or a client step, if they are to choose a scale that is
+        fixed, or if a majority lacks its learning rate.
 
     Examples
     --------

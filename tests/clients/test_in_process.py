@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import FedAvg, FedMedian
 from flwr.supercore.run import Run
 
 from fedmedian.clients import InProcessGrid
-from fedmedian.wire import serialized_size
+from fedmedian.records import serialized_size
 
 
 def app_of(answer):
@@ -50,7 +50,7 @@ def answers(grid, content=None):
 
 
 class TestNodes:
-    def test_each_has_an_id_and_a_partition_of_its_own(self):
+    def test_each_node_has_an_id_and_a_partition_of_its_own(self):
         def whoami(message, context):
             config = context.node_config
             return metrics(
@@ -66,7 +66,7 @@ class TestNodes:
         assert [one["id"] for one in found] == grid.get_node_ids()
         assert len(set(grid.get_node_ids())) == 3
 
-    def test_each_sees_the_run_configuration_and_cannot_change_the_others(self):
+    def test_each_node_sees_the_run_configuration_and_cannot_change_another_nodes(self):
         def spoil(message, context):
             seen = context.run_config["lr"]
             context.run_config["lr"] = -1.0
@@ -77,7 +77,7 @@ class TestNodes:
         assert [one["lr"] for one in answers(grid)] == [0.5] * 3
         assert config == {"lr": 0.5}
 
-    def test_each_keeps_its_state_from_round_to_round(self):
+    def test_each_node_keeps_its_state_from_round_to_round(self):
         def count(message, context):
             old = context.state.metric_records.get("count", {"n": 0})["n"]
             new = old + 1 + context.node_config["partition-id"]
@@ -88,7 +88,7 @@ class TestNodes:
         assert [one["n"] for one in answers(grid)] == [1, 2, 3]
         assert [one["n"] for one in answers(grid)] == [2, 4, 6]
 
-    def test_two_grids_share_no_state(self):
+    def test_the_nodes_of_two_grids_share_no_state(self):
         def count(message, context):
             context.state["seen"] = MetricRecord({"n": len(context.state) + 1})
             return metrics(n=len(context.state))
@@ -151,7 +151,7 @@ class TestIsolation:
 
 
 class TestFailures:
-    def test_an_exception_becomes_an_error_reply_and_the_others_go_on(self):
+    def test_an_exception_in_an_app_becomes_an_error_reply_and_the_other_nodes_go_on(self):
         def unlucky(message, context):
             if context.node_config["partition-id"] == 1:
                 raise ValueError("out of luck")
@@ -163,27 +163,28 @@ class TestFailures:
         assert [reply.has_error() for reply in replies] == [False, True, False]
         failed = replies[1]
         assert failed.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-        assert failed.error.reason == "ValueError: out of luck"
+        assert "ValueError" in failed.error.reason
+        assert "out of luck" in failed.error.reason
         assert failed.metadata.reply_to_message_id == messages[1].metadata.message_id
 
-    def test_so_does_a_reply_that_could_not_be_sent(self):
+    def test_a_reply_that_could_not_be_sent_becomes_an_error_reply(self):
         def unlucky(message, context):
             return metrics(n=10**30 if context.node_config["partition-id"] == 1 else 1)
 
         grid = InProcessGrid(app_of(unlucky), 3)
         replies = grid.send_and_receive(to_all(grid))
         assert [reply.has_error() for reply in replies] == [False, True, False]
-        assert "out of range" in replies[1].error.reason
+        assert replies[1].error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
         assert grid.bytes_up == sum(serialized_size(reply) for reply in replies)
 
-    def test_so_does_something_that_is_no_reply(self):
+    def test_an_answer_that_is_no_reply_becomes_an_error_reply(self):
         app = ClientApp()
         app.train()(lambda message, context: None)
         grid = InProcessGrid(app, 1)
         (reply,) = grid.send_and_receive(to_all(grid))
         assert reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 
-    def test_it_is_logged_with_its_traceback(self, caplog):
+    def test_an_exception_in_an_app_is_logged_with_its_traceback(self, caplog):
         def unlucky(message, context):
             raise ValueError("out of luck")
 
@@ -192,7 +193,7 @@ class TestFailures:
         (record,) = [r for r in caplog.records if r.levelname == "ERROR"]
         assert isinstance(record.exc_info[1], ValueError)
 
-    def test_a_message_to_nobody_is_answered_with_an_error(self):
+    def test_a_message_to_an_unknown_node_is_answered_with_an_error(self):
         grid = InProcessGrid(app_of(echo), 1)
         message = grid.create_message(RecordDict(), MessageType.TRAIN, 987, "1")
         (reply,) = grid.send_and_receive([message])
@@ -205,7 +206,7 @@ class TestFailures:
         (reply,) = grid.send_and_receive([message])
         assert reply.has_error()
 
-    def test_ctrl_c_gets_through(self):
+    def test_ctrl_c_in_an_app_ends_the_run(self):
         def interrupt(message, context):
             raise KeyboardInterrupt
 
@@ -215,7 +216,7 @@ class TestFailures:
 
 
 class TestBytes:
-    def test_they_are_those_of_all_messages_as_serialised(self):
+    def test_a_grid_counts_the_bytes_of_all_messages_as_serialised(self):
         def answer(message, context):
             size = 100 * (1 + context.node_config["partition-id"])
             return RecordDict({"arrays": ArrayRecord({"x": Array(np.zeros(size))})})
@@ -230,7 +231,7 @@ class TestBytes:
             assert (grid.bytes_down, grid.bytes_up) == (down, up)
         assert up > 2 * 8 * (100 + 200 + 300)
 
-    def test_error_replies_count_too(self):
+    def test_a_grid_counts_the_bytes_of_error_replies(self):
         def fail(message, context):
             raise ValueError("out of luck")
 
@@ -242,7 +243,7 @@ class TestBytes:
 class TestProtocol:
     """What Flower expects of a Grid."""
 
-    def test_replies_come_in_the_order_of_their_messages(self):
+    def test_a_grids_replies_come_in_the_order_of_their_messages(self):
         grid = InProcessGrid(app_of(echo_partition), 4)
         messages = to_all(grid)[::-1]
         replies = grid.send_and_receive(messages)
@@ -254,11 +255,11 @@ class TestProtocol:
             m.metadata.dst_node_id for m in messages
         ]
 
-    def test_a_generator_of_messages_will_do(self):
+    def test_a_grid_takes_a_generator_of_messages(self):
         grid = InProcessGrid(app_of(echo_partition), 2)
         assert len(grid.send_and_receive(message for message in to_all(grid))) == 2
 
-    def test_pushed_messages_can_be_pulled_once(self):
+    def test_replies_to_pushed_messages_can_be_pulled_once(self):
         grid = InProcessGrid(app_of(echo_partition), 2)
         first, second = grid.push_messages(to_all(grid))
         (reply,) = grid.pull_messages([second])
@@ -272,7 +273,7 @@ class TestProtocol:
         replies = [reply.metadata.message_id for reply in grid.pull_messages(pushed)]
         assert len({*pushed, *replies}) == 12
 
-    def test_the_run_can_be_set(self):
+    def test_the_run_of_a_grid_can_be_set(self):
         grid = InProcessGrid(app_of(echo), 1)
         run = Run.create_empty(7)
         grid.set_run(run)
@@ -284,23 +285,15 @@ def echo_partition(message, context):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "named"),
+    ("argument", "wrong", "values"),
     [
-        ((lambda: None, 3), TypeError, "client_app"),
-        ((None, 3), TypeError, "client_app"),
-        ((ClientApp(), 0), ValueError, "num_nodes"),
-        ((ClientApp(), -1), ValueError, "num_nodes"),
-        ((ClientApp(), 2.0), TypeError, "num_nodes"),
-        ((ClientApp(), "2"), TypeError, "num_nodes"),
-        ((ClientApp(), True), TypeError, "num_nodes"),
+        ("client_app", TypeError, (lambda: None, None)),
+        ("num_nodes", ValueError, (0, -1)),
+        ("num_nodes", TypeError, (2.0, "2", True)),
+        ("run_config", TypeError, (3, "lr=0.1", ["lr"])),
     ],
 )
-def test_bad_arguments_are_named(arguments, error, named):
-    with pytest.raises(error, match=f"^{named} must be"):
-        InProcessGrid(*arguments)
-
-
-@pytest.mark.parametrize("config", [3, "lr=0.1", ["lr"]])
-def test_a_run_configuration_that_is_none_is_named(config):
-    with pytest.raises(TypeError, match=r"^run_config must be"):
-        InProcessGrid(ClientApp(), 2, run_config=config)
+def test_an_argument_that_a_grid_cannot_use_is_named(argument, wrong, values):
+    for value in values:
+        with pytest.raises(wrong, match=f"^{argument} must "):
+            InProcessGrid(**{"client_app": ClientApp(), "num_nodes": 2, argument: value})

@@ -11,7 +11,15 @@ from flwr.serverapp.strategy import FedAvg
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fedmedian import Gaussian, Payload, unpack_signs
+from fedmedian import (
+    ClientMomentum,
+    DivideByLearningRate,
+    Gaussian,
+    Majority,
+    Payload,
+    unpack_signs,
+)
+from fedmedian.client_steps import UpdateError
 from fedmedian.clients import (
     FullBatchGradient,
     GradientClient,
@@ -30,6 +38,8 @@ OLDER_KEYS = {
     "weighted_by_key": "num_examples",
     "fraction_evaluate": 0.0,
 }
+EPOCH = LocalEpochs(partial(torch.optim.SGD, lr=0.5))
+OURS = {"numpy_clients": True, "fraction_evaluate": 0.0, "seed": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -67,11 +77,11 @@ def arrays_of(model):
     return [value.numpy().copy() for value in model.state_dict().values()]
 
 
-def instruction(strategy, arrays):
+def instruction(strategy, arrays, server_round=1):
     """What the strategy would tell its clients about a model of these arrays."""
     grid = InProcessGrid(ClientApp(), 2)
     record = ArrayRecord({str(i): Array(array) for i, array in enumerate(arrays)})
-    (message, *_) = strategy.configure_train(1, record, ConfigRecord(), grid)
+    (message, *_) = strategy.configure_train(server_round, record, ConfigRecord(), grid)
     return dict(message.content[strategy.configrecord_key])
 
 
@@ -93,50 +103,39 @@ def flat(model):
 
 
 class TestFullBatchGradient:
-    @pytest.mark.parametrize("batch_size", [1, 3, 4, 10, 64])
-    def test_it_is_the_gradient_over_all_examples_in_whatever_batches(
+    @pytest.mark.parametrize("batch_size", [1, 3, 64])
+    def test_the_update_is_the_gradient_over_all_examples_in_whatever_batches(
         self, batch_size, data, context
     ):
         client = GradientClient(context, make_model(), DataLoader(data, batch_size))
         expected = gradient_of(make_model(), *data.tensors)
         np.testing.assert_allclose(vector_of(client), expected, rtol=1e-4, atol=1e-6)
 
-    def test_it_is_what_clients_do_if_not_told_otherwise(self, data, context):
+    def test_the_full_gradient_is_the_work_of_clients_that_are_given_none(self, data, context):
         assert GradientClient(context, make_model(), DataLoader(data)).work == FullBatchGradient()
-
-    def test_its_signs_are_what_a_sign_client_sends(self, data, context):
-        client = SignClient(context, make_model(), DataLoader(data, 4))
-        arrays = arrays_of(client.model)
-        strategy = SignSGD(None, "majority", 0.1)
-        sent, examples, scalars = client.fit(arrays, instruction(strategy, arrays))
-        expected = gradient_of(make_model(), *data.tensors)
-        signs = unpack_signs(Payload.decode(sent, scalars).body, expected.size)
-        np.testing.assert_array_equal(signs, np.sign(expected))
-        assert examples == EXAMPLES
 
 
 class TestMiniBatchGradient:
-    def test_it_is_the_gradient_over_one_batch(self, data, context):
+    def test_the_update_is_the_gradient_over_one_batch(self, data, context):
         work = MiniBatchGradient()
         client = GradientClient(context, make_model(), DataLoader(data, 4), work=work)
         inputs, targets = data.tensors
         expected = gradient_of(make_model(), inputs[:4], targets[:4])
         np.testing.assert_allclose(vector_of(client), expected, rtol=1e-4, atol=1e-6)
 
-    def test_every_round_takes_a_batch_of_a_shuffling_loader(self, data, context):
+    def test_each_round_takes_another_batch_of_a_loader_that_shuffles(self, data, context):
         loader = DataLoader(data, 2, shuffle=True, generator=torch.Generator().manual_seed(0))
         client = GradientClient(context, make_model(), loader, work=MiniBatchGradient())
         assert not np.array_equal(vector_of(client), vector_of(client))
 
 
 class TestLocalEpochs:
-    @pytest.mark.parametrize("epochs", [1, 3])
     @pytest.mark.parametrize(
-        "optimizer",
+        ("optimizer", "epochs"),
         [
-            partial(torch.optim.SGD, lr=0.1),
-            partial(torch.optim.SGD, lr=0.1, momentum=0.9),
-            partial(torch.optim.Adam, lr=0.01),
+            (partial(torch.optim.SGD, lr=0.1), 1),
+            (partial(torch.optim.SGD, lr=0.1, momentum=0.9), 3),
+            (partial(torch.optim.Adam, lr=0.01), 3),
         ],
         ids=["sgd", "momentum", "adam"],
     )
@@ -154,76 +153,155 @@ class TestLocalEpochs:
         expected = flat(make_model()) - flat(model)
         np.testing.assert_allclose(update, expected, rtol=1e-4, atol=1e-6)
 
+    def test_one_step_over_its_learning_rate_is_the_gradient(self, data, context):
+        work = LocalEpochs(partial(torch.optim.SGD, lr=0.05))
+        client = GradientClient(context, make_model(), DataLoader(data, 10), work=work)
+        strategy = MedianSGD(None, client_steps=[DivideByLearningRate(0.05)])
+        expected = gradient_of(make_model(), *data.tensors)
+        np.testing.assert_allclose(vector_of(client, strategy), expected, rtol=1e-4, atol=1e-6)
+
     @pytest.mark.parametrize(
         ("arguments", "error", "named"),
         [
             (("sgd",), TypeError, "optimizer"),
-            ((None,), TypeError, "optimizer"),
             ((torch.optim.SGD, 0), ValueError, "epochs"),
-            ((torch.optim.SGD, -1), ValueError, "epochs"),
             ((torch.optim.SGD, 1.0), TypeError, "epochs"),
-            ((torch.optim.SGD, None), TypeError, "epochs"),
         ],
     )
-    def test_bad_arguments_are_named(self, arguments, error, named):
-        with pytest.raises(error, match=f"^{named} must be"):
+    def test_bad_arguments_of_local_epochs_are_named(self, arguments, error, named):
+        with pytest.raises(error, match=f"^{named} "):
             LocalEpochs(*arguments)
 
 
-def test_frozen_parameters_do_not_move(data, context):
-    model = make_model()
-    model[0].requires_grad_(False)
-    update = vector_of(GradientClient(context, model, DataLoader(data, 4)))
-    frozen = sum(p.numel() for p in model[0].parameters())
-    assert not update[:frozen].any()
-    assert update[frozen:].all()
+class TestUpdate:
+    def test_a_sign_client_sends_the_signs_of_its_gradient(self, data, context):
+        client = SignClient(context, make_model(), DataLoader(data, 4))
+        arrays = arrays_of(client.model)
+        strategy = SignSGD(None, Majority(), 0.1)
+        sent, examples, scalars = client.fit(arrays, instruction(strategy, arrays))
+        expected = gradient_of(make_model(), *data.tensors)
+        signs = unpack_signs(Payload.decode(sent, scalars).body, expected.size)
+        np.testing.assert_array_equal(signs, np.sign(expected))
+        assert examples == EXAMPLES
+
+    def test_frozen_parameters_do_not_move(self, data, context):
+        model = make_model()
+        model[0].requires_grad_(False)
+        update = vector_of(GradientClient(context, model, DataLoader(data, 4)))
+        frozen = sum(p.numel() for p in model[0].parameters())
+        assert not update[:frozen].any()
+        assert update[frozen:].all()
+
+    @pytest.mark.parametrize(
+        "work",
+        [FullBatchGradient(), EPOCH],
+        ids=["gradient", "epochs"],
+    )
+    def test_parameters_that_layers_share_move_together(self, work, data, context):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3))
+        model[1].weight = model[0].weight
+        update = vector_of(GradientClient(context, model, DataLoader(data, 4), work=work))
+        first, second = update[:16], update[20:36]
+        assert first.any()
+        np.testing.assert_array_equal(first, second)
+
+    def test_a_torch_client_remembers_momentum_from_round_to_round(self, data, context):
+        def vector(model, strategy, server_round):
+            # Flower makes a client of its own for each message, and keeps the context.
+            client = GradientClient(context, model, DataLoader(data))
+            arrays = arrays_of(model)
+            told = instruction(strategy, arrays, server_round)
+            sent, _, scalars = client.fit(arrays, told)
+            return Payload.decode(sent, scalars).body
+
+        plain, averaging = MedianSGD(None), MedianSGD(None, client_steps=[ClientMomentum(0.5)])
+        other = make_model()
+        with torch.no_grad():
+            other[0].weight.neg_()
+        first, second = vector(make_model(), plain, 1), vector(other, plain, 2)
+        assert not np.allclose(first, second)
+        np.testing.assert_allclose(vector(make_model(), averaging, 1), first, rtol=1e-5)
+        expected = (0.25 * first + 0.5 * second) / 0.75
+        np.testing.assert_allclose(vector(other, averaging, 2), expected, rtol=1e-4, atol=1e-6)
+
+    def test_an_update_that_is_not_finite_is_not_sent(self, data, context):
+        def diverge(outputs, targets):
+            return outputs.sum() * float("inf")
+
+        client = GradientClient(context, make_model(), DataLoader(data), loss=diverge)
+        with pytest.raises(UpdateError, match=r"'0\.weight'"):
+            vector_of(client)
+
+    @pytest.mark.parametrize(
+        ("kind", "strategy", "named"),
+        [
+            (SignClient, MedianSGD(None), "SignClient .*'signs'.*'vector'"),
+            (GradientClient, SignSGD(), "GradientClient .*'vector'.*'signs'"),
+        ],
+        ids=["signs", "vector"],
+    )
+    def test_a_client_refuses_to_send_another_kind(self, kind, strategy, named, data, context):
+        client = kind(context, make_model(), DataLoader(data))
+        arrays = arrays_of(client.model)
+        with pytest.raises(WireError, match=named):
+            client.fit(arrays, instruction(strategy, arrays))
 
 
-@pytest.mark.parametrize(
-    "work", [FullBatchGradient(), LocalEpochs(partial(torch.optim.SGD, lr=0.1))]
-)
-def test_shared_parameters_move_together(work, data, context):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3))
-    model[1].weight = model[0].weight
-    update = vector_of(GradientClient(context, model, DataLoader(data, 4), work=work))
-    first, second = update[:16], update[20:36]
-    assert first.any()
-    np.testing.assert_array_equal(first, second)
+class TestModel:
+    def test_without_an_instruction_the_answer_is_the_trained_model(self, data, context):
+        client = SignClient(context, make_model(), DataLoader(data, 4), work=EPOCH)
+        before = arrays_of(make_model())
+        after, examples, metrics = client.fit(before, {})
+        assert examples == EXAMPLES
+        assert metrics == {}
+        for sent, trained, old in zip(after, arrays_of(client.model), before, strict=True):
+            np.testing.assert_allclose(sent, trained, rtol=1e-5, atol=1e-7)
+            assert not np.array_equal(sent, old)
 
+    def test_the_servers_arrays_are_never_written_to(self, data, context):
+        client = GradientClient(context, make_model(), DataLoader(data, 4), work=EPOCH)
+        arrays = arrays_of(make_model())
+        for array in arrays:
+            array.setflags(write=False)
+        client.fit(arrays, {})
+        for array, original in zip(arrays, arrays_of(make_model()), strict=True):
+            np.testing.assert_array_equal(array, original)
 
-class TestBatchNorm:
-    def test_running_statistics_are_no_part_of_the_update(self, data, context):
+    def test_parameters_are_those_of_the_model_in_its_order(self, data, context):
+        client = SignClient(context, make_model(), DataLoader(data))
+        for array, expected in zip(client.get_parameters({}), arrays_of(make_model()), strict=True):
+            np.testing.assert_array_equal(array, expected)
+
+    def test_running_statistics_are_sent_exactly_and_are_no_part_of_the_update(self, data, context):
         client = GradientClient(context, with_batch_norm(), DataLoader(data, 5))
         arrays = dict(zip(client.model.state_dict(), arrays_of(client.model), strict=True))
-        strategy = MedianSGD(None)
         record = ArrayRecord({name: Array(array) for name, array in arrays.items()})
         grid = InProcessGrid(ClientApp(), 2)
-        (message, *_) = strategy.configure_train(1, record, ConfigRecord(), grid)
+        (message, *_) = MedianSGD(None).configure_train(1, record, ConfigRecord(), grid)
         sent, _, scalars = client.fit(list(arrays.values()), dict(message.content["config"]))
         payload = Payload.decode(sent, scalars)
         assert payload.body.size == sum(p.numel() for p in client.model.parameters())
         state = client.model.state_dict()
         names = ("1.running_mean", "1.running_var", "1.num_batches_tracked")
         expected = b"".join(state[name].numpy().tobytes() for name in names)
-        assert payload.dense.tobytes() == expected
+        assert payload.exact.tobytes() == expected
         assert int(state["1.num_batches_tracked"]) == 2
 
+
+class TestTraining:
+    """Torch clients in the rounds of a strategy; all draws follow from seeds."""
+
     @pytest.mark.parametrize(
-        ("kind", "strategy"),
-        [
-            (SignClient, lambda: SignSGD(seed=1, **OLDER_KEYS)),
-            (GradientClient, lambda: MedianSGD(seed=1, **OLDER_KEYS)),
-        ],
-        ids=["signs", "median"],
+        ("kind", "strategy"), [(SignClient, SignSGD), (GradientClient, MedianSGD)]
     )
-    def test_the_server_keeps_their_dtypes_and_counts_batches(self, kind, strategy, data):
+    def test_the_server_keeps_dtypes_and_counts_batches(self, kind, strategy, data):
         def client_fn(context):
             return kind(context, with_batch_norm(), DataLoader(data, 5)).to_client()
 
         initial = with_batch_norm().state_dict()
         grid = InProcessGrid(ClientApp(client_fn=client_fn), 3)
-        result = strategy().start(grid, ArrayRecord(initial), 2)
+        result = strategy(**OURS).start(grid, ArrayRecord(initial), 2)
         model = result.arrays.to_torch_state_dict()
         assert {n: (v.shape, v.dtype) for n, v in model.items()} == {
             n: (v.shape, v.dtype) for n, v in initial.items()
@@ -231,113 +309,39 @@ class TestBatchNorm:
         assert int(model["1.num_batches_tracked"]) == 4
         assert not torch.equal(model["1.running_mean"], initial["1.running_mean"])
 
+    @pytest.mark.parametrize(
+        ("kind", "work", "make"),
+        [
+            (SignClient, None, lambda: SignSGD(**OURS)),
+            (SignClient, None, lambda: SignSGD(Gaussian(0.1), Majority(), 0.01, **OURS)),
+            (GradientClient, None, lambda: MedianSGD(Gaussian(0.1), **OURS)),
+            (SignClient, EPOCH, lambda: FedAvg(**OLDER_KEYS)),
+        ],
+        ids=["counts", "majority", "median", "fedavg"],
+    )
+    def test_the_loss_of_torch_clients_falls(self, kind, work, make, data):
+        def client_fn(context):
+            own = slice(context.node_config["partition-id"], None, 3)
+            part = TensorDataset(*(tensor[own] for tensor in data.tensors))
+            return kind(context, make_model(), DataLoader(part, 4), work=work).to_client()
 
-class TestWithStrategies:
-    @pytest.fixture
-    def train(self, data):
-        """Trains a model by a strategy and clients of one kind; returns losses per round."""
+        losses = []
 
-        def train(kind, strategy, rounds, work=None):
-            def client_fn(context):
-                own = slice(context.node_config["partition-id"], None, 3)
-                part = TensorDataset(*(tensor[own] for tensor in data.tensors))
-                return kind(context, make_model(), DataLoader(part, 4), work=work).to_client()
+        def test(_, arrays):
+            model = make_model()
+            values = arrays.to_torch_state_dict().values()
+            model.load_state_dict(dict(zip(model.state_dict(), values, strict=True)))
+            inputs, targets = data.tensors
+            losses.append(nn.functional.cross_entropy(model(inputs), targets).item())
 
-            losses = []
-
-            def test(_, arrays):
-                model = make_model()
-                model.load_state_dict(
-                    dict(
-                        zip(model.state_dict(), arrays.to_torch_state_dict().values(), strict=True)
-                    )
-                )
-                inputs, targets = data.tensors
-                losses.append(nn.functional.cross_entropy(model(inputs), targets).item())
-
-            grid = InProcessGrid(ClientApp(client_fn=client_fn), 3)
-            initial = ArrayRecord(make_model().state_dict())
-            strategy.start(grid, initial, rounds, evaluate_fn=test)
-            return losses
-
-        return train
-
-    def test_fedavg_trains_them_as_any_other_client(self, train):
-        work = LocalEpochs(partial(torch.optim.SGD, lr=0.5))
-        for kind in (SignClient, GradientClient):
-            losses = train(kind, FedAvg(**OLDER_KEYS), 20, work)
-            assert losses[-1] < 0.8 * losses[0]
-
-    def test_signs_train(self, train):
-        losses = train(SignClient, SignSGD(seed=1, **OLDER_KEYS), 60)
+        grid = InProcessGrid(ClientApp(client_fn=client_fn), 3)
+        make().start(grid, ArrayRecord(make_model().state_dict()), 40, evaluate_fn=test)
         assert losses[-1] < 0.9 * losses[0]
-
-    def test_the_papers_signs_train(self, train):
-        strategy = SignSGD(Gaussian(0.1), "majority", 0.01, seed=1, **OLDER_KEYS)
-        losses = train(SignClient, strategy, 60)
-        assert losses[-1] < 0.9 * losses[0]
-
-    def test_medians_train(self, train):
-        strategy = MedianSGD(Gaussian(0.1), seed=1, **OLDER_KEYS)
-        losses = train(GradientClient, strategy, 60)
-        assert losses[-1] < 0.9 * losses[0]
-
-
-def test_without_an_instruction_the_answer_is_the_trained_model(data, context):
-    work = LocalEpochs(partial(torch.optim.SGD, lr=0.1))
-    client = SignClient(context, make_model(), DataLoader(data, 4), work=work)
-    before = arrays_of(make_model())
-    after, examples, metrics = client.fit(before, {})
-    assert examples == EXAMPLES
-    assert metrics == {}
-    for sent, trained, old in zip(after, arrays_of(client.model), before, strict=True):
-        np.testing.assert_allclose(sent, trained, rtol=1e-5, atol=1e-7)
-        assert not np.array_equal(sent, old)
-
-
-@pytest.mark.parametrize(
-    ("kind", "strategy", "message"),
-    [
-        (SignClient, MedianSGD(None), "SignClient sends 'signs', not 'vector'"),
-        (GradientClient, SignSGD(), "GradientClient sends 'vector', not 'signs'"),
-    ],
-)
-def test_a_client_of_the_wrong_kind_refuses(kind, strategy, message, data, context):
-    client = kind(context, make_model(), DataLoader(data))
-    arrays = arrays_of(client.model)
-    with pytest.raises(WireError, match=message):
-        client.fit(arrays, instruction(strategy, arrays))
-
-
-def test_an_update_that_is_not_finite_is_not_sent(data, context):
-    def diverge(outputs, targets):
-        return outputs.sum() * float("inf")
-
-    client = GradientClient(context, make_model(), DataLoader(data), loss=diverge)
-    with pytest.raises(ValueError, match="holds NaN or infinity"):
-        vector_of(client)
-
-
-def test_the_servers_arrays_stay_as_they_were(data, context):
-    work = LocalEpochs(partial(torch.optim.SGD, lr=0.1))
-    client = GradientClient(context, make_model(), DataLoader(data, 4), work=work)
-    arrays = arrays_of(make_model())
-    for array in arrays:
-        array.setflags(write=False)
-    client.fit(arrays, {})
-    for array, original in zip(arrays, arrays_of(make_model()), strict=True):
-        np.testing.assert_array_equal(array, original)
-
-
-def test_parameters_are_those_of_the_model_in_its_order(data, context):
-    client = SignClient(context, make_model(), DataLoader(data))
-    for array, expected in zip(client.get_parameters({}), arrays_of(make_model()), strict=True):
-        np.testing.assert_array_equal(array, expected)
 
 
 class TestEvaluation:
     @pytest.mark.parametrize("batch_size", [3, 10])
-    def test_it_returns_the_mean_loss_and_the_accuracy(self, batch_size, data, context):
+    def test_evaluation_returns_the_mean_loss_and_the_accuracy(self, batch_size, data, context):
         test_loader = DataLoader(data, batch_size)
         client = SignClient(context, make_model(), DataLoader(data), test_loader=test_loader)
         loss, examples, metrics = client.evaluate(arrays_of(make_model()), {})
@@ -348,7 +352,7 @@ class TestEvaluation:
         accuracy = float((outputs.argmax(1) == targets).float().mean())
         assert metrics == {"accuracy": pytest.approx(accuracy)}
 
-    def test_it_leaves_running_statistics_alone(self, data, context):
+    def test_evaluation_leaves_running_statistics_alone(self, data, context):
         loader = DataLoader(data, 5)
         client = SignClient(context, with_batch_norm(), loader, test_loader=loader)
         client.evaluate(arrays_of(with_batch_norm()), {})
@@ -357,28 +361,24 @@ class TestEvaluation:
         ):
             np.testing.assert_array_equal(array, expected)
 
-    def test_it_needs_test_data(self, data, context):
+    def test_evaluation_without_test_data_is_refused(self, data, context):
         client = SignClient(context, make_model(), DataLoader(data))
-        with pytest.raises(ValueError, match="test_loader must be given"):
+        with pytest.raises(ValueError, match=r"^test_loader "):
             client.evaluate(arrays_of(make_model()), {})
 
 
-@pytest.mark.parametrize("kind", [SignClient, GradientClient])
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("context", None),
         ("model", "resnet"),
-        ("model", None),
         ("train_loader", [1, 2]),
-        ("train_loader", None),
         ("test_loader", [1, 2]),
         ("work", "gradient"),
-        ("loss", "cross entropy"),
         ("loss", None),
     ],
 )
-def test_bad_arguments_are_named(kind, name, value, data, context):
+def test_bad_arguments_of_a_torch_client_are_named(name, value, data, context):
     arguments = {"context": context, "model": make_model(), "train_loader": DataLoader(data)}
-    with pytest.raises(TypeError, match=f"^{name} must be"):
-        kind(**{**arguments, name: value})
+    with pytest.raises(TypeError, match=f"^{name} "):
+        SignClient(**{**arguments, name: value})

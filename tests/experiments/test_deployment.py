@@ -26,8 +26,12 @@ from flwr.cli.app import app as flwr
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, HEARTBEAT_PATIENCE
 from typer.testing import CliRunner
 
-from experiments.credentials import Certificates, write_certificates, write_key
-from experiments.deployment_runtime import superlink_command, supernode_command
+from experiments.demos.deployment_runtime import (
+    superlink_options,
+    supernode_command,
+    write_certificates,
+    write_key,
+)
 from fedmedian.clients import InProcessGrid
 from fedmedian.strategies import SignSGD
 
@@ -53,7 +57,7 @@ class Traces:
 
 
 def deploy(watch, output):
-    return watch("-m", "experiments.deployment", output=output)
+    return watch("-m", "experiments.demos.deployment", output=output)
 
 
 def answers(port):
@@ -165,8 +169,8 @@ def test_ctrl_c_in_a_round_leaves_nothing_behind(watch, tmp_path):
 
 class TestCredentials:
     def test_the_servers_certificate_is_for_this_machine_and_signed_by_the_ca(self, tmp_path):
-        files = write_certificates(tmp_path)
-        check_certificates(files, "localhost")
+        write_certificates(tmp_path)
+        check_certificates(tmp_path, "localhost")
 
     def test_a_key_is_what_flower_loads_and_only_its_owner_reads(self, tmp_path):
         public = write_key(tmp_path / "key")
@@ -174,14 +178,15 @@ class TestCredentials:
         assert (tmp_path / "key").stat().st_mode & 0o077 == 0
 
 
-def check_certificates(files, name):
+def check_certificates(folder, name):
     ca, server = (
-        x509.load_pem_x509_certificate(path.read_bytes()) for path in (files.ca, files.server)
+        x509.load_pem_x509_certificate((folder / file).read_bytes())
+        for file in ("ca.crt", "server.pem")
     )
     server.verify_directly_issued_by(ca)
     names = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert name in names.get_values_for_type(x509.DNSName)
-    key = load_pem_private_key(files.server_key.read_bytes(), None)
+    key = load_pem_private_key((folder / "server.key").read_bytes(), None)
     assert key.public_key() == server.public_key()
 
 
@@ -222,8 +227,7 @@ class TestGuide:
 
     def test_the_superlink_is_started_as_in_the_demo(self, guide):
         (command,) = self.commands(guide, "flower-superlink")
-        files = Certificates(*map(Path, "abc"))
-        assert flags(command) == flags(superlink_command(files, Path("state.db"), 1))
+        assert flags(command) == flags([*superlink_options(Path("etc")), "--host", "--port"])
 
     def test_supernodes_are_started_as_in_the_demo(self, guide, supernode_flags):
         once, in_a_loop = self.commands(guide, "flower-supernode")
@@ -271,8 +275,7 @@ class TestGuide:
         ]
         for script in made:
             subprocess.run(["sh", "-euc", script], cwd=tmp_path, capture_output=True, check=True)
-        files = Certificates(tmp_path / "ca.crt", tmp_path / "server.pem", tmp_path / "server.key")
-        check_certificates(files, "superlink.example.org")
+        check_certificates(tmp_path, "superlink.example.org")
         check_key(tmp_path / "key", tmp_path / "key.pub")
 
     def test_every_other_command_is_known(self, guide):
@@ -294,7 +297,7 @@ class TestGuide:
             text=True,
             check=True,
         ).stdout
-        assert "-m experiments.deployment" in plan
+        assert "-m experiments.demos.deployment" in plan
 
     def test_the_users_configuration_names_the_superlink_of_the_commands(self, guide):
         (text,) = self.fences(guide, "toml")
@@ -311,4 +314,5 @@ class TestGuide:
         names = {"SignSGD": SignSGD, "grid": InProcessGrid(app, 2), "arrays": arrays}
         exec(snippet, names)
         assert names["strategy"].min_available_nodes == 2
-        assert names["result"].arrays["x"].numpy().mean() == pytest.approx(-20, rel=0.2)
+        # Unseeded: the mean of 40,000 votes at b = 3, -19.6 ± 0.36, is nine of these away from it.
+        assert names["result"].arrays["x"].numpy().mean() == pytest.approx(-20, abs=4)

@@ -18,9 +18,9 @@ from flwr.server import ServerApp, ServerAppComponents, ServerConfig
 from flwr.serverapp.strategy import FedAvg
 from torch.utils.data import DataLoader, TensorDataset
 
-from experiments.flower_runtime import SimulationRuntime
-from experiments.heterogeneous.cli import APP, read_config
-from experiments.noise import decoding_table
+from experiments.apps import HETEROGENEOUS, read_config
+from experiments.demos.flower_runtime import flower_runtime
+from experiments.studies.noise_choices import decoding_table
 from fedmedian.clients import InProcessGrid, perturb
 from fedmedian.strategies import SignSGD
 
@@ -46,8 +46,8 @@ def commands(text):
 def test_every_command_is_known_to_a_test(readme, existing_apps):
     known = (
         *("git clone", "make demo", "make test", "make deploy-demo", "pip install ."),
-        *("flwr run", ".venv/bin/python -m experiments.quickstarts"),
-        ".venv/bin/python -m experiments.heterogeneous",
+        *("flwr run", ".venv/bin/python -m experiments.studies.quickstarts"),
+        ".venv/bin/python -m experiments.studies.heterogeneous",
     )
     assert commands(readme)
     for command in commands(readme) + commands(existing_apps):
@@ -57,8 +57,8 @@ def test_every_command_is_known_to_a_test(readme, existing_apps):
 @pytest.mark.parametrize(
     ("target", "does"),
     [
-        ("demo", "-m experiments.heterogeneous.simulate"),
-        ("deploy-demo", "-m experiments.deployment"),
+        ("demo", "-m experiments.demos.simulation"),
+        ("deploy-demo", "-m experiments.demos.deployment"),
         ("test", "-m pytest"),
     ],
 )
@@ -95,7 +95,9 @@ def test_it_installs_without_the_repository(root, tmp_path):
 
 
 def test_the_quick_comparison_runs(root, readme):
-    (command,) = (line for line in commands(readme) if "-m experiments.heterogeneous" in line)
+    (command,) = (
+        line for line in commands(readme) if "-m experiments.studies.heterogeneous" in line
+    )
     _, *arguments = shlex.split(command)
     done = subprocess.run(
         [sys.executable, *arguments], cwd=root, capture_output=True, text=True, check=True
@@ -107,15 +109,15 @@ def test_the_quick_comparison_runs(root, readme):
 def test_the_app_runs_with_the_configuration_that_is_shown(readme):
     (command,) = (line for line in commands(readme) if line.startswith("flwr run"))
     words = shlex.split(command)
-    assert words[2] == "experiments/heterogeneous"
+    assert words[2] == "experiments/apps/heterogeneous"
     shown = words[words.index("-c") + 1]
     overrides = tomllib.loads("\n".join(re.findall(r"[\w-]+=(?:'[^']*'|\S+)", shown)))
-    assert set(overrides) < set(read_config([]))
+    assert set(overrides) < set(read_config(HETEROGENEOUS))
     nodes = words[words.index("--federation-config") + 1]
-    assert f"num-supernodes={read_config([])['num-clients']} " in nodes
-    lines = []
-    with SimulationRuntime() as runtime:
-        runtime.run(APP, {**overrides, "rounds": 1, "num-clients": 2}, 2, lines.append)
+    assert f"num-supernodes={read_config(HETEROGENEOUS)['num-clients']} " in nodes
+    config = {**overrides, "rounds": 1, "num-clients": 2}
+    with flower_runtime() as runtime:
+        lines = list(runtime.simulate(HETEROGENEOUS, config))
     assert any("SignSGD" in line and "round   1/1" in line for line in lines)
 
 
@@ -164,7 +166,8 @@ def test_the_diff_for_numpyclients_trains_and_evaluates_them(existing_apps):
     names = after(diff, **given)
     model = ArrayRecord({"x": Array(np.zeros(1000, np.float32))})
     result = names["strategy"].start(InProcessGrid(names["app"], 10), model, num_rounds=1)
-    assert result.arrays["x"].numpy().mean() == pytest.approx(-1, rel=0.2)
+    # Unseeded: the mean of 10,000 votes at b = 3, -0.98 ± 0.036, is six of these away from it.
+    assert result.arrays["x"].numpy().mean() == pytest.approx(-1, abs=0.25)
     assert result.train_metrics_clientapp[1]["train-loss"] == pytest.approx(0.5)
     assert result.evaluate_metrics_clientapp[1] == pytest.approx({"loss": 0.25, "accuracy": 0.75})
 
@@ -182,7 +185,8 @@ def test_the_diff_for_the_older_api_trains(existing_apps):
         server_fn=lambda context: ServerAppComponents(strategy=strategy, config=config)
     )
     server(InProcessGrid(names["app"], 20), Context(1, 1, {}, RecordDict(), {}))
-    assert models[-1].mean() == pytest.approx(-1, rel=0.2)
+    # Unseeded: the mean of 20,000 votes at b = 3, -0.98 ± 0.026, is seven of these away from it.
+    assert models[-1].mean() == pytest.approx(-1, abs=0.2)
 
 
 def test_the_snippets_of_an_app_are_valid(existing_apps):
@@ -248,6 +252,7 @@ def test_the_snippet_of_a_torch_client_trains(existing_apps):
         return DataLoader(TensorDataset(points, (points[:, 0] > 0).long()), batch_size=8)
 
     (snippet,) = (code for code in fences(existing_apps, "python") if "SignClient" in code)
+    torch.manual_seed(0)
     names = {"make_model": lambda: torch.nn.Linear(3, 2), "load_data": load_data}
     exec(snippet, names)
     strategy = SignSGD(numpy_clients=True, fraction_evaluate=0.0, seed=1)
@@ -263,4 +268,9 @@ def test_the_snippet_of_a_torch_client_trains(existing_apps):
 
 
 def test_the_table_of_decodings_is_what_its_command_prints(root):
-    assert decoding_table() in (root / "docs" / "noise.md").read_text()
+    def cells(table):
+        return [[cell.strip(" -:") for cell in line.split("|")] for line in table.splitlines()]
+
+    printed, document = cells(decoding_table()), cells((root / "docs" / "noise.md").read_text())
+    start = document.index(printed[0])
+    assert document[start : start + len(printed)] == printed

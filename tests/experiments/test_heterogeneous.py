@@ -1,26 +1,42 @@
-"""The comparison on digits, in this process: what is measured, written and refused."""
+"""The app on clients whose data differ: what it compares, measures, writes and refuses."""
 
 import json
 import logging
 import re
 import subprocess
 import sys
+from dataclasses import replace
+from statistics import fmean
 
 import numpy as np
 import pytest
+from flwr.app import ConfigRecord
+from flwr.clientapp import ClientApp
 
-from experiments.heterogeneous.cli import read_config
-from experiments.heterogeneous.fedmedian_heterogeneous import client_app, server_app, task
-from experiments.heterogeneous.fedmedian_heterogeneous.report import Run, make_table, plot_accuracy
-from fedmedian import Adaptive, Laplace
+from experiments.apps import HETEROGENEOUS, read_config
+from experiments.apps.heterogeneous.fedmedian_heterogeneous import client_app, server_app, task
+from experiments.apps.heterogeneous.fedmedian_heterogeneous.measuring import Run
+from experiments.apps.heterogeneous.fedmedian_heterogeneous.report import (
+    compare_uplinks,
+    plot_accuracy,
+    read_runs,
+    write_report,
+)
+from experiments.studies.noise_choices import run_digits
+from fedmedian import Adaptive, Instruction, Laplace, Payload
 from fedmedian.clients import InProcessGrid
 from fedmedian.strategies import MedianSGD, SignSGD
 
 QUICK = ["rounds=2", "num-clients=3", "batch-size=512"]
 
 
+def configure(*overrides):
+    return read_config(HETEROGENEOUS, overrides)
+
+
 def compare(*overrides):
-    config = read_config(list(overrides))
+    """The runs of the app's comparison, by the strategies' names in tables."""
+    config = configure(*overrides)
     logging.getLogger("flwr").setLevel(logging.ERROR)
     grid = InProcessGrid(client_app.app, int(config["num-clients"]), run_config=config)
     try:
@@ -30,63 +46,51 @@ def compare(*overrides):
 
 
 class TestConfiguration:
-    def test_without_overrides_it_is_the_apps(self):
-        config = read_config([])
-        assert (config["rounds"], config["partition"], config["alpha"]) == (120, "classes", 0.3)
-
     def test_overrides_are_written_as_for_flower(self):
-        config = read_config(["rounds=3", "partition='dirichlet'", "alpha=0.1"])
-        assert (config["rounds"], config["partition"], config["alpha"]) == (3, "dirichlet", 0.1)
+        config = configure("rounds=3", "partition='dirichlet'")
+        assert (config["rounds"], config["partition"], config["alpha"]) == (3, "dirichlet", 0.3)
 
-    def test_an_unknown_key_is_refused(self):
-        with pytest.raises(SystemExit, match="unknown key 'round'"):
-            read_config(["round=3"])
-
-    def test_a_string_without_quotes_is_refused(self):
-        with pytest.raises(SystemExit, match="write strings in quotes"):
-            read_config(["partition=iid"])
+    @pytest.mark.parametrize("override", ["round=3", "partition=iid"])
+    def test_an_unknown_key_or_a_string_without_quotes_ends_the_program(self, override):
+        with pytest.raises(SystemExit, match=r"'round'|string"):
+            configure(override)
 
 
 class TestStrategies:
-    def test_an_unknown_one_is_refused_before_anything_runs(self):
+    def test_an_unknown_name_is_refused_before_anything_runs(self):
         with pytest.raises(ValueError, match=r"strategy must be among .*, got 'krum'"):
             compare("strategy='fedavg,krum'", *QUICK)
 
-    @pytest.mark.parametrize(
-        ("name", "label"),
-        [
-            ("fedavg", "FedAvg"),
-            ("fedmedian", "FedMedian"),
-            ("sign-plain", "SignSGD (no noise)"),
-            ("sign-majority", "SignSGD (majority)"),
-            ("sign", "SignSGD"),
-            ("median-plain", "MedianSGD (no noise)"),
-            ("median", "MedianSGD"),
-        ],
-    )
-    def test_each_has_its_name_in_tables(self, name, label):
-        assert server_app.make_strategy(name, read_config([]))[0] == label
+    def test_each_has_its_name_in_tables(self):
+        names = {
+            "fedavg": "FedAvg",
+            "fedmedian": "FedMedian",
+            "sign-plain": "SignSGD (no noise)",
+            "sign-majority": "SignSGD (majority)",
+            "sign": "SignSGD",
+            "median-plain": "MedianSGD (no noise)",
+            "median": "MedianSGD",
+        }
+        assert {name: server_app.make_strategy(name, configure())[0] for name in names} == names
 
     @pytest.mark.parametrize(("name", "usual"), [("sign", SignSGD()), ("median", MedianSGD())])
     def test_the_noisy_ones_are_the_packages_defaults(self, name, usual):
-        _, strategy = server_app.make_strategy(name, read_config([]))
+        _, strategy = server_app.make_strategy(name, configure())
         assert type(strategy) is type(usual)
         assert strategy.core.noise == usual.core.noise
         assert strategy.core.learning_rate == usual.core.learning_rate
 
-    def test_the_noise_can_be_chosen(self):
-        chosen = ["noise='laplace'", "noise-scale=0.5"]
-        assert server_app.make_noise(read_config([*chosen, "scale-rule='fixed'"]), 3) == Laplace(
-            0.5
-        )
-        assert server_app.make_noise(read_config([*chosen, "scale-rule='max'"]), 3) == Laplace(
-            Adaptive(0.5, of="max")
-        )
+    @pytest.mark.parametrize(
+        ("rule", "scale"), [("fixed", 0.5), ("max", Adaptive(0.5, magnitude="max"))]
+    )
+    def test_the_noise_can_be_chosen(self, rule, scale):
+        config = configure("noise='laplace'", "noise-scale=0.5", f"scale-rule='{rule}'")
+        assert server_app.make_noise(config, 3.0) == Laplace(scale)
 
 
 class TestData:
     def split(self, *overrides):
-        config = read_config(list(overrides))
+        config = configure(*overrides)
         clients = int(config["num-clients"])
         return [task.load_partition(i, clients, config) for i in range(clients)]
 
@@ -100,7 +104,7 @@ class TestData:
         held = [set(labels.tolist()) for _, labels in self.split()]
         assert sorted(held, key=min) == [{digit} for digit in range(10)]
 
-    def test_two_classes_each(self):
+    def test_clients_of_two_classes_hold_two_digits_each(self):
         parts = self.split("classes-per-client=2")
         assert all(len(set(labels.tolist())) == 2 for _, labels in parts)
 
@@ -133,27 +137,23 @@ class TestData:
 
 
 class TestComparison:
-    def test_a_quick_one_measures_every_strategy(self):
+    def test_it_measures_every_strategy_from_the_same_start(self):
         runs = compare(*QUICK)
         assert list(runs) == ["FedAvg", "FedMedian", "SignSGD (no noise)", "SignSGD", "MedianSGD"]
         for run in runs.values():
-            assert run.rounds == 2
-            assert len(run.history) == 3
-            assert run.accuracy == run.history[-1]
-            assert 0 <= run.accuracy <= 1
+            assert [server_round for server_round, _ in run.history] == [0, 1, 2]
+            assert all(0 <= accuracy <= 1 for _, accuracy in run.history)
         assert len({run.history[0] for run in runs.values()}) == 1
         size = sum(p.numel() for p in task.make_network(0).parameters())
         assert 4 * size < runs["FedAvg"].uplink_bytes < 4 * size + 5000
         assert size / 8 < runs["SignSGD"].uplink_bytes < size / 8 + 5000
 
-    def test_it_can_be_repeated(self):
-        once, twice = compare(*QUICK), compare(*QUICK)
-        # Sums of floats in FedAvg and FedMedian follow the order in which nodes are sampled.
-        for name in ("SignSGD (no noise)", "SignSGD", "MedianSGD"):
-            assert once[name].history == twice[name].history
+    def test_the_same_seed_gives_the_same_runs(self):
+        once, twice = ({name: run.history for name, run in compare(*QUICK).items()} for _ in "12")
+        assert once == twice
 
-    def test_the_command_prints_a_table_and_writes_results_and_a_figure(self, root, tmp_path):
-        command = [sys.executable, "-m", "experiments.heterogeneous", *QUICK]
+    def test_the_command_prints_a_table_and_writes_a_report(self, root, tmp_path):
+        command = [sys.executable, "-m", "experiments.studies.heterogeneous", *QUICK]
         done = subprocess.run(
             [*command, "strategy='fedavg,sign'", f"output='{tmp_path / 'out'}'"],
             cwd=root,
@@ -162,47 +162,46 @@ class TestComparison:
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        assert "FedAvg" in done.stdout
-        assert "uplink bytes" in done.stdout
-        results = json.loads((tmp_path / "out" / "results.json").read_text())
-        assert [run["strategy"] for run in results["runs"]] == ["FedAvg", "SignSGD"]
-        assert set(results["runs"][0]) >= {
-            *("strategy", "accuracy", "rounds", "uplink_bytes", "history")
-        }
-        assert results["config"]["rounds"] == 2
-        assert (tmp_path / "out" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+        runs = read_runs(tmp_path / "out")
+        assert [run.strategy for run in runs] == ["FedAvg", "SignSGD"]
+        assert compare_uplinks(runs) in done.stdout
 
 
 class TestReport:
     RUNS = (
-        Run("FedAvg", 0.9, 2, 400_000.0, 1.0, [0.1, 0.5, 0.9]),
-        Run("SignSGD", 0.8, 2, 10_000.0, 1.0, [0.1, 0.4, 0.8]),
+        Run("FedAvg", 1, [(0, 0.1), (1, 0.5), (2, 0.9)], 400_000.0, 400_000.0, 1.0),
+        Run("SignSGD", 1, [(0, 0.1), (1, 0.4), (2, 0.8)], 10_000.0, 400_000.0, 1.0),
     )
 
-    def test_the_table_compares_uplinks_with_fedavgs(self):
-        table = make_table(self.RUNS)
-        columns = {column.header: list(column.cells) for column in table.columns}
-        assert columns["strategy"] == ["FedAvg", "SignSGD"]
-        assert columns["accuracy"] == ["0.900", "0.800"]
-        assert columns["uplink bytes per client and round"] == ["400,000", "10,000"]
-        assert columns["FedAvg's / its"] == ["1.0", "40.0"]
+    def test_the_table_compares_uplinks_with_fedavgs_if_it_is_there(self):
+        def cells(runs):
+            _, _, *rows = compare_uplinks(runs).splitlines()
+            return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
 
-    def test_without_fedavg_there_is_nothing_to_compare_with(self):
-        (*_, ratio) = make_table(self.RUNS[1:]).columns
-        assert list(ratio.cells) == [""]
+        sign = ["SignSGD", "0.800", "2", "10,000"]
+        fedavg = ["FedAvg", "0.900", "2", "400,000", "1.0"]
+        assert cells(self.RUNS) == [fedavg, [*sign, "40.0"]]
+        assert cells(self.RUNS[1:]) == [[*sign, ""]]
 
     def test_the_figure_has_labelled_axes_and_one_curve_for_each_strategy(self):
         figure = plot_accuracy(self.RUNS, "Digits")
         (axes,) = figure.axes
         assert (axes.get_xlabel(), axes.get_ylabel()) == ("round", "test accuracy")
-        assert [list(line.get_ydata()) for line in axes.lines] == [r.history for r in self.RUNS]
+        drawn = [list(zip(*line.get_data(), strict=True)) for line in axes.lines]
+        assert drawn == [run.history for run in self.RUNS]
         (legend,) = figure.legends
         texts = [text.get_text() for text in legend.get_texts()]
         assert texts == ["FedAvg: 0.90", "SignSGD: 0.80"]
 
+    def test_runs_and_configuration_are_written_beside_the_figure(self, tmp_path):
+        write_report(tmp_path / "new", self.RUNS, {"rounds": 2}, "Digits")
+        assert read_runs(tmp_path / "new") == list(self.RUNS)
+        assert json.loads((tmp_path / "new" / "results.json").read_text())["config"]["rounds"] == 2
+        assert (tmp_path / "new" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
 
 @pytest.mark.slow
-class TestClientsOfOneClassEach:
+class TestAccuracyOnClientsOfOneClassEach:
     """Where plain signs fail, noisy ones and noisy medians do what FedAvg does."""
 
     @pytest.fixture(scope="class")
@@ -210,10 +209,8 @@ class TestClientsOfOneClassEach:
     def runs(cls):
         return compare()
 
-    def test_fedavg_learns(self, runs):
-        assert runs["FedAvg"].accuracy >= 0.95
-
-    def test_plain_signs_do_not(self, runs):
+    def test_fedavg_learns_and_plain_signs_do_not(self, runs):
+        assert runs["FedAvg"].accuracy >= 0.93
         assert runs["SignSGD (no noise)"].accuracy <= 0.5
 
     @pytest.mark.parametrize("name", ["SignSGD", "MedianSGD"])
@@ -222,7 +219,7 @@ class TestClientsOfOneClassEach:
 
     def test_the_readme_says_so(self, runs, root):
         readme = (root / "README.md").read_text()
-        row = re.compile(r"^\| (.+?) \| (0\.\d+) \| ([\d,]+) \|", flags=re.MULTILINE)
+        row = re.compile(r"^\| (.+?) +\| +(0\.\d+) \| +([\d,]+) \|", flags=re.MULTILINE)
         rows = {name: (accuracy, size) for name, accuracy, size in row.findall(readme)}
         assert list(rows) == list(runs)
         for name, (accuracy, size) in rows.items():
@@ -236,7 +233,7 @@ class TestClientsOfOneClassEach:
 
 
 @pytest.mark.slow
-class TestDirichletClients:
+class TestAccuracyOnDirichletClients:
     """The defaults take FedAvg's place in a usual app with several local epochs."""
 
     @pytest.fixture(scope="class")
@@ -249,5 +246,39 @@ class TestDirichletClients:
 
     @pytest.mark.parametrize("name", ["SignSGD", "MedianSGD"])
     def test_signs_and_medians_come_as_far_as_fedavg_in_as_many_rounds(self, runs, name):
-        assert runs["FedAvg"].accuracy > 0.9
-        assert runs[name].accuracy >= runs["FedAvg"].accuracy - 0.02
+        # Seeded. Over twelve seeds FedAvg came to .951 ± .005, and the others to .003 ± .005 less.
+        assert runs["FedAvg"].accuracy > 0.92
+        assert runs[name].accuracy >= runs["FedAvg"].accuracy - 0.03
+
+
+@pytest.mark.slow
+class TestAccuracyWithALiar:
+    """One of ten clients reports sizes a million times its own, and the votes of an honest one."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def lied_to(cls):
+        def lie(message, context, call_next):
+            bootstrap = Instruction.decode(message.content["config"]).scales is None
+            reply = call_next(message, context)
+            if context.node_config["partition-id"] == 0:
+                arrays = [array.numpy() for array in reply.content["arrays"].values()]
+                honest, factor = (
+                    Payload.decode(arrays, reply.content["fedmedian"]),
+                    np.float32(1e6),
+                )
+                scales = factor * honest.scales if bootstrap else honest.scales
+                claimed = replace(honest, magnitudes=factor * honest.magnitudes, scales=scales)
+                reply.content["fedmedian"] = ConfigRecord(claimed.encode()[1])
+            return reply
+
+        app = ClientApp(mods=[lie])
+        app.train()(client_app.app)
+        return app
+
+    def test_costs_signs_less_than_three_points(self, lied_to):
+        def accuracy(clients):
+            runs = run_digits("SignSGD", SignSGD, ["rounds=50"], clients, seeds=(1, 2, 3))
+            return fmean(run.accuracy for run in runs)
+
+        assert accuracy(lied_to) > accuracy(client_app.app) - 0.03

@@ -1,7 +1,6 @@
 """The comparison in Flower's Ray simulation: one command, and nothing of it left afterwards."""
 
 import contextlib
-import json
 import shutil
 import signal
 import time
@@ -10,6 +9,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+
+from experiments.apps.heterogeneous.fedmedian_heterogeneous.report import (
+    compare_uplinks,
+    read_runs,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +27,7 @@ def simulate(watch, tmp_path):
     with contextlib.ExitStack() as stack:
 
         def simulate(*overrides):
-            module = ("-m", "experiments.heterogeneous.simulate")
+            module = ("-m", "experiments.demos.simulation")
             arguments = (*module, *SMALL, f"output='{tmp_path}'", *overrides)
             return stack.enter_context(watch(*arguments, TMPDIR=str(tmp_path)))
 
@@ -44,16 +48,13 @@ def test_it_compares_writes_the_results_and_leaves_nothing_running(simulate, tmp
     watched = simulate()
     output, _ = watched.process.communicate(timeout=PATIENCE)
     assert watched.process.returncode == 0, output
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert [run["strategy"] for run in results["runs"]] == ["FedAvg", "SignSGD"]
-    for run in results["runs"]:
-        assert run["rounds"] == 2
-        assert len(run["history"]) == 3
-    fedavg, sign = (run["uplink_bytes"] for run in results["runs"])
-    assert sign * 28 <= fedavg
+    fedavg, sign = read_runs(tmp_path)
+    assert (fedavg.strategy, sign.strategy) == ("FedAvg", "SignSGD")
+    assert fedavg.rounds == sign.rounds == 2
+    assert sign.uplink_bytes * 28 <= fedavg.uplink_bytes
     assert (tmp_path / "accuracy.png").exists()
     assert "round   2/2" in output
-    assert "uplink bytes per client and round" in output
+    assert compare_uplinks([fedavg, sign]) in output
     assert watched.running() == []
 
 
@@ -101,7 +102,7 @@ def test_a_run_that_is_killed_goes_on_to_the_model_of_one_that_is_not(watch, sim
         with np.load(folder / "arrays.npz") as arrays:
             return {key: arrays[key].tobytes() for key in arrays.files}
 
-    module = ("-m", "experiments.heterogeneous")
+    module = ("-m", "experiments.studies.heterogeneous")
     with watch(*module, *SMALL, *config, checkpoint("whole")) as whole:
         assert whole.process.wait(PATIENCE) == 0
     killed, deadline = simulate(*config, checkpoint("killed")), time.monotonic() + PATIENCE

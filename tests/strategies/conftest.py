@@ -1,63 +1,359 @@
-"""A round of the strategies, for their tests."""
+"""A run of a strategy of either of Flower's APIs, written once for their tests."""
 
-from dataclasses import dataclass
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from flwr.app import Context, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
+from flwr.common import ndarrays_to_parameters
+from flwr.server import Server, ServerApp, ServerAppComponents, ServerConfig, SimpleClientManager
 
-from fedmedian.clients import InProcessGrid
+from fedmedian import strategies
+from fedmedian.clients import InProcessGrid, perturb
+from fedmedian.records import parameters_to_arrays, to_arrays, to_record
+from fedmedian.strategies import legacy
+
+NODE_IDS = InProcessGrid(ClientApp(), 50).get_node_ids()
+
+
+def averaged(metrics):
+    """Average clients' metrics by examples, as the Message API does by itself."""
+    total = sum(num_examples for num_examples, _ in metrics)
+    return {
+        name: sum(num_examples * own[name] for num_examples, own in metrics) / total
+        for name, value in metrics[0][1].items()
+        if isinstance(value, int | float)
+    }
+
+
+@dataclass(frozen=True)
+class Api:
+    """One of the ways in which Flower carries a strategy's messages.
+
+    `words` are its own for arguments that the Message API has by other names, `fixed` are
+    arguments that all its strategies are given here.
+    """
+
+    name: str
+    module: ModuleType
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    words: Mapping[str, str] = field(default_factory=dict)
+
+    def make(self, strategy, *args, **options):
+        """Make a strategy, called "SignSGD" or "MedianSGD", with a seed if no other is given."""
+        own = {self.words.get(name, name): value for name, value in options.items()}
+        return getattr(self.module, strategy)(*args, **{"seed": 1, **self.fixed, **own})
+
+
+MESSAGES = Api("Message API", strategies)
+NUMPY_CLIENTS = Api("Message API, NumPyClients", strategies, {"numpy_clients": True})
+OLDER_API = Api(
+    "older API",
+    legacy,
+    {"fit_metrics_aggregation_fn": averaged, "evaluate_metrics_aggregation_fn": averaged},
+    {
+        "fraction_train": "fraction_fit",
+        "min_train_nodes": "min_fit_clients",
+        "min_evaluate_nodes": "min_evaluate_clients",
+        "min_available_nodes": "min_available_clients",
+    },
+)
+
+
+@pytest.fixture(scope="session", params=[MESSAGES, OLDER_API], ids=lambda api: api.name)
+def api(request):
+    """Each of Flower's APIs in turn."""
+    return request.param
+
+
+@pytest.fixture(
+    scope="session", params=[MESSAGES, NUMPY_CLIENTS, OLDER_API], ids=lambda api: api.name
+)
+def any_client(request):
+    """Each of Flower's APIs in turn, and the Message API with NumPyClients."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def message_api():
+    """The Message API."""
+    return MESSAGES
+
+
+@pytest.fixture(scope="session")
+def numpy_clients():
+    """The Message API with NumPyClients."""
+    return NUMPY_CLIENTS
+
+
+@pytest.fixture(scope="session")
+def older_api():
+    """The API of NumPyClients and ``flwr.server``."""
+    return OLDER_API
 
 
 @dataclass
-class HonestRound:
-    """One round of a strategy, stopped between the clients' replies and their aggregation."""
+class Outcome:
+    """What a run leaves behind.
 
-    strategy: object
-    messages: list
-    replies: list  # in the order of the clients' partitions
-    as_arrays: object
+    `path` are the models before the first round and after each, `reports` and `evaluations` the
+    metrics of training and of the clients' evaluation by round.
+    """
 
-    def aggregate(self, replies):
-        """The new model (or None) and the report."""
-        arrays, report = self.strategy.aggregate_train(1, replies)
-        return None if arrays is None else self.as_arrays(arrays), report
+    path: list
+    reports: dict
+    evaluations: dict
+    averaged: dict | None
+    grid: InProcessGrid
+
+    @property
+    def model(self):
+        """The last model."""
+        return self.path[-1]
+
+
+class ServerThatRemembers(Server):
+    """Flower's older server, which keeps the history that a ServerApp throws away."""
+
+    def fit(self, num_rounds, timeout):
+        self.history, elapsed = super().fit(num_rounds, timeout)
+        return self.history, elapsed
+
+
+def make_numpy_app(names, train, evaluate, mods):
+    """Make an app of NumPyClients of the functions that `make_app` takes."""
+
+    class Client(NumPyClient):
+        def __init__(self, partition):
+            self.partition = partition
+
+        def named(self, parameters):
+            return dict(zip(names, parameters, strict=True))
+
+        def fit(self, parameters, config):
+            trained, metrics = train(self.named(parameters), self.partition)
+            metrics = dict(metrics)
+            return list(trained.values()), metrics.pop("num-examples"), metrics
+
+        def evaluate(self, parameters, config):
+            metrics = dict(evaluate(self.named(parameters), self.partition))
+            return metrics.pop("loss"), metrics.pop("num-examples"), metrics
+
+    def client_fn(context):
+        return Client(context.node_config["partition-id"]).to_client()
+
+    return ClientApp(client_fn=client_fn, mods=list(mods))
+
+
+def evaluate_by_partition(model, partition):
+    return {"num-examples": 2, "loss": float(partition)}
+
+
+def run_with_messages(strategy, grid, model, num_rounds, train_config, evaluate_config):
+    path = []
+    result = strategy.start(
+        grid,
+        to_record(model),
+        num_rounds,
+        train_config=train_config,
+        evaluate_config=evaluate_config,
+        evaluate_fn=lambda number, arrays: path.append(to_arrays(arrays)),
+    )
+    average = result.averaged_arrays
+    return Outcome(
+        path,
+        {number: dict(metrics) for number, metrics in result.train_metrics_clientapp.items()},
+        {number: dict(metrics) for number, metrics in result.evaluate_metrics_clientapp.items()},
+        None if average is None else to_arrays(average),
+        grid,
+    )
+
+
+def run_with_older_api(strategy, grid, model, num_rounds, train_config, evaluate_config):
+    path = []
+
+    def keep(server_round, arrays, config):
+        path.append(dict(zip(model, arrays, strict=True)))
+
+    if strategy.initial_parameters is None:
+        strategy.initial_parameters = ndarrays_to_parameters(list(model.values()))
+    strategy.evaluate_fn = keep
+    if train_config is not None:
+        strategy.on_fit_config_fn = lambda server_round: train_config
+    if evaluate_config is not None:
+        strategy.on_evaluate_config_fn = lambda server_round: evaluate_config
+    server = ServerThatRemembers(client_manager=SimpleClientManager(), strategy=strategy)
+    components = ServerAppComponents(server=server, config=ServerConfig(num_rounds=num_rounds))
+    server_app = ServerApp(server_fn=lambda context: components)
+    server_app(grid, Context(1, 1, {}, RecordDict(), {}))
+    history = server.history
+    average = strategy.averaged_parameters
+    if average is not None:
+        average = dict(zip(model, parameters_to_arrays(average).values(), strict=True))
+    losses = {"loss": history.losses_distributed}
+    return Outcome(
+        path,
+        by_round(history.metrics_distributed_fit),
+        by_round({**losses, **history.metrics_distributed}),
+        average,
+        grid,
+    )
+
+
+def by_round(metrics):
+    """Turn an older History's metrics, by name, into dicts by round."""
+    rounds = {}
+    for name, values in metrics.items():
+        for number, value in values:
+            rounds.setdefault(number, {})[name] = value
+    return rounds
 
 
 @pytest.fixture(scope="session")
-def honest_round(as_record, as_arrays):
-    """Asks the nodes of an app as a fresh strategy does in its first round."""
+def run(make_app):
+    """Runs a strategy of any API on clients of two functions of (model, partition).
 
-    def ask(strategy, app, num_nodes, model):
-        grid = InProcessGrid(app, num_nodes)
-        messages = strategy.configure_train(1, as_record(model), {}, grid)
-        messages = sorted(messages, key=lambda message: message.metadata.dst_node_id)
-        return HonestRound(strategy, messages, grid.send_and_receive(messages), as_arrays)
+    They are those of `make_app`; an app that is made already does as well.
+    """
 
-    return ask
+    def run(
+        strategy,
+        train,
+        model,
+        num_clients,
+        num_rounds=1,
+        *,
+        evaluate=evaluate_by_partition,
+        mods=(perturb,),
+        grid=InProcessGrid,
+        train_config=None,
+        evaluate_config=None,
+    ):
+        older = isinstance(strategy, legacy.LegacyStrategy)
+        if isinstance(train, ClientApp):
+            app = train
+        elif older or strategy.numpy_clients:
+            app = make_numpy_app(list(model), train, evaluate, mods)
+        else:
+            app = make_app(train, mods, evaluate)
+        return (run_with_older_api if older else run_with_messages)(
+            strategy, grid(app, num_clients), model, num_rounds, train_config, evaluate_config
+        )
+
+    return run
 
 
 @pytest.fixture(scope="session")
-def make_numpy_app():
-    """Makes an app of NumPyClients of two functions of (arrays, config, partition)."""
+def steps(run):
+    """Runs a strategy on clients whose updates are `updates[round][partition]`, of float64.
 
-    def evaluate_by_partition(parameters, config, partition):
-        return float(partition), 2, {}
+    Returns how far each round moves the model, (rounds, d), and the outcome.
+    """
 
-    def make(fit, evaluate=evaluate_by_partition, mods=()):
-        class Client(NumPyClient):
-            def __init__(self, partition):
-                self.partition = partition
+    def steps(strategy, updates, examples=None, **options):
+        updates = np.asarray(updates, dtype=np.float64)
+        num_rounds, num_clients, _ = updates.shape
+        trained = dict.fromkeys(range(num_clients), 0)
 
-            def fit(self, parameters, config):
-                return fit(parameters, config, self.partition)
+        def train(model, partition):
+            update = updates[trained[partition], partition]
+            trained[partition] += 1
+            weight = 1 if examples is None else examples[partition]
+            return {"x": model["x"] - update}, {"num-examples": weight}
 
-            def evaluate(self, parameters, config):
-                return evaluate(parameters, config, self.partition)
+        start = {"x": np.zeros(updates.shape[2])}
+        outcome = run(strategy, train, start, num_clients, num_rounds, **options)
+        return -np.diff([model["x"] for model in outcome.path], axis=0), outcome
 
-        def client_fn(context):
-            return Client(context.node_config["partition-id"]).to_client()
+    return steps
 
-        return ClientApp(client_fn=client_fn, mods=list(mods))
 
-    return make
+@pytest.fixture(scope="session")
+def step(steps):
+    """Runs one round on fixed updates, one row per client; returns how far the model goes."""
+
+    def step(strategy, updates, examples=None, **options):
+        return steps(strategy, [updates], examples, **options)[0][0]
+
+    return step
+
+
+@pytest.fixture(scope="session")
+def spoiling():
+    """Makes a mod that changes one client's replies of one type, all of them or one."""
+
+    def spoiling(change, partition, message_type="train", only=None):
+        replies = count(1)
+
+        def spoil(message, context, call_next):
+            reply = call_next(message, context)
+            if (
+                context.node_config["partition-id"] == partition
+                and message.metadata.message_type == message_type
+                and only in (None, next(replies))
+            ):
+                change(reply.content)
+            return reply
+
+        return spoil
+
+    return spoiling
+
+
+@pytest.fixture(scope="session")
+def without():
+    """Makes a kind of grid among whose nodes those of some partitions never were."""
+
+    def without(*partitions):
+        class SmallerGrid(InProcessGrid):
+            def get_node_ids(self):
+                return [n for i, n in enumerate(super().get_node_ids()) if i not in partitions]
+
+        return SmallerGrid
+
+    return without
+
+
+@pytest.fixture(scope="session")
+def bits():
+    """Turns a model into what can be compared bit for bit."""
+
+    def bits(model):
+        return {name: (array.dtype, array.shape, array.tobytes()) for name, array in model.items()}
+
+    return bits
+
+
+@pytest.fixture
+def warnings(caplog):
+    """Returns the warnings that have been logged, those of a client or of a kind."""
+
+    def warnings(start="", partition=None):
+        node = "" if partition is None else rf"node {NODE_IDS[partition]}\b"
+        return [
+            record.getMessage()
+            for record in caplog.records
+            if record.levelno == logging.WARNING
+            and record.getMessage().startswith(start)
+            and re.search(node, record.getMessage())
+        ]
+
+    return warnings
+
+
+@pytest.fixture(scope="session")
+def one_thread():
+    """Models as small as the tests' only wait for each other's threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

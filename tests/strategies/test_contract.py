@@ -1,5 +1,6 @@
-"""What every strategy promises, whatever its noise, its decoding and its ties."""
+"""What every strategy promises on both of Flower's APIs: a new one is a new line in `CASES`."""
 
+import logging
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,289 +10,281 @@ from flwr.app import ConfigRecord
 from fedmedian import (
     Adam,
     Adaptive,
+    ClientMomentum,
+    Clip,
     Cosine,
+    DivideByLearningRate,
     Gaussian,
     Laplace,
-    Logistic,
+    Majority,
     Momentum,
-    Theory,
     Uniform,
 )
-from fedmedian.clients import InProcessGrid
-from fedmedian.strategies import MedianSGD, SignSGD
+from fedmedian.clients import InProcessGrid, perturb
 
 NUM_CLIENTS = 4
 ROUNDS = 2
 EXAMPLES = (3, 3, 5, 5)  # in pairs, so that votes can tie with weights as well as without
+LOSSES = (0.0, 0.1, 0.2, 0.3)
 
-MODEL = {
-    "half": np.linspace(-1, 1, 3).astype(np.float16),
-    "single": np.arange(6, dtype=np.float32).reshape(2, 3),
-    "double": np.linspace(0, 1, 9),
-    "scalar": np.array(0.5, dtype=np.float32),
-    "empty": np.zeros((0, 4), dtype=np.float32),
-    "counter": np.array(7, dtype=np.int64),
-    "bytes": np.array([1, 2], dtype=np.uint8),
-    "norm.running_mean": np.ones(3, dtype=np.float32),
+MODEL = {  # the older API knows arrays by their positions
+    "0": np.linspace(-1, 1, 3).astype(np.float16),
+    "1": np.arange(60, dtype=np.float32).reshape(2, 30),
+    "2": np.linspace(0, 1, 9),
+    "3": np.array(0.5, dtype=np.float32),
+    "4": np.zeros((0, 4), dtype=np.float32),
+    "5": np.array(7, dtype=np.int64),
+    "6": np.array([1, 2], dtype=np.uint8),
+    "7": np.ones(3, dtype=np.float32),
 }
+TIED = "1"  # half of the clients pull it one way, half the other
+COUNTER = "5"
 
 
 @dataclass(frozen=True)
 class Case:
     """A strategy's configuration, and what to expect of it."""
 
-    make: type
-    options: dict
+    strategy: str
+    options: dict = field(default_factory=dict)
     random: bool = True  # whether anything in a round is left to chance
-    reports: frozenset = field(default_factory=frozenset)
+    weighted: bool = True
+    reports: frozenset = frozenset()
 
-    def strategy(self, seed=1):
-        return self.make(**self.options, seed=seed, fraction_evaluate=0.0)
+    def make(self, api, **more):
+        return api.make(self.strategy, **self.options, **more)
 
 
 VOTES = frozenset({"vote-agreement"})
-NOISY_VOTES = VOTES | {"signal-to-noise"}
+NOISE = frozenset({"signal-to-noise", "signal-to-noise-per-block", "noise-scale"})
+NOISY_VOTES = VOTES | NOISE
 GAP = frozenset({"median-mean-gap"})
-NOISY_GAP = GAP | {"signal-to-noise"}
-
-
-def majority(noise, **options):
-    return {"noise": noise, "decode": "majority", "learning_rate": 0.01, **options}
-
+NOISY_GAP = GAP | NOISE
 
 CASES = {
-    "default signs": Case(SignSGD, {}, reports=NOISY_VOTES),
-    "default median": Case(MedianSGD, {}, reports=NOISY_GAP),
-    **{
-        f"counts, {noise.name}, {name}": Case(
-            SignSGD, {"noise": noise(scale), "weighted": weighted}, reports=NOISY_VOTES
-        )
-        for noise in (Gaussian, Logistic, Laplace, Uniform)
-        for name, scale, weighted in [
-            ("fixed scale", 0.5, True),
-            ("adaptive scale", Adaptive(2.0, of="max"), False),
-        ]
-    },
-    **{
-        f"majority, {noise}, ties {ties}, weighted {weighted}": Case(
-            SignSGD,
-            majority(noise, ties=ties, weighted=weighted),
-            random=noise is not None or ties == "random",
-            reports=VOTES if noise is None else NOISY_VOTES,
-        )
-        for noise in (None, Gaussian(0.5))
-        for ties in ("random", "unchanged")
-        for weighted in (True, False)
-    },
-    "majority, scale by theory": Case(
-        SignSGD, majority(Gaussian(Theory(rounds=ROUNDS, dim=19))), reports=NOISY_VOTES
+    "counts": Case("SignSGD", {"exact": ["7"]}, reports=NOISY_VOTES),
+    "majority without noise, ties random": Case(
+        "SignSGD",
+        {"noise": None, "decode": Majority(), "learning_rate": 0.01},
+        reports=VOTES,
     ),
-    "majority, calibrated": Case(
-        SignSGD, {"decode": "majority", "calibrated": True}, reports=NOISY_VOTES
+    "majority without noise, ties unchanged": Case(
+        "SignSGD",
+        {"noise": None, "decode": Majority("unchanged"), "learning_rate": 0.01, "weighted": False},
+        random=False,
+        weighted=False,
+        reports=VOTES,
     ),
-    "signs, clients' own noise": Case(SignSGD, {"noise_from": "client"}, reports=NOISY_VOTES),
-    "signs, everything on the server": Case(
-        SignSGD,
-        {"optimizer": Momentum(), "average": 0.9, "learning_rate": Cosine(1.0, ROUNDS)},
+    "calibrated majority, clients' own scales": Case(
+        "SignSGD",
+        {"noise": Laplace(), "decode": Majority(calibrated=True), "scale_from": "client"},
         reports=NOISY_VOTES,
     ),
-    "signs, everything on the clients": Case(
-        SignSGD, {"client_momentum": 0.9, "client_learning_rate": 0.1}, reports=NOISY_VOTES
+    "counts with all that a server and a client can do besides": Case(
+        "SignSGD",
+        {
+            "noise": Uniform(Adaptive(2.0, magnitude="max")),
+            "client_steps": [DivideByLearningRate(0.1), ClientMomentum(0.9), Clip(5.0)],
+            "optimizer": Momentum(),
+            "average_decay": 0.9,
+            "learning_rate": Cosine(1.0, ROUNDS + 1),
+            "diagnostics": False,
+        },
+        reports=frozenset({"noise-scale"}),
     ),
-    "signs, no diagnostics": Case(SignSGD, {"diagnostics": False}),
-    "median, Adam": Case(
-        MedianSGD, {"optimizer": Adam(), "learning_rate": 0.01}, reports=NOISY_GAP
+    "median": Case("MedianSGD", weighted=False, reports=NOISY_GAP),
+    "median with noise at the server": Case(
+        "MedianSGD",
+        {"noise": Gaussian(0.5), "noise_at": "server", "optimizer": Adam(), "learning_rate": 0.01},
+        weighted=False,
+        reports=NOISY_GAP,
     ),
-    "median, smoothed": Case(
-        MedianSGD, {"noise": Logistic(0.5), "estimator": "smoothed"}, random=False, reports=GAP
-    ),
-    "signs, clipped": Case(SignSGD, {"clip": 0.1}, reports=NOISY_VOTES),
-    "median, no noise": Case(MedianSGD, {"noise": None}, random=False, reports=GAP),
-    "median, noise at the client": Case(
-        MedianSGD, {"noise": Laplace(0.5), "noise_at": "client"}, reports=NOISY_GAP
-    ),
-    "median, noise at the server": Case(
-        MedianSGD, {"noise": Uniform(0.5), "noise_at": "server"}, reports=NOISY_GAP
-    ),
-    "median, adaptive noise at the server": Case(
-        MedianSGD, {"noise_at": "server"}, reports=NOISY_GAP
+    "smoothed median": Case(
+        "MedianSGD",
+        {"estimator": "smoothed"},
+        random=False,
+        weighted=False,
+        reports=GAP | {"noise-scale"},
     ),
 }
 
-
-def each(cases):
-    return pytest.mark.parametrize("case", cases.values(), ids=cases)
-
-
-every_case = each(CASES)
-random_cases = each({name: case for name, case in CASES.items() if case.random})
-certain_cases = each({name: case for name, case in CASES.items() if not case.random})
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
 class ReversingGrid(InProcessGrid):
     """Delivers the replies in the opposite order."""
 
-    def send_and_receive(self, messages, *, timeout=None):
-        return super().send_and_receive(messages, timeout=timeout)[::-1]
+    def pull_messages(self, message_ids):
+        return super().pull_messages(message_ids)[::-1]
+
+
+def train(model, partition):
+    draws = np.random.default_rng(partition)
+    trained = {}
+    for name, array in model.items():
+        shift = (
+            np.full(array.shape, partition)
+            if array.dtype.kind in "iu"
+            else 0.1 * draws.standard_normal(array.shape)
+        )
+        trained[name] = (array + shift).astype(array.dtype)
+    trained[TIED] = model[TIED] + np.float32(1 if partition % 2 else -1)
+    return trained, {"num-examples": EXAMPLES[partition], "train-loss": LOSSES[partition]}
 
 
 @pytest.fixture(scope="module")
-def app(make_app):
-    def train(model, partition):
-        draws = np.random.default_rng(partition)
-        trained = {}
-        for name, array in model.items():
-            shift = (
-                np.full(array.shape, partition)
-                if array.dtype.kind in "iu"
-                else 0.1 * draws.standard_normal(array.shape)
-            )
-            trained[name] = (array + shift).astype(array.dtype)
-        # Half of the clients pull one way, half the other: a tie.
-        trained["single"] = model["single"] + np.float32(1 if partition % 2 else -1)
-        metrics = {"num-examples": EXAMPLES[partition], "train-loss": 0.1 * partition}
-        return trained, metrics
+def play(run):
+    """Runs a strategy on this file's clients and model."""
 
-    return make_app(train)
+    def play(strategy, num_rounds=ROUNDS, **options):
+        return run(strategy, train, MODEL, NUM_CLIENTS, num_rounds, **options)
+
+    return play
 
 
 @pytest.fixture(scope="module")
-def run(app, as_record, as_arrays):
-    """Runs a strategy; returns the final model, the reports per round, and the grid."""
-
-    def run(strategy, grid=InProcessGrid, num_rounds=ROUNDS, **options):
-        nodes = grid(app, NUM_CLIENTS)
-        result = strategy.start(nodes, as_record(MODEL), num_rounds, **options)
-        return as_arrays(result.arrays), result.train_metrics_clientapp, nodes
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def usual_run(run):
+def usual(play):
     """Runs a case with seed 1, once for all tests."""
-    results = {}
+    outcomes = {}
 
-    def usual_run(case):
-        if id(case) not in results:
-            results[id(case)] = run(case.strategy())
-        return results[id(case)]
+    def usual(case, api):
+        key = id(case), api.name
+        if key not in outcomes:
+            outcomes[key] = play(case.make(api))
+        return outcomes[key]
 
-    return usual_run
-
-
-def bits(model):
-    return {name: (array.dtype, array.shape, array.tobytes()) for name, array in model.items()}
+    return usual
 
 
 @every_case
-def test_the_new_model_has_the_old_ones_names_shapes_and_dtypes(case, usual_run):
-    model, _, _ = usual_run(case)
-    assert list(model) == list(MODEL)
-    assert {n: (a.shape, a.dtype) for n, a in model.items()} == {
-        n: (a.shape, a.dtype) for n, a in MODEL.items()
-    }
+def test_a_new_model_is_finite_and_has_the_old_ones_names_shapes_and_dtypes(case, api, usual, bits):
+    for old, new in zip(usual(case, api).path, usual(case, api).path[1:], strict=False):
+        assert [(name, a.shape, a.dtype) for name, a in new.items()] == [
+            (name, a.shape, a.dtype) for name, a in old.items()
+        ]
+        assert all(np.isfinite(array).all() for array in new.values())
+        assert bits(new) != bits(old)
 
 
 @every_case
-def test_the_new_model_is_finite_and_another(case, usual_run):
-    model, _, _ = usual_run(case)
-    assert all(np.isfinite(array).all() for array in model.values())
-    assert bits(model) != bits(MODEL)
+def test_a_seed_decides_every_bit_in_whatever_order_replies_come(case, api, play, usual, bits):
+    first, again = usual(case, api), play(case.make(api), grid=ReversingGrid)
+    assert bits(again.model) == bits(first.model)
+    assert again.reports == first.reports
 
 
 @every_case
-def test_a_seed_decides_every_bit(case, run, usual_run):
-    first, first_reports, _ = usual_run(case)
-    second, second_reports, _ = run(case.strategy())
-    assert bits(first) == bits(second)
-    assert first_reports == second_reports
+def test_a_strategy_that_is_used_again_starts_afresh(case, api, play, usual, bits):
+    strategy = case.make(api)
+    play(strategy)
+    first, again = usual(case, api), play(strategy)
+    assert bits(again.model) == bits(first.model)
+    assert again.reports == first.reports
+    assert (again.averaged is None) == (first.averaged is None)
+    assert bits(again.averaged or {}) == bits(first.averaged or {})
 
 
 @every_case
-def test_with_a_seed_the_order_of_the_replies_does_not_matter(case, run, usual_run):
-    usual, usual_reports, _ = usual_run(case)
-    reversed_, reversed_reports, _ = run(case.strategy(), ReversingGrid)
-    assert bits(usual) == bits(reversed_)
-    assert usual_reports == reversed_reports
-
-
-@random_cases
-def test_another_seed_gives_another_model(case, run, usual_run):
-    assert bits(usual_run(case)[0]) != bits(run(case.strategy(seed=2))[0])
-
-
-@random_cases
-def test_without_a_seed_no_two_runs_are_the_same(case, run):
-    assert bits(run(case.strategy(None))[0]) != bits(run(case.strategy(None))[0])
-
-
-@certain_cases
-def test_where_nothing_is_left_to_chance_the_seed_changes_nothing(case, run, usual_run):
-    model, other = usual_run(case)[0], run(case.strategy(seed=2))[0]
-    assert list(model) == list(other)
-    for name in model:
-        np.testing.assert_array_equal(model[name], other[name])
+def test_another_seed_and_no_seed_give_other_models_only_where_chance_plays_a_part(
+    case, api, play, usual, bits
+):
+    # Equal by chance with probability 2⁻⁶⁰ at most: of as many coins for ties.
+    models = [usual(case, api).model, *(play(case.make(api, seed=s)).model for s in (2, None))]
+    assert len({str(bits(model)) for model in models}) == (3 if case.random else 1)
 
 
 @every_case
-def test_a_strategy_starts_afresh_when_it_is_used_again(case, run, usual_run):
-    strategy = case.strategy()
-    run(strategy)
-    first, first_reports, _ = usual_run(case)
-    second, second_reports, _ = run(strategy)
-    assert bits(first) == bits(second)
-    assert first_reports == second_reports
-
-
-@every_case
-def test_every_round_is_reported(case, usual_run):
-    _, reports, grid = usual_run(case)
-    assert sorted(reports) == list(range(1, ROUNDS + 1))
-    for report in reports.values():
-        assert set(report) >= case.reports | {
-            *("replies-accepted", "replies-rejected", "replies-missing", "uplink-bytes"),
-            "train-loss",
-        }
-        assert report["replies-accepted"] == NUM_CLIENTS
-        assert report["replies-rejected"] == 0
+def test_every_round_is_reported(case, api, usual):
+    outcome = usual(case, api)
+    assert sorted(outcome.reports) == list(range(1, ROUNDS + 1))
+    for report in outcome.reports.values():
+        counted = ("replies-accepted", "replies-rejected", "replies-missing")
+        assert [report[name] for name in counted] == [NUM_CLIENTS, 0, 0]
+        own = set(report) - {*counted, "uplink-bytes", "train-loss", "majority-contradicts-mean"}
+        assert own == case.reports
         assert 0 <= report.get("vote-agreement", 0) <= 1
         assert report.get("signal-to-noise", 0) >= 0
         assert report.get("median-mean-gap", 0) >= 0
-    sent = sum(report["uplink-bytes"] for report in reports.values())
-    assert sent * NUM_CLIENTS == pytest.approx(grid.bytes_up, abs=64 * NUM_CLIENTS)
+        assert report["train-loss"] == pytest.approx(np.average(LOSSES, weights=EXAMPLES))
 
 
 @every_case
-def test_the_clients_metrics_are_averaged_by_their_examples(case, usual_run):
-    _, reports, _ = usual_run(case)
-    expected = np.average([0.0, 0.1, 0.2, 0.3], weights=EXAMPLES)
-    assert reports[1]["train-loss"] == pytest.approx(expected)
+def test_counters_are_combined_and_never_voted_on(case, api, usual):
+    # Client i has added i: 7 + 1.75 by examples is 9, 7 + 1.5 rounds to the even 8.
+    assert usual(case, api).path[1][COUNTER] == (9 if case.weighted else 8)
 
 
 @every_case
-def test_the_callers_config_stays_as_it_was(case, run):
-    config = ConfigRecord({"lr": 0.1})
-    run(case.strategy(), train_config=config)
-    assert dict(config) == {"lr": 0.1}
+def test_both_apis_and_numpy_clients_give_the_same_model_and_reports(
+    case, message_api, numpy_clients, older_api, play, usual, bits
+):
+    def without_uplink(reports):
+        # Flower's headers are not the older API's to see, and NumPyClients' are longer.
+        return {
+            number: {name: value for name, value in report.items() if name != "uplink-bytes"}
+            for number, report in reports.items()
+        }
+
+    first = usual(case, message_api)
+    for other in (play(case.make(numpy_clients)), usual(case, older_api)):
+        assert bits(other.model) == bits(first.model)
+        assert bits(other.averaged or {}) == bits(first.averaged or {})
+        assert without_uplink(other.reports) == without_uplink(first.reports)
 
 
-@every_case
-def test_the_callers_model_stays_as_it_was(case, app, as_record, as_arrays):
-    initial = as_record(MODEL)
-    case.strategy().start(InProcessGrid(app, NUM_CLIENTS), initial, num_rounds=1)
-    assert bits(as_arrays(initial)) == bits(MODEL)
+@pytest.mark.parametrize("mods", [(), None], ids=["unmodified clients", "clients with the mod"])
+def test_a_strategy_without_noise_at_the_client_takes_either_kind_of_client(
+    mods, any_client, play, bits
+):
+    options = {} if mods is None else {"mods": mods}
+    outcome = play(any_client.make("MedianSGD", noise_at="server"), **options)
+    expected = play(any_client.make("MedianSGD", noise_at="server"))
+    assert bits(outcome.model) == bits(expected.model)
+    assert outcome.reports[1]["replies-accepted"] == NUM_CLIENTS
 
 
-@every_case
-def test_counters_are_averaged_or_take_the_median_and_are_never_voted_on(case, run):
-    model, _, _ = run(case.strategy(), num_rounds=1)
-    # Client i has added i; 7 + 1.75 by examples is 9, 7 + 1.5 rounds to the even 8.
-    assert model["counter"] == (9 if case.strategy().core.weighted else 8)
+def test_the_callers_configs_reach_the_clients_without_our_keys_and_training_changes_none(
+    any_client, play
+):
+    seen = {"train": [], "evaluate": []}
+
+    def listen(message, context, call_next):
+        (config,) = (
+            record for key, record in message.content.config_records.items() if "config" in key
+        )
+        seen[message.metadata.message_type].append(dict(config))
+        return call_next(message, context)
+
+    configs = {"train": {"epochs": 3, "raw": b"\x00"}, "evaluate": {"batch": 8}}
+    kind = dict if "older" in any_client.name else ConfigRecord
+    passed = {name: kind(config) for name, config in configs.items()}
+    play(
+        any_client.make("SignSGD"),
+        mods=(perturb, listen),
+        train_config=passed["train"],
+        evaluate_config=passed["evaluate"],
+    )
+    assert dict(passed["train"]) == configs["train"]
+    for name, config in configs.items():
+        assert len(seen[name]) == ROUNDS * NUM_CLIENTS
+        for received in seen[name]:
+            received.pop("server-round", None)  # the Message API's own
+            assert received == config
 
 
-@every_case
-def test_a_strategy_says_what_it_is_made_of(case, caplog):
-    case.strategy().summary()
-    assert "Noise:" in caplog.text
-    assert "Learning rate:" in caplog.text
+def test_a_strategy_says_what_it_is_made_of(api, caplog):
+    strategy = api.make(
+        "MedianSGD",
+        Laplace(0.125),
+        optimizer=Adam(tau=0.5),
+        average_decay=0.25,
+        client_steps=[Clip(3.0)],
+    )
+    if api.name == "Message API":
+        with caplog.at_level(logging.INFO):
+            strategy.summary()
+        text = caplog.text
+    else:
+        text = repr(strategy)
+    for chosen in (repr(Laplace(0.125)), repr(Adam(tau=0.5)), "average_decay=0.25", "norm=3.0"):
+        assert chosen in text

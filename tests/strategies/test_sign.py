@@ -1,164 +1,180 @@
-"""SignSGD: what a round of signs does to the model."""
+"""SignSGD: what a round of signs does to the model, and what it asks for.
+
+Noise and coins are seeded, so that a statistical bound holds always or never.
+"""
 
 import numpy as np
 import pytest
 
-from fedmedian import Adaptive, Gaussian, Instruction, Laplace, Logistic, Uniform
-from fedmedian.clients import InProcessGrid, perturb
+from fedmedian import (
+    Adaptive,
+    Clip,
+    Counts,
+    Gaussian,
+    Instruction,
+    Laplace,
+    Logistic,
+    Majority,
+    Uniform,
+)
+from fedmedian.client_steps import AddNoise, Measure
+from fedmedian.clients import perturb
 from fedmedian.strategies import SignSGD
 
+COPIES = 4000
 
-@pytest.fixture
-def step(make_app, as_record, as_arrays):
-    """One round: clients with these updates and example counts; returns how far x went."""
 
-    def step(strategy, updates, examples=None):
-        examples = examples or [1] * len(updates)
+def majority(ties="random", **options):
+    return SignSGD(None, Majority(ties), 0.1, fraction_evaluate=0.0, seed=1, **options)
+
+
+class TestMajority:
+    def test_a_majority_moves_each_coordinate_by_the_learning_rate(self, step):
+        moved = step(majority(), [[1, -1, 3], [2, -5, -1], [-9, 0.1, -2]])
+        np.testing.assert_allclose(moved, [0.1, -0.1, -0.1], rtol=1e-6)
+
+    def test_votes_count_in_proportion_to_examples_unless_told_otherwise(self, step):
+        updates, examples = [[1.0], [-1.0], [-1.0]], [5, 2, 2]
+        assert step(majority(), updates, examples) == pytest.approx(0.1)
+        assert step(majority(weighted=False), updates, examples) == pytest.approx(-0.1)
+
+    def test_a_tie_can_leave_the_coordinate_unchanged(self, step):
+        np.testing.assert_array_equal(step(majority("unchanged"), [[1, 1], [-1, 1]])[0], 0)
+
+    @pytest.mark.parametrize(
+        "updates",
+        [[np.ones(COPIES), -np.ones(COPIES)], np.zeros((3, COPIES))],
+        ids=["of a tie", "of no update"],
+    )
+    def test_the_sign_is_left_to_a_fair_coin(self, updates, step):
+        moved = step(majority(), updates)
+        assert set(np.round(moved, 6)) == {0.1, -0.1}
+        assert abs(moved.mean()) < 0.1 * 5 / np.sqrt(COPIES)
+
+
+class TestCounts:
+    @pytest.mark.parametrize("noise", [Gaussian, Logistic, Laplace, Uniform])
+    def test_counts_estimate_the_mean_update(self, noise, step):
+        scale = 5.0
+        updates = [np.full(COPIES, value) for value in (0.1, 0.2, 1.0)]
+        moved = step(SignSGD(noise(scale), seed=1), updates)
+        deviation = scale / (2 * noise(scale).density_at_zero) / np.sqrt(3 * COPIES)
+        assert abs(moved.mean() - 1.3 / 3) < 5 * deviation
+
+    def test_counts_estimate_the_mean_weighted_by_examples(self, step):
+        updates = [np.full(COPIES, value) for value in (0.1, 0.2, 1.0)]
+        moved = step(SignSGD(Uniform(2.0), seed=1), updates, [6, 1, 1])
+        assert moved.mean() == pytest.approx((0.6 + 0.2 + 1.0) / 8, abs=0.15)
+        assert abs(moved.mean() - 1.3 / 3) > 0.05
+
+    def test_counts_take_clients_with_louder_noise_for_more(self, step):
+        # In the first round everyone's noise is three times their own update's size.
+        updates = [np.full(20_000, value) for value in (1.0, 1.0, 2.0)]
+        assert step(SignSGD(seed=1), updates).mean() == pytest.approx(4 / 3, abs=0.1)
+
+    def test_counts_estimate_what_clipping_leaves(self, step):
+        # Uniform noise of half-width √3 decodes it without bias: 1 of 100, spread evenly.
+        dim = 10_000
+        strategy = SignSGD(Uniform(1.0), client_steps=[Clip(1.0)], seed=1)
+        moved = step(strategy, np.full((10, dim), 1.0))
+        assert abs(moved.mean() - 0.01) < 5 * np.sqrt(3) / np.sqrt(10 * dim)
+
+
+def test_a_fraction_of_the_clients_is_enough_to_learn(run):
+    optimum = 3.0
+
+    def train(model, partition):
+        return {"x": model["x"] - 0.5 * (model["x"] - optimum)}, {"num-examples": 1}
+
+    strategy = SignSGD(learning_rate=0.1, fraction_train=0.5, fraction_evaluate=0.0, seed=1)
+    outcome = run(strategy, train, {"x": np.zeros(400, np.float32)}, 8, 80)
+    assert {r["replies-accepted"] for r in outcome.reports.values()} == {4}
+    assert {r["replies-missing"] for r in outcome.reports.values()} == {0}
+    assert outcome.model["x"].mean() == pytest.approx(optimum, rel=0.1)
+
+
+def test_a_seed_decides_which_clients_are_sampled(api, run):
+    def sampled(seed):
+        calls = []
 
         def train(model, partition):
-            update = np.asarray(updates[partition], dtype=np.float64)
-            return {"x": model["x"] - update}, {"num-examples": examples[partition]}
+            calls.append(partition)
+            return model, {"num-examples": 1}
 
-        start = np.zeros(np.shape(updates[0]))
-        grid = InProcessGrid(make_app(train), len(updates))
-        result = strategy.start(grid, as_record({"x": start}), 1)
-        return start - as_arrays(result.arrays)["x"]
+        strategy = api.make("SignSGD", fraction_train=0.5, fraction_evaluate=0.0, seed=seed)
+        run(strategy, train, {"x": np.zeros(3, np.float32)}, 8, 6)
+        return [sorted(calls[i : i + 4]) for i in range(0, len(calls), 4)]
 
-    return step
-
-
-def majority(**options):
-    return SignSGD(None, "majority", 0.1, **options)
-
-
-def test_a_majority_moves_each_coordinate_by_the_learning_rate(step):
-    moved = step(majority(), [[1, -1, 3], [2, -5, -1], [-9, 0.1, -2]])
-    np.testing.assert_allclose(moved, [0.1, -0.1, -0.1], rtol=1e-6)
-
-
-def test_votes_count_in_proportion_to_examples(step):
-    updates, examples = [[1.0], [-1.0], [-1.0]], [5, 2, 2]
-    assert step(majority(), updates, examples) == pytest.approx(0.1)
-    assert step(majority(weighted=False), updates, examples) == pytest.approx(-0.1)
-
-
-def test_a_tie_can_leave_the_coordinate_unchanged(step):
-    np.testing.assert_array_equal(step(majority(ties="unchanged"), [[1, 1], [-1, 1]])[0], 0)
-
-
-def test_a_tie_can_be_left_to_a_fair_coin(step):
-    moved = step(majority(seed=1), [np.ones(4000), -np.ones(4000)])
-    assert set(np.round(moved, 6)) == {0.1, -0.1}
-    assert abs(moved.mean()) < 0.1 * 5 / np.sqrt(4000)
-
-
-def test_what_no_client_moved_drifts_nowhere(step):
-    moved = step(majority(seed=1), np.zeros((3, 4000)))
-    assert abs(moved.mean()) < 0.1 * 5 / np.sqrt(4000)
-
-
-@pytest.mark.parametrize("noise", [Gaussian, Logistic, Laplace, Uniform])
-def test_counts_estimate_the_mean_update(noise, step):
-    copies, scale = 4000, 5.0
-    updates = [np.full(copies, value) for value in (0.1, 0.2, 1.0)]
-    moved = step(SignSGD(noise(scale), seed=1), updates)
-    deviation = scale / (2 * noise.density_at_zero) / np.sqrt(3 * copies)
-    assert abs(moved.mean() - 1.3 / 3) < 5 * deviation
-
-
-def test_counts_estimate_the_mean_weighted_by_examples(step):
-    copies = 4000
-    updates = [np.full(copies, value) for value in (0.1, 0.2, 1.0)]
-    moved = step(SignSGD(Uniform(2.0), seed=1), updates, [6, 1, 1])
-    assert moved.mean() == pytest.approx((0.6 + 0.2 + 1.0) / 8, abs=0.15)
-    assert abs(moved.mean() - 1.3 / 3) > 0.05
-
-
-def test_clients_with_louder_noise_count_for_more(step):
-    # In the first round everyone's noise is three times their own update's size.
-    copies = 20_000
-    moved = step(SignSGD(seed=1), [np.full(copies, value) for value in (1.0, 1.0, 2.0)])
-    assert moved.mean() == pytest.approx(4 / 3, abs=0.1)
-
-
-def test_the_learning_rate_multiplies_the_step(step):
-    updates = np.random.default_rng(0).standard_normal((3, 5))
-    usual = step(SignSGD(seed=1), updates)
-    np.testing.assert_allclose(
-        step(SignSGD(seed=1, learning_rate=0.5), updates), usual / 2, rtol=1e-5
-    )
-
-
-def test_a_clipped_update_is_no_longer_than_the_bound(step):
-    # Uniform noise of half-width √3 decodes without bias what is left: 1 of 100, spread evenly.
-    copies = 10_000
-    moved = step(SignSGD(Uniform(1.0), clip=1.0, seed=1), np.full((10, copies), 1.0))
-    assert abs(moved.mean() - 0.01) < 5 * np.sqrt(3) / np.sqrt(10 * copies)
+    first = sampled(1)
+    assert len({str(nodes) for nodes in first}) > 1  # not the same four in every round
+    assert sampled(1) == first != sampled(2)
 
 
 class TestInstruction:
     """What the clients are asked for."""
 
     @pytest.fixture
-    def asked(self, make_app, as_record):
+    def asked(self, run):
         """The instructions of a strategy's rounds, as its clients receive them."""
 
-        def asked(strategy, rounds=2, moves=(1.0, 2.0, 4.0)):
+        def asked(strategy, moves=(1.0, 2.0, 4.0)):
             told = {}
 
             def listen(message, context, call_next):
-                config = message.content["config"]
-                told[config["server-round"]] = Instruction.decode(config)
+                (config,) = message.content.config_records.values()
+                if Instruction.is_in(config):
+                    instruction = Instruction.decode(config)
+                    told[instruction.server_round] = instruction
                 return call_next(message, context)
 
             def train(model, partition):
                 return {**model, "x": model["x"] - moves[partition]}, {"num-examples": 1}
 
-            app = make_app(train, mods=(listen, perturb))
             start = {"x": np.zeros(5, np.float32), "running_mean": np.zeros(2, np.float32)}
-            strategy.start(InProcessGrid(app, 3), as_record(start), rounds)
+            run(strategy, train, start, 3, 2, mods=(listen, perturb))
             return told
 
         return asked
 
-    def test_it_says_what_the_strategy_was_made_with(self, asked):
-        told = asked(SignSGD(Laplace(0.5), clip=9.0, dense=["*mean"], seed=7))
+    def test_an_instruction_says_what_the_strategy_was_made_with(self, api, asked):
+        strategy = api.make(
+            "SignSGD", Laplace(0.5), client_steps=[Clip(9.0)], exact=["*mean", "1"], seed=7
+        )
+        told = asked(strategy)
         assert [told[r].server_round for r in told] == [1, 2]
         for instruction in told.values():
-            assert (instruction.kind, instruction.noise) == ("signs", "laplace")
-            assert (instruction.clip, instruction.seed) == (9.0, 7)
-            assert instruction.dense == (1,)
-            np.testing.assert_array_equal(instruction.scales, [0.5])
+            assert (instruction.kind, instruction.seed, instruction.exact) == ("signs", 7, (1,))
+            assert instruction.find(Clip) == Clip(9.0)
+            assert isinstance(instruction.find(AddNoise).noise, Laplace)
+            np.testing.assert_array_equal(instruction.find(AddNoise).scales, [0.5])
 
-    def test_without_noise_it_sets_no_scale(self, asked):
-        told = asked(majority())
-        assert told[1].noise is None
-        assert told[1].scales is None
+    def test_an_instruction_holds_no_noise_and_no_seed_where_there_is_none(self, asked):
+        told = asked(SignSGD(None, Majority(), 0.1))
+        assert told[1].find(AddNoise) is None
+        assert told[1].seed is None
 
-    def test_without_a_seed_it_holds_none(self, asked):
-        assert asked(SignSGD())[1].seed is None
-
-    def test_adaptive_noise_follows_the_clients_median_from_the_second_round_on(self, asked):
-        told = asked(SignSGD(Gaussian(Adaptive(0.5)), seed=1))
-        assert told[1].scales is None
-        assert (told[1].factor, told[1].of) == (0.5, "rms")
-        np.testing.assert_allclose(told[2].scales, [0.5 * 2.0])
-
-    def test_the_papers_rule_follows_the_clients_maximum(self, asked):
-        told = asked(SignSGD(Gaussian(Adaptive(0.1, of="max", quantile=1.0)), seed=1))
-        assert told[1].of == "max"
-        np.testing.assert_allclose(told[2].scales, [0.1 * 4.0])
-
-    def test_a_second_run_forgets_the_scales_of_the_first(self, asked):
-        strategy = SignSGD(seed=1)
-        asked(strategy)
-        assert asked(strategy)[1].scales is None
+    @pytest.mark.parametrize(
+        ("rule", "measure", "second"),
+        [
+            (Adaptive(0.5), "rms", 0.5 * 2.0),
+            (Adaptive(0.1, magnitude="max", quantile=1.0), "max", 0.1 * 4.0),
+        ],
+        ids=["the median client's RMS", "the largest maximum, as in the paper"],
+    )
+    def test_adaptive_scales_follow_what_clients_measured_from_the_second_round_on(
+        self, rule, measure, second, asked
+    ):
+        told = asked(SignSGD(Gaussian(rule), seed=1))
+        assert told[1].find(Measure) == Measure(measure)
+        assert told[1].find(AddNoise).scales is None
+        assert told[1].find(AddNoise).factor == rule.factor
+        np.testing.assert_allclose(told[2].find(AddNoise).scales, [second])
 
 
-class TestDenseArrays:
+class TestExactArrays:
     @pytest.fixture
-    def trained(self, make_app, as_record, as_arrays):
-        def run(strategy, values, examples=(1, 1, 2)):
+    def trained(self, run):
+        def trained(strategy, values=(1.0, 2.0, 3.0), examples=(1, 1, 2)):
             def train(model, partition):
                 return {
                     "w": model["w"] - 1,
@@ -171,27 +187,29 @@ class TestDenseArrays:
                 "norm.running_var": np.ones(2, dtype=np.float32),
                 "norm.num_batches_tracked": np.array(0),
             }
-            grid = InProcessGrid(make_app(train), len(values))
-            return as_arrays(strategy.start(grid, as_record(start), 1).arrays)
+            return run(strategy, train, start, len(values)).model
 
-        return run
+        return trained
 
     def test_running_statistics_are_averaged_by_examples(self, trained):
-        model = trained(SignSGD(seed=1), (1.0, 2.0, 3.0))
+        model = trained(SignSGD(seed=1))
         np.testing.assert_allclose(model["norm.running_var"], 1 + (1 + 2 + 6) / 4)
         assert model["norm.running_var"].dtype == np.float32
         assert model["norm.num_batches_tracked"] == np.rint((0 + 1 + 4) / 4)
         assert model["norm.num_batches_tracked"].dtype == np.int64
 
-    def test_or_alike(self, trained):
-        model = trained(SignSGD(seed=1, weighted=False), (1.0, 2.0, 3.0))
+    def test_running_statistics_of_equal_clients_are_averaged_alike(self, trained):
+        model = trained(SignSGD(seed=1, weighted=False))
         np.testing.assert_allclose(model["norm.running_var"], 1 + 2.0)
 
-    def test_without_patterns_they_are_voted_on(self, trained):
-        strategy = SignSGD(None, "majority", 0.25, dense=())
-        model = trained(strategy, (1.0, 2.0, 3.0))
+    def test_without_exact_patterns_running_statistics_are_voted_on(self, trained):
+        model = trained(SignSGD(None, Majority(), 0.25, exact=()))
         np.testing.assert_array_equal(model["norm.running_var"], 1.25)
 
-    def test_any_array_can_be_sent_in_full(self, trained):
-        model = trained(SignSGD(seed=1, dense=["w", "*running*"]), (1.0, 2.0, 3.0))
-        np.testing.assert_allclose(model["w"], 1 * -1.0)
+    def test_any_array_can_be_sent_exactly(self, trained):
+        model = trained(SignSGD(decode=Counts(), seed=1, exact=["w", "*running*"]))
+        np.testing.assert_allclose(model["w"], -1.0)
+
+    def test_the_older_api_knows_exact_arrays_by_position(self, older_api, trained):
+        model = trained(older_api.make("SignSGD", exact=["1"]))
+        np.testing.assert_allclose(model["norm.running_var"], 1 + (1 + 2 + 6) / 4)

@@ -15,8 +15,8 @@ from flwr.app import (
 from flwr.common import MetricsRecord, ParametersRecord
 
 from fedmedian.clients import InProcessGrid
+from fedmedian.records import serialized_size
 from fedmedian.strategies.uplink import mean_reply_size
-from fedmedian.wire import serialized_size
 
 
 class Level(IntEnum):
@@ -51,13 +51,34 @@ CONTENTS = {
 
 
 @pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
-def test_it_is_what_flower_sends_to_within_some_bytes(reply, content):
+def test_the_size_of_a_reply_is_what_flower_sends_to_within_some_bytes(reply, content):
     one = reply(content)
     assert mean_reply_size([one]) == pytest.approx(serialized_size(one), abs=64)
 
 
-def test_the_mean_is_over_replies(reply):
+def test_the_size_of_replies_is_their_mean(reply):
     small, large = (reply({"a": ArrayRecord({"w": Array(np.ones(n))})}) for n in (10, 1000))
     assert mean_reply_size([small, large]) == pytest.approx(
         (mean_reply_size([small]) + mean_reply_size([large])) / 2
     )
+
+
+def train(model, partition):
+    trained = {name: array + np.ones_like(array) for name, array in model.items()}
+    return trained, {"num-examples": partition + 1, "loss": 0.5}
+
+
+MODEL = {"0": np.zeros((4, 5), np.float32), "1": np.zeros(10), "2": np.array(0)}
+
+
+@pytest.mark.parametrize("make", ["SignSGD", "MedianSGD"])
+def test_a_round_reports_what_its_clients_have_sent(make, message_api, run):
+    outcome = run(message_api.make(make, fraction_evaluate=0.0), train, MODEL, 3)
+    assert 3 * outcome.reports[1]["uplink-bytes"] == pytest.approx(outcome.grid.bytes_up, abs=192)
+
+
+def test_a_round_of_the_older_api_reports_the_bytes_of_its_clients_arrays(older_api, run):
+    header = 128  # of an .npy file
+    signs, exact = -(-(20 + 10) // 8), 8
+    report = run(older_api.make("SignSGD"), train, MODEL, 3).reports[1]
+    assert report["uplink-bytes"] == (header + signs) + (header + exact)

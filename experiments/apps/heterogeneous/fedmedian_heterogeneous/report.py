@@ -1,15 +1,16 @@
-"""What is left of a comparison: a table on the terminal, results.json and accuracy.png."""
+"""The report of a comparison: lines of progress, a table, results.json and accuracy.png."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
+from flwr.app import UserConfig
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
+
+from .measuring import Run
+from .tables import make_table
 
 # Okabe and Ito's palette: told apart by everybody, and in grey.
 _COLOURS = ("#000000", "#E69F00", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9")
@@ -17,35 +18,7 @@ _STYLES = ("-", "--", ":", "-", "-.")
 
 
 PROGRESS = "» "
-"""What each line of progress starts with, to be told from a log's other lines."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One strategy's run.
-
-    Parameters
-    ----------
-    strategy : str
-        Its name.
-    accuracy : float
-        Test accuracy after the last round.
-    rounds : int
-        The number of rounds.
-    uplink_bytes : float
-        Bytes per client and round, as sent, with all headers.
-    seconds : float
-        Wall time.
-    history : list of float
-        Test accuracy before the first round and after each.
-    """
-
-    strategy: str
-    accuracy: float
-    rounds: int
-    uplink_bytes: float
-    seconds: float
-    history: list[float]
+"""The beginning of each line of progress, which tells it from a log's other lines."""
 
 
 def print_progress(strategy: str, server_round: int, rounds: int, accuracy: float) -> None:
@@ -56,28 +29,22 @@ def print_progress(strategy: str, server_round: int, rounds: int, accuracy: floa
     )
 
 
-def make_table(runs: Sequence[Run]) -> Table:
-    """Return the comparison as a table; ratios are to FedAvg's uplink, if it is there."""
+def compare_uplinks(runs: Sequence[Run]) -> str:
+    """Return a table of runs; ratios are to FedAvg's uplink, if it is there."""
     reference = next((run.uplink_bytes for run in runs if run.strategy == "FedAvg"), None)
-    table = Table(title="Test accuracy and uplink")
-    table.add_column("strategy")
-    for heading in ("accuracy", "rounds", "uplink bytes per client and round", "FedAvg's / its"):
-        table.add_column(heading, justify="right")
-    for run in runs:
-        ratio = "" if reference is None else f"{reference / run.uplink_bytes:.1f}"
-        table.add_row(
-            run.strategy,
-            f"{run.accuracy:.3f}",
-            str(run.rounds),
-            f"{run.uplink_bytes:,.0f}",
-            ratio,
-        )
-    return table
-
-
-def print_table(runs: Sequence[Run]) -> None:
-    """Print the comparison."""
-    Console(width=100).print(make_table(runs))
+    return make_table(
+        ["strategy", "accuracy", "rounds", "uplink bytes per client and round", "FedAvg's / its"],
+        [
+            [
+                run.strategy,
+                f"{run.accuracy:.3f}",
+                str(run.rounds),
+                f"{run.uplink_bytes:,.0f}",
+                "" if reference is None else f"{reference / run.uplink_bytes:.1f}",
+            ]
+            for run in runs
+        ],
+    )
 
 
 def plot_accuracy(runs: Sequence[Run], title: str) -> Figure:
@@ -87,7 +54,7 @@ def plot_accuracy(runs: Sequence[Run], title: str) -> Figure:
         axes = figure.add_subplot()
         for index, run in enumerate(runs):
             axes.plot(
-                run.history,
+                *zip(*run.history, strict=True),
                 color=_COLOURS[index % len(_COLOURS)],
                 linestyle=_STYLES[index % len(_STYLES)],
                 linewidth=2,
@@ -101,15 +68,15 @@ def plot_accuracy(runs: Sequence[Run], title: str) -> Figure:
     return figure
 
 
-def write_report(folder: Path, runs: Sequence[Run], config: dict[str, Any], title: str) -> None:
+def write_report(folder: Path, runs: Sequence[Run], config: UserConfig, title: str) -> None:
     """Write results.json and accuracy.png into a folder, which is made if need be.
 
     Parameters
     ----------
     folder : Path
-        Where to.
+        The folder.
     runs : sequence of Run
-        What was measured.
+        The runs.
     config : dict
         The run configuration, to be kept with it.
     title : str
@@ -119,3 +86,9 @@ def write_report(folder: Path, runs: Sequence[Run], config: dict[str, Any], titl
     results = {"runs": [asdict(run) for run in runs], "config": config}
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     plot_accuracy(runs, title).savefig(folder / "accuracy.png", dpi=120)
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """Return the runs whose report is in a folder."""
+    runs = json.loads((folder / "results.json").read_text())["runs"]
+    return [Run(**{**run, "history": [tuple(pair) for pair in run["history"]]}) for run in runs]

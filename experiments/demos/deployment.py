@@ -1,21 +1,32 @@
 """A deployment with TLS and keys, and a SuperNode that dies and returns: ``make deploy-demo``.
 
-``python -m experiments.deployment`` takes about three minutes: Flower gives a SuperNode that has
-gone silent up to a minute.
+``python -m experiments.demos.deployment`` takes about three minutes: Flower gives a SuperNode that
+has gone silent up to a minute.
 """
 
-import json
 import re
 import time
 from collections.abc import Callable
 
-from experiments.deployment_runtime import DeploymentRuntime, SuperNode
-from experiments.flower_runtime import Config, FlowerError, Program, ending_on_signals, wait_until
-from experiments.heterogeneous.cli import APP
-from experiments.heterogeneous.fedmedian_heterogeneous.report import Run, print_table
+from flwr.app import UserConfig
+
+from experiments.apps import HETEROGENEOUS
+from experiments.apps.heterogeneous.fedmedian_heterogeneous.report import (
+    PROGRESS,
+    compare_uplinks,
+    read_runs,
+)
+from experiments.demos.deployment_runtime import SuperNode, superlink_options, write_certificates
+from experiments.demos.flower_runtime import (
+    FlowerError,
+    FlowerRuntime,
+    LoggedProcess,
+    flower_runtime,
+    wait_until,
+)
 
 _NUM_SUPERNODES = 3
-_CONFIG: Config = {
+_CONFIG: UserConfig = {
     "strategy": "sign",
     "rounds": 3,
     "num-clients": _NUM_SUPERNODES,
@@ -24,35 +35,36 @@ _CONFIG: Config = {
     "batch-size": 32,
     "learning-rate": 0.05,
 }
-_ROUND_SECONDS = 240.0
 
 _BEGIN = time.monotonic()
 _COLOURS = re.compile(r"\x1b\[\d*m")
-_SHOWN = re.compile(r"(» .*|(?:WARNING|ERROR).*|(?:configure_train|aggregate_train): .*)")
+_SHOWN = re.compile(rf"({PROGRESS}.*|(?:WARNING|ERROR).*|(?:configure_train|aggregate_train): .*)")
 
 
 def main() -> None:
     """Deploy the app, let a SuperNode die in a round and return, and stop everything."""
-    with ending_on_signals():
-        try:
-            with DeploymentRuntime(_NUM_SUPERNODES) as runtime:
-                _demonstrate(runtime)
-        except FlowerError as error:
-            raise SystemExit(str(error)) from error
-        except KeyboardInterrupt:
-            raise SystemExit("interrupted; everything that was started has been stopped") from None
+    try:
+        with flower_runtime() as runtime:
+            _demonstrate(runtime)
+    except FlowerError as error:
+        raise SystemExit(str(error)) from error
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; everything that was started has been stopped") from None
     _say("Everything that was started has been stopped.")
 
 
-def _demonstrate(runtime: DeploymentRuntime) -> None:
+def _demonstrate(runtime: FlowerRuntime) -> None:
+    write_certificates(runtime.home)
+    port = runtime.start_superlink(*superlink_options(runtime.home), ca=runtime.home / "ca.crt")
     _say("A SuperLink with TLS and SuperNode authentication runs.")
-    stranger = runtime.make_supernode("stranger", 0)
+    stranger = SuperNode(runtime, "stranger", port, 0, _NUM_SUPERNODES)
     stranger.start()
     supernodes = [
-        runtime.make_supernode(f"supernode-{partition}", partition)
+        SuperNode(runtime, f"supernode-{partition}", port, partition, _NUM_SUPERNODES)
         for partition in range(_NUM_SUPERNODES)
     ]
-    runtime.register(supernodes)
+    for supernode in supernodes:
+        supernode.register()
     _say(f"The keys of {len(supernodes)} SuperNodes are registered.")
     if stranger.is_accepted():
         raise FlowerError("a SuperNode whose key is not registered was accepted")
@@ -64,17 +76,17 @@ def _demonstrate(runtime: DeploymentRuntime) -> None:
             raise FlowerError(f"a SuperNode was refused: {supernode.log}")
         _say(f"The SuperNode of partition {supernode.partition} is node {supernode.node_id}.")
     output = runtime.home / "results"
-    run = runtime.submit(APP, {**_CONFIG, "output": str(output)})
+    run = runtime.submit(HETEROGENEOUS, {**_CONFIG, "output": str(output)})
     _let_die_and_return(run, supernodes[-1])
-    _follow(run, lambda: not run.running, _ROUND_SECONDS, "the end of the run")
+    _follow(run, lambda: not run.running, "the end of the run")
     runtime.require_completed()
-    print_table([Run(**one) for one in json.loads((output / "results.json").read_text())["runs"]])
+    print(compare_uplinks(read_runs(output)))
 
 
-def _let_die_and_return(run: Program, supernode: SuperNode) -> None:
+def _let_die_and_return(run: LoggedProcess, supernode: SuperNode) -> None:
     """Kill a SuperNode while it trains for the second time, and start it until it is accepted."""
     name = f"The SuperNode of partition {supernode.partition}"
-    _follow(run, lambda: supernode.trainings == 2, _ROUND_SECONDS, f"round 2 of {name}")
+    _follow(run, lambda: supernode.trainings == 2, f"round 2 of {name}")
     lost = re.compile(rf"aggregate_train: .* node {supernode.node_id}\b")
     supernode.kill()
     _say(f"{name} has been killed (SIGKILL) while it trained.")
@@ -85,13 +97,13 @@ def _let_die_and_return(run: Program, supernode: SuperNode) -> None:
         _say(f"{name} was started again and is refused: {_refusal(supernode)}")
         # Until its heartbeat has expired it is refused; and were it back before the server has
         # asked for its reply once more, the server would wait for that.
-        _follow(run, lambda: lost.search(run.text()) is not None, _ROUND_SECONDS, "its absence")
+        _follow(run, lambda: lost.search(run.text) is not None, "its absence")
     _say(f"{name} was started again and is accepted: node {supernode.node_id}.")
-    _follow(run, lambda: supernode.trainings == 1, _ROUND_SECONDS, f"round 3 of {name}")
+    _follow(run, lambda: supernode.trainings == 1, f"round 3 of {name}")
     _say(f"{name} trains again.")
 
 
-def _follow(run: Program, condition: Callable[[], bool], seconds: float, what: str) -> None:
+def _follow(run: LoggedProcess, condition: Callable[[], bool], what: str) -> None:
     """Show what a run logs until a condition holds."""
 
     def check() -> bool:
@@ -100,10 +112,10 @@ def _follow(run: Program, condition: Callable[[], bool], seconds: float, what: s
             if shown := _SHOWN.search(_COLOURS.sub("", line)):
                 _say(shown[0])
         if not holds and not run.running:
-            raise FlowerError(f"the run ended before {what}:\n{run.text()}")
+            raise FlowerError(f"the run ended before {what}:\n{run.text}")
         return holds
 
-    wait_until(check, seconds, what)
+    wait_until(check, what)
 
 
 def _refusal(supernode: SuperNode) -> str:

@@ -19,7 +19,7 @@ REPLACEMENTS = {
         ("app = ClientApp()\n", "app = ClientApp(mods=[perturb])\n"),
     ),
 }
-"""What is replaced by what, in which of an app's files."""
+"""The texts that are replaced, each with what replaces it, by the names of an app's files."""
 
 
 class PlugInError(Exception):

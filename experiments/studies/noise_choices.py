@@ -1,25 +1,20 @@
-"""Which noise, which scale, which decoding: the tables of docs/noise.md, measured.
+"""The tables of docs/noise.md, measured: noise families, scales and decodings compared.
 
-``python -m experiments.noise`` prints them all as Markdown, in about ten minutes on two cores;
-``python -m experiments.noise decoding`` prints one; so do families, estimators, robustness, rule.
+``python -m experiments.studies.noise_choices`` prints them all, in about ten minutes on two cores;
+``python -m experiments.studies.noise_choices decoding`` prints one; so do families, estimators,
+robustness, rule.
 """
 
 import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from math import pi
+from statistics import fmean
+from typing import Any
 
 import numpy as np
-from flwr.app import (
-    Array,
-    ArrayRecord,
-    ConfigRecord,
-    Context,
-    Message,
-    MetricRecord,
-    UserConfig,
-)
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 from flwr.serverapp import Grid
@@ -27,21 +22,20 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from experiments.heterogeneous.cli import read_config
-from experiments.heterogeneous.fedmedian_heterogeneous import client_app
-from experiments.heterogeneous.fedmedian_heterogeneous.task import (
-    evaluate,
-    load_test_set,
-    make_network,
-)
-from fedmedian import Adaptive, Gaussian, Layout, Momentum, Noise, mean_from_votes
-from fedmedian.clients import InProcessGrid, perturb
+from experiments.apps import HETEROGENEOUS, read_config
+from experiments.apps.heterogeneous.fedmedian_heterogeneous import client_app, server_app
+from experiments.apps.heterogeneous.fedmedian_heterogeneous.measuring import Run, Tell
+from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
+from experiments.studies.harness import App, StudyGrid, run
+from fedmedian import Adaptive, Gaussian, Layout, Majority, Momentum, mean_from_votes
+from fedmedian.clients import perturb
 from fedmedian.noise import NOISE_FAMILIES
+from fedmedian.records import to_arrays
 from fedmedian.strategies import MedianSGD, SignSGD
-from fedmedian.strategies.options import FedAvgOptions
-from fedmedian.wire import read_npy
 
-_SEEDS = (1, 2)
+MakeStrategy = Callable[..., Strategy]
+"""Makes a strategy of a seed and of FedAvg's options."""
+
 _SETTINGS = {
     "one class per client": ["rounds=60"],
     "Dirichlet(.3), 3 local epochs": [
@@ -52,12 +46,6 @@ _SETTINGS = {
         "learning-rate=0.05",
     ],
 }
-
-
-def markdown_table(headings: list[str], rows: Iterable[list[str]]) -> str:
-    """Return a table in Markdown."""
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def decoding_errors(
@@ -74,7 +62,7 @@ def decoding_errors(
     rng : numpy.random.Generator
         Draws the noise.
     draws : int (default: 40)
-        How often.
+        The number of draws.
 
     Returns
     -------
@@ -114,12 +102,7 @@ def decoding_table() -> str:
                 linear, inverse = decoding_errors(updates, factor * rms, rng)
                 row.append(f"{linear:.2f} / {inverse:.2f}")
             rows.append(row)
-    return markdown_table(["updates", "M", "b = .5 × RMS", "b = RMS", "b = 3 × RMS"], rows)
-
-
-def _everyone(config: UserConfig) -> FedAvgOptions:
-    clients = int(config["num-clients"])
-    return {"fraction_evaluate": 0.0, "min_train_nodes": clients, "min_available_nodes": clients}
+    return make_table(["updates", "M", "b = .5 × RMS", "b = RMS", "b = 3 × RMS"], rows)
 
 
 def flip(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -137,70 +120,75 @@ attacked_app = ClientApp(mods=[perturb, flip])
 attacked_app.train()(client_app.train_model)
 
 
-def accuracy(
-    make: Callable[[int, FedAvgOptions], Strategy],
+def run_digits(
+    strategy: str,
+    make: MakeStrategy,
     overrides: list[str],
-    app: ClientApp = client_app.app,
-) -> float:
-    """Return the test accuracy of a strategy on digits, over the last ten rounds and all seeds.
+    clients: ClientApp = client_app.app,
+    seeds: Sequence[int] = (1, 2),
+) -> list[Run]:
+    """Run a strategy on digits.
 
     Parameters
     ----------
+    strategy : str
+        Its name.
     make : callable
-        Maps a seed and FedAvg's options to a strategy.
+        Makes it of a seed and of FedAvg's options.
     overrides : list of str
         Overrides of the app's configuration, as on its command line.
-    app : ClientApp (default: the experiment's)
+    clients : ClientApp (default: the app's)
         The clients.
+    seeds : sequence of int (default: 1 and 2)
+        The seeds.
 
     Returns
     -------
-    float
-        The mean accuracy.
+    list of Run
+        One for each seed.
     """
-    images, labels = load_test_set()
-    accuracies = []
-    for seed in _SEEDS:
-        config = read_config([*overrides, f"seed={seed}"])
-        model, rounds = make_network(seed), int(config["rounds"])
 
-        def test(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-            if server_round > rounds - 10:  # noqa: B023  # called within this turn of the loop
-                model.load_state_dict(arrays.to_torch_state_dict())  # noqa: B023
-                accuracies.append(evaluate(model, images, labels))  # noqa: B023
-            return None
+    def serve(config: UserConfig, grid: StudyGrid, tell: Tell) -> None:
+        chosen = server_app.for_all_clients(make, config)(seed=int(config["seed"]))
+        server_app.train(chosen, grid, config, tell)
 
-        make(seed, _everyone(config)).start(
-            grid=InProcessGrid(app, int(config["num-clients"]), run_config=config),
-            initial_arrays=ArrayRecord(dict(model.state_dict())),
-            num_rounds=rounds,
-            evaluate_fn=test,
-        )
-    return float(np.mean(accuracies))
+    return run(strategy, App(clients, serve), read_config(HETEROGENEOUS, overrides), seeds)
 
 
-def _accuracy_table(first: str, makers: dict[str, Callable[[int, FedAvgOptions], Strategy]]) -> str:
+def late_accuracy(runs: list[Run]) -> float:
+    """Return the mean test accuracy over runs and the last ten rounds of each."""
+    return fmean(accuracy for one in runs for _, accuracy in one.history[-10:])
+
+
+def fedavg(*, seed: int, **options: Any) -> FedAvg:
+    """Return Flower's FedAvg, which takes no seed."""
+    return FedAvg(**options)
+
+
+def _accuracy_table(first: str, makers: dict[str, MakeStrategy]) -> str:
     rows = [
-        [name, *(f"{accuracy(make, overrides):.3f}" for overrides in _SETTINGS.values())]
+        [
+            name,
+            *(
+                f"{late_accuracy(run_digits(name, make, overrides)):.3f}"
+                for overrides in _SETTINGS.values()
+            ),
+        ]
         for name, make in makers.items()
     ]
-    return markdown_table([first, *_SETTINGS], rows)
-
-
-def _counts(noise: Noise, seed: int, options: FedAvgOptions) -> SignSGD:
-    return SignSGD(noise, seed=seed, **options)
+    return make_table([first, *_SETTINGS], rows)
 
 
 def families_table() -> str:
     """Compare noise families and scales with SignSGD's counts."""
-    makers: dict[str, Callable[[int, FedAvgOptions], Strategy]] = {
-        "FedAvg": lambda seed, options: FedAvg(**options)
-    }
-    for family in NOISE_FAMILIES.values():
+    makers: dict[str, MakeStrategy] = {"FedAvg": fedavg}
+    for family in NOISE_FAMILIES:
         for factor in (1.0, 3.0, 6.0):
-            noise = family(Adaptive(factor))
-            makers[f"{family.__name__}, b = {factor:g} × RMS"] = partial(_counts, noise)
-    makers["Gaussian, b = .3 × maximum"] = partial(_counts, Gaussian(Adaptive(0.3, of="max")))
+            name = f"{family.__name__}, b = {factor:g} × RMS"
+            makers[name] = partial(SignSGD, family(Adaptive(factor)))
+    makers["Gaussian, b = .3 × maximum"] = partial(
+        SignSGD, Gaussian(Adaptive(0.3, magnitude="max"))
+    )
     return _accuracy_table("SignSGD, counts", makers)
 
 
@@ -209,25 +197,19 @@ def estimators_table() -> str:
     return _accuracy_table(
         "strategy",
         {
-            "FedAvg": lambda seed, options: FedAvg(**options),
-            "SignSGD()": lambda seed, options: SignSGD(seed=seed, **options),
-            "SignSGD(optimizer=Momentum(0.9))": lambda seed, options: SignSGD(
-                optimizer=Momentum(0.9), seed=seed, **options
+            "FedAvg": fedavg,
+            "SignSGD()": SignSGD,
+            "SignSGD(optimizer=Momentum(0.9))": partial(SignSGD, optimizer=Momentum(0.9)),
+            "SignSGD(decode=Majority(calibrated=True))": partial(
+                SignSGD, decode=Majority(calibrated=True)
             ),
-            'SignSGD(decode="majority", calibrated=True)': lambda seed, options: SignSGD(
-                decode="majority", calibrated=True, seed=seed, **options
+            "SignSGD(None, Majority(), learning_rate=0.003)": partial(
+                SignSGD, None, Majority(), learning_rate=0.003
             ),
-            'SignSGD(None, decode="majority", learning_rate=0.003)': lambda seed, options: SignSGD(
-                None, decode="majority", learning_rate=0.003, seed=seed, **options
-            ),
-            "MedianSGD()": lambda seed, options: MedianSGD(seed=seed, **options),
-            "MedianSGD(Gaussian(Adaptive(3.0)))": lambda seed, options: MedianSGD(
-                Gaussian(Adaptive(3.0)), seed=seed, **options
-            ),
-            'MedianSGD(estimator="smoothed")': lambda seed, options: MedianSGD(
-                estimator="smoothed", seed=seed, **options
-            ),
-            "MedianSGD(None)": lambda seed, options: MedianSGD(None, seed=seed, **options),
+            "MedianSGD()": MedianSGD,
+            "MedianSGD(Gaussian(Adaptive(3.0)))": partial(MedianSGD, Gaussian(Adaptive(3.0))),
+            'MedianSGD(estimator="smoothed")': partial(MedianSGD, estimator="smoothed"),
+            "MedianSGD(None)": partial(MedianSGD, None),
         },
     )
 
@@ -235,51 +217,49 @@ def estimators_table() -> str:
 def robustness_table() -> str:
     """Compare strategies where two of ten clients send minus five times their update."""
     overrides = [*_SETTINGS["Dirichlet(.3), 3 local epochs"], "alpha=1.0"]
-    makers: dict[str, Callable[[int, FedAvgOptions], Strategy]] = {
-        "FedAvg": lambda seed, options: FedAvg(**options),
-        "SignSGD()": lambda seed, options: SignSGD(seed=seed, **options),
-        "MedianSGD()": lambda seed, options: MedianSGD(seed=seed, **options),
-        "MedianSGD(Gaussian(Adaptive(1.0)))": lambda seed, options: MedianSGD(
-            Gaussian(Adaptive(1.0)), seed=seed, **options
+    small_noise = partial(MedianSGD, Gaussian(Adaptive(1.0)))
+    makers: dict[str, MakeStrategy] = {
+        "FedAvg": fedavg,
+        "SignSGD()": SignSGD,
+        "MedianSGD()": MedianSGD,
+        "MedianSGD(Gaussian(Adaptive(1.0)))": small_noise,
+        'MedianSGD(Gaussian(Adaptive(1.0)), estimator="smoothed")': partial(
+            small_noise, estimator="smoothed"
         ),
-        'MedianSGD(Gaussian(Adaptive(1.0)), estimator="smoothed")': lambda seed, options: MedianSGD(
-            Gaussian(Adaptive(1.0)), estimator="smoothed", seed=seed, **options
-        ),
-        "MedianSGD(None)": lambda seed, options: MedianSGD(None, seed=seed, **options),
+        "MedianSGD(None)": partial(MedianSGD, None),
     }
-    rows = [
-        [name, f"{accuracy(make, overrides):.3f}", f"{accuracy(make, overrides, attacked_app):.3f}"]
-        for name, make in makers.items()
-    ]
-    return markdown_table(["strategy", "nobody attacks", "two of ten attack"], rows)
+    rows = []
+    for name, make in makers.items():
+        cohorts = [run_digits(name, make, overrides, app) for app in (client_app.app, attacked_app)]
+        rows.append([name, *(f"{late_accuracy(runs):.3f}" for runs in cohorts)])
+    return make_table(["strategy", "nobody attacks", "two of ten attack"], rows)
 
 
 class _Probe(FedAvg):
     """FedAvg that notes what the rule for b* would choose, as a multiple of the RMS."""
 
-    def __init__(self, window: int, options: FedAvgOptions) -> None:
+    def __init__(self, window: int, factors: list[float], *, seed: int, **options: Any) -> None:
         super().__init__(**options)
         self.window = window
-        self.factors: list[float] = []
+        self.factors = factors
         self._model: dict[str, NDArray[np.generic]] = {}
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Remember the model that the clients start from."""
-        self._model = {name: read_npy(array.data) for name, array in arrays.items()}
+        self._model = dict(to_arrays(arrays))
         return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Note the rule's choice for this round's updates, then aggregate as FedAvg."""
-        replies, layout = list(replies), Layout.of(self._model)
+        replies, layout = list(replies), Layout.of_model(self._model)
         updates = []
         for reply in replies:
             trained = reply.content.array_records["arrays"]
-            after = {name: read_npy(array.data) for name, array in trained.items()}
-            updates.append(layout.difference(self._model, after).astype(np.float64))
+            updates.append(layout.difference(self._model, to_arrays(trained)).astype(np.float64))
         stacked = np.stack(updates)
         third = np.mean((stacked - stacked.mean(axis=0)) ** 3, axis=0)
         # The minimum over b of the sum over coordinates of κ₃²/36b⁴ + πb²/(2MW).
@@ -293,17 +273,12 @@ def rule_table() -> str:
     """Show what the rule for b* would choose, as a multiple of the clients' RMS."""
     rows = []
     for name, overrides in _SETTINGS.items():
-        config = read_config(overrides)
         for window in (1, 10, 100):
-            probe, model = _Probe(window, _everyone(config)), make_network(1)
-            probe.start(
-                grid=InProcessGrid(client_app.app, int(config["num-clients"]), run_config=config),
-                initial_arrays=ArrayRecord(dict(model.state_dict())),
-                num_rounds=30,
-            )
-            chosen = [f"{probe.factors[t - 1]:.1f}" for t in (1, 10, 30)]
-            rows.append([name, str(window), *chosen])
-    return markdown_table(["data", "W", "round 1", "round 10", "round 30"], rows)
+            factors: list[float] = []
+            probe = partial(_Probe, window, factors)
+            run_digits(name, probe, [*overrides, "rounds=30"], seeds=(1,))
+            rows.append([name, str(window), *(f"{factors[t - 1]:.1f}" for t in (1, 10, 30))])
+    return make_table(["data", "W", "round 1", "round 10", "round 30"], rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {

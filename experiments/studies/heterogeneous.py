@@ -1,19 +1,19 @@
-"""The comparison in this process, without Ray.
+"""The comparison of strategies on clients whose data differ, in this process, without Ray.
 
-``python -m experiments.heterogeneous "partition='dirichlet'" alpha=0.3 rounds=20``
+``python -m experiments.studies.heterogeneous "partition='dirichlet'" alpha=0.3 rounds=20``
 """
 
 import logging
 import sys
 
-from experiments.heterogeneous.cli import read_config
-from experiments.heterogeneous.fedmedian_heterogeneous import client_app, server_app
+from experiments.apps import HETEROGENEOUS, read_config
+from experiments.apps.heterogeneous.fedmedian_heterogeneous import client_app, server_app
 from fedmedian.clients import InProcessGrid
 
 
 def main() -> None:
     """Compare the strategies, and print and write what the app does."""
-    config = read_config(sys.argv[1:])
+    config = read_config(HETEROGENEOUS, sys.argv[1:])
     logging.getLogger("flwr").setLevel(logging.ERROR)
     grid = InProcessGrid(client_app.app, int(config["num-clients"]), run_config=config)
     server_app.run_comparison(grid, config)

@@ -1,0 +1,582 @@
+"""The protocol of a round by itself: plain arrays in, a model out, and no Flower between."""
+
+import random
+from math import inf, nan
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedmedian import Adaptive, Clip, Counts, Gaussian, Layout, Majority, Momentum
+from fedmedian.instructions import perturb_update
+from fedmedian.strategies import Checkpoint
+from fedmedian.strategies.cohort import Answer, Reply
+from fedmedian.strategies.core import ServerStep
+from fedmedian.strategies.median import MedianCore
+from fedmedian.strategies.protocol import RoundProtocol, Said
+from fedmedian.strategies.settings import Settings
+from fedmedian.strategies.sign import SignCore
+from fedmedian.wire import PREFIX
+
+MODEL = {
+    "weight": np.arange(20, dtype=np.float32).reshape(4, 5),
+    "bias": np.linspace(0, 1, 5),
+    "norm.running_mean": np.zeros(5, dtype=np.float32),
+    "steps": np.array(0),
+}
+NODES = (11, 12, 13, 14, 15)
+BAD = 13
+
+
+MAJORITY = Majority("unchanged")
+
+
+def signs(noise=None, decode=MAJORITY, learning_rate=0.5, weighted=True, **options):
+    return SignCore(
+        noise=noise,
+        decode=decode,
+        learning_rate=learning_rate,
+        weighted=weighted,
+        settings=Settings(**{"seed": 1, **options}),
+    )
+
+
+def medians(noise=None, noise_at="client", learning_rate=0.5, estimator="median", **options):
+    return MedianCore(
+        noise=noise,
+        noise_at=noise_at,
+        learning_rate=learning_rate,
+        estimator=estimator,
+        settings=Settings(**{"seed": 1, **options}),
+    )
+
+
+def trained(node):
+    """A node's model after training: further from `MODEL` the larger its number."""
+    shift = node - NODES[2]  # −2, …, 2
+    return {name: (array - shift).astype(array.dtype) for name, array in MODEL.items()}
+
+
+def weights_of(node, metrics=None, num_examples=1.0):
+    """A node's reply with plain weights."""
+    return Said(trained(node), None, num_examples, metrics or {"loss": 1.0 * node}, f"reply {node}")
+
+
+def payload_of(instruction, node):
+    """A node's payload, as arrays by name and scalars."""
+    layout = Layout.with_exact_positions(MODEL, instruction.exact)
+    update = layout.difference(MODEL, trained(node))
+    rng = np.random.default_rng(node)
+    payload = perturb_update(instruction, layout, update, trained(node), rng, {}, node - NODES[0])
+    bodies, scalars = payload.encode()
+    return {str(i): body for i, body in enumerate(bodies)}, dict(scalars)
+
+
+def perturbed(instruction, node):
+    """A node's reply with a payload."""
+    return Said(*payload_of(instruction, node), 1.0, {"loss": 1.0 * node}, f"reply {node}")
+
+
+def as_it_is(said):
+    return said
+
+
+def replies_of(said, *nodes):
+    return [(node, said(node)) for node in nodes]
+
+
+class TestAsk:
+    def test_asking_says_what_the_settings_want_of_the_clients(self):
+        core = signs(Gaussian(0.5), client_steps=[Clip(9.0)], exact=["*mean"], seed=7)
+        instruction = RoundProtocol(core).ask(3, MODEL)
+        assert (instruction.kind, instruction.server_round, instruction.seed) == ("signs", 3, 7)
+        assert instruction.exact == (2, 3)
+        assert instruction.steps[0] == Clip(9.0)
+
+    def test_nothing_is_asked_in_rounds_that_the_checkpoint_holds(self, tmp_path):
+        checkpoint = Checkpoint(tmp_path)
+        first = RoundProtocol(medians(checkpoint=checkpoint))
+        first.journal.open(first.core, MODEL)
+        first.ask(1, MODEL)
+        heard = first.hear(NODES, replies_of(weights_of, *NODES), as_it_is)
+        first.end(heard, {"loss": 0.5})
+        second = RoundProtocol(medians(checkpoint=checkpoint))
+        second.journal.open(second.core, MODEL)
+        assert second.ask(1, MODEL) is None
+        assert second.journal.recall("train", 1) == {"loss": 0.5}
+        np.testing.assert_array_equal(second.journal.model["weight"], heard.model["weight"])
+        assert second.ask(2, MODEL).server_round == 2
+
+    def test_a_seed_decides_whom_python_samples_while_asking_and_nothing_else(self):
+        protocol = RoundProtocol(medians(seed=3))
+
+        def sampled(server_round):
+            with protocol.sampling(server_round):
+                return random.sample(range(10**6), 5)
+
+        random.seed(0)
+        untouched = random.random()
+        random.seed(0)
+        assert sampled(1) == sampled(1) != sampled(2)
+        assert random.random() == untouched
+
+
+class TestHear:
+    def test_hearing_without_having_asked_is_a_mistake(self):
+        with pytest.raises(RuntimeError):
+            RoundProtocol(medians()).hear(NODES, replies_of(weights_of, 11), as_it_is)
+
+    def test_hearing_plain_weights_makes_a_step_and_a_report(self):
+        protocol = RoundProtocol(medians())
+        protocol.ask(1, MODEL)
+        heard = protocol.hear(NODES, replies_of(weights_of, 14, 15, 12), as_it_is)
+        # The updates are −1, 1 and 2: half of their median is taken off.
+        np.testing.assert_array_equal(heard.model["weight"], MODEL["weight"] - np.float32(0.5))
+        np.testing.assert_array_equal(heard.model["norm.running_mean"], np.full(5, -1, np.float32))
+        assert heard.model["steps"] == -1
+        counted = [
+            heard.report[f"replies-{which}"] for which in ("accepted", "rejected", "missing")
+        ]
+        assert counted == [3, 0, 2]
+        assert sorted(answer.source for answer in heard.usual) == [
+            f"reply {n}" for n in (12, 14, 15)
+        ]
+
+    def test_hearing_payloads_makes_a_step(self):
+        protocol = RoundProtocol(signs())
+        instruction = protocol.ask(1, MODEL)
+        said = [(node, perturbed(instruction, node)) for node in (12, 14, 15)]
+        heard = protocol.hear(NODES, said, as_it_is)
+        np.testing.assert_array_equal(heard.model["weight"], MODEL["weight"] - np.float32(0.5))
+        np.testing.assert_allclose(heard.model["norm.running_mean"], -2 / 3, rtol=1e-6)
+
+    def test_hearing_too_few_answers_keeps_the_model_and_their_metrics_and_says_so(self, warnings):
+        protocol = RoundProtocol(medians(min_replies=3))
+        protocol.ask(4, MODEL)
+        heard = protocol.hear(NODES, replies_of(weights_of, 11, 12), as_it_is)
+        assert heard.model is None
+        assert len(heard.usual) == 2
+        (warning,) = warnings("round 4 ")
+        assert "min_replies is 3" in warning
+
+    def test_hearing_nobody_reports_who_is_missing(self, warnings):
+        protocol = RoundProtocol(medians())
+        protocol.ask(1, MODEL)
+        heard = protocol.hear(NODES, [], as_it_is)
+        assert heard.model is None
+        assert heard.report == {
+            "replies-accepted": 0,
+            "replies-rejected": 0,
+            "replies-missing": len(NODES),
+        }
+        for node in NODES:
+            assert any(text.endswith(f"node {node}") for text in warnings("aggregate_train: "))
+
+    def test_a_node_that_has_told_its_partition_is_named_by_it_from_then_on(self, warnings):
+        protocol = RoundProtocol(signs())
+        for server_round, nodes in [(1, NODES), (2, NODES[1:])]:
+            instruction = protocol.ask(server_round, MODEL)
+            said = [(node, perturbed(instruction, node)) for node in nodes]
+            protocol.hear(NODES, said, as_it_is)
+        (warning,) = warnings("aggregate_train: ")
+        assert "node 11 (partition 0)" in warning
+
+    def test_answers_in_any_order_make_the_same_model_if_there_is_a_seed(self):
+        def model(order, metrics):
+            protocol = RoundProtocol(signs(Gaussian(0.5), Counts()))
+            instruction = protocol.ask(1, MODEL)
+            body, scalars = payload_of(instruction, NODES[0])
+            said = []
+            for node in order:
+                # Some differ in what is not voted on alone.
+                exact = payload_of(instruction, node)[0]["1"]
+                arrays = {"0": body["0"], "1": exact}
+                said.append((node, Said(arrays, scalars, 3.0, metrics(node), None)))
+            heard = protocol.hear(NODES, said, as_it_is)
+            return {name: array.tobytes() for name, array in heard.model.items()}, heard.report
+
+        for metrics in (lambda node: {"loss": 0.1 * node}, lambda node: {}):
+            assert model(NODES, metrics) == model(NODES[::-1], metrics)
+
+    def test_examples_that_cannot_be_summed_do_no_harm_to_the_arithmetic(self):
+        protocol = RoundProtocol(signs(Gaussian(0.5), Counts()))
+        instruction = protocol.ask(1, MODEL)
+        said = [(node, perturbed(instruction, node)) for node in NODES]
+        said = [(n, Said(s.arrays, s.scalars, 1.7e308, s.metrics, s.source)) for n, s in said]
+        model = protocol.hear(NODES, said, as_it_is).model
+        assert all(np.isfinite(array).all() for array in model.values())
+
+
+class TestStep:
+    """`finish` yields a step, of which the model follows."""
+
+    @pytest.fixture
+    def answers(self):
+        def answers(core, *nodes):
+            core.begin(1, MODEL)
+            read = [core.read(trained(node), None) for node in nodes]
+            return [
+                Answer(node, 1.0, {}, None, payload)
+                for node, payload in zip(nodes, read, strict=True)
+            ]
+
+        return answers
+
+    def test_finishing_a_round_gives_direction_rate_and_exact_arrays(self, answers):
+        core = medians(learning_rate=lambda server_round: 0.25 * server_round)
+        step, report = core.finish(answers(core, 11, 12, 15))
+        np.testing.assert_array_equal(step.direction, np.full(25, -1, np.float32))
+        assert step.rate == 0.25
+        assert sorted(step.exact) == ["norm.running_mean", "steps"]
+        assert step.exact["steps"] == 1
+        assert "median-mean-gap" in report
+
+    def test_finishing_a_round_with_too_few_answers_gives_no_step(self, answers):
+        core = medians(min_replies=2)
+        assert core.finish(answers(core, 11)) == (None, {})
+
+    def test_the_model_follows_from_any_server_step(self):
+        core = medians()
+        core.begin(1, MODEL)
+        direction = np.arange(25, dtype=np.float32)
+        exact = {"norm.running_mean": np.full(5, 7, np.float32), "steps": np.array(3)}
+        model = core.move(ServerStep(direction, 2.0, exact))
+        np.testing.assert_array_equal(
+            model["weight"].ravel(), MODEL["weight"].ravel() - 2 * direction[:20]
+        )
+        np.testing.assert_allclose(model["bias"], MODEL["bias"] - 2 * direction[20:])
+        np.testing.assert_array_equal(model["norm.running_mean"], exact["norm.running_mean"])
+        assert model["steps"] == 3
+        assert [array.dtype for array in model.values()] == [a.dtype for a in MODEL.values()]
+
+    def test_moving_the_model_keeps_its_average(self):
+        core = medians(average_decay=0.75)
+        core.begin(1, MODEL)
+        exact = {"norm.running_mean": np.zeros(5, np.float32), "steps": np.array(3)}
+        first, second = (
+            core.move(ServerStep(np.full(25, size, np.float32), 1.0, exact)) for size in (1, 2)
+        )
+        expected = 0.75 * first["weight"] + 0.25 * second["weight"]
+        np.testing.assert_allclose(core.average["weight"], expected)
+        assert core.average["steps"] == 3
+
+
+# What can be wrong with an answer: a change to the arrays and scalars of one, and words of the
+# reason.
+
+
+def scalar(key, value):
+    """Another value for one of the payload's scalars; None takes it out."""
+
+    def change(arrays, scalars):
+        scalars.pop(PREFIX + key)
+        if value is not None:
+            scalars[PREFIX + key] = value
+
+    return change
+
+
+def array(key, change_of):
+    def change(arrays, scalars):
+        arrays[key] = change_of(arrays[key])
+
+    return change
+
+
+def added(key, value):
+    def change(arrays, scalars):
+        (scalars if key.startswith(PREFIX) else arrays)[key] = value
+
+    return change
+
+
+def dropped(key):
+    def change(arrays, scalars):
+        del arrays[key]
+
+    return change
+
+
+def exact_nan(exact):
+    spoilt = exact.copy()
+    spoilt[: 4 * 5] = np.full(5, nan, np.float32).view(np.uint8)
+    return spoilt
+
+
+def floats(*values):
+    return np.array(values, "<f4").tobytes()
+
+
+BAD_ANSWERS = {
+    "no array": (lambda arrays, scalars: arrays.clear(), "0"),
+    "three arrays": (added("2", np.zeros(1)), "3"),
+    "exact arrays missing": (dropped("1"), "exact arrays"),
+    "a running statistic of NaN": (array("1", exact_nan), "'norm.running_mean'"),
+    "a body too long": (array("0", lambda body: np.append(body, body[:1])), "of shape"),
+    "a body too short": (array("0", lambda body: body[:-1]), "of shape"),
+    "a body of another shape": (array("0", lambda body: body[None]), "of shape"),
+    "a body of another dtype": (array("0", lambda body: body.astype(np.float64)), "float64"),
+    "another version": (scalar("payload", 99), "version 99"),
+    "a version in words": (scalar("payload", "2"), "fedmedian.payload"),
+    "another kind": (scalar("kind", "essay"), "fedmedian.kind"),
+    "no kind": (scalar("kind", None), "fedmedian.kind"),
+    "noise unheard of": (scalar("noise", "pink"), "'pink'"),
+    "other noise than told": (scalar("noise", "uniform"), "'uniform'"),
+    "no noise": (scalar("noise", None), "None"),
+    "another scale than told": (scalar("scales", floats(0.6, 0.6)), "scale"),
+    "no scales": (scalar("scales", None), "fedmedian.scales"),
+    "scales of a wrong type": (scalar("scales", 1.0), "fedmedian.scales"),
+    "scales of a strange length": (scalar("scales", b"123"), "3 bytes"),
+    "too few scales": (scalar("scales", b""), "scales"),
+    "scales of NaN": (scalar("scales", floats(nan, nan)), "scales"),
+    "negative magnitudes": (scalar("magnitudes", floats(-1, -1)), "magnitudes"),
+    "no magnitudes": (scalar("magnitudes", None), "fedmedian.magnitudes"),
+    "a key that nobody knows": (added(f"{PREFIX}rotated", 1), "fedmedian.rotated"),
+}
+
+BAD_VECTORS = {
+    str(value): (array("0", lambda body, value=value: np.full_like(body, value)), "vector")
+    for value in (nan, inf, -inf)
+}
+
+BAD_WEIGHTS = {
+    "a missing array": (dropped("bias"), "'bias'"),
+    "an array more": (added("more", np.zeros(3)), "'more'"),
+    "another order": (lambda a, _: a.update(weight=a.pop("weight")), "order"),
+    "another shape": (array("bias", lambda bias: np.zeros(6)), "'bias'"),
+    "a shape that broadcasts": (array("bias", lambda bias: bias[:1]), "'bias'"),
+    "text": (array("bias", lambda bias: bias.astype(str)), ""),
+    "NaN": (array("bias", lambda bias: np.full(5, nan)), "'bias'"),
+    "infinity": (array("bias", lambda bias: np.full(5, inf)), "'bias'"),
+}
+
+
+class TestBadAnswers:
+    """Each is dropped, counted and logged with the reason, and touches nothing."""
+
+    def assert_dropped(self, make_core, change, reason, warnings, plain=False):
+        def hear(nodes, spoil):
+            protocol = RoundProtocol(make_core())
+            instruction = protocol.ask(1, MODEL)
+            said = []
+            for node in nodes:
+                arrays, scalars = (trained(node), None) if plain else payload_of(instruction, node)
+                if node == spoil:
+                    change(arrays, scalars)
+                said.append((node, Said(arrays, scalars, 1.0, {"loss": 1.0}, None)))
+            return protocol.hear(nodes, said, as_it_is)
+
+        expected = hear([node for node in NODES if node != BAD], None)
+        assert warnings() == []
+        spoilt = hear(NODES, BAD)
+        assert spoilt.model.keys() == expected.model.keys()
+        for name in expected.model:
+            assert spoilt.model[name].tobytes() == expected.model[name].tobytes()
+        assert spoilt.report["replies-rejected"] == 1
+        assert spoilt.report["replies-accepted"] == len(NODES) - 1
+        (warning,) = warnings(f"aggregate_train: dropped the reply of node {BAD}")
+        assert reason in warning
+
+    @pytest.mark.parametrize(("change", "reason"), BAD_ANSWERS.values(), ids=BAD_ANSWERS)
+    def test_a_bad_answer_in_place_of_signs_is_dropped(self, change, reason, warnings):
+        self.assert_dropped(lambda: signs(Gaussian(0.5), Counts()), change, reason, warnings)
+
+    @pytest.mark.parametrize(("change", "reason"), BAD_VECTORS.values(), ids=BAD_VECTORS)
+    def test_a_vector_that_is_not_finite_is_dropped(self, change, reason, warnings):
+        self.assert_dropped(lambda: medians(), change, reason, warnings)
+
+    @pytest.mark.parametrize(("change", "reason"), BAD_WEIGHTS.values(), ids=BAD_WEIGHTS)
+    def test_plain_weights_that_are_not_the_models_are_dropped(self, change, reason, warnings):
+        self.assert_dropped(lambda: medians(), change, reason, warnings, plain=True)
+
+    @pytest.mark.parametrize(
+        ("asked", "sent"), [(signs, medians), (medians, signs)], ids=["a vector", "signs"]
+    )
+    def test_an_answer_of_another_kind_than_asked_is_dropped(self, asked, sent, warnings):
+        other = payload_of(RoundProtocol(sent()).ask(1, MODEL), BAD)
+
+        def swap(arrays, scalars):
+            arrays.update(other[0])
+            scalars.update(other[1])
+
+        self.assert_dropped(asked, swap, other[1][f"{PREFIX}kind"], warnings)
+
+    @pytest.mark.parametrize(
+        "make_core", [signs, lambda: medians(Gaussian(0.5))], ids=["signs", "noise at the client"]
+    )
+    def test_plain_weights_where_the_mod_is_needed_are_dropped_with_a_hint(
+        self, make_core, warnings
+    ):
+        protocol = RoundProtocol(make_core())
+        protocol.ask(1, MODEL)
+        heard = protocol.hear(NODES, replies_of(weights_of, BAD), as_it_is)
+        assert heard.report["replies-rejected"] == 1
+        assert any("mods=[perturb]" in text for text in warnings("aggregate_train: dropped"))
+
+    def test_noise_where_none_was_asked_for_is_dropped(self, warnings):
+        def change(arrays, scalars):
+            scalars[f"{PREFIX}noise"] = "gaussian"
+
+        self.assert_dropped(signs, change, "'gaussian'", warnings)
+
+    def test_a_reply_that_cannot_be_read_is_dropped(self, warnings):
+        def read(said):
+            raise MemoryError("a shape of 999999999999")
+
+        protocol = RoundProtocol(medians())
+        protocol.ask(1, MODEL)
+        heard = protocol.hear([BAD], replies_of(weights_of, BAD), read)
+        assert (heard.model, heard.report["replies-rejected"]) == (None, 1)
+        assert any("999999999999" in text for text in warnings("aggregate_train: dropped"))
+
+
+def loud(arrays, scalars):
+    huge = floats(3e38, 3e38)
+    scalars.update({f"{PREFIX}scales": huge, f"{PREFIX}magnitudes": huge})
+
+
+def enormous(arrays, scalars):
+    arrays["0"] = np.full_like(arrays["0"], np.finfo(np.float32).max)
+
+
+@pytest.mark.parametrize(
+    ("make_core", "change"),
+    [
+        (lambda: signs(Gaussian(Adaptive(1.0)), Counts(), scale_from="client"), loud),
+        (medians, enormous),
+        (lambda: medians(Gaussian(0.5)), enormous),
+    ],
+    ids=["an own noise scale", "values in a median", "values in a noisy median"],
+)
+def test_one_clients_enormous_numbers_do_not_outweigh_the_others(make_core, change):
+    def model(spoil):
+        protocol = RoundProtocol(make_core())
+        instruction = protocol.ask(1, MODEL)
+        said = []
+        for node in NODES:
+            arrays, scalars = payload_of(instruction, node)
+            if node == spoil:
+                change(arrays, scalars)
+            said.append((node, Said(arrays, scalars, 1.0, {}, None)))
+        heard = protocol.hear(NODES, said, as_it_is)
+        assert heard.report["replies-accepted"] == len(NODES)
+        return heard.model
+
+    for name in ("weight", "bias"):
+        assert np.abs(model(BAD)[name] - model(None)[name]).max() < 30
+
+
+SCALARS = (
+    st.none()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.binary(max_size=12)
+    | st.booleans()
+)
+KEYS = st.sampled_from(
+    [PREFIX + key for key in ("payload", "kind", "noise", "scales", "magnitudes", "partition")]
+) | st.text(max_size=5)
+
+
+class TestJunk:
+    """Whatever a client sends, the round goes on."""
+
+    any_core = st.sampled_from(
+        [
+            lambda: signs(Gaussian(Adaptive(1.0)), Counts(), scale_from="client"),
+            lambda: medians(optimizer=Momentum()),
+        ]
+    )
+
+    def survives(self, make_core, change):
+        protocol = RoundProtocol(make_core())
+        instruction = protocol.ask(1, MODEL)
+        said = []
+        for node in NODES:
+            arrays, scalars = payload_of(instruction, node)
+            if node == BAD:
+                change(arrays, scalars)
+            said.append((node, Said(arrays, scalars, 1.0, {}, None)))
+        heard = protocol.hear(NODES, said, as_it_is)
+        accepted, rejected = (heard.report[f"replies-{n}"] for n in ("accepted", "rejected"))
+        assert accepted + rejected == len(NODES)
+        assert accepted >= len(NODES) - 1
+        assert all(np.isfinite(array).all() for array in heard.model.values())
+
+    @settings(max_examples=50)
+    @given(make_core=any_core, junk=st.dictionaries(KEYS, SCALARS, max_size=6), whole=st.booleans())
+    def test_junk_in_one_clients_scalars_does_not_end_the_round(self, make_core, junk, whole):
+        def change(arrays, scalars):
+            if whole:
+                scalars.clear()
+            scalars.update({key: value for key, value in junk.items() if value is not None})
+            for key, value in junk.items():
+                if value is None:
+                    scalars.pop(key, None)
+
+        self.survives(make_core, change)
+
+    @settings(max_examples=50)
+    @given(
+        make_core=any_core,
+        sizes=st.binary(min_size=8, max_size=8),
+        key=st.sampled_from(["scales", "magnitudes"]),
+    )
+    def test_junk_in_the_sizes_that_one_client_reports_does_not_end_the_round(
+        self, make_core, sizes, key
+    ):
+        self.survives(make_core, scalar(key, sizes))
+
+    @settings(max_examples=50)
+    @given(
+        make_core=any_core,
+        key=st.sampled_from(["0", "1"]),
+        position=st.integers(0, 10_000),
+        value=st.integers(0, 255),
+    )
+    def test_junk_in_one_byte_of_one_clients_array_does_not_end_the_round(
+        self, make_core, key, position, value
+    ):
+        def change(arrays, scalars):
+            data = bytearray(arrays[key].tobytes())
+            data[position % len(data)] = value
+            arrays[key] = np.frombuffer(bytes(data), arrays[key].dtype)
+
+        self.survives(make_core, change)
+
+
+class TestHearEvaluation:
+    def hear(self, replies, asked=NODES, core=None, rules=()):
+        def read(node, reply):
+            if reply is None:
+                raise ValueError("no loss")
+            return Reply(node, 1.0, reply, f"reply {node}")
+
+        protocol = RoundProtocol(core or medians(), *rules)
+        return [one.node for one in protocol.hear_evaluation(1, asked, replies, read)]
+
+    def test_hearing_an_evaluation_returns_the_replies_whose_metrics_can_be_aggregated(
+        self, warnings
+    ):
+        good = {"loss": 1.0}
+        replies = [(11, good), (12, {"accuracy": 1.0}), (13, None), (14, good)]
+        assert self.hear(replies) == [11, 14]
+        (dropped,) = warnings("aggregate_evaluate: dropped")
+        assert "node 13" in dropped
+        assert "no loss" in dropped
+        (missing,) = warnings("aggregate_evaluate: no reply")
+        assert "node 15" in missing
+
+    def test_in_evaluation_one_reply_counts_of_each_node_that_was_asked(self):
+        replies = [(node, {"loss": 1.0}) for node in (11, 11, 99, 12)]
+        assert self.hear(replies, asked=[11, 12]) == [11, 12]
+
+    def test_in_evaluation_the_protocols_rules_hold_and_not_the_settings(self):
+        def refuse_all(cohort):
+            return dict.fromkeys(range(len(cohort.replies)), "not today")
+
+        replies = [(11, {"loss": 1.0})]
+        assert self.hear(replies, core=medians(cohort_rules=[refuse_all])) == [11]
+        assert self.hear(replies, rules=[refuse_all]) == []

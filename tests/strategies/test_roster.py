@@ -1,0 +1,58 @@
+"""The nodes of a run by name, and what becomes of their replies."""
+
+from fedmedian.strategies.cohort import Reply
+from fedmedian.strategies.roster import Hearing, Roster
+
+
+def replies(*nodes):
+    return [Reply(node, 1.0, {}, None) for node in nodes]
+
+
+def test_a_node_has_a_partition_in_its_name_once_it_has_told_one():
+    roster = Roster()
+    assert roster.name(7) == "node 7"
+    roster.learn(7, None)
+    assert roster.name(7) == "node 7"
+    roster.learn(7, 0)
+    assert roster.name(7) == "node 7 (partition 0)"
+    assert roster.name(8) == "node 8"
+
+
+def test_a_reply_that_raises_while_it_is_read_is_rejected_and_the_others_are_kept(warnings):
+    hearing = Hearing("phase", [1, 2, 3], Roster())
+    with hearing.reply_of(1):
+        pass
+    with hearing.reply_of(2):
+        raise MemoryError("the reason")
+    kept, counts = hearing.judge(4, replies(1), [])
+    assert [reply.node for reply in kept] == [1]
+    assert counts == {"replies-accepted": 1, "replies-rejected": 1, "replies-missing": 1}
+    dropped, missing = warnings("phase: ")
+    assert "node 2" in dropped
+    assert "the reason" in dropped
+    assert "node 3" in missing
+
+
+def test_cohort_rules_are_asked_one_after_the_other_about_what_is_left(warnings):
+    hearing = Hearing("phase", [1, 2, 3], Roster())
+    for node in (1, 2, 3):
+        with hearing.reply_of(node):
+            pass
+    seen = []
+
+    def refuse_the_last(cohort):
+        seen.append(
+            (cohort.server_round, [reply.node for reply in cohort.replies], cohort.rejected)
+        )
+        return {len(cohort.replies) - 1: "it is the last"}
+
+    kept, counts = hearing.judge(4, replies(1, 2, 3), [refuse_the_last, refuse_the_last])
+    assert seen == [(4, [1, 2, 3], 0), (4, [1, 2], 1)]
+    assert [reply.node for reply in kept] == [1]
+    assert counts == {"replies-accepted": 1, "replies-rejected": 2, "replies-missing": 0}
+    assert [
+        ("node 3" in text, "it is the last" in text) for text in warnings("phase: dropped")
+    ] == [
+        (True, True),
+        (False, True),
+    ]
