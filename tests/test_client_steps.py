@@ -20,13 +20,22 @@ from fedmedian import (
     DivideByLearningRate,
     Gaussian,
     Noise,
+    Rotation,
     Uniform,
     pack_signs,
     register_client_step,
     register_noise,
     unpack_signs,
 )
-from fedmedian.client_steps import CLIENT_STEPS, AddNoise, Draft, Measure, Signs, UpdateError
+from fedmedian.client_steps import (
+    CLIENT_STEPS,
+    AddNoise,
+    Draft,
+    Measure,
+    Signs,
+    TopUpNoise,
+    UpdateError,
+)
 from fedmedian.noise import NOISE_FAMILIES
 from fedmedian.strategies import SignSGD
 from fedmedian.wire import WireError
@@ -121,6 +130,9 @@ STEPS = [
     Measure("max"),
     AddNoise(Gaussian(), np.float32([0.5, 0.25])),
     AddNoise(StudentT(df=4.0), None, 3.0),
+    TopUpNoise(Gaussian(), np.float32([5, 0.1])),
+    TopUpNoise(Gaussian(), None, 1.5),
+    Rotation(smallest=4, seed=3),
     Signs(),
     Reverse(3.0),
 ]
@@ -177,6 +189,7 @@ class TestEveryStep:
         (ClientMomentum, "decay", [1.0, -0.1, nan]),
         (Clip, "norm", [0.0, -1.0, nan, inf]),
         (Measure, "magnitude", ["mean", ""]),
+        (Rotation, "smallest", [0, -1]),
     ],
 )
 def test_a_parameter_out_of_range_is_refused_by_name_and_value(step, parameter, values):

@@ -11,13 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedmedian import Adaptive, ScaleRule, Theory
+from fedmedian import Adaptive, ScaleRule, Theory, TopUp
 from fedmedian.scales import Fixed, as_scale_rule, quantile_of_positive
 
 RULES = [
     Fixed(0.1),
     Adaptive(),
     Adaptive(2.0, magnitude="max", quantile=1.0, max_change=1.5),
+    TopUp(),
+    TopUp(2.0, quantile=1.0, max_change=1.5),
     Theory(rounds=100, dim=10),
 ]
 
