@@ -19,11 +19,14 @@ settings.load_profile("fedmedian")
 
 @pytest.fixture(autouse=True)
 def quiet_flower():
-    """Keep Flower's log for caplog, and off the terminal."""
+    """Keep all of Flower's log for caplog, and off the terminal."""
     logger = logging.getLogger("flwr")
     handlers, logger.handlers = logger.handlers, []
+    level = logger.level
+    logger.setLevel(logging.DEBUG)  # studies leave it higher
     yield
     logger.handlers = handlers
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="module")

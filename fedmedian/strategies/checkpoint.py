@@ -53,7 +53,7 @@ class Checkpoint:
     whole or not at all, whenever the process is killed, and replaces the one before. A strategy
     that finds one there goes on from it.
 
-    What a client keeps in its ``Context.state``, as with ``client_momentum``, is not in it: Flower
+    What a client keeps in its ``Context.state``, as with `ClientMomentum`, is not in it: Flower
     begins that anew with each run.
 
     Parameters

@@ -24,6 +24,7 @@ from experiments.apps.heterogeneous.fedmedian_heterogeneous.report import (
 )
 from experiments.studies.noise_choices import run_digits
 from fedmedian import Adaptive, Instruction, Laplace, Payload
+from fedmedian.client_steps import AddNoise
 from fedmedian.clients import InProcessGrid
 from fedmedian.strategies import MedianSGD, SignSGD
 
@@ -259,7 +260,7 @@ class TestAccuracyWithALiar:
     @classmethod
     def lied_to(cls):
         def lie(message, context, call_next):
-            bootstrap = Instruction.decode(message.content["config"]).scales is None
+            told = Instruction.decode(message.content["config"]).find(AddNoise)
             reply = call_next(message, context)
             if context.node_config["partition-id"] == 0:
                 arrays = [array.numpy() for array in reply.content["arrays"].values()]
@@ -267,7 +268,7 @@ class TestAccuracyWithALiar:
                     Payload.decode(arrays, reply.content["fedmedian"]),
                     np.float32(1e6),
                 )
-                scales = factor * honest.scales if bootstrap else honest.scales
+                scales = factor * honest.scales if told.scales is None else honest.scales
                 claimed = replace(honest, magnitudes=factor * honest.magnitudes, scales=scales)
                 reply.content["fedmedian"] = ConfigRecord(claimed.encode()[1])
             return reply

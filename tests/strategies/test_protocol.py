@@ -1,14 +1,27 @@
 """The protocol of a round by itself: plain arrays in, a model out, and no Flower between."""
 
 import random
+from dataclasses import dataclass
 from math import inf, nan
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedmedian import Adaptive, Clip, Counts, Gaussian, Layout, Majority, Momentum
+from fedmedian import (
+    Adaptive,
+    ClientStep,
+    Clip,
+    Counts,
+    Gaussian,
+    Layout,
+    Majority,
+    Momentum,
+    register_client_step,
+)
+from fedmedian.client_steps import CLIENT_STEPS
 from fedmedian.instructions import perturb_update
 from fedmedian.strategies import Checkpoint
 from fedmedian.strategies.cohort import Answer, Reply
@@ -76,6 +89,19 @@ def payload_of(instruction, node):
 def perturbed(instruction, node):
     """A node's reply with a payload."""
     return Said(*payload_of(instruction, node), 1.0, {"loss": 1.0 * node}, f"reply {node}")
+
+
+@dataclass(frozen=True)
+class Reverse(ClientStep):
+    """Sends the update multiplied by a ramp, and backwards; the server puts it in order."""
+
+    name: ClassVar[str] = "protocol-test"
+
+    def apply(self, draft):
+        draft.replace((draft.vector * np.arange(25, dtype=np.float32))[::-1].copy())
+
+    def undo(self, direction, before):
+        return direction[::-1]
 
 
 def as_it_is(said):
@@ -231,6 +257,16 @@ class TestStep:
         assert sorted(step.exact) == ["norm.running_mean", "steps"]
         assert step.exact["steps"] == 1
         assert "median-mean-gap" in report
+
+    def test_finishing_a_round_undoes_what_client_steps_have_done(self, answers, monkeypatch):
+        monkeypatch.setattr(CLIENT_STEPS, "_classes", dict(CLIENT_STEPS._classes))
+        register_client_step(Reverse)
+        usual, reversed_ = medians(), medians(client_steps=[Reverse(), Clip(1.0)])
+        usual_step, _ = usual.finish(answers(usual, 11, 12, 15))
+        step, _ = reversed_.finish(answers(reversed_, 11, 12, 15))
+        ramp = np.arange(25) / np.linalg.norm(np.arange(25))
+        assert np.ptp(usual_step.direction) == 0
+        np.testing.assert_allclose(step.direction, -ramp, rtol=1e-5)
 
     def test_finishing_a_round_with_too_few_answers_gives_no_step(self, answers):
         core = medians(min_replies=2)
