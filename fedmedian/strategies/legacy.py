@@ -170,9 +170,9 @@ class SignSGD(LegacyStrategy):
 
     Parameters
     ----------
-    noise, decode, learning_rate, weighted, optimizer, client_steps, scale_from, cohort_rules
+    noise, decode, learning_rate, weighted, optimizer, client_steps, rotation, scale_from
         As for `fedmedian.strategies.SignSGD`.
-    diagnostics, min_replies, seed
+    cohort_rules, diagnostics, min_replies, seed
         As for `fedmedian.strategies.SignSGD`.
     average_decay : float, optional
         As there; the average is in ``averaged_parameters``.
@@ -252,7 +252,7 @@ class MedianSGD(LegacyStrategy):
     ----------
     noise, noise_at, learning_rate, estimator
         As for `fedmedian.strategies.MedianSGD`.
-    optimizer, average_decay, client_steps, scale_from, exact, cohort_rules
+    optimizer, average_decay, client_steps, rotation, scale_from, exact, cohort_rules
         As for `SignSGD`.
     diagnostics, min_replies, checkpoint, seed, **fedavg
         As for `SignSGD`.

@@ -18,6 +18,8 @@ from fedmedian import (
     Laplace,
     Majority,
     Momentum,
+    Rotation,
+    TopUp,
     Uniform,
 )
 from fedmedian.clients import InProcessGrid, perturb
@@ -92,7 +94,16 @@ CASES = {
         },
         reports=frozenset({"noise-scale"}),
     ),
+    "counts in a random basis": Case(
+        "SignSGD", {"noise": Gaussian(TopUp()), "rotation": Rotation(8)}, reports=NOISY_VOTES
+    ),
     "median": Case("MedianSGD", weighted=False, reports=NOISY_GAP),
+    "median in a random basis, topped up at the server": Case(
+        "MedianSGD",
+        {"noise": Gaussian(TopUp()), "rotation": Rotation(8), "noise_at": "server"},
+        weighted=False,
+        reports=NOISY_GAP,
+    ),
     "median with noise at the server": Case(
         "MedianSGD",
         {"noise": Gaussian(0.5), "noise_at": "server", "optimizer": Adam(), "learning_rate": 0.01},

@@ -23,6 +23,7 @@ from fedmedian import (
     Gaussian,
     Majority,
     Momentum,
+    Rotation,
     Theory,
     register_client_step,
     register_noise,
@@ -44,6 +45,7 @@ OWN = {
     "optimizer": Adam(),
     "average_decay": 0.5,
     "client_steps": [DivideByLearningRate(0.1), ClientMomentum(0.9), Clip(1e-30)],
+    "rotation": Rotation(smallest=9),
     "scale_from": "client",
     "exact": ["*mean"],
     "cohort_rules": [lambda cohort: {}],
@@ -132,6 +134,7 @@ WRONG_TYPE = {
     "average_decay": ("0.5", True, [0.5]),
     "client_steps": (Clip(1.0), "clip", None),
     "client_steps[0]": ([1.0], [Clip], [None]),
+    "rotation": (True, 256, "rotation", Rotation),
     "scale_from": (None, True),
     "exact": ("*mean", [1], ("*mean", None), 3, None),
     "cohort_rules": (len, None, "one", [1]),
@@ -242,7 +245,9 @@ class TestClientSteps:
         message = refuses(Settings, ValueError, "client_steps[1]", [Clip(1.0), Clip(2.0)])
         assert repr(Clip(2.0)) in message
 
-    @pytest.mark.parametrize("step", [Measure("rms"), AddNoise(Gaussian()), Signs()], ids=repr)
+    @pytest.mark.parametrize(
+        "step", [Rotation(), Measure("rms"), AddNoise(Gaussian()), Signs()], ids=repr
+    )
     def test_a_client_step_that_strategies_add_themselves_is_refused(self, step):
         assert repr(step) in refuses(Settings, ValueError, "client_steps[0]", [step])
 
