@@ -118,7 +118,7 @@ class LegacyStrategy(FedAvg):
         failures: list[Trained | BaseException],
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Aggregate the usable results into a new model, and report on the round."""
-        replies = _by_client(results, failures)
+        replies = _by_client("aggregate_train", results, failures)
         heard = self._protocol.hear(self._asked, replies, _read)
         metrics: dict[str, Any] = {**heard.report}
         if results:
@@ -156,7 +156,7 @@ class LegacyStrategy(FedAvg):
         failures: list[Evaluated | BaseException],
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Aggregate the usable results' losses and metrics as FedAvg does."""
-        replies = _by_client(results, failures)
+        replies = _by_client("aggregate_evaluate", results, failures)
         usual = self._protocol.hear_evaluation(
             server_round, self._asked_to_evaluate, replies, _read_evaluation
         )
@@ -311,6 +311,7 @@ class MedianSGD(LegacyStrategy):
 
 
 def _by_client(
+    phase: str,
     results: Sequence[tuple[ClientProxy, Result]],
     failures: Sequence[tuple[ClientProxy, Result] | BaseException],
 ) -> list[tuple[Node, tuple[ClientProxy, Result]]]:
@@ -319,7 +320,7 @@ def _by_client(
     for failure in failures:
         if isinstance(failure, BaseException):
             # Flower does not tell whose it is; the client is named among the missing.
-            log(WARNING, "a client failed: %r", failure)
+            log(WARNING, "%s: a client failed: %r", phase, failure)
         else:
             answered.append(failure)
     return [(client.cid, (client, result)) for client, result in answered]

@@ -139,7 +139,7 @@ class TestDemo:
         accuracies = re.findall(r"round +(\d)/3 +accuracy (\d\.\d+)", outcome.output)
         assert [number for number, _ in accuracies] == ["0", "1", "2", "3"]
         assert float(accuracies[0][1]) < 0.3
-        assert float(accuracies[-1][1]) > 0.75
+        assert float(accuracies[-1][1]) > 0.75  # .850: the app has a seed
 
     def test_no_process_no_listener_and_no_folder_is_left(self, outcome):
         assert len(outcome.traces.homes) >= 4

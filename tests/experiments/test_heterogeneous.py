@@ -22,7 +22,7 @@ from experiments.apps.heterogeneous.fedmedian_heterogeneous.report import (
     read_runs,
     write_report,
 )
-from experiments.studies.noise_choices import run_digits
+from experiments.studies.noise_choices import fedavg, run_digits
 from fedmedian import Adaptive, Instruction, Laplace, Payload
 from fedmedian.client_steps import AddNoise
 from fedmedian.clients import InProcessGrid
@@ -203,7 +203,10 @@ class TestReport:
 
 @pytest.mark.slow
 class TestAccuracyOnClientsOfOneClassEach:
-    """Where plain signs fail, noisy ones and noisy medians do what FedAvg does."""
+    """Where plain signs fail, noisy ones and noisy medians do what FedAvg does.
+
+    All is seeded; Ray, which sums in another order, comes to the same three digits.
+    """
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -252,34 +255,38 @@ class TestAccuracyOnDirichletClients:
         assert runs[name].accuracy >= runs["FedAvg"].accuracy - 0.03
 
 
+def lie(message, context, call_next):
+    """Report sizes a million times the client's own, and the votes of an honest one: a mod."""
+    told = Instruction.decode(message.content["config"]).find(AddNoise)
+    reply = call_next(message, context)
+    if context.node_config["partition-id"] == 0:
+        arrays = [array.numpy() for array in reply.content["arrays"].values()]
+        honest, factor = Payload.decode(arrays, reply.content["fedmedian"]), np.float32(1e6)
+        scales = factor * honest.scales if told.scales is None else honest.scales
+        claimed = replace(honest, magnitudes=factor * honest.magnitudes, scales=scales)
+        reply.content["fedmedian"] = ConfigRecord(claimed.encode()[1])
+    return reply
+
+
 @pytest.mark.slow
-class TestAccuracyWithALiar:
-    """One of ten clients reports sizes a million times its own, and the votes of an honest one."""
+class TestMeanAccuracyAfterFiftyRounds:
+    """Clients of one class each and three seeds, of which all follows: .939, .937 and .940."""
+
+    def accuracy(self, make, clients=client_app.app):
+        runs = run_digits("digits", make, ["rounds=50"], clients, seeds=(1, 2, 3))
+        return fmean(run.accuracy for run in runs)
 
     @pytest.fixture(scope="class")
     @classmethod
-    def lied_to(cls):
-        def lie(message, context, call_next):
-            told = Instruction.decode(message.content["config"]).find(AddNoise)
-            reply = call_next(message, context)
-            if context.node_config["partition-id"] == 0:
-                arrays = [array.numpy() for array in reply.content["arrays"].values()]
-                honest, factor = (
-                    Payload.decode(arrays, reply.content["fedmedian"]),
-                    np.float32(1e6),
-                )
-                scales = factor * honest.scales if told.scales is None else honest.scales
-                claimed = replace(honest, magnitudes=factor * honest.magnitudes, scales=scales)
-                reply.content["fedmedian"] = ConfigRecord(claimed.encode()[1])
-            return reply
+    def signs(cls):
+        return cls().accuracy(SignSGD)
 
-        app = ClientApp(mods=[lie])
-        app.train()(client_app.app)
-        return app
+    def test_signs_come_within_two_points_of_fedavg(self, signs):
+        reference = self.accuracy(fedavg)
+        assert reference > 0.9
+        assert signs > reference - 0.02
 
-    def test_costs_signs_less_than_three_points(self, lied_to):
-        def accuracy(clients):
-            runs = run_digits("SignSGD", SignSGD, ["rounds=50"], clients, seeds=(1, 2, 3))
-            return fmean(run.accuracy for run in runs)
-
-        assert accuracy(lied_to) > accuracy(client_app.app) - 0.03
+    def test_one_of_ten_clients_that_lies_about_its_size_costs_less_than_three_points(self, signs):
+        lied_to = ClientApp(mods=[lie])
+        lied_to.train()(client_app.app)
+        assert self.accuracy(SignSGD, lied_to) > signs - 0.03
