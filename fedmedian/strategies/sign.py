@@ -159,8 +159,9 @@ class SignSGD(MessageStrategy):
 
     Examples
     --------
-    >>> from fedmedian import Majority
+    >>> from fedmedian import Majority, Rotation, TopUp
     >>> strategy = SignSGD(fraction_train=0.5)
+    >>> in_a_random_basis = SignSGD(Gaussian(TopUp()), rotation=Rotation())
     >>> paper = SignSGD(Gaussian(0.1), Majority(), learning_rate=0.001)
     """
 
