@@ -7,10 +7,12 @@ import bottleneck
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.fft import dct
 
 from benchmarks.timing import Case
 from fedmedian import Gaussian, Laplace, Logistic, Noise, Uniform, coordinate_median, majority_vote
 from fedmedian.kernels.encoding import pack_noisy_signs
+from fedmedian.kernels.rotation import rotate
 
 Float32 = NDArray[np.float32]
 
@@ -92,6 +94,37 @@ def encode_cases() -> Iterator[Case]:
         )
 
 
+def rotation_cases() -> Iterator[Case]:
+    """Yield the rotation of an update, alone and on the way to packed signs."""
+    rng, noise = np.random.default_rng(0), Gaussian()
+    for dim in (10**6, 10**7):
+        update = rng.standard_normal(dim, dtype=np.float32)
+        scales = np.ones(1, np.float32)
+
+        def encode(update: Float32 = update, scales: Float32 = scales) -> NDArray[np.uint8]:
+            rotated = rotate(update, rng)
+            return pack_noisy_signs(rotated, [rotated.size], noise, scales, rng)
+
+        yield Case(
+            f"rotation, d = {dim:,}",
+            {
+                "fedmedian": partial(rotate, update, rng),
+                "scipy's DCT": partial(dct, update, norm="ortho"),
+            },
+            update.nbytes,
+            lambda left, right: bool(np.isclose(np.linalg.norm(left), np.linalg.norm(right))),
+        )
+        yield Case(
+            f"rotation and encode, d = {dim:,}",
+            {
+                "fedmedian": encode,
+                "NumPy's normal noise, drawn": partial(rng.standard_normal, dim, dtype=np.float32),
+            },
+            update.nbytes,
+            lambda ours, theirs: ours.size >= theirs.size // 8,
+        )
+
+
 def _flower_median(rows: list[Float32]) -> Float32:
     return np.asarray(np.median(np.stack(rows), axis=0))
 
@@ -127,4 +160,5 @@ CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "median": median_cases,
     "votes": vote_cases,
     "encode": encode_cases,
+    "rotation": rotation_cases,
 }
