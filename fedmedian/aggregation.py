@@ -127,8 +127,9 @@ def aggregate_vectors(
         The vectors' blocks.
     smoothing : (L,) float32, optional
         The scale of each block's `smoothed_median`; without it the median is taken.
-    added : (M, L) float32, optional
-        The scale b of the noise that each block of each client's vector is given here, if any.
+    added : (L,) or (M, L) float32, optional
+        The scale b of the noise that each block of each client's vector is given here, if any;
+        one for all clients, or one for each.
     rng : numpy.random.Generator, optional
         Draws the noise to add: for one part of the coordinates after the other, client by client.
     diagnostics : bool (default: True)
@@ -139,6 +140,8 @@ def aggregate_vectors(
     Aggregate
         The median, with the diagnostics of `fedmedian.diagnostics.describe_median`.
     """
+    if added is not None:
+        added = np.broadcast_to(added, (len(payloads), len(blocks)))
     direction = np.empty(blocks.dim, dtype=np.float32)
     gap = MeanGap()
     length = _PART if added is None else max(_NOISY_VALUES // len(payloads), 1)

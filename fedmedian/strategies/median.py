@@ -74,11 +74,9 @@ class MedianCore(Core):
         """Take the median; see `fedmedian.aggregation.aggregate_vectors`."""
         at_server = scales if self.client_noise is None else None
         smoothed = self.estimator == "smoothed"
-        added = None
-        if at_server is not None and not smoothed:
-            added = np.tile(at_server, (len(payloads), 1))
-            if self.tops_up:
-                added = top_up(added, np.stack([payload.magnitudes for payload in payloads]))
+        added = None if smoothed else at_server
+        if added is not None and self.tops_up:
+            added = top_up(added, np.stack([payload.magnitudes for payload in payloads]))
         return aggregate_vectors(
             payloads,
             self.noise,
