@@ -112,6 +112,11 @@ class Core(ABC):
     ) -> None:
         if noise is not None:
             require_type("noise", noise, Noise, "a noise family such as Gaussian(0.1), or None")
+            if noise.rule.tops_up and settings.rotation is None:
+                raise ValueError(
+                    f"rotation must be given with noise={noise!r}, got None: only in a random "
+                    "basis are coordinates normal, and add up with noise to normal ones"
+                )
             if noise_at_client:
                 NOISE_FAMILIES.require("noise", noise)
                 AddNoise(noise).encode()  # raises if a parameter cannot travel

@@ -197,6 +197,14 @@ def test_the_snippets_of_an_app_are_valid(existing_apps):
         assert isinstance(names.get("strategy"), SignSGD) or isinstance(names["app"], ClientApp)
 
 
+def test_the_snippet_of_a_random_basis_makes_both_strategies(root):
+    (snippet,) = fences((root / "docs" / "noise.md").read_text(), "python")
+    names = {}
+    exec(snippet, names)
+    assert names["signs"].core.tops_up
+    assert names["median"].core.settings.rotation is not None
+
+
 def test_the_snippet_of_a_long_run_can_be_run_again(existing_apps, counting_app, tmp_path):
     (snippet,) = (code for code in fences(existing_apps, "python") if "Checkpoint(" in code)
     assert snippet.count("/var/lib/flower/run-1") == snippet.count("num_rounds=500") == 1

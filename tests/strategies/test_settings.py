@@ -21,10 +21,14 @@ from fedmedian import (
     DecodeRule,
     DivideByLearningRate,
     Gaussian,
+    Laplace,
+    Logistic,
     Majority,
     Momentum,
     Rotation,
     Theory,
+    TopUp,
+    Uniform,
     register_client_step,
     register_noise,
 )
@@ -280,6 +284,15 @@ class TestNoise:
         for strategy in STRATEGIES:
             with pytest.raises(TypeError, match=r"OwnNoise\.parameter"):
                 strategy(OwnNoise(parameter=[1, 2]))
+
+    def test_noise_that_tops_up_is_refused_without_a_rotation_and_by_families_but_gaussian(self):
+        for strategy in STRATEGIES:
+            with pytest.raises(ValueError, match=r"^rotation must .*TopUp"):
+                strategy(Gaussian(TopUp()))
+            assert strategy(Gaussian(TopUp()), rotation=Rotation()).core.tops_up
+        for family in (Laplace, Logistic, Uniform):
+            with pytest.raises(ValueError, match=r"^scale must .*TopUp"):
+                family(TopUp())
 
     @pytest.mark.parametrize("scale", [0.5, Theory(rounds=10, dim=5)], ids=repr)
     def test_clients_that_are_to_choose_a_scale_that_is_fixed_are_refused(self, scale):
