@@ -16,13 +16,13 @@ demo: setup  ## Compare the strategies on clients of one class each: table and p
 deploy-demo: setup  ## Deploy with TLS and keys; a node dies in a round and returns: 3 minutes.
 	@$(BIN)/python -m experiments.demos.deployment
 
-# Half of the time of the slow tests is waiting; a file's tests share what they start. In their own
-# order the slow files come before the many fast ones, and all processes end together.
+# Half of the time of the slow tests is waiting; a class's tests share what they start. In their
+# own order the slow ones come before the many fast ones, and all processes end together.
 test: setup  ## Run all tests; ARGS="-m 'not slow'" leaves out what takes long.
-	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 4 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 test-oldest: .venv-oldest/installed  ## Run the fast tests on the oldest Flower that we declare.
-	@$(OLDEST_BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m 'not slow'
+	@$(OLDEST_BIN)/python -m pytest --numprocesses 4 --dist loadscope --no-loadscope-reorder -m 'not slow'
 
 lint: setup types  ## Check style and types.
 	@$(BIN)/ruff check .

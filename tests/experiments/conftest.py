@@ -1,6 +1,7 @@
 """The experiments are run from the repository and not installed; what they start is watched."""
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -10,6 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from experiments.apps import HETEROGENEOUS, read_config
+from experiments.apps.heterogeneous.fedmedian_heterogeneous import client_app, server_app
+from fedmedian.clients import InProcessGrid
 
 ROOT = Path(__file__).parents[2]
 _MARK = "WATCHED_BY_TEST"
@@ -76,3 +81,19 @@ def watch():
             watched.end()
 
     return watch
+
+
+@pytest.fixture(scope="session")
+def compare():
+    """Returns the runs of the app's comparison, by the strategies' names in tables."""
+
+    def compare(*overrides):
+        config = read_config(HETEROGENEOUS, overrides)
+        grid = InProcessGrid(client_app.app, int(config["num-clients"]), run_config=config)
+        logging.getLogger("flwr").setLevel(logging.ERROR)
+        try:
+            return {run.strategy: run for run in server_app.compare(grid, config)}
+        finally:
+            logging.getLogger("flwr").setLevel(logging.DEBUG)
+
+    return compare

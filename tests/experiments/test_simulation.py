@@ -44,80 +44,86 @@ def running_in(folder):
     return found
 
 
-def test_it_compares_writes_the_results_and_leaves_nothing_running(simulate, tmp_path):
-    watched = simulate()
-    output, _ = watched.process.communicate(timeout=PATIENCE)
-    assert watched.process.returncode == 0, output
-    fedavg, sign = read_runs(tmp_path)
-    assert (fedavg.strategy, sign.strategy) == ("FedAvg", "SignSGD")
-    assert fedavg.rounds == sign.rounds == 2
-    assert sign.uplink_bytes * 28 <= fedavg.uplink_bytes
-    assert (tmp_path / "accuracy.png").exists()
-    assert "round   2/2" in output
-    assert compare_uplinks([fedavg, sign]) in output
-    assert watched.running() == []
+class TestCommand:
+    def test_it_compares_writes_the_results_and_leaves_nothing_running(self, simulate, tmp_path):
+        watched = simulate()
+        output, _ = watched.process.communicate(timeout=PATIENCE)
+        assert watched.process.returncode == 0, output
+        fedavg, sign = read_runs(tmp_path)
+        assert (fedavg.strategy, sign.strategy) == ("FedAvg", "SignSGD")
+        assert fedavg.rounds == sign.rounds == 2
+        assert sign.uplink_bytes * 28 <= fedavg.uplink_bytes
+        assert (tmp_path / "accuracy.png").exists()
+        assert "round   2/2" in output
+        assert compare_uplinks([fedavg, sign]) in output
+        assert watched.running() == []
+
+    def test_a_run_that_fails_is_told_by_the_exit_status(self, simulate, tmp_path):
+        watched = simulate("strategy='krum'")
+        output, _ = watched.process.communicate(timeout=PATIENCE)
+        assert watched.process.returncode not in (0, None)
+        assert "the log is in" in output
+        assert "got 'krum'" in (tmp_path / "flower.log").read_text()
+        assert not (tmp_path / "results.json").exists()
+        assert watched.running() == []
 
 
-def test_a_run_that_fails_is_told_by_the_exit_status(simulate, tmp_path):
-    watched = simulate("strategy='krum'")
-    output, _ = watched.process.communicate(timeout=PATIENCE)
-    assert watched.process.returncode not in (0, None)
-    assert "the log is in" in output
-    assert "got 'krum'" in (tmp_path / "flower.log").read_text()
-    assert not (tmp_path / "results.json").exists()
-    assert watched.running() == []
+class TestInterruptedRun:
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_an_interrupted_run_leaves_nothing_behind(self, number, simulate, tmp_path):
+        watched = simulate("rounds=100000")
+        log, deadline = tmp_path / "flower.log", time.monotonic() + PATIENCE
+        while not (log.exists() and "ROUND 2/" in log.read_text()):
+            assert time.monotonic() < deadline
+            assert watched.process.poll() is None
+            time.sleep(0.2)
+        (home,) = watched.homes()
+        assert Path(home).exists()
+        assert any(process.name().startswith("ray::") for process in running_in(home))
+        watched.process.send_signal(number)
+        watched.process.communicate(timeout=60)
+        assert watched.process.returncode not in (0, None)
+        assert watched.running() == []
+        assert running_in(home) == []
+        assert not Path(home).exists()
+        assert not (tmp_path / "results.json").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_leaves_nothing_behind(number, simulate, tmp_path):
-    watched = simulate("rounds=100000")
-    log, deadline = tmp_path / "flower.log", time.monotonic() + PATIENCE
-    while not (log.exists() and "ROUND 2/" in log.read_text()):
-        assert time.monotonic() < deadline
-        assert watched.process.poll() is None
-        time.sleep(0.2)
-    (home,) = watched.homes()
-    assert Path(home).exists()
-    assert any(process.name().startswith("ray::") for process in running_in(home))
-    watched.process.send_signal(number)
-    watched.process.communicate(timeout=60)
-    assert watched.process.returncode not in (0, None)
-    assert watched.running() == []
-    assert running_in(home) == []
-    assert not Path(home).exists()
-    assert not (tmp_path / "results.json").exists()
+class TestKilledRun:
+    def test_a_run_that_is_killed_goes_on_to_the_model_of_one_that_is_not(
+        self, watch, simulate, tmp_path
+    ):
+        config = ("strategy='sign'", "rounds=20")
 
+        def checkpoint(name):
+            return f"checkpoint='{tmp_path / name}'"
 
-def test_a_run_that_is_killed_goes_on_to_the_model_of_one_that_is_not(watch, simulate, tmp_path):
-    config = ("strategy='sign'", "rounds=40")
+        def last_round(name):
+            return max(
+                (int(path.name[6:]) for path in (tmp_path / name).rglob("round-*")), default=0
+            )
 
-    def checkpoint(name):
-        return f"checkpoint='{tmp_path / name}'"
+        def model(name):
+            (folder,) = (tmp_path / name).rglob("round-000020")
+            with np.load(folder / "arrays.npz") as arrays:
+                return {key: arrays[key].tobytes() for key in arrays.files}
 
-    def last_round(name):
-        return max((int(path.name[6:]) for path in (tmp_path / name).rglob("round-*")), default=0)
-
-    def model(name):
-        (folder,) = (tmp_path / name).rglob("round-000040")
-        with np.load(folder / "arrays.npz") as arrays:
-            return {key: arrays[key].tobytes() for key in arrays.files}
-
-    module = ("-m", "experiments.studies.heterogeneous")
-    with watch(*module, *SMALL, *config, checkpoint("whole")) as whole:
-        assert whole.process.wait(PATIENCE) == 0
-    killed, deadline = simulate(*config, checkpoint("killed")), time.monotonic() + PATIENCE
-    while last_round("killed") < 5:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    (home,) = killed.homes()
-    everything = {*killed.running(), *running_in(home)}
-    for process in everything:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()  # the ServerApp's among them
-    psutil.wait_procs(everything)
-    shutil.rmtree(home)
-    assert last_round("killed") < 40
-    resumed = simulate(*config, checkpoint("killed"))
-    output, _ = resumed.process.communicate(timeout=PATIENCE)
-    assert resumed.process.returncode == 0, output
-    assert model("killed") == model("whole")
+        module = ("-m", "experiments.studies.heterogeneous")
+        with watch(*module, *SMALL, *config, checkpoint("whole")) as whole:
+            assert whole.process.wait(PATIENCE) == 0
+        killed, deadline = simulate(*config, checkpoint("killed")), time.monotonic() + PATIENCE
+        while last_round("killed") < 5:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        (home,) = killed.homes()
+        everything = {*killed.running(), *running_in(home)}
+        for process in everything:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()  # the ServerApp's among them
+        psutil.wait_procs(everything)
+        shutil.rmtree(home)
+        assert last_round("killed") < 20
+        resumed = simulate(*config, checkpoint("killed"))
+        output, _ = resumed.process.communicate(timeout=PATIENCE)
+        assert resumed.process.returncode == 0, output
+        assert model("killed") == model("whole")

@@ -18,7 +18,7 @@ def train_model(message: Message, context: Context) -> Message:
     config = context.run_config
     partition = int(context.node_config["partition-id"])
     images, labels = load_partition(partition, int(context.node_config["num-partitions"]), config)
-    model = make_network(0)
+    model = make_network()
     model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
     server_round = cast(int, message.content.config_records["config"]["server-round"])
     loss = train(model, images, labels, config, (int(config["seed"]), partition, server_round))
