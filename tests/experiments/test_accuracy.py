@@ -60,7 +60,7 @@ class TestAccuracyOnDirichletClients:
     def runs(cls, compare):
         return compare(
             *("strategy='fedavg,sign,median'", "partition='dirichlet'", "alpha=0.3"),
-            *("local-epochs=3", "batch-size=32", "learning-rate=0.05", "rounds=40"),
+            *("local-epochs=3", "batch-size=32", "learning-rate=0.05", "rounds=25"),
         )
 
     @pytest.mark.parametrize("name", ["SignSGD", "MedianSGD"])
@@ -84,10 +84,10 @@ def lie(message, context, call_next):
 
 
 class TestMeanAccuracyAfterFiftyRounds:
-    """Clients of one class each and three seeds, of which all follows: .939, .937 and .940."""
+    """Clients of one class each and two seeds, of which all follows."""
 
     def accuracy(self, make, clients=client_app.app):
-        runs = run_digits("digits", make, ["rounds=50"], clients, seeds=(1, 2, 3))
+        runs = run_digits("digits", make, ["rounds=50"], clients, seeds=(1, 2))
         return fmean(run.accuracy for run in runs)
 
     @pytest.fixture(scope="class")

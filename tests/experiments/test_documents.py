@@ -4,7 +4,6 @@ import re
 import shlex
 import subprocess
 import sys
-import tomllib
 
 import flwr.server.strategy
 import numpy as np
@@ -18,8 +17,6 @@ from flwr.server import ServerApp, ServerAppComponents, ServerConfig
 from flwr.serverapp.strategy import FedAvg
 from torch.utils.data import DataLoader, TensorDataset
 
-from experiments.apps import HETEROGENEOUS, read_config
-from experiments.demos.flower_runtime import flower_runtime
 from experiments.studies.noise_choices import decoding_table
 from fedmedian.clients import InProcessGrid, perturb
 from fedmedian.strategies import SignSGD
@@ -103,22 +100,6 @@ def test_the_quick_comparison_runs(root, readme):
         [sys.executable, *arguments], cwd=root, capture_output=True, text=True, check=True
     )
     assert "SignSGD" in done.stdout
-
-
-@pytest.mark.slow
-def test_the_app_runs_with_the_configuration_that_is_shown(readme):
-    (command,) = (line for line in commands(readme) if line.startswith("flwr run"))
-    words = shlex.split(command)
-    assert words[2] == "experiments/apps/heterogeneous"
-    shown = words[words.index("-c") + 1]
-    overrides = tomllib.loads("\n".join(re.findall(r"[\w-]+=(?:'[^']*'|\S+)", shown)))
-    assert set(overrides) < set(read_config(HETEROGENEOUS))
-    nodes = words[words.index("--federation-config") + 1]
-    assert f"num-supernodes={read_config(HETEROGENEOUS)['num-clients']} " in nodes
-    config = {**overrides, "rounds": 1, "num-clients": 2}
-    with flower_runtime() as runtime:
-        lines = list(runtime.simulate(HETEROGENEOUS, config))
-    assert any("SignSGD" in line and "round   1/1" in line for line in lines)
 
 
 def after(diff, **names):

@@ -131,12 +131,13 @@ class TestTraining:
     @pytest.fixture(scope="class", params=QUICKSTARTS, ids=APP_NAMES)
     @classmethod
     def outcomes(cls, request):
-        """Three runs of an app with FedAvg, as it stands, and three with SignSGD."""
-        return compare(request.param, seeds=range(3))
+        """Two runs of an app with FedAvg, as it stands, and two with SignSGD."""
+        return compare(request.param, seeds=range(2))
 
     def test_the_app_learns_as_well_as_with_fedavg(self, outcomes):
         # Seeded. Over 30 other seeds the means of three runs with FedAvg were .946 ± .003 to
-        # .962 ± .007, and their differences at most .003 ± .010: five to six of these away.
+        # .962 ± .007, and their differences at most .003 ± .010; those of two, as here, spread 1.2
+        # times as much, and the bounds are four to five of these away.
         fedavg, sign = outcomes
         assert fedavg.accuracy > 0.92
         assert sign.accuracy > fedavg.accuracy - 0.05

@@ -1,6 +1,8 @@
 """The comparison in Flower's Ray simulation: one command, and nothing of it left afterwards."""
 
 import contextlib
+import re
+import shlex
 import shutil
 import signal
 import time
@@ -10,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
+from experiments.apps import HETEROGENEOUS, read_config
 from experiments.apps.heterogeneous.fedmedian_heterogeneous.report import (
     compare_uplinks,
     read_runs,
@@ -44,9 +47,22 @@ def running_in(folder):
     return found
 
 
+@pytest.fixture
+def shown(root):
+    """The overrides in the README's own ``flwr run``."""
+    (command,) = re.findall(r"^flwr run .*", (root / "README.md").read_text(), flags=re.MULTILINE)
+    words = shlex.split(command)
+    nodes = words[words.index("--federation-config") + 1]
+    assert words[2] == "experiments/apps/heterogeneous"
+    assert f"num-supernodes={read_config(HETEROGENEOUS)['num-clients']} " in nodes
+    return shlex.split(words[words.index("-c") + 1].replace("'", '"\'"'))
+
+
 class TestCommand:
-    def test_it_compares_writes_the_results_and_leaves_nothing_running(self, simulate, tmp_path):
-        watched = simulate()
+    def test_the_readmes_configuration_runs_writes_its_results_and_leaves_nothing_running(
+        self, shown, simulate, tmp_path
+    ):
+        watched = simulate(*shown, *SMALL)
         output, _ = watched.process.communicate(timeout=PATIENCE)
         assert watched.process.returncode == 0, output
         fedavg, sign = read_runs(tmp_path)
@@ -69,17 +85,19 @@ class TestCommand:
 
 
 class TestInterruptedRun:
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_an_interrupted_run_leaves_nothing_behind(self, number, simulate, tmp_path):
+    @pytest.mark.parametrize(
+        ("number", "line"), [(signal.SIGINT, "ROUND 2/"), (signal.SIGTERM, "Starting Flower")]
+    )
+    def test_an_interrupted_run_leaves_nothing_behind(self, number, line, simulate, tmp_path):
         watched = simulate("rounds=100000")
         log, deadline = tmp_path / "flower.log", time.monotonic() + PATIENCE
-        while not (log.exists() and "ROUND 2/" in log.read_text()):
+        while not (log.exists() and line in log.read_text()):
             assert time.monotonic() < deadline
             assert watched.process.poll() is None
             time.sleep(0.2)
         (home,) = watched.homes()
         assert Path(home).exists()
-        assert any(process.name().startswith("ray::") for process in running_in(home))
+        assert running_in(home)
         watched.process.send_signal(number)
         watched.process.communicate(timeout=60)
         assert watched.process.returncode not in (0, None)
