@@ -16,8 +16,8 @@ demo: setup  ## Compare the strategies on clients of one class each: table and p
 deploy-demo: setup  ## Deploy with TLS and keys; a node dies in a round and returns: 3 minutes.
 	@$(BIN)/python -m experiments.demos.deployment
 
-# Half of the time of the slow tests is waiting; a class's tests share what they start. In their
-# own order the slow ones come before the many fast ones, and all processes end together.
+# A class's tests share what they start. In their own order the slow ones come before the many fast
+# ones, so that all processes end together.
 test: setup  ## Run all tests; ARGS="-m 'not slow'" leaves out what takes long.
 	@$(BIN)/python -m pytest --numprocesses 4 --dist loadscope --no-loadscope-reorder $(ARGS)
 

@@ -60,7 +60,7 @@ class TestAccuracyOnDirichletClients:
     def runs(cls, compare):
         return compare(
             *("strategy='fedavg,sign,median'", "partition='dirichlet'", "alpha=0.3"),
-            *("local-epochs=3", "batch-size=32", "learning-rate=0.05", "rounds=25"),
+            *("local-epochs=3", "batch-size=32", "learning-rate=0.05", "rounds=40"),
         )
 
     @pytest.mark.parametrize("name", ["SignSGD", "MedianSGD"])

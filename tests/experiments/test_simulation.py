@@ -85,19 +85,17 @@ class TestCommand:
 
 
 class TestInterruptedRun:
-    @pytest.mark.parametrize(
-        ("number", "line"), [(signal.SIGINT, "ROUND 2/"), (signal.SIGTERM, "Starting Flower")]
-    )
-    def test_an_interrupted_run_leaves_nothing_behind(self, number, line, simulate, tmp_path):
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_an_interrupted_run_leaves_nothing_behind(self, number, simulate, tmp_path):
         watched = simulate("rounds=100000")
         log, deadline = tmp_path / "flower.log", time.monotonic() + PATIENCE
-        while not (log.exists() and line in log.read_text()):
+        while not (log.exists() and "ROUND 2/" in log.read_text()):
             assert time.monotonic() < deadline
             assert watched.process.poll() is None
             time.sleep(0.2)
         (home,) = watched.homes()
         assert Path(home).exists()
-        assert running_in(home)
+        assert any(process.name().startswith("ray::") for process in running_in(home))
         watched.process.send_signal(number)
         watched.process.communicate(timeout=60)
         assert watched.process.returncode not in (0, None)
@@ -111,7 +109,7 @@ class TestKilledRun:
     def test_a_run_that_is_killed_goes_on_to_the_model_of_one_that_is_not(
         self, watch, simulate, tmp_path
     ):
-        config = ("strategy='sign'", "rounds=20")
+        config = ("strategy='sign'", "rounds=40")
 
         def checkpoint(name):
             return f"checkpoint='{tmp_path / name}'"
@@ -122,7 +120,7 @@ class TestKilledRun:
             )
 
         def model(name):
-            (folder,) = (tmp_path / name).rglob("round-000020")
+            (folder,) = (tmp_path / name).rglob("round-000040")
             with np.load(folder / "arrays.npz") as arrays:
                 return {key: arrays[key].tobytes() for key in arrays.files}
 
@@ -140,7 +138,7 @@ class TestKilledRun:
                 process.kill()  # the ServerApp's among them
         psutil.wait_procs(everything)
         shutil.rmtree(home)
-        assert last_round("killed") < 20
+        assert last_round("killed") < 40
         resumed = simulate(*config, checkpoint("killed"))
         output, _ = resumed.process.communicate(timeout=PATIENCE)
         assert resumed.process.returncode == 0, output
