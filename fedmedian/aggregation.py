@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.blocks import Blocks
+from fedmedian.client_steps import top_up
 from fedmedian.decoding import Ballot, DecodeRule
 from fedmedian.diagnostics import (
     MeanGap,
@@ -88,8 +89,12 @@ def aggregate_signs(
         The direction, with the diagnostics of `fedmedian.diagnostics.describe_votes`.
     """
     packed = [payload.body for payload in payloads]
-    scales = None if noise is None else _capped_scales(payloads)
-    ballot = Ballot(packed, weights, blocks, noise, scales)
+    scales = magnitudes = None
+    if noise is not None:
+        scales = _capped_scales(payloads)
+        if noise.rule.tops_up:
+            magnitudes = np.stack([payload.magnitudes for payload in payloads]).astype(np.float64)
+    ballot = Ballot(packed, weights, blocks, noise, scales, magnitudes)
     vote_weights = decode.weights(ballot)
     votes = ballot.sum(vote_weights)
     report: Report = {}
@@ -165,7 +170,7 @@ def aggregate_vectors(
             gap.add(direction[part], rows)
     report: Report = {}
     if diagnostics:
-        own = np.stack([payload.scales for payload in payloads]) if added is None else added
+        own = _noise_scales(payloads, noise) if added is None else added
         scales = own.mean(axis=0, dtype=np.float64)
         report = describe_median(direction, gap, len(payloads), scales, blocks, noise)
     return Aggregate(direction, report)
@@ -175,6 +180,14 @@ def _capped_scales(payloads: Sequence[Payload]) -> NDArray[np.float64]:
     """Return the clients' noise scales, (M, L), none above `SCALE_CAP` times the median."""
     scales = np.stack([payload.scales for payload in payloads]).astype(np.float64)
     return np.minimum(scales, SCALE_CAP * quantile_of_positive(scales, 0.5))
+
+
+def _noise_scales(payloads: Sequence[Payload], noise: Noise | None) -> Float32:
+    """Return the scales of the noise in the clients' vectors, (M, L)."""
+    scales = np.stack([payload.scales for payload in payloads])
+    if noise is None or not noise.rule.tops_up:
+        return scales
+    return top_up(scales, np.stack([payload.magnitudes for payload in payloads]))
 
 
 def _with_noise(row: Float32, noise: Noise, scale: Float32, rng: np.random.Generator) -> Float32:

@@ -375,13 +375,15 @@ class Rotation(ClientStep):
 
     def apply(self, draft: Draft) -> None:
         """Rotate the draft."""
-        before = draft.blocks
+        before, after = draft.blocks, self.blocks(draft.blocks)
         parts = before.split(draft.vector)
-        rotated = [
-            rotate(np.concatenate([parts[index] for index in group]), self._rng(number))
-            for number, group in enumerate(self._groups(before))
-        ]
-        draft.replace(np.concatenate(rotated), self.blocks(before))
+        rotated = np.empty(after.dim, dtype=np.float32)
+        for number, (group, block) in enumerate(
+            zip(self._groups(before), after.split(rotated), strict=True)
+        ):
+            joined = np.concatenate([parts[index] for index in group])
+            block[:] = rotate(joined, self._rng(number))
+        draft.replace(rotated, after)
 
     def blocks(self, before: Blocks) -> Blocks:
         """Return a block for each large block, and one for all small ones; all padded a little."""

@@ -19,6 +19,9 @@ from fedmedian.wire import Float32
 
 Weights = NDArray[np.float64]
 
+NOISE_ALLOWANCE = 0.25
+"""The most noise that a step may hold, as a share of the energy of the clients' mean update."""
+
 Ties = Literal["random", "unchanged"]
 """The meaning of a tied vote: a fair coin, or no step for that coordinate."""
 
@@ -41,6 +44,8 @@ class Ballot:
         The clients' noise family.
     scales : (M, L) float64 or None
         The clients' noise scales b_i; None without noise.
+    magnitudes : (M, L) float64, optional
+        The root mean squares σ_i of their updates, where noise tops these up to the scales.
     """
 
     packed: Sequence[PackedSigns]
@@ -48,6 +53,7 @@ class Ballot:
     blocks: Blocks
     noise: Noise | None
     scales: Weights | None
+    magnitudes: Weights | None = None
 
     def vote_weights(self) -> Weights:
         """Return the weights w_i of the clients' votes on each block, (M, L)."""
@@ -66,6 +72,45 @@ class Ballot:
     def sum(self, weights: Weights) -> Float32:
         """Return the sum of the votes times weights for each block, (M, L), as (d,) float32."""
         return weighted_votes(self.packed, self.blocks.sizes, weights)
+
+    def scale(self, direction: Float32, factors: Weights) -> Float32:
+        """Return a direction, (d,), times a factor for each block, (L,); it is overwritten."""
+        for part, factor in zip(self.blocks.split(direction), factors, strict=True):
+            if factor != 1:
+                part *= np.float32(factor)
+        return direction
+
+    def step_lengths(self, energy: Weights) -> Weights:
+        """Return the share of an estimate of the mean that each block's step should take, (L,).
+
+        Few clients' votes hold more noise than update, and a step all along them would end the
+        run. Where noise tops updates up, their energy is known, and the noise's is what is left:
+        per coordinate E = `energy` − Σ_i w_i²σ_i². It is cut down to `NOISE_ALLOWANCE` times the
+        mean energy of the clients' updates,
+
+            min(1, √(NOISE_ALLOWANCE · Σ_i w_i·σ_i² / E)),
+
+        where no client's σ_i counts for more than the scale b_i that it was topped up to. For
+        clients that are alike it is 0.66, 0.81, 0.93 for one, two, three, and 1 from four on.
+
+        Parameters
+        ----------
+        energy : (L,) float64
+            The estimate's mean square where the clients' votes agree by chance only.
+
+        Returns
+        -------
+        (L,) float64
+            The shares, in [0, 1]; all 1 where the updates' energy is not known.
+        """
+        lengths = np.ones(len(self.blocks))
+        if self.magnitudes is None or self.scales is None:
+            return lengths
+        squares = np.square(np.minimum(self.magnitudes, self.scales))
+        noise = energy - np.square(self.weights) @ squares
+        allowed = NOISE_ALLOWANCE * (self.weights @ squares)
+        np.divide(allowed, noise, out=lengths, where=noise > allowed)
+        return np.sqrt(lengths)
 
 
 class DecodeRule(ABC):
@@ -113,7 +158,8 @@ class Counts(DecodeRule):
     """Decoding of the votes' sums into an estimate of the mean update.
 
     ĝ = Σ_i w_i·b_i/(2φ0)·s_i, see `mean_from_votes`. Clients whose noise is larger count for
-    more, which is what makes it unbiased.
+    more, which is what makes it unbiased. Of very few clients' votes a part of it is taken, see
+    `Ballot.step_lengths`.
     """
 
     @property
@@ -126,8 +172,9 @@ class Counts(DecodeRule):
         return ballot.mean_weights()
 
     def direction(self, votes: Float32, ballot: Ballot, rng: np.random.Generator) -> Float32:
-        """Return the sums as they are."""
-        return votes
+        """Return the sums, or a part of them."""
+        lengths = ballot.step_lengths(np.square(ballot.mean_weights()).sum(axis=0))
+        return ballot.scale(votes, lengths)
 
 
 @dataclass(frozen=True)
@@ -187,8 +234,7 @@ class Majority(DecodeRule):
             assert ballot.scales is not None
             scales = quantile_of_positive(ballot.scales, 0.5)
             worth = scales / majority_gain(ballot.noise, ballot.weights)
-            for part, factor in zip(ballot.blocks.split(votes), worth, strict=True):
-                part *= np.float32(factor)
+            votes = ballot.scale(votes, worth * ballot.step_lengths(np.square(worth)))
         return votes
 
 

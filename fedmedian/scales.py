@@ -21,14 +21,16 @@ Scales = NDArray[np.float64] | None
 class ScaleRule(ABC):
     """A rule by which the noise scale b follows from what the server knows."""
 
-    factor: float = 1.0
-    """A client that chooses its own scale takes `factor` times its magnitude."""
-
     magnitude: Magnitude | None = None
     """The magnitude that clients report for each block; None for a rule that needs none."""
 
     tops_up: ClassVar[bool] = False
     """Whether the noise tops updates up to the scale, instead of having it."""
+
+    @property
+    def own_factor(self) -> float:
+        """A client that chooses its own scale takes `own_factor` times its magnitude."""
+        return 1.0
 
     @abstractmethod
     def first(self, num_blocks: int, kind: PayloadKind) -> Scales:
@@ -124,6 +126,11 @@ class Adaptive(ScaleRule):
         require_real("quantile", self.quantile, low=0.0, high=1.0)
         require_real("max_change", self.max_change, low=1.0, open_low=True)
 
+    @property
+    def own_factor(self) -> float:
+        """`factor`."""
+        return self.factor
+
     def first(self, num_blocks: int, kind: PayloadKind) -> Scales:
         """Return None: nothing is known yet, so each client scales its own noise."""
         return None
@@ -147,12 +154,17 @@ class TopUp(ScaleRule):
     max(c² − σ², 0), so that the coordinates of all clients have one variance. In a random basis
     (`Rotation`) they are normal besides, and votes decode with c·√(π/2) into the mean update
     without bias, except that a client's σ above c counts as c: no client moves the mean by more
-    than that. In the first round each client tops up to `factor` times its own σ.
+    than that.
+
+    The level's own noise falls with the number of clients M, the error that they have in common
+    where they are alike falls with the level only; so the default grows with M. In the first
+    round each client tops up to a multiple of its own σ.
 
     Parameters
     ----------
-    factor : float (default: 1.2)
-        The multiple, > 0.
+    factor : float, optional
+        The multiple, > 0. If not given, M^0.08 for M clients: 1 for one, 1.2 for ten, 1.45 for a
+        hundred; and 1.2 for a client that chooses its own level.
     quantile : float (default: 0.5)
         Which quantile over clients, in [0, 1]; 0.5 is the median, 1 the maximum.
     max_change : float (default: 2.0)
@@ -164,7 +176,7 @@ class TopUp(ScaleRule):
         If an argument has the wrong type or is out of range.
     """
 
-    factor: float = 1.2
+    factor: float | None = None
     quantile: float = 0.5
     max_change: float = 2.0
 
@@ -172,11 +184,15 @@ class TopUp(ScaleRule):
 
     tops_up: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        self._adaptive()  # which checks the arguments
+    _GROWTH: ClassVar[float] = 0.08
 
-    def _adaptive(self) -> Adaptive:
-        return Adaptive(self.factor, "rms", self.quantile, self.max_change)
+    def __post_init__(self) -> None:
+        self._adaptive(1)  # which checks the arguments
+
+    @property
+    def own_factor(self) -> float:
+        """`factor`, or 1.2: a client does not know how many there are."""
+        return 1.2 if self.factor is None else self.factor
 
     def first(self, num_blocks: int, kind: PayloadKind) -> Scales:
         """Return None: nothing is known yet, so each client tops up to a level of its own."""
@@ -184,7 +200,11 @@ class TopUp(ScaleRule):
 
     def following(self, scales: Scales, magnitudes: NDArray[np.float64]) -> Scales:
         """Return the levels for the next round; see `ScaleRule.following`."""
-        return self._adaptive().following(scales, magnitudes)
+        return self._adaptive(len(magnitudes)).following(scales, magnitudes)
+
+    def _adaptive(self, num_clients: int) -> Adaptive:
+        factor = num_clients**self._GROWTH if self.factor is None else self.factor
+        return Adaptive(factor, "rms", self.quantile, self.max_change)
 
 
 @dataclass(frozen=True)

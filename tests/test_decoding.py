@@ -1,6 +1,6 @@
 """The mean decoded from votes: its bias and its variance. Every draw is seeded."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import comb, pi, sqrt
 
@@ -20,13 +20,14 @@ from fedmedian import (
     Majority,
     Payload,
     Theory,
+    TopUp,
     Uniform,
     count_votes,
     mean_from_votes,
     pack_signs,
 )
 from fedmedian.aggregation import aggregate_signs
-from fedmedian.decoding import Ballot, majority_gain
+from fedmedian.decoding import NOISE_ALLOWANCE, Ballot, majority_gain
 
 FAMILIES = [Gaussian(), Logistic(), Laplace(), Uniform()]
 
@@ -330,3 +331,79 @@ class TestBallot:
         weights = np.random.default_rng(1).uniform(0, 1, (6, 3))
         expected = (np.repeat(weights, (30, 0, 20), axis=1) * np.sign(ROWS)).sum(axis=0)
         np.testing.assert_allclose(ballot().sum(weights), expected, rtol=1e-5, atol=1e-6)
+
+
+def topped_up(magnitudes, scales, weights=None, decode=None):
+    """A ballot on one block of 8 coordinates, whose noise tops these magnitudes up."""
+    magnitudes = np.array(magnitudes, dtype=np.float64)[:, None]
+    packed = [np.full(1, 255, np.uint8)] * len(magnitudes)  # all clients agree
+    scales = np.broadcast_to(np.array(scales, dtype=np.float64).reshape(-1, 1), magnitudes.shape)
+    weights = equal(len(magnitudes)) if weights is None else weights
+    return Ballot(packed, weights, Blocks((8,)), Gaussian(TopUp()), scales, magnitudes)
+
+
+def length(ballot):
+    (one,) = ballot.step_lengths(np.square(ballot.mean_weights()).sum(axis=0))
+    return one
+
+
+class TestStepLengths:
+    """The share of a decoded step that is taken, so that it is no longer than it deserves."""
+
+    @pytest.mark.parametrize(("clients", "share"), [(1, 0.66), (2, 0.81), (3, 0.93)])
+    def test_a_step_of_few_clients_is_shortened(self, clients, share):
+        assert length(topped_up([1.0] * clients, clients**0.08)) == pytest.approx(share, abs=0.005)
+
+    @pytest.mark.parametrize("clients", [4, 5, 10, 30, 100])
+    def test_a_step_of_four_clients_that_are_alike_and_more_is_taken_whole(self, clients):
+        assert length(topped_up([1.0] * clients, clients**0.08)) == 1.0
+
+    @given(
+        sizes=hnp.arrays(np.float64, st.integers(1, 8), elements=st.floats(0, 100)),
+        level=st.floats(1e-3, 100),
+        seed=st.integers(0, 99),
+    )
+    def test_what_noise_is_left_is_at_most_a_quarter_of_the_updates_energy(
+        self, sizes, level, seed
+    ):
+        weights = np.random.default_rng(seed).dirichlet(np.ones(len(sizes)))
+        share = length(topped_up(sizes, level, weights))
+        known = [min(size, level) ** 2 for size in sizes]
+        noise = sum(w**2 * (pi / 2 * level**2 - k) for w, k in zip(weights, known, strict=True))
+        energy = sum(w * k for w, k in zip(weights, known, strict=True))
+        assert 0 <= share <= 1
+        assert share**2 * noise <= NOISE_ALLOWANCE * energy * (1 + 1e-9)
+        if share < 1:
+            assert share**2 * noise == pytest.approx(NOISE_ALLOWANCE * energy)
+
+    def test_a_block_that_nobody_moved_does_not_move_though_there_is_noise(self):
+        assert length(topped_up([0.0] * 5, 1.0)) == 0.0
+
+    @pytest.mark.parametrize("claim", [0.0, 1e30])
+    def test_no_claim_of_one_client_of_ten_shortens_the_step(self, claim):
+        assert length(topped_up([claim] + [1.0] * 9, 10**0.08)) == 1.0
+
+    @pytest.mark.parametrize("claim", [0.0, 1e30])
+    def test_no_claim_lengthens_a_step_by_more_than_if_it_were_the_level(self, claim):
+        most = length(topped_up([1.0] + [0.1] * 3, 1.0))
+        assert length(topped_up([claim] + [0.1] * 3, 1.0)) <= most
+
+    @pytest.mark.parametrize("decode", [Counts(), Majority(calibrated=True)], ids=repr)
+    def test_an_estimate_of_the_mean_takes_its_share(self, decode):
+        ballot = topped_up([1.0, 1.0], 2**0.08)
+        votes = ballot.sum(decode.weights(ballot))
+        taken = decode.direction(votes.copy(), ballot, np.random.default_rng(0))
+        unknown = replace(ballot, magnitudes=None)
+        whole = decode.direction(votes.copy(), unknown, np.random.default_rng(0))
+        assert 0 < taken[0] < whole[0]
+        np.testing.assert_allclose(taken, taken[0])
+
+    def test_a_majority_that_is_not_calibrated_moves_by_the_learning_rate_whatever_the_noise(self):
+        ballot = topped_up([1.0], 1.0)
+        votes = ballot.sum(Majority().weights(ballot))
+        np.testing.assert_array_equal(
+            Majority().direction(votes, ballot, np.random.default_rng(0)), 1.0
+        )
+
+    def test_noise_that_does_not_top_up_leaves_the_step_as_it_is(self):
+        assert length(replace(topped_up([1.0], 1.0), magnitudes=None)) == 1.0

@@ -127,3 +127,9 @@ class TestBlocks:
         rotation.apply(draft)
         assert draft.blocks == rotation.blocks(self.MODEL)
         np.testing.assert_allclose(rotation.undo(draft.vector, self.MODEL), update, atol=1e-5)
+
+    def test_an_update_of_no_coordinates_is_rotated_to_one_of_none(self):
+        draft = Draft(np.empty(0, np.float32), Blocks(()), 1, np.random.default_rng(0))
+        Rotation(seed=1).apply(draft)
+        assert draft.vector.size == len(draft.blocks) == 0
+        assert Rotation(seed=1).undo(draft.vector, Blocks(())).size == 0

@@ -47,7 +47,7 @@ def test_a_rules_first_scales_are_positive_one_per_array_or_left_to_the_clients(
         scales = rule.first(3, kind)
         if scales is None:
             assert rule.magnitude in ("rms", "max")
-            assert rule.factor > 0
+            assert rule.own_factor > 0
         else:
             assert scales.shape == (3,)
             assert scales.dtype == np.float64
@@ -198,6 +198,18 @@ def test_the_quantile_of_an_adaptive_scale_may_be_the_least_and_the_largest():
     magnitudes = np.array([[1.0], [2.0], [9.0]])
     assert Adaptive(1.0, quantile=0).following(None, magnitudes) == 1
     assert Adaptive(1.0, quantile=1).following(None, magnitudes) == 9
+
+
+@pytest.mark.parametrize(("clients", "factor"), [(1, 1.0), (2, 1.057), (10, 1.202), (100, 1.445)])
+def test_the_level_that_updates_are_topped_up_to_grows_with_the_number_of_clients(clients, factor):
+    (level,) = TopUp().following(None, np.full((clients, 1), 2.0))
+    assert level == pytest.approx(2 * factor, rel=1e-3)
+    assert TopUp(1.5).following(None, np.full((clients, 1), 2.0)) == pytest.approx(3.0)
+
+
+def test_a_client_that_chooses_its_own_level_tops_up_a_fifth_unless_told_otherwise():
+    assert TopUp().own_factor == 1.2
+    assert TopUp(1.5).own_factor == 1.5
 
 
 def test_the_theoretical_scale_and_rate_of_signs_are_those_of_theorem_5():

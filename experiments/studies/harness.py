@@ -26,6 +26,8 @@ from fedmedian.clients import InProcessGrid
 class StudyGrid(MeteredGrid):
     """A metered Grid that keeps the clients' evaluations and lets no client fail.
 
+    Clients answer in the order of their partitions, whichever Flower asks first.
+
     Attributes
     ----------
     evaluations : list of (int, float)
@@ -49,7 +51,7 @@ class StudyGrid(MeteredGrid):
         RuntimeError
             If a client fails: a study of fewer clients than it says would pass for one of all.
         """
-        messages = list(messages)
+        messages = sorted(messages, key=lambda message: message.metadata.dst_node_id)
         replies = list(super().send_and_receive(messages, timeout=timeout))
         for reply in replies:
             if reply.has_error():

@@ -115,7 +115,8 @@ class Core(ABC):
             if noise.rule.tops_up and settings.rotation is None:
                 raise ValueError(
                     f"rotation must be given with noise={noise!r}, got None: only in a random "
-                    "basis are coordinates normal, and add up with noise to normal ones"
+                    "basis do noise and coordinates add up to normal ones; Gaussian(Adaptive(3.0)) "
+                    "is for the parameters' own"
                 )
             if noise_at_client:
                 NOISE_FAMILIES.require("noise", noise)
@@ -365,7 +366,7 @@ class Core(ABC):
                 told = self._scales if self.settings.scale_from == "server" else None
                 scales = None if told is None else np.asarray(told, dtype=np.float32)
                 add = TopUpNoise if rule.tops_up else AddNoise
-                steps.append(add(self.client_noise, scales, rule.factor))
+                steps.append(add(self.client_noise, scales, rule.own_factor))
         if self.kind == "signs":
             steps.append(Signs())
         return tuple(steps)

@@ -32,7 +32,6 @@ from fedmedian.optimizers import Optimizer
 from fedmedian.payloads import Payload
 from fedmedian.records import arrays_to_parameters, parameters_to_arrays
 from fedmedian.schedules import Schedule
-from fedmedian.strategies import median, sign
 from fedmedian.strategies.checkpoint import Checkpoint
 from fedmedian.strategies.cohort import CohortRule, Node, Reply, all_or_none
 from fedmedian.strategies.core import Core
@@ -40,8 +39,13 @@ from fedmedian.strategies.median import Estimator, MedianCore, NoiseAt
 from fedmedian.strategies.metrics import require_examples
 from fedmedian.strategies.options import LegacyFedAvgOptions, require_fedavg_options
 from fedmedian.strategies.protocol import RoundProtocol, Said
-from fedmedian.strategies.settings import ScaleFrom, Settings
-from fedmedian.strategies.sign import SignCore
+from fedmedian.strategies.settings import (
+    DEFAULT_NOISE,
+    DEFAULT_ROTATION,
+    ScaleFrom,
+    Settings,
+)
+from fedmedian.strategies.sign import DEFAULT_DECODE, SignCore
 from fedmedian.wire import PREFIX, WireError
 
 __all__ = ["MedianSGD", "SignSGD"]
@@ -201,15 +205,15 @@ class SignSGD(LegacyStrategy):
 
     def __init__(
         self,
-        noise: Noise | None = sign.DEFAULT_NOISE,
-        decode: DecodeRule = sign.DEFAULT_DECODE,
+        noise: Noise | None = DEFAULT_NOISE,
+        decode: DecodeRule = DEFAULT_DECODE,
         learning_rate: float | Schedule | None = None,
         *,
         weighted: bool = True,
         optimizer: Optimizer | None = None,
         average_decay: float | None = None,
         client_steps: Sequence[ClientStep] = (),
-        rotation: Rotation | None = None,
+        rotation: Rotation | None = DEFAULT_ROTATION,
         scale_from: ScaleFrom = "server",
         exact: Sequence[str] = RUNNING_STATISTICS,
         cohort_rules: Sequence[CohortRule] = (),
@@ -269,7 +273,7 @@ class MedianSGD(LegacyStrategy):
 
     def __init__(
         self,
-        noise: Noise | None = median.DEFAULT_NOISE,
+        noise: Noise | None = DEFAULT_NOISE,
         noise_at: NoiseAt = "client",
         learning_rate: float | Schedule | None = None,
         *,
@@ -277,7 +281,7 @@ class MedianSGD(LegacyStrategy):
         optimizer: Optimizer | None = None,
         average_decay: float | None = None,
         client_steps: Sequence[ClientStep] = (),
-        rotation: Rotation | None = None,
+        rotation: Rotation | None = DEFAULT_ROTATION,
         scale_from: ScaleFrom = "server",
         exact: Sequence[str] = RUNNING_STATISTICS,
         cohort_rules: Sequence[CohortRule] = (),

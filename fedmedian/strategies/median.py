@@ -10,18 +10,23 @@ from fedmedian.aggregation import Aggregate, aggregate_vectors
 from fedmedian.checks import require_choice
 from fedmedian.client_steps import ClientStep, Rotation, top_up
 from fedmedian.layout import RUNNING_STATISTICS
-from fedmedian.noise import Gaussian, Noise, Uniform
+from fedmedian.noise import Noise, Uniform
 from fedmedian.optimizers import Optimizer
 from fedmedian.payloads import Payload, PayloadKind
 from fedmedian.randomness import server_rng
-from fedmedian.scales import Adaptive
+from fedmedian.scales import quantile_of_positive
 from fedmedian.schedules import Schedule
 from fedmedian.strategies.checkpoint import Checkpoint
 from fedmedian.strategies.cohort import CohortRule
 from fedmedian.strategies.core import Core, Round, Weights
 from fedmedian.strategies.message_api import MessageStrategy
 from fedmedian.strategies.options import FedAvgOptions
-from fedmedian.strategies.settings import ScaleFrom, Settings
+from fedmedian.strategies.settings import (
+    DEFAULT_NOISE,
+    DEFAULT_ROTATION,
+    ScaleFrom,
+    Settings,
+)
 from fedmedian.wire import Float32
 
 Estimator = Literal["median", "smoothed"]
@@ -29,9 +34,6 @@ Estimator = Literal["median", "smoothed"]
 
 NoiseAt = Literal["client", "server"]
 """The side that adds the noise."""
-
-# Twice SignSGD's: a median follows outlying clients, one class each, less than votes do.
-DEFAULT_NOISE = Gaussian(Adaptive(6.0))
 
 
 class MedianCore(Core):
@@ -72,17 +74,18 @@ class MedianCore(Core):
         current: Round,
     ) -> Aggregate:
         """Take the median; see `fedmedian.aggregation.aggregate_vectors`."""
-        at_server = scales if self.client_noise is None else None
-        smoothed = self.estimator == "smoothed"
-        added = None if smoothed else at_server
-        if added is not None and self.tops_up:
-            added = top_up(added, np.stack([payload.magnitudes for payload in payloads]))
+        smoothed, added = self.estimator == "smoothed", None
+        if scales is not None and self.client_noise is None:
+            added = scales
+            if self.tops_up:
+                sizes = np.stack([payload.magnitudes for payload in payloads])
+                added = top_up(scales, quantile_of_positive(sizes, 0.5) if smoothed else sizes)
         return aggregate_vectors(
             payloads,
             self.noise,
             current.blocks,
-            smoothing=at_server if smoothed else None,
-            added=added,
+            smoothing=added if smoothed else None,
+            added=None if smoothed else added,
             rng=server_rng(self.settings.seed, current.number),
             diagnostics=self.settings.diagnostics,
         )
@@ -93,11 +96,11 @@ class MedianCore(Core):
 
 
 class MedianSGD(MessageStrategy):
-    """Median aggregation with noise: the coordinate-wise median of the updates u_i + b·ξ_i.
+    """Median aggregation with noise: the coordinate-wise median of the updates Q·u_i + b·ξ_i.
 
-    Algorithm 4 of Chen et al. (arXiv 1906.01736), and with ``noise=None`` Algorithm 2, medianSGD.
-    The noise draws the median towards the mean, which is where FedAvg goes; its scale trades
-    that against robustness to bad clients. With noise the clients need
+    With ``rotation=None`` it is Algorithm 4 of Chen et al. (arXiv 1906.01736), and with
+    ``noise=None`` Algorithm 2, medianSGD. Rotation Q and noise draw the median towards the mean,
+    which is where FedAvg goes, and leave it robust to bad clients. With noise the clients need
     `fedmedian.clients.perturb`, or are `fedmedian.clients.GradientClient`; with
     ``noise_at="server"``, ``estimator="smoothed"`` or without noise unmodified clients will do.
 
@@ -105,7 +108,7 @@ class MedianSGD(MessageStrategy):
 
     Parameters
     ----------
-    noise : Noise or None (default: ``Gaussian(Adaptive(6.0))``)
+    noise : Noise or None (default: ``Gaussian(TopUp())``)
         The noise: its family, and the scale b or the rule that sets it, in units of the
         update. None for the plain median.
     noise_at : {"client", "server"} (default: "client")
@@ -149,7 +152,7 @@ class MedianSGD(MessageStrategy):
         optimizer: Optimizer | None = None,
         average_decay: float | None = None,
         client_steps: Sequence[ClientStep] = (),
-        rotation: Rotation | None = None,
+        rotation: Rotation | None = DEFAULT_ROTATION,
         scale_from: ScaleFrom = "server",
         exact: Sequence[str] = RUNNING_STATISTICS,
         cohort_rules: Sequence[CohortRule] = (),

@@ -7,9 +7,14 @@ from typing import Any, Literal
 from fedmedian.checks import require_choice, require_integer, require_real, require_type
 from fedmedian.client_steps import CLIENT_STEPS, AddNoise, ClientStep, Measure, Rotation, Signs
 from fedmedian.layout import RUNNING_STATISTICS
+from fedmedian.noise import Gaussian
 from fedmedian.optimizers import Optimizer
+from fedmedian.scales import TopUp
 from fedmedian.strategies.checkpoint import Checkpoint
 from fedmedian.strategies.cohort import CohortRule
+
+DEFAULT_NOISE = Gaussian(TopUp())
+DEFAULT_ROTATION = Rotation()
 
 ScaleFrom = Literal["server", "client"]
 """The side that chooses the noise scale of a round."""
@@ -28,7 +33,7 @@ class Settings:
     optimizer: Optimizer | None = None
     average_decay: float | None = None
     client_steps: Sequence[ClientStep] = ()
-    rotation: Rotation | None = None
+    rotation: Rotation | None = DEFAULT_ROTATION
     scale_from: ScaleFrom = "server"
     exact: Sequence[str] = RUNNING_STATISTICS
     cohort_rules: Sequence[CohortRule] = ()
@@ -45,6 +50,11 @@ class Settings:
         self._require_client_steps()
         if self.rotation is not None:
             require_type("rotation", self.rotation, Rotation, "a Rotation(), or None")
+            if self.rotation.seed is not None:
+                raise ValueError(
+                    "rotation must be without a seed, one is drawn for each round, "
+                    f"got {self.rotation!r}"
+                )
         require_choice("scale_from", self.scale_from, ("server", "client"))
         for pattern in _require_sequence("exact", self.exact, "strings"):
             require_type("exact", pattern, str, "a sequence of strings")

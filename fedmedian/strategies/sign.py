@@ -11,7 +11,7 @@ from fedmedian.checks import require_type
 from fedmedian.client_steps import ClientStep, Rotation
 from fedmedian.decoding import Counts, DecodeRule
 from fedmedian.layout import RUNNING_STATISTICS
-from fedmedian.noise import Gaussian, Noise
+from fedmedian.noise import Noise
 from fedmedian.optimizers import Optimizer
 from fedmedian.payloads import Payload, PayloadKind
 from fedmedian.randomness import server_rng
@@ -21,10 +21,14 @@ from fedmedian.strategies.cohort import CohortRule
 from fedmedian.strategies.core import Core, Round, Weights
 from fedmedian.strategies.message_api import MessageStrategy
 from fedmedian.strategies.options import FedAvgOptions
-from fedmedian.strategies.settings import ScaleFrom, Settings
+from fedmedian.strategies.settings import (
+    DEFAULT_NOISE,
+    DEFAULT_ROTATION,
+    ScaleFrom,
+    Settings,
+)
 from fedmedian.wire import Float32
 
-DEFAULT_NOISE = Gaussian()
 DEFAULT_DECODE = Counts()
 
 
@@ -82,17 +86,18 @@ class SignCore(Core):
 
 
 class SignSGD(MessageStrategy):
-    """Sign aggregation with noise: clients send sign(u_i + b·ξ_i), one bit per parameter.
+    """Sign aggregation with noise: clients send sign(Q·u_i + b·ξ_i), one bit per parameter.
 
-    With ``decode=Counts()`` the server, which knows the noise, estimates the mean of the
-    clients' updates u_i from their votes, so that it can take FedAvg's place at a thirtieth of
-    its uplink. With ``decode=Majority()`` it steps along the majority's sign: Algorithm 3 of
-    Chen et al. (arXiv 1906.01736), and with ``noise=None`` Algorithm 1, signSGD with majority
-    vote. Clients need `fedmedian.clients.perturb`, or are `fedmedian.clients.SignClient`.
+    With ``decode=Counts()`` the server, which knows the noise and the rotation Q, estimates the
+    mean of the clients' updates u_i from their votes, so that it can take FedAvg's place at a
+    thirtieth of its uplink. With ``decode=Majority()`` and ``rotation=None`` it steps along the
+    majority's sign: Algorithm 3 of Chen et al. (arXiv 1906.01736), and with ``noise=None``
+    Algorithm 1, signSGD with majority vote. Clients need `fedmedian.clients.perturb`, or are
+    `fedmedian.clients.SignClient`.
 
     Parameters
     ----------
-    noise : Noise or None (default: ``Gaussian(Adaptive(3.0))``)
+    noise : Noise or None (default: ``Gaussian(TopUp())``)
         The clients' noise: its family, and the scale b or the rule that sets it, in units of
         the update. None for plain signs, which `Counts` cannot decode.
     decode : DecodeRule (default: ``Counts()``)
@@ -112,9 +117,10 @@ class SignSGD(MessageStrategy):
     client_steps : sequence of ClientStep (default: none)
         What clients do to their update before the noise, in order: `DivideByLearningRate`,
         `ClientMomentum`, `Clip`, or steps of your own. No two of one kind.
-    rotation : Rotation, optional
-        The rotation of the updates, after these steps and before the noise, undone on the
-        aggregate: a random basis, another each round, in which a little noise is enough.
+    rotation : Rotation or None (default: ``Rotation()``)
+        The rotation Q of the updates, after these steps and before the noise, undone on the
+        aggregate: a random basis, another each round, in which a little noise is enough. None
+        for votes on the parameters themselves, for which `Adaptive` chooses a noise scale.
     scale_from : {"server", "client"} (default: "server")
         The side that chooses the noise scale. Clients that do are told the factor of a rule by
         which they can measure, such as `Adaptive`, need not follow it, and weigh at most four
@@ -159,10 +165,9 @@ class SignSGD(MessageStrategy):
 
     Examples
     --------
-    >>> from fedmedian import Majority, Rotation, TopUp
+    >>> from fedmedian import Gaussian, Majority
     >>> strategy = SignSGD(fraction_train=0.5)
-    >>> in_a_random_basis = SignSGD(Gaussian(TopUp()), rotation=Rotation())
-    >>> paper = SignSGD(Gaussian(0.1), Majority(), learning_rate=0.001)
+    >>> paper = SignSGD(Gaussian(0.1), Majority(), learning_rate=0.001, rotation=None)
     """
 
     def __init__(
@@ -175,7 +180,7 @@ class SignSGD(MessageStrategy):
         optimizer: Optimizer | None = None,
         average_decay: float | None = None,
         client_steps: Sequence[ClientStep] = (),
-        rotation: Rotation | None = None,
+        rotation: Rotation | None = DEFAULT_ROTATION,
         scale_from: ScaleFrom = "server",
         exact: Sequence[str] = RUNNING_STATISTICS,
         cohort_rules: Sequence[CohortRule] = (),

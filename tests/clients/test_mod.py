@@ -19,7 +19,16 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.serverapp.strategy import FedAvg
 
-from fedmedian import ClientMomentum, Clip, Gaussian, Instruction, Majority, Payload, unpack_signs
+from fedmedian import (
+    Adaptive,
+    ClientMomentum,
+    Clip,
+    Gaussian,
+    Instruction,
+    Majority,
+    Payload,
+    unpack_signs,
+)
 from fedmedian.clients import InProcessGrid, perturb
 from fedmedian.records import serialized_size
 from fedmedian.strategies import MedianSGD, SignSGD
@@ -32,7 +41,7 @@ MODEL = {
     "steps": np.array(3),
 }
 UPDATE = np.array([1, -2, 3, -4, 5, -6, 0.5, -0.5, 0.25], dtype=np.float32)
-NO_EVALUATION = {"fraction_evaluate": 0.0}
+NO_EVALUATION = {"rotation": None, "fraction_evaluate": 0.0}
 OLDER_KEYS = {
     "arrayrecord_key": "fitins.parameters",
     "configrecord_key": "fitins.config",
@@ -111,15 +120,18 @@ class TestReply:
         np.testing.assert_array_equal(payload.body, UPDATE)
 
     def test_noise_has_the_scale_that_the_server_told(self, app, ask):
-        payload = payload_of(ask(app, MedianSGD(Gaussian(1e-3), seed=1)))
+        payload = payload_of(ask(app, MedianSGD(Gaussian(1e-3), rotation=None, seed=1)))
         np.testing.assert_allclose(payload.scales, 1e-3)
         assert 0 < np.abs(payload.body - UPDATE).max() < 1e-2
 
     def test_magnitudes_are_reported_to_a_server_that_adapts_and_to_no_other(self, app, ask):
         rms = [np.sqrt(np.mean(part**2)) for part in (UPDATE[:6], UPDATE[6:])]
-        reported = payload_of(ask(app, SignSGD(seed=1))).magnitudes
-        np.testing.assert_allclose(reported, rms, rtol=1e-6)
-        assert not payload_of(ask(app, SignSGD(Gaussian(0.5), seed=1))).magnitudes.any()
+        adaptive, fixed = (
+            payload_of(ask(app, SignSGD(noise, rotation=None, seed=1)))
+            for noise in (Gaussian(Adaptive(3.0)), Gaussian(0.5))
+        )
+        np.testing.assert_allclose(adaptive.magnitudes, rms, rtol=1e-6)
+        assert not fixed.magnitudes.any()
 
     def test_running_statistics_and_counters_are_sent_exactly(self, app, ask):
         expected = trained(MODEL)["norm.running_mean"].tobytes() + np.array(4).tobytes()
@@ -158,7 +170,7 @@ class TestInstruction:
         instruction = told[0]
         assert (instruction.kind, instruction.seed) == ("signs", 3)
         assert list(instruction.steps[:2]) == steps
-        assert [step.name for step in instruction.steps[2:]] == ["noise", "signs"]
+        assert [step.name for step in instruction.steps[2:]] == ["rotation", "noise", "signs"]
 
     def test_the_app_does_not_see_the_instruction(self, ask):
         seen = {}
@@ -301,9 +313,12 @@ class TestNumPyClient:
     @pytest.mark.parametrize(
         ("make", "direction"),
         [
-            (lambda **keys: SignSGD(None, Majority(), 0.1, **keys), np.sign(UPDATE)),
+            (lambda **keys: SignSGD(None, Majority(), 0.1, rotation=None, **keys), np.sign(UPDATE)),
             # Noise a 250,000th of the smallest update: no vote changes in 10^6 runs.
-            (lambda **keys: SignSGD(Gaussian(1e-6), Majority(), 0.1, **keys), np.sign(UPDATE)),
+            (
+                lambda **keys: SignSGD(Gaussian(1e-6), Majority(), 0.1, rotation=None, **keys),
+                np.sign(UPDATE),
+            ),
             (lambda **keys: MedianSGD(None, learning_rate=0.1, **keys), UPDATE),
             (lambda **keys: MedianSGD(Gaussian(1e-6), learning_rate=0.1, **keys), UPDATE),
         ],

@@ -88,7 +88,9 @@ def instruction(strategy, arrays, server_round=1):
 def vector_of(client, strategy=None):
     """The update that a client without noise sends, from the model that it was made with."""
     arrays = arrays_of(client.model)
-    sent, _, scalars = client.fit(arrays, instruction(strategy or MedianSGD(None), arrays))
+    sent, _, scalars = client.fit(
+        arrays, instruction(strategy or MedianSGD(None, rotation=None), arrays)
+    )
     return Payload.decode(sent, scalars).body
 
 
@@ -156,7 +158,7 @@ class TestLocalEpochs:
     def test_one_step_over_its_learning_rate_is_the_gradient(self, data, context):
         work = LocalEpochs(partial(torch.optim.SGD, lr=0.05))
         client = GradientClient(context, make_model(), DataLoader(data, 10), work=work)
-        strategy = MedianSGD(None, client_steps=[DivideByLearningRate(0.05)])
+        strategy = MedianSGD(None, rotation=None, client_steps=[DivideByLearningRate(0.05)])
         expected = gradient_of(make_model(), *data.tensors)
         np.testing.assert_allclose(vector_of(client, strategy), expected, rtol=1e-4, atol=1e-6)
 
@@ -177,7 +179,7 @@ class TestUpdate:
     def test_a_sign_client_sends_the_signs_of_its_gradient(self, data, context):
         client = SignClient(context, make_model(), DataLoader(data, 4))
         arrays = arrays_of(client.model)
-        strategy = SignSGD(None, Majority(), 0.1)
+        strategy = SignSGD(None, Majority(), 0.1, rotation=None)
         sent, examples, scalars = client.fit(arrays, instruction(strategy, arrays))
         expected = gradient_of(make_model(), *data.tensors)
         signs = unpack_signs(Payload.decode(sent, scalars).body, expected.size)
@@ -215,7 +217,10 @@ class TestUpdate:
             sent, _, scalars = client.fit(arrays, told)
             return Payload.decode(sent, scalars).body
 
-        plain, averaging = MedianSGD(None), MedianSGD(None, client_steps=[ClientMomentum(0.5)])
+        plain, averaging = (
+            MedianSGD(None, rotation=None),
+            MedianSGD(None, rotation=None, client_steps=[ClientMomentum(0.5)]),
+        )
         other = make_model()
         with torch.no_grad():
             other[0].weight.neg_()
@@ -236,7 +241,7 @@ class TestUpdate:
     @pytest.mark.parametrize(
         ("kind", "strategy", "named"),
         [
-            (SignClient, MedianSGD(None), "SignClient .*'signs'.*'vector'"),
+            (SignClient, MedianSGD(None, rotation=None), "SignClient .*'signs'.*'vector'"),
             (GradientClient, SignSGD(), "GradientClient .*'vector'.*'signs'"),
         ],
         ids=["signs", "vector"],
@@ -278,7 +283,9 @@ class TestModel:
         arrays = dict(zip(client.model.state_dict(), arrays_of(client.model), strict=True))
         record = ArrayRecord({name: Array(array) for name, array in arrays.items()})
         grid = InProcessGrid(ClientApp(), 2)
-        (message, *_) = MedianSGD(None).configure_train(1, record, ConfigRecord(), grid)
+        (message, *_) = MedianSGD(None, rotation=None).configure_train(
+            1, record, ConfigRecord(), grid
+        )
         sent, _, scalars = client.fit(list(arrays.values()), dict(message.content["config"]))
         payload = Payload.decode(sent, scalars)
         assert payload.body.size == sum(p.numel() for p in client.model.parameters())

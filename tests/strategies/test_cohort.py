@@ -106,8 +106,9 @@ class TestInARound:
             size = [np.abs(answer.payload.body).max() for answer in cohort.replies]
             return {i: f"size {s:.0f}" for i, s in enumerate(size) if s > 100}
 
-        outcome = play(api.make("MedianSGD", None, cohort_rules=[refuse_outliers]))
-        expected = play(api.make("MedianSGD", None), grid=without(3))
+        plain = {"noise": None, "rotation": None}
+        outcome = play(api.make("MedianSGD", cohort_rules=[refuse_outliers], **plain))
+        expected = play(api.make("MedianSGD", **plain), grid=without(3))
         assert bits(outcome.model) == bits(expected.model)
         report = outcome.reports[1]
         counted = [report[f"replies-{which}"] for which in ("accepted", "rejected", "missing")]

@@ -19,7 +19,6 @@ from fedmedian import (
     Majority,
     Momentum,
     Rotation,
-    TopUp,
     Uniform,
 )
 from fedmedian.clients import InProcessGrid, perturb
@@ -67,12 +66,18 @@ CASES = {
     "counts": Case("SignSGD", {"exact": ["7"]}, reports=NOISY_VOTES),
     "majority without noise, ties random": Case(
         "SignSGD",
-        {"noise": None, "decode": Majority(), "learning_rate": 0.01},
+        {"noise": None, "decode": Majority(), "learning_rate": 0.01, "rotation": None},
         reports=VOTES,
     ),
     "majority without noise, ties unchanged": Case(
         "SignSGD",
-        {"noise": None, "decode": Majority("unchanged"), "learning_rate": 0.01, "weighted": False},
+        {
+            "noise": None,
+            "decode": Majority("unchanged"),
+            "learning_rate": 0.01,
+            "weighted": False,
+            "rotation": None,
+        },
         random=False,
         weighted=False,
         reports=VOTES,
@@ -90,29 +95,45 @@ CASES = {
             "optimizer": Momentum(),
             "average_decay": 0.9,
             "learning_rate": Cosine(1.0, ROUNDS + 1),
+            "rotation": None,
             "diagnostics": False,
         },
         reports=frozenset({"noise-scale"}),
     ),
-    "counts in a random basis": Case(
-        "SignSGD", {"noise": Gaussian(TopUp()), "rotation": Rotation(8)}, reports=NOISY_VOTES
+    "counts of arrays rotated by themselves": Case(
+        "SignSGD", {"rotation": Rotation(8)}, reports=NOISY_VOTES
+    ),
+    "counts without a rotation": Case(
+        "SignSGD", {"noise": Gaussian(), "rotation": None}, reports=NOISY_VOTES
+    ),
+    "calibrated majority": Case(
+        "SignSGD", {"decode": Majority(calibrated=True)}, reports=NOISY_VOTES
     ),
     "median": Case("MedianSGD", weighted=False, reports=NOISY_GAP),
-    "median in a random basis, topped up at the server": Case(
+    "median of arrays rotated and topped up at the server": Case(
         "MedianSGD",
-        {"noise": Gaussian(TopUp()), "rotation": Rotation(8), "noise_at": "server"},
+        {"rotation": Rotation(8), "noise_at": "server"},
         weighted=False,
         reports=NOISY_GAP,
     ),
-    "median with noise at the server": Case(
+    "median with noise at the server, without a rotation": Case(
         "MedianSGD",
-        {"noise": Gaussian(0.5), "noise_at": "server", "optimizer": Adam(), "learning_rate": 0.01},
+        {
+            "noise": Gaussian(0.5),
+            "noise_at": "server",
+            "optimizer": Adam(),
+            "learning_rate": 0.01,
+            "rotation": None,
+        },
         weighted=False,
         reports=NOISY_GAP,
     ),
     "smoothed median": Case(
+        "MedianSGD", {"estimator": "smoothed"}, weighted=False, reports=GAP | {"noise-scale"}
+    ),
+    "smoothed median without a rotation": Case(
         "MedianSGD",
-        {"estimator": "smoothed"},
+        {"noise": Gaussian(), "estimator": "smoothed", "rotation": None},
         random=False,
         weighted=False,
         reports=GAP | {"noise-scale"},

@@ -28,7 +28,13 @@ from fedmedian.clients import InProcessGrid
 from fedmedian.strategies import MedianSGD, SignSGD
 from fedmedian.strategies.message_api import AveragedResult
 
-QUIET = {"fraction_evaluate": 0.0, "min_train_nodes": 1, "min_available_nodes": 1, "seed": 1}
+QUIET = {
+    "rotation": None,
+    "fraction_evaluate": 0.0,
+    "min_train_nodes": 1,
+    "min_available_nodes": 1,
+    "seed": 1,
+}
 PLAIN = {"noise": None, **QUIET}
 
 
@@ -277,8 +283,8 @@ class TestReport:
 
     @pytest.mark.parametrize("make", [SignSGD, MedianSGD])
     def test_leaving_diagnostics_out_changes_nothing_else(self, make, steps):
-        usual, with_them = steps(make(**QUIET), draws(clients=3))
-        quiet, without = steps(make(diagnostics=False, **QUIET), draws(clients=3))
+        usual, with_them = steps(make(Gaussian(), **QUIET), draws(clients=3))
+        quiet, without = steps(make(Gaussian(), diagnostics=False, **QUIET), draws(clients=3))
         np.testing.assert_array_equal(usual, quiet)
         for number, report in with_them.reports.items():
             assert {"signal-to-noise", "majority-contradicts-mean"} <= set(report)

@@ -29,7 +29,8 @@ from fedmedian.clients import perturb
 from fedmedian.strategies import MedianSGD, SignSGD
 from fedmedian.wire import PREFIX
 
-SEEDED = {"seed": 1, "fraction_evaluate": 0.0}
+ROTATED = {"seed": 1, "fraction_evaluate": 0.0}
+SEEDED = {"rotation": None, **ROTATED}
 
 
 def standard_error(copies):
@@ -270,12 +271,12 @@ class TestOneLiarOfTen:
     @pytest.mark.parametrize(
         "make",
         [
-            lambda: SignSGD(**SEEDED),
+            lambda: SignSGD(**ROTATED),
             lambda: SignSGD(Gaussian(Adaptive(1.0, magnitude="max")), **SEEDED),
-            lambda: SignSGD(scale_from="client", **SEEDED),
-            lambda: MedianSGD(noise_at="server", **SEEDED),
+            lambda: SignSGD(scale_from="client", **ROTATED),
+            lambda: MedianSGD(noise_at="server", **ROTATED),
         ],
-        ids=["by RMS", "by maximum", "clients' own", "at the server"],
+        ids=["by default", "by maximum", "clients' own", "at the server"],
     )
     @pytest.mark.parametrize(
         ("lie", "factor"),
@@ -390,6 +391,10 @@ class TestNoDrift:
         walked = self.walked(strategy, clients, play)
         assert abs(walked.mean()) < 4 * standard_error(walked)
 
-    @pytest.mark.parametrize("options", [{"noise": None}, {"estimator": "smoothed"}], ids=str)
+    @pytest.mark.parametrize(
+        "options",
+        [{"noise": None}, {"noise": Gaussian(), "estimator": "smoothed"}],
+        ids=["plain", "smoothed"],
+    )
     def test_a_median_without_noise_leaves_what_nobody_moves_exactly(self, options, play):
         assert not self.walked(MedianSGD(**options, **SEEDED), 4, play).any()

@@ -92,7 +92,7 @@ class TestInARun:
         return play
 
     def test_unmodified_clients_do_for_a_plain_median(self, play):
-        model = play("MedianSGD", num_rounds=2, noise=None, mods=()).model
+        model = play("MedianSGD", num_rounds=2, noise=None, rotation=None, mods=()).model
         # Each round takes 0, 1, 2 and 3 off: their median is 1.5.
         np.testing.assert_array_equal(model["weight"], MODEL["weight"] - 3, strict=True)
         np.testing.assert_array_equal(model["bias"], MODEL["bias"] - 3, strict=True)
@@ -122,7 +122,7 @@ class TestInARun:
         def first_weight(model, partition):
             return {"num-examples": 1, "loss": float(model["weight"].flat[0])}
 
-        outcome = play("MedianSGD", evaluate=first_weight, noise=None)
+        outcome = play("MedianSGD", evaluate=first_weight, noise=None, rotation=None)
         assert outcome.evaluations[1]["loss"] == 1 - 1.5
 
     def test_without_a_fraction_to_evaluate_no_client_is_asked(self, play):
@@ -180,7 +180,7 @@ def test_a_numpy_client_needs_no_evaluation(run, numpy_clients):
             return [x + 1 for x in parameters], 1, {}
 
     app = ClientApp(client_fn=lambda context: Trainer().to_client())
-    strategy = numpy_clients.make("MedianSGD", None)
+    strategy = numpy_clients.make("MedianSGD", None, rotation=None)
     outcome = run(strategy, app, {"x": np.zeros(3, np.float32)}, 2)
     assert outcome.evaluations == {}
     np.testing.assert_array_equal(outcome.model["x"], 1)

@@ -51,7 +51,7 @@ def signs(noise=None, decode=MAJORITY, learning_rate=0.5, weighted=True, **optio
         decode=decode,
         learning_rate=learning_rate,
         weighted=weighted,
-        settings=Settings(**{"seed": 1, **options}),
+        settings=Settings(**{"seed": 1, "rotation": None, **options}),
     )
 
 
@@ -61,7 +61,7 @@ def medians(noise=None, noise_at="client", learning_rate=0.5, estimator="median"
         noise_at=noise_at,
         learning_rate=learning_rate,
         estimator=estimator,
-        settings=Settings(**{"seed": 1, **options}),
+        settings=Settings(**{"seed": 1, "rotation": None, **options}),
     )
 
 

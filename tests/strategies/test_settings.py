@@ -288,11 +288,16 @@ class TestNoise:
     def test_noise_that_tops_up_is_refused_without_a_rotation_and_by_families_but_gaussian(self):
         for strategy in STRATEGIES:
             with pytest.raises(ValueError, match=r"^rotation must .*TopUp"):
-                strategy(Gaussian(TopUp()))
-            assert strategy(Gaussian(TopUp()), rotation=Rotation()).core.tops_up
+                strategy(Gaussian(TopUp()), rotation=None)
+            assert strategy(Gaussian(TopUp())).core.tops_up
         for family in (Laplace, Logistic, Uniform):
             with pytest.raises(ValueError, match=r"^scale must .*TopUp"):
                 family(TopUp())
+
+    def test_a_rotation_with_a_seed_is_refused_since_each_round_has_one_of_its_own(self):
+        for strategy in STRATEGIES:
+            with pytest.raises(ValueError, match=r"^rotation must .*seed=3"):
+                strategy(rotation=Rotation(seed=3))
 
     @pytest.mark.parametrize("scale", [0.5, Theory(rounds=10, dim=5)], ids=repr)
     def test_clients_that_are_to_choose_a_scale_that_is_fixed_are_refused(self, scale):

@@ -45,13 +45,34 @@ def load_test_set() -> tuple[Tensor, Tensor]:
     return torch.from_numpy(images), torch.from_numpy(labels)
 
 
-@lru_cache
-def _partitioner(
-    kind: str, num_clients: int, classes_per_client: int, alpha: float, seed: int
-) -> Partitioner:
+def split_rows(
+    labels: np.ndarray, kind: str, num_clients: int, classes: int, alpha: float, seed: int
+) -> list[np.ndarray]:
+    """Return the rows of a data set that each client holds.
+
+    Parameters
+    ----------
+    labels : (n,) int
+        The labels of the data set.
+    kind : str
+        "classes", "dirichlet" or "iid".
+    num_clients : int
+        The number of clients.
+    classes : int
+        The number of classes that each holds, of kind "classes".
+    alpha : float
+        The concentration of kind "dirichlet".
+    seed : int
+        The seed of the split.
+
+    Returns
+    -------
+    list of arrays of int
+        The rows, client by client.
+    """
     if kind == "classes":
-        partitioner = PathologicalPartitioner(
-            num_clients, "label", classes_per_client, "deterministic", seed=seed
+        partitioner: Partitioner = PathologicalPartitioner(
+            num_clients, "label", classes, "deterministic", seed=seed
         )
     elif kind == "dirichlet":
         partitioner = DirichletPartitioner(num_clients, "label", alpha, seed=seed)
@@ -60,26 +81,25 @@ def _partitioner(
     else:
         raise ValueError(f"partition must be 'classes', 'dirichlet' or 'iid', got {kind!r}")
     disable_progress_bars()
-    images, _, labels, _ = load_split()
-    partitioner.dataset = Dataset.from_dict({"row": np.arange(len(images)), "label": labels})
-    return partitioner
+    partitioner.dataset = Dataset.from_dict({"row": np.arange(len(labels)), "label": labels})
+    return [np.array(partitioner.load_partition(one)["row"]) for one in range(num_clients)]
 
 
 @cache  # a partition is asked for in every round
-def _rows(partition: int, *split: str | int | float) -> np.ndarray:
-    return np.array(_partitioner(*split).load_partition(partition)["row"])
+def _rows(kind: str, num_clients: int, classes: int, alpha: float, seed: int) -> list[np.ndarray]:
+    _, _, labels, _ = load_split()
+    return split_rows(labels, kind, num_clients, classes, alpha, seed)
 
 
 def load_partition(partition: int, num_clients: int, config: UserConfig) -> tuple[Tensor, Tensor]:
     """Return the training images and labels of one client."""
     rows = _rows(
-        partition,
         str(config["partition"]),
         num_clients,
         int(config["classes-per-client"]),
         float(config["alpha"]),
         int(config["seed"]),
-    )
+    )[partition]
     images, _, labels, _ = load_split()
     return torch.from_numpy(images[rows]), torch.from_numpy(labels[rows])
 

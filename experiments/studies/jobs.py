@@ -1,0 +1,61 @@
+"""Many runs of a study: in parallel processes, each result kept, so that a killed study goes on."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from hashlib import sha256
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+Result = dict[str, Any]
+"""What a job finds out; JSON can hold it."""
+
+
+def run_jobs(
+    jobs: Mapping[str, Callable[[], Result]], folder: Path, processes: int | None = None
+) -> dict[str, Result]:
+    """Run the jobs that have no result yet, and return the results of all.
+
+    Parameters
+    ----------
+    jobs : mapping of str to callable
+        The jobs by a name that says all they depend on. They are sent to other processes.
+    folder : Path
+        Where results are kept, a file each; made if it is not there.
+    processes : int, optional
+        The number of processes; one for each core if not given.
+
+    Returns
+    -------
+    dict of str to dict
+        The results, in the order of the jobs.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {name: folder / f"{sha256(name.encode()).hexdigest()[:16]}.json" for name in jobs}
+    missing = [name for name in jobs if not files[name].exists()]
+    start = time.monotonic()
+    with ProcessPoolExecutor(
+        processes or len(os.sched_getaffinity(0)), get_context("spawn")
+    ) as pool:
+        running = {pool.submit(jobs[name]): name for name in missing}
+        try:
+            for done, future in enumerate(as_completed(running), 1):
+                name = running[future]
+                _write(files[name], {"job": name, "result": future.result()})
+                seconds = time.monotonic() - start
+                print(f"{done}/{len(missing)} in {seconds:.0f} s: {name}", file=sys.stderr)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return {name: json.loads(file.read_text())["result"] for name, file in files.items()}
+
+
+def _write(file: Path, value: Result) -> None:
+    """Write a file at once, so that whoever kills this process leaves all of it or nothing."""
+    unfinished = file.with_suffix(".part")
+    unfinished.write_text(json.dumps(value))
+    unfinished.replace(file)

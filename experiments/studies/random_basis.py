@@ -1,0 +1,243 @@
+"""The study behind the strategies' defaults: votes and medians in a random basis.
+
+``python -m experiments.studies.random_basis`` prints the tables of docs/noise.md about it;
+``python -m experiments.studies.random_basis attacks`` prints one; so do accuracy, cohorts,
+levels, minority. Results are kept in experiments/results, and a study that was killed goes on
+where it was.
+"""
+
+import argparse
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, Context, Message
+from flwr.clientapp.typing import ClientAppCallable
+from flwr.serverapp.strategy import FedAvg, FedMedian, FedTrimmedAvg, Krum, Strategy
+
+from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
+from experiments.studies.federation import ATTACKS, Setting, simulate
+from experiments.studies.jobs import Result, run_jobs
+from fedmedian import Adaptive, Gaussian, TopUp
+from fedmedian.clients import perturb
+from fedmedian.kernels.rotation import rotate, rotate_back
+from fedmedian.strategies import MedianSGD, SignSGD
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "random-basis"
+
+HOSTILE = 2
+"""The number of hostile clients of ten, which FedTrimmedAvg and Krum are told."""
+
+COLLAPSED = 0.2
+"""A run whose accuracy ends at or below this has learned nothing, or lost it."""
+
+
+def eden(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Replace a client's update by what a server decodes from EDEN's one bit per parameter.
+
+    Vargaftik et al., ICML 2022 (arXiv 2108.08842): each client rotates its whole update by a matrix
+    of its own and sends the signs with the scale ‖Qu‖²/‖Qu‖₁, which makes them unbiased.
+    """
+    before = message.content.array_records["arrays"]
+    reply = call_next(message, context)
+    after = reply.content.array_records["arrays"]
+    start, end = ({name: one.numpy() for name, one in record.items()} for record in (before, after))
+    moving = [name for name, array in start.items() if array.dtype == np.float32]
+    update = np.concatenate([(start[name] - end[name]).ravel() for name in moving])
+    seed = int(np.random.default_rng().integers(1 << 62))
+    decoded = encode_with_eden(update, seed)
+    for name, offset in zip(moving, np.cumsum([0, *(start[n].size for n in moving)]), strict=False):
+        part = decoded[offset : offset + start[name].size].reshape(start[name].shape)
+        after[name] = Array(start[name] - part)
+    return reply
+
+
+def encode_with_eden(update: np.ndarray, seed: int) -> np.ndarray:
+    """Return what EDEN's server decodes from a client's (d,) update and its matrix's seed."""
+    rotated = rotate(update, np.random.default_rng(seed))
+    norm = float(np.abs(rotated).sum())
+    scale = float(np.square(rotated).sum()) / norm if norm else 0.0
+    signs = np.where(rotated < 0, np.float32(-scale), np.float32(scale))
+    return rotate_back(signs, update.size, np.random.default_rng(seed))
+
+
+def _flower(strategy: Callable[..., Strategy], *, seed: int, **options: Any) -> Strategy:
+    return strategy(**options)  # Flower's own take no seed
+
+
+SIGN_IN_PLACE = partial(SignSGD, Gaussian(Adaptive(3.0)), rotation=None)
+MEDIAN_IN_PLACE = partial(MedianSGD, Gaussian(Adaptive(6.0)), rotation=None)
+
+STRATEGIES: dict[str, Callable[..., Strategy]] = {
+    "FedAvg": partial(_flower, FedAvg),
+    "FedMedian": partial(_flower, FedMedian),
+    "FedTrimmedAvg (told)": partial(_flower, partial(FedTrimmedAvg, beta=HOSTILE / 10)),
+    "Krum (told)": partial(_flower, partial(Krum, num_malicious_nodes=HOSTILE)),
+    "EDEN, one bit": partial(_flower, FedAvg),
+    "SignSGD()": SignSGD,
+    "MedianSGD()": MedianSGD,
+    "SignSGD, parameters' basis": SIGN_IN_PLACE,
+    "MedianSGD, parameters' basis": MEDIAN_IN_PLACE,
+    **{
+        f"{strategy.__name__}, c = {factor:g}": partial(strategy, Gaussian(TopUp(factor)))
+        for strategy in (SignSGD, MedianSGD)
+        for factor in (1.0, 1.2, 1.5, 2.0, 3.0)
+    },
+}
+"""The strategies that are compared, by their names in tables."""
+
+
+def run_setting(strategy: str, setting: Setting, seed: int) -> Result:
+    """Run a strategy on a federation; see `fedmedian` and `experiments.studies.federation`."""
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    mods = [eden if strategy.startswith("EDEN") else perturb]
+    return simulate(STRATEGIES[strategy], setting, seed, mods)
+
+
+Key = tuple[str, Setting, int]
+
+
+def run_all(keys: Iterable[Key]) -> dict[Key, Result]:
+    """Run strategies on federations from seeds, unless their results are there already."""
+    jobs = {
+        key: (f"{key[0]} | {key[1]} | seed {key[2]}", partial(run_setting, *key)) for key in keys
+    }
+    results = run_jobs(dict(jobs.values()), RESULTS)
+    return {key: results[name] for key, (name, _) in jobs.items()}
+
+
+def late(results: Iterable[Result], quantity: str = "accuracy", rounds: int = 5) -> float:
+    """Return the mean over runs and their last rounds."""
+    return fmean(value for one in results for value in one[quantity][-rounds:])
+
+
+def accuracy_table() -> str:
+    """Compare the curves: ten clients that hold alike and unlike data, two seeds."""
+    settings = {
+        "Dirichlet(.3)": Setting(),
+        "one class each": Setting(partition="classes"),
+    }
+    names = list(STRATEGIES)[:9]
+    names = [name for name in names if "told" not in name]
+    found = run_all((n, s, seed) for n in names for s in settings.values() for seed in (0, 1))
+    rows = []
+    for name in names:
+        row = [name]
+        for setting in settings.values():
+            runs = [found[name, setting, seed] for seed in (0, 1)]
+            row += [f"{fmean(one['accuracy'][9] for one in runs):.3f}", f"{late(runs):.3f}"]
+        rows.append(row)
+    return make_table(
+        ["strategy", *(f"{s}, {when}" for s in settings for when in ("round 10", "26–30"))], rows
+    )
+
+
+def attacks_table() -> str:
+    """Compare what two hostile clients of ten do."""
+    honest = Setting()
+    settings = {"none": honest}
+    settings |= {name: replace(honest, attack=name, num_hostile=HOSTILE) for name in ATTACKS}
+    names = list(STRATEGIES)[:9]
+    found = run_all((n, s, 0) for s in settings.values() for n in names)
+    rows = []
+    for name in names:
+        ends = [late([found[name, setting, 0]]) for setting in settings.values()]
+        rows.append([name, *(f"{end:.3f}" for end in [*ends, min(ends[1:])])])
+    return make_table(["strategy", *settings, "worst"], rows)
+
+
+def cohorts_table() -> str:
+    """Compare cohorts of a few clients, a CNN at the rate where FedAvg begins to fail."""
+    near = Setting(
+        examples=5000,
+        network="cnn",
+        partition="iid",
+        rounds=15,
+        learning_rate=0.1,
+        momentum=0.9,
+    )
+    names, seeds = ["FedAvg", "SignSGD()", "MedianSGD()"], range(10)
+    settings = {clients: replace(near, num_clients=clients) for clients in (1, 2, 3, 5)}
+    found = run_all((n, s, seed) for seed in seeds for s in settings.values() for n in names)
+    rows = []
+    for name in names:
+        row = [name]
+        for setting in settings.values():
+            ends = [late([found[name, setting, seed]], rounds=3) for seed in seeds]
+            row.append(f"{sum(end <= COLLAPSED for end in ends)} / {fmean(ends):.3f}")
+        rows.append(row)
+    return make_table(["strategy", *(f"M = {clients}" for clients in settings)], rows)
+
+
+def minority_table() -> str:
+    """Compare how well a class is known that one honest client of ten alone holds."""
+    setting, seeds = Setting(partition="lone class"), (0, 1)
+    names = list(STRATEGIES)[:9]
+    found = run_all((name, setting, seed) for name in names for seed in seeds)
+    rows = []
+    for name in names:
+        runs = [found[name, setting, seed] for seed in seeds]
+        rows.append([name, f"{late(runs, 'recall'):.3f}", f"{late(runs):.3f}"])
+    return make_table(["strategy", "recall of its class", "accuracy"], rows)
+
+
+def level_settings() -> dict[str, Setting]:
+    """Return the federations over which levels are compared: one departure each from the first."""
+    usual = Setting(examples=6000, rounds=20)
+    digits = replace(usual, dataset="digits", learning_rate=0.1)
+    return {
+        "Dirichlet(.3)": usual,
+        "Dirichlet(.1)": replace(usual, alpha=0.1),
+        "Dirichlet(1)": replace(usual, alpha=1.0),
+        "iid": replace(usual, partition="iid"),
+        "one class each": replace(usual, partition="classes"),
+        "5 clients": replace(usual, num_clients=5),
+        "30 clients": replace(usual, num_clients=30, alpha=1.0),
+        "100 clients, iid": replace(usual, num_clients=100, partition="iid"),
+        "a third of 30": replace(usual, num_clients=30, alpha=1.0, fraction=1 / 3),
+        "five local epochs": replace(usual, local_epochs=5),
+        "digits, Dirichlet(.3)": digits,
+        "digits, one class each": replace(digits, partition="classes"),
+        "CNN with BatchNorm": replace(usual, network="cnn with batchnorm", rounds=10),
+        "transformer": replace(usual, network="transformer", learning_rate=0.1),
+        "one hostile, −10 × mean": replace(usual, attack=ATTACKS[1], num_hostile=1),
+        "two hostile, −10 × mean": replace(usual, attack=ATTACKS[1], num_hostile=2),
+        "two hostile, ALIE": replace(usual, attack=ATTACKS[3], num_hostile=2),
+        "three hostile, −10 × mean": replace(usual, attack=ATTACKS[1], num_hostile=3),
+    }
+
+
+def levels_table() -> str:
+    """Compare levels, and no rotation, on many federations."""
+    settings, table = level_settings(), []
+    names = ["FedAvg", *(name for name in STRATEGIES if "SGD" in name)]
+    found = run_all((name, setting, 0) for setting in settings.values() for name in names)
+    for label, setting in settings.items():
+        table.append([label, *(f"{late([found[name, setting, 0]]):.3f}" for name in names)])
+    return make_table(["federation", *names], table)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "accuracy": accuracy_table,
+    "attacks": attacks_table,
+    "cohorts": cohorts_table,
+    "levels": levels_table,
+    "minority": minority_table,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the tables that the command line names, or all."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.studies.random_basis")
+    parser.add_argument("table", nargs="*", choices=[*TABLES, []])
+    for name in parser.parse_args(arguments).table or TABLES:
+        print(f"### {name}\n\n{TABLES[name]()}\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
