@@ -16,9 +16,10 @@ from benchmarks.memory import estimator_peaks, round_peaks
 from benchmarks.rounds import grid_timings, round_cases
 from benchmarks.timing import Timing, compare, read_bandwidth
 from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
+from experiments.studies.nmse import error_table, measure
 
 RESULTS = Path(__file__).parent / "results"
-NAMES = (*CASES, "rounds", "memory", "grid", "growth")
+NAMES = (*CASES, "rounds", "memory", "grid", "growth", "nmse")
 
 
 def main(names: list[str]) -> None:
@@ -38,6 +39,9 @@ def main(names: list[str]) -> None:
             results[name] = [asdict(peak) for peak in peaks]
             rows = [[peak.work, peak.by, f"{peak.mebibytes:.0f}"] for peak in peaks]
             print(make_table(["work", "by", "peak MiB beyond the replies"], rows))
+        elif name == "nmse":
+            results[name] = measure()
+            print(error_table(results[name]))
         elif name == "growth":
             results[name] = plot_growth(RESULTS / "growth.png")
             print(f"Written: {RESULTS / 'growth.png'}")

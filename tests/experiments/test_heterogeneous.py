@@ -16,7 +16,7 @@ from experiments.apps.heterogeneous.fedmedian_heterogeneous.report import (
     read_runs,
     write_report,
 )
-from fedmedian import Adaptive, Laplace
+from fedmedian import Adaptive, Gaussian, Laplace, TopUp
 from fedmedian.strategies import MedianSGD, SignSGD
 
 QUICK = ["rounds=2", "num-clients=3", "batch-size=512"]
@@ -60,13 +60,26 @@ class TestStrategies:
         assert type(strategy) is type(usual)
         assert strategy.core.noise == usual.core.noise
         assert strategy.core.learning_rate == usual.core.learning_rate
+        assert strategy.core.settings.rotation == usual.core.settings.rotation
 
     @pytest.mark.parametrize(
-        ("rule", "scale"), [("fixed", 0.5), ("max", Adaptive(0.5, magnitude="max"))]
+        ("rule", "noise"),
+        [
+            ("top-up", Gaussian(TopUp(0.5))),
+            ("rms", Gaussian(Adaptive(0.5))),
+            ("max", Gaussian(Adaptive(0.5, magnitude="max"))),
+            ("fixed", Gaussian(0.5)),
+        ],
     )
-    def test_the_noise_can_be_chosen(self, rule, scale):
-        config = configure("noise='laplace'", "noise-scale=0.5", f"scale-rule='{rule}'")
-        assert server_app.make_noise(config, 3.0) == Laplace(scale)
+    def test_the_noise_can_be_chosen(self, rule, noise):
+        config = configure("noise-scale=0.5", f"scale-rule='{rule}'")
+        assert server_app.make_noise(config) == noise
+
+    def test_the_basis_can_be_the_parameters_own(self):
+        config = configure("rotation=false", "scale-rule='rms'", "noise='laplace'")
+        _, strategy = server_app.make_strategy("sign", config)
+        assert strategy.core.settings.rotation is None
+        assert strategy.core.noise == Laplace(Adaptive(3.0))
 
 
 class TestData:

@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, Context, MetricRecord, UserConfig
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg, FedMedian, Strategy
 
-from fedmedian import Adaptive, Majority
+from fedmedian import Adaptive, Majority, Rotation, TopUp
 from fedmedian.noise import NOISE_FAMILIES, Noise
 from fedmedian.strategies import Checkpoint, MedianSGD, SignSGD
 
@@ -60,17 +60,30 @@ def make_strategy(name: str, config: UserConfig) -> tuple[str, Strategy]:
     )
     rate = float(config["server-learning-rate"])
     vote_rate = float(config["majority-learning-rate"])
+    basis = Rotation() if config["rotation"] else None
     strategies: dict[str, tuple[str, Callable[[], Strategy]]] = {
         "fedavg": ("FedAvg", for_all_clients(FedAvg, config)),
         "fedmedian": ("FedMedian", for_all_clients(FedMedian, config)),
-        "sign-plain": ("SignSGD (no noise)", partial(sign, None, Majority(), vote_rate)),
+        "sign-plain": (
+            "SignSGD (no noise)",
+            partial(sign, None, Majority(), vote_rate, rotation=None),
+        ),
         "sign-majority": (
             "SignSGD (majority)",
-            lambda: sign(make_noise(config, 3.0), Majority(), vote_rate),
+            lambda: sign(make_noise(config), Majority(), vote_rate, rotation=basis),
         ),
-        "sign": ("SignSGD", lambda: sign(make_noise(config, 3.0), learning_rate=rate)),
-        "median-plain": ("MedianSGD (no noise)", partial(median, None, learning_rate=rate)),
-        "median": ("MedianSGD", lambda: median(make_noise(config, 6.0), learning_rate=rate)),
+        "sign": (
+            "SignSGD",
+            lambda: sign(make_noise(config), learning_rate=rate, rotation=basis),
+        ),
+        "median-plain": (
+            "MedianSGD (no noise)",
+            partial(median, None, learning_rate=rate, rotation=None),
+        ),
+        "median": (
+            "MedianSGD",
+            lambda: median(make_noise(config), learning_rate=rate, rotation=basis),
+        ),
     }
     if name not in strategies:
         raise ValueError(f"strategy must be among {', '.join(strategies)}, got {name!r}")
@@ -78,26 +91,15 @@ def make_strategy(name: str, config: UserConfig) -> tuple[str, Strategy]:
     return label, make()
 
 
-def make_noise(config: UserConfig, default_scale: float) -> Noise:
-    """Return the noise that the run configuration describes.
-
-    Parameters
-    ----------
-    config : dict
-        The run configuration.
-    default_scale : float
-        The scale that a noise-scale of 0 stands for.
-
-    Returns
-    -------
-    Noise
-        The noise.
-    """
-    scale, rule = float(config["noise-scale"]) or default_scale, str(config["scale-rule"])
+def make_noise(config: UserConfig) -> Noise:
+    """Return the noise that the run configuration describes."""
+    scale, rule = float(config["noise-scale"]), str(config["scale-rule"])
     family = NOISE_FAMILIES.find(str(config["noise"]))
     if rule == "fixed":
         return family(scale)
-    return family(Adaptive(scale, magnitude=rule))  # type: ignore[arg-type]  # Adaptive checks it
+    if rule == "top-up":
+        return family(TopUp(scale or None))
+    return family(Adaptive(scale or 3.0, magnitude=rule))  # type: ignore[arg-type]  # it checks
 
 
 def train(strategy: Strategy, grid: Grid, config: UserConfig, tell: Tell) -> None:
