@@ -69,8 +69,8 @@ class Setting:
     network : str
         "mlp", "cnn", "cnn with batchnorm" or "transformer".
     partition : str
-        "classes" (one each), "dirichlet", "iid", or "lone class": the last client alone holds
-        the last class, and nothing else; the others are iid.
+        "classes" (one each), "dirichlet", "iid", or "lone class": iid, but that the last client
+        alone holds the last class.
     alpha : float
         The concentration of a Dirichlet partition.
     num_clients : int
@@ -146,7 +146,8 @@ def split(setting: Setting, seed: int) -> list[NDArray[np.int64]]:
     known, lone = (
         shuffled[chosen] for chosen in (labels[shuffled] < 9, labels[shuffled] == NUM_CLASSES - 1)
     )
-    return [*np.array_split(known, setting.num_clients - 1), lone]
+    *others, last = np.array_split(known, setting.num_clients)
+    return [*others, np.concatenate([last, lone])]
 
 
 class _Rows(nn.Module):

@@ -188,7 +188,7 @@ def minority_table() -> str:
 
 def level_settings() -> dict[str, Setting]:
     """Return the federations over which levels are compared: one departure each from the first."""
-    usual = Setting(examples=6000, rounds=20)
+    usual = Setting(examples=4000, rounds=20)
     digits = replace(usual, dataset="digits", learning_rate=0.1)
     return {
         "Dirichlet(.3)": usual,

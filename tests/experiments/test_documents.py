@@ -178,12 +178,13 @@ def test_the_snippets_of_an_app_are_valid(existing_apps):
         assert isinstance(names.get("strategy"), SignSGD) or isinstance(names["app"], ClientApp)
 
 
-def test_the_snippet_of_a_random_basis_makes_both_strategies(root):
+def test_the_snippet_without_a_rotation_makes_the_papers_algorithms(root):
     (snippet,) = fences((root / "docs" / "noise.md").read_text(), "python")
     names = {}
     exec(snippet, names)
-    assert names["signs"].core.tops_up
-    assert names["median"].core.settings.rotation is not None
+    made = [names[name] for name in ("algorithm_3", "algorithm_4", "adaptive")]
+    assert [strategy.core.settings.rotation for strategy in made] == [None] * 3
+    assert [strategy.core.kind for strategy in made] == ["signs", "vector", "signs"]
 
 
 def test_the_snippet_of_a_long_run_can_be_run_again(existing_apps, counting_app, tmp_path):

@@ -1,0 +1,121 @@
+"""The figures of docs/noise.md, from the runs of `experiments.studies.random_basis`.
+
+``python -m experiments.studies.figures`` writes them into docs/, after the runs that are missing.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.clientapp import ClientApp
+from matplotlib.figure import Figure
+
+from experiments.studies.federation import ATTACKS, Clients, Setting, make_network
+from experiments.studies.random_basis import HOSTILE, late, run_all
+from fedmedian.clients import InProcessGrid
+from fedmedian.kernels.rotation import rotate
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+COLOURS = {
+    "FedAvg": "black",
+    "FedMedian": "tab:gray",
+    "FedTrimmedAvg (told)": "tab:brown",
+    "Krum (told)": "tab:pink",
+    "EDEN, one bit": "tab:purple",
+    "SignSGD()": "tab:blue",
+    "MedianSGD()": "tab:orange",
+    "SignSGD, parameters' basis": "tab:cyan",
+    "MedianSGD, parameters' basis": "tab:red",
+}
+"""A strategy has one colour in all figures."""
+
+
+def two_bases() -> Figure:
+    """Draw two clients' updates against each other, coordinate by coordinate, in two bases."""
+    setting = Setting(dataset="digits", partition="classes", learning_rate=0.1)
+    app = ClientApp()
+    app.train()(Clients(setting, 0).train)
+    grid = InProcessGrid(app, setting.num_clients)
+    model = ArrayRecord(make_network("mlp", "digits", 0).state_dict())
+    content = RecordDict({"arrays": model, "config": ConfigRecord({"server-round": 1})})
+    nodes = grid.get_node_ids()[:2]
+    replies = grid.send_and_receive([Message(content, node, MessageType.TRAIN) for node in nodes])
+    updates = [
+        (model["1.weight"].numpy() - reply.content.array_records["arrays"]["1.weight"].numpy())
+        for reply in replies
+    ]
+    own = [update.ravel() / np.sqrt(np.mean(np.square(update))) for update in updates]
+    rotated = [rotate(update, np.random.default_rng(0)) for update in own]
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    panels = zip(
+        figure.subplots(1, 2), (own, rotated), ("parameters", "a random basis"), strict=True
+    )
+    shown = np.random.default_rng(0).permutation(own[0].size)[:20_000]
+    for axes, (first, second), title in panels:
+        axes.plot(first[shown], second[shown], ".", markersize=1.5, alpha=0.3)
+        axes.axhline(0, color="black", linewidth=0.5)
+        axes.axvline(0, color="black", linewidth=0.5)
+        axes.set(
+            title=f"coordinates are {title}",
+            xlabel="client 1's update over its RMS",
+            ylabel="client 2's",
+            xlim=(-5, 5),
+            ylim=(-5, 5),
+            aspect="equal",
+        )
+    return figure
+
+
+def curves() -> Figure:
+    """Draw accuracy over rounds, ten clients with alike and unlike data."""
+    names = [name for name in COLOURS if "told" not in name]
+    settings = {
+        "Dirichlet(.3)": Setting(),
+        "one class each": Setting(partition="classes"),
+    }
+    found = run_all((n, s, seed) for n in names for s in settings.values() for seed in (0, 1))
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    both = figure.subplots(1, 2)
+    for axes, (title, setting) in zip(both, settings.items(), strict=True):
+        for name in names:
+            runs = [found[name, setting, seed]["accuracy"] for seed in (0, 1)]
+            mean = [fmean(seeds) for seeds in zip(*runs, strict=True)]
+            style = "--" if "parameters" in name else "-"
+            axes.plot(range(1, len(mean) + 1), mean, style, color=COLOURS[name], label=name)
+        axes.set(title=title, xlabel="round", ylabel="test accuracy")
+        axes.grid(alpha=0.3)
+    both[0].legend(loc="lower right", fontsize="small")
+    return figure
+
+
+def worst_cases() -> Figure:
+    """Draw each strategy's accuracy under each attack, and the worst of them."""
+    honest = Setting()
+    settings = {attack: replace(honest, attack=attack, num_hostile=HOSTILE) for attack in ATTACKS}
+    keys = {name: [(name, setting, 0) for setting in settings.values()] for name in COLOURS}
+    found = run_all(key for several in keys.values() for key in several)
+    ends = {name: [late([found[key]]) for key in several] for name, several in keys.items()}
+    ranked = sorted(ends, key=lambda name: min(ends[name]))
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for row, name in enumerate(ranked):
+        axes.barh(row, min(ends[name]), color=COLOURS[name], alpha=0.6)
+        axes.plot(ends[name], [row] * len(ATTACKS), "o", color=COLOURS[name], markersize=4)
+    axes.set_yticks(range(len(ranked)), ranked)
+    axes.set(xlim=(0, 0.85), xlabel="test accuracy: the worst of seven attacks (bar), and each")
+    axes.grid(alpha=0.3, axis="x")
+    return figure
+
+
+def main() -> None:
+    """Write all figures."""
+    for name, figure in (("bases", two_bases), ("curves", curves), ("attacks", worst_cases)):
+        figure().savefig(DOCS / f"{name}.png", dpi=110)
+        print(f"Written: docs/{name}.png")
+
+
+if __name__ == "__main__":
+    main()
