@@ -24,7 +24,7 @@ from fedmedian.kernels.medians import coordinate_median
 from fedmedian.kernels.votes import majority_vote, weighted_votes
 from fedmedian.noise import Noise
 from fedmedian.payloads import Payload
-from fedmedian.scales import quantile_of_positive
+from fedmedian.scales import agreed_size
 from fedmedian.smoothing import smoothed_median
 from fedmedian.wire import Float32
 
@@ -179,7 +179,7 @@ def aggregate_vectors(
 def _capped_scales(payloads: Sequence[Payload]) -> NDArray[np.float64]:
     """Return the clients' noise scales, (M, L), none above `SCALE_CAP` times the median."""
     scales = np.stack([payload.scales for payload in payloads]).astype(np.float64)
-    return np.minimum(scales, SCALE_CAP * quantile_of_positive(scales, 0.5))
+    return np.minimum(scales, SCALE_CAP * agreed_size(scales))
 
 
 def _noise_scales(payloads: Sequence[Payload], noise: Noise | None) -> Float32:

@@ -14,7 +14,7 @@ from fedmedian.checks import require_choice, require_type
 from fedmedian.kernels.signs import PackedSigns
 from fedmedian.kernels.votes import weighted_votes
 from fedmedian.noise import Noise
-from fedmedian.scales import quantile_of_positive
+from fedmedian.scales import agreed_size
 from fedmedian.wire import Float32
 
 Weights = NDArray[np.float64]
@@ -232,7 +232,7 @@ class Majority(DecodeRule):
         if self.calibrated:
             assert ballot.noise is not None  # the strategy's constructor sees to it
             assert ballot.scales is not None
-            scales = quantile_of_positive(ballot.scales, 0.5)
+            scales = agreed_size(ballot.scales)
             worth = scales / majority_gain(ballot.noise, ballot.weights)
             votes = ballot.scale(votes, worth * ballot.step_lengths(np.square(worth)))
         return votes

@@ -17,6 +17,8 @@ from fedmedian.payloads import Magnitude, PayloadKind
 Scales = NDArray[np.float64] | None
 """The noise scale of each block, (L,); None where each client is to choose its own."""
 
+_LARGEST = float(np.sqrt(np.finfo(np.float32).max))  # its square, an energy, is finite as well
+
 
 class ScaleRule(ABC):
     """A rule by which the noise scale b follows from what the server knows."""
@@ -94,9 +96,9 @@ class Adaptive(ScaleRule):
     b_l = factor · quantile over clients of the magnitude of block l, which moves by at most
     `max_change` per round. The paper's CIFAR-10 rule is ``Adaptive(0.1, magnitude="max",
     quantile=1.0)`` (arXiv 1906.01736, Section 6); a quantile below 1 keeps a single client from
-    setting everybody's noise. In the first round each client uses `factor` times its own
-    magnitude. Clients that did not move a block are left out of its quantile, and a block that
-    none of them moved keeps its scale.
+    setting everybody's noise, see `agreed_size`. In the first round each client uses `factor`
+    times its own magnitude. Clients that did not move a block are left out of its quantile, and a
+    block that only as many moved as may be liars keeps its scale, which is 0 from the beginning.
 
     Parameters
     ----------
@@ -137,12 +139,13 @@ class Adaptive(ScaleRule):
 
     def following(self, scales: Scales, magnitudes: NDArray[np.float64]) -> Scales:
         """Return the scales for the next round; see `ScaleRule.following`."""
-        wanted = self.factor * quantile_of_positive(magnitudes, self.quantile)
+        wanted = np.minimum(self.factor * agreed_size(magnitudes, self.quantile), _LARGEST)
         if scales is None:
             return wanted
         # A scale of zero (nobody moved the block so far) has no size to grow from.
         bounded = np.clip(wanted, scales / self.max_change, scales * self.max_change)
-        return np.where(wanted == 0, scales, np.where(scales == 0, wanted, bounded))
+        following = np.where(wanted == 0, scales, np.where(scales == 0, wanted, bounded))
+        return np.minimum(following, _LARGEST)
 
 
 @dataclass(frozen=True)
@@ -250,27 +253,38 @@ class Theory(ScaleRule):
         return float(self.rounds) * float(self.dim)
 
 
-def quantile_of_positive(values: NDArray[np.floating], quantile: float) -> NDArray[np.float64]:
-    """Return a quantile over the positive entries of each column, 0 where there is none.
+def agreed_size(sizes: NDArray[np.floating], quantile: float = 0.5) -> NDArray[np.float64]:
+    """Return a quantile over clients of each block's size that liars cannot set.
+
+    Sizes of zero, of clients that did not move the block, are left out. The quantile is one of the
+    others, the lower where it falls between two: a mean of two would let one client of two set it.
+    Nor is it above the (t + 1)-th largest of all M sizes, t being a fifth of M, at least 1 of two
+    clients or more, and no more than the quantile itself leaves above it.
+
+    For the median, of M clients of whom f lie and h of the others moved the block: f claims cannot
+    raise it above the largest of the h sizes if f ≤ t or f ≤ h, nor lower it below the smallest of
+    them if f < h and t < h. A block that at most t clients claim to have moved has size 0.
 
     Parameters
     ----------
-    values : (M, L) array
-        One row per client, finite and not negative.
-    quantile : float
+    sizes : (M, L) array
+        One row per client, finite and not negative, M >= 1.
+    quantile : float (default: 0.5)
         Which quantile, in [0, 1].
 
     Returns
     -------
     (L,) float64
-        The quantiles.
+        The sizes.
     """
-    quantiles = np.zeros(values.shape[1])
-    for column, reported in enumerate(values.T):
-        positive = reported[reported > 0]
-        if positive.size:
-            quantiles[column] = np.quantile(positive.astype(np.float64), quantile)
-    return quantiles
+    num_clients = len(sizes)
+    ordered = np.sort(sizes, axis=0).astype(np.float64)
+    moved = np.count_nonzero(ordered, axis=0)
+    above = num_clients - 1 - int(quantile * (num_clients - 1))
+    trusted = num_clients - 1 - min(max(num_clients // 5, 1), above)
+    lower = num_clients - moved + (quantile * np.maximum(moved - 1, 0)).astype(np.int64)
+    ranks = np.minimum(np.minimum(lower, trusted), num_clients - 1)
+    return np.asarray(np.take_along_axis(ordered, ranks[None], axis=0)[0])
 
 
 def as_scale_rule(scale: Any) -> ScaleRule:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedmedian import Adaptive, ScaleRule, Theory, TopUp
-from fedmedian.scales import Fixed, as_scale_rule, quantile_of_positive
+from fedmedian.scales import Fixed, agreed_size, as_scale_rule
 
 RULES = [
     Fixed(0.1),
@@ -118,18 +118,76 @@ def test_an_adaptive_scale_is_the_factor_times_the_median_magnitude_of_the_array
 @given(
     values=hnp.arrays(
         np.float64,
-        st.tuples(st.integers(1, 6), st.integers(0, 4)),
+        st.tuples(st.integers(1, 11), st.integers(0, 4)),
         elements=st.just(0.0) | st.floats(1e-6, 1e6),
     ),
     quantile=st.floats(0, 1),
 )
-def test_an_adaptive_scale_is_a_quantile_of_the_clients_that_moved_the_array(values, quantile):
-    quantiles = quantile_of_positive(values, quantile)
-    for column, result in zip(values.T, quantiles, strict=True):
+def test_an_adaptive_scale_is_a_lower_quantile_of_the_clients_that_moved_the_array(
+    values, quantile
+):
+    clients = len(values)
+    above = clients - 1 - int(quantile * (clients - 1))
+    liars = min(max(clients // 5, 1), above)
+    sizes = agreed_size(values, quantile)
+    for column, size in zip(values.T, sizes, strict=True):
         positive = [value for value in column if value > 0]
-        assert result == pytest.approx(np.quantile(positive, quantile) if positive else 0.0)
+        expected = np.quantile(positive, quantile, method="lower") if positive else 0.0
+        assert size == min(expected, sorted(column)[-1 - liars])
     following = Adaptive(2.0, quantile=quantile).following(None, values)
-    assert following == pytest.approx(2 * quantiles)
+    np.testing.assert_array_equal(following, 2 * sizes)
+
+
+class TestWhatLiarsCanDoToASize:
+    """Of M = 2 … 11 clients f lie, h of the others moved the block; the h sizes are 1 … 2."""
+
+    def sizes_of(self, clients, liars, claim, moved):
+        """The agreed size, with the clients that moved the block between the liars and the rest."""
+        honest = np.zeros(clients - liars)
+        honest[:moved] = np.linspace(1, 2, moved)
+        return agreed_size(np.concatenate([np.full(liars, claim), honest])[:, None]).item()
+
+    def tolerated(self, clients):
+        return max(clients // 5, 1)
+
+    @pytest.mark.parametrize("clients", range(2, 12))
+    def test_a_frozen_block_has_size_zero_whatever_up_to_a_fifth_of_the_clients_claim(
+        self, clients
+    ):
+        for liars in range(1, clients):
+            size = self.sizes_of(clients, liars, claim=3e38, moved=0)
+            assert (size == 0) == (liars <= self.tolerated(clients))
+
+    @pytest.mark.parametrize("clients", range(2, 12))
+    def test_no_claim_raises_it_above_the_largest_honest_size_while_honest_clients_are_as_many(
+        self, clients
+    ):
+        for liars in range(1, clients):
+            for moved in range(1, clients - liars + 1):
+                size = self.sizes_of(clients, liars, claim=3e38, moved=moved)
+                assert (size <= 2) == (liars <= max(self.tolerated(clients), moved))
+
+    @pytest.mark.parametrize("clients", range(2, 12))
+    def test_no_claim_lowers_it_below_the_smallest_honest_size_while_honest_clients_are_more(
+        self, clients
+    ):
+        for liars in range(1, clients):
+            for moved in range(max(liars, self.tolerated(clients)) + 1, clients - liars + 1):
+                for claim in (0.0, 1e-30):
+                    assert self.sizes_of(clients, liars, claim=claim, moved=moved) >= 1
+
+    def test_the_largest_size_is_taken_only_by_who_asks_for_it(self):
+        sizes = np.array([[1.0], [2.0], [9.0]])
+        assert [agreed_size(sizes, q).item() for q in (0.0, 0.5, 0.99, 1.0)] == [1, 2, 2, 9]
+
+
+@each_rule
+def test_whatever_clients_claim_scales_and_their_squares_are_finite_in_float32(rule):
+    claims = np.full((3, 2), float(np.finfo(np.float32).max))
+    scales = rule.first(2, "signs")
+    for _ in range(3):
+        scales = rule.following(scales, claims)
+        assert np.isfinite(np.square(scales.astype(np.float32))).all()
 
 
 @given(

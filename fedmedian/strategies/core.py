@@ -20,7 +20,7 @@ from fedmedian.noise import NOISE_FAMILIES, Noise
 from fedmedian.optimizers import State
 from fedmedian.payloads import Payload, PayloadKind
 from fedmedian.randomness import rotation_seed
-from fedmedian.scales import ScaleRule, Scales, quantile_of_positive
+from fedmedian.scales import ScaleRule, Scales, agreed_size
 from fedmedian.schedules import Schedule, as_schedule
 from fedmedian.strategies.cohort import Answer
 from fedmedian.strategies.settings import Settings
@@ -342,7 +342,7 @@ class Core(ABC):
             return None
         if self.client_noise is not None:
             used = np.stack([payload.scales for payload in payloads])
-            return quantile_of_positive(used, 0.5).astype(np.float32)
+            return agreed_size(used).astype(np.float32)
         scales = self._scales
         if scales is None:
             scales = self.noise.rule.following(None, magnitudes)

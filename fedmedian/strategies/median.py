@@ -14,7 +14,7 @@ from fedmedian.noise import Noise, Uniform
 from fedmedian.optimizers import Optimizer
 from fedmedian.payloads import Payload, PayloadKind
 from fedmedian.randomness import server_rng
-from fedmedian.scales import quantile_of_positive
+from fedmedian.scales import agreed_size
 from fedmedian.schedules import Schedule
 from fedmedian.strategies.checkpoint import Checkpoint
 from fedmedian.strategies.cohort import CohortRule
@@ -79,7 +79,7 @@ class MedianCore(Core):
             added = scales
             if self.tops_up:
                 sizes = np.stack([payload.magnitudes for payload in payloads])
-                added = top_up(scales, quantile_of_positive(sizes, 0.5) if smoothed else sizes)
+                added = top_up(scales, agreed_size(sizes) if smoothed else sizes)
         return aggregate_vectors(
             payloads,
             self.noise,
