@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.blocks import Blocks
+from fedmedian.claims import in_proportion
 from fedmedian.client_steps import top_up
 from fedmedian.decoding import Ballot, DecodeRule
 from fedmedian.diagnostics import (
@@ -24,12 +25,8 @@ from fedmedian.kernels.medians import coordinate_median
 from fedmedian.kernels.votes import majority_vote, weighted_votes
 from fedmedian.noise import Noise
 from fedmedian.payloads import Payload
-from fedmedian.scales import agreed_size
 from fedmedian.smoothing import smoothed_median
 from fedmedian.wire import Float32
-
-SCALE_CAP = 4.0
-"""A client that sets its own noise scale weighs at most this many times the median client."""
 
 # A multiple of the eight coordinates that a byte of votes stands for.
 _VOTES_PART = 1 << 19
@@ -91,7 +88,7 @@ def aggregate_signs(
     packed = [payload.body for payload in payloads]
     scales = magnitudes = None
     if noise is not None:
-        scales = _capped_scales(payloads)
+        scales = in_proportion(np.stack([payload.scales for payload in payloads]))
         if noise.rule.tops_up:
             magnitudes = np.stack([payload.magnitudes for payload in payloads]).astype(np.float64)
     ballot = Ballot(packed, weights, blocks, noise, scales, magnitudes)
@@ -174,12 +171,6 @@ def aggregate_vectors(
         scales = own.mean(axis=0, dtype=np.float64)
         report = describe_median(direction, gap, len(payloads), scales, blocks, noise)
     return Aggregate(direction, report)
-
-
-def _capped_scales(payloads: Sequence[Payload]) -> NDArray[np.float64]:
-    """Return the clients' noise scales, (M, L), none above `SCALE_CAP` times the median."""
-    scales = np.stack([payload.scales for payload in payloads]).astype(np.float64)
-    return np.minimum(scales, SCALE_CAP * agreed_size(scales))
 
 
 def _noise_scales(payloads: Sequence[Payload], noise: Noise | None) -> Float32:

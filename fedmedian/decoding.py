@@ -11,10 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from fedmedian.blocks import Blocks
 from fedmedian.checks import require_choice, require_type
+from fedmedian.claims import agreed_size
 from fedmedian.kernels.signs import PackedSigns
 from fedmedian.kernels.votes import weighted_votes
 from fedmedian.noise import Noise
-from fedmedian.scales import agreed_size
 from fedmedian.wire import Float32
 
 Weights = NDArray[np.float64]

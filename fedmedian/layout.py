@@ -1,6 +1,6 @@
 """A model's named arrays as one flat vector."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fedmedian.blocks import Blocks
 
 Arrays = Mapping[str, NDArray[Any]]
+Centre = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 RUNNING_STATISTICS = ("*running_mean", "*running_var", "*num_batches_tracked")
 """Name patterns of normalisation layers' buffers, as torch spells them."""
@@ -37,10 +38,34 @@ class ArraySpec:
         """The number of bytes that the entries take in the array's own dtype."""
         return self.size * self.dtype.itemsize
 
-    def cast(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Return values of this shape in the array's dtype, for integers rounded to the nearest."""
-        rounded = values if np.issubdtype(self.dtype, np.inexact) else np.rint(values)
-        return np.asarray(rounded).astype(self.dtype)
+    def combine(self, values: NDArray[Any], centre: Centre) -> NDArray[Any]:
+        """Return the centre of clients' values; of integers exactly, to the nearest one.
+
+        Parameters
+        ----------
+        values : (M, *shape) array
+            The values, in the array's own dtype.
+        centre : callable
+            Returns the centre, (*shape), of (M, *shape) float64; where values move by a constant,
+            so does the centre, and it lies between the least and the largest of them.
+
+        Returns
+        -------
+        (*shape) array
+            The centre, in the array's own dtype.
+        """
+        if np.issubdtype(self.dtype, np.inexact):
+            return np.asarray(centre(values.astype(np.float64))).astype(self.dtype)
+        # Float64 does not hold large integers, but small differences between them; those from one
+        # in the middle stay small whatever a few clients send. Unsigned ones wrap around.
+        middle = np.sort(values, axis=0)[(len(values) - 1) // 2]
+        wide, base = values.astype(np.uint64), middle.astype(np.uint64)
+        below = values < middle
+        distances = np.where(below, base - wide, wide - base).astype(np.float64)
+        moved = np.rint(centre(np.where(below, -distances, distances)))
+        by = np.minimum(np.abs(moved), np.nextafter(2.0**64, 0)).astype(np.uint64)
+        with np.errstate(over="ignore"):  # scalars warn where arrays do not
+            return np.asarray(np.where(moved < 0, base - by, base + by)).astype(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -276,10 +301,9 @@ class Layout:
         ------
         spec : ArraySpec
             The array.
-        values : (M, *shape) float64
-            The clients' values; complex128 for a complex array.
+        values : (M, *shape) array
+            The clients' values, in the array's own dtype.
         """
         clients = [self.unpack_exact(data) for data in packed]
         for spec in self.exact:
-            wide = np.result_type(spec.dtype, np.float64)
-            yield spec, np.stack([client[spec.name].astype(wide) for client in clients])
+            yield spec, np.stack([client[spec.name] for client in clients])

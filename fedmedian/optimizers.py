@@ -23,14 +23,15 @@ class Optimizer(ABC):
 
     @abstractmethod
     def step(self, direction: Float32, state: State) -> Float32:
-        """Return the step for a direction, and update the state in place.
+        """Return the step for a direction, and put what is to be remembered into the state.
 
         Parameters
         ----------
         direction : (d,) float32
             The round's direction, pointing uphill.
         state : dict of str to array
-            The memory as this method left it in the last round; empty at first.
+            The memory as this method left it in the last round; empty at first. Its arrays are
+            replaced, not changed: the step may not be taken.
 
         Returns
         -------

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.checks import require_choice, require_integer, require_real
+from fedmedian.claims import agreed_size
 from fedmedian.payloads import Magnitude, PayloadKind
 
 Scales = NDArray[np.float64] | None
@@ -251,40 +252,6 @@ class Theory(ScaleRule):
     @property
     def _product(self) -> float:
         return float(self.rounds) * float(self.dim)
-
-
-def agreed_size(sizes: NDArray[np.floating], quantile: float = 0.5) -> NDArray[np.float64]:
-    """Return a quantile over clients of each block's size that liars cannot set.
-
-    Sizes of zero, of clients that did not move the block, are left out. The quantile is one of the
-    others, the lower where it falls between two: a mean of two would let one client of two set it.
-    Nor is it above the (t + 1)-th largest of all M sizes, t being a fifth of M, at least 1 of two
-    clients or more, and no more than the quantile itself leaves above it.
-
-    For the median, of M clients of whom f lie and h of the others moved the block: f claims cannot
-    raise it above the largest of the h sizes if f ≤ t or f ≤ h, nor lower it below the smallest of
-    them if f < h and t < h. A block that at most t clients claim to have moved has size 0.
-
-    Parameters
-    ----------
-    sizes : (M, L) array
-        One row per client, finite and not negative, M >= 1.
-    quantile : float (default: 0.5)
-        Which quantile, in [0, 1].
-
-    Returns
-    -------
-    (L,) float64
-        The sizes.
-    """
-    num_clients = len(sizes)
-    ordered = np.sort(sizes, axis=0).astype(np.float64)
-    moved = np.count_nonzero(ordered, axis=0)
-    above = num_clients - 1 - int(quantile * (num_clients - 1))
-    trusted = num_clients - 1 - min(max(num_clients // 5, 1), above)
-    lower = num_clients - moved + (quantile * np.maximum(moved - 1, 0)).astype(np.int64)
-    ranks = np.minimum(np.minimum(lower, trusted), num_clients - 1)
-    return np.asarray(np.take_along_axis(ordered, ranks[None], axis=0)[0])
 
 
 def as_scale_rule(scale: Any) -> ScaleRule:

@@ -27,7 +27,8 @@ from fedmedian import (
     pack_signs,
     smoothed_median,
 )
-from fedmedian.aggregation import SCALE_CAP, aggregate_signs, aggregate_vectors
+from fedmedian.aggregation import aggregate_signs, aggregate_vectors
+from fedmedian.claims import PROPORTION
 from fedmedian.kernels.votes import weighted_votes
 
 GAUSSIAN = Gaussian()
@@ -142,14 +143,14 @@ class TestScalesThatClientsChoose:
     def test_a_client_weighs_at_most_the_cap_times_the_median_client(self):
         scales = np.array([[1.0], [1.0], [2.0], [3.0], [1e6]])
         rows = [[-1.0]] * 4 + [[1.0]]
-        expected = sqrt(3) * (SCALE_CAP * 2.0 - 1 - 1 - 2 - 3) / 5
+        expected = sqrt(3) * (PROPORTION * 2.0 - 1 - 1 - 2 - 3) / 5
         result = aggregate(signs(rows, scales), (1,), noise=Uniform())
         assert result.direction == pytest.approx([expected])
 
     def test_each_block_has_a_cap_of_its_own(self):
         scales = np.array([[1.0, 100.0], [1.0, 100.0], [100.0, 100.0]])
         result = aggregate(signs(np.ones((3, 2)), scales), (1, 1), noise=Uniform())
-        assert result.direction == pytest.approx([sqrt(3) * (2 + SCALE_CAP) / 3, sqrt(3) * 100])
+        assert result.direction == pytest.approx([sqrt(3) * (2 + PROPORTION) / 3, sqrt(3) * 100])
 
     def test_clients_that_did_not_move_a_block_neither_vote_nor_lower_the_cap(self):
         scales = np.array([[0.0], [0.0], [0.0], [2.0], [3.0]])

@@ -234,7 +234,7 @@ class TestMatching:
 
 
 def combine(layout, packed, centre):
-    return {spec.name: spec.cast(centre(values)) for spec, values in layout.stack_exact(packed)}
+    return {spec.name: spec.combine(values, centre) for spec, values in layout.stack_exact(packed)}
 
 
 class TestExactArrays:
@@ -291,9 +291,21 @@ class TestExactArrays:
         assert result.tolist() == [2, 1, -2, 10]
         assert result.dtype == np.int64
 
-    def test_combined_complex_numbers_keep_their_imaginary_part(self):
-        layout = Layout.of_model({"z": np.zeros(1, np.complex64)})
-        packed = [layout.pack_exact({"z": np.array([z], np.complex64)}) for z in (1 + 2j, 3 - 4j)]
-        combined = combine(layout, packed, lambda stacked: stacked.mean(axis=0))
-        assert combined["z"].tolist() == [2 - 1j]
-        assert combined["z"].dtype == np.complex64
+    @pytest.mark.parametrize(
+        ("dtype", "value"),
+        [(np.int64, 2**60 + 1), (np.int64, -(2**63)), (np.uint64, 2**64 - 1), (np.int8, -128)],
+    )
+    def test_integers_that_float64_cannot_hold_are_combined_exactly(self, dtype, value):
+        layout = Layout.of_model({"n": np.zeros((), dtype)})
+        near = value + 2 if value < 0 else value - 2
+        clients = [value] * 3 + [near] * 3
+        packed = [layout.pack_exact({"n": np.array(one, dtype)}) for one in clients]
+        combined = combine(layout, packed, lambda values: values.mean(axis=0))
+        assert combined["n"].dtype == dtype
+        assert combined["n"] == (value + near) // 2
+
+    def test_integers_are_combined_exactly_beside_one_at_the_other_end_of_their_range(self):
+        layout = Layout.of_model({"n": np.zeros(1, np.int64)})
+        packed = [layout.pack_exact({"n": np.array([n])}) for n in (7, 2**63 - 1, 8, -(2**63), 7)]
+        combined = combine(layout, packed, lambda values: np.median(values, axis=0))
+        assert combined["n"].tolist() == [7]

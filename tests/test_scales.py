@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedmedian import Adaptive, ScaleRule, Theory, TopUp
-from fedmedian.scales import Fixed, agreed_size, as_scale_rule
+from fedmedian.claims import agreed_size
+from fedmedian.scales import Fixed, as_scale_rule
 
 RULES = [
     Fixed(0.1),

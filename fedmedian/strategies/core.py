@@ -2,8 +2,9 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from fedmedian.aggregation import Aggregate
 from fedmedian.blocks import Blocks
 from fedmedian.checks import require_real, require_type
+from fedmedian.claims import agreed_size, count_out_of_proportion, in_proportion
 from fedmedian.client_steps import AddNoise, ClientStep, Measure, Signs, TopUpNoise
 from fedmedian.diagnostics import Report
 from fedmedian.instructions import Instruction, perturb_update
@@ -20,7 +22,7 @@ from fedmedian.noise import NOISE_FAMILIES, Noise
 from fedmedian.optimizers import State
 from fedmedian.payloads import Payload, PayloadKind
 from fedmedian.randomness import rotation_seed
-from fedmedian.scales import ScaleRule, Scales, agreed_size
+from fedmedian.scales import ScaleRule, Scales
 from fedmedian.schedules import Schedule, as_schedule
 from fedmedian.strategies.cohort import Answer
 from fedmedian.strategies.settings import Settings
@@ -69,11 +71,17 @@ class ServerStep:
         The learning rate δ.
     exact : mapping of str to array
         The new values of the exact arrays.
+    scales : (L,) float64 or None
+        The next round's noise scales.
+    optimizer_state : dict of str to array
+        What the optimiser remembers of it.
     """
 
     direction: Float32
     rate: float
     exact: Arrays
+    scales: Scales = None
+    optimizer_state: State = field(default_factory=dict)
 
 
 class Core(ABC):
@@ -170,7 +178,7 @@ class Core(ABC):
         """
 
     @abstractmethod
-    def centre(self, stacked: NDArray[Any], weights: Weights) -> NDArray[Any]:
+    def centre(self, values: Weights, weights: Weights) -> Weights:
         """Return the centre, (*shape), of the clients' values of an exact array, (M, *shape)."""
 
     @property
@@ -301,27 +309,60 @@ class Core(ABC):
             # Replies arrive in any order, and sums of floats depend on it.
             answers.sort(key=lambda answer: answer.key)
         payloads = [answer.payload for answer in answers]
-        weights = self._weights(answers)
+        examples = np.array([answer.num_examples if self.weighted else 1.0 for answer in answers])
+        weights = in_proportion(examples[:, None])[:, 0]
+        weights /= weights.max()  # the sum of what clients claim may overflow
+        weights /= weights.sum()
         magnitudes = np.stack([payload.magnitudes for payload in payloads]).astype(np.float64)
-        scales = self._scales_in_force(payloads, magnitudes)
-        report: Report = {} if scales is None else {"noise-scale": scales.tolist()}
-        aggregate = self.aggregate_payloads(payloads, weights, scales, current)
-        direction = current.instruction.undo(aggregate.direction, current.layout)
-        if settings.optimizer is not None:
-            direction = settings.optimizer.step(direction, self._optimizer_state)
+        used = np.stack([payload.scales for payload in payloads])
+        scales = self._scales_in_force(used, magnitudes)
+        beyond = count_out_of_proportion(examples[:, None], magnitudes, used)
+        report: Report = {"replies-out-of-proportion": beyond}
+        if scales is not None:
+            report["noise-scale"] = scales.tolist()
+        with np.errstate(over="ignore", invalid="ignore"):  # `move` refuses what is not finite
+            aggregate = self.aggregate_payloads(payloads, weights, scales, current)
+            direction = current.instruction.undo(aggregate.direction, current.layout)
+            # An optimiser replaces what it remembers: of the old state nothing is lost yet.
+            state = dict(self._optimizer_state)
+            if settings.optimizer is not None:
+                direction = settings.optimizer.step(direction, state)
         rate = require_real("learning_rate", self._schedule(current.number), low=0.0, open_low=True)
         exact = {
-            spec.name: spec.cast(self.centre(values, weights))
+            spec.name: spec.combine(values, partial(self.centre, weights=weights))
             for spec, values in current.layout.stack_exact([one.exact for one in payloads])
         }
-        if self.noise is not None:
-            self._scales = self.noise.rule.following(self._scales, magnitudes)
-        return ServerStep(direction, rate, exact), {**report, **aggregate.diagnostics}
+        rule = self._rule
+        following = None if rule is None else rule.following(self._scales, magnitudes)
+        step = ServerStep(direction, rate, exact, following, state)
+        return step, {**report, **aggregate.diagnostics}
 
-    def move(self, step: ServerStep) -> Model:
-        """Return the model after a step of the current round, and keep its average."""
+    def move(self, step: ServerStep) -> Model | None:
+        """Take a step of the current round, and remember what it tells for the next.
+
+        Parameters
+        ----------
+        step : ServerStep
+            The step.
+
+        Returns
+        -------
+        dict of str to array or None
+            The new model; None if it would not be finite, which leaves everything as it was.
+        """
         current, decay = self.current, self.settings.average_decay
-        model = current.layout.move(current.arrays, step.direction, step.rate, step.exact)
+        with np.errstate(over="ignore", invalid="ignore"):
+            model = current.layout.move(current.arrays, step.direction, step.rate, step.exact)
+        for name, array in model.items():
+            if np.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all():
+                _LOGGER.warning(
+                    "round %d keeps the model as it is: its step would make array %r NaN or "
+                    "infinite",
+                    current.number,
+                    name,
+                )
+                return None
+        self._scales, self._optimizer_state = step.scales, step.optimizer_state
         if decay is not None:
             self.average = _blend(self.average, model, decay)
         return model
@@ -335,13 +376,10 @@ class Core(ABC):
     def _rule(self) -> ScaleRule | None:
         return None if self.noise is None else self.noise.rule
 
-    def _scales_in_force(
-        self, payloads: Sequence[Payload], magnitudes: NDArray[np.float64]
-    ) -> Float32 | None:
+    def _scales_in_force(self, used: Float32, magnitudes: NDArray[np.float64]) -> Float32 | None:
         if self.noise is None:
             return None
         if self.client_noise is not None:
-            used = np.stack([payload.scales for payload in payloads])
             return agreed_size(used).astype(np.float32)
         scales = self._scales
         if scales is None:
@@ -370,11 +408,6 @@ class Core(ABC):
         if self.kind == "signs":
             steps.append(Signs())
         return tuple(steps)
-
-    def _weights(self, answers: Sequence[Answer[Any]]) -> Weights:
-        examples = np.array([answer.num_examples if self.weighted else 1.0 for answer in answers])
-        examples /= examples.max()  # the sum of what clients claim may overflow
-        return np.asarray(examples / examples.sum())
 
 
 def _blend(old: Arrays | None, new: Arrays, decay: float) -> Model:

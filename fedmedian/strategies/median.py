@@ -1,20 +1,19 @@
 """Median aggregation: robust to bad clients, in full precision."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, Unpack
+from typing import ClassVar, Literal, Unpack
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedmedian.aggregation import Aggregate, aggregate_vectors
 from fedmedian.checks import require_choice
+from fedmedian.claims import agreed_size
 from fedmedian.client_steps import ClientStep, Rotation, top_up
 from fedmedian.layout import RUNNING_STATISTICS
 from fedmedian.noise import Noise, Uniform
 from fedmedian.optimizers import Optimizer
 from fedmedian.payloads import Payload, PayloadKind
 from fedmedian.randomness import server_rng
-from fedmedian.scales import agreed_size
 from fedmedian.schedules import Schedule
 from fedmedian.strategies.checkpoint import Checkpoint
 from fedmedian.strategies.cohort import CohortRule
@@ -90,9 +89,9 @@ class MedianCore(Core):
             diagnostics=self.settings.diagnostics,
         )
 
-    def centre(self, stacked: NDArray[Any], weights: Weights) -> NDArray[Any]:
+    def centre(self, values: Weights, weights: Weights) -> Weights:
         """Return the median over clients, as robust as the rest."""
-        return np.asarray(np.median(stacked, axis=0))
+        return np.asarray(np.median(values, axis=0))
 
 
 class MedianSGD(MessageStrategy):

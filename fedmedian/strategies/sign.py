@@ -1,13 +1,11 @@
 """Sign aggregation: one bit per parameter and client."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Unpack
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import ClassVar, Unpack
 
 from fedmedian.aggregation import Aggregate, aggregate_signs
 from fedmedian.checks import require_type
+from fedmedian.claims import mean_in_proportion
 from fedmedian.client_steps import ClientStep, Rotation
 from fedmedian.decoding import Counts, DecodeRule
 from fedmedian.layout import RUNNING_STATISTICS
@@ -80,9 +78,9 @@ class SignCore(Core):
             diagnostics=self.settings.diagnostics,
         )
 
-    def centre(self, stacked: NDArray[Any], weights: Weights) -> NDArray[Any]:
-        """Return the weighted mean over clients."""
-        return np.asarray(np.tensordot(weights, stacked, axes=1))
+    def centre(self, values: Weights, weights: Weights) -> Weights:
+        """Return the weighted mean over clients; see `fedmedian.claims.mean_in_proportion`."""
+        return mean_in_proportion(values, weights)
 
 
 class SignSGD(MessageStrategy):

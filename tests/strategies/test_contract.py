@@ -232,6 +232,8 @@ def test_every_round_is_reported(case, api, usual):
     for report in outcome.reports.values():
         counted = ("replies-accepted", "replies-rejected", "replies-missing")
         assert [report[name] for name in counted] == [NUM_CLIENTS, 0, 0]
+        assert 0 <= report["replies-out-of-proportion"] < NUM_CLIENTS / 2
+        counted += ("replies-out-of-proportion",)
         own = set(report) - {*counted, "uplink-bytes", "train-loss", "majority-contradicts-mean"}
         assert own == case.reports
         assert 0 <= report.get("vote-agreement", 0) <= 1

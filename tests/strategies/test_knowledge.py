@@ -23,7 +23,7 @@ from fedmedian import (
     count_votes,
     mean_from_votes,
 )
-from fedmedian.aggregation import SCALE_CAP
+from fedmedian.claims import PROPORTION
 from fedmedian.client_steps import AddNoise
 from fedmedian.clients import perturb
 from fedmedian.strategies import MedianSGD, SignSGD
@@ -208,7 +208,7 @@ class TestClientsWithTheirOwnScale:
         for claim in (1e3, 1e30):
             mods = (own_scale(lambda i, claim=claim: claim if i == 9 else 1.0), perturb)
             moved = step(self.STRATEGY, np.repeat(votes, 1000, axis=1), mods=mods)
-            assert np.abs(moved + sqrt(3) * 0.9).max() <= sqrt(3) * 0.1 * SCALE_CAP * (1 + 1e-5)
+            assert np.abs(moved + sqrt(3) * 0.9).max() <= sqrt(3) * 0.1 * PROPORTION * (1 + 1e-5)
 
     def test_clients_that_choose_their_scale_are_told_the_rules_factor(self, step):
         seen = []

@@ -1,0 +1,90 @@
+"""Weights, scales and exact arrays that clients claim; `agreed_size` is tested with the scales."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fedmedian.claims import (
+    PROPORTION,
+    count_out_of_proportion,
+    in_proportion,
+    mean_in_proportion,
+    num_tolerated,
+)
+
+finite = st.floats(-1e300, 1e300)
+
+
+def equal(clients):
+    return np.full(clients, 1 / clients)
+
+
+@pytest.mark.parametrize(
+    ("clients", "liars"), [(1, 0), (2, 1), (3, 1), (9, 1), (10, 2), (14, 2), (100, 20)]
+)
+def test_a_fifth_of_the_clients_may_lie_and_one_of_two_or_more(clients, liars):
+    assert num_tolerated(clients) == liars
+
+
+class TestSizesInProportion:
+    def test_no_client_counts_for_more_than_four_times_the_median_one(self):
+        sizes = np.array([[1.0], [2.0], [3.0], [8.5], [1e9]])
+        assert in_proportion(sizes).ravel().tolist() == [1, 2, 3, 8.5, 3 * PROPORTION]
+
+    def test_of_two_clients_the_larger_counts_for_at_most_four_times_the_smaller(self):
+        assert in_proportion(np.array([[100.0], [1e9]])).ravel().tolist() == [100, 400]
+
+    def test_clients_that_are_cut_are_counted_once_however_many_of_their_sizes_are(self):
+        alike = np.ones((5, 2))
+        liar = np.array([[1.0, 1.0]] * 4 + [[9.0, 9.0]])
+        other = np.array([[9.0, 1.0]] + [[1.0, 1.0]] * 4)
+        assert count_out_of_proportion(alike) == 0
+        assert count_out_of_proportion(alike, liar, liar) == 1
+        assert count_out_of_proportion(liar, other) == 2
+
+
+class TestMeanInProportion:
+    @given(
+        values=hnp.arrays(
+            np.float64, st.tuples(st.integers(1, 11), st.integers(1, 3)), elements=finite
+        ),
+        seed=st.integers(0, 9),
+    )
+    def test_is_the_weighted_mean_of_values_clipped_around_the_median(self, values, seed):
+        clients = len(values)
+        weights = np.random.default_rng(seed).dirichlet(np.ones(clients))
+        expected = []
+        for column in values.T:
+            median = np.median(column)
+            reach = 4 * sorted(abs(column - median))[clients - 1 - num_tolerated(clients)]
+            mean = np.dot(weights, np.clip(column, median - reach, median + reach))
+            low = sorted(column)[num_tolerated(clients)]
+            expected.append(low if clients > 2 and low > 0 and mean <= 0 else mean)
+        actual = mean_in_proportion(values, weights)
+        np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9 * np.abs(values).max())
+
+    @pytest.mark.parametrize("clients", range(1, 12))
+    def test_is_the_weighted_mean_where_nobody_is_out_of_line(self, clients):
+        values = np.random.default_rng(0).permutation(np.linspace(-1, 2, clients))
+        weights = np.random.default_rng(1).dirichlet(np.ones(clients))
+        assert mean_in_proportion(values, weights) == pytest.approx(weights @ values)
+
+    @pytest.mark.parametrize("clients", [3, 4, 5, 10, 25])
+    def test_a_fifth_of_the_clients_moves_it_by_no_more_than_the_others_differ(self, clients):
+        honest = np.random.default_rng(0).normal(1.0, 0.1, (clients, 50))
+        for claim in (-1e6, 1e6, 1e300):
+            values = honest.copy()
+            values[: num_tolerated(clients)] = claim
+            others = values[num_tolerated(clients) :]
+            moved = mean_in_proportion(values, equal(clients)) - others.mean(axis=0)
+            assert np.all(np.abs(moved) < 2 * np.ptp(others, axis=0))
+
+    @pytest.mark.parametrize("clients", [3, 4, 5, 10, 25])
+    def test_a_variance_stays_positive_whatever_a_fifth_of_the_clients_sends(self, clients):
+        variances = np.random.default_rng(1).uniform(1e-3, 10, (clients, 200))
+        for claim in (-1e6, -1e-3, -1e300):
+            values = variances.copy()
+            values[: num_tolerated(clients)] = claim
+            assert np.all(mean_in_proportion(values, equal(clients)) > 0)
