@@ -180,7 +180,7 @@ class TestStepsThatAreNotFinite:
     def test_five_of_six_hostile_replies_move_a_model_anywhere_but_to_nan(self):
         for noise_and_rotation in ((None, None), (None, Rotation()), DEFAULT, IN_PLACE):
             for size in (LARGEST, -LARGEST):
-                lied = {"moving": np.full(400, size / 8, np.float32)}
+                lied = {"moving": np.full(400, size / 32, np.float32)}
                 strategy = core("vectors", *noise_and_rotation, optimizer=Momentum(0.5))
                 model, outcomes = run(strategy, 6, rounds=3, lied=lied, liars=5)
                 assert len(outcomes) == 3
