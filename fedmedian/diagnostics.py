@@ -136,9 +136,9 @@ def describe_median(
         ``median-mean-gap``, the L2 norm of the median minus the mean of the vectors that it is
         of, the quantity that the theory turns on; ``majority-contradicts-mean``, the fraction of
         coordinates where the two have opposite signs; ``margin``, how many vectors would have had
-        to lie elsewhere to turn a coordinate, the median over the sample. With noise also ``signal-to-noise``, the
-        median's energy over its noise's by the asymptotic variance b²/(4·φ0²·M), and
-        ``signal-to-noise-per-block``.
+        to lie elsewhere to turn a coordinate, the median over the sample. With noise also
+        ``signal-to-noise``, the median's energy over its noise's by the asymptotic variance
+        b²/(4·φ0²·M), and ``signal-to-noise-per-block``.
     """
     report: Report = {
         "median-mean-gap": sqrt(gap.energy),
