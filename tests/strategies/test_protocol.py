@@ -354,6 +354,8 @@ BAD_ANSWERS = {
     "a body of another shape": (array("0", lambda body: body[None]), "of shape"),
     "a body of another dtype": (array("0", lambda body: body.astype(np.float64)), "float64"),
     "another version": (scalar("payload", 99), "version 99"),
+    "another round": (scalar("round", 2), "round 2"),
+    "no round": (scalar("round", None), "fedmedian.round"),
     "a version in words": (scalar("payload", "2"), "fedmedian.payload"),
     "another kind": (scalar("kind", "essay"), "fedmedian.kind"),
     "no kind": (scalar("kind", None), "fedmedian.kind"),
@@ -512,7 +514,10 @@ SCALARS = (
     | st.booleans()
 )
 KEYS = st.sampled_from(
-    [PREFIX + key for key in ("payload", "kind", "noise", "scales", "magnitudes", "partition")]
+    [
+        PREFIX + key
+        for key in ("payload", "round", "kind", "noise", "scales", "magnitudes", "partition")
+    ]
 ) | st.text(max_size=5)
 
 

@@ -299,6 +299,25 @@ def test_a_node_is_named_by_its_partition_once_it_has_replied(any_client, play, 
     assert f"(partition {BAD})" in named
 
 
+def test_an_answer_of_the_round_before_is_dropped_with_that_reason(any_client, play, warnings):
+    sent = []
+
+    def replay(message, context, call_next):
+        reply = call_next(message, context)
+        if message.metadata.message_type == "train" and context.node_config["partition-id"] == BAD:
+            sent.append(reply.content)
+            reply.content = sent[0]
+        return reply
+
+    strategy = any_client.make("SignSGD", Gaussian(0.5))
+    outcome = play(strategy, num_rounds=2, mods=(replay, perturb))
+    rejected = [outcome.reports[number]["replies-rejected"] for number in (1, 2)]
+    assert rejected == [0, 1]
+    (dropped,) = warnings("aggregate_train: dropped", BAD)
+    assert "round 1" in dropped
+    assert "round 2" in dropped
+
+
 def test_a_run_outlives_rounds_in_which_every_client_fails(any_client, play, bits):
     def fail(model, partition):
         raise RuntimeError("not today")
