@@ -100,6 +100,8 @@ class RoundProtocol:
         """
         if server_round <= self.journal.done:
             return None
+        if server_round == 1:
+            self._roster = Roster()
         return self.core.begin(server_round, model)
 
     def sampling(self, server_round: int) -> AbstractContextManager[None]:
