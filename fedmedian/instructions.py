@@ -154,8 +154,8 @@ class Instruction:
         Raises
         ------
         WireError
-            Naming the first thing that is wrong: round, kind, noise, a length, a dtype, a value that
-            is not finite.
+            Naming the first thing that is wrong: round, kind, noise, a length, a dtype, a
+            value that is not finite.
         """
         if payload.server_round != self.server_round:
             raise WireError(

@@ -6,7 +6,6 @@ its position, "0", "1", and so on.
 """
 
 from collections.abc import Sequence
-from logging import WARNING
 from math import isfinite
 from typing import Any, TypeVar, Unpack
 
@@ -19,7 +18,6 @@ from flwr.common import (
     Parameters,
     Scalar,
 )
-from flwr.common.logger import log
 from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import FedAvg
@@ -27,6 +25,7 @@ from flwr.server.strategy import FedAvg
 from fedmedian.client_steps import ClientStep, Rotation
 from fedmedian.decoding import DecodeRule
 from fedmedian.layout import RUNNING_STATISTICS
+from fedmedian.logs import warn
 from fedmedian.noise import Noise
 from fedmedian.optimizers import Optimizer
 from fedmedian.payloads import Payload
@@ -324,7 +323,7 @@ def _by_client(
     for failure in failures:
         if isinstance(failure, BaseException):
             # Flower does not tell whose it is; the client is named among the missing.
-            log(WARNING, "%s: a client failed: %r", phase, failure)
+            warn("%s: a client failed: %s: %s", phase, type(failure).__name__, failure)
         else:
             answered.append(failure)
     return [(client.cid, (client, result)) for client, result in answered]
