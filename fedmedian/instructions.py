@@ -154,9 +154,13 @@ class Instruction:
         Raises
         ------
         WireError
-            Naming the first thing that is wrong: kind, noise, a length, a dtype, a value that
-            is not finite.
+            Naming the first thing that is wrong: round, kind, noise, a length, a dtype, a
+            value that is not finite.
         """
+        if payload.server_round != self.server_round:
+            raise WireError(
+                f"answers round {payload.server_round}, was asked in round {self.server_round}"
+            )
         if payload.kind != self.kind:
             raise WireError(f"sent {payload.kind!r}, was asked for {self.kind!r}")
         asked = self.find(AddNoise)
@@ -246,6 +250,7 @@ def perturb_update(
         magnitudes=nothing if draft.magnitudes is None else draft.magnitudes,
         body=draft.vector if draft.signs is None else draft.signs,
         exact=layout.pack_exact(after),
+        server_round=instruction.server_round,
         partition=partition,
     )
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-WIRE_VERSION = 2
+WIRE_VERSION = 3
 """The version of the format; each side refuses any other."""
 
 PREFIX = "fedmedian."

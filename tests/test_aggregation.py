@@ -42,7 +42,7 @@ UNCHANGED = Majority(ties="unchanged")
 def payload(kind, body, scales, noise="gaussian"):
     scales = np.array(scales, np.float32)
     nothing = np.empty(0, np.uint8)
-    return Payload(kind, noise, scales, np.zeros_like(scales), body, nothing)
+    return Payload(kind, noise, scales, np.zeros_like(scales), body, nothing, 1)
 
 
 def signs(rows, scales):

@@ -37,14 +37,14 @@ def signs(rows, scales):
     """The payloads of clients that vote as the signs of these rows."""
     nothing, none = np.empty(0, np.uint8), np.zeros(np.shape(scales)[1], np.float32)
     return [
-        Payload("signs", "gaussian", np.float32(own), none, pack_signs(row), nothing)
+        Payload("signs", "gaussian", np.float32(own), none, pack_signs(row), nothing, 1)
         for row, own in zip(rows, scales, strict=True)
     ]
 
 
 def vectors(rows, scales=(0.0,)):
     nothing, scales = np.empty(0, np.uint8), np.float32(scales)
-    return [Payload("vector", None, scales, scales, np.float32(row), nothing) for row in rows]
+    return [Payload("vector", None, scales, scales, np.float32(row), nothing, 1) for row in rows]
 
 
 def report_of_votes(rows, scales, sizes=None, weights=None, noise=GAUSSIAN, rule=None):

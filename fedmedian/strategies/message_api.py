@@ -18,7 +18,7 @@ from fedmedian.records import to_arrays, to_record
 from fedmedian.strategies import numpy_clients as numpy_messages
 from fedmedian.strategies.cohort import Node, Reply
 from fedmedian.strategies.core import Core
-from fedmedian.strategies.metrics import require_examples
+from fedmedian.strategies.metrics import require_examples, try_to_aggregate
 from fedmedian.strategies.options import FedAvgOptions, require_fedavg_options
 from fedmedian.strategies.protocol import RoundProtocol, Said
 from fedmedian.strategies.uplink import mean_reply_size
@@ -181,7 +181,8 @@ class MessageStrategy(FedAvg):
             metrics["uplink-bytes"] = mean_reply_size(replies)
         if heard.usual:
             contents = [answer.source for answer in heard.usual]
-            metrics = {**self.train_metrics_aggr_fn(contents, self.weighted_by_key), **metrics}
+            own = self._aggregate("train_metrics_aggr_fn", contents)
+            metrics = {**(own or {}), **metrics}
         self._protocol.end(heard, metrics)
         return _to_record(heard.model), MetricRecord(metrics)
 
@@ -215,9 +216,16 @@ class MessageStrategy(FedAvg):
         if not usual:
             return None
         contents = [reply.source for reply in usual]
-        metrics = self.evaluate_metrics_aggr_fn(contents, self.weighted_by_key)
-        journal.note("evaluate", server_round, metrics)
+        metrics = self._aggregate("evaluate_metrics_aggr_fn", contents)
+        if metrics is not None:
+            journal.note("evaluate", server_round, metrics)
         return metrics
+
+    def _aggregate(self, name: str, contents: list[RecordDict]) -> MetricRecord | None:
+        function = getattr(self, name)
+        return try_to_aggregate(
+            name, lambda: MetricRecord(dict(function(contents, self.weighted_by_key)))
+        )
 
     def _evaluate(
         self, evaluate: EvaluateFunction, server_round: int, arrays: ArrayRecord
