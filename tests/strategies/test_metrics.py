@@ -186,7 +186,9 @@ class TestInARound:
 
     @pytest.mark.parametrize("phase", ["train", "evaluate"])
     @pytest.mark.parametrize(
-        "result", [RuntimeError("no such metric"), None, 3, {"loss": object()}], ids=repr
+        "result",
+        [RuntimeError("no such metric"), None, 3, {"loss": object()}],
+        ids=["raises", "returns nothing", "returns a number", "returns no number"],
     )
     def test_a_function_of_ones_own_that_fails_costs_a_round_its_metrics_alone(
         self, phase, result, any_client, run, bits, warnings
