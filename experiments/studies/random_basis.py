@@ -87,7 +87,7 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     **{
         f"{strategy.__name__}, c = {factor:g}": partial(strategy, Gaussian(TopUp(factor)))
         for strategy in (SignSGD, MedianSGD)
-        for factor in (1.0, 1.2, 1.5, 2.0, 3.0)
+        for factor in (1.0, 1.5, 2.0, 3.0)
     },
     **{
         f"{strategy.__name__}, one block": partial(strategy, rotation=ONE_BLOCK)
@@ -180,9 +180,12 @@ def cohorts_table() -> str:
     return make_table(["strategy", *(f"M = {clients}" for clients in settings)], rows)
 
 
+MINORITY = Setting(dataset="digits", learning_rate=0.1, partition="lone class", rounds=200)
+
+
 def minority_table() -> str:
     """Compare how well a class is known that one honest client of ten alone holds."""
-    setting, seeds = Setting(partition="lone class"), (0, 1)
+    setting, seeds = MINORITY, (0, 1)
     names = list(STRATEGIES)[:9]
     found = run_all((name, setting, seed) for name in names for seed in seeds)
     rows = []
@@ -197,8 +200,8 @@ def level_settings() -> dict[str, list[Setting]]:
 
     Several under one name are attacks, of which the worst counts.
     """
-    usual = Setting(examples=4000, rounds=20)
-    digits = replace(usual, dataset="digits", learning_rate=0.1)
+    usual = Setting(examples=4000, rounds=15)
+    digits = replace(usual, dataset="digits", learning_rate=0.1, rounds=30)
     settings = {
         "Dirichlet(.3)": usual,
         "Dirichlet(.1)": replace(usual, alpha=0.1),
@@ -212,13 +215,12 @@ def level_settings() -> dict[str, list[Setting]]:
         "five local epochs": replace(usual, local_epochs=5),
         "digits, Dirichlet(.3)": digits,
         "digits, one class each": replace(digits, partition="classes"),
-        "CNN with BatchNorm": replace(usual, network="cnn with batchnorm", rounds=10),
-        "transformer": replace(usual, network="transformer", learning_rate=0.1),
+        "CNN with BatchNorm": replace(usual, network="cnn with batchnorm", rounds=8),
+        "transformer": replace(usual, network="transformer", learning_rate=0.1, rounds=10),
     }
-    attacked = replace(usual, examples=2000, rounds=15)
     hostile = {
-        f"{count} hostile, worst of seven": [
-            replace(attacked, attack=attack, num_hostile=count) for attack in ATTACKS[:7]
+        f"digits, {count} hostile, worst of seven": [
+            replace(digits, attack=attack, num_hostile=count) for attack in ATTACKS[:7]
         ]
         for count in (1, 2, 3)
     }
