@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.common import Code
 
 from fedmedian.payloads import Payload
@@ -55,13 +55,15 @@ def read_reply(content: RecordDict) -> RecordDict:
         raise WireError(f"client failed: {status.get('message')!r}")
     numbers: dict[str, Any] = {}
     # Its own numbers first: they must not take the place of those that Flower gives a name to.
-    for record in (own, *content.metric_records.values()):
+    others = (record for record in content.values() if isinstance(record, MetricRecord))
+    for record in (own, *others):
         numbers |= {key: value for key, value in record.items() if _is_metric(key, value)}
     read = RecordDict({"metrics": MetricRecord(numbers)})
     if Payload.is_in(own):
         read["payload"] = own
-    for key, arrays in content.array_records.items():
-        read[key] = arrays
+    for key, record in content.items():
+        if isinstance(record, ArrayRecord):
+            read[key] = record
     return read
 
 
