@@ -81,11 +81,11 @@ _BYTES_HELD: dict[type, Callable[[Any], int]] = {
 @cache
 def _headers() -> dict[type, int]:
     """Return the bytes that Flower adds to a value under a name, by the value's kind."""
-    # Two that differ: equal objects would be sent once.
-    arrays = [Array("", (), "", data) for data in (b"0", b"1")]
+    numbers_and_texts: list[Any] = [0, 0.0, "", b"", [0]]
+    # What is an object of its own differs: equal ones would be sent once.
     examples: list[tuple[Callable[..., Any], Any, Any]] = [
-        *((ConfigRecord, value, value) for value in (0, 0.0, "", b"", [0])),
-        (ArrayRecord, *arrays),
+        *((ConfigRecord, value, value) for value in numbers_and_texts),
+        (ArrayRecord, Array("", (), "", b"0"), Array("", (), "", b"1")),
         (RecordDict, ConfigRecord(), ArrayRecord()),
         (RecordDict, ArrayRecord(), MetricRecord()),
         (RecordDict, MetricRecord(), ConfigRecord()),
