@@ -26,8 +26,7 @@ from fedmedian.records import to_record
 
 NAMES = ("SignSGD", "MedianSGD")
 CLIENTS = (10, 100, 1_000, 10_000)
-DIMS = (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
-_FIXED_CLIENTS, _FIXED_DIM = 10, 10_000
+DIMS = (100, 10_000, 1_000_000, 10_000_000, 100_000_000)
 _LONG_SECONDS = 1.0
 _RUNS = 3
 

@@ -55,7 +55,7 @@ def _in_entries(entries: Mapping[str, Any]) -> int:
 
 
 def _in_text(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())
+    return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
 
 
 def _in_list(entries: list[Any]) -> int:
