@@ -240,8 +240,8 @@ class MessageStrategy(FedAvg):
 
     def _read(self, reply: Message) -> Said[RecordDict]:
         content, metrics, num_examples = self._open(reply)
-        arrays = to_arrays(_only("ArrayRecord", content.array_records))
-        scalars = next((r for r in content.config_records.values() if Payload.is_in(r)), None)
+        arrays = to_arrays(_only(ArrayRecord, content))
+        scalars = next((r for r in _records(ConfigRecord, content) if Payload.is_in(r)), None)
         return Said(arrays, scalars, num_examples, metrics, content)
 
     def _read_evaluation(self, node: Node, reply: Message) -> Reply[RecordDict]:
@@ -255,7 +255,7 @@ class MessageStrategy(FedAvg):
         content = reply.content
         if self.numpy_clients:
             content = numpy_messages.read_reply(content)
-        metrics = _only("MetricRecord", content.metric_records)
+        metrics = _only(MetricRecord, content)
         key = self.weighted_by_key
         return content, metrics, require_examples(key, metrics.get(key))
 
@@ -278,11 +278,16 @@ def _by_node(
     ]
 
 
-def _only(kind: str, records: Mapping[str, Record]) -> Record:
+def _records(kind: type[Record], content: RecordDict) -> list[Record]:
+    # Flower's own views of a content check and copy it, which takes longer than reading a reply.
+    return [record for record in content.values() if isinstance(record, kind)]
+
+
+def _only(kind: type[Record], content: RecordDict) -> Record:
+    records = _records(kind, content)
     if len(records) != 1:
-        raise WireError(f"expected one {kind}, got {len(records)}")
-    (record,) = records.values()
-    return record
+        raise WireError(f"expected one {kind.__name__}, got {len(records)}")
+    return records[0]
 
 
 def _describe(error: Error) -> str:
