@@ -361,6 +361,13 @@ class TestMargin:
         assert report_of_votes(rows, np.ones((10, 1)), (8,))["margin"] == margin
         assert report_of_vectors(rows)["margin"] == margin
 
+    @pytest.mark.parametrize(("size", "margin"), [(1.0, 5), (0.0, 2)], ids=["alike", "all noise"])
+    def test_of_ten_clients_topped_up_to_one_level_it_is_what_the_docs_say(self, size, margin):
+        rng = np.random.default_rng(0)
+        common, own = size * rng.standard_normal(50_000), rng.standard_normal((10, 50_000))
+        rows = common + sqrt(1.2**2 - size**2) * own
+        assert report_of_votes(rows, np.ones((10, 1)), (50_000,))["margin"] == margin
+
     def test_it_is_the_median_over_coordinates(self):
         rows = np.ones((10, 5))
         rows[5:, :2] = -1  # two coordinates are tied, three are unanimous
