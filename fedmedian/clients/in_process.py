@@ -5,6 +5,7 @@ from contextlib import suppress
 from itertools import count
 from logging import ERROR
 from threading import Lock
+from traceback import format_exception
 from typing import Any
 
 from flwr.app import (
@@ -23,7 +24,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedmedian.checks import require_integer, require_type
-from fedmedian.logs import text_of
+from fedmedian.logs import as_line, text_of
 from fedmedian.records import serialized_size
 
 _RUN_ID = 1
@@ -139,7 +140,8 @@ class InProcessGrid(Grid):
             # What a ClientApp raises, or replies that cannot be sent, is its own affair, and the
             # server's to hear of: also what would end its own process, were it in one.
             except BaseException as error:
-                log(ERROR, "ClientApp raised an exception", exc_info=error)
+                trace = "".join(format_exception(error)).splitlines()
+                log(ERROR, "ClientApp raised an exception\n%s", "\n".join(map(as_line, trace)))
                 reason = f"{type(error).__name__}: {text_of(error)}"
                 raised = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
                 reply, size = self._measured(Message(raised, reply_to=message))
