@@ -199,8 +199,8 @@ def level_settings() -> dict[str, list[Setting]]:
 
     Several under one name are attacks, of which the worst counts.
     """
-    usual = Setting(examples=4000, rounds=15)
-    digits = replace(usual, dataset="digits", learning_rate=0.1, rounds=30)
+    usual = Setting(examples=3000, rounds=12)
+    digits = replace(usual, dataset="digits", learning_rate=0.1, rounds=12)
     settings = {
         "Dirichlet(.3)": usual,
         "Dirichlet(.1)": replace(usual, alpha=0.1),
@@ -214,8 +214,8 @@ def level_settings() -> dict[str, list[Setting]]:
         "five local epochs": replace(usual, local_epochs=5),
         "digits, Dirichlet(.3)": digits,
         "digits, one class each": replace(digits, partition="classes"),
-        "CNN with BatchNorm": replace(usual, network="cnn with batchnorm", rounds=8),
-        "transformer": replace(usual, network="transformer", learning_rate=0.1, rounds=10),
+        "CNN with BatchNorm": replace(usual, network="cnn with batchnorm", rounds=6),
+        "transformer": replace(usual, network="transformer", learning_rate=0.1, rounds=8),
     }
     hostile = {
         f"digits, {count} hostile, worst of seven": [
