@@ -29,8 +29,8 @@ class Saved:
     ----------
     server_round : int
         The round.
-    identity : dict
-        What the run cannot go on without, by name, such as its seed; of JSON's types.
+    identity : dict of str to str
+        The arguments that the run cannot go on with others of, by name.
     arrays : dict of str to dict of str to array
         The model and the strategy's own state, in groups.
     history : dict
@@ -38,7 +38,7 @@ class Saved:
     """
 
     server_round: int
-    identity: Mapping[str, Any]
+    identity: Mapping[str, str]
     arrays: Mapping[str, Mapping[str, NDArray[Any]]]
     history: History = field(default_factory=dict)
 

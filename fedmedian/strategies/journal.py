@@ -1,7 +1,8 @@
 """The rounds that are behind a run: those that a checkpoint holds, and those since."""
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedmedian.layout import Arrays, Layout
@@ -9,6 +10,8 @@ from fedmedian.strategies.checkpoint import Checkpoint, History, Saved
 from fedmedian.strategies.core import Core
 
 _LOGGER = logging.getLogger("flwr")
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 class Journal:
@@ -52,11 +55,11 @@ class Journal:
         if self._checkpoint is None or saved is None:
             return
         folder = self._checkpoint.folder
-        for name, own in core.identity.items():
+        for name, own in _identity(core).items():
             if (stored := saved.identity.get(name)) != own:
                 raise ValueError(
-                    f"checkpoint {str(folder)!r} is of a run with {name}={stored!r}, "
-                    f"this one has {name}={own!r}"
+                    f"checkpoint {str(folder)!r} is of a run with {name}={stored}, "
+                    f"this one has {name}={own}"
                 )
         if initial is not None and Layout.of_model(initial) != Layout.of_model(
             saved.arrays["model"]
@@ -97,7 +100,7 @@ class Journal:
             return
         number, model = self._last
         arrays = {"model": model, **core.state}
-        self._checkpoint.save(Saved(number, core.identity, arrays, self._history))
+        self._checkpoint.save(Saved(number, _identity(core), arrays, self._history))
         self._last = None
 
     def _begin(self, saved: Saved | None) -> None:
@@ -105,3 +108,17 @@ class Journal:
         self.model: Arrays | None = None if saved is None else saved.arrays["model"]
         self._history: History = {} if saved is None else dict(saved.history)
         self._last = None
+
+
+def _identity(core: Core) -> dict[str, str]:
+    return {name: _in_words(value) for name, value in core.identity.items()}
+
+
+def _in_words(value: Any) -> str:
+    """Return what another process would call the same value.
+
+    A function is known by its name alone, and any sequence of the same items is the same.
+    """
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        value = [*value]
+    return _ADDRESS.sub("", repr(value))

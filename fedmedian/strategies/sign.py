@@ -1,7 +1,7 @@
 """Sign aggregation: one bit per parameter and client."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Unpack
+from typing import Any, ClassVar, Unpack
 
 from fedmedian.aggregation import Aggregate, aggregate_signs
 from fedmedian.checks import require_type
@@ -59,6 +59,11 @@ class SignCore(Core):
             settings=settings,
         )
         self.decode = decode
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What two halves of one run have in common; see `Core.identity`."""
+        return {**super().identity, "decode": self.decode}
 
     def aggregate_payloads(
         self,

@@ -1,5 +1,6 @@
 """Runs that go on where they were killed."""
 
+import inspect
 import json
 import os
 import signal
@@ -8,16 +9,27 @@ import sys
 import time
 from math import nan
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from flwr.app import MetricRecord
 from flwr.server import SimpleClientManager
 
-from fedmedian import Adam, Gaussian, Majority, Momentum
+from fedmedian import (
+    Adam,
+    Adaptive,
+    Clip,
+    Cosine,
+    Gaussian,
+    Logistic,
+    Majority,
+    Momentum,
+    Rotation,
+)
 from fedmedian.clients import InProcessGrid
 from fedmedian.records import parameters_to_arrays
-from fedmedian.strategies import Checkpoint
+from fedmedian.strategies import Checkpoint, MedianSGD, SignSGD, legacy
 from fedmedian.strategies.checkpoint import Saved
 
 NUM_CLIENTS = 4
@@ -178,7 +190,7 @@ def test_the_older_api_need_not_be_given_the_model_again(older_api, play, bits, 
     ("make", "change", "named"),
     [
         ("SignSGD", {"seed": 2}, ("seed=1", "seed=2")),
-        ("SignSGD", {"optimizer": Momentum()}, ("optimizer=None", repr(repr(Momentum())))),
+        ("SignSGD", {"optimizer": Momentum()}, ("optimizer=None", f"optimizer={Momentum()}")),
         ("MedianSGD", {}, ("kind='signs'", "kind='vector'")),
     ],
     ids=["seed", "optimizer", "strategy"],
@@ -191,6 +203,127 @@ def test_a_checkpoint_of_another_run_is_refused_by_what_is_different(
         play(api.make(make, checkpoint=Checkpoint(tmp_path), **change), 2)
     for words in (*named, str(tmp_path)):
         assert words in str(refused.value)
+
+
+class TestIdentity:
+    """A run does not go on as another: whatever its model depends on is compared by name."""
+
+    SIGNS: ClassVar = {
+        "noise": Gaussian(Adaptive(0.5)),
+        "decode": Majority(),
+        "learning_rate": Cosine(0.1, 5),
+    }
+    MEDIANS: ClassVar = {"noise": Gaussian(Adaptive(0.5))}
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def stored(cls, message_api, run, tmp_path_factory):
+        """The folders of a run of each strategy."""
+        folders = {}
+        for make, options in (("SignSGD", cls.SIGNS), ("MedianSGD", cls.MEDIANS)):
+            folders[make] = tmp_path_factory.mktemp(make)
+            strategy = message_api.make(make, **options, checkpoint=Checkpoint(folders[make]))
+            run(strategy, train, MODEL, NUM_CLIENTS, 1)
+        return folders
+
+    @pytest.mark.parametrize(
+        ("argument", "value"),
+        [
+            ("noise", None),
+            ("noise", Gaussian(50.0)),
+            ("noise", Logistic(Adaptive(0.5))),
+            ("noise", Gaussian(Adaptive(0.5, quantile=0.4))),
+            ("decode", Majority("unchanged")),
+            ("learning_rate", 0.1),
+            ("learning_rate", Cosine(0.1, 6)),
+            ("weighted", False),
+            ("optimizer", Adam()),
+            ("average_decay", 0.5),
+            ("client_steps", [Clip(1.0)]),
+            ("rotation", None),
+            ("rotation", Rotation(smallest=9)),
+            ("scale_from", "client"),
+            ("exact", ["1"]),
+            ("seed", None),
+        ],
+        ids=str,
+    )
+    def test_signs_do_not_go_on_with_another_argument(
+        self, argument, value, stored, message_api, play
+    ):
+        self.refuse(message_api, play, stored, "SignSGD", self.SIGNS, argument, value)
+
+    @pytest.mark.parametrize(
+        ("argument", "value"),
+        [
+            ("noise", Gaussian(50.0)),
+            ("noise_at", "server"),
+            ("estimator", "smoothed"),
+            ("learning_rate", 0.5),
+        ],
+        ids=str,
+    )
+    def test_medians_do_not_go_on_with_another_argument(
+        self, argument, value, stored, message_api, play
+    ):
+        self.refuse(message_api, play, stored, "MedianSGD", self.MEDIANS, argument, value)
+
+    def refuse(self, message_api, play, stored, make, options, argument, value):
+        changed = {**options, argument: value, "checkpoint": Checkpoint(stored[make])}
+        with pytest.raises(ValueError, match="is of a run with") as refused:
+            play(message_api.make(make, **changed), 2)
+        assert f" with {argument}=" in str(refused.value)
+        assert f"this one has {argument}={value!r}" in str(refused.value)
+
+    @pytest.mark.parametrize(
+        "cls",
+        [SignSGD, MedianSGD, legacy.SignSGD, legacy.MedianSGD],
+        ids=lambda cls: f"{cls.__module__}.{cls.__name__}",
+    )
+    def test_only_arguments_that_say_who_is_heard_and_what_is_noted_may_change(self, cls):
+        may_change = {"cohort_rules", "min_replies", "diagnostics", "checkpoint", "numpy_clients"}
+        arguments = inspect.signature(cls).parameters
+        assert set(arguments) - {*may_change, "fedavg"} <= set(cls().core.identity)
+        assert not may_change & set(cls().core.identity)
+
+    def test_a_run_goes_on_with_another_cohort_rule_and_other_reports(
+        self, api, play, bits, tmp_path
+    ):
+        whole = play(api.make("SignSGD"), 3)
+        play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 1)
+        changed = {"cohort_rules": [lambda cohort: {}], "diagnostics": False, "min_replies": 2}
+        resumed = play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path, 2), **changed), 3)
+        assert bits(resumed.model) == bits(whole.model)
+
+    def test_a_function_is_known_by_its_name_wherever_it_lies_in_memory(
+        self, message_api, play, tmp_path
+    ):
+        def make(function):
+            return message_api.make(
+                "SignSGD", learning_rate=function, checkpoint=Checkpoint(tmp_path)
+            )
+
+        def halve(server_round):
+            return 0.5**server_round
+
+        first = halve
+
+        def halve(server_round):
+            return 0.5**server_round
+
+        play(make(first), 1)
+        play(make(halve), 2)
+        with pytest.raises(ValueError, match=r"halve>, this one has learning_rate=.*<lambda>>$"):
+            play(make(lambda server_round: 0.5), 3)
+
+    def test_sequences_are_compared_by_what_is_in_them(self, message_api, play, tmp_path):
+        for number, sequence in enumerate((list, tuple), 1):
+            options = {"client_steps": sequence([Clip(1.0)]), "exact": sequence(["1"])}
+            play(message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path), **options), number)
+
+    def test_a_seed_of_numpys_type_can_be_stored(self, message_api, play, tmp_path):
+        play(message_api.make("SignSGD", seed=np.int64(3), checkpoint=Checkpoint(tmp_path)), 1)
+        assert Checkpoint(tmp_path).load().server_round == 1
 
 
 def test_a_checkpoint_of_another_model_is_refused(api, play, run, tmp_path):
@@ -212,7 +345,7 @@ def test_a_checkpoint_folder_that_cannot_be_made_is_known_before_training(api, r
 
 SAVED = Saved(
     7,
-    {"seed": 2**200, "optimizer": None},
+    {"seed": str(2**200), "optimizer": "None"},
     {
         "model": {"a/b c.weight": np.arange(6, dtype=np.float16).reshape(2, 3), "n": np.array(3)},
         "scales": {"scales": np.array([0.1, 0.2])},
