@@ -1,14 +1,15 @@
 """Runs that go on where they were killed."""
 
+import hashlib
 import inspect
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
 from math import nan
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -343,6 +344,11 @@ def test_a_checkpoint_folder_that_cannot_be_made_is_known_before_training(api, r
         run(strategy, fail, MODEL, NUM_CLIENTS)
 
 
+def names_in(folder):
+    """What is in a folder, but for the lock that a run leaves there."""
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+
+
 SAVED = Saved(
     7,
     {"seed": str(2**200), "optimizer": "None"},
@@ -371,7 +377,8 @@ class TestCheckpoint:
     def test_a_checkpoint_holds_arrays_and_json_and_no_pickle(self, tmp_path):
         Checkpoint(tmp_path).save(SAVED)
         (folder,) = tmp_path.iterdir()
-        assert sorted(path.name for path in folder.iterdir()) == ["arrays.npz", "state.json"]
+        files = sorted(path.name for path in folder.iterdir())
+        assert files == ["SHA256SUMS", "arrays.npz", "state.json"]
         assert json.loads((folder / "state.json").read_text())["round"] == 7
         with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
             assert all(arrays[name].dtype != object for name in arrays.files)
@@ -380,42 +387,47 @@ class TestCheckpoint:
         assert Checkpoint(tmp_path).load() is None
         assert Checkpoint(tmp_path / "missing").load() is None
 
-    def test_the_last_checkpoint_replaces_those_before(self, tmp_path):
+    def test_the_last_two_checkpoints_are_kept(self, tmp_path):
         for number in (9, 10, 1_000_000):
             Checkpoint(tmp_path).save(Saved(number, {}, {}))
-        assert [path.name for path in tmp_path.iterdir()] == ["round-1000000"]
+        assert names_in(tmp_path) == ["round-000010", "round-1000000"]
         assert Checkpoint(tmp_path).load().server_round == 1_000_000
 
     def test_a_half_written_checkpoint_is_not_there(self, tmp_path):
         Checkpoint(tmp_path).save(SAVED)
-        (tmp_path / ".round-000008").mkdir()
-        (tmp_path / ".round-000008" / "arrays.npz").write_bytes(b"half")
+        (tmp_path / ".draft").mkdir()
+        (tmp_path / ".draft" / "arrays.npz").write_bytes(b"half")
         assert Checkpoint(tmp_path).load().server_round == 7
         Checkpoint(tmp_path).save(Saved(8, {}, {}))
-        assert [path.name for path in tmp_path.iterdir()] == ["round-000008"]
+        assert names_in(tmp_path) == ["round-000007", "round-000008"]
 
-    def test_a_checkpoint_leaves_the_files_of_others(self, tmp_path):
-        (tmp_path / "notes.txt").write_text("mine")
-        Checkpoint(tmp_path).save(SAVED)
-        Checkpoint(tmp_path).save(Saved(8, {}, {}))
+    def test_a_checkpoint_leaves_what_is_others(self, tmp_path):
+        for name in ("notes.txt", "round-000001"):
+            (tmp_path / name).write_text("mine")
+        for number in (7, 8, 9):
+            Checkpoint(tmp_path).save(Saved(number, {}, {}))
+        assert Checkpoint(tmp_path).load().server_round == 9
         assert (tmp_path / "notes.txt").read_text() == "mine"
+        assert (tmp_path / "round-000001").read_text() == "mine"
 
-    @pytest.mark.parametrize(
-        ("name", "content"),
-        [("state.json", "{"), ("state.json", "{}"), ("arrays.npz", "junk")],
-    )
-    def test_a_checkpoint_that_cannot_be_read_is_named(self, tmp_path, name, content):
-        Checkpoint(tmp_path).save(SAVED)
-        (tmp_path / "round-000007" / name).write_text(content)
-        with pytest.raises(ValueError, match=r"round-000007"):
-            Checkpoint(tmp_path).load()
-
-    def test_a_checkpoint_of_another_format_is_named(self, tmp_path):
-        Checkpoint(tmp_path).save(SAVED)
-        path = tmp_path / "round-000007" / "state.json"
-        path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
-        with pytest.raises(ValueError, match=r"format 2"):
-            Checkpoint(tmp_path).load()
+    @pytest.mark.skipif(os.name != "posix", reason="other systems have no such modes")
+    def test_nobody_but_the_owner_can_read_a_checkpoint(self, tmp_path):
+        mask = os.umask(0)
+        try:
+            Checkpoint(tmp_path / "run").save(SAVED)
+        finally:
+            os.umask(mask)
+        modes = {
+            path.name: stat.S_IMODE(path.stat().st_mode)
+            for path in (tmp_path / "run", *(tmp_path / "run").rglob("*"))
+        }
+        assert modes == {
+            "run": 0o700,
+            "round-000007": 0o700,
+            "arrays.npz": 0o600,
+            "state.json": 0o600,
+            "SHA256SUMS": 0o600,
+        }
 
     @pytest.mark.parametrize(
         ("arguments", "error", "reason"),
@@ -428,6 +440,140 @@ class TestCheckpoint:
     def test_bad_arguments_of_a_checkpoint_are_named(self, arguments, error, reason):
         with pytest.raises(error, match=reason):
             Checkpoint(**arguments)
+
+
+def remove(path):
+    path.unlink()
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def lengthen(path):
+    path.write_bytes(path.read_bytes() + b"\n")
+
+
+def wipe(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def turn_into_a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def rewrite(folder, change):
+    """Change the state in a checkpoint by hand, and its checksum with it."""
+    path = folder / "state.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    lines = (
+        f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n"
+        for name in ("arrays.npz", "state.json")
+    )
+    (folder / "SHA256SUMS").write_text("".join(lines))
+
+
+class TestDamage:
+    """What is broken is found and named, and the checkpoint before it is as good as ever."""
+
+    @pytest.fixture
+    @staticmethod
+    def stored(tmp_path):
+        Checkpoint(tmp_path).save(SAVED)
+        return tmp_path / "round-000007"
+
+    @pytest.mark.parametrize(
+        ("damage", "name"),
+        [
+            (damage, name)
+            for damage in (remove, empty, cut, lengthen, wipe, turn_into_a_folder)
+            for name in ("state.json", "arrays.npz", "SHA256SUMS")
+            if (damage, name) != (lengthen, "SHA256SUMS")  # an empty line more says nothing
+        ],
+    )
+    def test_a_damaged_file_is_named(self, damage, name, stored, tmp_path):
+        damage(stored / name)
+        with pytest.raises(ValueError, match=r"^cannot go on from any checkpoint") as broken:
+            Checkpoint(tmp_path).load()
+        assert str(stored) in str(broken.value)
+        assert name in str(broken.value)
+
+    @pytest.mark.parametrize(
+        ("change", "named"),
+        [
+            (lambda state: None, "state.json"),
+            (lambda state: [], "state.json"),
+            (lambda state: {}, "state.json"),
+            (lambda state: {**state, "format": 1}, "state.json .* format 1,"),
+            (lambda state: {**state, "history": [1]}, "state.json"),
+            (lambda state: {**state, "history": {"train": {"one": {}}}}, "state.json"),
+            (lambda state: {**state, "arrays": {"model": ["a", "b", "c"]}}, "arrays.npz"),
+            (lambda state: {**state, "arrays": {"model": 3}}, "state.json"),
+        ],
+    )
+    def test_a_state_that_somebody_has_changed_is_named(self, change, named, stored, tmp_path):
+        rewrite(stored, change)
+        with pytest.raises(ValueError, match=rf"round-000007.{named} "):
+            Checkpoint(tmp_path).load()
+
+    def test_an_array_that_has_become_another_is_found(self, stored, tmp_path):
+        with (stored / "arrays.npz").open("wb") as file:
+            np.savez(file, **{"model.0": np.zeros((2, 3)), "model.1": np.array(3)})
+        with pytest.raises(ValueError, match=r"arrays\.npz .*does not match"):
+            Checkpoint(tmp_path).load()
+
+    @pytest.mark.parametrize("damage", [remove, empty, cut, wipe])
+    def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+        self, damage, stored, tmp_path, warnings
+    ):
+        Checkpoint(tmp_path).save(Saved(8, {}, {}))
+        damage(tmp_path / "round-000008" / "arrays.npz")
+        assert Checkpoint(tmp_path).load().server_round == 7
+        (warning,) = warnings("going back")
+        assert str(tmp_path / "round-000008" / "arrays.npz") in warning
+
+    def test_an_empty_checkpoint_gives_way_and_is_replaced(self, stored, tmp_path, warnings):
+        (tmp_path / "round-000009").mkdir()
+        (tmp_path / "round-000010").mkdir()
+        assert Checkpoint(tmp_path).load().server_round == 7
+        assert len(warnings("going back")) == 2
+        Checkpoint(tmp_path).save(Saved(9, {}, {}))
+        assert names_in(tmp_path) == ["round-000007", "round-000009"]
+        assert Checkpoint(tmp_path).load().server_round == 9
+
+    def test_each_of_many_broken_checkpoints_is_named(self, stored, tmp_path):
+        Checkpoint(tmp_path).save(Saved(8, {}, {}))
+        cut(stored / "state.json")
+        empty(tmp_path / "round-000008" / "arrays.npz")
+        with pytest.raises(ValueError, match="cannot go on") as broken:
+            Checkpoint(tmp_path).load()
+        for path in (stored / "state.json", tmp_path / "round-000008" / "arrays.npz"):
+            assert str(path) in str(broken.value)
+
+    def test_a_run_whose_last_checkpoint_is_damaged_ends_as_if_nothing_had_happened(
+        self, api, play, bits, tmp_path, warnings
+    ):
+        whole = play(api.make("SignSGD"), 6)
+        play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 4)
+        wipe(tmp_path / "round-000004" / "arrays.npz")
+        resumed = play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 6)
+        assert bits(resumed.model) == bits(whole.model)
+        assert len(warnings("going back")) == 1
+
+    def test_memory_that_does_not_suffice_is_not_taken_for_damage(
+        self, stored, tmp_path, monkeypatch
+    ):
+        def load(*arguments, **named):
+            raise MemoryError
+
+        monkeypatch.setattr(np, "load", load)
+        with pytest.raises(MemoryError):
+            Checkpoint(tmp_path).load()
 
 
 # A run in a process of its own: it prints each round, waits for a word to go on and, when it has
@@ -511,4 +657,4 @@ def test_a_process_that_is_killed_again_and_again_ends_with_the_same_model(tmp_p
             break
     assert kills == 4
     assert model_of(resumed) == model_of(whole)
-    assert [path.name for path in Path(folder).iterdir()] == ["round-000060"]
+    assert names_in(folder) == ["round-000059", "round-000060"]
