@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fedmedian.checks import require_integer, require_type
 from fedmedian.logs import warn
+from fedmedian.strategies.lock import FolderLock
 
 _FORMAT = 2
 _KEPT = 2
@@ -24,7 +25,8 @@ _KEPT = 2
 
 _ARRAYS, _STATE, _SUMS = "arrays.npz", "state.json", "SHA256SUMS"
 _NAME = re.compile(r"round-(\d+)")
-_DRAFT = ".draft"
+_DRAFT, _PROBE = ".draft", ".probe"
+_ZEROS = bytes(1 << 20)
 
 History = dict[str, dict[int, dict[str, Any]]]
 """Metrics of each phase by round."""
@@ -69,7 +71,8 @@ class Checkpoint:
     Parameters
     ----------
     folder : str or Path
-        Where; made if need be. One folder belongs to one run: remove it to start anew.
+        Where; made if need be. One folder belongs to one run: a second one at the same time is
+        refused, and to start anew, remove it.
     every : int (default: 1)
         The number of rounds from one checkpoint to the next, >= 1.
 
@@ -89,6 +92,46 @@ class Checkpoint:
     def __post_init__(self) -> None:
         require_type("folder", self.folder, (str, Path), "a path")
         require_integer("every", self.every, low=1)
+
+    def claim(self) -> FolderLock:
+        """Take the folder for a run of its own, and return the lock that is to be released.
+
+        Raises
+        ------
+        RuntimeError
+            If another run has it.
+        OSError
+            If it cannot be made, or written to.
+        """
+        return FolderLock(self._make_folder())
+
+    def probe(self, num_bytes: int) -> None:
+        """Make sure that the disk has room for checkpoints of a size.
+
+        Parameters
+        ----------
+        num_bytes : int
+            The size of one. As much is written, and removed, as the folder will hold while the
+            next to last is kept.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written.
+        """
+        path = self._make_folder() / _PROBE
+        missing = max(1, _KEPT + 1 - len(self._stored())) * max(1, num_bytes)
+        path.unlink(missing_ok=True)  # of a process that was killed
+        try:
+            with _create(path) as file:
+                for start in range(0, missing, len(_ZEROS)):
+                    file.write(_ZEROS[: missing - start])
+            _sync(path)
+        except OSError as error:
+            reason = f"there is no way to store {missing} bytes of checkpoints: {error.strerror}"
+            raise OSError(error.errno, reason, str(path)) from error
+        finally:
+            path.unlink(missing_ok=True)
 
     def save(self, saved: Saved) -> None:
         """Write a checkpoint, and remove all others but the one before it.

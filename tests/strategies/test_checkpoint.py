@@ -9,7 +9,10 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from errno import ENOSPC
 from math import nan
+from threading import Thread
 from typing import ClassVar
 
 import numpy as np
@@ -440,6 +443,223 @@ class TestCheckpoint:
     def test_bad_arguments_of_a_checkpoint_are_named(self, arguments, error, reason):
         with pytest.raises(error, match=reason):
             Checkpoint(**arguments)
+
+
+class Disk:
+    """A disk that can be full."""
+
+    full = False
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """The disk that everything here is written to."""
+    disk, fsync = Disk(), os.fsync
+
+    def fsync_if_there_is_room(descriptor):
+        if disk.full:
+            raise OSError(ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync_if_there_is_room)
+    return disk
+
+
+def no_training(model, partition):
+    raise AssertionError("a round has begun")
+
+
+class TestDiskThatFails:
+    """It is found before the first round where it can be; later it does not end a run."""
+
+    @pytest.fixture
+    @staticmethod
+    def filling(disk):
+        """Makes a training function in some of whose rounds the disk is full."""
+
+        def filling(*rounds):
+            def fill_and_train(model, partition):
+                disk.full = int(model["2"]) + 1 in rounds
+                return train(model, partition)
+
+            return fill_and_train
+
+        return filling
+
+    def errors(self, caplog):
+        return [one.getMessage() for one in caplog.records if one.levelname == "ERROR"]
+
+    def test_a_full_disk_is_known_before_training_and_left_as_it_was(
+        self, api, run, disk, tmp_path
+    ):
+        disk.full = True
+        strategy = api.make("SignSGD", checkpoint=Checkpoint(tmp_path))
+        with pytest.raises(OSError, match="No space left on device") as full:
+            run(strategy, no_training, MODEL, NUM_CLIENTS)
+        assert str(tmp_path) in str(full.value)
+        assert names_in(tmp_path) == []
+
+    def test_a_disk_that_has_filled_since_is_known_before_a_run_goes_on(
+        self, api, play, run, disk, tmp_path
+    ):
+        play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 1)
+        disk.full = True
+        strategy = api.make("SignSGD", checkpoint=Checkpoint(tmp_path))
+        with pytest.raises(OSError, match="No space left on device"):
+            run(strategy, no_training, MODEL, NUM_CLIENTS, 2)
+        assert names_in(tmp_path) == ["round-000001"]
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+    def test_a_folder_that_cannot_be_written_to_is_known_before_training(self, api, run, tmp_path):
+        tmp_path.chmod(0o500)
+        strategy = api.make("SignSGD", checkpoint=Checkpoint(tmp_path))
+        with pytest.raises(PermissionError):
+            run(strategy, no_training, MODEL, NUM_CLIENTS)
+
+    def test_room_is_asked_for_all_that_a_folder_will_hold(self, tmp_path, monkeypatch):
+        sizes, fsync = [], os.fsync
+
+        def note_size(descriptor):
+            sizes.append(os.fstat(descriptor).st_size)
+            fsync(descriptor)
+
+        checkpoint = Checkpoint(tmp_path)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", note_size)
+            checkpoint.probe(3_000_000)
+        checkpoint.save(Saved(1, {}, {}))
+        checkpoint.save(Saved(2, {}, {}))
+        (tmp_path / ".probe").write_bytes(b"of a process that was killed")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", note_size)
+            checkpoint.probe(3_000_000)
+        assert sizes == [9_000_000, 3_000_000]
+        assert names_in(tmp_path) == ["round-000001", "round-000002"]
+
+    def test_a_run_goes_on_while_its_disk_is_full_and_stores_what_comes_after(
+        self, api, play, run, bits, filling, tmp_path, warnings, caplog
+    ):
+        whole = play(api.make("SignSGD"), 5)
+        strategy = api.make("SignSGD", checkpoint=Checkpoint(tmp_path))
+        outcome = run(strategy, filling(2, 3), MODEL, NUM_CLIENTS, 5)
+        assert bits(outcome.model) == bits(whole.model)
+        assert warnings("round") == [
+            f"round {number} is not stored, the run goes on without: "
+            "[Errno 28] No space left on device"
+            for number in (2, 3)
+        ]
+        assert self.errors(caplog) == []
+        assert names_in(tmp_path) == ["round-000004", "round-000005"]
+
+    def test_the_last_word_of_a_run_that_could_not_be_stored_says_from_where_on(
+        self, message_api, play, run, bits, disk, filling, tmp_path, warnings, caplog
+    ):
+        def strategy():
+            return message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path, every=2))
+
+        first = run(strategy(), filling(3, 4, 5), MODEL, NUM_CLIENTS, 5)
+        assert [warning[:7] for warning in warnings("round")] == ["round 4", "round 5"]
+        assert self.errors(caplog) == [
+            f"the run has ended after round 5, and what came after round 2 is not in {tmp_path}"
+        ]
+        disk.full = False
+        assert names_in(tmp_path) == ["round-000002"]
+        assert bits(play(strategy(), 5).model) == bits(first.model)
+
+    def test_a_disk_that_is_full_at_the_last_round_alone_is_tried_once_more(
+        self, message_api, run, disk, tmp_path, warnings, caplog
+    ):
+        def free(model, partition):
+            disk.full = False
+            return {"num-examples": 1, "loss": 0.0}
+
+        def fill(model, partition):
+            disk.full = True
+            return train(model, partition)
+
+        strategy = message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path))
+        run(strategy, fill, MODEL, NUM_CLIENTS, 1, evaluate=free)
+        assert len(warnings("round")) == 1
+        assert self.errors(caplog) == []
+        assert names_in(tmp_path) == ["round-000001"]
+
+    @pytest.mark.parametrize(
+        ("metrics", "stored"),
+        [({"raw": b"\x00", "mean": np.float32(0.5)}, True), ({(1, 2): 3.0}, False)],
+        ids=["of a type of their own", "of a name that is none"],
+    )
+    def test_no_metrics_of_the_users_end_a_run(
+        self, metrics, stored, older_api, play, tmp_path, warnings
+    ):
+        strategy = older_api.make(
+            "SignSGD",
+            checkpoint=Checkpoint(tmp_path),
+            fit_metrics_aggregation_fn=lambda own: metrics,
+        )
+        play(strategy, 2)
+        assert len(warnings("round")) == (0 if stored else 2)
+        assert names_in(tmp_path) == (["round-000001", "round-000002"] if stored else [])
+
+
+class TestTwoRuns:
+    """One folder belongs to one run at a time."""
+
+    @pytest.fixture
+    @staticmethod
+    def start_another(message_api, make_app, as_record):
+        """Makes a function that starts a run in a thread of its own, and returns what it raised."""
+
+        def start_another(folder):
+            raised = []
+
+            def start():
+                try:
+                    message_api.make("SignSGD", checkpoint=Checkpoint(folder)).start(
+                        InProcessGrid(make_app(train), NUM_CLIENTS), as_record(MODEL), 9
+                    )
+                except Exception as error:
+                    raised.append(error)
+
+            thread = Thread(target=start)
+            thread.start()
+            thread.join()
+            return raised
+
+        return start_another
+
+    def test_a_second_run_is_refused_while_the_first_goes_on(
+        self, api, run, bits, play, start_another, tmp_path
+    ):
+        whole, raised = play(api.make("SignSGD"), 2), []
+
+        def train_and_start(model, partition):
+            if partition == 0:
+                raised.extend(start_another(tmp_path))
+            return train(model, partition)
+
+        strategy = api.make("SignSGD", checkpoint=Checkpoint(tmp_path))
+        outcome = run(strategy, train_and_start, MODEL, NUM_CLIENTS, 2)
+        assert [type(error) for error in raised] == [RuntimeError] * 2
+        assert all(str(tmp_path) in str(error) for error in raised)
+        assert bits(outcome.model) == bits(whole.model)
+
+    @pytest.mark.parametrize("num_rounds", [1, 2], ids=["which is refused", "which ends"])
+    def test_a_run_leaves_its_folder_to_others(
+        self, num_rounds, message_api, play, start_another, tmp_path
+    ):
+        play(message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 2)
+        with suppress(ValueError):
+            play(message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), num_rounds)
+        with suppress(ValueError):
+            play(message_api.make("MedianSGD", checkpoint=Checkpoint(tmp_path)), 2)
+        assert start_another(tmp_path) == []
+
+    def test_a_run_that_was_killed_leaves_its_folder_to_others(
+        self, message_api, play, start_another, tmp_path
+    ):
+        with pytest.raises(Killed):
+            play(kill(message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 1), 2)
+        assert start_another(tmp_path) == []
 
 
 def remove(path):
