@@ -119,9 +119,11 @@ class Checkpoint:
         OSError
             If it cannot be written.
         """
-        path = self._make_folder() / _PROBE
+        folder = self._make_folder()
+        path = folder / _PROBE
         missing = max(1, _KEPT + 1 - len(self._stored())) * max(1, num_bytes)
-        path.unlink(missing_ok=True)  # of a process that was killed
+        path.unlink(missing_ok=True)  # of a process that was killed, as is
+        shutil.rmtree(folder / _DRAFT, ignore_errors=True)
         try:
             with _create(path) as file:
                 for start in range(0, missing, len(_ZEROS)):
@@ -133,13 +135,15 @@ class Checkpoint:
         finally:
             path.unlink(missing_ok=True)
 
-    def save(self, saved: Saved) -> None:
-        """Write a checkpoint, and remove all others but the one before it.
+    def save(self, saved: Saved, before: int = 0) -> None:
+        """Write a checkpoint, and remove the others but for one.
 
         Parameters
         ----------
         saved : Saved
             What to write.
+        before : int (default: 0)
+            The round of a whole checkpoint that is to be kept; 0 for none.
 
         Raises
         ------
@@ -157,10 +161,9 @@ class Checkpoint:
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         _sync(folder)
-        stored = self._stored()
-        kept = sorted(number for number in stored if number <= saved.server_round)[-_KEPT:]
-        for number in stored.keys() - kept:
-            shutil.rmtree(stored[number], ignore_errors=True)
+        for number, path in self._stored().items():
+            if number not in (before, saved.server_round):
+                shutil.rmtree(path, ignore_errors=True)
 
     def load(self) -> Saved | None:
         """Return the last checkpoint that is whole, or None if there is none at all.

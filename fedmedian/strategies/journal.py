@@ -36,6 +36,7 @@ class Journal:
         self._checkpoint = checkpoint
         self._lock: FolderLock | None = None
         self._last: tuple[int, Arrays] | None = None
+        self._stored = 0
         self._begin(None)
 
     def open(self, core: Core, initial: Arrays | None) -> None:
@@ -124,9 +125,9 @@ class Journal:
         if self._checkpoint is None or self._last is None:
             return
         number, model = self._last
-        arrays = {"model": model, **core.state}
+        saved = Saved(number, _identity(core), {"model": model, **core.state}, self._history)
         try:
-            self._checkpoint.save(Saved(number, _identity(core), arrays, self._history))
+            self._checkpoint.save(saved, before=self._stored)
         # Whatever keeps it from being written, the run is worth more.
         except Exception as error:
             warn("round %d is not stored, the run goes on without: %s", number, error)

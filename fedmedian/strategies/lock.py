@@ -2,7 +2,7 @@
 
 import os
 import sys
-from errno import EACCES, EAGAIN, ENOTSUP
+from errno import ENOTSUP
 from pathlib import Path
 from threading import current_thread
 from weakref import WeakValueDictionary, finalize
@@ -45,15 +45,12 @@ class FolderLock:
         descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, mode=0o600)
         self._close = finalize(self, os.close, descriptor)
         try:
-            _lock(descriptor)
-        except OSError as error:
-            if error.errno in (EACCES, EAGAIN):
-                holder = os.read(descriptor, 32).decode(errors="replace").strip()
-                self._close()
-                raise _in_use(folder, f"process {holder}") from error
-            warn("%s cannot be locked here, see that no other run uses it: %s", folder, error)
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
+            _lock(descriptor, folder)
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
+        except BaseException:
+            self._close()
+            raise
         _HELD[self._folder] = self
 
     def release(self) -> None:
@@ -67,10 +64,16 @@ _HELD: WeakValueDictionary[Path, FolderLock] = WeakValueDictionary()
 """The locks of this process."""
 
 
-def _lock(descriptor: int) -> None:
-    if sys.platform == "win32":
-        raise OSError(ENOTSUP, "there is no flock")
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        if sys.platform == "win32":
+            raise OSError(ENOTSUP, "there is no flock")
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.read(descriptor, 32).decode(errors="replace").strip()
+        raise _in_use(folder, f"process {holder}") from error
+    except OSError as error:
+        warn("%s cannot be locked here, see that no other run uses it: %s", folder, error)
 
 
 def _in_use(folder: Path, where: str) -> RuntimeError:

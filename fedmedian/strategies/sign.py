@@ -142,7 +142,9 @@ class SignSGD(MessageStrategy):
     checkpoint : Checkpoint, optional
         Where the run is stored after every so many rounds; if it is there already, ``start``
         goes on from it. With a seed, all nodes and clients without a state of their own, the
-        model is bit for bit that of a run that was not interrupted.
+        model is bit for bit that of a run that was not interrupted. Of the arguments above and of
+        the seed it must be the same ones, but for `cohort_rules`, `diagnostics` and `min_replies`;
+        a function is known by its name.
     numpy_clients : bool (default: False)
         Whether the clients are NumPyClients, for training and evaluation; their metrics are
         averaged as a Message-API app's would be.

@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import suppress
 from errno import ENOSPC
+from itertools import pairwise
 from math import nan
 from threading import Thread
 from typing import ClassVar
@@ -391,8 +392,8 @@ class TestCheckpoint:
         assert Checkpoint(tmp_path / "missing").load() is None
 
     def test_the_last_two_checkpoints_are_kept(self, tmp_path):
-        for number in (9, 10, 1_000_000):
-            Checkpoint(tmp_path).save(Saved(number, {}, {}))
+        for before, number in pairwise((0, 9, 10, 1_000_000)):
+            Checkpoint(tmp_path).save(Saved(number, {}, {}), before)
         assert names_in(tmp_path) == ["round-000010", "round-1000000"]
         assert Checkpoint(tmp_path).load().server_round == 1_000_000
 
@@ -401,7 +402,7 @@ class TestCheckpoint:
         (tmp_path / ".draft").mkdir()
         (tmp_path / ".draft" / "arrays.npz").write_bytes(b"half")
         assert Checkpoint(tmp_path).load().server_round == 7
-        Checkpoint(tmp_path).save(Saved(8, {}, {}))
+        Checkpoint(tmp_path).save(Saved(8, {}, {}), before=7)
         assert names_in(tmp_path) == ["round-000007", "round-000008"]
 
     def test_a_checkpoint_leaves_what_is_others(self, tmp_path):
@@ -528,8 +529,9 @@ class TestDiskThatFails:
             patch.setattr(os, "fsync", note_size)
             checkpoint.probe(3_000_000)
         checkpoint.save(Saved(1, {}, {}))
-        checkpoint.save(Saved(2, {}, {}))
+        checkpoint.save(Saved(2, {}, {}), before=1)
         (tmp_path / ".probe").write_bytes(b"of a process that was killed")
+        (tmp_path / ".draft").mkdir()
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", note_size)
             checkpoint.probe(3_000_000)
@@ -751,7 +753,7 @@ class TestDamage:
     def test_a_damaged_checkpoint_gives_way_to_the_one_before(
         self, damage, stored, tmp_path, warnings
     ):
-        Checkpoint(tmp_path).save(Saved(8, {}, {}))
+        Checkpoint(tmp_path).save(Saved(8, {}, {}), before=7)
         damage(tmp_path / "round-000008" / "arrays.npz")
         assert Checkpoint(tmp_path).load().server_round == 7
         (warning,) = warnings("going back")
@@ -762,12 +764,12 @@ class TestDamage:
         (tmp_path / "round-000010").mkdir()
         assert Checkpoint(tmp_path).load().server_round == 7
         assert len(warnings("going back")) == 2
-        Checkpoint(tmp_path).save(Saved(9, {}, {}))
+        Checkpoint(tmp_path).save(Saved(9, {}, {}), before=7)
         assert names_in(tmp_path) == ["round-000007", "round-000009"]
         assert Checkpoint(tmp_path).load().server_round == 9
 
     def test_each_of_many_broken_checkpoints_is_named(self, stored, tmp_path):
-        Checkpoint(tmp_path).save(Saved(8, {}, {}))
+        Checkpoint(tmp_path).save(Saved(8, {}, {}), before=7)
         cut(stored / "state.json")
         empty(tmp_path / "round-000008" / "arrays.npz")
         with pytest.raises(ValueError, match="cannot go on") as broken:
@@ -784,6 +786,14 @@ class TestDamage:
         resumed = play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 6)
         assert bits(resumed.model) == bits(whole.model)
         assert len(warnings("going back")) == 1
+
+    def test_a_run_that_has_gone_back_keeps_the_checkpoint_that_it_has_gone_back_to(
+        self, message_api, play, tmp_path
+    ):
+        play(message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 3)
+        wipe(tmp_path / "round-000003" / "state.json")
+        play(message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path, every=4)), 4)
+        assert names_in(tmp_path) == ["round-000002", "round-000004"]
 
     def test_memory_that_does_not_suffice_is_not_taken_for_damage(
         self, stored, tmp_path, monkeypatch
