@@ -4,18 +4,29 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from hashlib import file_digest
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.checks import require_integer, require_type
+from fedmedian.logs import warn
+from fedmedian.strategies.lock import FolderLock
 
-_FORMAT = 1
+_FORMAT = 2
+_KEPT = 2
+"""The number of checkpoints in a folder: the last, and another for when it is damaged."""
+
+_ARRAYS, _STATE, _SUMS = "arrays.npz", "state.json", "SHA256SUMS"
 _NAME = re.compile(r"round-(\d+)")
+_DRAFT, _PROBE = ".draft", ".probe"
+_ZEROS = bytes(1 << 20)
 
 History = dict[str, dict[int, dict[str, Any]]]
 """Metrics of each phase by round."""
@@ -29,8 +40,8 @@ class Saved:
     ----------
     server_round : int
         The round.
-    identity : dict
-        What the run cannot go on without, by name, such as its seed; of JSON's types.
+    identity : dict of str to str
+        The arguments that the run cannot go on with others of, by name.
     arrays : dict of str to dict of str to array
         The model and the strategy's own state, in groups.
     history : dict
@@ -38,7 +49,7 @@ class Saved:
     """
 
     server_round: int
-    identity: Mapping[str, Any]
+    identity: Mapping[str, str]
     arrays: Mapping[str, Mapping[str, NDArray[Any]]]
     history: History = field(default_factory=dict)
 
@@ -48,10 +59,11 @@ class Checkpoint:
     """Where and how often a strategy stores its run, from which the same call goes on.
 
     After every `every`-th round, and in the Message API after the last, the model, the optimiser's
-    and the scale rule's state, the seed and all metrics are written to ``folder/round-NNNNNN``:
-    arrays as ``arrays.npz``, the rest as ``state.json``, no pickle in either. The folder appears
-    whole or not at all, whenever the process is killed, and replaces the one before. A strategy
-    that finds one there goes on from it.
+    and the scale rule's state, the arguments that the model depends on and all metrics are written
+    to ``folder/round-NNNNNN``: arrays as ``arrays.npz``, the rest as ``state.json``, no pickle in
+    either, and the checksums of both as ``SHA256SUMS``. The folder appears whole or not at all,
+    whenever the process is killed. The last two are kept, and a strategy that finds some goes on
+    from the last whole one. Nobody but their owner can read them.
 
     What a client keeps in its ``Context.state``, as with `ClientMomentum`, is not in it: Flower
     begins that anew with each run.
@@ -59,7 +71,8 @@ class Checkpoint:
     Parameters
     ----------
     folder : str or Path
-        Where; made if need be. One folder belongs to one run: remove it to start anew.
+        Where; made if need be. One folder belongs to one run: a second one at the same time is
+        refused, and to start anew, remove it.
     every : int (default: 1)
         The number of rounds from one checkpoint to the next, >= 1.
 
@@ -80,80 +93,191 @@ class Checkpoint:
         require_type("folder", self.folder, (str, Path), "a path")
         require_integer("every", self.every, low=1)
 
-    def save(self, saved: Saved) -> None:
-        """Write a checkpoint, and remove the ones before it.
+    def claim(self) -> FolderLock:
+        """Take the folder for a run of its own, and return the lock that is to be released.
+
+        Raises
+        ------
+        RuntimeError
+            If another run has it.
+        OSError
+            If it cannot be made, or written to.
+        """
+        return FolderLock(self._make_folder())
+
+    def probe(self, num_bytes: int) -> None:
+        """Make sure that the disk has room for checkpoints of a size.
+
+        Parameters
+        ----------
+        num_bytes : int
+            The size of one. As much is written, and removed, as the folder will hold while the
+            next to last is kept.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written.
+        """
+        folder = self._make_folder()
+        path = folder / _PROBE
+        missing = max(1, _KEPT + 1 - len(self._stored())) * max(1, num_bytes)
+        path.unlink(missing_ok=True)  # of a process that was killed, as is
+        shutil.rmtree(folder / _DRAFT, ignore_errors=True)
+        try:
+            with _create(path) as file:
+                for start in range(0, missing, len(_ZEROS)):
+                    file.write(_ZEROS[: missing - start])
+            _sync(path)
+        except OSError as error:
+            reason = f"there is no way to store {missing} bytes of checkpoints: {error.strerror}"
+            raise OSError(error.errno, reason, str(path)) from error
+        finally:
+            path.unlink(missing_ok=True)
+
+    def save(self, saved: Saved, before: int = 0) -> None:
+        """Write a checkpoint, and remove the others but for one.
 
         Parameters
         ----------
         saved : Saved
             What to write.
+        before : int (default: 0)
+            The round of a whole checkpoint that is to be kept; 0 for none.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; those before it are still there.
         """
-        folder = Path(self.folder)
-        final = folder / f"round-{saved.server_round:06}"
-        draft = folder / f".{final.name}"
+        folder = self._make_folder()
+        draft, final = folder / _DRAFT, folder / f"round-{saved.server_round:06}"
         shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
-        draft.mkdir(parents=True)
-        state = {
-            "format": _FORMAT,
-            "round": saved.server_round,
-            "identity": dict(saved.identity),
-            "arrays": {group: list(arrays) for group, arrays in saved.arrays.items()},
-            "history": saved.history,
-        }
-        # Numbered, because an array's name need not be one that a file can have.
-        numbered = {
-            f"{group}.{number}": array
-            for group, arrays in saved.arrays.items()
-            for number, array in enumerate(arrays.values())
-        }
-        with (draft / "arrays.npz").open("wb") as file:
-            np.savez(file, **numbered)  # type: ignore[arg-type]  # none is called allow_pickle
-        (draft / "state.json").write_text(json.dumps(state, indent=1) + "\n")
-        for path in (draft / "arrays.npz", draft / "state.json", draft):
-            _sync(path)
-        draft.rename(final)
+        try:
+            draft.mkdir(mode=0o700)
+            _write(draft, saved)
+            shutil.rmtree(final, ignore_errors=True)  # it is there only if it could not be read
+            draft.rename(final)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
         _sync(folder)
-        for old in folder.iterdir():
-            if old != final and _NAME.fullmatch(old.name.removeprefix(".")):
-                shutil.rmtree(old, ignore_errors=True)
+        for number, path in self._stored().items():
+            if number not in (before, saved.server_round):
+                shutil.rmtree(path, ignore_errors=True)
 
     def load(self) -> Saved | None:
-        """Return the last checkpoint, or None if there is none.
+        """Return the last checkpoint that is whole, or None if there is none at all.
 
         The folder is made if need be: one that cannot be is better known before training.
 
         Raises
         ------
         ValueError
-            If the checkpoint is not one that this version can read.
+            If there are checkpoints, and none is whole and one that this version can read.
         OSError
             If the folder cannot be made or read.
         """
+        self._make_folder()
+        broken = []
+        for _, path in sorted(self._stored().items(), reverse=True):
+            try:
+                saved = _read(path)
+            except ValueError as error:
+                broken.append(str(error))
+                continue
+            for reason in broken:
+                warn("going back to an earlier checkpoint, because %s", reason)
+            return saved
+        if broken:
+            raise ValueError(f"cannot go on from any checkpoint, because {'; '.join(broken)}")
+        return None
+
+    def _make_folder(self) -> Path:
         folder = Path(self.folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        rounds = {int(m[1]): path for path in folder.iterdir() if (m := _NAME.fullmatch(path.name))}
-        if not rounds:
-            return None
-        path = rounds[max(rounds)]
-        try:
-            state = json.loads((path / "state.json").read_text())
-            if state["format"] != _FORMAT:
-                raise ValueError(f"it has format {state['format']}, this version reads {_FORMAT}")
-            with np.load(path / "arrays.npz", allow_pickle=False) as arrays:
-                return Saved(
-                    state["round"],
-                    state["identity"],
-                    {
-                        group: {name: arrays[f"{group}.{i}"] for i, name in enumerate(names)}
-                        for group, names in state["arrays"].items()
-                    },
-                    {
-                        phase: {int(number): metrics for number, metrics in rounds.items()}
-                        for phase, rounds in state["history"].items()
-                    },
-                )
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"cannot go on from the checkpoint {path}: {error}") from error
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return folder
+
+    def _stored(self) -> dict[int, Path]:
+        """Return the folders of the checkpoints by their rounds."""
+        folders = [path for path in Path(self.folder).iterdir() if path.is_dir()]
+        return {int(match[1]): path for path in folders if (match := _NAME.fullmatch(path.name))}
+
+
+def _write(folder: Path, saved: Saved) -> None:
+    """Write a checkpoint's files, and wait until they are on the disk."""
+    # Numbered, because an array's name need not be one that a file can have.
+    numbered = {
+        f"{group}.{number}": array
+        for group, arrays in saved.arrays.items()
+        for number, array in enumerate(arrays.values())
+    }
+    state = {
+        "format": _FORMAT,
+        "round": saved.server_round,
+        "identity": dict(saved.identity),
+        "arrays": {group: list(arrays) for group, arrays in saved.arrays.items()},
+        "history": saved.history,
+    }
+    with _create(folder / _ARRAYS) as file:
+        np.savez(file, **numbered)  # type: ignore[arg-type]  # none is called allow_pickle
+    # In the older API the user's own metrics may be anything; nothing depends on them there.
+    _create_text(folder / _STATE, json.dumps(state, indent=1, default=str) + "\n")
+    _create_text(folder / _SUMS, "".join(f"{_sum(folder / n)}\n" for n in (_ARRAYS, _STATE)))
+    for path in (folder / _ARRAYS, folder / _STATE, folder / _SUMS, folder):
+        _sync(path)
+
+
+def _read(folder: Path) -> Saved:
+    """Read a checkpoint, or raise ValueError with the name of the file that cannot be."""
+    with _reading(folder / _SUMS):
+        sums = (folder / _SUMS).read_text().splitlines()
+    for path in (folder / _ARRAYS, folder / _STATE):
+        with _reading(path):
+            if _sum(path) not in sums:
+                raise ValueError(f"it does not match {_SUMS}")
+    with _reading(folder / _STATE):
+        state = json.loads((folder / _STATE).read_bytes())
+        if state["format"] != _FORMAT:
+            raise ValueError(f"it has format {state['format']}, this version reads {_FORMAT}")
+        names = {group: list(names) for group, names in state["arrays"].items()}
+        history = {
+            phase: {int(number): dict(metrics) for number, metrics in rounds.items()}
+            for phase, rounds in state["history"].items()
+        }
+        number, identity = int(state["round"]), dict(state["identity"])
+    with _reading(folder / _ARRAYS), np.load(folder / _ARRAYS, allow_pickle=False) as stored:
+        arrays = {
+            group: {name: stored[f"{group}.{i}"] for i, name in enumerate(own)}
+            for group, own in names.items()
+        }
+    return Saved(number, identity, arrays, history)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError:
+        raise  # says nothing about the file
+    # JSON, zip and npy files fail to parse in more ways than can be listed.
+    except Exception as error:
+        reason = str(error) if isinstance(error, ValueError) else repr(error)
+        raise ValueError(f"{path} cannot be read: {reason}") from error
+
+
+def _create(path: Path) -> BinaryIO:
+    return open(path, "xb", opener=partial(os.open, mode=0o600))
+
+
+def _create_text(path: Path, text: str) -> None:
+    with _create(path) as file:
+        file.write(text.encode())
+
+
+def _sum(path: Path) -> str:
+    """Return a file's line in ``SHA256SUMS``."""
+    with path.open("rb") as file:
+        return f"{file_digest(file, 'sha256').hexdigest()}  {path.name}"
 
 
 def _sync(path: Path) -> None:

@@ -196,12 +196,13 @@ class Core(ABC):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The properties that two halves of one run have in common, by name."""
-        optimizer = self.settings.optimizer
+        """What two halves of one run have in common: the arguments that its model depends on."""
         return {
             "kind": self.kind,
-            "optimizer": None if optimizer is None else repr(optimizer),
-            "seed": self.settings.seed,
+            "noise": self.noise,
+            "learning_rate": self.learning_rate,
+            "weighted": self.weighted,
+            **self.settings.identity,
         }
 
     @property

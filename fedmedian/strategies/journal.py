@@ -1,14 +1,19 @@
 """The rounds that are behind a run: those that a checkpoint holds, and those since."""
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedmedian.layout import Arrays, Layout
+from fedmedian.logs import warn
 from fedmedian.strategies.checkpoint import Checkpoint, History, Saved
 from fedmedian.strategies.core import Core
+from fedmedian.strategies.lock import FolderLock
 
 _LOGGER = logging.getLogger("flwr")
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 class Journal:
@@ -29,7 +34,9 @@ class Journal:
 
     def __init__(self, checkpoint: Checkpoint | None) -> None:
         self._checkpoint = checkpoint
+        self._lock: FolderLock | None = None
         self._last: tuple[int, Arrays] | None = None
+        self._stored = 0
         self._begin(None)
 
     def open(self, core: Core, initial: Arrays | None) -> None:
@@ -45,25 +52,31 @@ class Journal:
         Raises
         ------
         ValueError
-            If the checkpoint holds another run than this one.
+            If the checkpoint holds another run than this one, or is damaged.
+        RuntimeError
+            If another run has the checkpoint's folder.
+        OSError
+            If the folder cannot be made, or checkpoints cannot be written.
         """
-        saved = self._checkpoint.load() if self._checkpoint is not None else None
-        self._begin(saved)
-        if self._checkpoint is None or saved is None:
+        self.release()
+        self._begin(None)
+        if self._checkpoint is None:
             return
-        folder = self._checkpoint.folder
-        for name, own in core.identity.items():
-            if (stored := saved.identity.get(name)) != own:
-                raise ValueError(
-                    f"checkpoint {str(folder)!r} is of a run with {name}={stored!r}, "
-                    f"this one has {name}={own!r}"
-                )
-        if initial is not None and Layout.of_model(initial) != Layout.of_model(
-            saved.arrays["model"]
-        ):
-            raise ValueError(f"checkpoint {str(folder)!r} is of another model than the initial one")
-        core.restore(saved.arrays)
-        _LOGGER.info("Going on after round %d, from %s", saved.server_round, folder)
+        self._lock = self._checkpoint.claim()
+        try:
+            saved = self._checkpoint.load()
+            if saved is not None:
+                _require_same_run(self._checkpoint, saved, core, initial)
+            stored = {"model": initial or {}} if saved is None else saved.arrays
+            arrays = [array for group in stored.values() for array in group.values()]
+            self._checkpoint.probe(sum(array.nbytes for array in arrays))
+        except BaseException:
+            self.release()
+            raise
+        if saved is not None:
+            core.restore(saved.arrays)
+            self._begin(saved)
+            _LOGGER.info("Going on after round %d, from %s", self.done, self._checkpoint.folder)
 
     def note(self, phase: str, server_round: int, metrics: Mapping[str, Any]) -> None:
         """Remember a round's metrics for the next checkpoint."""
@@ -89,19 +102,68 @@ class Journal:
         number = core.current.number
         self._last = number, core.current.arrays if model is None else model
         if number % self._checkpoint.every == 0:
-            self.close(core)
+            self._save(core)
 
     def close(self, core: Core) -> None:
-        """Write the last round down, if it is not yet."""
+        """Write the last round down, if it is not yet, and say so if it cannot be."""
+        self._save(core)
+        if self._checkpoint is not None and self._last is not None:
+            _LOGGER.error(
+                "the run has ended after round %d, and what came after round %d is not in %s",
+                self._last[0],
+                self._stored,
+                self._checkpoint.folder,
+            )
+
+    def release(self) -> None:
+        """Leave the checkpoint's folder to other runs."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _save(self, core: Core) -> None:
         if self._checkpoint is None or self._last is None:
             return
         number, model = self._last
-        arrays = {"model": model, **core.state}
-        self._checkpoint.save(Saved(number, core.identity, arrays, self._history))
-        self._last = None
+        saved = Saved(number, _identity(core), {"model": model, **core.state}, self._history)
+        try:
+            self._checkpoint.save(saved, before=self._stored)
+        # Whatever keeps it from being written, the run is worth more.
+        except Exception as error:
+            warn("round %d is not stored, the run goes on without: %s", number, error)
+        else:
+            self._last, self._stored = None, number
 
     def _begin(self, saved: Saved | None) -> None:
         self.done = 0 if saved is None else saved.server_round
         self.model: Arrays | None = None if saved is None else saved.arrays["model"]
         self._history: History = {} if saved is None else dict(saved.history)
         self._last = None
+        self._stored = self.done
+
+
+def _require_same_run(
+    checkpoint: Checkpoint, saved: Saved, core: Core, initial: Arrays | None
+) -> None:
+    folder = str(checkpoint.folder)
+    for name, own in _identity(core).items():
+        if (stored := saved.identity.get(name)) != own:
+            raise ValueError(
+                f"checkpoint {folder!r} is of a run with {name}={stored}, this one has {name}={own}"
+            )
+    if initial is not None and Layout.of_model(initial) != Layout.of_model(saved.arrays["model"]):
+        raise ValueError(f"checkpoint {folder!r} is of another model than the initial one")
+
+
+def _identity(core: Core) -> dict[str, str]:
+    return {name: _in_words(value) for name, value in core.identity.items()}
+
+
+def _in_words(value: Any) -> str:
+    """Return what another process would call the same value.
+
+    A function is known by its name alone, and any sequence of the same items is the same.
+    """
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        value = [*value]
+    return _ADDRESS.sub("", repr(value))

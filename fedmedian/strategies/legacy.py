@@ -97,7 +97,16 @@ class LegacyStrategy(FedAvg):
         return None if self.core.average is None else arrays_to_parameters(self.core.average)
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters | None:
-        """Return the model to begin with, or to go on with from a checkpoint."""
+        """Return the model to begin with, or to go on with from a checkpoint.
+
+        Nothing tells when the run has ended: the checkpoint's folder is this run's until its
+        process ends or its thread begins another.
+
+        Raises
+        ------
+        ValueError, RuntimeError, OSError
+            As `fedmedian.strategies.SignSGD.start`.
+        """
         parameters = super().initialize_parameters(client_manager)
         journal = self._protocol.journal
         journal.open(self.core, None if parameters is None else parameters_to_arrays(parameters))

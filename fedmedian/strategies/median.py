@@ -1,7 +1,7 @@
 """Median aggregation: robust to bad clients, in full precision."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, Unpack
+from typing import Any, ClassVar, Literal, Unpack
 
 import numpy as np
 
@@ -63,7 +63,13 @@ class MedianCore(Core):
             weighted=False,
             settings=settings,
         )
+        self.noise_at = noise_at
         self.estimator = estimator
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What two halves of one run have in common; see `Core.identity`."""
+        return {**super().identity, "noise_at": self.noise_at, "estimator": self.estimator}
 
     def aggregate_payloads(
         self,

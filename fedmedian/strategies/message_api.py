@@ -118,29 +118,38 @@ class MessageStrategy(FedAvg):
         Raises
         ------
         ValueError
-            If the checkpoint is not one of this run, or holds more rounds than it is to have.
+            If the checkpoint is not one of this run, is damaged, or holds more rounds than the
+            run is to have.
+        RuntimeError
+            If another run has the checkpoint's folder.
+        OSError
+            If checkpoints cannot be written there. Once the first round has begun, that is a
+            warning each time, and an error in the log at the end.
         """
         journal = self._protocol.journal
         if self.core.settings.checkpoint is not None:
             journal.open(self.core, to_arrays(initial_arrays))
+            if evaluate_fn is not None:
+                evaluate_fn = partial(self._evaluate, evaluate_fn)
+        try:
             if num_rounds < journal.done:
                 raise ValueError(
                     f"num_rounds must be >= {journal.done}, the rounds that the checkpoint "
                     f"holds, got {num_rounds}"
                 )
-            if evaluate_fn is not None:
-                evaluate_fn = partial(self._evaluate, evaluate_fn)
-        result = super().start(
-            grid,
-            initial_arrays,
-            num_rounds,
-            timeout,
-            train_config,
-            evaluate_config,
-            evaluate_fn,
-            **newer,
-        )
-        journal.close(self.core)
+            result = super().start(
+                grid,
+                initial_arrays,
+                num_rounds,
+                timeout,
+                train_config,
+                evaluate_config,
+                evaluate_fn,
+                **newer,
+            )
+            journal.close(self.core)
+        finally:
+            journal.release()
         return AveragedResult(**vars(result), averaged_arrays=self.averaged_arrays)
 
     def summary(self) -> None:

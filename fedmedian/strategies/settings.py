@@ -1,7 +1,7 @@
 """The arguments that all strategies share, FedAvg's own aside."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from fedmedian.checks import require_choice, require_integer, require_real, require_type
@@ -18,6 +18,10 @@ DEFAULT_ROTATION = Rotation()
 
 ScaleFrom = Literal["server", "client"]
 """The side that chooses the noise scale of a round."""
+
+_MAY_CHANGE = ("cohort_rules", "diagnostics", "min_replies", "checkpoint")
+"""The arguments that a run may go on with others of: whom it hears, as nodes come and go, and what
+it notes."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,12 @@ class Settings:
             require_type("checkpoint", self.checkpoint, Checkpoint, "a Checkpoint, or None")
         if self.seed is not None:
             require_integer("seed", self.seed, low=0)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The arguments that the model depends on, by name."""
+        names = (field.name for field in fields(self))
+        return {name: getattr(self, name) for name in names if name not in _MAY_CHANGE}
 
     def _require_client_steps(self) -> None:
         names: set[str] = set()

@@ -1,7 +1,7 @@
 """Sign aggregation: one bit per parameter and client."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Unpack
+from typing import Any, ClassVar, Unpack
 
 from fedmedian.aggregation import Aggregate, aggregate_signs
 from fedmedian.checks import require_type
@@ -59,6 +59,11 @@ class SignCore(Core):
             settings=settings,
         )
         self.decode = decode
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What two halves of one run have in common; see `Core.identity`."""
+        return {**super().identity, "decode": self.decode}
 
     def aggregate_payloads(
         self,
@@ -138,7 +143,9 @@ class SignSGD(MessageStrategy):
     checkpoint : Checkpoint, optional
         Where the run is stored after every so many rounds; if it is there already, ``start``
         goes on from it. With a seed, all nodes and clients without a state of their own, the
-        model is bit for bit that of a run that was not interrupted.
+        model is bit for bit that of a run that was not interrupted. Of the arguments above and of
+        the seed it must be the same ones, but for `cohort_rules`, `diagnostics` and `min_replies`;
+        a function is known by its name.
     numpy_clients : bool (default: False)
         Whether the clients are NumPyClients, for training and evaluation; their metrics are
         averaged as a Message-API app's would be.

@@ -1,23 +1,40 @@
 """Runs that go on where they were killed."""
 
+import hashlib
+import inspect
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from errno import ENOSPC
+from itertools import pairwise
 from math import nan
-from pathlib import Path
+from threading import Thread
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from flwr.app import MetricRecord
 from flwr.server import SimpleClientManager
 
-from fedmedian import Adam, Gaussian, Majority, Momentum
+from fedmedian import (
+    Adam,
+    Adaptive,
+    Clip,
+    Cosine,
+    Gaussian,
+    Logistic,
+    Majority,
+    Momentum,
+    Rotation,
+)
 from fedmedian.clients import InProcessGrid
 from fedmedian.records import parameters_to_arrays
-from fedmedian.strategies import Checkpoint
+from fedmedian.strategies import Checkpoint, MedianSGD, SignSGD, legacy
 from fedmedian.strategies.checkpoint import Saved
 
 NUM_CLIENTS = 4
@@ -178,7 +195,7 @@ def test_the_older_api_need_not_be_given_the_model_again(older_api, play, bits, 
     ("make", "change", "named"),
     [
         ("SignSGD", {"seed": 2}, ("seed=1", "seed=2")),
-        ("SignSGD", {"optimizer": Momentum()}, ("optimizer=None", repr(repr(Momentum())))),
+        ("SignSGD", {"optimizer": Momentum()}, ("optimizer=None", f"optimizer={Momentum()}")),
         ("MedianSGD", {}, ("kind='signs'", "kind='vector'")),
     ],
     ids=["seed", "optimizer", "strategy"],
@@ -191,6 +208,127 @@ def test_a_checkpoint_of_another_run_is_refused_by_what_is_different(
         play(api.make(make, checkpoint=Checkpoint(tmp_path), **change), 2)
     for words in (*named, str(tmp_path)):
         assert words in str(refused.value)
+
+
+class TestIdentity:
+    """A run does not go on as another: whatever its model depends on is compared by name."""
+
+    SIGNS: ClassVar = {
+        "noise": Gaussian(Adaptive(0.5)),
+        "decode": Majority(),
+        "learning_rate": Cosine(0.1, 5),
+    }
+    MEDIANS: ClassVar = {"noise": Gaussian(Adaptive(0.5))}
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def stored(cls, message_api, run, tmp_path_factory):
+        """The folders of a run of each strategy."""
+        folders = {}
+        for make, options in (("SignSGD", cls.SIGNS), ("MedianSGD", cls.MEDIANS)):
+            folders[make] = tmp_path_factory.mktemp(make)
+            strategy = message_api.make(make, **options, checkpoint=Checkpoint(folders[make]))
+            run(strategy, train, MODEL, NUM_CLIENTS, 1)
+        return folders
+
+    @pytest.mark.parametrize(
+        ("argument", "value"),
+        [
+            ("noise", None),
+            ("noise", Gaussian(50.0)),
+            ("noise", Logistic(Adaptive(0.5))),
+            ("noise", Gaussian(Adaptive(0.5, quantile=0.4))),
+            ("decode", Majority("unchanged")),
+            ("learning_rate", 0.1),
+            ("learning_rate", Cosine(0.1, 6)),
+            ("weighted", False),
+            ("optimizer", Adam()),
+            ("average_decay", 0.5),
+            ("client_steps", [Clip(1.0)]),
+            ("rotation", None),
+            ("rotation", Rotation(smallest=9)),
+            ("scale_from", "client"),
+            ("exact", ["1"]),
+            ("seed", None),
+        ],
+        ids=str,
+    )
+    def test_signs_do_not_go_on_with_another_argument(
+        self, argument, value, stored, message_api, play
+    ):
+        self.refuse(message_api, play, stored, "SignSGD", self.SIGNS, argument, value)
+
+    @pytest.mark.parametrize(
+        ("argument", "value"),
+        [
+            ("noise", Gaussian(50.0)),
+            ("noise_at", "server"),
+            ("estimator", "smoothed"),
+            ("learning_rate", 0.5),
+        ],
+        ids=str,
+    )
+    def test_medians_do_not_go_on_with_another_argument(
+        self, argument, value, stored, message_api, play
+    ):
+        self.refuse(message_api, play, stored, "MedianSGD", self.MEDIANS, argument, value)
+
+    def refuse(self, message_api, play, stored, make, options, argument, value):
+        changed = {**options, argument: value, "checkpoint": Checkpoint(stored[make])}
+        with pytest.raises(ValueError, match="is of a run with") as refused:
+            play(message_api.make(make, **changed), 2)
+        assert f" with {argument}=" in str(refused.value)
+        assert f"this one has {argument}={value!r}" in str(refused.value)
+
+    @pytest.mark.parametrize(
+        "cls",
+        [SignSGD, MedianSGD, legacy.SignSGD, legacy.MedianSGD],
+        ids=lambda cls: f"{cls.__module__}.{cls.__name__}",
+    )
+    def test_only_arguments_that_say_who_is_heard_and_what_is_noted_may_change(self, cls):
+        may_change = {"cohort_rules", "min_replies", "diagnostics", "checkpoint", "numpy_clients"}
+        arguments = inspect.signature(cls).parameters
+        assert set(arguments) - {*may_change, "fedavg"} <= set(cls().core.identity)
+        assert not may_change & set(cls().core.identity)
+
+    def test_a_run_goes_on_with_another_cohort_rule_and_other_reports(
+        self, api, play, bits, tmp_path
+    ):
+        whole = play(api.make("SignSGD"), 3)
+        play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 1)
+        changed = {"cohort_rules": [lambda cohort: {}], "diagnostics": False, "min_replies": 2}
+        resumed = play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path, 2), **changed), 3)
+        assert bits(resumed.model) == bits(whole.model)
+
+    def test_a_function_is_known_by_its_name_wherever_it_lies_in_memory(
+        self, message_api, play, tmp_path
+    ):
+        def make(function):
+            return message_api.make(
+                "SignSGD", learning_rate=function, checkpoint=Checkpoint(tmp_path)
+            )
+
+        def halve(server_round):
+            return 0.5**server_round
+
+        first = halve
+
+        def halve(server_round):
+            return 0.5**server_round
+
+        play(make(first), 1)
+        play(make(halve), 2)
+        with pytest.raises(ValueError, match=r"halve>, this one has learning_rate=.*<lambda>>$"):
+            play(make(lambda server_round: 0.5), 3)
+
+    def test_sequences_are_compared_by_what_is_in_them(self, message_api, play, tmp_path):
+        for number, sequence in enumerate((list, tuple), 1):
+            options = {"client_steps": sequence([Clip(1.0)]), "exact": sequence(["1"])}
+            play(message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path), **options), number)
+
+    def test_a_seed_of_numpys_type_can_be_stored(self, message_api, play, tmp_path):
+        play(message_api.make("SignSGD", seed=np.int64(3), checkpoint=Checkpoint(tmp_path)), 1)
+        assert Checkpoint(tmp_path).load().server_round == 1
 
 
 def test_a_checkpoint_of_another_model_is_refused(api, play, run, tmp_path):
@@ -210,9 +348,14 @@ def test_a_checkpoint_folder_that_cannot_be_made_is_known_before_training(api, r
         run(strategy, fail, MODEL, NUM_CLIENTS)
 
 
+def names_in(folder):
+    """What is in a folder, but for the lock that a run leaves there."""
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+
+
 SAVED = Saved(
     7,
-    {"seed": 2**200, "optimizer": None},
+    {"seed": str(2**200), "optimizer": "None"},
     {
         "model": {"a/b c.weight": np.arange(6, dtype=np.float16).reshape(2, 3), "n": np.array(3)},
         "scales": {"scales": np.array([0.1, 0.2])},
@@ -238,7 +381,8 @@ class TestCheckpoint:
     def test_a_checkpoint_holds_arrays_and_json_and_no_pickle(self, tmp_path):
         Checkpoint(tmp_path).save(SAVED)
         (folder,) = tmp_path.iterdir()
-        assert sorted(path.name for path in folder.iterdir()) == ["arrays.npz", "state.json"]
+        files = sorted(path.name for path in folder.iterdir())
+        assert files == ["SHA256SUMS", "arrays.npz", "state.json"]
         assert json.loads((folder / "state.json").read_text())["round"] == 7
         with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
             assert all(arrays[name].dtype != object for name in arrays.files)
@@ -247,42 +391,47 @@ class TestCheckpoint:
         assert Checkpoint(tmp_path).load() is None
         assert Checkpoint(tmp_path / "missing").load() is None
 
-    def test_the_last_checkpoint_replaces_those_before(self, tmp_path):
-        for number in (9, 10, 1_000_000):
-            Checkpoint(tmp_path).save(Saved(number, {}, {}))
-        assert [path.name for path in tmp_path.iterdir()] == ["round-1000000"]
+    def test_the_last_two_checkpoints_are_kept(self, tmp_path):
+        for before, number in pairwise((0, 9, 10, 1_000_000)):
+            Checkpoint(tmp_path).save(Saved(number, {}, {}), before)
+        assert names_in(tmp_path) == ["round-000010", "round-1000000"]
         assert Checkpoint(tmp_path).load().server_round == 1_000_000
 
     def test_a_half_written_checkpoint_is_not_there(self, tmp_path):
         Checkpoint(tmp_path).save(SAVED)
-        (tmp_path / ".round-000008").mkdir()
-        (tmp_path / ".round-000008" / "arrays.npz").write_bytes(b"half")
+        (tmp_path / ".draft").mkdir()
+        (tmp_path / ".draft" / "arrays.npz").write_bytes(b"half")
         assert Checkpoint(tmp_path).load().server_round == 7
-        Checkpoint(tmp_path).save(Saved(8, {}, {}))
-        assert [path.name for path in tmp_path.iterdir()] == ["round-000008"]
+        Checkpoint(tmp_path).save(Saved(8, {}, {}), before=7)
+        assert names_in(tmp_path) == ["round-000007", "round-000008"]
 
-    def test_a_checkpoint_leaves_the_files_of_others(self, tmp_path):
-        (tmp_path / "notes.txt").write_text("mine")
-        Checkpoint(tmp_path).save(SAVED)
-        Checkpoint(tmp_path).save(Saved(8, {}, {}))
+    def test_a_checkpoint_leaves_what_is_others(self, tmp_path):
+        for name in ("notes.txt", "round-000001"):
+            (tmp_path / name).write_text("mine")
+        for number in (7, 8, 9):
+            Checkpoint(tmp_path).save(Saved(number, {}, {}))
+        assert Checkpoint(tmp_path).load().server_round == 9
         assert (tmp_path / "notes.txt").read_text() == "mine"
+        assert (tmp_path / "round-000001").read_text() == "mine"
 
-    @pytest.mark.parametrize(
-        ("name", "content"),
-        [("state.json", "{"), ("state.json", "{}"), ("arrays.npz", "junk")],
-    )
-    def test_a_checkpoint_that_cannot_be_read_is_named(self, tmp_path, name, content):
-        Checkpoint(tmp_path).save(SAVED)
-        (tmp_path / "round-000007" / name).write_text(content)
-        with pytest.raises(ValueError, match=r"round-000007"):
-            Checkpoint(tmp_path).load()
-
-    def test_a_checkpoint_of_another_format_is_named(self, tmp_path):
-        Checkpoint(tmp_path).save(SAVED)
-        path = tmp_path / "round-000007" / "state.json"
-        path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
-        with pytest.raises(ValueError, match=r"format 2"):
-            Checkpoint(tmp_path).load()
+    @pytest.mark.skipif(os.name != "posix", reason="other systems have no such modes")
+    def test_nobody_but_the_owner_can_read_a_checkpoint(self, tmp_path):
+        mask = os.umask(0)
+        try:
+            Checkpoint(tmp_path / "run").save(SAVED)
+        finally:
+            os.umask(mask)
+        modes = {
+            path.name: stat.S_IMODE(path.stat().st_mode)
+            for path in (tmp_path / "run", *(tmp_path / "run").rglob("*"))
+        }
+        assert modes == {
+            "run": 0o700,
+            "round-000007": 0o700,
+            "arrays.npz": 0o600,
+            "state.json": 0o600,
+            "SHA256SUMS": 0o600,
+        }
 
     @pytest.mark.parametrize(
         ("arguments", "error", "reason"),
@@ -295,6 +444,366 @@ class TestCheckpoint:
     def test_bad_arguments_of_a_checkpoint_are_named(self, arguments, error, reason):
         with pytest.raises(error, match=reason):
             Checkpoint(**arguments)
+
+
+class Disk:
+    """A disk that can be full."""
+
+    full = False
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """The disk that everything here is written to."""
+    disk, fsync = Disk(), os.fsync
+
+    def fsync_if_there_is_room(descriptor):
+        if disk.full:
+            raise OSError(ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync_if_there_is_room)
+    return disk
+
+
+def no_training(model, partition):
+    raise AssertionError("a round has begun")
+
+
+class TestDiskThatFails:
+    """It is found before the first round where it can be; later it does not end a run."""
+
+    @pytest.fixture
+    @staticmethod
+    def filling(disk):
+        """Makes a training function in some of whose rounds the disk is full."""
+
+        def filling(*rounds):
+            def fill_and_train(model, partition):
+                disk.full = int(model["2"]) + 1 in rounds
+                return train(model, partition)
+
+            return fill_and_train
+
+        return filling
+
+    def errors(self, caplog):
+        return [one.getMessage() for one in caplog.records if one.levelname == "ERROR"]
+
+    def test_a_full_disk_is_known_before_training_and_left_as_it_was(
+        self, api, run, disk, tmp_path
+    ):
+        disk.full = True
+        strategy = api.make("SignSGD", checkpoint=Checkpoint(tmp_path))
+        with pytest.raises(OSError, match="No space left on device") as full:
+            run(strategy, no_training, MODEL, NUM_CLIENTS)
+        assert str(tmp_path) in str(full.value)
+        assert names_in(tmp_path) == []
+
+    def test_a_disk_that_has_filled_since_is_known_before_a_run_goes_on(
+        self, api, play, run, disk, tmp_path
+    ):
+        play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 1)
+        disk.full = True
+        strategy = api.make("SignSGD", checkpoint=Checkpoint(tmp_path))
+        with pytest.raises(OSError, match="No space left on device"):
+            run(strategy, no_training, MODEL, NUM_CLIENTS, 2)
+        assert names_in(tmp_path) == ["round-000001"]
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+    def test_a_folder_that_cannot_be_written_to_is_known_before_training(self, api, run, tmp_path):
+        tmp_path.chmod(0o500)
+        strategy = api.make("SignSGD", checkpoint=Checkpoint(tmp_path))
+        with pytest.raises(PermissionError):
+            run(strategy, no_training, MODEL, NUM_CLIENTS)
+
+    def test_room_is_asked_for_all_that_a_folder_will_hold(self, tmp_path, monkeypatch):
+        sizes, fsync = [], os.fsync
+
+        def note_size(descriptor):
+            sizes.append(os.fstat(descriptor).st_size)
+            fsync(descriptor)
+
+        checkpoint = Checkpoint(tmp_path)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", note_size)
+            checkpoint.probe(3_000_000)
+        checkpoint.save(Saved(1, {}, {}))
+        checkpoint.save(Saved(2, {}, {}), before=1)
+        (tmp_path / ".probe").write_bytes(b"of a process that was killed")
+        (tmp_path / ".draft").mkdir()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", note_size)
+            checkpoint.probe(3_000_000)
+        assert sizes == [9_000_000, 3_000_000]
+        assert names_in(tmp_path) == ["round-000001", "round-000002"]
+
+    def test_a_run_goes_on_while_its_disk_is_full_and_stores_what_comes_after(
+        self, api, play, run, bits, filling, tmp_path, warnings, caplog
+    ):
+        whole = play(api.make("SignSGD"), 5)
+        strategy = api.make("SignSGD", checkpoint=Checkpoint(tmp_path))
+        outcome = run(strategy, filling(2, 3), MODEL, NUM_CLIENTS, 5)
+        assert bits(outcome.model) == bits(whole.model)
+        assert warnings("round") == [
+            f"round {number} is not stored, the run goes on without: "
+            "[Errno 28] No space left on device"
+            for number in (2, 3)
+        ]
+        assert self.errors(caplog) == []
+        assert names_in(tmp_path) == ["round-000004", "round-000005"]
+
+    def test_the_last_word_of_a_run_that_could_not_be_stored_says_from_where_on(
+        self, message_api, play, run, bits, disk, filling, tmp_path, warnings, caplog
+    ):
+        def strategy():
+            return message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path, every=2))
+
+        first = run(strategy(), filling(3, 4, 5), MODEL, NUM_CLIENTS, 5)
+        assert [warning[:7] for warning in warnings("round")] == ["round 4", "round 5"]
+        assert self.errors(caplog) == [
+            f"the run has ended after round 5, and what came after round 2 is not in {tmp_path}"
+        ]
+        disk.full = False
+        assert names_in(tmp_path) == ["round-000002"]
+        assert bits(play(strategy(), 5).model) == bits(first.model)
+
+    def test_a_disk_that_is_full_at_the_last_round_alone_is_tried_once_more(
+        self, message_api, run, disk, tmp_path, warnings, caplog
+    ):
+        def free(model, partition):
+            disk.full = False
+            return {"num-examples": 1, "loss": 0.0}
+
+        def fill(model, partition):
+            disk.full = True
+            return train(model, partition)
+
+        strategy = message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path))
+        run(strategy, fill, MODEL, NUM_CLIENTS, 1, evaluate=free)
+        assert len(warnings("round")) == 1
+        assert self.errors(caplog) == []
+        assert names_in(tmp_path) == ["round-000001"]
+
+    @pytest.mark.parametrize(
+        ("metrics", "stored"),
+        [({"raw": b"\x00", "mean": np.float32(0.5)}, True), ({(1, 2): 3.0}, False)],
+        ids=["of a type of their own", "of a name that is none"],
+    )
+    def test_no_metrics_of_the_users_end_a_run(
+        self, metrics, stored, older_api, play, tmp_path, warnings
+    ):
+        strategy = older_api.make(
+            "SignSGD",
+            checkpoint=Checkpoint(tmp_path),
+            fit_metrics_aggregation_fn=lambda own: metrics,
+        )
+        play(strategy, 2)
+        assert len(warnings("round")) == (0 if stored else 2)
+        assert names_in(tmp_path) == (["round-000001", "round-000002"] if stored else [])
+
+
+class TestTwoRuns:
+    """One folder belongs to one run at a time."""
+
+    @pytest.fixture
+    @staticmethod
+    def start_another(message_api, make_app, as_record):
+        """Makes a function that starts a run in a thread of its own, and returns what it raised."""
+
+        def start_another(folder):
+            raised = []
+
+            def start():
+                try:
+                    message_api.make("SignSGD", checkpoint=Checkpoint(folder)).start(
+                        InProcessGrid(make_app(train), NUM_CLIENTS), as_record(MODEL), 9
+                    )
+                except Exception as error:
+                    raised.append(error)
+
+            thread = Thread(target=start)
+            thread.start()
+            thread.join()
+            return raised
+
+        return start_another
+
+    def test_a_second_run_is_refused_while_the_first_goes_on(
+        self, api, run, bits, play, start_another, tmp_path
+    ):
+        whole, raised = play(api.make("SignSGD"), 2), []
+
+        def train_and_start(model, partition):
+            if partition == 0:
+                raised.extend(start_another(tmp_path))
+            return train(model, partition)
+
+        strategy = api.make("SignSGD", checkpoint=Checkpoint(tmp_path))
+        outcome = run(strategy, train_and_start, MODEL, NUM_CLIENTS, 2)
+        assert [type(error) for error in raised] == [RuntimeError] * 2
+        assert all(str(tmp_path) in str(error) for error in raised)
+        assert bits(outcome.model) == bits(whole.model)
+
+    @pytest.mark.parametrize("num_rounds", [1, 2], ids=["which is refused", "which ends"])
+    def test_a_run_leaves_its_folder_to_others(
+        self, num_rounds, message_api, play, start_another, tmp_path
+    ):
+        play(message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 2)
+        with suppress(ValueError):
+            play(message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), num_rounds)
+        with suppress(ValueError):
+            play(message_api.make("MedianSGD", checkpoint=Checkpoint(tmp_path)), 2)
+        assert start_another(tmp_path) == []
+
+    def test_a_run_that_was_killed_leaves_its_folder_to_others(
+        self, message_api, play, start_another, tmp_path
+    ):
+        with pytest.raises(Killed):
+            play(kill(message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 1), 2)
+        assert start_another(tmp_path) == []
+
+
+def remove(path):
+    path.unlink()
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def lengthen(path):
+    path.write_bytes(path.read_bytes() + b"\n")
+
+
+def wipe(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def turn_into_a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def rewrite(folder, change):
+    """Change the state in a checkpoint by hand, and its checksum with it."""
+    path = folder / "state.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    lines = (
+        f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n"
+        for name in ("arrays.npz", "state.json")
+    )
+    (folder / "SHA256SUMS").write_text("".join(lines))
+
+
+class TestDamage:
+    """What is broken is found and named, and the checkpoint before it is as good as ever."""
+
+    @pytest.fixture
+    @staticmethod
+    def stored(tmp_path):
+        Checkpoint(tmp_path).save(SAVED)
+        return tmp_path / "round-000007"
+
+    @pytest.mark.parametrize(
+        ("damage", "name"),
+        [
+            (damage, name)
+            for damage in (remove, empty, cut, lengthen, wipe, turn_into_a_folder)
+            for name in ("state.json", "arrays.npz", "SHA256SUMS")
+            if (damage, name) != (lengthen, "SHA256SUMS")  # an empty line more says nothing
+        ],
+    )
+    def test_a_damaged_file_is_named(self, damage, name, stored, tmp_path):
+        damage(stored / name)
+        with pytest.raises(ValueError, match=r"^cannot go on from any checkpoint") as broken:
+            Checkpoint(tmp_path).load()
+        assert str(stored) in str(broken.value)
+        assert name in str(broken.value)
+
+    @pytest.mark.parametrize(
+        ("change", "named"),
+        [
+            (lambda state: None, "state.json"),
+            (lambda state: [], "state.json"),
+            (lambda state: {}, "state.json"),
+            (lambda state: {**state, "format": 1}, "state.json .* format 1,"),
+            (lambda state: {**state, "history": [1]}, "state.json"),
+            (lambda state: {**state, "history": {"train": {"one": {}}}}, "state.json"),
+            (lambda state: {**state, "arrays": {"model": ["a", "b", "c"]}}, "arrays.npz"),
+            (lambda state: {**state, "arrays": {"model": 3}}, "state.json"),
+        ],
+    )
+    def test_a_state_that_somebody_has_changed_is_named(self, change, named, stored, tmp_path):
+        rewrite(stored, change)
+        with pytest.raises(ValueError, match=rf"round-000007.{named} "):
+            Checkpoint(tmp_path).load()
+
+    def test_an_array_that_has_become_another_is_found(self, stored, tmp_path):
+        with (stored / "arrays.npz").open("wb") as file:
+            np.savez(file, **{"model.0": np.zeros((2, 3)), "model.1": np.array(3)})
+        with pytest.raises(ValueError, match=r"arrays\.npz .*does not match"):
+            Checkpoint(tmp_path).load()
+
+    @pytest.mark.parametrize("damage", [remove, empty, cut, wipe])
+    def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+        self, damage, stored, tmp_path, warnings
+    ):
+        Checkpoint(tmp_path).save(Saved(8, {}, {}), before=7)
+        damage(tmp_path / "round-000008" / "arrays.npz")
+        assert Checkpoint(tmp_path).load().server_round == 7
+        (warning,) = warnings("going back")
+        assert str(tmp_path / "round-000008" / "arrays.npz") in warning
+
+    def test_an_empty_checkpoint_gives_way_and_is_replaced(self, stored, tmp_path, warnings):
+        (tmp_path / "round-000009").mkdir()
+        (tmp_path / "round-000010").mkdir()
+        assert Checkpoint(tmp_path).load().server_round == 7
+        assert len(warnings("going back")) == 2
+        Checkpoint(tmp_path).save(Saved(9, {}, {}), before=7)
+        assert names_in(tmp_path) == ["round-000007", "round-000009"]
+        assert Checkpoint(tmp_path).load().server_round == 9
+
+    def test_each_of_many_broken_checkpoints_is_named(self, stored, tmp_path):
+        Checkpoint(tmp_path).save(Saved(8, {}, {}), before=7)
+        cut(stored / "state.json")
+        empty(tmp_path / "round-000008" / "arrays.npz")
+        with pytest.raises(ValueError, match="cannot go on") as broken:
+            Checkpoint(tmp_path).load()
+        for path in (stored / "state.json", tmp_path / "round-000008" / "arrays.npz"):
+            assert str(path) in str(broken.value)
+
+    def test_a_run_whose_last_checkpoint_is_damaged_ends_as_if_nothing_had_happened(
+        self, api, play, bits, tmp_path, warnings
+    ):
+        whole = play(api.make("SignSGD"), 6)
+        play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 4)
+        wipe(tmp_path / "round-000004" / "arrays.npz")
+        resumed = play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 6)
+        assert bits(resumed.model) == bits(whole.model)
+        assert len(warnings("going back")) == 1
+
+    def test_a_run_that_has_gone_back_keeps_the_checkpoint_that_it_has_gone_back_to(
+        self, message_api, play, tmp_path
+    ):
+        play(message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 3)
+        wipe(tmp_path / "round-000003" / "state.json")
+        play(message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path, every=4)), 4)
+        assert names_in(tmp_path) == ["round-000002", "round-000004"]
+
+    def test_memory_that_does_not_suffice_is_not_taken_for_damage(
+        self, stored, tmp_path, monkeypatch
+    ):
+        def load(*arguments, **named):
+            raise MemoryError
+
+        monkeypatch.setattr(np, "load", load)
+        with pytest.raises(MemoryError):
+            Checkpoint(tmp_path).load()
 
 
 # A run in a process of its own: it prints each round, waits for a word to go on and, when it has
@@ -378,4 +887,4 @@ def test_a_process_that_is_killed_again_and_again_ends_with_the_same_model(tmp_p
             break
     assert kills == 4
     assert model_of(resumed) == model_of(whole)
-    assert [path.name for path in Path(folder).iterdir()] == ["round-000060"]
+    assert names_in(folder) == ["round-000059", "round-000060"]
