@@ -196,7 +196,7 @@ class Core(ABC):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What two halves of one run have in common: the arguments that its model depends on."""
+        """The arguments that a run's model depends on, and two halves of it have in common."""
         return {
             "kind": self.kind,
             "noise": self.noise,

@@ -68,7 +68,7 @@ class MedianCore(Core):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What two halves of one run have in common; see `Core.identity`."""
+        """The arguments that a run's model depends on; see `Core.identity`."""
         return {**super().identity, "noise_at": self.noise_at, "estimator": self.estimator}
 
     def aggregate_payloads(

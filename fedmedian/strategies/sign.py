@@ -62,7 +62,7 @@ class SignCore(Core):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What two halves of one run have in common; see `Core.identity`."""
+        """The arguments that a run's model depends on; see `Core.identity`."""
         return {**super().identity, "decode": self.decode}
 
     def aggregate_payloads(
