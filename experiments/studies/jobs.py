@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 Result = dict[str, Any]
-"""What a job finds out; JSON can hold it."""
+"""The findings of a job; JSON can hold them."""
 
 
 def run_jobs(

@@ -199,8 +199,8 @@ def level_settings() -> dict[str, list[Setting]]:
 
     Several under one name are attacks, of which the worst counts.
     """
-    usual = Setting(examples=3000, rounds=12)
-    digits = replace(usual, dataset="digits", learning_rate=0.1, rounds=12)
+    usual = Setting("digits", learning_rate=0.1, rounds=15)
+    fashion = Setting(examples=3000, rounds=12)
     settings = {
         "Dirichlet(.3)": usual,
         "Dirichlet(.1)": replace(usual, alpha=0.1),
@@ -212,14 +212,16 @@ def level_settings() -> dict[str, list[Setting]]:
         "100 clients, iid": replace(usual, num_clients=100, partition="iid"),
         "a third of 30": replace(usual, num_clients=30, alpha=1.0, fraction=1 / 3),
         "five local epochs": replace(usual, local_epochs=5),
-        "digits, Dirichlet(.3)": digits,
-        "digits, one class each": replace(digits, partition="classes"),
-        "CNN with BatchNorm": replace(usual, network="cnn with batchnorm", rounds=6),
-        "transformer": replace(usual, network="transformer", learning_rate=0.1, rounds=8),
+        "transformer": replace(usual, network="transformer"),
+        "Fashion-MNIST": fashion,
+        "Fashion-MNIST, one class each": replace(fashion, partition="classes"),
+        "Fashion-MNIST, CNN with BatchNorm": replace(
+            fashion, network="cnn with batchnorm", rounds=6
+        ),
     }
     hostile = {
-        f"digits, {count} hostile, worst of seven": [
-            replace(digits, attack=attack, num_hostile=count) for attack in ATTACKS[:7]
+        f"{count} hostile, worst of seven": [
+            replace(usual, attack=attack, num_hostile=count) for attack in ATTACKS[:7]
         ]
         for count in (1, 2, 3)
     }
