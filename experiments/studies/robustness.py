@@ -81,6 +81,7 @@ STUDIES = {
     ),
     # Flower's baseline FLANDERS: half of Fashion-MNIST, of which its clients train on 300 examples
     # each. There other clients are hostile in each round; here they are the same, from the first.
+    # The radius is that of the longest honest updates, of which the median is half as long.
     "flanders": Study(
         Setting(
             examples=30_000,
@@ -92,7 +93,7 @@ STUDIES = {
         ),
         num_hostile=20,
         attacks=("gaussian", "a little is enough", "opt", "min-max"),
-        radius=1.0,
+        radius=3.0,
     ),
 }
 
