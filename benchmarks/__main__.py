@@ -14,12 +14,13 @@ from benchmarks.growth import plot_growth
 from benchmarks.kernels import CASES
 from benchmarks.memory import estimator_peaks, round_peaks
 from benchmarks.rounds import grid_timings, round_cases
+from benchmarks.scale import COST_COLUMNS, cost_rows, plot_round_costs, round_costs
 from benchmarks.timing import Timing, compare, read_bandwidth
 from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
 from experiments.studies.nmse import error_table, measure
 
 RESULTS = Path(__file__).parent / "results"
-NAMES = (*CASES, "rounds", "memory", "grid", "growth", "nmse")
+NAMES = (*CASES, "rounds", "memory", "grid", "growth", "scale", "nmse")
 
 
 def main(names: list[str]) -> None:
@@ -45,6 +46,12 @@ def main(names: list[str]) -> None:
         elif name == "growth":
             results[name] = plot_growth(RESULTS / "growth.png")
             print(f"Written: {RESULTS / 'growth.png'}")
+        elif name == "scale":
+            costs = round_costs()
+            results[name] = [asdict(cost) for cost in costs]
+            print(make_table(COST_COLUMNS, cost_rows(costs)))
+            plot_round_costs(costs, RESULTS / "scale.png")
+            print(f"Written: {RESULTS / 'scale.png'}")
         else:
             if name == "grid":
                 timings = grid_timings()

@@ -53,8 +53,8 @@ def estimator_peaks(clients: int = 101, dim: int = 10**7) -> Iterator[Peak]:
     rng = np.random.default_rng(0)
     votes, vector = rng.bytes(dim // 8), rng.standard_normal(dim, np.float32)
     nothing = np.empty(0, np.uint8)
-    signs = Payload("signs", "gaussian", scale, scale, np.frombuffer(votes, np.uint8), nothing)
-    update = Payload("vector", None, scale, scale, vector, nothing)
+    signs = Payload("signs", "gaussian", scale, scale, np.frombuffer(votes, np.uint8), nothing, 1)
+    update = Payload("vector", None, scale, scale, vector, nothing, 1)
     weights = np.full(clients, 1 / clients)
     centre = partial(aggregate_vectors, [update] * clients, noise, blocks)
 

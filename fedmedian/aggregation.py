@@ -20,6 +20,8 @@ from fedmedian.diagnostics import (
     count_opposite_signs,
     describe_median,
     describe_votes,
+    excess_of_signs,
+    sample_stride,
 )
 from fedmedian.kernels.medians import coordinate_median
 from fedmedian.kernels.votes import majority_vote, weighted_votes
@@ -145,7 +147,7 @@ def aggregate_vectors(
     if added is not None:
         added = np.broadcast_to(added, (len(payloads), len(blocks)))
     direction = np.empty(blocks.dim, dtype=np.float32)
-    gap = MeanGap()
+    gap, excess, stride = MeanGap(), [], sample_stride(blocks.dim)
     length = _PART if added is None else max(_NOISY_VALUES // len(payloads), 1)
     for start in range(0, blocks.dim, length):
         part = slice(start, min(start + length, blocks.dim))
@@ -165,11 +167,12 @@ def aggregate_vectors(
             direction[part] = smoothed_median(rows, noise, scale)
         if diagnostics:
             gap.add(direction[part], rows)
+            excess.append(excess_of_signs([row[::stride] for row in rows]))
     report: Report = {}
     if diagnostics:
         own = _noise_scales(payloads, noise) if added is None else added
         scales = own.mean(axis=0, dtype=np.float64)
-        report = describe_median(direction, gap, len(payloads), scales, blocks, noise)
+        report = describe_median(direction, gap, excess, len(payloads), scales, blocks, noise)
     return Aggregate(direction, report)
 
 

@@ -15,6 +15,9 @@ Float32 = NDArray[np.float32]
 
 _CHUNK = 1 << 14
 
+SAMPLE = 1 << 14
+"""The number of evenly spread coordinates, about, over which a median is taken."""
+
 Report = dict[str, float | list[float]]
 """Measurements that are worth reporting about a round, by name."""
 
@@ -41,15 +44,18 @@ def describe_votes(
         ``vote-agreement``, the mean over coordinates of |Σ w_i·s_i|/Σ w_i, in [0, 1]. With noise,
         and unless all votes agree, also ``signal-to-noise``, the votes' expected energy over
         their noise's, estimated, and ``signal-to-noise-per-block``; both are too low by about
-        the mean of E[s_i]² where clients disagree.
+        the mean of E[s_i]² where clients disagree. And ``margin``, how many clients of mean
+        weight would have had to vote otherwise to turn a coordinate, the median over a sample of
+        coordinates.
     """
     agreement = signals = spreads = 0.0
-    ratios = []
+    ratios, excess, stride = [], [], sample_stride(blocks.dim)
     reach = weights.sum(axis=0).tolist()
     for part, total, column in zip(blocks.split(votes), reach, weights.T, strict=True):
         signal = spread = 0.0
         if total > 0 and part.size > 0:
             agreement += _sum_of_magnitudes(part) / total
+            excess.append(np.abs(part[::stride]) * np.float32(len(weights) / total))
             # E[v²] = μ² + (1 − μ²)·n for mean votes v of expectation μ, with n = Σw²/(Σw)².
             share = float(np.square(column).sum()) / total**2
             if share < 1:
@@ -60,6 +66,7 @@ def describe_votes(
         ratios.append(signal / spread if spread > 0 else 0.0)
         signals, spreads = signals + signal, spreads + spread
     report: Report = {"vote-agreement": agreement / max(blocks.dim, 1)}
+    report |= _margin(excess)
     if noise is not None and spreads > 0:
         report["signal-to-noise"] = signals / spreads
         report["signal-to-noise-per-block"] = ratios
@@ -98,6 +105,7 @@ class MeanGap:
 def describe_median(
     median: Float32,
     gap: MeanGap,
+    excess: Sequence[Float32],
     num_rows: int,
     scales: NDArray[np.float64],
     blocks: Blocks,
@@ -111,6 +119,8 @@ def describe_median(
         The median.
     gap : MeanGap
         What was measured between it and the mean.
+    excess : sequence of (n,) float32
+        By how many vectors one sign is more frequent than the other, at sampled coordinates.
     num_rows : int
         M, the number of vectors.
     scales : (L,) float64
@@ -125,13 +135,15 @@ def describe_median(
     dict
         ``median-mean-gap``, the L2 norm of the median minus the mean of the vectors that it is
         of, the quantity that the theory turns on; ``majority-contradicts-mean``, the fraction of
-        coordinates where the two have opposite signs. With noise also ``signal-to-noise``, the
-        median's energy over its noise's by the asymptotic variance b²/(4·φ0²·M), and
-        ``signal-to-noise-per-block``.
+        coordinates where the two have opposite signs; ``margin``, how many vectors would have had
+        to lie elsewhere to turn a coordinate, the median over the sample. With noise also
+        ``signal-to-noise``, the median's energy over its noise's by the asymptotic variance
+        b²/(4·φ0²·M), and ``signal-to-noise-per-block``.
     """
     report: Report = {
         "median-mean-gap": sqrt(gap.energy),
         "majority-contradicts-mean": gap.opposite / max(median.size, 1),
+        **_margin(excess),
     }
     if noise is not None and scales.any():
         variances = np.square(mean_per_vote(noise) * scales) / num_rows
@@ -141,6 +153,28 @@ def describe_median(
         report["signal-to-noise"] = max(float(energies.sum() / spreads.sum()) - 1, 0.0)
         report["signal-to-noise-per-block"] = [max(float(ratio), 0.0) for ratio in ratios]
     return report
+
+
+def sample_stride(dim: int) -> int:
+    """Return the distance between coordinates of a sample of about `SAMPLE` of them."""
+    return max(dim // SAMPLE, 1)
+
+
+def excess_of_signs(rows: Sequence[Float32]) -> Float32:
+    """Return by how many of M rows, (n,) float32, one sign is more frequent, (n,) float32."""
+    total = np.zeros(rows[0].size, dtype=np.float32)
+    for row in rows:
+        total += np.sign(row)
+    return np.abs(total)
+
+
+def _margin(excess: Sequence[Float32]) -> Report:
+    """Return the median number of voters that would have turned a coordinate, if there is one."""
+    sample = np.concatenate([np.zeros(0, dtype=np.float32), *excess])
+    if sample.size == 0:
+        return {}
+    # Rounding errors of weights must not turn an excess of two into less.
+    return {"margin": float(np.median(np.floor(sample / 2 + 1e-3) + 1))}
 
 
 def _sum_of_magnitudes(values: Float32) -> float:

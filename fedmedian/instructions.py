@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from math import isfinite
 from typing import Any, TypeVar
 
@@ -63,7 +64,7 @@ class Instruction:
     seed: int | None
     exact: tuple[int, ...]
 
-    @property
+    @cached_property
     def kind(self) -> PayloadKind:
         """The kind of payload that answers it."""
         return "vector" if self.find(Signs) is None else "signs"
@@ -74,7 +75,7 @@ class Instruction:
 
     def blocks(self, layout: Layout) -> Blocks:
         """Return the blocks of what clients with a model of this layout send."""
-        return self._blocks_before(layout)[-1]
+        return _blocks_before(self, layout.blocks)[-1]
 
     def undo(self, direction: Float32, layout: Layout) -> Float32:
         """Return an aggregate of what clients send as a direction of the model.
@@ -91,7 +92,7 @@ class Instruction:
         (d,) float32
             The direction, all steps undone that are to be undone.
         """
-        before = self._blocks_before(layout)[:-1]
+        before = _blocks_before(self, layout.blocks)[:-1]
         for step, blocks in zip(reversed(self.steps), reversed(before), strict=True):
             direction = step.undo(direction, blocks)
         return direction
@@ -154,9 +155,13 @@ class Instruction:
         Raises
         ------
         WireError
-            Naming the first thing that is wrong: kind, noise, a length, a dtype, a value that
-            is not finite.
+            Naming the first thing that is wrong: round, kind, noise, a length, a dtype, a
+            value that is not finite.
         """
+        if payload.server_round != self.server_round:
+            raise WireError(
+                f"answers round {payload.server_round}, was asked in round {self.server_round}"
+            )
         if payload.kind != self.kind:
             raise WireError(f"sent {payload.kind!r}, was asked for {self.kind!r}")
         asked = self.find(AddNoise)
@@ -182,13 +187,6 @@ class Instruction:
         for name, array in layout.unpack_exact(payload.exact).items():
             if np.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all():
                 raise WireError(f"array {name!r} holds NaN or infinity")
-
-    def _blocks_before(self, layout: Layout) -> list[Blocks]:
-        """Return the blocks before each step, and last those after all of them."""
-        blocks = [layout.blocks]
-        for step in self.steps:
-            blocks.append(step.blocks(blocks[-1]))
-        return blocks
 
 
 def perturb_update(
@@ -246,8 +244,18 @@ def perturb_update(
         magnitudes=nothing if draft.magnitudes is None else draft.magnitudes,
         body=draft.vector if draft.signs is None else draft.signs,
         exact=layout.pack_exact(after),
+        server_round=instruction.server_round,
         partition=partition,
     )
+
+
+@lru_cache(maxsize=8)  # each of a round's replies asks
+def _blocks_before(instruction: Instruction, blocks: Blocks) -> tuple[Blocks, ...]:
+    """Return the blocks before each step, and last those after all of them."""
+    found = [blocks]
+    for step in instruction.steps:
+        found.append(step.blocks(found[-1]))
+    return tuple(found)
 
 
 def _read_seed(read: Reader) -> int | None:

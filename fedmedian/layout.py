@@ -19,14 +19,27 @@ RUNNING_STATISTICS = ("*running_mean", "*running_var", "*num_batches_tracked")
 """Name patterns of normalisation layers' buffers, as torch spells them."""
 
 
+_REAL = "biuf"
+"""The kinds of dtypes that a model's arrays may have: booleans, integers and real numbers."""
+
+
 @dataclass(frozen=True)
 class ArraySpec:
-    """One named array of a model: its shape, its dtype, and whether it is sent exactly."""
+    """One named array of a model: its shape, its dtype, and whether it is sent exactly.
+
+    Raises
+    ------
+    ValueError
+        If it is not of real numbers, integers or booleans, naming array and dtype.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
     exact: bool
+
+    def __post_init__(self) -> None:
+        _require_real(self.name, self.dtype)
 
     @property
     def size(self) -> int:
@@ -100,6 +113,11 @@ class Layout:
         -------
         Layout
             The layout.
+
+        Raises
+        ------
+        ValueError
+            If an array cannot be trained, naming it and its dtype.
         """
         patterns = tuple(exact)
         return cls(
@@ -134,8 +152,8 @@ class Layout:
         Raises
         ------
         ValueError
-            If a position is none of the model's, or an array that is not of floating point is
-            to be part of the flat vector.
+            If a position is none of the model's, an array cannot be trained, or one that is not
+            of floating point is to be part of the flat vector.
         """
         positions = set(exact)
         if positions and max(positions) >= len(arrays):
@@ -194,7 +212,8 @@ class Layout:
         Raises
         ------
         ValueError
-            If names, order or shapes differ, naming the first difference.
+            If names, order or shapes differ, naming the first difference, or an array is not of
+            real numbers, integers or booleans.
         """
         if list(arrays) != [spec.name for spec in self.specs]:
             missing = [spec.name for spec in self.specs if spec.name not in arrays]
@@ -203,6 +222,7 @@ class Layout:
                 raise ValueError(f"arrays are not in the model's order: {list(arrays)}")
             raise ValueError(f"arrays differ from the model's: missing {missing}, extra {extra}")
         for spec in self.specs:
+            _require_real(spec.name, arrays[spec.name].dtype)
             if arrays[spec.name].shape != spec.shape:
                 raise ValueError(
                     f"array {spec.name!r} has shape {arrays[spec.name].shape}, "
@@ -212,7 +232,8 @@ class Layout:
     def difference(self, before: Arrays, after: Arrays) -> NDArray[np.float32]:
         """Return the update `before` − `after` of the flat vector, which points uphill.
 
-        The difference is taken in each array's own precision and then rounded to float32.
+        The difference is taken in each array's own precision, of halves in float32, and then
+        rounded to float32.
 
         Parameters
         ----------
@@ -233,7 +254,9 @@ class Layout:
         update = np.empty(self.dim, dtype=np.float32)
         with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses what is not finite
             for part, spec in zip(self.blocks.split(update), self.flat, strict=True):
-                part[:] = np.subtract(before[spec.name], after[spec.name]).reshape(-1)
+                old, new = before[spec.name], after[spec.name]
+                precision = np.result_type(old.dtype, new.dtype, np.float32)
+                part[:] = np.subtract(old, new, dtype=precision).reshape(-1)
         return update
 
     def move(
@@ -307,3 +330,14 @@ class Layout:
         clients = [self.unpack_exact(data) for data in packed]
         for spec in self.exact:
             yield spec, np.stack([client[spec.name] for client in clients])
+
+
+def _require_real(name: str, dtype: np.dtype[Any]) -> None:
+    if dtype.kind not in _REAL:
+        # Flower's .npy bytes know no bfloat16: it arrives as two bytes without a meaning.
+        remedy = (
+            "; bfloat16 arrives as |V2 and must be cast to float32" if dtype.kind == "V" else ""
+        )
+        raise ValueError(
+            f"array {name!r} of {dtype} cannot be trained, only numbers that are real can{remedy}"
+        )

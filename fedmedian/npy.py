@@ -38,7 +38,7 @@ def read_npy(data: bytes) -> NDArray[Any]:
         return _parse_npy(data)
     # The header is a Python literal, which fails to parse in more ways than numpy translates.
     except Exception as error:
-        raise WireError(f"array is not in .npy format: {error}") from error
+        raise WireError(f"not in .npy format: {error}") from error
 
 
 def write_npy(array: NDArray[Any]) -> bytes:

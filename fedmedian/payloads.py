@@ -43,6 +43,8 @@ class Payload:
         Packed signs of the noisy update, or the noisy update.
     exact : (exact_bytes,) uint8
         The exact arrays after training, as `Layout.pack_exact` returns them.
+    server_round : int
+        The round of the instruction that it answers.
     partition : int or None
         The client's partition, for the server's log; None where it has none.
     """
@@ -53,12 +55,14 @@ class Payload:
     magnitudes: Float32
     body: NDArray[Any]
     exact: NDArray[np.uint8]
+    server_round: int
     partition: int | None = None
 
     def encode(self) -> tuple[list[NDArray[Any]], dict[str, WireScalar]]:
         """Return the payload's arrays, one or two, and the scalars that go with them."""
         message: dict[str, WireScalar] = {
             "payload": WIRE_VERSION,
+            "round": self.server_round,
             "kind": self.kind,
             "scales": floats_to_bytes(self.scales),
             "magnitudes": floats_to_bytes(self.magnitudes),
@@ -95,6 +99,7 @@ class Payload:
             magnitudes=read.floats("magnitudes"),
             body=arrays[0],
             exact=arrays[1] if len(arrays) == 2 else np.empty(0, dtype=np.uint8),
+            server_round=read.required("round", int),
             partition=read.optional("partition", int),
         )
         read.finish()

@@ -5,13 +5,16 @@ knows Flower.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from flwr.app import Array, ArrayRecord, Message
 from flwr.common import Parameters, ndarrays_to_parameters
 from flwr.supercore.inflatable.inflatable_object import InflatableObject
+from numpy.typing import NDArray
 
 from fedmedian.layout import Arrays
 from fedmedian.npy import read_npy, write_npy
+from fedmedian.wire import WireError
 
 
 def to_arrays(record: ArrayRecord) -> Arrays:
@@ -20,9 +23,9 @@ def to_arrays(record: ArrayRecord) -> Arrays:
     Raises
     ------
     WireError
-        If the bytes of one are not an array's.
+        If the bytes of one are not an array's, naming it.
     """
-    return {name: read_npy(array.data) for name, array in record.items()}
+    return {name: _read(name, array.data) for name, array in record.items()}
 
 
 def to_record(arrays: Arrays) -> ArrayRecord:
@@ -41,14 +44,22 @@ def parameters_to_arrays(parameters: Parameters) -> Arrays:
     Raises
     ------
     WireError
-        If the bytes of one are not an array's.
+        If the bytes of one are not an array's, naming it.
     """
-    return {str(number): read_npy(data) for number, data in enumerate(parameters.tensors)}
+    tensors = enumerate(parameters.tensors)
+    return {str(number): _read(str(number), data) for number, data in tensors}
 
 
 def arrays_to_parameters(arrays: Arrays) -> Parameters:
     """Return arrays as the older API's Parameters."""
     return ndarrays_to_parameters(list(arrays.values()))
+
+
+def _read(name: str, data: bytes) -> NDArray[Any]:
+    try:
+        return read_npy(data)
+    except WireError as error:
+        raise WireError(f"array {name!r} is {error}") from error
 
 
 def serialized_size(sent: Message | InflatableObject) -> int:

@@ -2,11 +2,12 @@
 
 import tracemalloc
 from contextlib import contextmanager
-from math import sqrt
+from dataclasses import replace
+from math import pi, sqrt
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -18,6 +19,7 @@ from fedmedian import (
     Logistic,
     Majority,
     Payload,
+    TopUp,
     Uniform,
     aggregation,
     coordinate_median,
@@ -29,6 +31,7 @@ from fedmedian import (
 )
 from fedmedian.aggregation import aggregate_signs, aggregate_vectors
 from fedmedian.claims import PROPORTION
+from fedmedian.decoding import majority_gain
 from fedmedian.kernels.votes import weighted_votes
 
 GAUSSIAN = Gaussian()
@@ -39,7 +42,7 @@ UNCHANGED = Majority(ties="unchanged")
 def payload(kind, body, scales, noise="gaussian"):
     scales = np.array(scales, np.float32)
     nothing = np.empty(0, np.uint8)
-    return Payload(kind, noise, scales, np.zeros_like(scales), body, nothing)
+    return Payload(kind, noise, scales, np.zeros_like(scales), body, nothing, 1)
 
 
 def signs(rows, scales):
@@ -328,6 +331,75 @@ class TestPartByPart:
             np.testing.assert_array_equal(result.direction, smoothed_median(rows, GAUSSIAN, scale))
             gap = np.linalg.norm(result.direction - rows.mean(axis=0))
             assert result.diagnostics["median-mean-gap"] == pytest.approx(gap, rel=1e-5)
+
+
+class TestWhatOneClientCanDo:
+    """One client of 2 to 8 sends anything that is read; the others' votes and vectors stay."""
+
+    WIDTH = 16
+
+    @staticmethod
+    def others_and_two_of_one(draw, elements, dtype):
+        others = draw(st.integers(1, 7))
+        rows = draw(hnp.arrays(dtype, (others + 2, 16), elements=elements))
+        return np.delete(rows, 0, axis=0), np.delete(rows, 1, axis=0)
+
+    @given(data=st.data(), claim=st.floats(0, 2.0**100, width=32), tops_up=st.booleans())
+    def test_counts_move_by_the_votes_of_one_client_at_four_times_the_median_level_or_less(
+        self, data, claim, tops_up
+    ):
+        usual, other = self.others_and_two_of_one(data.draw, st.sampled_from([-1, 1]), np.int8)
+        clients = len(usual)
+        noise = Gaussian(TopUp()) if tops_up else GAUSSIAN
+        scales = np.ones((clients, 1), np.float32)
+        claimed = scales.copy()
+        claimed[0] = claim
+        # Of a size that leaves room for noise; a claim of another one makes the step shorter.
+        size = np.float32([0.8])
+        before, after = (
+            aggregate(
+                [replace(one, magnitudes=size) for one in signs(rows, own)],
+                (self.WIDTH,),
+                noise=noise,
+            ).direction
+            for rows, own in ((usual, scales), (other, claimed))
+        )
+        moved = np.linalg.norm(after.astype(np.float64) - before)
+        most = 1 + (PROPORTION if claim > 1 else 1)
+        assert moved <= most * sqrt(pi / 2) * sqrt(self.WIDTH) / clients * (1 + 1e-5)
+
+    @given(data=st.data(), calibrated=st.booleans(), claim=st.floats(0, 2.0**100, width=32))
+    def test_a_majority_moves_by_no_more_than_from_one_sign_to_the_other(
+        self, data, calibrated, claim
+    ):
+        usual, other = self.others_and_two_of_one(data.draw, st.sampled_from([-1, 1]), np.int8)
+        clients, rule = len(usual), Majority(calibrated=calibrated)
+        claimed = np.ones((clients, 1), np.float32)
+        claimed[0] = claim
+        before, after = (
+            aggregate(signs(rows, own), (self.WIDTH,), rule=rule).direction
+            for rows, own in ((usual, np.ones_like(claimed)), (other, claimed))
+        )
+        # Of the scales at most the lower median of all is what a calibrated majority is worth.
+        worth = 1 / majority_gain(GAUSSIAN, equal_weights(clients)) if calibrated else 1
+        assert np.abs(after - before).max() <= 2 * worth * (1 + 1e-5)
+
+    @given(data=st.data(), smoothing=st.sampled_from([None, np.float32([0.5])]))
+    def test_a_median_stays_between_the_other_clients_values_of_three_or_more(
+        self, data, smoothing
+    ):
+        finite = st.floats(-1e6, 1e6, width=32)
+        usual, other = self.others_and_two_of_one(data.draw, finite, np.float32)
+        others = usual[1:]
+        assume(len(others) > 1)
+        for rows in (usual, other):
+            found = aggregate_vectors(
+                vectors(rows), GAUSSIAN, Blocks((self.WIDTH,)), smoothing=smoothing
+            ).direction
+            # A smoothed median may lie a noise scale and a bit beyond the outermost.
+            slack = 0.0 if smoothing is None else 1.0
+            assert np.all(found >= others.min(axis=0) - slack)
+            assert np.all(found <= others.max(axis=0) + slack)
 
 
 def model(dim):

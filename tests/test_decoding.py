@@ -259,7 +259,7 @@ class TestEveryDecodeRule:
         votes, draws = ballot(), np.random.default_rng(0)
         scales = np.ones(3, np.float32)
         payloads = [
-            Payload("signs", "gaussian", scales, scales, row, row[:0]) for row in votes.packed
+            Payload("signs", "gaussian", scales, scales, row, row[:0], 1) for row in votes.packed
         ]
         result = aggregate_signs(payloads, equal(6), votes.blocks, votes.noise, rule, draws)
         np.testing.assert_array_equal(result.direction, decide(rule, votes))

@@ -25,6 +25,7 @@ from fedmedian.diagnostics import (
     count_opposite_signs,
     describe_median,
     describe_votes,
+    excess_of_signs,
 )
 
 GAUSSIAN = Gaussian()
@@ -36,14 +37,14 @@ def signs(rows, scales):
     """The payloads of clients that vote as the signs of these rows."""
     nothing, none = np.empty(0, np.uint8), np.zeros(np.shape(scales)[1], np.float32)
     return [
-        Payload("signs", "gaussian", np.float32(own), none, pack_signs(row), nothing)
+        Payload("signs", "gaussian", np.float32(own), none, pack_signs(row), nothing, 1)
         for row, own in zip(rows, scales, strict=True)
     ]
 
 
 def vectors(rows, scales=(0.0,)):
     nothing, scales = np.empty(0, np.uint8), np.float32(scales)
-    return [Payload("vector", None, scales, scales, np.float32(row), nothing) for row in rows]
+    return [Payload("vector", None, scales, scales, np.float32(row), nothing, 1) for row in rows]
 
 
 def report_of_votes(rows, scales, sizes=None, weights=None, noise=GAUSSIAN, rule=None):
@@ -103,7 +104,7 @@ class TestMeanGap:
     def test_values_at_the_end_of_float32s_range_are_described_without_a_warning(self):
         rows, gap = np.float32([[3e38, -3e38], [3e38, 1.0], [3e38, 3e38]]), MeanGap()
         gap.add(rows[1], list(rows))
-        report = describe_median(rows[1], gap, 3, np.ones(1), Blocks((2,)), GAUSSIAN)
+        report = describe_median(rows[1], gap, [], 3, np.ones(1), Blocks((2,)), GAUSSIAN)
         assert report["median-mean-gap"] > 0
 
     @given(
@@ -117,7 +118,8 @@ class TestMeanGap:
         exact = rows.astype(np.float64)
         gap = np.linalg.norm(np.median(exact, axis=0) - exact.mean(axis=0))
         report = report_of_vectors(rows)
-        assert set(report) == {"median-mean-gap", "majority-contradicts-mean"}
+        named = {"median-mean-gap", "majority-contradicts-mean", *(["margin"] if rows.size else [])}
+        assert set(report) == named
         assert report["median-mean-gap"] == pytest.approx(gap, rel=1e-4, abs=1e-3)
 
     def test_of_1_2_and_10_is_7_thirds(self):
@@ -171,7 +173,7 @@ class TestMajorityAgainstMean:
 
     def test_is_not_reported_of_votes_without_noise(self):
         report = report_of_votes(np.ones((3, 4)), np.ones((3, 1)), noise=None, rule=Majority())
-        assert set(report) == {"vote-agreement"}
+        assert set(report) == {"vote-agreement", "margin"}
 
     @given(
         rows=hnp.arrays(
@@ -341,11 +343,44 @@ class TestSignalToNoisePerBlock:
         blocks, weights = Blocks(self.SIZES), np.full((8, 2), 1 / 8)
         for report in (
             describe_votes(votes, weights, blocks, GAUSSIAN),
-            describe_median(votes, gap, 8, np.ones(2), blocks, GAUSSIAN),
+            describe_median(votes, gap, [excess_of_signs(rows)], 8, np.ones(2), blocks, GAUSSIAN),
         ):
             for value in report.values():
                 for number in value if isinstance(value, list) else [value]:
                     assert type(number) is float
+
+
+class TestMargin:
+    """How many of a cohort's voters would have turned a coordinate had they voted otherwise."""
+
+    @pytest.mark.parametrize(
+        ("ayes", "margin"), [(10, 6), (9, 5), (8, 4), (6, 2), (5, 1), (4, 2), (0, 6)]
+    )
+    def test_of_ten_voters_it_is_what_makes_the_others_the_most(self, ayes, margin):
+        rows = np.repeat(np.where(np.arange(10) < ayes, 1.0, -1.0)[:, None], 8, axis=1)
+        assert report_of_votes(rows, np.ones((10, 1)), (8,))["margin"] == margin
+        assert report_of_vectors(rows)["margin"] == margin
+
+    @pytest.mark.parametrize(("size", "margin"), [(1.0, 5), (0.0, 2)], ids=["alike", "all noise"])
+    def test_of_ten_clients_topped_up_to_one_level_it_is_what_the_docs_say(self, size, margin):
+        rng = np.random.default_rng(0)
+        common, own = size * rng.standard_normal(50_000), rng.standard_normal((10, 50_000))
+        rows = common + sqrt(1.2**2 - size**2) * own
+        assert report_of_votes(rows, np.ones((10, 1)), (50_000,))["margin"] == margin
+
+    def test_it_is_the_median_over_coordinates(self):
+        rows = np.ones((10, 5))
+        rows[5:, :2] = -1  # two coordinates are tied, three are unanimous
+        assert report_of_vectors(rows)["margin"] == 6
+        rows[5:, 2] = -1
+        assert report_of_vectors(rows)["margin"] == 1
+
+    def test_a_sample_of_a_long_vector_gives_nearly_the_margin_of_all_of_it(self):
+        rows = np.random.default_rng(0).standard_normal((51, 200_000))
+        excess = np.abs(np.sign(rows).sum(axis=0))
+        expected = np.median(np.floor(excess / 2) + 1)
+        assert report_of_votes(rows, np.ones((51, 1)), (200_000,))["margin"] == expected
+        assert report_of_vectors(rows)["margin"] == expected
 
 
 class TestSwitchedOff:

@@ -267,6 +267,7 @@ SIGNS_PAYLOAD = Payload(
     magnitudes=np.float32([0.1, 0.0]),
     body=np.uint8([255]),
     exact=EXACT,
+    server_round=4,
 )
 VECTOR_PAYLOAD = replace(SIGNS_PAYLOAD, kind="vector", body=np.arange(8, dtype=np.float32))
 
@@ -278,17 +279,30 @@ class TestRequireAnswer:
 
     def test_a_client_may_choose_its_scales_where_none_were_told(self):
         own = replace(SIGNS_PAYLOAD, scales=np.float32([9.0, 0.0]))
-        asking(Measure("rms"), AddNoise(Gaussian()), Signs()).require_answer(own, LAYOUT)
+        asking(Measure("rms"), AddNoise(Gaussian()), Signs(), server_round=4).require_answer(
+            own, LAYOUT
+        )
         with pytest.raises(WireError, match="scale"):
             INSTRUCTION.require_answer(own, LAYOUT)
 
     def test_an_answer_without_noise_is_one_to_an_instruction_without(self):
         plain = replace(VECTOR_PAYLOAD, noise=None)
-        asking().require_answer(plain, LAYOUT)
+        asking(server_round=4).require_answer(plain, LAYOUT)
         with pytest.raises(WireError, match=r"noise None.*'gaussian'"):
             VECTOR.require_answer(plain, LAYOUT)
         with pytest.raises(WireError, match=r"noise 'gaussian'.*None"):
-            asking().require_answer(VECTOR_PAYLOAD, LAYOUT)
+            asking(server_round=4).require_answer(VECTOR_PAYLOAD, LAYOUT)
+
+    @given(server_round=st.sampled_from([0, 3, 5]))
+    def test_an_answer_to_another_round_is_refused_with_both(self, server_round):
+        other = replace(VECTOR_PAYLOAD, server_round=server_round)
+        with pytest.raises(WireError, match=rf"round {server_round}\b.*round 4\b"):
+            VECTOR.require_answer(other, LAYOUT)
+
+    def test_that_an_answer_is_to_another_round_is_said_before_anything_else_is_wrong(self):
+        other = replace(SIGNS_PAYLOAD, server_round=3, noise=None, body=np.zeros(2, np.uint8))
+        with pytest.raises(WireError, match="round 3"):
+            VECTOR.require_answer(other, LAYOUT)
 
     @given(
         case=st.sampled_from(
@@ -434,6 +448,9 @@ class TestPerturbUpdate:
         with pytest.raises(UpdateError, match="'w'" if position < 6 else "'b'"):
             answer(ClientMomentum(0.9), Signs(), update=update, memory=memory)
         assert memory == {}
+
+    def test_an_answer_names_the_round_that_it_was_asked_in(self):
+        assert answer(server_round=7).server_round == 7
 
     def test_the_partition_travels_for_the_log(self):
         rng, update = np.random.default_rng(0), np.array(UPDATE, np.float32)

@@ -12,7 +12,7 @@ from fedmedian import Layout
 from fedmedian.layout import RUNNING_STATISTICS
 
 FLAT_DTYPES = [np.float16, np.float32, np.float64]
-EXACT_DTYPES = [np.int8, np.int32, np.int64, np.uint8, np.uint64, np.bool_, np.complex64]
+EXACT_DTYPES = [np.int8, np.int32, np.int64, np.uint8, np.uint64, np.bool_]
 
 
 def batch_norm_model():
@@ -109,6 +109,49 @@ class TestWhichArraysAreFlat:
             assert Layout.of_model(others) != layout
 
 
+UNTRAINABLE = [
+    np.array(["a"]),
+    np.array([b"a"]),
+    np.array([None]),
+    np.zeros(1, "f4,i4"),
+    np.zeros(1, "M8[s]"),
+    np.zeros(1, "m8[s]"),
+    np.zeros(1, np.complex128),
+    np.zeros(1, "V2"),
+]
+untrainable = pytest.mark.parametrize("array", UNTRAINABLE, ids=lambda array: str(array.dtype))
+
+
+class TestWhichArraysCannotBeTrained:
+    @untrainable
+    def test_a_model_with_an_array_of_no_real_numbers_has_no_layout_and_the_array_is_named(
+        self, array
+    ):
+        model = {"a": np.zeros(2), "odd": array}
+        named = f"'odd' of {re.escape(str(array.dtype))}"
+        for exact in ((), ["odd"]):
+            with pytest.raises(ValueError, match=named):
+                Layout.of_model(model, exact)
+        with pytest.raises(ValueError, match=named):
+            Layout.with_exact_positions(model, [1])
+
+    @untrainable
+    def test_a_trained_model_with_an_array_of_no_real_numbers_is_refused_by_name(self, array):
+        model = {"odd": np.zeros(1)}
+        layout = Layout.of_model(model)
+        with pytest.raises(ValueError, match=f"'odd' of {re.escape(str(array.dtype))}"):
+            layout.difference(model, {"odd": array})
+
+    def test_what_may_have_been_bfloat16_is_refused_with_the_remedy(self):
+        with pytest.raises(ValueError, match=r"bfloat16.*cast to float32"):
+            Layout.of_model({"w": np.zeros(2, "V2")})
+
+    def test_bfloat16_is_refused_with_the_remedy(self):
+        bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+        with pytest.raises(ValueError, match=r"'w' of bfloat16.*cast to float32"):
+            Layout.of_model({"w": np.zeros(2, bfloat16)})
+
+
 class TestFlatVector:
     @given(model=models())
     def test_a_flat_vector_is_split_into_a_view_per_flat_array_in_order(self, model):
@@ -144,6 +187,12 @@ class TestDifference:
     def test_a_tiny_update_of_a_float64_model_is_not_rounded_away(self):
         before, after = {"w": np.array([1.0])}, {"w": np.array([1.0 + 2**-50])}
         assert Layout.of_model(before).difference(before, after).tolist() == [-(2.0**-50)]
+
+    def test_an_update_of_a_model_of_half_precision_is_not_rounded_to_it(self):
+        before = {"w": np.array([65504, 1], np.float16)}
+        after = {"w": np.array([-65504, 2**-24], np.float16)}
+        update = Layout.of_model(before).difference(before, after)
+        assert update.tolist() == [131008, 1 - 2**-24]
 
     def test_an_update_that_float32_cannot_hold_is_not_finite_and_no_warning(self):
         before, after = {"w": np.zeros(3)}, {"w": np.array([1e300, np.inf, np.nan])}

@@ -27,6 +27,7 @@ payloads = st.sampled_from(sorted(bodies)).flatmap(
         magnitudes=sizes,
         body=bodies[kind],
         exact=hnp.arrays(np.uint8, st.integers(0, 9)),
+        server_round=st.integers(0, 2**62),
         partition=st.none() | st.integers(0, 2**62),
     )
 )
@@ -38,6 +39,7 @@ ARRAYS, MESSAGE = Payload(
     magnitudes=np.float32([0.1, 0.0]),
     body=np.uint8([255, 224]),
     exact=np.uint8([1, 2, 3]),
+    server_round=4,
     partition=7,
 ).encode()
 
@@ -67,7 +69,7 @@ def test_a_payload_is_found_in_a_reply_among_other_keys():
     assert not Payload.is_in({PREFIX + "instruction": WIRE_VERSION})
 
 
-@given(key=st.sampled_from(["payload", "kind", "scales", "magnitudes"]))
+@given(key=st.sampled_from(["payload", "round", "kind", "scales", "magnitudes"]))
 def test_a_payload_without_a_field_is_refused_by_its_key(key):
     message = {name: value for name, value in MESSAGE.items() if name != PREFIX + key}
     with pytest.raises(WireError, match=PREFIX + key):
@@ -86,6 +88,8 @@ def test_a_payload_may_be_without_noise_and_without_a_partition():
         [
             ("payload", WIRE_VERSION + 1),
             ("payload", 1.0),
+            ("round", "first"),
+            ("round", -1),
             ("kind", "sign"),
             ("noise", 3),
             ("scales", [0.5]),

@@ -54,7 +54,7 @@ class TestRecord:
 
     def test_of_other_bytes_than_an_arrays_is_refused(self):
         record = ArrayRecord({"w": Array("float32", (2,), "numpy.ndarray", b"nonsense")})
-        with pytest.raises(WireError):
+        with pytest.raises(WireError, match=r"'w' is not in \.npy format"):
             to_arrays(record)
 
 

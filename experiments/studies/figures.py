@@ -99,9 +99,11 @@ def worst_cases() -> Figure:
     """Draw each strategy's accuracy under each attack, and the worst of them."""
     honest = Setting()
     settings = {attack: replace(honest, attack=attack, num_hostile=HOSTILE) for attack in ATTACKS}
-    keys = {name: [(name, setting, 0) for setting in settings.values()] for name in COLOURS}
-    found = run_all(key for several in keys.values() for key in several)
-    ends = {name: [late([found[key]]) for key in several] for name, several in keys.items()}
+    found = run_all((n, s, seed) for n in COLOURS for s in settings.values() for seed in (0, 1))
+    ends = {
+        name: [late(found[name, setting, seed] for seed in (0, 1)) for setting in settings.values()]
+        for name in COLOURS
+    }
     ranked = sorted(ends, key=lambda name: min(ends[name]))
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()

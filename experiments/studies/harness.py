@@ -21,6 +21,7 @@ from experiments.apps.heterogeneous.fedmedian_heterogeneous.measuring import (
     measure,
 )
 from fedmedian.clients import InProcessGrid
+from fedmedian.wire import is_refusal
 
 
 class StudyGrid(MeteredGrid):
@@ -50,11 +51,12 @@ class StudyGrid(MeteredGrid):
         ------
         RuntimeError
             If a client fails: a study of fewer clients than it says would pass for one of all.
+            A client whose training has diverged and who says so has not.
         """
         messages = sorted(messages, key=lambda message: message.metadata.dst_node_id)
         replies = list(super().send_and_receive(messages, timeout=timeout))
         for reply in replies:
-            if reply.has_error():
+            if reply.has_error() and not _has_diverged(reply.error.reason):
                 raise RuntimeError(f"a client failed: {reply.error.reason}")
         if messages and messages[0].metadata.message_type == MessageType.EVALUATE:
             (self.model,) = messages[0].content.array_records.values()
@@ -116,6 +118,10 @@ def run(strategy: str, app: App, config: UserConfig, seeds: Iterable[int]) -> li
         with threadpool_limits(limits=1), _no_entropy(seed):
             runs.append(measure(strategy, seed, grid, partial(app.serve, seeded)))
     return runs
+
+
+def _has_diverged(reason: str | None) -> bool:
+    return is_refusal(reason or "") and str(reason).endswith("holds NaN or infinity")
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Three apps as Flower's quickstarts are, with FedAvg and with two lines changed.
 
 ``python -m experiments.studies.quickstarts [REPETITIONS]`` prints the table of
-docs/existing-apps.md: means over runs from the seeds 0, 1, …
+docs/existing-apps.md: means over runs from the seeds 0, 1, …; ``-c`` changes the apps'
+configuration, as for ``flwr run``.
 """
 
 import argparse
@@ -97,7 +98,9 @@ class Outcome:
         return fmean(run.uplink_bytes for run in self.runs)
 
 
-def try_app(strategy: str, folder: Path, seeds: Sequence[int]) -> Outcome:
+def try_app(
+    strategy: str, folder: Path, seeds: Sequence[int], overrides: Sequence[str] = ()
+) -> Outcome:
     """Run an app as it stands.
 
     Parameters
@@ -108,6 +111,8 @@ def try_app(strategy: str, folder: Path, seeds: Sequence[int]) -> Outcome:
         The app's folder.
     seeds : sequence of int
         The seeds, at least one.
+    overrides : sequence of str (default: none)
+        What differs from the app's own configuration, ``KEY=VALUE``.
 
     Returns
     -------
@@ -123,12 +128,14 @@ def try_app(strategy: str, folder: Path, seeds: Sequence[int]) -> Outcome:
             app.serve(config, grid, tell)
             model = grid.model
 
-        config: UserConfig = {**read_config(folder), "num-clients": NUM_CLIENTS}
+        config: UserConfig = {**read_config(folder, overrides), "num-clients": NUM_CLIENTS}
         runs = run(strategy, App(app.client_app, serve), config, seeds)
     return Outcome(runs, model)
 
 
-def compare(folder: Path, seeds: Sequence[int]) -> tuple[Outcome, Outcome]:
+def compare(
+    folder: Path, seeds: Sequence[int], overrides: Sequence[str] = ()
+) -> tuple[Outcome, Outcome]:
     """Run an app as it stands, with FedAvg, and with the two lines changed, with SignSGD.
 
     Parameters
@@ -137,6 +144,8 @@ def compare(folder: Path, seeds: Sequence[int]) -> tuple[Outcome, Outcome]:
         The app's folder.
     seeds : sequence of int
         The seeds, at least one.
+    overrides : sequence of str (default: none)
+        What differs from the app's own configuration, ``KEY=VALUE``.
 
     Returns
     -------
@@ -146,16 +155,21 @@ def compare(folder: Path, seeds: Sequence[int]) -> tuple[Outcome, Outcome]:
     with TemporaryDirectory() as temporary:
         changed = Path(temporary) / folder.name
         plug_in(folder, changed)
-        return try_app("FedAvg", folder, seeds), try_app("SignSGD", changed, seeds)
+        return (
+            try_app("FedAvg", folder, seeds, overrides),
+            try_app("SignSGD", changed, seeds, overrides),
+        )
 
 
-def quickstart_table(seeds: Sequence[int]) -> str:
+def quickstart_table(seeds: Sequence[int], overrides: Sequence[str] = ()) -> str:
     """Compare all apps; bytes are those of a training reply as sent, headers included.
 
     Parameters
     ----------
     seeds : sequence of int
         The seeds, at least one.
+    overrides : sequence of str (default: none)
+        What differs from the app's own configuration, ``KEY=VALUE``.
 
     Returns
     -------
@@ -164,7 +178,7 @@ def quickstart_table(seeds: Sequence[int]) -> str:
     """
     rows = []
     for folder in QUICKSTARTS:
-        fedavg, sign = compare(folder, seeds)
+        fedavg, sign = compare(folder, seeds, overrides)
         row = [folder.name, f"{Layout.of_model(to_arrays(fedavg.model)).dim:,}"]
         row += [f"{outcome.accuracy:.3f}" for outcome in (fedavg, sign)]
         row += [f"{outcome.uplink_bytes:,.0f}" for outcome in (fedavg, sign)]
@@ -179,10 +193,11 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m experiments.studies.quickstarts")
     parser.add_argument("repetitions", type=_at_least_one, nargs="?", default=1)
-    repetitions = parser.parse_args().repetitions
+    parser.add_argument("-c", dest="overrides", metavar="KEY=VALUE", nargs="+", default=[])
+    arguments = parser.parse_args()
     logging.getLogger("flwr").setLevel(logging.ERROR)
     disable_progress_bars()
-    print(quickstart_table(range(repetitions)))
+    print(quickstart_table(range(arguments.repetitions), arguments.overrides))
 
 
 def _at_least_one(text: str) -> int:

@@ -88,7 +88,7 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     **{
         f"{strategy.__name__}, c = {factor:g}": partial(strategy, Gaussian(TopUp(factor)))
         for strategy in (SignSGD, MedianSGD)
-        for factor in (1.0, 1.2, 1.5, 2.0, 3.0)
+        for factor in (1.0, 1.5, 2.0, 3.0)
     },
     **{
         f"{strategy.__name__}, one block": partial(strategy, rotation=ONE_BLOCK)
@@ -144,15 +144,16 @@ def accuracy_table() -> str:
 
 
 def attacks_table() -> str:
-    """Compare what two hostile clients of ten do."""
+    """Compare what two hostile clients of ten do, two seeds."""
     honest = Setting()
     settings = {"none": honest}
     settings |= {name: replace(honest, attack=name, num_hostile=HOSTILE) for name in ATTACKS}
     names = list(STRATEGIES)[:9]
-    found = run_all((n, s, 0) for s in settings.values() for n in names)
+    seeds = (0, 1)
+    found = run_all((n, s, seed) for seed in seeds for s in settings.values() for n in names)
     rows = []
     for name in names:
-        ends = [late([found[name, setting, 0]]) for setting in settings.values()]
+        ends = [late(found[name, setting, s] for s in seeds) for setting in settings.values()]
         rows.append([name, *(f"{end:.3f}" for end in [*ends, min(ends[1:])])])
     return make_table(["strategy", *settings, "worst"], rows)
 
@@ -180,10 +181,13 @@ def cohorts_table() -> str:
     return make_table(["strategy", *(f"M = {clients}" for clients in settings)], rows)
 
 
+MINORITY = Setting(dataset="digits", learning_rate=0.1, partition="lone class", rounds=200)
+
+
 def minority_table() -> str:
     """Compare how well a class is known that one honest client of ten alone holds."""
-    setting, seeds = Setting(partition="lone class"), (0, 1)
-    names = list(STRATEGIES)[:9]
+    setting, seeds = MINORITY, (0, 1)
+    names = [*list(STRATEGIES)[:9], *(name for name in STRATEGIES if name.endswith("c = 3"))]
     found = run_all((name, setting, seed) for name in names for seed in seeds)
     rows = []
     for name in names:
@@ -197,8 +201,8 @@ def level_settings() -> dict[str, list[Setting]]:
 
     Several under one name are attacks, of which the worst counts.
     """
-    usual = Setting(examples=4000, rounds=20)
-    digits = replace(usual, dataset="digits", learning_rate=0.1)
+    usual = Setting(examples=4000, rounds=15)
+    digits = replace(usual, dataset="digits", learning_rate=0.1, rounds=30)
     settings = {
         "Dirichlet(.3)": usual,
         "Dirichlet(.1)": replace(usual, alpha=0.1),
@@ -212,13 +216,12 @@ def level_settings() -> dict[str, list[Setting]]:
         "five local epochs": replace(usual, local_epochs=5),
         "digits, Dirichlet(.3)": digits,
         "digits, one class each": replace(digits, partition="classes"),
-        "CNN with BatchNorm": replace(usual, network="cnn with batchnorm", rounds=10),
-        "transformer": replace(usual, network="transformer", learning_rate=0.1),
+        "CNN with BatchNorm": replace(usual, network="cnn with batchnorm", rounds=8),
+        "transformer": replace(usual, network="transformer", learning_rate=0.1, rounds=10),
     }
-    attacked = replace(usual, examples=2000, rounds=15)
     hostile = {
-        f"{count} hostile, worst of seven": [
-            replace(attacked, attack=attack, num_hostile=count) for attack in ATTACKS
+        f"digits, {count} hostile, worst of seven": [
+            replace(digits, attack=attack, num_hostile=count) for attack in ATTACKS
         ]
         for count in (1, 2, 3)
     }

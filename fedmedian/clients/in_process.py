@@ -5,6 +5,7 @@ from contextlib import suppress
 from itertools import count
 from logging import ERROR
 from threading import Lock
+from traceback import format_exception
 from typing import Any
 
 from flwr.app import (
@@ -23,6 +24,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedmedian.checks import require_integer, require_type
+from fedmedian.logs import as_line, text_of
 from fedmedian.records import serialized_size
 
 _RUN_ID = 1
@@ -35,8 +37,8 @@ class InProcessGrid(Grid):
     For tests, notebooks and quick experiments: a round takes milliseconds where Ray takes a
     quarter of a second. Nodes answer in the order of their partitions, whichever a strategy
     names first. Each node has its own Context, whose state lives as long as the grid;
-    messages are copied, so that no node sees what another does to its own. An exception in the
-    ClientApp becomes an error reply, as in Flower's other engines.
+    messages are copied, so that no node sees what another does to its own. Whatever the ClientApp
+    raises becomes an error reply, as in Flower's other engines; only Ctrl-C ends the run.
 
     Parameters
     ----------
@@ -136,11 +138,14 @@ class InProcessGrid(Grid):
         for message in sorted(messages, key=lambda message: message.metadata.dst_node_id):
             try:
                 reply, size = self._measured(self._answer(message))
+            except KeyboardInterrupt:
+                raise
             # What a ClientApp raises, or replies that cannot be sent, is its own affair, and the
-            # server's to hear of.
-            except Exception as error:
-                log(ERROR, "ClientApp raised an exception", exc_info=error)
-                reason = f"{type(error).__name__}: {error}"
+            # server's to hear of: also what would end its own process, were it in one.
+            except BaseException as error:
+                trace = "".join(format_exception(error)).splitlines()
+                log(ERROR, "ClientApp raised an exception\n%s", "\n".join(map(as_line, trace)))
+                reason = f"{type(error).__name__}: {text_of(error)}"
                 raised = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
                 reply, size = self._measured(Message(raised, reply_to=message))
             self.bytes_up += size

@@ -21,6 +21,8 @@ from fedmedian.kernels.signs import SIGNS_OF_BYTE, PackedSigns, require_packed
 # A chunk of the votes, the adders' scratch and the results fit the processor's second cache.
 _CHUNK_BYTES = 1 << 17
 _WEIGHTED_CHUNK_BYTES = 1 << 13
+# More votes are counted in groups: programs grow with them, and take longer to write than to run.
+_GROUP = 1024
 
 
 def count_votes(packed_vectors: Sequence[PackedSigns], dim: int) -> NDArray[np.int32]:
@@ -45,9 +47,9 @@ def count_votes(packed_vectors: Sequence[PackedSigns], dim: int) -> NDArray[np.i
     """
     require_packed(packed_vectors, dim)
     counts = np.empty(dim, dtype=np.int32)
-    adder = _Adder(counting_program(len(packed_vectors)))
+    counter = _Counter(len(packed_vectors))
     for chunk in _chunks(0, dim, _CHUNK_BYTES):
-        counts[chunk.coordinates] = _number(adder.run(packed_vectors, chunk))[chunk.inside]
+        counts[chunk.coordinates] = counter.count(packed_vectors, chunk)
     return counts
 
 
@@ -75,7 +77,14 @@ def majority_vote(packed_vectors: Sequence[PackedSigns], dim: int) -> NDArray[np
     """
     require_packed(packed_vectors, dim)
     majority = np.empty(dim, dtype=np.int8)
-    adder = _Adder(majority_program(len(packed_vectors)))
+    num_votes = len(packed_vectors)
+    if num_votes > _GROUP:
+        counter = _Counter(num_votes)
+        for chunk in _chunks(0, dim, _CHUNK_BYTES):
+            difference = 2 * counter.count(packed_vectors, chunk) - num_votes
+            majority[chunk.coordinates] = np.sign(difference)
+        return majority
+    adder = _Adder(majority_program(num_votes))
     for chunk in _chunks(0, dim, _CHUNK_BYTES):
         answers = [np.unpackbits(bits).view(np.int8) for bits in adder.run(packed_vectors, chunk)]
         answers[0] += answers[-1]
@@ -124,7 +133,7 @@ def weighted_votes(
     return votes
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def counting_program(num_votes: int) -> Program:
     """Return the program that counts M packed votes.
 
@@ -143,7 +152,7 @@ def counting_program(num_votes: int) -> Program:
     return builder.compile(_add(builder, range(num_votes)))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def majority_program(num_votes: int) -> Program:
     """Return the program that finds the majority of M packed votes.
 
@@ -229,6 +238,26 @@ class _Adder:
         return self._program.run(rows, list(self._scratch[:, : rows[0].size]))
 
 
+class _Counter:
+    """The adders that count some number of votes, group by group."""
+
+    def __init__(self, num_votes: int) -> None:
+        sizes = {min(_GROUP, num_votes - start) for start in range(0, num_votes, _GROUP)}
+        self._adders = {size: _Adder(counting_program(size)) for size in sizes}
+
+    def count(self, packed_vectors: Sequence[PackedSigns], chunk: _Chunk) -> NDArray[Any]:
+        """Return the number of positive votes for each of a chunk's coordinates."""
+        groups = (
+            packed_vectors[start : start + _GROUP]
+            for start in range(0, len(packed_vectors), _GROUP)
+        )
+        counts = (_number(self._adders[len(group)].run(group, chunk)) for group in groups)
+        total = next(counts)
+        for more in counts:
+            total = np.add(total, more, dtype=np.int32)
+        return total[chunk.inside]
+
+
 def _number(planes: Sequence[PackedSigns]) -> NDArray[Any]:
     """Return the numbers that bit planes stand for, in bytes as long as these suffice."""
     numbers: NDArray[Any] = np.unpackbits(planes[0])
@@ -261,10 +290,10 @@ def _sum_equal(
 ) -> None:
     """Write the sums of plain signs."""
     num_votes = len(packed_vectors)
-    adder = _Adder(counting_program(num_votes))
+    counter = _Counter(num_votes)
     for chunk in _chunks(start, end, _CHUNK_BYTES):
         out = votes[chunk.coordinates]
-        np.multiply(_number(adder.run(packed_vectors, chunk))[chunk.inside], np.float32(2), out=out)
+        np.multiply(counter.count(packed_vectors, chunk), np.float32(2), out=out)
         out -= np.float32(num_votes)
 
 
@@ -276,15 +305,16 @@ def _sum_weighted(
     end: int,
 ) -> None:
     """Write the sums of signs times weights."""
-    # One table per client of the eight weighted signs that each byte stands for.
-    tables = SIGNS_OF_BYTE * weights.astype(np.float32)[:, None, None]
+    # The eight weighted signs that each byte stands for.
+    table = np.empty_like(SIGNS_OF_BYTE)
     summand = np.empty((_WEIGHTED_CHUNK_BYTES, 8), dtype=np.float32)
     total = np.empty_like(summand)
     for chunk in _chunks(start, end, _WEIGHTED_CHUNK_BYTES):
         num_bytes = chunk.packed.stop - chunk.packed.start
         sums, signs = total[:num_bytes], summand[:num_bytes]
         sums[:] = 0
-        for packed, table in zip(packed_vectors, tables, strict=True):
+        for packed, weight in zip(packed_vectors, weights.astype(np.float32), strict=True):
+            np.multiply(SIGNS_OF_BYTE, weight, out=table)
             np.take(table, packed[chunk.packed], axis=0, out=signs, mode="clip")
             sums += signs
         votes[chunk.coordinates] = sums.reshape(-1)[chunk.inside]

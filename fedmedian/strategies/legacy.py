@@ -6,7 +6,6 @@ its position, "0", "1", and so on.
 """
 
 from collections.abc import Sequence
-from logging import WARNING
 from math import isfinite
 from typing import Any, TypeVar, Unpack
 
@@ -16,17 +15,19 @@ from flwr.common import (
     EvaluateRes,
     FitIns,
     FitRes,
+    MetricsAggregationFn,
     Parameters,
     Scalar,
 )
-from flwr.common.logger import log
 from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import FedAvg
+from flwr.server.strategy.aggregate import weighted_loss_avg
 
 from fedmedian.client_steps import ClientStep, Rotation
 from fedmedian.decoding import DecodeRule
 from fedmedian.layout import RUNNING_STATISTICS
+from fedmedian.logs import warn
 from fedmedian.noise import Noise
 from fedmedian.optimizers import Optimizer
 from fedmedian.payloads import Payload
@@ -36,7 +37,7 @@ from fedmedian.strategies.checkpoint import Checkpoint
 from fedmedian.strategies.cohort import CohortRule, Node, Reply, all_or_none
 from fedmedian.strategies.core import Core
 from fedmedian.strategies.median import Estimator, MedianCore, NoiseAt
-from fedmedian.strategies.metrics import require_examples
+from fedmedian.strategies.metrics import require_examples, try_to_aggregate
 from fedmedian.strategies.options import LegacyFedAvgOptions, require_fedavg_options
 from fedmedian.strategies.protocol import RoundProtocol, Said
 from fedmedian.strategies.settings import (
@@ -128,9 +129,7 @@ class LegacyStrategy(FedAvg):
         if results:
             sizes = [sum(map(len, result.parameters.tensors)) for _, result in results]
             metrics["uplink-bytes"] = sum(sizes) / len(sizes)
-        if heard.usual and self.fit_metrics_aggregation_fn:
-            own = [(answer.source.num_examples, dict(answer.metrics)) for answer in heard.usual]
-            metrics = {**self.fit_metrics_aggregation_fn(own), **metrics}
+        metrics = {**self._aggregate("fit_metrics_aggregation_fn", heard.usual), **metrics}
         self._protocol.end(heard, metrics)
         return None if heard.model is None else arrays_to_parameters(heard.model), metrics
 
@@ -164,7 +163,18 @@ class LegacyStrategy(FedAvg):
         usual = self._protocol.hear_evaluation(
             server_round, self._asked_to_evaluate, replies, _read_evaluation
         )
-        return super().aggregate_evaluate(server_round, [reply.source for reply in usual], [])
+        if not usual:
+            return None, {}
+        losses = [(reply.source.num_examples, reply.source.loss) for reply in usual]
+        metrics = self._aggregate("evaluate_metrics_aggregation_fn", usual)
+        return weighted_loss_avg(losses), metrics
+
+    def _aggregate(self, name: str, replies: Sequence[Reply[Result]]) -> dict[str, Scalar]:
+        function: MetricsAggregationFn | None = getattr(self, name)
+        if function is None or not replies:
+            return {}
+        own = [(reply.source.num_examples, dict(reply.metrics)) for reply in replies]
+        return try_to_aggregate(name, lambda: dict(function(own))) or {}
 
 
 class SignSGD(LegacyStrategy):
@@ -324,7 +334,7 @@ def _by_client(
     for failure in failures:
         if isinstance(failure, BaseException):
             # Flower does not tell whose it is; the client is named among the missing.
-            log(WARNING, "%s: a client failed: %r", phase, failure)
+            warn("%s: a client failed: %s: %s", phase, type(failure).__name__, failure)
         else:
             answered.append(failure)
     return [(client.cid, (client, result)) for client, result in answered]
@@ -339,13 +349,13 @@ def _read(trained: Trained) -> Said[FitRes]:
     return Said(parameters_to_arrays(result.parameters), scalars, num_examples, own, result)
 
 
-def _read_evaluation(node: Node, evaluated: Evaluated) -> Reply[Evaluated]:
+def _read_evaluation(node: Node, evaluated: Evaluated) -> Reply[EvaluateRes]:
     _, result = evaluated
     _require_success(result)
     num_examples = require_examples("num_examples", result.num_examples)
     if not isfinite(result.loss):
         raise WireError(f"loss must be finite, got {result.loss!r}")
-    return Reply(node, num_examples, result.metrics, evaluated)
+    return Reply(node, num_examples, result.metrics, result)
 
 
 def _require_success(result: FitRes | EvaluateRes) -> None:

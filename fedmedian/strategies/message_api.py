@@ -18,7 +18,7 @@ from fedmedian.records import to_arrays, to_record
 from fedmedian.strategies import numpy_clients as numpy_messages
 from fedmedian.strategies.cohort import Node, Reply
 from fedmedian.strategies.core import Core
-from fedmedian.strategies.metrics import require_examples
+from fedmedian.strategies.metrics import require_examples, try_to_aggregate
 from fedmedian.strategies.options import FedAvgOptions, require_fedavg_options
 from fedmedian.strategies.protocol import RoundProtocol, Said
 from fedmedian.strategies.uplink import mean_reply_size
@@ -181,7 +181,8 @@ class MessageStrategy(FedAvg):
             metrics["uplink-bytes"] = mean_reply_size(replies)
         if heard.usual:
             contents = [answer.source for answer in heard.usual]
-            metrics = {**self.train_metrics_aggr_fn(contents, self.weighted_by_key), **metrics}
+            own = self._aggregate("train_metrics_aggr_fn", contents)
+            metrics = {**(own or {}), **metrics}
         self._protocol.end(heard, metrics)
         return _to_record(heard.model), MetricRecord(metrics)
 
@@ -215,9 +216,16 @@ class MessageStrategy(FedAvg):
         if not usual:
             return None
         contents = [reply.source for reply in usual]
-        metrics = self.evaluate_metrics_aggr_fn(contents, self.weighted_by_key)
-        journal.note("evaluate", server_round, metrics)
+        metrics = self._aggregate("evaluate_metrics_aggr_fn", contents)
+        if metrics is not None:
+            journal.note("evaluate", server_round, metrics)
         return metrics
+
+    def _aggregate(self, name: str, contents: list[RecordDict]) -> MetricRecord | None:
+        function = getattr(self, name)
+        return try_to_aggregate(
+            name, lambda: MetricRecord(dict(function(contents, self.weighted_by_key)))
+        )
 
     def _evaluate(
         self, evaluate: EvaluateFunction, server_round: int, arrays: ArrayRecord
@@ -232,8 +240,8 @@ class MessageStrategy(FedAvg):
 
     def _read(self, reply: Message) -> Said[RecordDict]:
         content, metrics, num_examples = self._open(reply)
-        arrays = to_arrays(_only("ArrayRecord", content.array_records))
-        scalars = next((r for r in content.config_records.values() if Payload.is_in(r)), None)
+        arrays = to_arrays(_only(ArrayRecord, content))
+        scalars = next((r for r in _records(ConfigRecord, content) if Payload.is_in(r)), None)
         return Said(arrays, scalars, num_examples, metrics, content)
 
     def _read_evaluation(self, node: Node, reply: Message) -> Reply[RecordDict]:
@@ -247,7 +255,7 @@ class MessageStrategy(FedAvg):
         content = reply.content
         if self.numpy_clients:
             content = numpy_messages.read_reply(content)
-        metrics = _only("MetricRecord", content.metric_records)
+        metrics = _only(MetricRecord, content)
         key = self.weighted_by_key
         return content, metrics, require_examples(key, metrics.get(key))
 
@@ -270,11 +278,16 @@ def _by_node(
     ]
 
 
-def _only(kind: str, records: Mapping[str, Record]) -> Record:
+def _records(kind: type[Record], content: RecordDict) -> list[Record]:
+    # Flower's own views of a content check and copy it, which takes longer than reading a reply.
+    return [record for record in content.values() if isinstance(record, kind)]
+
+
+def _only(kind: type[Record], content: RecordDict) -> Record:
+    records = _records(kind, content)
     if len(records) != 1:
-        raise WireError(f"expected one {kind}, got {len(records)}")
-    (record,) = records.values()
-    return record
+        raise WireError(f"expected one {kind.__name__}, got {len(records)}")
+    return records[0]
 
 
 def _describe(error: Error) -> str:

@@ -1,15 +1,25 @@
 """The clients' own metrics: those that can be aggregated."""
 
-import logging
+import traceback
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
-from typing import Any
+from typing import Any, TypeVar
 
-from fedmedian.strategies.cohort import AnyReply
+from fedmedian.logs import warn
+from fedmedian.strategies.cohort import AnyReply, Node
 from fedmedian.wire import WireError
 
-_LOGGER = logging.getLogger("flwr")
+Aggregated = TypeVar("Aggregated")
+
+MOST_METRICS = 64
+"""The number of metrics that a client may send."""
+
+LONGEST_NAME = 128
+"""The number of characters that a metric's name may have."""
+
+MOST_ENTRIES = 4096
+"""The number of numbers, and of characters of texts, that they may hold together."""
 
 
 def require_examples(name: str, weight: Any) -> float:
@@ -37,41 +47,124 @@ def require_examples(name: str, weight: Any) -> float:
     return float(weight)
 
 
-def with_usual_metrics(replies: Sequence[AnyReply]) -> list[AnyReply]:
+def with_usual_metrics(
+    replies: Sequence[AnyReply], name_of: Callable[[Node], str]
+) -> list[AnyReply]:
     """Return the replies whose metrics have the names and forms that most replies have.
 
-    Flower's aggregation of metrics raises on, silently mixes up, or spreads anything else.
+    Flower's aggregation of metrics raises on, silently mixes up, or spreads anything else. What
+    is not finite, or more than a client may send, is left out before: its vote counts, and its
+    metrics do not.
 
     Parameters
     ----------
     replies : sequence of Reply
         The replies.
+    name_of : callable
+        Maps a node to its name in the log.
 
     Returns
     -------
     list of Reply
-        Those to aggregate metrics from.
+        Those to aggregate metrics from; none if two forms are equally common.
     """
-    if not replies:
+    fit = []
+    for reply in replies:
+        reason = _why_unfit(reply.metrics)
+        if reason is None:
+            fit.append(reply)
+        else:
+            warn("left the metrics of %s out: %s", name_of(reply.node), reason)
+    if not fit:
         return []
-    signatures = [_signature(reply.metrics) for reply in replies]
-    usual, count = Counter(signatures).most_common(1)[0]
-    if count < len(replies):
-        _LOGGER.warning(
-            "left the metrics of %d replies out, which are not like most: %s",
-            len(replies) - count,
-            sorted(f"{name} ({form})" for name, form in usual),
+    signatures = [_signature(reply.metrics) for reply in fit]
+    (usual, count), *others = Counter(signatures).most_common(2)
+    if others and others[0][1] == count:
+        warn(
+            "left the metrics of all %d replies out, as many of which are like %s as like %s",
+            len(fit),
+            _describe(usual),
+            _describe(others[0][0]),
         )
-    return [reply for reply, own in zip(replies, signatures, strict=True) if own == usual]
+        return []
+    if count < len(fit):
+        warn(
+            "left the metrics of %d replies out, which are not like most: %s",
+            len(fit) - count,
+            _describe(usual),
+        )
+    return [reply for reply, own in zip(fit, signatures, strict=True) if own == usual]
+
+
+def try_to_aggregate(name: str, aggregate: Callable[[], Aggregated]) -> Aggregated | None:
+    """Return what a function of the user's makes of the clients' metrics, or None if it raises.
+
+    Parameters
+    ----------
+    name : str
+        The function, as the user has passed it.
+    aggregate : callable
+        Calls it.
+
+    Returns
+    -------
+    object or None
+        What it returns.
+    """
+    try:
+        return aggregate()
+    # It may raise for what a client has sent, and no client is to end the run.
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        warn(
+            "%s failed, and the round goes on without the clients' metrics: %s: %s (%s, line %d)",
+            name,
+            type(error).__name__,
+            error,
+            place.filename,
+            place.lineno or 0,
+        )
+        return None
+
+
+def _why_unfit(metrics: Mapping[str, Any]) -> str | None:
+    """Return the reason why metrics are aggregated with no others; None if there is none."""
+    if len(metrics) > MOST_METRICS:
+        return f"there are more than {MOST_METRICS}"
+    longest = max(map(len, metrics), default=0)
+    if longest > LONGEST_NAME:
+        return f"a name has {longest} characters, more than {LONGEST_NAME}"
+    entries = sum(_length(value) for value in metrics.values())
+    if entries > MOST_ENTRIES:
+        return f"they have {entries} entries, more than {MOST_ENTRIES}"
+    for name, value in metrics.items():
+        if not all(map(_is_finite, value if isinstance(value, list) else [value])):
+            return f"{name!r} is not finite"
+    return None
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, list | str | bytes) else 1
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return not isinstance(value, int | float) or isfinite(value)
+    except OverflowError:  # an integer that no float can hold
+        return False
 
 
 def _signature(metrics: Mapping[str, Any]) -> frozenset[tuple[str, int | str]]:
     return frozenset((name, _form(value)) for name, value in metrics.items())
 
 
+def _describe(signature: frozenset[tuple[str, int | str]]) -> list[str]:
+    return sorted(f"{name} ({form})" for name, form in signature)
+
+
 def _form(value: Any) -> int | str:
     if isinstance(value, list):
         return len(value)
     if isinstance(value, int | float):
-        return "number" if isfinite(value) else "not finite"
+        return "number"
     return type(value).__name__

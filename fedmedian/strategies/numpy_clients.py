@@ -1,12 +1,14 @@
 """NumPyClients behind the Message API: how their messages look, and how to read them."""
 
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
-from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.common import Code
 
 from fedmedian.payloads import Payload
+from fedmedian.strategies.metrics import MOST_METRICS
 from fedmedian.strategies.options import FedAvgOptions
 from fedmedian.wire import PREFIX, WireError
 
@@ -55,13 +57,16 @@ def read_reply(content: RecordDict) -> RecordDict:
         raise WireError(f"client failed: {status.get('message')!r}")
     numbers: dict[str, Any] = {}
     # Its own numbers first: they must not take the place of those that Flower gives a name to.
-    for record in (own, *content.metric_records.values()):
-        numbers |= {key: value for key, value in record.items() if _is_metric(key, value)}
+    others = (record for record in content.values() if isinstance(record, MetricRecord))
+    for record in (own, *others):
+        metrics = ((key, value) for key, value in record.items() if _is_metric(key, value))
+        numbers |= islice(metrics, MOST_METRICS + 1)  # one too many tells, and all would take long
     read = RecordDict({"metrics": MetricRecord(numbers)})
     if Payload.is_in(own):
         read["payload"] = own
-    for key, arrays in content.array_records.items():
-        read[key] = arrays
+    for key, record in content.items():
+        if isinstance(record, ArrayRecord):
+            read[key] = record
     return read
 
 

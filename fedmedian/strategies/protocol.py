@@ -12,7 +12,15 @@ from fedmedian.diagnostics import Report
 from fedmedian.instructions import Instruction
 from fedmedian.layout import Arrays
 from fedmedian.randomness import seeded_sampling
-from fedmedian.strategies.cohort import Answer, CohortRule, Node, Reply, Source, one_reply_per_node
+from fedmedian.strategies.cohort import (
+    Answer,
+    AnyReply,
+    CohortRule,
+    Node,
+    Reply,
+    Source,
+    one_reply_per_node,
+)
 from fedmedian.strategies.core import Core, Model
 from fedmedian.strategies.journal import Journal
 from fedmedian.strategies.metrics import with_usual_metrics
@@ -100,6 +108,8 @@ class RoundProtocol:
         """
         if server_round <= self.journal.done:
             return None
+        if server_round == 1:
+            self._roster = Roster()
         return self.core.begin(server_round, model)
 
     def sampling(self, server_round: int) -> AbstractContextManager[None]:
@@ -147,7 +157,7 @@ class RoundProtocol:
         kept, counts = hearing.judge(core.current.number, answers, rules)
         step, report = core.finish(kept)
         model = None if step is None else core.move(step)
-        return Heard(model, {**counts, **report}, with_usual_metrics(kept))
+        return Heard(model, {**counts, **report}, self._with_usual_metrics(kept))
 
     def end(self, heard: Heard[Any], metrics: Mapping[str, Any]) -> None:
         """End a round of training: store it, and what was reported of it, if it is time to."""
@@ -181,4 +191,7 @@ class RoundProtocol:
             with hearing.reply_of(node):
                 read_ones.append(read(node, reply))
         kept, _ = hearing.judge(server_round, read_ones, self._rules)
-        return with_usual_metrics(kept)
+        return self._with_usual_metrics(kept)
+
+    def _with_usual_metrics(self, replies: list[AnyReply]) -> list[AnyReply]:
+        return with_usual_metrics(replies, self._roster.name)

@@ -4,27 +4,38 @@ import logging
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
+from fedmedian.logs import warn
 from fedmedian.strategies.cohort import AnyReply, Cohort, CohortRule, Node
 
 _LOGGER = logging.getLogger("flwr")
 
 
 class Roster:
-    """The nodes by name, with their partitions once replies have told."""
+    """The nodes by name, with their partitions once replies have told.
+
+    Nobody proves whose partition it is: the first claim of a node and of a partition stands, so
+    that no node goes by the name of another.
+    """
 
     def __init__(self) -> None:
-        self._partition_of: dict[Node, int] = {}
+        self._partition_of: dict[Node, int | None] = {}
+        self._node_of: dict[int, Node] = {}
 
     def learn(self, node: Node, partition: int | None) -> None:
-        """Remember a node's partition, if it has told one."""
-        if partition is not None:
+        """Remember a node's partition, if it has told one that no other node has claimed."""
+        if partition is None or node in self._partition_of:
+            return
+        owner = self._node_of.setdefault(partition, node)
+        if owner == node:
             self._partition_of[node] = partition
+        else:
+            self._partition_of[node] = None
+            warn("node %s claims partition %d, as node %s has done before", node, partition, owner)
 
     def name(self, node: Node) -> str:
         """Return the name of a node in the log."""
-        if node not in self._partition_of:
-            return f"node {node}"
-        return f"node {node} (partition {self._partition_of[node]})"
+        partition = self._partition_of.get(node)
+        return f"node {node}" if partition is None else f"node {node} (partition {partition})"
 
 
 class Hearing:
@@ -55,7 +66,7 @@ class Hearing:
             yield
         # Whatever a client sends, it must not end the run.
         except Exception as error:
-            self._reject(node, str(error))
+            self._reject(node, error)
 
     def judge(
         self, server_round: int, replies: Sequence[AnyReply], rules: Sequence[CohortRule]
@@ -80,7 +91,7 @@ class Hearing:
         """
         missing = [node for node in self._asked if node not in self._heard]
         for node in missing:
-            _LOGGER.warning("%s: no reply from %s", self._phase, self._roster.name(node))
+            warn("%s: no reply from %s", self._phase, self._roster.name(node))
         kept = list(replies)
         for rule in rules:
             cohort = Cohort(server_round, self._asked, kept, self._rejected, len(missing))
@@ -96,7 +107,7 @@ class Hearing:
             "replies-missing": len(missing),
         }
 
-    def _reject(self, node: Node, reason: str) -> None:
+    def _reject(self, node: Node, reason: str | Exception) -> None:
         name = self._roster.name(node)
-        _LOGGER.warning("%s: dropped the reply of %s: %s", self._phase, name, reason)
+        warn("%s: dropped the reply of %s: %s", self._phase, name, reason)
         self._rejected += 1

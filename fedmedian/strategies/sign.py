@@ -106,7 +106,8 @@ class SignSGD(MessageStrategy):
         by the estimated mean update. A majority that is not calibrated moves each coordinate by
         exactly δ and must be given one, unless the noise scale is `Theory`'s, which knows it.
     weighted : bool (default: True)
-        Whether votes count in proportion to the clients' examples.
+        Whether votes count in proportion to the clients' examples, none for more than four times
+        the median client's.
     optimizer : Optimizer, optional
         What is done to a direction before the learning rate: `Momentum`, `Adam`.
     average_decay : float, optional
@@ -124,8 +125,8 @@ class SignSGD(MessageStrategy):
         which they can measure, such as `Adaptive`, need not follow it, and weigh at most four
         times the median client.
     exact : sequence of str (default: names of normalisation layers' running statistics)
-        Shell-style patterns of the names of floating-point arrays that clients send exactly, to
-        be averaged, as arrays of integers always are.
+        Shell-style patterns of the names of floating-point arrays that clients send exactly, as
+        arrays of integers always are, to be averaged; values out of line are moved in first.
     cohort_rules : sequence of callables (default: none)
         Rules by which a round's usable answers are judged together before they are aggregated:
         each maps a `fedmedian.strategies.Cohort` to the answers to refuse, by their index, with

@@ -1,24 +1,20 @@
 """The size of replies as Flower sends them."""
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, Message, Metadata, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedmedian.records import serialized_size
-
-_Form = tuple[tuple[str, type, tuple[tuple[Any, ...], ...]], ...]
-
-# Each with something of the size of a value of its kind, or of one of its entries.
-_EXAMPLES: dict[type, Any] = {int: 1, float: 1.0, str: "0", bytes: b"0", list: [1.0]}
 
 
 def mean_reply_size(replies: Sequence[Message]) -> float:
     """Return the mean size of replies as sent, to within some bytes of their headers.
 
-    Flower hashes whatever it serialises, which for arrays would take longer than the rest of a
-    round: replies of one form are taken to have headers of one size.
+    Flower hashes whatever it serialises, which would take longer than the rest of a round. What
+    replies hold is counted instead, and Flower's headers are known from examples. That costs no
+    more than reading the replies, and nothing of them is kept, whatever clients may send.
 
     Parameters
     ----------
@@ -30,50 +26,74 @@ def mean_reply_size(replies: Sequence[Message]) -> float:
     float
         Bytes.
     """
-    return sum(_size(reply) for reply in replies) / len(replies)
+    empty: Any = {"content": RecordDict(), "metadata": replies[0].metadata}
+    header = serialized_size(Message(**empty))
+    return sum(
+        header + _held(reply.content) if reply.has_content() else serialized_size(reply)
+        for reply in replies
+    ) / len(replies)
 
 
-def _size(reply: Message) -> int:
-    if not reply.has_content():
-        return serialized_size(reply)
-    form = tuple(
-        (key, type(record), tuple(_form_of(*item) for item in record.items()))
-        for key, record in reply.content.items()
-    )
-    data = sum(
-        len(array.data)
-        for record in reply.content.values()
-        if isinstance(record, ArrayRecord)
-        for array in record.values()
-    )
-    metadata = reply.metadata
-    ids = len(metadata.message_id), len(metadata.reply_to_message_id)
-    return data + _size_of_headers(form, *ids)
+def _held(value: Any) -> int:
+    """Return the bytes that a value takes in a record or message, without its own header."""
+    return _BYTES_HELD[_kind(value)](value)
 
 
-def _form_of(key: str, value: Any) -> tuple[Any, ...]:
-    """Return the properties that a value's size follows from."""
-    if isinstance(value, Array):
-        return key, Array, value.dtype, value.shape, value.stype
-    kind = next(kind for kind in _EXAMPLES if isinstance(value, kind))
-    return key, kind, 1 if kind in (int, float) else len(value)
+def _kind(value: Any) -> type:
+    kind = type(value)
+    if kind in _BYTES_HELD:
+        return kind
+    return next(kind for kind in _BYTES_HELD if isinstance(value, kind))
 
 
-@lru_cache(maxsize=256)
-def _size_of_headers(form: _Form, id_length: int, reply_to_length: int) -> int:
-    content, markers = RecordDict(), 0
-    for key, kind_of_record, items in form:
-        values: dict[str, Any] = {}
-        for item in items:
-            marker = f"{key}.{item[0]}".encode()  # equal objects would be sent once
-            if item[1] is Array:
-                dtype, shape, stype = item[2:]
-                values[item[0]] = Array(dtype, shape, stype, marker)
-                markers += len(marker)
-            else:
-                _, kind, length = item
-                values[item[0]] = _EXAMPLES[kind] * length
-        content[key] = kind_of_record(values)
-    metadata = Metadata(1, "0" * id_length, 1, 1, "0" * reply_to_length, "", 1.0, 1.0, "train")
-    message = Message(content=content, metadata=metadata)  # type: ignore[call-overload]
-    return serialized_size(message) - markers
+def _in_entries(entries: Mapping[str, Any]) -> int:
+    held = 0
+    for name, value in entries.items():
+        kind = _kind(value)
+        held += _in_text(name) + _headers()[kind] + _BYTES_HELD[kind](value)
+    return held
+
+
+def _in_text(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
+
+
+def _in_list(entries: list[Any]) -> int:
+    tags = 2 * len(entries) if entries and isinstance(entries[0], str | bytes) else 0
+    return tags + sum(map(_held, entries))
+
+
+# An integer travels in groups of seven bits, and one bit is its sign.
+_BYTES_HELD: dict[type, Callable[[Any], int]] = {
+    int: lambda value: value.bit_length() // 7 + 1,
+    float: lambda _: 8,
+    str: _in_text,
+    bytes: len,
+    list: _in_list,
+    Array: lambda array: len(array.data) + len(f"{array.dtype}{array.shape}{array.stype}"),
+    ArrayRecord: _in_entries,
+    MetricRecord: _in_entries,
+    ConfigRecord: _in_entries,
+    RecordDict: _in_entries,
+}
+
+
+@cache
+def _headers() -> dict[type, int]:
+    """Return the bytes that Flower adds to a value under a name, by the value's kind."""
+    numbers_and_texts: list[Any] = [0, 0.0, "", b"", [0]]
+    # What is an object of its own differs: equal ones would be sent once.
+    examples: list[tuple[Callable[..., Any], Any, Any]] = [
+        *((ConfigRecord, value, value) for value in numbers_and_texts),
+        (ArrayRecord, Array("", (), "", b"0"), Array("", (), "", b"1")),
+        (RecordDict, ConfigRecord(), ArrayRecord()),
+        (RecordDict, ArrayRecord(), MetricRecord()),
+        (RecordDict, MetricRecord(), ConfigRecord()),
+    ]
+    return {
+        type(second): serialized_size(holder({"a": first, "b": second}))
+        - serialized_size(holder({"a": first}))
+        - len("b")
+        - _held(second)
+        for holder, first, second in examples
+    }

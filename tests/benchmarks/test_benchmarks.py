@@ -7,6 +7,14 @@ import pytest
 
 from benchmarks.memory import estimator_peaks
 from benchmarks.rounds import STRATEGIES, ServerRound
+from benchmarks.scale import (
+    COST_COLUMNS,
+    NAMES,
+    cost_rows,
+    measure_round,
+    plot_round_costs,
+    round_costs,
+)
 from benchmarks.timing import Case, compare
 
 
@@ -54,3 +62,29 @@ def test_the_benchmarks_table_marks_results_that_differ():
 
     case = Case("work", {"ours": lambda: np.zeros(2), "peer": lambda: np.ones(2)}, 0)
     assert "results differ" in timing_table(list(compare(case, bandwidth=1e9)))
+
+
+def test_the_costs_of_a_round_are_those_of_its_clients_and_parameters(tmp_path):
+    costs = [
+        measure_round(name, clients, dim)
+        for name in NAMES
+        for clients, dim in ((2, 300), (3, 300), (2, 5_000))
+    ]
+    few, more, longer, vector, *_, long_vector = costs
+    assert (few.clients, more.clients, longer.dim) == (2, 3, 5_000)
+    assert few.up_bytes == more.up_bytes
+    assert longer.up_bytes - few.up_bytes == pytest.approx((5_000 - 300) / 8, rel=0.2)
+    assert long_vector.up_bytes - vector.up_bytes == pytest.approx(4 * (5_000 - 300), rel=0.2)
+    assert longer.down_bytes - few.down_bytes == pytest.approx(4 * (5_000 - 300), rel=0.2)
+    assert min(cost.hear_seconds for cost in costs) > 0
+    assert all(len(row) == len(COST_COLUMNS) for row in cost_rows(costs))
+    plot_round_costs(costs, tmp_path / "scale.png")
+    assert (tmp_path / "scale.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_round_is_measured_in_a_process_of_its_own():
+    few, long, vector, long_vector = round_costs(clients=(2,), dims=(1_000, 10_000_000))
+    assert few.peak_mebibytes < long.peak_mebibytes / 2
+    # Two vectors and the model, at least.
+    assert long_vector.peak_mebibytes > 3 * 4 * 10_000_000 / 2**20 > vector.peak_mebibytes

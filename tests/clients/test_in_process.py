@@ -1,5 +1,7 @@
 """InProcessGrid: a simulation without Ray that behaves like one."""
 
+from asyncio import CancelledError
+
 import numpy as np
 import pytest
 from flwr.app import (
@@ -150,6 +152,13 @@ class TestIsolation:
         np.testing.assert_array_equal(initial["x"].numpy(), [0, 1, 2])
 
 
+class OfItsOwn(BaseException):
+    """Nothing that an app is expected to raise."""
+
+
+RAISED = [SystemExit(3), GeneratorExit("x"), CancelledError(), OfItsOwn("odd"), StopIteration(1)]
+
+
 class TestFailures:
     def test_an_exception_in_an_app_becomes_an_error_reply_and_the_other_nodes_go_on(self):
         def unlucky(message, context):
@@ -191,7 +200,50 @@ class TestFailures:
         grid = InProcessGrid(app_of(unlucky), 1)
         grid.send_and_receive(to_all(grid))
         (record,) = [r for r in caplog.records if r.levelname == "ERROR"]
-        assert isinstance(record.exc_info[1], ValueError)
+        first, *_, last = (
+            record.getMessage().removeprefix("ClientApp raised an exception\n").split("\n")
+        )
+        assert (first, last) == ("Traceback (most recent call last):", "ValueError: out of luck")
+
+    @pytest.mark.parametrize("raised", RAISED, ids=repr)
+    def test_whatever_an_app_raises_but_ctrl_c_becomes_an_error_reply(self, raised):
+        def unlucky(message, context):
+            if context.node_config["partition-id"] == 1:
+                raise raised
+            return metrics(n=1)
+
+        grid = InProcessGrid(app_of(unlucky), 3)
+        replies = grid.send_and_receive(to_all(grid))
+        assert [reply.has_error() for reply in replies] == [False, True, False]
+        assert replies[1].error.reason == f"{type(raised).__name__}: {raised}"
+        assert grid.bytes_up == sum(serialized_size(reply) for reply in replies)
+
+    @pytest.mark.parametrize("failure", [RuntimeError(), SystemExit()], ids=repr)
+    def test_an_exception_that_cannot_be_printed_becomes_an_error_reply_with_its_type(
+        self, failure
+    ):
+        class Unprintable(Exception):
+            def __str__(self):
+                raise failure
+
+            __repr__ = __str__
+
+        def unlucky(message, context):
+            raise Unprintable
+
+        grid = InProcessGrid(app_of(unlucky), 1)
+        (reply,) = grid.send_and_receive(to_all(grid))
+        assert reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+        assert "Unprintable" in reply.error.reason
+
+    def test_an_exception_that_no_encoding_takes_becomes_an_error_reply_that_can_be_sent(self):
+        def unlucky(message, context):
+            raise FileNotFoundError("lone \ud800")
+
+        grid = InProcessGrid(app_of(unlucky), 1)
+        (reply,) = grid.send_and_receive(to_all(grid))
+        assert reply.error.reason == r"FileNotFoundError: lone \ud800"
+        assert grid.bytes_up == serialized_size(reply)
 
     def test_a_message_to_an_unknown_node_is_answered_with_an_error(self):
         grid = InProcessGrid(app_of(echo), 1)

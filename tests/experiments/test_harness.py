@@ -84,6 +84,16 @@ class TestRun:
         with pytest.raises(RuntimeError, match=r"a client failed: .*no data here"):
             run("FedAvg", app, CONFIG, seeds=(1,))
 
+    def test_a_client_that_says_its_training_has_diverged_does_not_end_the_run(
+        self, make_study_app, make_app
+    ):
+        def diverge(model, partition):
+            return {name: array * np.nan for name, array in model.items()}, {"num-examples": 1}
+
+        app = make_study_app(SignSGD(fraction_evaluate=0.0), make_app(diverge))
+        (one,) = run("SignSGD", app, CONFIG, seeds=(1,))
+        assert one.history == [(number, one.history[0][1]) for number, _ in one.history]
+
     def test_what_clients_evaluate_is_weighed_by_their_examples(self, as_record):
         client_app = ClientApp()
 

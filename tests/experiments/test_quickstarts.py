@@ -206,9 +206,9 @@ class TestBatchNorm:
 
 class TestCommand:
     @pytest.mark.slow
-    def test_it_prints_a_line_for_each_app(self, monkeypatch, capsys):
+    def test_it_prints_a_line_for_each_app_run_as_it_is_told(self, monkeypatch, capsys):
         monkeypatch.setattr(quickstarts, "QUICKSTARTS", (NUMPY_APP,))
-        monkeypatch.setattr(sys, "argv", ["quickstarts"])
+        monkeypatch.setattr(sys, "argv", ["quickstarts", "1", "-c", "num-server-rounds=2"])
         main()
         assert re.search(r"\| quickstart-numpy \| +50,890 \|", capsys.readouterr().out)
 

@@ -1,5 +1,6 @@
 """Counts, majorities and weighted votes against naive references. Every draw is seeded."""
 
+import tracemalloc
 from contextlib import contextmanager
 
 import numpy as np
@@ -19,11 +20,12 @@ any_seed = st.integers(0, 2**32 - 1)
 
 
 @contextmanager
-def chunks_of(num_bytes):
-    """Lets votes be worked on so many bytes at once."""
+def chunks_of(num_bytes, group=votes._GROUP):
+    """Lets votes be worked on so many bytes, and so many clients, at once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(votes, "_CHUNK_BYTES", num_bytes)
         patch.setattr(votes, "_WEIGHTED_CHUNK_BYTES", num_bytes)
+        patch.setattr(votes, "_GROUP", group)
         yield
 
 
@@ -44,17 +46,17 @@ def pack(rows):
     return [pack_signs(row) for row in rows]
 
 
-@given(rows=ballots(), num_bytes=st.integers(1, 10))
-def test_counts_are_the_numbers_of_positive_votes(rows, num_bytes):
-    with chunks_of(num_bytes):
+@given(rows=ballots(), num_bytes=st.integers(1, 10), group=st.integers(1, 18))
+def test_counts_are_the_numbers_of_positive_votes(rows, num_bytes, group):
+    with chunks_of(num_bytes, group):
         counts = count_votes(pack(rows), rows.shape[1])
     assert counts.dtype == np.int32
     assert counts.tolist() == [sum(vote > 0 for vote in column) for column in rows.T]
 
 
-@given(rows=ballots(), num_bytes=st.integers(1, 10))
-def test_the_majority_is_the_sign_of_the_sum_of_the_votes_and_0_for_a_tie(rows, num_bytes):
-    with chunks_of(num_bytes):
+@given(rows=ballots(), num_bytes=st.integers(1, 10), group=st.integers(1, 18))
+def test_the_majority_is_the_sign_of_the_sum_of_the_votes_and_0_for_a_tie(rows, num_bytes, group):
+    with chunks_of(num_bytes, group):
         majority = majority_vote(pack(rows), rows.shape[1])
     assert majority.dtype == np.int8
     for vote, column in zip(majority.tolist(), rows.T.tolist(), strict=True):
@@ -62,7 +64,7 @@ def test_the_majority_is_the_sign_of_the_sum_of_the_votes_and_0_for_a_tie(rows, 
         assert vote == (total > 0) - (total < 0)
 
 
-@pytest.mark.parametrize("clients", [127, 128, 255, 256, 300])
+@pytest.mark.parametrize("clients", [127, 128, 255, 256, 300, 1024, 1100])
 def test_votes_of_many_clients_are_counted(clients):
     rows = random_ballots(clients, 999)
     assert np.array_equal(count_votes(pack(rows), 999), (rows > 0).sum(axis=0))
@@ -122,10 +124,15 @@ def test_each_sign_counts_with_its_clients_weight_for_the_array(
     np.testing.assert_allclose(counted, expected, rtol=0, atol=1e-5)
 
 
-@given(rows=ballots(), weights=st.lists(st.floats(2**-9, 2**9, width=32), min_size=1, max_size=3))
-def test_votes_of_equal_weights_are_exact_but_for_one_rounding(rows, weights):
+@given(
+    rows=ballots(),
+    weights=st.lists(st.floats(2**-9, 2**9, width=32), min_size=1, max_size=3),
+    group=st.integers(1, 18),
+)
+def test_votes_of_equal_weights_are_exact_but_for_one_rounding(rows, weights, group):
     sizes = [0] * (len(weights) - 1) + [rows.shape[1]]
-    counted = weighted_votes(pack(rows), sizes, np.tile(weights, (len(rows), 1)))
+    with chunks_of(10, group):
+        counted = weighted_votes(pack(rows), sizes, np.tile(weights, (len(rows), 1)))
     expected = rows.sum(axis=0, dtype=np.float32) * np.float32(weights[-1])
     assert counted.tolist() == expected.tolist()
 
@@ -147,17 +154,30 @@ def weighted(weights):
 VOTES = {
     "counts": count_votes,
     "majority": majority_vote,
-    "equal weights": weighted(np.ones(101)),
-    "own weights": weighted(np.arange(1.0, 102)),
+    "equal weights": weighted(np.ones(10_000)),
+    "own weights": weighted(np.arange(1.0, 10_001)),
 }
 
 
+@pytest.mark.parametrize(("clients", "dim"), [(101, 2_000_000), (10_000, 800)])
 @pytest.mark.parametrize("function", VOTES.values(), ids=VOTES)
 def test_the_memory_that_votes_take_grows_neither_with_the_clients_nor_with_d(
-    function, scratch_bytes
+    function, clients, dim, scratch_bytes
 ):
-    packed = list(np.random.default_rng(0).integers(0, 256, (101, 250_000), np.uint8))
-    assert scratch_bytes(function, packed, 2_000_000) < 6 * 2**20
+    packed = list(np.random.default_rng(0).integers(0, 256, (clients, dim // 8), np.uint8))
+    assert scratch_bytes(function, packed, dim) < 6 * 2**20
+
+
+@pytest.mark.parametrize("function", [count_votes, majority_vote])
+def test_cohorts_of_ever_other_sizes_leave_little_memory_behind(function):
+    packed = [np.zeros(1, np.uint8)] * 5_000
+    function(packed[0:1], 8)
+    tracemalloc.start()
+    for clients in range(4_996, 5_000):
+        function(packed[:clients], 8)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 2**22
 
 
 @pytest.mark.parametrize("function", VOTES.values(), ids=VOTES)

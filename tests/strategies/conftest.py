@@ -65,6 +65,8 @@ OLDER_API = Api(
         "min_train_nodes": "min_fit_clients",
         "min_evaluate_nodes": "min_evaluate_clients",
         "min_available_nodes": "min_available_clients",
+        "train_metrics_aggr_fn": "fit_metrics_aggregation_fn",
+        "evaluate_metrics_aggr_fn": "evaluate_metrics_aggregation_fn",
     },
 )
 

@@ -56,10 +56,10 @@ class Case:
         return api.make(self.strategy, **self.options, **more)
 
 
-VOTES = frozenset({"vote-agreement"})
+VOTES = frozenset({"vote-agreement", "margin"})
 NOISE = frozenset({"signal-to-noise", "signal-to-noise-per-block", "noise-scale"})
 NOISY_VOTES = VOTES | NOISE
-GAP = frozenset({"median-mean-gap"})
+GAP = frozenset({"median-mean-gap", "margin"})
 NOISY_GAP = GAP | NOISE
 
 CASES = {

@@ -273,6 +273,7 @@ class TestReport:
 
     SWITCHED = frozenset(
         {
+            "margin",
             "vote-agreement",
             "signal-to-noise",
             "signal-to-noise-per-block",

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from fedmedian.strategies.cohort import Reply
-from fedmedian.strategies.metrics import require_examples, with_usual_metrics
+from fedmedian.strategies.metrics import (
+    LONGEST_NAME,
+    MOST_ENTRIES,
+    MOST_METRICS,
+    require_examples,
+    try_to_aggregate,
+    with_usual_metrics,
+)
 from fedmedian.wire import WireError
 
 NUM_CLIENTS = 4
@@ -27,12 +34,12 @@ def test_a_number_of_examples_that_is_none_is_refused_by_name_and_value(value):
 
 def usual(*metrics):
     replies = [Reply(node, 1.0, own, None) for node, own in enumerate(metrics)]
-    return [reply.node for reply in with_usual_metrics(replies)]
+    return [reply.node for reply in with_usual_metrics(replies, "node {}".format)]
 
 
 @pytest.mark.parametrize(
     "odd",
-    [{}, {"loss": 1.0, "accuracy": 0.5}, {"loss": [1.0, 2.0]}, {"loss": nan}, {"loss": "junk"}],
+    [{}, {"loss": 1.0, "accuracy": 0.5}, {"loss": [1.0, 2.0]}, {"loss": "junk"}],
     ids=str,
 )
 def test_metrics_of_other_names_or_forms_than_most_are_left_out_and_logged(odd, warnings):
@@ -43,6 +50,79 @@ def test_metrics_of_other_names_or_forms_than_most_are_left_out_and_logged(odd, 
 
 def test_metrics_that_are_lists_have_one_form_if_they_have_one_length():
     assert usual({"loss": [1.0, 2.0]}, {"loss": [3, 4]}, {"loss": [1.0]}) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "value", [nan, inf, -inf, [1.0, nan], [inf], 10**400], ids=lambda value: str(value)[:9]
+)
+def test_metrics_that_are_not_finite_are_left_out_even_if_most_are(value, warnings):
+    odd = {"loss": value}
+    assert usual({"loss": 1.0}, odd, odd) == [0]
+    assert [text for text in warnings("left the metrics of node ") if "'loss'" in text] == [
+        f"left the metrics of node {node} out: 'loss' is not finite" for node in (1, 2)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("most", "beyond", "reason"),
+    [
+        (
+            {str(i): 1.0 for i in range(MOST_METRICS)},
+            {str(i): 1.0 for i in range(MOST_METRICS + 1)},
+            "more than 64",
+        ),
+        ({"n" * LONGEST_NAME: 1.0}, {"n" * (LONGEST_NAME + 1): 1.0}, "129 characters"),
+        ({"a": [1.0] * MOST_ENTRIES}, {"a": [1.0] * (MOST_ENTRIES + 1)}, "4097 entries"),
+        (
+            {"a": [1.0] * (MOST_ENTRIES - 1), "b": 1},
+            {"a": [1.0] * (MOST_ENTRIES - 1), "b": 1, "c": 1},
+            "4097 entries",
+        ),
+        ({"a": "x" * MOST_ENTRIES}, {"a": "x" * (MOST_ENTRIES + 1)}, "4097 entries"),
+    ],
+    ids=["names", "a long name", "a long list", "many numbers", "a long text"],
+)
+def test_metrics_beyond_what_a_client_may_send_are_left_out_even_if_most_are(
+    most, beyond, reason, warnings
+):
+    assert usual(most, beyond, beyond) == [0]
+    (first, second) = warnings("left the metrics of node ")
+    assert first.startswith("left the metrics of node 1 out: ")
+    assert reason in first
+    assert reason in second
+
+
+@pytest.mark.parametrize("others", [[{"accuracy": 1.0}], [{"f1": 1.0}, {"loss": 2.0}, {"f1": 3.0}]])
+def test_of_two_forms_that_are_equally_common_neither_is_aggregated(others, warnings):
+    assert usual({"loss": 1.0}, *others) == []
+    (warning,) = warnings("left the metrics of all ")
+    assert "loss (number)" in warning
+
+
+def test_what_is_left_out_plays_no_part_in_what_is_common():
+    assert usual({"loss": 1.0}, {"f1": nan}, {"f1": nan}, {"loss": 2.0}, {"f1": 1.0}) == [0, 3]
+
+
+def test_names_of_metrics_are_one_line_of_the_log_and_not_a_long_one(warnings):
+    forged = {f"\x1b[2J\n{i:099d}": 1.0 for i in range(MOST_METRICS)}
+    assert usual(forged, forged, {f"\n{nan}": nan}, {"loss": 1.0}) == [0, 1]
+    assert len(warnings("left the metrics of ")) == 2
+    assert all(text.isprintable() and len(text) < 500 for text in warnings())
+
+
+def test_a_function_that_aggregates_metrics_is_believed():
+    assert try_to_aggregate("f", lambda: {"loss": 1.0}) == {"loss": 1.0}
+
+
+def test_a_function_that_raises_while_it_aggregates_metrics_is_named_with_the_place(warnings):
+    def aggregate():
+        raise KeyError("a\nb")
+
+    assert try_to_aggregate("my_function", aggregate) is None
+    (warning,) = warnings("my_function ")
+    assert "KeyError" in warning
+    assert "test_metrics.py" in warning
+    assert warning.isprintable()
 
 
 def test_without_replies_there_are_none_to_aggregate_metrics_from():
@@ -83,6 +163,90 @@ class TestInARound:
         metrics = self.play(run, any_client, {"loss": 2.0}).evaluations[1]
         assert metrics["loss"] == pytest.approx(self.LOSS)
         assert metrics["error"] == pytest.approx(self.LOSS / 2)
+
+    @pytest.mark.parametrize(
+        "odd",
+        [
+            {str(i): 1.0 for i in range(2 * MOST_METRICS)},
+            {"n" * 2 * LONGEST_NAME: 1.0},
+            {"loss": nan},
+        ],
+        ids=["names", "a long name", "not finite"],
+    )
+    def test_metrics_that_cannot_be_aggregated_cost_a_client_no_vote(
+        self, odd, any_client, run, bits, warnings
+    ):
+        honest = self.play(run, any_client, {"loss": 2.0})
+        assert warnings("left the metrics of node") == []
+        spoilt = self.play(run, any_client, odd)
+        assert bits(spoilt.model) == bits(honest.model)
+        assert spoilt.reports[1]["replies-accepted"] == NUM_CLIENTS
+        assert spoilt.reports[1]["loss"] == pytest.approx(self.LOSS)
+        assert len(warnings("left the metrics of node")) == 1
+
+    @pytest.mark.parametrize("phase", ["train", "evaluate"])
+    @pytest.mark.parametrize(
+        "result",
+        [RuntimeError("no such metric"), None, 3, {"loss": object()}],
+        ids=["raises", "returns nothing", "returns a number", "returns no number"],
+    )
+    def test_a_function_of_ones_own_that_fails_costs_a_round_its_metrics_alone(
+        self, phase, result, any_client, run, bits, warnings
+    ):
+        def aggregate(*args):
+            if isinstance(result, Exception):
+                raise result
+            return result
+
+        honest = self.play(run, any_client, {"loss": 2.0})
+        own = {f"{phase}_metrics_aggr_fn": aggregate}
+        outcome = self.play(run, any_client, {"loss": 2.0}, **own)
+        assert bits(outcome.model) == bits(honest.model)
+        if isinstance(result, dict) and any_client.name == "older API":
+            return  # which takes any value
+        (warning,) = [text for text in warnings() if "metrics_aggr" in text]
+        left, kept = outcome.reports[1], outcome.evaluations.get(1, {})
+        if phase == "evaluate":
+            left, kept = kept, left
+            assert "error" not in left
+        else:
+            assert "loss" not in left
+            assert left["replies-accepted"] == NUM_CLIENTS
+        assert "loss" in kept
+        if any_client.name == "older API":  # where it is no metric like the others
+            assert outcome.evaluations[1]["loss"] == pytest.approx(self.LOSS)
+        if isinstance(result, Exception):
+            assert "no such metric" in warning
+
+    def test_no_function_of_ones_own_sees_metrics_of_two_forms_or_numbers_that_are_not_finite(
+        self, message_api, run
+    ):
+        seen = []
+
+        def aggregate(contents, key):
+            seen.extend(dict(content["metrics"]) for content in contents)
+            return contents[0]["metrics"]
+
+        def play(first, others):
+            def train(model, partition):
+                own = others if partition else first
+                return model, {"num-examples": 1, **own}
+
+            strategy = message_api.make(
+                "MedianSGD", train_metrics_aggr_fn=aggregate, fraction_evaluate=0.0
+            )
+            return run(strategy, train, {"x": np.zeros(9, np.float32)}, 2).reports[1]
+
+        for first, others in [
+            ({"loss": 1.0}, {"f1": 1.0}),
+            ({"loss": [1.0]}, {"loss": [1.0, 2.0]}),
+            ({"loss": [1.0, nan]}, {"loss": [1.0, inf]}),
+            ({"loss": nan}, {"loss": nan}),
+        ]:
+            assert play(first, others)["replies-accepted"] == 2
+            assert seen == []
+        play({"loss": [1.0, nan]}, {"loss": [1.0, 2.0]})
+        assert seen == [{"num-examples": 1, "loss": [1.0, 2.0]}]
 
     def test_too_few_replies_to_move_the_model_have_metrics_too(self, any_client, run):
         outcome = self.play(run, any_client, {"loss": 2.0}, min_replies=NUM_CLIENTS + 1)

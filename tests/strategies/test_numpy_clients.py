@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fedmedian import DivideByLearningRate, Gaussian
 from fedmedian.clients import GradientClient, SignClient, perturb
+from fedmedian.strategies.metrics import MOST_METRICS
 from fedmedian.strategies.numpy_clients import read_reply
 from fedmedian.wire import PREFIX, WireError
 
@@ -56,6 +57,13 @@ class TestReadReply:
     def test_reading_prefers_flowers_numbers_to_a_clients_own_of_the_same_name(self):
         read = read_reply(reply({"num_examples": 1000}))
         assert read["metrics"]["num_examples"] == 3
+
+    def test_reading_keeps_no_more_numbers_than_show_that_there_are_too_many(self):
+        scalars = {f"{PREFIX}payload": 2, f"{PREFIX}partition": 1}
+        read = read_reply(reply({f"{i}": 1.0 for i in range(99_999)} | scalars))
+        assert MOST_METRICS < len(read["metrics"]) < MOST_METRICS + 3
+        assert read["metrics"]["num_examples"] == 3
+        assert scalars.items() <= dict(read["payload"]).items()
 
     def test_reading_keeps_a_payload_apart_from_the_metrics(self):
         scalars = {f"{PREFIX}payload": 2, f"{PREFIX}partition": 1}

@@ -208,6 +208,34 @@ class TestHear:
         (warning,) = warnings("aggregate_train: ")
         assert "node 11 (partition 0)" in warning
 
+    def test_a_partition_that_another_node_has_claimed_is_no_name_but_the_answer_counts(
+        self, warnings
+    ):
+        protocol = RoundProtocol(signs())
+        instruction = protocol.ask(1, MODEL)
+        said = replies_of(lambda node: perturbed(instruction, node), *NODES)
+        said[2][1].scalars[f"{PREFIX}partition"] = 0  # node 11's
+        assert protocol.hear(NODES, said, as_it_is).report["replies-accepted"] == len(NODES)
+        assert len(warnings(f"node {BAD} ")) == 1
+        protocol.ask(2, MODEL)
+        protocol.hear(NODES, [], as_it_is)
+        names = [text.removeprefix("aggregate_train: no reply from ") for text in warnings("agg")]
+        assert names[0] == "node 11 (partition 0)"
+        assert names[2] == f"node {BAD}"
+
+    def test_a_run_that_starts_afresh_has_forgotten_who_claimed_what(self, warnings):
+        protocol = RoundProtocol(signs())
+        for server_round, nodes in [(1, (11, 12)), (1, (21, 22)), (2, ())]:
+            instruction = protocol.ask(server_round, MODEL)
+            said = []
+            for node in nodes:
+                arrays, scalars = payload_of(instruction, node)
+                scalars[f"{PREFIX}partition"] = node % 10
+                said.append((node, Said(arrays, scalars, 1.0, {}, None)))
+            protocol.hear((21, 22), said, as_it_is)
+        assert warnings("node 2") == []
+        assert warnings("aggregate_train: no reply from node 21 (partition 1)")
+
     def test_answers_in_any_order_make_the_same_model_if_there_is_a_seed(self):
         def model(order, metrics):
             protocol = RoundProtocol(signs(Gaussian(0.5), Counts()))
@@ -354,6 +382,8 @@ BAD_ANSWERS = {
     "a body of another shape": (array("0", lambda body: body[None]), "of shape"),
     "a body of another dtype": (array("0", lambda body: body.astype(np.float64)), "float64"),
     "another version": (scalar("payload", 99), "version 99"),
+    "another round": (scalar("round", 2), "round 2"),
+    "no round": (scalar("round", None), "fedmedian.round"),
     "a version in words": (scalar("payload", "2"), "fedmedian.payload"),
     "another kind": (scalar("kind", "essay"), "fedmedian.kind"),
     "no kind": (scalar("kind", None), "fedmedian.kind"),
@@ -512,7 +542,10 @@ SCALARS = (
     | st.booleans()
 )
 KEYS = st.sampled_from(
-    [PREFIX + key for key in ("payload", "kind", "noise", "scales", "magnitudes", "partition")]
+    [
+        PREFIX + key
+        for key in ("payload", "round", "kind", "noise", "scales", "magnitudes", "partition")
+    ]
 ) | st.text(max_size=5)
 
 

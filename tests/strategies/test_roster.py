@@ -18,6 +18,35 @@ def test_a_node_has_a_partition_in_its_name_once_it_has_told_one():
     assert roster.name(8) == "node 8"
 
 
+def test_a_partition_names_the_first_node_that_claims_it_and_the_second_is_logged_once(warnings):
+    roster = Roster()
+    for node in (7, 8, 8, 7):
+        roster.learn(node, 0)
+    assert roster.name(7) == "node 7 (partition 0)"
+    assert roster.name(8) == "node 8"
+    (warning,) = warnings("node 8 ")
+    assert "partition 0" in warning
+    assert "node 7" in warning
+
+
+def test_a_node_has_the_name_of_its_first_claim_and_takes_no_other(warnings):
+    roster = Roster()
+    for partition in (3, 4, 5):
+        roster.learn(7, partition)
+    roster.learn(8, 4)
+    assert roster.name(7) == "node 7 (partition 3)"
+    assert roster.name(8) == "node 8 (partition 4)"
+    assert warnings() == []
+
+
+def test_a_node_that_has_claimed_anothers_partition_has_no_name_from_any_later_claim(warnings):
+    roster = Roster()
+    for node, partition in [(7, 0), (8, 0), (8, 1), (8, 0)]:
+        roster.learn(node, partition)
+    assert roster.name(8) == "node 8"
+    assert len(warnings()) == 1
+
+
 def test_a_reply_that_raises_while_it_is_read_is_rejected_and_the_others_are_kept(warnings):
     hearing = Hearing("phase", [1, 2, 3], Roster())
     with hearing.reply_of(1):

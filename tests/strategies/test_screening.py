@@ -299,6 +299,88 @@ def test_a_node_is_named_by_its_partition_once_it_has_replied(any_client, play, 
     assert f"(partition {BAD})" in named
 
 
+def test_an_answer_of_the_round_before_is_dropped_with_that_reason(any_client, play, warnings):
+    sent = []
+
+    def replay(message, context, call_next):
+        reply = call_next(message, context)
+        if message.metadata.message_type == "train" and context.node_config["partition-id"] == BAD:
+            sent.append(reply.content)
+            reply.content = sent[0]
+        return reply
+
+    strategy = any_client.make("SignSGD", Gaussian(0.5))
+    outcome = play(strategy, num_rounds=2, mods=(replay, perturb))
+    rejected = [outcome.reports[number]["replies-rejected"] for number in (1, 2)]
+    assert rejected == [0, 1]
+    (dropped,) = warnings("aggregate_train: dropped", BAD)
+    assert "round 1" in dropped
+    assert "round 2" in dropped
+
+
+def raises(error):
+    def change(content):
+        raise error
+
+    return change
+
+
+class Unprintable(Exception):
+    def __str__(self):
+        raise RuntimeError("not even this")
+
+    __repr__ = __str__
+
+
+FORGED = "\nWARNING :   aggregate_train: all is well\x1b[2J"
+
+
+@pytest.mark.parametrize("message_type", ["train", "evaluate"])
+@pytest.mark.parametrize(
+    "error",
+    [ValueError(f"no{FORGED}"), ValueError("x" * 10**7), Unprintable(), OSError("\ud800")],
+    ids=["a forged line", "ten megabytes", "unprintable", "a lone surrogate"],
+)
+def test_whatever_a_client_raises_is_one_line_of_the_log_and_not_a_long_one(
+    error, message_type, any_client, play, spoiling, warnings
+):
+    mods = (spoiling(raises(error), BAD, message_type), perturb)
+    outcome = play(any_client.make("SignSGD"), mods=mods)
+    assert outcome.evaluations[1]["loss"] == pytest.approx(
+        mean_over(GOOD if message_type == "evaluate" else range(NUM_CLIENTS))
+    )
+    lines = warnings()
+    assert lines
+    assert all(line.isprintable() and len(line) < 500 for line in lines)
+
+
+@pytest.mark.parametrize("text", [FORGED, "x" * 10**7], ids=["a forged line", "ten megabytes"])
+@pytest.mark.parametrize("client", ["numpy_clients", "older_api"])
+def test_whatever_status_a_client_sends_is_one_line_of_the_log_and_not_a_long_one(
+    client, text, request, play, spoiling, warnings
+):
+    change = status(Code.FIT_NOT_IMPLEMENTED.value, text)
+    api = request.getfixturevalue(client)
+    play(api.make("SignSGD"), mods=(spoiling(change, BAD), perturb))
+    (line,) = warnings("aggregate_train: dropped", BAD)
+    assert line.isprintable()
+    assert len(line) < 500
+
+
+def test_whatever_names_a_clients_arrays_have_is_one_line_of_the_log_and_not_a_long_one(
+    message_api, play, spoiling, warnings
+):
+    def rename(content):
+        arrays = {FORGED: np.zeros(1), **{f"{i:09d}": np.zeros(1) for i in range(9999)}}
+        content["arrays"] = to_record(arrays)
+
+    strategy = message_api.make("MedianSGD", None, rotation=None)
+    play(strategy, mods=(spoiling(rename, BAD),))
+    (line,) = warnings("aggregate_train: dropped", BAD)
+    assert line.isprintable()
+    assert len(line) < 500
+
+
 def test_a_run_outlives_rounds_in_which_every_client_fails(any_client, play, bits):
     def fail(model, partition):
         raise RuntimeError("not today")

@@ -1,5 +1,6 @@
 """What a reply costs, whatever is in it."""
 
+import tracemalloc
 from enum import IntEnum
 
 import numpy as np
@@ -47,6 +48,15 @@ CONTENTS = {
         "m": MetricsRecord({"num-examples": 10}),
     },
     "a number with a name": {"c": ConfigRecord({"level": Level.LOW})},
+    "lists": {
+        "m": MetricRecord({"integers": [0, -1, 200, 2**60], "none": [], "loss": [0.5] * 300}),
+        "c": ConfigRecord({"texts": ["one", "zwei"], "bytes": [b"1", b"23"], "bits": [True] * 5}),
+    },
+    "names of any letters": {
+        "m": MetricRecord({"потеря": 0.5, "損失": 10**9}),
+        "ошибка": ConfigRecord(),
+    },
+    "many arrays": {"a": ArrayRecord({f"layer-{n}": Array(np.full(n, n)) for n in range(1, 9)})},
 }
 
 
@@ -54,6 +64,32 @@ CONTENTS = {
 def test_the_size_of_a_reply_is_what_flower_sends_to_within_some_bytes(reply, content):
     one = reply(content)
     assert mean_reply_size([one]) == pytest.approx(serialized_size(one), abs=64)
+
+
+def metrics_of(number, names=1):
+    return {"m": MetricRecord({f"{number}-{name}" * 3: 0.5 for name in range(names)})}
+
+
+def test_replies_of_as_many_forms_as_there_are_replies_are_measured_without_serialising_them(
+    reply, monkeypatch
+):
+    mean_reply_size([reply({})])
+    replies = [reply(metrics_of(number)) for number in range(9)]
+    serialised = []
+    deflate = MetricRecord.deflate
+    monkeypatch.setattr(MetricRecord, "deflate", lambda one: serialised.append(one) or deflate(one))
+    mean_reply_size(replies)
+    assert serialised == []
+
+
+def test_nothing_is_remembered_of_a_reply_that_was_measured(reply):
+    mean_reply_size([reply({})])
+    hostile = reply(metrics_of(0, names=20_000))
+    tracemalloc.start()
+    mean_reply_size([hostile])
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 50_000
 
 
 def test_the_size_of_replies_is_their_mean(reply):

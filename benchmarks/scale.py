@@ -1,0 +1,263 @@
+"""The server's part of one round, to 10⁴ clients and to 10⁸ parameters: time, memory, bytes."""
+
+import logging
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Any, cast
+
+import matplotlib as mpl
+import numpy as np
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from matplotlib.figure import Figure
+
+from benchmarks.rounds import STRATEGIES
+from fedmedian.clients import InProcessGrid
+from fedmedian.instructions import Instruction, perturb_update
+from fedmedian.layout import Layout
+from fedmedian.records import to_record
+
+NAMES = ("SignSGD", "MedianSGD")
+CLIENTS = (10, 100, 1_000, 10_000)
+DIMS = (100, 10_000, 1_000_000, 10_000_000, 100_000_000)
+_LONG_SECONDS = 3.0
+_RUNS = 3
+
+
+@dataclass(frozen=True)
+class RoundCost:
+    """The cost of one round to the server. Times are the processor's, whatever else it does.
+
+    Parameters
+    ----------
+    strategy : str
+        The strategy.
+    clients, dim : int
+        M and d.
+    ask_seconds : float
+        The time in which the messages to the clients are made.
+    carry_seconds : float
+        The time in which an `InProcessGrid` carries them and the replies, its clients' answers
+        being ready. It has a Message of Flower's for each and serialises it to count its bytes,
+        as Flower's other engines do to send it.
+    hear_seconds : float
+        The time in which the replies become a model.
+    peak_mebibytes : float
+        The most memory that the server's process takes for model, replies and aggregation.
+    up_bytes, down_bytes : float
+        The size of a reply, and of a message to a client.
+    """
+
+    strategy: str
+    clients: int
+    dim: int
+    ask_seconds: float
+    carry_seconds: float
+    hear_seconds: float
+    peak_mebibytes: float
+    up_bytes: float
+    down_bytes: float
+
+
+def round_costs(clients: Iterable[int] = CLIENTS, dims: Iterable[int] = DIMS) -> list[RoundCost]:
+    """Measure a round over M and over d, each point in a process of its own.
+
+    Parameters
+    ----------
+    clients : iterable of int
+        The numbers of clients, of a model of the first d.
+    dims : iterable of int
+        The numbers of parameters, for the first number of clients.
+
+    Returns
+    -------
+    list of RoundCost
+        The costs.
+    """
+    clients, dims = tuple(clients), tuple(dims)
+    sizes = [*((number, dims[0]) for number in clients), *((clients[0], dim) for dim in dims[1:])]
+    points = [(name, *size) for name in NAMES for size in sizes]
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
+        return list(pool.map(measure_round, *zip(*points, strict=True)))
+
+
+def measure_round(name: str, clients: int, dim: int) -> RoundCost:
+    """Measure one round; its memory only in a process that has done nothing else."""
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    before = _peak_mebibytes()
+    grid = InProcessGrid(ClientApp(), clients)
+    strategy = STRATEGIES[name](min_train_nodes=clients, min_available_nodes=clients)
+    # Not zeros: Flower sends equal stretches of an array once.
+    start = np.random.default_rng(1).standard_normal(dim, dtype=np.float32)
+    model = to_record({"w": start})
+
+    def ask() -> list[Message]:
+        return list(strategy.configure_train(1, model, ConfigRecord(), grid))
+
+    contents = _contents(ask()[0], clients, dim)
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        content = contents[cast(int, context.node_config["partition-id"])]
+        return Message(content=content, reply_to=message)
+
+    ask_seconds, messages = _timed(ask)
+    replies = [
+        Message(content=content, reply_to=message)
+        for content, message in zip(contents, messages, strict=True)
+    ]
+    hear_seconds, (arrays, metrics) = _timed(lambda: strategy.aggregate_train(1, replies))
+    assert arrays is not None
+    assert metrics is not None
+    assert metrics["replies-accepted"] == clients
+    peak = _peak_mebibytes() - before
+    carrying = InProcessGrid(app, clients)
+    begin = time.process_time()
+    carried = len(list(carrying.send_and_receive(messages)))
+    carry_seconds = time.process_time() - begin
+    assert carried == clients
+    return RoundCost(
+        name,
+        clients,
+        dim,
+        ask_seconds,
+        carry_seconds,
+        hear_seconds,
+        peak,
+        carrying.bytes_up / clients,
+        carrying.bytes_down / clients,
+    )
+
+
+def plot_round_costs(costs: Iterable[RoundCost], path: Path) -> None:
+    """Plot time and memory over M and over d.
+
+    Parameters
+    ----------
+    costs : iterable of RoundCost
+        The costs, as `round_costs` returns them.
+    path : Path
+        Where the figure goes.
+    """
+    costs = list(costs)
+    fewest, least = min(cost.clients for cost in costs), min(cost.dim for cost in costs)
+    with mpl.rc_context({"axes.grid": True, "grid.alpha": 0.3}):
+        figure = Figure(figsize=(9, 6.5), layout="constrained")
+        axes = figure.subplots(2, 2, sharex="col", sharey="row")
+        for name, colour in zip(NAMES, ("C0", "C1"), strict=True):
+            own = [cost for cost in costs if cost.strategy == name]
+            over_clients = [cost for cost in own if cost.dim == least]
+            over_dims = [cost for cost in own if cost.clients == fewest]
+            for column, (points, ticks) in enumerate(
+                (
+                    (over_clients, [cost.clients for cost in over_clients]),
+                    (over_dims, [cost.dim for cost in over_dims]),
+                )
+            ):
+                lines: tuple[tuple[int, str, str, list[float]], ...] = (
+                    (0, "o-", "from replies to model", [one.hear_seconds for one in points]),
+                    (0, "x:", "Flower's messages", [one.carry_seconds for one in points]),
+                    (1, "o-", "peak", [one.peak_mebibytes for one in points]),
+                    (1, "x:", "replies alone", [_replies_mebibytes(one) for one in points]),
+                )
+                for row, style, what, values in lines:
+                    label = f"{name}: {what}"
+                    axes[row, column].plot(ticks, values, style, color=colour, label=label)
+        for column, (label, title) in enumerate(
+            (("clients M", f"d = {least:,}"), ("parameters d", f"M = {fewest}"))
+        ):
+            axes[0, column].set_title(title)
+            axes[1, column].set_xlabel(label)
+            for row in (0, 1):
+                axes[row, column].set(xscale="log", yscale="log")
+        axes[0, 0].set_ylabel("processor's time, s")
+        axes[1, 0].set_ylabel("memory, MiB")
+        for row in (0, 1):
+            axes[row, 0].legend(fontsize="small")
+        figure.savefig(path, dpi=150)
+
+
+def cost_rows(costs: Iterable[RoundCost]) -> list[list[str]]:
+    """Return the costs as a table's rows, under `COST_COLUMNS`."""
+    return [
+        [
+            cost.strategy,
+            f"{cost.clients:,}",
+            f"{cost.dim:,}",
+            f"{1e3 * cost.ask_seconds:.1f}",
+            f"{1e3 * cost.carry_seconds:.1f}",
+            f"{1e3 * cost.hear_seconds:.1f}",
+            f"{cost.peak_mebibytes:.0f}",
+            f"{_replies_mebibytes(cost):.0f}",
+            f"{cost.up_bytes:,.0f}",
+            f"{cost.down_bytes:,.0f}",
+        ]
+        for cost in costs
+    ]
+
+
+COST_COLUMNS = [
+    "strategy",
+    "M",
+    "d",
+    "ms to ask",
+    "ms in messages",
+    "ms to hear",
+    "peak MiB",
+    "replies MiB",
+    "bytes up",
+    "bytes down",
+]
+
+
+def _replies_mebibytes(cost: RoundCost) -> float:
+    return cost.clients * cost.up_bytes / 2**20
+
+
+def _contents(message: Message, clients: int, dim: int) -> list[RecordDict]:
+    """Return the contents of the clients' replies to a message.
+
+    One client's is made as clients make theirs; the others send its body, shifted.
+    """
+    rng = np.random.default_rng(0)
+    instruction = Instruction.decode(message.content["config"])
+    update = rng.standard_normal(dim, dtype=np.float32)
+    payload = perturb_update(instruction, Layout.of_model({"w": update}), update, {}, rng)
+    contents = []
+    for client in range(clients):
+        arrays, scalars = replace(payload, body=np.roll(payload.body, client)).encode()
+        contents.append(
+            RecordDict(
+                {
+                    "arrays": to_record({str(index): one for index, one in enumerate(arrays)}),
+                    "fedmedian": ConfigRecord(cast(Any, scalars)),
+                    "metrics": MetricRecord(
+                        {"num-examples": int(rng.integers(10, 1000)), "loss": 0.5}
+                    ),
+                }
+            )
+        )
+    return contents
+
+
+def _timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    """Return the median time of some runs, or that of one long run, and the last result."""
+    times: list[float] = []
+    while len(times) < _RUNS and max(times, default=0.0) < _LONG_SECONDS:
+        start = time.process_time()
+        result = run()
+        times.append(time.process_time() - start)
+    return median(times), result
+
+
+def _peak_mebibytes() -> float:
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -1,0 +1,81 @@
+"""The log: what others have said stands in one line of it, escaped, and not too long."""
+
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedmedian.logs import LONGEST, as_line, text_of, warn
+
+
+class Raises:
+    """Something that cannot be printed."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __str__(self):
+        raise self.error
+
+    __repr__ = __str__
+
+
+class TestAsLine:
+    @given(text=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=LONGEST))
+    def test_printable_text_stands_as_it_is(self, text):
+        assert as_line(text) == text
+
+    @given(text=st.text(max_size=2 * LONGEST))
+    def test_any_text_becomes_one_printable_line_of_bounded_length(self, text):
+        line = as_line(text)
+        assert line.isprintable()
+        assert len(line) < LONGEST + 60
+
+    @pytest.mark.parametrize(
+        ("text", "line"),
+        [
+            ("a\nWARNING: b\r\tc", r"a\nWARNING: b\r\tc"),
+            ("\x1b[2Jgone\x00\x9b", r"\x1b[2Jgone\x00\x9b"),
+            ("a\u2028b\u2029c\x85d", r"a\u2028b\u2029c\x85d"),
+            ("abc\u202egnp.exe\u200b", r"abc\u202egnp.exe\u200b"),
+            ("lone \ud800", r"lone \ud800"),
+            ("über 5 µm, 你好", "über 5 µm, 你好"),
+        ],
+        ids=["line ends", "terminal codes", "other line ends", "invisible", "surrogate", "letters"],
+    )
+    def test_what_ends_a_line_or_moves_the_cursor_is_escaped(self, text, line):
+        assert as_line(text) == line
+
+    @pytest.mark.parametrize("letter", ["x", "\n", "\U000e0001"], ids=repr)
+    def test_long_text_is_cut_and_the_line_says_how_long_it_was(self, letter):
+        line = as_line(letter * 10**7)
+        assert line.startswith(letter.encode("unicode_escape").decode())
+        assert line.endswith("… (cut, of 10000000 characters)")
+
+    def test_text_of_the_greatest_length_is_not_cut(self):
+        assert as_line("x" * LONGEST) == "x" * LONGEST
+        assert "cut" in as_line("x" * (LONGEST + 1))
+
+
+class TestTextOf:
+    def test_is_what_str_makes_of_it(self):
+        assert text_of(KeyError("a")) == "'a'"
+
+    @pytest.mark.parametrize("error", [ValueError(), SystemExit(3), GeneratorExit()], ids=repr)
+    def test_of_what_cannot_be_printed_is_its_type(self, error):
+        assert text_of(Raises(error)) == "a Raises that cannot be printed"
+
+    def test_ctrl_c_while_it_is_printed_passes_through(self):
+        with pytest.raises(KeyboardInterrupt):
+            text_of(Raises(KeyboardInterrupt()))
+
+    def test_is_no_more_than_can_be_sent(self):
+        assert text_of(OSError("lone \ud800")).encode() == rb"lone \ud800"
+
+
+def test_a_warning_is_one_line_whatever_its_words_are(caplog):
+    warn("%s of %d: %s", "a\nb", 3, Raises(ValueError()))
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("flwr", logging.WARNING)
+    assert record.getMessage() == r"a\nb of 3: a Raises that cannot be printed"
