@@ -6,6 +6,7 @@ environment variable ``FASHION_MNIST`` names; digits are scikit-learn's.
 
 import gzip
 import os
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
@@ -26,6 +27,19 @@ from experiments.apps.heterogeneous.fedmedian_heterogeneous import task
 from experiments.apps.heterogeneous.fedmedian_heterogeneous.measuring import Tell
 from experiments.studies.harness import App, StudyGrid, run
 from experiments.studies.jobs import Result
+from fedmedian.clients.attacks import (
+    ALittleIsEnough,
+    Collusion,
+    FoolKrum,
+    GaussianNoise,
+    Hostile,
+    InnerProduct,
+    Mimic,
+    MinMax,
+    MinSum,
+    SignFlip,
+    flip_labels,
+)
 
 NUM_CLASSES = 10
 
@@ -38,19 +52,23 @@ ATTACKS = (
     "label flip",
     "mimic",
 )
-"""The attacks that hostile clients know, in the words of the literature.
+"""The attacks that all studies know, in the words of the literature.
 
-The first three send a multiple of the honest clients' mean update, "inner product" (Xie et al.,
-arXiv 1903.03936) minus a tenth of it, "a little is enough" (Baruch et al., arXiv 1902.06156) the
-mean minus 1.5 standard deviations of each coordinate, "mimic" (Karimireddy et al.,
-arXiv 2006.09365) the update of one honest client.
+The first three are `InnerProduct` of another length; see `fedmedian.clients.attacks` for all.
 """
 
-_MULTIPLES = {
-    "minus the mean": -1.0,
-    "minus ten times the mean": -10.0,
-    "minus half the mean": -0.5,
-    "inner product": -0.1,
+MORE_ATTACKS = ("sign flip", "gaussian", "min-max", "min-sum", "opt")
+"""Attacks that only the study of robustness knows."""
+
+_OMNISCIENT = {
+    "minus the mean": InnerProduct(1.0),
+    "minus ten times the mean": InnerProduct(10.0),
+    "minus half the mean": InnerProduct(0.5),
+    "a little is enough": ALittleIsEnough(1.5),
+    "inner product": InnerProduct(0.1),
+    "mimic": Mimic(),
+    "min-max": MinMax(),
+    "min-sum": MinSum(),
 }
 
 Vector = NDArray[np.float32]
@@ -69,8 +87,9 @@ class Setting:
     network : str
         "mlp", "cnn", "cnn with batchnorm" or "transformer".
     partition : str
-        "classes" (one each), "dirichlet", "iid", or "lone class": iid, but that the last client
-        alone holds the last class.
+        "classes" (one each), "dirichlet", "iid", "lone class": iid, but that the last client
+        alone holds the last class, or "sorted": each honest client holds a shard of the examples
+        in the order of their labels, and hostile ones hold them all.
     alpha : float
         The concentration of a Dirichlet partition.
     num_clients : int
@@ -79,10 +98,17 @@ class Setting:
         The share of them that trains in a round.
     rounds, local_epochs, batch_size : int
         The numbers of rounds, of each client's epochs in a round, and of examples in its batches.
+    local_steps : int
+        The number of batches that are used of an epoch, or 0 for all.
     learning_rate, momentum : float
         Those of the clients' SGD.
+    optimizer : str
+        "sgd", or "adam" for the clients' Adam in its place.
+    client_momentum : float
+        The decay β of each client's average over rounds, m ← β·m + (1 − β)·u, which it sends in
+        place of its update u.
     attack : str
-        One of `ATTACKS`, or "" if nobody attacks.
+        One of `ATTACKS` or `MORE_ATTACKS`, or "" if nobody attacks.
     num_hostile : int
         The number of hostile clients.
     """
@@ -97,8 +123,11 @@ class Setting:
     rounds: int = 30
     local_epochs: int = 1
     batch_size: int = 32
+    local_steps: int = 0
     learning_rate: float = 0.05
     momentum: float = 0.0
+    optimizer: str = "sgd"
+    client_momentum: float = 0.0
     attack: str = ""
     num_hostile: int = 0
 
@@ -138,6 +167,10 @@ _IDX = ("images-idx3", "labels-idx1")
 def split(setting: Setting, seed: int) -> list[NDArray[np.int64]]:
     """Return the rows of the training examples that each client holds."""
     labels = load(setting.dataset, setting.examples)[1].numpy()
+    if setting.partition == "sorted":
+        rows = np.argsort(labels, kind="stable")
+        shards = np.array_split(rows, setting.num_clients - setting.num_hostile)
+        return [*shards, *([rows] * setting.num_hostile)]
     if setting.partition != "lone class":
         return task.split_rows(
             labels, setting.partition, setting.num_clients, 1, setting.alpha, seed
@@ -185,15 +218,22 @@ def make_network(name: str, dataset: str, seed: int) -> nn.Module:
 
 
 def _train(
-    model: nn.Module, images: Tensor, labels: Tensor, setting: Setting, rng: np.random.Generator
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    rows: Tensor,
+    setting: Setting,
+    rng: np.random.Generator,
 ) -> None:
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=setting.learning_rate, momentum=setting.momentum
+    parameters, rate = model.parameters(), setting.learning_rate
+    optimizer = (
+        torch.optim.Adam(parameters, lr=rate)
+        if setting.optimizer == "adam"
+        else torch.optim.SGD(parameters, lr=rate, momentum=setting.momentum)
     )
     for _ in range(setting.local_epochs):
-        for batch in torch.split(
-            torch.from_numpy(rng.permutation(len(labels))), setting.batch_size
-        ):
+        order = rows[torch.from_numpy(rng.permutation(len(rows)))]
+        for batch in torch.split(order, setting.batch_size)[: setting.local_steps or None]:
             optimizer.zero_grad()
             loss = functional.cross_entropy(model(images[batch]), labels[batch])
             loss.backward()  # type: ignore[no-untyped-call]
@@ -216,32 +256,48 @@ class Clients:
 
     def __init__(self, setting: Setting, seed: int) -> None:
         self._setting, self._seed = setting, seed
-        self._round, self._honest = 0, list[list[Vector]]()
+        self._hostile = range(setting.num_clients - setting.num_hostile, setting.num_clients)
+        self._attack = self._make_attack()
+        self._model = make_network(setting.network, setting.dataset, 0)  # all clients train it
+        self._momenta = defaultdict[tuple[int, str], Vector](lambda: np.zeros(1, dtype=np.float32))
 
     def train(self, message: Message, context: Context) -> Message:
         """Train the server's model on a client's own data, or attack it."""
+        if self._attack is None:
+            return self._train(message, context)
+        return self._attack(message, context, self._train)
+
+    def _make_attack(self) -> Mod | None:
+        match self._setting.attack:
+            case "" | "label flip":
+                return None
+            case "sign flip":
+                return Hostile(SignFlip(), self._hostile)
+            case "gaussian":
+                return Hostile(GaussianNoise(10.0, self._seed), self._hostile)
+            case "opt":
+                return Collusion(FoolKrum(self._setting.num_hostile), self._hostile)
+            case attack:
+                return Collusion(_OMNISCIENT[attack], self._hostile)
+
+    def _train(self, message: Message, context: Context) -> Message:
         setting, partition = self._setting, int(context.node_config["partition-id"])
         server_round = cast(int, message.content.config_records["config"]["server-round"])
         before = message.content.array_records["arrays"]
         rows = torch.from_numpy(split(setting, self._seed)[partition])
-        images, labels = (values[rows] for values in load(setting.dataset, setting.examples)[:2])
-        hostile = partition >= setting.num_clients - setting.num_hostile
-        if hostile and setting.attack == "label flip":
-            labels = NUM_CLASSES - 1 - labels
-        model = make_network(setting.network, setting.dataset, 0)
+        images, labels = load(setting.dataset, setting.examples)[:2]
+        if partition in self._hostile and setting.attack == "label flip":
+            labels = torch.from_numpy(flip_labels(labels.numpy(), NUM_CLASSES))
+        model = self._model
         model.load_state_dict(before.to_torch_state_dict())
         rng = np.random.default_rng((self._seed, partition, server_round))
-        _train(model, images, labels, setting, rng)
+        _train(model, images, labels, rows, setting, rng)
         after = {name: value.numpy() for name, value in model.state_dict().items()}
-        start = {name: array.numpy() for name, array in before.items()}
-        moving = [name for name, value in after.items() if value.dtype == np.float32]
-        if server_round != self._round:
-            self._round, self._honest = server_round, []
-        if not hostile:
-            self._honest.append([start[name] - after[name] for name in moving])
-        elif setting.attack != "label flip":
-            for index, name in enumerate(moving):
-                after[name] = start[name] - self._attack([one[index] for one in self._honest])
+        if setting.client_momentum:
+            for name, array in before.items():
+                if after[name].dtype == np.float32:
+                    start = array.numpy()
+                    after[name] = start - self._average((partition, name), start - after[name])
         content = RecordDict(
             {
                 "arrays": ArrayRecord({name: Array(array) for name, array in after.items()}),
@@ -250,15 +306,11 @@ class Clients:
         )
         return Message(content, reply_to=message)
 
-    def _attack(self, honest: list[Vector]) -> Vector:
-        """Return what a hostile client sends in place of its update of an array."""
-        if self._setting.attack == "mimic":
-            return honest[0]
-        stacked = np.stack(honest)
-        mean = np.asarray(stacked.mean(axis=0))
-        if self._setting.attack == "a little is enough":
-            return np.asarray(mean - np.float32(1.5) * stacked.std(axis=0))
-        return np.asarray(np.float32(_MULTIPLES[self._setting.attack]) * mean)
+    def _average(self, key: tuple[int, str], update: Vector) -> Vector:
+        """Return a client's average over rounds of its update of an array."""
+        decay = np.float32(self._setting.client_momentum)
+        self._momenta[key] = decay * self._momenta[key] + (1 - decay) * update
+        return self._momenta[key]
 
 
 def simulate(

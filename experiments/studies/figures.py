@@ -1,8 +1,11 @@
-"""The figures of docs/noise.md, from the runs of `experiments.studies.random_basis`.
+"""The figures of docs/, from the runs of `random_basis` and `robustness`.
 
-``python -m experiments.studies.figures`` writes them into docs/, after the runs that are missing.
+``python -m experiments.studies.figures`` writes them into docs/, after the runs that are missing;
+``python -m experiments.studies.figures attacks`` writes one; so do bases, curves, robustness.
 """
 
+import argparse
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -14,6 +17,7 @@ from matplotlib.figure import Figure
 
 from experiments.studies.federation import ATTACKS, Clients, Setting, make_network
 from experiments.studies.random_basis import HOSTILE, late, run_all
+from experiments.studies.robustness import STUDIES, accuracies
 from fedmedian.clients import InProcessGrid
 from fedmedian.kernels.rotation import rotate
 
@@ -110,10 +114,38 @@ def worst_cases() -> Figure:
     return figure
 
 
-def main() -> None:
-    """Write all figures."""
-    for name, figure in (("bases", two_bases), ("curves", curves), ("attacks", worst_cases)):
-        figure().savefig(DOCS / f"{name}.png", dpi=110)
+def robustness() -> Figure:
+    """Draw each rule's accuracy under each attack, and the worst of them, in both settings."""
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    for axes, (title, study) in zip(figure.subplots(1, 2), STUDIES.items(), strict=True):
+        found = accuracies(study)
+        ends = np.array([list(row.values()) for row in found.values()])
+        axes.imshow(ends, vmin=0, vmax=0.85, cmap="RdYlGn", aspect="auto")
+        for (row, column), end in np.ndenumerate(ends):
+            axes.text(column, row, f"{end:.2f}", ha="center", va="center", fontsize="small")
+        columns = ["none", *study.attacks, "worst"]
+        axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
+        axes.set_yticks(range(len(found)), found)
+        axes.axvline(len(columns) - 1.5, color="black")
+        hostile, clients = study.num_hostile, study.honest.num_clients
+        axes.set(title=f"{title}: {hostile} hostile clients of {clients}, test accuracy")
+    return figure
+
+
+FIGURES: dict[str, Callable[[], Figure]] = {
+    "bases": two_bases,
+    "curves": curves,
+    "attacks": worst_cases,
+    "robustness": robustness,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the figures that the command line names, or all."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.studies.figures")
+    parser.add_argument("figure", nargs="*", choices=[*FIGURES, []])
+    for name in parser.parse_args(arguments).figure or FIGURES:
+        FIGURES[name]().savefig(DOCS / f"{name}.png", dpi=110)
         print(f"Written: docs/{name}.png")
 
 

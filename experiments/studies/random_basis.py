@@ -66,8 +66,9 @@ def encode_with_eden(update: np.ndarray, seed: int) -> np.ndarray:
     return rotate_back(signs, update.size, np.random.default_rng(seed))
 
 
-def _flower(strategy: Callable[..., Strategy], *, seed: int, **options: Any) -> Strategy:
-    return strategy(**options)  # Flower's own take no seed
+def unseeded(strategy: Callable[..., Strategy], *, seed: int, **options: Any) -> Strategy:
+    """Make a strategy that takes no seed, as Flower's own."""
+    return strategy(**options)
 
 
 SIGN_IN_PLACE = partial(SignSGD, Gaussian(Adaptive(3.0)), rotation=None)
@@ -75,11 +76,11 @@ ONE_BLOCK = Rotation(smallest=2**62)
 MEDIAN_IN_PLACE = partial(MedianSGD, Gaussian(Adaptive(6.0)), rotation=None)
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
-    "FedAvg": partial(_flower, FedAvg),
-    "FedMedian": partial(_flower, FedMedian),
-    "FedTrimmedAvg (told)": partial(_flower, partial(FedTrimmedAvg, beta=HOSTILE / 10)),
-    "Krum (told)": partial(_flower, partial(Krum, num_malicious_nodes=HOSTILE)),
-    "EDEN, one bit": partial(_flower, FedAvg),
+    "FedAvg": partial(unseeded, FedAvg),
+    "FedMedian": partial(unseeded, FedMedian),
+    "FedTrimmedAvg (told)": partial(unseeded, partial(FedTrimmedAvg, beta=HOSTILE / 10)),
+    "Krum (told)": partial(unseeded, partial(Krum, num_malicious_nodes=HOSTILE)),
+    "EDEN, one bit": partial(unseeded, FedAvg),
     "SignSGD()": SignSGD,
     "MedianSGD()": MedianSGD,
     "SignSGD, parameters' basis": SIGN_IN_PLACE,
@@ -221,7 +222,7 @@ def level_settings() -> dict[str, list[Setting]]:
     }
     hostile = {
         f"{count} hostile, worst of seven": [
-            replace(usual, attack=attack, num_hostile=count) for attack in ATTACKS[:7]
+            replace(usual, attack=attack, num_hostile=count) for attack in ATTACKS
         ]
         for count in (1, 2, 3)
     }

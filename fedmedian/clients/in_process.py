@@ -35,7 +35,8 @@ class InProcessGrid(Grid):
     """A Grid that calls a ClientApp in this process, one node after the other.
 
     For tests, notebooks and quick experiments: a round takes milliseconds where Ray takes a
-    quarter of a second. Each node has its own Context, whose state lives as long as the grid;
+    quarter of a second. Nodes answer in the order of their partitions, whichever a strategy
+    names first. Each node has its own Context, whose state lives as long as the grid;
     messages are copied, so that no node sees what another does to its own. Whatever the ClientApp
     raises becomes an error reply, as in Flower's other engines; only Ctrl-C ends the run.
 
@@ -132,7 +133,9 @@ class InProcessGrid(Grid):
             self._give_id(message)
         with no_object_id_recompute():  # strategies send one content to all nodes
             self.bytes_down += sum(serialized_size(message) for message in messages)
-        for message in messages:
+        # Flower shuffles the nodes, and what a node does may depend on those before it: on the
+        # global generators of NumPy and torch, or on what hostile clients overhear.
+        for message in sorted(messages, key=lambda message: message.metadata.dst_node_id):
             try:
                 reply, size = self._measured(self._answer(message))
             except KeyboardInterrupt:

@@ -295,6 +295,17 @@ class TestBytes:
 class TestProtocol:
     """What Flower expects of a Grid."""
 
+    def test_nodes_answer_in_the_order_of_their_partitions_whichever_is_asked_first(self):
+        asked = []
+
+        def note(message, context):
+            asked.append(context.node_config["partition-id"])
+            return RecordDict()
+
+        grid = InProcessGrid(app_of(note), 4)
+        grid.send_and_receive([to_all(grid)[index] for index in (2, 0, 3, 1)])
+        assert asked == [0, 1, 2, 3]
+
     def test_a_grids_replies_come_in_the_order_of_their_messages(self):
         grid = InProcessGrid(app_of(echo_partition), 4)
         messages = to_all(grid)[::-1]

@@ -1,5 +1,6 @@
-"""The studies: jobs that go on, hostile clients, EDEN's code, and errors of one round."""
+"""The studies: jobs that go on, hostile clients, EDEN's code, errors of one round, robustness."""
 
+from dataclasses import replace
 from functools import partial
 from math import pi
 
@@ -8,9 +9,10 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
-from experiments.studies import nmse
+from experiments.studies import figures, nmse, robustness
 from experiments.studies.federation import (
     ATTACKS,
+    MORE_ATTACKS,
     Clients,
     Setting,
     load,
@@ -62,6 +64,13 @@ class TestSettings:
         labels = load("digits", 0)[1].numpy()
         held = [set(labels[rows]) for rows in split(Setting("digits", partition="lone class"), 0)]
         assert held == [set(range(9))] * 9 + [set(range(10))]
+
+    def test_sorted_shards_are_the_honest_clients_and_hostile_ones_hold_all(self):
+        setting = Setting("digits", partition="sorted", num_clients=7, num_hostile=2)
+        labels = load("digits", 0)[1].numpy()
+        *shards, first, last = split(setting, 0)
+        assert np.concatenate(shards).size == first.size == last.size == labels.size
+        np.testing.assert_array_equal(labels[np.concatenate(shards)], np.sort(labels))
 
 
 def updates_of(setting):
@@ -122,8 +131,35 @@ class TestHostileClients:
         np.testing.assert_array_equal(sent[:8], honest)
         assert np.linalg.norm(sent[8:] - usual[8:]) > 0.1 * np.linalg.norm(usual[8:])
 
-    def test_there_are_seven_attacks(self):
+    def test_there_are_seven_attacks_in_all_studies(self):
         assert len(ATTACKS) == len(set(ATTACKS)) == 7
+
+    @pytest.mark.parametrize("attack", MORE_ATTACKS)
+    def test_the_attacks_of_one_study_change_what_hostile_clients_send(self, attack, honest):
+        sent, usual = self.sent(attack), updates_of(DIGITS)
+        np.testing.assert_array_equal(sent[:8], honest)
+        assert np.isfinite(sent).all()
+        if attack == "sign flip":
+            np.testing.assert_allclose(sent[8:], -usual[8:], atol=1e-6)
+        else:
+            assert np.linalg.norm(sent[8:] - usual[8:]) > 0.1 * np.linalg.norm(usual[8:])
+
+
+class TestLocalTraining:
+    def test_one_step_of_adam_moves_parameters_by_its_rate_at_most(self):
+        sent = updates_of(replace(DIGITS, optimizer="adam", local_steps=1))
+        assert np.abs(sent).max() == pytest.approx(0.1, rel=1e-3)
+
+    def test_a_client_with_momentum_begins_with_a_share_of_its_update(self):
+        sent, usual = updates_of(replace(DIGITS, client_momentum=0.75)), updates_of(DIGITS)
+        np.testing.assert_allclose(sent, usual / 4, atol=1e-6)
+
+    def test_a_client_with_momentum_goes_on_from_round_to_round(self):
+        """Asked twice about one model, it has sent 1/4 of one update, then 3/16 more and 1/4."""
+        clients = Clients(replace(DIGITS, client_momentum=0.75), 0)
+        update = np.ones(3, dtype=np.float32)
+        sent = [clients._average((0, "x"), update) for _ in range(2)]
+        np.testing.assert_allclose(sent, [[1 / 4] * 3, [7 / 16] * 3])
 
 
 class TestEden:
@@ -160,3 +196,99 @@ class TestRuns:
         result = run_setting(strategy, setting, 0)
         assert len(result["accuracy"]) == len(result["recall"]) == rounds
         assert result["accuracy"][-1] > 0.8
+
+
+class TestRulesOfOthers:
+    """CClip and NNM as the study writes them, beside their papers' formulas."""
+
+    updates = np.random.default_rng(0).normal(size=(6, 40)).astype(np.float32)
+
+    def test_clipping_with_a_large_radius_is_the_mean(self):
+        rule = robustness.CenteredClipping(1e3, seed=0)
+        for _ in range(3):
+            np.testing.assert_allclose(rule(self.updates), self.updates.mean(axis=0), atol=1e-5)
+
+    def test_clipping_moves_its_centre_by_no_more_than_the_radius(self):
+        rule, before = robustness.CenteredClipping(0.5, seed=0), np.zeros(40)
+        for _ in range(4):
+            after = rule(self.updates + 100)
+            assert np.linalg.norm(after - before) == pytest.approx(0.5, rel=1e-3)
+            before = after
+
+    def test_buckets_hold_two_clients_and_the_last_what_is_left(self):
+        """Of 2 · e_i only buckets of two are shorter than 2, by √2; one is left over."""
+        rule = robustness.CenteredClipping(1.0, seed=0)
+        assert sorted(rule(2 * np.eye(5, dtype=np.float32))) == pytest.approx(
+            [1 / 2**0.5 / 3] * 4 + [1 / 3]
+        )
+
+    def test_mixing_with_nearest_neighbours_leaves_no_trace_of_outliers(self):
+        honest, outliers = self.updates[:4], np.full((2, 40), 50, dtype=np.float32)
+        mixed = robustness.mixed_trimmed_mean(np.vstack([honest, outliers]), 2)
+        # Each honest one is mixed with the honest ones; of two at each end, outliers are trimmed.
+        np.testing.assert_allclose(mixed, honest.mean(axis=0), atol=1e-5)
+
+    def test_mixing_is_a_trimmed_mean_of_means(self):
+        distances = np.linalg.norm(self.updates[:, None] - self.updates, axis=2)
+        means = [self.updates[np.argsort(row)[:4]].mean(axis=0) for row in distances]
+        expected = np.sort(means, axis=0)[2:4].mean(axis=0)
+        np.testing.assert_allclose(
+            robustness.mixed_trimmed_mean(self.updates, 2), expected, atol=1e-5
+        )
+
+
+class TestRobustness:
+    @pytest.fixture
+    def tiny(self, monkeypatch, tmp_path):
+        """The settings of both tables on digits, one of seven hostile, for one round."""
+        monkeypatch.setattr(robustness, "RESULTS", tmp_path)
+        run_here = lambda jobs, folder: {name: job() for name, job in jobs.items()}  # noqa: E731
+        monkeypatch.setattr(robustness, "run_jobs", run_here)
+
+        def shrink(study, attacks):
+            small = {"dataset": "digits", "num_clients": 7, "rounds": 1, "alpha": 5.0}
+            honest = replace(study.honest, **small)
+            return replace(study, honest=honest, num_hostile=1, attacks=attacks)
+
+        return shrink
+
+    @pytest.mark.parametrize(
+        ("name", "attacks"), [("sorted", ("label flip",)), ("flanders", ("opt",))]
+    )
+    def test_a_table_has_a_row_for_each_rule_and_its_worst_attack(self, name, attacks, tiny):
+        study = tiny(robustness.STUDIES[name], attacks)
+        found = robustness.accuracies(study, seeds=[0])
+        assert list(found) == list(robustness.rules(study))
+        for ends in found.values():
+            assert list(ends) == ["none", *attacks, "worst"]
+            assert ends["worst"] == min(ends[attack] for attack in attacks)
+            assert all(0 <= end <= 1 for end in ends.values())
+
+    def test_a_mean_is_lost_to_noise_and_our_defaults_are_not(self, tiny):
+        """One of seven, seeded: FedAvg ends near chance, both defaults learn on."""
+        study = tiny(robustness.STUDIES["flanders"], ("gaussian",))
+        setting = replace(study.settings()["gaussian"], learning_rate=0.01, rounds=6)
+        ends = {
+            rule: robustness.run_rule(rule, study, setting, 0)["accuracy"][-1]
+            for rule in ("FedAvg", "SignSGD()", "MedianSGD()")
+        }
+        assert ends["FedAvg"] < 0.3
+        assert min(ends["SignSGD()"], ends["MedianSGD()"]) > 0.6
+
+    def test_every_attack_of_the_studies_is_known_and_no_job_has_the_name_of_another(self):
+        known = {*ATTACKS, *MORE_ATTACKS}
+        for study in robustness.STUDIES.values():
+            assert set(study.attacks) <= known
+            assert (
+                len({str(setting) for setting in study.settings().values()})
+                == len(study.attacks) + 1
+            )
+
+    def test_the_heat_map_has_a_cell_for_each_rule_and_attack(self, monkeypatch):
+        def made_up(study):
+            row = dict.fromkeys(["none", *study.attacks, "worst"], 0.5)
+            return dict.fromkeys(robustness.rules(study), row)
+
+        monkeypatch.setattr(figures, "accuracies", made_up)
+        panels = figures.robustness().axes
+        assert [len(panel.texts) for panel in panels] == [10 * 7, 10 * 6]

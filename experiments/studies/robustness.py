@@ -1,0 +1,281 @@
+"""The study of robustness: rules of aggregation under attack, in two settings of the literature.
+
+``python -m experiments.studies.robustness`` prints the tables of docs/robustness.md;
+``python -m experiments.studies.robustness sorted`` prints one; so does flanders. Results are kept
+in experiments/results, and a study that was killed goes on where it was.
+"""
+
+import argparse
+import gc
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Bulyan, FedAvg, FedMedian, FedTrimmedAvg, Krum, Strategy
+from numpy.typing import NDArray
+
+from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
+from experiments.studies.federation import Setting, simulate
+from experiments.studies.jobs import Result, run_jobs
+from experiments.studies.random_basis import late, unseeded
+from fedmedian.clients import perturb
+from fedmedian.clients.attacks import squared_distances
+from fedmedian.layout import Layout
+from fedmedian.records import to_arrays, to_record
+from fedmedian.strategies import MedianSGD, SignSGD
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "robustness"
+
+Updates = NDArray[np.float32]
+Rule = Callable[[Updates], Updates]
+"""Takes (M, d) updates, and returns the (d,) update of the model."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A federation, the attacks on it, and what the rules are told of them.
+
+    Parameters
+    ----------
+    honest : Setting
+        The federation, nobody hostile.
+    num_hostile : int
+        The number of its clients that are hostile under attack; Flower's rules and NNM are told.
+    attacks : tuple of str
+        The attacks.
+    radius : float
+        The radius of centred clipping, in units of the clients' updates.
+    """
+
+    honest: Setting
+    num_hostile: int
+    attacks: tuple[str, ...]
+    radius: float
+
+    def settings(self) -> dict[str, Setting]:
+        """Return the federation without hostile clients and under each attack."""
+        hostile = partial(replace, self.honest, num_hostile=self.num_hostile)
+        return {"none": self.honest} | {one: hostile(attack=one) for one in self.attacks}
+
+
+STUDIES = {
+    # Karimireddy et al., ICLR 2022, of MNIST: hostile clients draw from all examples, the honest
+    # ones hold a shard of sorted labels each; a radius of ten gradients. Bit flip is a sign flip.
+    "sorted": Study(
+        Setting(
+            partition="sorted",
+            num_clients=25,
+            rounds=600,
+            local_steps=1,
+            client_momentum=0.9,
+        ),
+        num_hostile=5,
+        attacks=("a little is enough", "sign flip", "inner product", "label flip", "mimic"),
+        radius=10 * 0.05,
+    ),
+    # Flower's baseline FLANDERS: half of Fashion-MNIST, of which its clients train on 300 examples
+    # each. There other clients are hostile in each round; here they are the same, from the first.
+    # The radius is that of the longest honest updates, of which the median is half as long.
+    "flanders": Study(
+        Setting(
+            examples=30_000,
+            num_clients=100,
+            alpha=0.5,
+            rounds=50,
+            learning_rate=0.001,
+            optimizer="adam",
+        ),
+        num_hostile=20,
+        attacks=("gaussian", "a little is enough", "opt", "min-max"),
+        radius=3.0,
+    ),
+}
+
+
+class InPlaceOfMean(FedAvg):
+    """FedAvg with another rule in place of the mean of the clients' updates.
+
+    Parameters
+    ----------
+    rule : callable
+        The rule.
+    **options
+        FedAvg's own.
+    """
+
+    def __init__(self, rule: Rule, **options: Any) -> None:
+        super().__init__(**options)
+        self._rule = rule
+        self._model = ArrayRecord()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask clients to train, and remember the model that they start from."""
+        self._model = arrays
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Move the model by what the rule makes of the clients' updates."""
+        valid, _ = self._check_and_log_replies(replies, is_train=True)
+        before = to_arrays(self._model)
+        layout = Layout.of_model(before, exact=())
+        models = [to_arrays(reply.content.array_records["arrays"]) for reply in valid]
+        updates = np.stack([layout.difference(before, model) for model in models])
+        return to_record(layout.move(before, self._rule(updates), 1.0, before)), None
+
+
+class CenteredClipping:
+    """Centred clipping of the means of buckets, from where the last round's ended.
+
+    Karimireddy et al., ICML 2021 (arXiv 2012.10333), with buckets of two clients drawn anew in
+    each round: ICLR 2022 (arXiv 2006.09365).
+
+    Parameters
+    ----------
+    radius : float
+        The radius τ to which differences from the last aggregate are clipped.
+    seed : int
+        The seed of the buckets.
+    """
+
+    def __init__(self, radius: float, seed: int) -> None:
+        self._radius, self._rng = radius, np.random.default_rng(seed)
+        self._centre: Updates | float = 0.0
+
+    def __call__(self, updates: Updates) -> Updates:
+        """Return the aggregate; see `Rule`."""
+        shuffled = self._rng.permutation(updates)
+        buckets = np.stack([shuffled[i : i + 2].mean(axis=0) for i in range(0, len(updates), 2)])
+        offsets = buckets - self._centre
+        norms = np.linalg.norm(offsets, axis=1, keepdims=True)
+        clipped = offsets * np.minimum(1, self._radius / np.maximum(norms, self._radius))
+        self._centre = np.asarray(self._centre + clipped.mean(axis=0), dtype=np.float32)
+        return self._centre
+
+
+def mixed_trimmed_mean(updates: Updates, num_hostile: int) -> Updates:
+    """Return the trimmed mean of each update's mean with its nearest neighbours.
+
+    Nearest neighbour mixing, NNM: Allouah et al., AISTATS 2023 (arXiv 2302.01772).
+
+    Parameters
+    ----------
+    updates : (M, d) float32
+        The clients' updates.
+    num_hostile : int
+        f: the M − f nearest are mixed, and f values are trimmed at each end of a coordinate.
+
+    Returns
+    -------
+    (d,) float32
+        The aggregate.
+    """
+    clients, kept = len(updates), len(updates) - num_hostile
+    nearest = np.argpartition(squared_distances(updates), kept - 1, axis=1)[:, :kept]
+    weights = np.zeros((clients, clients), dtype=np.float32)
+    np.put_along_axis(weights, nearest, np.float32(1 / kept), axis=1)
+    ends = (num_hostile, kept - 1)
+    ordered = np.partition(weights @ updates, ends, axis=0)
+    return np.asarray(ordered[num_hostile:kept].mean(axis=0))
+
+
+def _clipping(radius: float, *, seed: int, **options: Any) -> Strategy:
+    return InPlaceOfMean(CenteredClipping(radius, seed), **options)
+
+
+def _mixing(num_hostile: int, *, seed: int, **options: Any) -> Strategy:
+    return InPlaceOfMean(partial(mixed_trimmed_mean, num_hostile=num_hostile), **options)
+
+
+def rules(study: Study) -> dict[str, Callable[..., Strategy]]:
+    """Return the rules that are compared, by their names in tables, told what they need to know.
+
+    CClip and NNM are written here because the library that has both, byzfl, does not import
+    beside a torch without CUDA.
+    """
+    hostile, clients = study.num_hostile, study.honest.num_clients
+    return {
+        "FedAvg": partial(unseeded, FedAvg),
+        "FedMedian": partial(unseeded, FedMedian),
+        "FedTrimmedAvg (told)": partial(unseeded, partial(FedTrimmedAvg, beta=hostile / clients)),
+        "Krum (told)": partial(unseeded, partial(Krum, num_malicious_nodes=hostile)),
+        "Bulyan (told)": partial(unseeded, partial(Bulyan, num_malicious_nodes=hostile)),
+        "CClip, buckets of 2": partial(_clipping, study.radius),
+        "CClip, a tenth of the radius": partial(_clipping, study.radius / 10),
+        "NNM + trimmed mean (told)": partial(_mixing, hostile),
+        "SignSGD()": SignSGD,
+        "MedianSGD()": MedianSGD,
+    }
+
+
+def run_rule(rule: str, study: Study, setting: Setting, seed: int) -> Result:
+    """Run a rule on one of a study's federations."""
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    # Flower's Bulyan collects garbage for each reply: half a second, unless modules are left out.
+    gc.collect()
+    gc.freeze()
+    return simulate(rules(study)[rule], setting, seed, [perturb])
+
+
+def accuracies(study: Study, seeds: Sequence[int] = (0, 1)) -> dict[str, dict[str, float]]:
+    """Return each rule's accuracy at the end, by the attack, unless kept already after its runs.
+
+    Parameters
+    ----------
+    study : Study
+        The study.
+    seeds : sequence of int
+        The seeds, over which accuracy is averaged, as over the last ten rounds.
+
+    Returns
+    -------
+    dict of str to dict of str to float
+        Accuracies by rule and attack, "none" the first and "worst" the last.
+    """
+    settings = study.settings()
+    jobs = {
+        (rule, attack, seed): (
+            f"{rule} | {setting} | told {study.num_hostile}, {study.radius} | seed {seed}",
+            partial(run_rule, rule, study, setting, seed),
+        )
+        for seed in seeds
+        for attack, setting in settings.items()
+        for rule in rules(study)
+    }
+    results = run_jobs(dict(jobs.values()), RESULTS)
+    found = {}
+    for rule in rules(study):
+        ends = {
+            attack: late((results[jobs[rule, attack, seed][0]] for seed in seeds), rounds=10)
+            for attack in settings
+        }
+        found[rule] = ends | {"worst": min(ends[attack] for attack in study.attacks)}
+    return found
+
+
+def table(study: Study, seeds: Sequence[int] = (0, 1)) -> str:
+    """Compare the rules under each attack of a study."""
+    found = accuracies(study, seeds)
+    rows = [[rule, *(f"{end:.3f}" for end in ends.values())] for rule, ends in found.items()]
+    return make_table(["rule", *study.settings(), "worst"], rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the tables that the command line names, or all."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.studies.robustness")
+    parser.add_argument("study", nargs="*", choices=[*STUDIES, []])
+    for name in parser.parse_args(arguments).study or STUDIES:
+        print(f"### {name}\n\n{table(STUDIES[name])}\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,631 @@
+"""Hostile clients for simulations: attacks as mods of a ClientApp, and the arithmetic of each.
+
+The place among the mods says what an attack sees:
+
+- ``ClientApp(mods=[perturb, Hostile(SignFlip(), partitions=(8, 9))])``: inside `perturb`, where
+  replies hold trained weights. `SignFlip` and `GaussianNoise` need no more than the client's own
+  update, and work in every engine, with every strategy.
+- ``ClientApp(mods=[perturb, Collusion(MinMax(), partitions=(8, 9))])``: `ALittleIsEnough`,
+  `InnerProduct`, `Mimic`, `MinMax`, `MinSum` and `FoolKrum` know the honest clients' updates, and
+  work with an `InProcessGrid`.
+- ``ClientApp(mods=[Hostile(Replay(), partitions=(8, 9)), perturb])``: outside `perturb`, where
+  replies are as they travel. `ClaimExamples`, `ClaimMagnitude` and `ClaimScale` lie about what is
+  in them, and `Replay` sends an old one.
+
+Flipped labels are not a mod but other data: see `flip_labels`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from functools import partial
+from math import sqrt
+from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.clientapp.typing import ClientAppCallable, Mod
+from numpy.typing import NDArray
+
+from fedmedian.checks import require_integer, require_real, require_type
+from fedmedian.layout import Layout
+from fedmedian.payloads import Payload
+from fedmedian.records import to_arrays, to_record
+from fedmedian.wire import Float32
+
+_EXAMPLES = ("num-examples", "num_examples")
+"""The number of examples as the two APIs spell it."""
+
+_KEPT = "replay."
+"""The beginning of keys in ``Context.state``; not the one under which client steps remember."""
+
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """An attack by some of the clients; the others are honest.
+
+    Parameters
+    ----------
+    attack : mod
+        An attack of this module that is a mod, or any other mod.
+    partitions : collection of int
+        The hostile clients' ``partition-id``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or is out of range.
+
+    Examples
+    --------
+    >>> from flwr.clientapp import ClientApp
+    >>> from fedmedian.clients import perturb
+    >>> app = ClientApp(mods=[perturb, Hostile(SignFlip(), partitions=(8, 9))])
+    """
+
+    attack: Mod
+    partitions: Collection[int]
+
+    def __post_init__(self) -> None:
+        if not callable(self.attack):
+            raise TypeError(f"attack must be a mod, got {self.attack!r}")
+        _require_partitions(self.partitions)
+
+    def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        """Let the attack answer, or the client itself."""
+        if context.node_config.get("partition-id") in self.partitions:
+            return self.attack(message, context, call_next)
+        return call_next(message, context)
+
+
+@dataclass(frozen=True)
+class SignFlip:
+    """The client's own update turned round: −factor · u.
+
+    Li et al., AAAI 2019 (arXiv 1811.03761); bit flip in Karimireddy et al. (arXiv 2006.09365).
+
+    Parameters
+    ----------
+    factor : float (default: 1.0)
+        The length of what is sent, in lengths of the update, >= 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `factor` is not a number or out of range.
+    """
+
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_real("factor", self.factor, low=0.0)
+
+    def update(self, own: Float32) -> Float32:
+        """Return what is sent in place of the client's own (d,) update."""
+        return np.asarray(np.float32(-self.factor) * own)
+
+    def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        """Replace the update of the client; evaluation stays as it is."""
+        return _replace_update(message, context, call_next, self.update)
+
+
+@dataclass(frozen=True)
+class GaussianNoise:
+    """Normal noise in place of the update: N(0, deviation²) in each coordinate.
+
+    Blanchard et al., NeurIPS 2017 (arXiv 1703.02757).
+
+    Parameters
+    ----------
+    deviation : float (default: 10.0)
+        The standard deviation, in units of the update, >= 0.
+    seed : int, optional
+        The seed, >= 0, of which noise follows with the client's partition and the round; None for
+        the operating system's entropy.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or is out of range.
+    """
+
+    deviation: float = 10.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        require_real("deviation", self.deviation, low=0.0)
+        if self.seed is not None:
+            require_integer("seed", self.seed, low=0)
+
+    def update(self, own: Float32, rng: np.random.Generator) -> Float32:
+        """Return what is sent in place of the client's own (d,) update."""
+        return np.float32(self.deviation) * rng.standard_normal(own.size, dtype=np.float32)
+
+    def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        """Replace the update of the client; evaluation stays as it is."""
+        partition = int(context.node_config.get("partition-id", 0))
+        key = None if self.seed is None else (self.seed, partition, _round_of(message))
+        noise = partial(self.update, rng=np.random.default_rng(key))
+        return _replace_update(message, context, call_next, noise)
+
+
+class Omniscient(ABC):
+    """An attack that knows the updates of a round's honest clients; see `Collusion`."""
+
+    @abstractmethod
+    def update(self, honest: Float32) -> Float32:
+        """Return what each hostile client sends in place of its update.
+
+        Parameters
+        ----------
+        honest : (M, d) float32
+            The honest clients' updates, M >= 1.
+
+        Returns
+        -------
+        (d,) float32
+            The update that is sent.
+        """
+
+
+@dataclass(frozen=True)
+class ALittleIsEnough(Omniscient):
+    """The honest mean less a few standard deviations of each coordinate, which hides in them.
+
+    Baruch et al., NeurIPS 2019 (arXiv 1902.06156).
+
+    Parameters
+    ----------
+    deviations : float (default: 1.5)
+        The number of standard deviations z.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `deviations` is not a finite number.
+    """
+
+    deviations: float = 1.5
+
+    def __post_init__(self) -> None:
+        require_real("deviations", self.deviations)
+
+    def update(self, honest: Float32) -> Float32:
+        """Return mean − z · std; see `Omniscient.update`."""
+        spread = honest.std(axis=0)
+        return np.asarray(honest.mean(axis=0) - np.float32(self.deviations) * spread)
+
+
+@dataclass(frozen=True)
+class InnerProduct(Omniscient):
+    """A negative multiple of the honest mean, so that the product with it is negative.
+
+    Inner product manipulation, Xie et al., UAI 2019 (arXiv 1903.03936).
+
+    Parameters
+    ----------
+    factor : float (default: 0.1)
+        ε, the length of what is sent in lengths of the mean, >= 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `factor` is not a number or out of range.
+    """
+
+    factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        require_real("factor", self.factor, low=0.0)
+
+    def update(self, honest: Float32) -> Float32:
+        """Return −ε · mean; see `Omniscient.update`."""
+        return np.asarray(np.float32(-self.factor) * honest.mean(axis=0))
+
+
+@dataclass(frozen=True)
+class Mimic(Omniscient):
+    """The update of the first honest client, which counts for all that send it too.
+
+    Karimireddy et al., ICLR 2022 (arXiv 2006.09365).
+    """
+
+    def update(self, honest: Float32) -> Float32:
+        """Return the first row; see `Omniscient.update`."""
+        return np.array(honest[0])
+
+
+@dataclass(frozen=True)
+class MinMax(Omniscient):
+    """The honest mean less as many standard deviations as keep it no outlier, by its distances.
+
+    mean − γ · std with the largest γ for which no honest update is further from it than the two
+    honest ones that are furthest apart: Shejwalkar and Houmansadr, NDSS 2021.
+    """
+
+    def update(self, honest: Float32) -> Float32:
+        """Return mean − γ · std; see `Omniscient.update`."""
+        mean, spread, centred, length = _deviations(honest)
+        if not length:
+            return mean
+        norms = np.einsum("ij,ij->i", centred, centred)
+        along, furthest = centred @ -spread, squared_distances(centred).max()
+        # For each honest client, the root of a quadratic in γ.
+        under_root = along**2 + length * (furthest - norms)
+        steps = (along + np.sqrt(np.maximum(under_root, 0))) / length
+        return np.asarray(mean - steps.min() * spread)
+
+
+@dataclass(frozen=True)
+class MinSum(Omniscient):
+    """The honest mean less as many standard deviations as keep it central, by its distances.
+
+    mean − γ · std with the largest γ for which the squared distances to the honest updates add up
+    to no more than those of the honest one for which they add up to most: Shejwalkar and
+    Houmansadr, NDSS 2021.
+    """
+
+    def update(self, honest: Float32) -> Float32:
+        """Return mean − γ · std; see `Omniscient.update`."""
+        mean, spread, centred, length = _deviations(honest)
+        if not length:
+            return mean
+        most = squared_distances(centred).sum(axis=1).max()
+        room = max(most - np.square(centred).sum(), 0.0) / (len(honest) * length)
+        return np.asarray(mean - np.float32(sqrt(room)) * spread)
+
+
+@dataclass(frozen=True)
+class FoolKrum(Omniscient):
+    """The longest step against the honest mean's signs that Krum still selects.
+
+    −λ · sign(mean), where λ is halved from a bound until Krum prefers it, sent by all hostile
+    clients, to every honest update: Fang et al., USENIX Security 2020 (arXiv 1911.11815), the
+    attack that FLANDERS, a baseline of Flower's, calls OPT.
+
+    Parameters
+    ----------
+    num_hostile : int
+        f, the number of hostile clients, of which Krum is told, >= 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `num_hostile` is not an integer or out of range.
+    """
+
+    num_hostile: int
+
+    def __post_init__(self) -> None:
+        require_integer("num_hostile", self.num_hostile, low=1)
+
+    def update(self, honest: Float32) -> Float32:
+        """Return −λ · sign(mean); see `Omniscient.update`."""
+        against = np.asarray(-np.sign(honest.mean(axis=0)))
+        length, along = float(np.count_nonzero(against)), (honest @ against).astype(np.float64)
+        if not length:
+            return against
+        norms = np.einsum("ij,ij->i", honest, honest).astype(np.float64)
+        among = np.sort(squared_distances(honest).astype(np.float64), axis=1)
+        # Krum adds up the distances to the n − f − 2 nearest: of a hostile client f − 1 are 0.
+        nearest = max(len(honest) - 2, 1)
+        others = max(nearest - self.num_hostile + 1, 0)
+        shortest = among[:, 1 : nearest + 1].sum(axis=1).min()
+        bound = (sqrt(norms.max()) + sqrt(shortest / max(others, 1))) / sqrt(length)
+        for halvings in range(_HALVINGS):
+            step = bound / 2**halvings
+            away = np.maximum(norms - 2 * step * along + step**2 * length, 0)
+            copies = np.repeat(away[:, np.newaxis], self.num_hostile, axis=1)
+            known = np.sort(np.concatenate([among[:, 1:], copies], axis=1), axis=1)
+            if np.sort(away)[:others].sum() <= known[:, :nearest].sum(axis=1).min():
+                break
+        return np.asarray(np.float32(step) * against)
+
+
+_HALVINGS = 20
+"""After as many, what is sent is a millionth of the bound, and no attack."""
+
+
+class Collusion:
+    """An omniscient attack by some of the clients, who know what the others send in a round.
+
+    One object for all clients of a simulation in one process. It hears of each honest client's
+    update, and computes of them what the hostile ones send. These must come last: an
+    `InProcessGrid` asks clients in the order of their partitions, so that theirs must be the
+    highest, and a strategy of the Message API sends it a round's messages together. In Ray, where
+    clients are in many processes, and over the older API, it does not work and says so.
+
+    Parameters
+    ----------
+    attack : Omniscient
+        The attack.
+    partitions : collection of int
+        The hostile clients' ``partition-id``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or is out of range.
+
+    Examples
+    --------
+    >>> from flwr.clientapp import ClientApp
+    >>> from fedmedian.clients import perturb
+    >>> app = ClientApp(mods=[perturb, Collusion(ALittleIsEnough(), partitions=(8, 9))])
+    """
+
+    def __init__(self, attack: Omniscient, partitions: Collection[int]) -> None:
+        require_type("attack", attack, Omniscient, "an omniscient attack, such as MinMax()")
+        _require_partitions(partitions)
+        self._attack, self._partitions = attack, partitions
+        self._round = 0
+        self._honest = dict[int, Float32]()
+        self._sent: Float32 | None = None
+
+    def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        """Listen to an honest client, and replace the update of a hostile one.
+
+        Raises
+        ------
+        RuntimeError
+            If a hostile client is asked before an honest one.
+        """
+        if not _is_training(message):
+            return call_next(message, context)
+        partition, server_round = int(context.node_config["partition-id"]), _round_of(message)
+        if server_round != self._round or partition in self._honest:
+            self._round, self._honest, self._sent = server_round, {}, None
+        hostile = partition in self._partitions
+        if not self._honest if hostile else self._sent is not None:
+            raise RuntimeError(
+                f"client {partition} was asked out of order: hostile clients must be the last "
+                "partitions of an InProcessGrid, and an honest one must be asked before them"
+            )
+        reply = _Reply(message, context, call_next)
+        if reply.failed:
+            return reply.message
+        if not hostile:
+            self._honest[partition] = reply.update
+            return reply.message
+        if self._sent is None:
+            self._sent = self._attack.update(np.stack(list(self._honest.values())))
+        return reply.send(self._sent)
+
+
+@dataclass(frozen=True)
+class ClaimExamples:
+    """A number of examples that the client does not have, to weigh more or less than it should.
+
+    Parameters
+    ----------
+    num_examples : int
+        The number that is claimed, >= 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `num_examples` is not an integer or out of range.
+    """
+
+    num_examples: int
+
+    def __post_init__(self) -> None:
+        require_integer("num_examples", self.num_examples, low=0)
+
+    def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        """Replace the number in the reply to training, if there is one."""
+        reply = call_next(message, context)
+        if _is_training(message) and reply.has_content():
+            for record in reply.content.metric_records.values():
+                for key in record.keys() & set(_EXAMPLES):
+                    record[key] = self.num_examples
+        return reply
+
+
+@dataclass(frozen=True)
+class ClaimMagnitude:
+    """A magnitude of every block of the update other than its own, to set the next round's scale.
+
+    It belongs outside `perturb`; replies to strategies that ask for no magnitude stay as they are.
+
+    Parameters
+    ----------
+    value : float
+        The magnitude that is claimed, finite in float32, >= 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `value` is not a number or out of range.
+    """
+
+    value: float
+
+    def __post_init__(self) -> None:
+        require_real("value", self.value, low=0.0, high=_LARGEST)
+
+    def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        """Replace the magnitudes in the payload, if there is one."""
+        return _claim(call_next(message, context), "magnitudes", self.value)
+
+
+@dataclass(frozen=True)
+class ClaimScale:
+    """A noise scale of every block other than the one that was used, to mislead the decoding.
+
+    It belongs outside `perturb`; replies without noise stay as they are.
+
+    Parameters
+    ----------
+    value : float
+        The scale that is claimed, finite in float32, >= 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `value` is not a number or out of range.
+    """
+
+    value: float
+
+    def __post_init__(self) -> None:
+        require_real("value", self.value, low=0.0, high=_LARGEST)
+
+    def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        """Replace the scales in the payload, if there is one."""
+        return _claim(call_next(message, context), "scales", self.value)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The client's first reply to training, sent again in every later round.
+
+    Outside `perturb` it is a payload that is sent again, inside it, or without, a trained model.
+    The client keeps it in its ``Context.state``.
+    """
+
+    def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        """Answer as in the first round."""
+        if not _is_training(message):
+            return call_next(message, context)
+        kept = {
+            key.removeprefix(_KEPT): record
+            for key, record in context.state.items()
+            if key.startswith(_KEPT)
+        }
+        if kept:
+            return Message(RecordDict(kept), reply_to=message)
+        reply = call_next(message, context)
+        if reply.has_content():
+            for key, record in reply.content.items():
+                context.state[_KEPT + key] = record
+        return reply
+
+
+def flip_labels(labels: NDArray[Any], num_classes: int) -> NDArray[Any]:
+    """Return labels for a client to train on that has them all wrong: C − 1 − labels.
+
+    Label flip as in Karimireddy et al. (arXiv 2006.09365). It is the client's data that is
+    hostile, not its reply: apply it where the app loads them.
+
+    Parameters
+    ----------
+    labels : (n,) integer array
+        The labels, from 0 to C − 1.
+    num_classes : int
+        C, the number of classes, >= 2.
+
+    Returns
+    -------
+    (n,) integer array
+        The flipped labels; with an odd number of classes the middle one is its own.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `num_classes` is not an integer or out of range.
+    """
+    return require_integer("num_classes", num_classes, low=2) - 1 - labels
+
+
+def squared_distances(vectors: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return the squared distances between vectors.
+
+    Parameters
+    ----------
+    vectors : (M, d) array
+        The vectors.
+
+    Returns
+    -------
+    (M, M) array
+        The distance of each to each.
+    """
+    products = vectors @ vectors.T
+    norms = products.diagonal()
+    distances: NDArray[np.floating] = np.maximum(norms[:, np.newaxis] + norms - 2 * products, 0)
+    np.fill_diagonal(distances, 0)
+    return distances
+
+
+class _Reply:
+    """A client's reply to training, as model and as update."""
+
+    def __init__(self, message: Message, context: Context, call_next: ClientAppCallable) -> None:
+        (record,) = message.content.array_records.values()
+        self._before = to_arrays(record)
+        self._layout = Layout.of_model(self._before, exact=())
+        self.message = call_next(message, context)
+        self.failed = self.message.has_error()
+        if not self.failed:
+            ((self._name, record),) = self.message.content.array_records.items()
+            self._names = list(record)
+            self._after = self._layout.named(to_arrays(record))
+
+    @property
+    def update(self) -> Float32:
+        """The update of all arrays of floating point, (d,)."""
+        return self._layout.difference(self._before, self._after)
+
+    def send(self, update: Float32) -> Message:
+        """Return the reply with another update in it."""
+        model = self._layout.move(self._before, update, 1.0, self._after)
+        renamed = dict(zip(self._names, model.values(), strict=True))
+        self.message.content[self._name] = to_record(renamed)
+        return self.message
+
+
+def _replace_update(
+    message: Message,
+    context: Context,
+    call_next: ClientAppCallable,
+    change: Callable[[Float32], Float32],
+) -> Message:
+    """Answer training with a change of the client's own update, and all else as the client does."""
+    if not _is_training(message):
+        return call_next(message, context)
+    reply = _Reply(message, context, call_next)
+    return reply.message if reply.failed else reply.send(change(reply.update))
+
+
+def _claim(reply: Message, what: str, value: float) -> Message:
+    """Replace one of the vectors that a payload reports; zeros, which report nothing, stay."""
+    if not reply.has_content():
+        return reply
+    for key, record in reply.content.config_records.items():
+        if Payload.is_in(record):
+            (arrays,) = reply.content.array_records.values()
+            payload = Payload.decode(list(to_arrays(arrays).values()), record)
+            reported = getattr(payload, what)
+            if reported.any():
+                claimed = np.full_like(reported, value)
+                _, scalars = replace(payload, **{what: claimed}).encode()
+                reply.content[key] = ConfigRecord({**record, **scalars})
+    return reply
+
+
+def _deviations(honest: Float32) -> tuple[Float32, Float32, Float32, Float32]:
+    """Return the mean, the deviations of coordinates and of clients, and the former's energy."""
+    mean, spread = np.asarray(honest.mean(axis=0)), np.asarray(honest.std(axis=0))
+    return mean, spread, honest - mean, spread @ spread
+
+
+def _is_training(message: Message) -> bool:
+    return message.metadata.message_type.split(".")[0] == MessageType.TRAIN
+
+
+def _round_of(message: Message) -> int:
+    """Return the round, as Flower's strategies or its older server tell it, or 0."""
+    for record in message.content.config_records.values():
+        if isinstance(told := record.get("server-round"), int):
+            return told
+    group = message.metadata.group_id
+    return int(group) if group.isdecimal() else 0
+
+
+def _require_partitions(partitions: Any) -> None:
+    require_type("partitions", partitions, Collection, "a collection of integers")
+    for partition in partitions:
+        require_integer("partitions", partition, low=0)
