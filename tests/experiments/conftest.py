@@ -87,9 +87,9 @@ def watch():
 def compare():
     """Returns the runs of the app's comparison, by the strategies' names in tables."""
 
-    def compare(*overrides):
+    def compare(*overrides, clients=client_app.app):
         config = read_config(HETEROGENEOUS, overrides)
-        grid = InProcessGrid(client_app.app, int(config["num-clients"]), run_config=config)
+        grid = InProcessGrid(clients, int(config["num-clients"]), run_config=config)
         logging.getLogger("flwr").setLevel(logging.ERROR)
         try:
             return {run.strategy: run for run in server_app.compare(grid, config)}

@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import replace
-from statistics import fmean
 
 import numpy as np
 import pytest
@@ -10,12 +9,23 @@ from flwr.app import ConfigRecord
 from flwr.clientapp import ClientApp
 
 from experiments.apps.heterogeneous.fedmedian_heterogeneous import client_app
-from experiments.studies.noise_choices import fedavg, run_digits
 from fedmedian import Instruction, Payload
 from fedmedian.client_steps import AddNoise
-from fedmedian.strategies import SignSGD
 
 pytestmark = pytest.mark.slow
+
+
+def lie(message, context, call_next):
+    """Report sizes a million times the client's own, and the votes of an honest one: a mod."""
+    told = Instruction.decode(message.content["config"]).find(AddNoise)
+    reply = call_next(message, context)
+    if context.node_config["partition-id"] == 0:
+        arrays = [array.numpy() for array in reply.content["arrays"].values()]
+        honest, factor = Payload.decode(arrays, reply.content["fedmedian"]), np.float32(1e6)
+        scales = factor * honest.scales if told.scales is None else honest.scales
+        claimed = replace(honest, magnitudes=factor * honest.magnitudes, scales=scales)
+        reply.content["fedmedian"] = ConfigRecord(claimed.encode()[1])
+    return reply
 
 
 class TestAccuracyOnClientsOfOneClassEach:
@@ -35,7 +45,15 @@ class TestAccuracyOnClientsOfOneClassEach:
 
     @pytest.mark.parametrize("name", ["SignSGD", "MedianSGD"])
     def test_with_noise_signs_and_medians_do(self, runs, name):
-        assert runs[name].accuracy >= runs["FedAvg"].accuracy - 0.03
+        assert runs[name].accuracy >= runs["FedAvg"].accuracy - 0.02
+
+    def test_one_of_ten_clients_that_lies_about_its_size_costs_less_than_three_points(
+        self, runs, compare
+    ):
+        lied_to = ClientApp(mods=[lie])
+        lied_to.train()(client_app.app)
+        (run,) = compare("strategy='sign'", clients=lied_to).values()
+        assert run.accuracy > runs["SignSGD"].accuracy - 0.03
 
     def test_the_readme_says_so(self, runs, root):
         readme = (root / "README.md").read_text()
@@ -43,10 +61,16 @@ class TestAccuracyOnClientsOfOneClassEach:
         rows = {name: (accuracy, size) for name, accuracy, size in row.findall(readme)}
         assert list(rows) == list(runs)
         for name, (accuracy, size) in rows.items():
-            # FedMedian jumps; and messages of another engine have other ids.
-            tolerance = 0.1 if name == "FedMedian" else 0.01
-            assert runs[name].accuracy == pytest.approx(float(accuracy), abs=tolerance)
+            if name != "FedMedian":
+                assert runs[name].accuracy == pytest.approx(float(accuracy), abs=0.01)
+            # Messages of another engine have other ids.
             assert runs[name].uplink_bytes == pytest.approx(int(size.replace(",", "")), rel=0.01)
+
+    def test_fedmedian_rises_falls_and_jumps_as_the_readme_says(self, runs):
+        after = [accuracy for _, accuracy in runs["FedMedian"].history]
+        assert max(after[:45]) > 0.8
+        assert min(after[-10:]) < 0.4
+        assert max(abs(np.diff(after[-10:]))) > 0.1
 
     def test_signs_send_a_twentyeighth_of_the_bytes_or_less(self, runs):
         assert runs["SignSGD"].uplink_bytes * 28 <= runs["FedAvg"].uplink_bytes
@@ -68,39 +92,3 @@ class TestAccuracyOnDirichletClients:
         # Seeded. Over twelve seeds FedAvg came to .951 ± .005, and the others to .003 ± .005 less.
         assert runs["FedAvg"].accuracy > 0.92
         assert runs[name].accuracy >= runs["FedAvg"].accuracy - 0.03
-
-
-def lie(message, context, call_next):
-    """Report sizes a million times the client's own, and the votes of an honest one: a mod."""
-    told = Instruction.decode(message.content["config"]).find(AddNoise)
-    reply = call_next(message, context)
-    if context.node_config["partition-id"] == 0:
-        arrays = [array.numpy() for array in reply.content["arrays"].values()]
-        honest, factor = Payload.decode(arrays, reply.content["fedmedian"]), np.float32(1e6)
-        scales = factor * honest.scales if told.scales is None else honest.scales
-        claimed = replace(honest, magnitudes=factor * honest.magnitudes, scales=scales)
-        reply.content["fedmedian"] = ConfigRecord(claimed.encode()[1])
-    return reply
-
-
-class TestMeanAccuracyAfterFiftyRounds:
-    """Clients of one class each and two seeds, of which all follows."""
-
-    def accuracy(self, make, clients=client_app.app):
-        runs = run_digits("digits", make, ["rounds=50"], clients, seeds=(1, 2))
-        return fmean(run.accuracy for run in runs)
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def signs(cls):
-        return cls().accuracy(SignSGD)
-
-    def test_signs_come_within_two_points_of_fedavg(self, signs):
-        reference = self.accuracy(fedavg)
-        assert reference > 0.9
-        assert signs > reference - 0.02
-
-    def test_one_of_ten_clients_that_lies_about_its_size_costs_less_than_three_points(self, signs):
-        lied_to = ClientApp(mods=[lie])
-        lied_to.train()(client_app.app)
-        assert self.accuracy(SignSGD, lied_to) > signs - 0.03

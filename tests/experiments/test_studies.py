@@ -1,7 +1,6 @@
-"""The studies: jobs that go on, hostile clients, EDEN's code, errors of one round, robustness."""
+"""The studies: hostile clients, EDEN's code, errors of one round, robustness."""
 
 from dataclasses import replace
-from functools import partial
 from math import pi
 
 import numpy as np
@@ -19,40 +18,10 @@ from experiments.studies.federation import (
     make_network,
     split,
 )
-from experiments.studies.jobs import run_jobs
 from experiments.studies.random_basis import STRATEGIES, encode_with_eden, run_setting
 from fedmedian.clients import InProcessGrid
 
 DIGITS = Setting(dataset="digits", learning_rate=0.1, rounds=2)
-
-
-def note(folder, name):
-    """A job that notes that it ran."""
-    (folder / name).touch()
-    return {"name": name}
-
-
-def fail(folder):
-    raise RuntimeError("this job fails")
-
-
-class TestJobs:
-    def test_a_job_that_has_a_result_is_not_run_again(self, tmp_path):
-        jobs = {name: partial(note, tmp_path, name) for name in ("a", "b")}
-        first = run_jobs(jobs, tmp_path / "results", processes=1)
-        assert list(first) == ["a", "b"]
-        (tmp_path / "a").unlink()
-        assert run_jobs(jobs, tmp_path / "results", processes=1) == first
-        assert not (tmp_path / "a").exists()
-
-    def test_a_job_that_fails_ends_the_study_and_leaves_the_results_of_those_before(self, tmp_path):
-        jobs = {"a": partial(note, tmp_path, "a"), "b": partial(fail, tmp_path)}
-        with pytest.raises(RuntimeError, match="this job fails"):
-            run_jobs(jobs, tmp_path / "results", processes=1)
-        (tmp_path / "a").unlink()
-        mended = {**jobs, "b": partial(note, tmp_path, "b")}
-        assert run_jobs(mended, tmp_path / "results", processes=1)["b"] == {"name": "b"}
-        assert not (tmp_path / "a").exists()
 
 
 class TestSettings:
