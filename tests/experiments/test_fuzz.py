@@ -1,0 +1,83 @@
+"""Mutated replies, half of each cohort: seconds of what ``experiments.studies.fuzz`` does."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from experiments.studies import fuzz
+from experiments.studies.fuzz import ACCEPTED, APIS, HOSTILE, REFUSED, STRATEGIES, play
+
+both_apis = pytest.mark.parametrize("api", APIS)
+
+
+@both_apis
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_whatever_half_of_a_cohort_sends_nothing_raises_and_model_and_scales_are_finite(
+    api, strategy
+):
+    outcomes = play(api, strategy, rounds=15, seed=0)
+    assert set(outcomes) == {ACCEPTED, REFUSED}
+    assert outcomes.total() == 15 * HOSTILE
+    assert min(outcomes.values()) > 15 * HOSTILE / 5
+
+
+@both_apis
+def test_the_same_seed_mutates_alike(api):
+    assert play(api, "SignSGD()", 3, 5) == play(api, "SignSGD()", 3, 5)
+
+
+class TestDefects:
+    """What a strategy that gives way would be told of."""
+
+    @both_apis
+    def test_an_exception_is_told_and_the_next_round_is_played(self, api, monkeypatch):
+        def fail(cohort, server_round, sent):
+            raise KeyError("no such block")
+
+        monkeypatch.setattr(APIS[api], "hear", fail)
+        assert dict(play(api, "MedianSGD()", 2, 0)) == {"raised KeyError: 'no such block'": 2}
+
+    @both_apis
+    def test_a_model_that_is_not_finite_is_told(self, api, monkeypatch):
+        hear = APIS[api].hear
+
+        def poisoned(cohort, server_round, sent):
+            model, report = hear(cohort, server_round, sent)
+            return {name: np.full_like(array, np.nan) for name, array in model.items()}, report
+
+        monkeypatch.setattr(APIS[api], "hear", poisoned)
+        assert play(api, "SignSGD(optimizer=Adam())", 1, 0)["the model is not finite"] == 1
+
+    @both_apis
+    def test_scales_that_are_not_finite_in_float32_are_told(self, api, monkeypatch):
+        hear = APIS[api].hear
+
+        def overflowing(cohort, server_round, sent):
+            heard = hear(cohort, server_round, sent)
+            cohort.strategy.core._scales = np.array([1e39])
+            return heard
+
+        monkeypatch.setattr(APIS[api], "hear", overflowing)
+        assert play(api, "SignSGD()", 1, 0)["a noise scale is not finite"] == 1
+
+    @both_apis
+    def test_an_honest_reply_that_is_dropped_is_told(self, api, monkeypatch):
+        hear = APIS[api].hear
+
+        def deaf(cohort, server_round, sent):
+            model, report = hear(cohort, server_round, sent)
+            return model, {**report, "replies-accepted": fuzz.COHORT - HOSTILE - 1}
+
+        monkeypatch.setattr(APIS[api], "hear", deaf)
+        assert play(api, "MedianSGD()", 1, 0)["an honest reply was dropped"] == 1
+
+
+def test_the_command_prints_a_row_for_each_strategy_and_api(monkeypatch, capsys):
+    # A thread for the processes that import all of this again.
+    monkeypatch.setattr(fuzz, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
+    monkeypatch.setattr("sys.argv", ["fuzz", "1", "3"])
+    fuzz.main()
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) == len(STRATEGIES) * len(APIS)
+    assert all(row.rstrip(" |").endswith("| none") for row in rows)
