@@ -2,7 +2,7 @@
 
 ``python -m experiments.studies.quickstarts [REPETITIONS]`` prints the table of
 docs/existing-apps.md: means over runs from the seeds 0, 1, …; ``-c`` changes the apps'
-configuration, as for ``flwr run``.
+configuration, as for ``flwr run``, and leaves out the apps that have no such key.
 """
 
 import argparse
@@ -162,22 +162,27 @@ def compare(
 
 
 def quickstart_table(seeds: Sequence[int], overrides: Sequence[str] = ()) -> str:
-    """Compare all apps; bytes are those of a training reply as sent, headers included.
+    """Compare the apps; bytes are those of a training reply as sent, headers included.
 
     Parameters
     ----------
     seeds : sequence of int
         The seeds, at least one.
     overrides : sequence of str (default: none)
-        What differs from the app's own configuration, ``KEY=VALUE``.
+        What differs from the apps' own configuration, ``KEY=VALUE``.
 
     Returns
     -------
     str
-        The table.
+        The table, of the apps that have all of these keys.
+
+    Raises
+    ------
+    SystemExit
+        If an override is not of that form, or no app has its key.
     """
     rows = []
-    for folder in QUICKSTARTS:
+    for folder in _apps_with(overrides):
         fedavg, sign = compare(folder, seeds, overrides)
         row = [folder.name, f"{Layout.of_model(to_arrays(fedavg.model)).dim:,}"]
         row += [f"{outcome.accuracy:.3f}" for outcome in (fedavg, sign)]
@@ -187,6 +192,20 @@ def quickstart_table(seeds: Sequence[int], overrides: Sequence[str] = ()) -> str
     for measured in ("accuracy", "uplink bytes"):
         headings += [f"{measured} FedAvg", f"{measured} SignSGD"]
     return make_table([*headings, "ratio"], rows)
+
+
+def _apps_with(overrides: Sequence[str]) -> list[Path]:
+    apps, refusal = [], None
+    for folder in QUICKSTARTS:
+        try:
+            read_config(folder, overrides)
+        except SystemExit as error:
+            refusal = error
+        else:
+            apps.append(folder)
+    if not apps and refusal is not None:
+        raise refusal
+    return apps
 
 
 def main() -> None:

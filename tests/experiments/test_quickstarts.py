@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord
 
 from experiments.apps import QUICKSTARTS, read_config
 from experiments.studies import quickstarts
@@ -211,6 +212,25 @@ class TestCommand:
         monkeypatch.setattr(sys, "argv", ["quickstarts", "1", "-c", "num-server-rounds=2"])
         main()
         assert re.search(r"\| quickstart-numpy \| +50,890 \|", capsys.readouterr().out)
+
+    def test_an_app_that_has_no_such_key_is_left_out(self, monkeypatch, capsys):
+        compared = []
+
+        def compare(folder, seeds, overrides):
+            compared.append(folder.name)
+            outcome = quickstarts.Outcome([], ArrayRecord({"w": Array(np.zeros(3))}))
+            return outcome, outcome
+
+        monkeypatch.setattr(quickstarts, "compare", compare)
+        monkeypatch.setattr(quickstarts, "fmean", lambda _: 1.0)
+        monkeypatch.setattr(sys, "argv", ["quickstarts", "-c", "learning-rate=0.02"])
+        main()
+        assert compared == ["quickstart-torch", "quickstart-numpy"]
+
+    def test_a_key_that_no_app_has_is_refused(self, monkeypatch):
+        monkeypatch.setattr(sys, "argv", ["quickstarts", "-c", "lerning-rate=0.02"])
+        with pytest.raises(SystemExit, match="lerning-rate"):
+            main()
 
     @pytest.mark.parametrize("repetitions", ["0", "-1", "many"])
     def test_a_wrong_number_of_repetitions_is_refused(self, monkeypatch, capsys, repetitions):
