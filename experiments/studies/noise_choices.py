@@ -178,7 +178,9 @@ def families_table() -> str:
 def estimators_table() -> str:
     """Compare what the server can do with signs and with vectors."""
     sign = partial(SignSGD, Gaussian(Adaptive(3.0)), rotation=None)
-    median = partial(MedianSGD, Gaussian(Adaptive(6.0)), rotation=None)
+    less, more = (
+        partial(MedianSGD, Gaussian(Adaptive(factor)), rotation=None) for factor in (3.0, 6.0)
+    )
     return _accuracy_table(
         "strategy",
         {
@@ -191,9 +193,9 @@ def estimators_table() -> str:
             "SignSGD(None, Majority(), learning_rate=0.003)": partial(
                 SignSGD, None, Majority(), learning_rate=0.003, rotation=None
             ),
-            "MedianSGD, b = 6 × RMS": median,
-            "MedianSGD, b = 3 × RMS": partial(median, Gaussian(Adaptive(3.0))),
-            'MedianSGD, b = 6 × RMS, estimator="smoothed"': partial(median, estimator="smoothed"),
+            "MedianSGD, b = 6 × RMS": more,
+            "MedianSGD, b = 3 × RMS": less,
+            'MedianSGD, b = 6 × RMS, estimator="smoothed"': partial(more, estimator="smoothed"),
             "MedianSGD(None)": partial(MedianSGD, None, rotation=None),
         },
     )

@@ -8,7 +8,7 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
-from experiments.studies import figures, nmse, robustness
+from experiments.studies import figures, nmse, noise_choices, robustness
 from experiments.studies.federation import (
     ATTACKS,
     MORE_ATTACKS,
@@ -165,6 +165,21 @@ class TestRuns:
         result = run_setting(strategy, setting, 0)
         assert len(result["accuracy"]) == len(result["recall"]) == rounds
         assert result["accuracy"][-1] > 0.8
+
+
+class TestNoiseChoices:
+    @pytest.mark.parametrize("name", ["families", "estimators"])
+    def test_every_strategy_of_a_table_can_be_made(self, name, monkeypatch):
+        made = []
+
+        def make_only(name, make, overrides):
+            made.append(make(seed=1))
+
+        monkeypatch.setattr(noise_choices, "run_digits", make_only)
+        monkeypatch.setattr(noise_choices, "late_accuracy", lambda _: 0.5)
+        rows = noise_choices.TABLES[name]().splitlines()[2:]
+        assert len(made) == 2 * len(rows)  # each on two kinds of clients
+        assert len({row.split("|")[1] for row in rows}) == len(rows)
 
 
 class TestRulesOfOthers:
