@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fedmedian.blocks import Blocks
 from fedmedian.checks import require_choice, require_type
-from fedmedian.claims import agreed_size
+from fedmedian.claims import agreed_size, up_to_trusted
 from fedmedian.kernels.signs import PackedSigns
 from fedmedian.kernels.votes import weighted_votes
 from fedmedian.noise import Noise
@@ -81,17 +81,24 @@ class Ballot:
         return direction
 
     def step_lengths(self, energy: Weights) -> Weights:
-        """Return the share of an estimate of the mean that each block's step should take, (L,).
+        """Return the factor by which each block's estimate of the mean is a step, (L,).
+
+        Where noise tops updates up, clients whose σ_i is above their scale b_i count as if clipped
+        to it, with min(1, b_i/σ_i) of their weight w_i. What the others are short of is made good,
+        but not by what t clients alone claim, t being `fedmedian.claims.num_tolerated`: the factor
+        is 1 over
+
+            Σ_i w_i·min(1, b_i/σ'_i), σ'_i = min(σ_i, the (t + 1)-th largest of them).
 
         Few clients' votes hold more noise than update, and a step all along them would end the
-        run. Where noise tops updates up, their energy is known, and the noise's is what is left:
-        per coordinate E = `energy` − Σ_i w_i²σ_i². It is cut down to `NOISE_ALLOWANCE` times the
-        mean energy of the clients' updates,
+        run. The updates' energy is known, and the noise's is what is left: per coordinate
+        E = `energy` − Σ_i w_i²σ_i². It is kept to `NOISE_ALLOWANCE` times the mean energy of the
+        clients' updates: the factor is never above
 
-            min(1, √(NOISE_ALLOWANCE · Σ_i w_i·σ_i² / E)),
+            √(NOISE_ALLOWANCE · Σ_i w_i·σ_i² / E),
 
-        where no client's σ_i counts for more than the scale b_i that it was topped up to. For
-        clients that are alike it is 0.66, 0.81, 0.93 for one, two, three, and 1 from four on.
+        where no client's σ_i counts for more than b_i. For clients that are alike it is 0.66, 0.81,
+        0.93 for one, two, three, and 1 from four on.
 
         Parameters
         ----------
@@ -101,16 +108,22 @@ class Ballot:
         Returns
         -------
         (L,) float64
-            The shares, in [0, 1]; all 1 where the updates' energy is not known.
+            The factors, not negative; all 1 where the updates' energy is not known.
         """
-        lengths = np.ones(len(self.blocks))
         if self.magnitudes is None or self.scales is None:
-            return lengths
+            return np.ones(len(self.blocks))
         squares = np.square(np.minimum(self.magnitudes, self.scales))
         noise = energy - np.square(self.weights) @ squares
         allowed = NOISE_ALLOWANCE * (self.weights @ squares)
-        np.divide(allowed, noise, out=lengths, where=noise > allowed)
-        return np.sqrt(lengths)
+        longest = np.full(len(self.blocks), np.inf)
+        np.divide(allowed, noise, out=longest, where=noise > 0)
+        sizes = up_to_trusted(self.magnitudes)
+        counted = np.ones_like(sizes)
+        np.divide(self.scales, sizes, out=counted, where=sizes > self.scales)
+        missing = self.weights @ (1 - counted)
+        whole = np.ones_like(missing)
+        np.divide(1, 1 - missing, out=whole, where=missing < 1)  # all of it where scales are 0
+        return np.minimum(whole, np.sqrt(longest))
 
 
 class DecodeRule(ABC):
@@ -158,8 +171,8 @@ class Counts(DecodeRule):
     """Decoding of the votes' sums into an estimate of the mean update.
 
     ĝ = Σ_i w_i·b_i/(2φ0)·s_i, see `mean_from_votes`. Clients whose noise is larger count for
-    more, which is what makes it unbiased. Of very few clients' votes a part of it is taken, see
-    `Ballot.step_lengths`.
+    more, which is what makes it unbiased. Of very few clients' votes a part of it is taken, and
+    more than all of it where some clients count as if clipped; see `Ballot.step_lengths`.
     """
 
     @property
@@ -172,7 +185,7 @@ class Counts(DecodeRule):
         return ballot.mean_weights()
 
     def direction(self, votes: Float32, ballot: Ballot, rng: np.random.Generator) -> Float32:
-        """Return the sums, or a part of them."""
+        """Return the sums, each block's times its step length."""
         lengths = ballot.step_lengths(np.square(ballot.mean_weights()).sum(axis=0))
         return ballot.scale(votes, lengths)
 

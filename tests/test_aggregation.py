@@ -344,9 +344,14 @@ class TestWhatOneClientCanDo:
         rows = draw(hnp.arrays(dtype, (others + 2, 16), elements=elements))
         return np.delete(rows, 0, axis=0), np.delete(rows, 1, axis=0)
 
-    @given(data=st.data(), claim=st.floats(0, 2.0**100, width=32), tops_up=st.booleans())
+    @given(
+        data=st.data(),
+        claim=st.floats(0, 2.0**100, width=32),
+        longer=st.floats(1, 2.0**100, width=32),
+        tops_up=st.booleans(),
+    )
     def test_counts_move_by_the_votes_of_one_client_at_four_times_the_median_level_or_less(
-        self, data, claim, tops_up
+        self, data, claim, longer, tops_up
     ):
         usual, other = self.others_and_two_of_one(data.draw, st.sampled_from([-1, 1]), np.int8)
         clients = len(usual)
@@ -354,15 +359,20 @@ class TestWhatOneClientCanDo:
         scales = np.ones((clients, 1), np.float32)
         claimed = scales.copy()
         claimed[0] = claim
-        # Of a size that leaves room for noise; a claim of another one makes the step shorter.
-        size = np.float32([0.8])
+        # Of a size that leaves room for noise; a claim of a smaller one makes the step shorter.
+        sizes = np.full((clients, 1), 0.8, np.float32)
+        lied = sizes.copy()
+        lied[0] = longer
         before, after = (
             aggregate(
-                [replace(one, magnitudes=size) for one in signs(rows, own)],
+                [
+                    replace(one, magnitudes=size)
+                    for one, size in zip(signs(rows, own), measured, strict=True)
+                ],
                 (self.WIDTH,),
                 noise=noise,
             ).direction
-            for rows, own in ((usual, scales), (other, claimed))
+            for rows, own, measured in ((usual, scales, sizes), (other, claimed, lied))
         )
         moved = np.linalg.norm(after.astype(np.float64) - before)
         most = 1 + (PROPORTION if claim > 1 else 1)

@@ -12,6 +12,7 @@ from fedmedian.claims import (
     in_proportion,
     mean_in_proportion,
     num_tolerated,
+    up_to_trusted,
 )
 
 finite = st.floats(-1e300, 1e300)
@@ -43,6 +44,17 @@ class TestSizesInProportion:
         assert count_out_of_proportion(alike) == 0
         assert count_out_of_proportion(alike, liar, liar) == 1
         assert count_out_of_proportion(liar, other) == 2
+
+
+class TestTrustedSizes:
+    def test_the_longest_fifth_counts_as_the_next(self):
+        sizes = np.array([[1.0, 5], [2, 4], [3, 3], [4, 2], [1e300, 0]])
+        expected = [[1, 4], [2, 4], [3, 3], [4, 2], [4, 0]]
+        np.testing.assert_array_equal(up_to_trusted(sizes), expected)
+
+    def test_of_two_clients_none_counts_for_more_than_the_smaller_and_one_for_itself(self):
+        assert up_to_trusted(np.array([[7.0], [2.0]])).ravel().tolist() == [2, 2]
+        assert up_to_trusted(np.array([[7.0]])).ravel().tolist() == [7]
 
 
 class TestMeanInProportion:

@@ -349,7 +349,7 @@ def length(ballot):
 
 
 class TestStepLengths:
-    """The share of a decoded step that is taken, so that it is no longer than it deserves."""
+    """The factor of a decoded step: what clipped clients are short of, as far as noise allows."""
 
     @pytest.mark.parametrize(("clients", "share"), [(1, 0.66), (2, 0.81), (3, 0.93)])
     def test_a_step_of_few_clients_is_shortened(self, clients, share):
@@ -368,20 +368,41 @@ class TestStepLengths:
         self, sizes, level, seed
     ):
         weights = np.random.default_rng(seed).dirichlet(np.ones(len(sizes)))
-        share = length(topped_up(sizes, level, weights))
+        factor = length(topped_up(sizes, level, weights))
         known = [min(size, level) ** 2 for size in sizes]
         noise = sum(w**2 * (pi / 2 * level**2 - k) for w, k in zip(weights, known, strict=True))
         energy = sum(w * k for w, k in zip(weights, known, strict=True))
-        assert 0 <= share <= 1
-        assert share**2 * noise <= NOISE_ALLOWANCE * energy * (1 + 1e-9)
-        if share < 1:
-            assert share**2 * noise == pytest.approx(NOISE_ALLOWANCE * energy)
+        assert 0 <= factor < np.inf
+        assert factor**2 * noise <= NOISE_ALLOWANCE * energy * (1 + 1e-9)
+        if factor < 1:
+            assert factor**2 * noise == pytest.approx(NOISE_ALLOWANCE * energy)
+
+    def test_what_clipped_clients_are_short_of_is_made_good(self):
+        """Of ten, three count as if of size 1.2, by .6 of their weight: .88 in all."""
+        assert length(topped_up([1.0] * 7 + [2.0] * 3, 1.2)) == pytest.approx(1 / 0.88)
+        weights = np.array([0.05] * 7 + [0.3, 0.25, 0.1])
+        factor = length(topped_up([1.0] * 7 + [2.0] * 3, 1.2, weights))
+        assert factor == pytest.approx(1 / (0.35 + 0.65 * 0.6))
+
+    def test_of_the_longest_fifth_no_more_is_made_good_than_of_the_next(self):
+        """Two of ten may lie: they count as if of the size of the third."""
+        assert length(topped_up([1.0] * 8 + [9.0] * 2, 1.2)) == 1.0
+        three = length(topped_up([1.0] * 7 + [2.0, 9.0, 1e30], 1.2))
+        assert three == pytest.approx(1 / 0.88)
+
+    def test_no_more_is_made_good_than_noise_allows(self):
+        """All of four are clipped to a hundredth: whole their noise would drown them."""
+        factor = length(topped_up([100.0] * 4, 1.0))
+        assert factor == pytest.approx(np.sqrt(NOISE_ALLOWANCE * 4 / (pi / 2 - 1)))
+
+    def test_a_block_whose_level_is_zero_stays_as_it_is(self):
+        assert length(topped_up([1.0] * 5, 0.0)) == 1.0
 
     def test_a_block_that_nobody_moved_does_not_move_though_there_is_noise(self):
         assert length(topped_up([0.0] * 5, 1.0)) == 0.0
 
     @pytest.mark.parametrize("claim", [0.0, 1e30])
-    def test_no_claim_of_one_client_of_ten_shortens_the_step(self, claim):
+    def test_no_claim_of_one_client_of_ten_changes_the_step(self, claim):
         assert length(topped_up([claim] + [1.0] * 9, 10**0.08)) == 1.0
 
     @pytest.mark.parametrize("claim", [0.0, 1e30])
