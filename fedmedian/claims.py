@@ -54,7 +54,7 @@ def agreed_size(sizes: NDArray[np.floating], quantile: float = 0.5) -> Sizes:
 def up_to_trusted(sizes: NDArray[np.floating]) -> Sizes:
     """Return clients' sizes, (M, L), none above the (t + 1)-th largest of its block."""
     rank = len(sizes) - 1 - num_tolerated(len(sizes))
-    return np.minimum(sizes, np.sort(sizes, axis=0)[rank]).astype(np.float64)
+    return np.asarray(np.minimum(sizes, np.sort(sizes, axis=0)[rank]), dtype=np.float64)
 
 
 def in_proportion(sizes: NDArray[np.floating]) -> Sizes:

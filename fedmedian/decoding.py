@@ -123,7 +123,7 @@ class Ballot:
         missing = self.weights @ (1 - counted)
         whole = np.ones_like(missing)
         np.divide(1, 1 - missing, out=whole, where=missing < 1)  # all of it where scales are 0
-        return np.minimum(whole, np.sqrt(longest))
+        return np.asarray(np.minimum(whole, np.sqrt(longest)))
 
 
 class DecodeRule(ABC):

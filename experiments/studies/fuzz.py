@@ -450,7 +450,7 @@ def _defects(cohort: Cohort, after: Arrays | None, accepted: int) -> Iterator[st
     if after is not None and not all(np.isfinite(array).all() for array in after.values()):
         yield "the model is not finite"
     scales = cohort.strategy.core.state["scales"].get("scales")
-    if scales is not None and not np.isfinite(scales.astype(np.float32)).all():
+    if scales is not None and not (scales <= np.finfo(np.float32).max).all():
         yield "a noise scale is not finite"
 
 
