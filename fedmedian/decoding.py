@@ -84,9 +84,9 @@ class Ballot:
         """Return the factor by which each block's estimate of the mean is a step, (L,).
 
         Where noise tops updates up, clients whose σ_i is above their scale b_i count as if clipped
-        to it, with min(1, b_i/σ_i) of their weight w_i. What the others are short of is made good,
-        but not by what t clients alone claim, t being `fedmedian.claims.num_tolerated`: the factor
-        is 1 over
+        to it, with min(1, b_i/σ_i) of their weight w_i. What the mean is short of by that is made
+        good, but not by what t clients alone claim, t being `fedmedian.claims.num_tolerated`: the
+        factor is 1 over
 
             Σ_i w_i·min(1, b_i/σ'_i), σ'_i = min(σ_i, the (t + 1)-th largest of them).
 

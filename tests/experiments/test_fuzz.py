@@ -27,6 +27,19 @@ def test_the_same_seed_mutates_alike(api):
     assert play(api, "SignSGD()", 3, 5) == play(api, "SignSGD()", 3, 5)
 
 
+def poison_the_model(cohort, model, report):
+    return {name: array * np.float32(np.nan) for name, array in model.items()}, report
+
+
+def overflow_the_scales(cohort, model, report):
+    cohort.strategy.core._scales = np.array([1e39])
+    return model, report
+
+
+def lose_an_honest_reply(cohort, model, report):
+    return model, {**report, "replies-accepted": fuzz.COHORT - HOSTILE - 1}
+
+
 class TestDefects:
     """What a strategy that gives way would be told of."""
 
@@ -39,38 +52,22 @@ class TestDefects:
         assert dict(play(api, "MedianSGD()", 2, 0)) == {"raised KeyError: 'no such block'": 2}
 
     @both_apis
-    def test_a_model_that_is_not_finite_is_told(self, api, monkeypatch):
+    @pytest.mark.parametrize(
+        ("spoil", "told"),
+        [
+            (poison_the_model, "the model is not finite"),
+            (overflow_the_scales, "a noise scale is not finite"),
+            (lose_an_honest_reply, "an honest reply was dropped"),
+        ],
+    )
+    def test_what_is_wrong_after_a_round_is_told(self, api, spoil, told, monkeypatch):
         hear = APIS[api].hear
 
-        def poisoned(cohort, server_round, sent):
-            model, report = hear(cohort, server_round, sent)
-            return {name: array * np.float32(np.nan) for name, array in model.items()}, report
+        def spoiled(cohort, server_round, sent):
+            return spoil(cohort, *hear(cohort, server_round, sent))
 
-        monkeypatch.setattr(APIS[api], "hear", poisoned)
-        assert play(api, "SignSGD(optimizer=Adam())", 1, 0)["the model is not finite"] == 1
-
-    @both_apis
-    def test_scales_that_are_not_finite_in_float32_are_told(self, api, monkeypatch):
-        hear = APIS[api].hear
-
-        def overflowing(cohort, server_round, sent):
-            heard = hear(cohort, server_round, sent)
-            cohort.strategy.core._scales = np.array([1e39])
-            return heard
-
-        monkeypatch.setattr(APIS[api], "hear", overflowing)
-        assert play(api, "SignSGD()", 1, 0)["a noise scale is not finite"] == 1
-
-    @both_apis
-    def test_an_honest_reply_that_is_dropped_is_told(self, api, monkeypatch):
-        hear = APIS[api].hear
-
-        def deaf(cohort, server_round, sent):
-            model, report = hear(cohort, server_round, sent)
-            return model, {**report, "replies-accepted": fuzz.COHORT - HOSTILE - 1}
-
-        monkeypatch.setattr(APIS[api], "hear", deaf)
-        assert play(api, "MedianSGD()", 1, 0)["an honest reply was dropped"] == 1
+        monkeypatch.setattr(APIS[api], "hear", spoiled)
+        assert play(api, "SignSGD()", 1, 0)[told] == 1
 
 
 def test_the_command_prints_a_row_for_each_strategy_and_api(monkeypatch, capsys):
