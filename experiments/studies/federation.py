@@ -15,7 +15,7 @@ from typing import cast
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict, UserConfig
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 from flwr.serverapp.strategy import Strategy
@@ -40,6 +40,7 @@ from fedmedian.clients.attacks import (
     SignFlip,
     flip_labels,
 )
+from fedmedian.records import to_arrays, to_record
 
 NUM_CLASSES = 10
 
@@ -111,6 +112,8 @@ class Setting:
         One of `ATTACKS` or `MORE_ATTACKS`, or "" if nobody attacks.
     num_hostile : int
         The number of hostile clients.
+    tested : int
+        The number of rounds, the last, after which the model is tested, or 0 for all.
     """
 
     dataset: str = "fashion-mnist"
@@ -130,6 +133,7 @@ class Setting:
     client_momentum: float = 0.0
     attack: str = ""
     num_hostile: int = 0
+    tested: int = 0
 
     def __str__(self) -> str:
         """Return what is not as usual, for tables and the names of jobs."""
@@ -227,7 +231,7 @@ def _train(
 ) -> None:
     parameters, rate = model.parameters(), setting.learning_rate
     optimizer = (
-        torch.optim.Adam(parameters, lr=rate)
+        torch.optim.Adam(parameters, lr=rate, fused=True)
         if setting.optimizer == "adam"
         else torch.optim.SGD(parameters, lr=rate, momentum=setting.momentum)
     )
@@ -283,27 +287,22 @@ class Clients:
     def _train(self, message: Message, context: Context) -> Message:
         setting, partition = self._setting, int(context.node_config["partition-id"])
         server_round = cast(int, message.content.config_records["config"]["server-round"])
-        before = message.content.array_records["arrays"]
+        before = to_arrays(message.content.array_records["arrays"])
         rows = torch.from_numpy(split(setting, self._seed)[partition])
         images, labels = load(setting.dataset, setting.examples)[:2]
         if partition in self._hostile and setting.attack == "label flip":
             labels = torch.from_numpy(flip_labels(labels.numpy(), NUM_CLASSES))
         model = self._model
-        model.load_state_dict(before.to_torch_state_dict())
+        model.load_state_dict({name: torch.tensor(array) for name, array in before.items()})
         rng = np.random.default_rng((self._seed, partition, server_round))
         _train(model, images, labels, rows, setting, rng)
         after = {name: value.numpy() for name, value in model.state_dict().items()}
         if setting.client_momentum:
-            for name, array in before.items():
+            for name, start in before.items():
                 if after[name].dtype == np.float32:
-                    start = array.numpy()
                     after[name] = start - self._average((partition, name), start - after[name])
-        content = RecordDict(
-            {
-                "arrays": ArrayRecord({name: Array(array) for name, array in after.items()}),
-                "metrics": MetricRecord({"num-examples": 1}),
-            }
-        )
+        metrics = MetricRecord({"num-examples": 1})
+        content = RecordDict({"arrays": to_record(after), "metrics": metrics})
         return Message(content, reply_to=message)
 
     def _average(self, key: tuple[int, str], update: Vector) -> Vector:
@@ -332,7 +331,7 @@ def simulate(
     Returns
     -------
     dict
-        ``accuracy`` on the test set after each round, ``recall`` of its last class, and
+        ``accuracy`` on the test set after each tested round, ``recall`` of its last class, and
         ``uplink``, the bytes of a training reply as sent.
     """
     clients = ClientApp(mods=list(mods))
@@ -344,6 +343,8 @@ def simulate(
 
     def serve(config: UserConfig, grid: StudyGrid, tell: Tell) -> None:
         def test(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+            if setting.tested and 0 < server_round <= setting.rounds - setting.tested:
+                return MetricRecord({})
             model.load_state_dict(arrays.to_torch_state_dict())
             with torch.no_grad():
                 right = model.eval()(images).argmax(dim=1) == labels

@@ -74,6 +74,7 @@ STUDIES = {
             rounds=600,
             local_steps=1,
             client_momentum=0.9,
+            tested=10,
         ),
         num_hostile=5,
         attacks=("a little is enough", "sign flip", "inner product", "label flip", "mimic"),
@@ -90,6 +91,7 @@ STUDIES = {
             rounds=50,
             learning_rate=0.001,
             optimizer="adam",
+            tested=10,
         ),
         num_hostile=20,
         attacks=("gaussian", "a little is enough", "opt", "min-max"),
@@ -255,7 +257,9 @@ def accuracies(study: Study, seeds: Sequence[int] = (0, 1)) -> dict[str, dict[st
     found = {}
     for rule in rules(study):
         ends = {
-            attack: late((results[jobs[rule, attack, seed][0]] for seed in seeds), rounds=10)
+            attack: late(
+                (results[jobs[rule, attack, seed][0]] for seed in seeds), rounds=study.honest.tested
+            )
             for attack in settings
         }
         found[rule] = ends | {"worst": min(ends[attack] for attack in study.attacks)}

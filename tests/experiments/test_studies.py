@@ -221,6 +221,14 @@ class TestRulesOfOthers:
         )
 
 
+def test_testing_the_last_rounds_alone_finds_what_testing_all_does():
+    every, last = (
+        run_setting("FedAvg", replace(DIGITS, rounds=4, tested=tested), seed=0) for tested in (0, 2)
+    )
+    assert len(every["accuracy"]) == 4
+    assert last["accuracy"] == every["accuracy"][2:]
+
+
 class TestRobustness:
     @pytest.fixture
     def tiny(self, monkeypatch, tmp_path):
