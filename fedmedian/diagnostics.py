@@ -18,6 +18,9 @@ _CHUNK = 1 << 14
 SAMPLE = 1 << 14
 """The number of evenly spread coordinates, about, over which a median is taken."""
 
+PER_BLOCK = ("noise-scale", "signal-to-noise-per-block")
+"""The measurements that are a list, of as many entries as a round has blocks."""
+
 Report = dict[str, float | list[float]]
 """Measurements that are worth reporting about a round, by name."""
 

@@ -226,7 +226,8 @@ class Layout:
             if arrays[spec.name].shape != spec.shape:
                 raise ValueError(
                     f"array {spec.name!r} has shape {arrays[spec.name].shape}, "
-                    f"the model's is {spec.shape}"
+                    f"the model's is {spec.shape}; models whose arrays change their shape, as "
+                    "those of trees do, cannot be averaged"
                 )
 
     def difference(self, before: Arrays, after: Arrays) -> NDArray[np.float32]:

@@ -21,6 +21,11 @@ State = dict[str, NDArray[Any]]
 class Optimizer(ABC):
     """A way to turn directions into steps."""
 
+    @property
+    def usual_rate(self) -> float:
+        """The learning rate along its steps where none is given, in units of a direction's."""
+        return 1.0
+
     @abstractmethod
     def step(self, direction: Float32, state: State) -> Float32:
         """Return the step for a direction, and put what is to be remembered into the state.
@@ -75,8 +80,7 @@ class Adam(Optimizer):
     """Adam on the server: FedAdam of Reddi et al. (arXiv 2003.00295), with bias corrections.
 
     m ← β₁·m + (1 − β₁)·ĝ, v ← β₂·v + (1 − β₂)·ĝ², step m̂/(√v̂ + τ). Parameters are named as in
-    Flower's FedAdam. A step is of order 1 whatever the size of ĝ, so choose the learning rate
-    accordingly, say 0.01.
+    Flower's FedAdam. A step is of order 1 whatever the size of ĝ, and the usual learning rate 0.01.
 
     Parameters
     ----------
@@ -101,6 +105,11 @@ class Adam(Optimizer):
         require_real("beta_1", self.beta_1, low=0.0, high=1.0, open_high=True)
         require_real("beta_2", self.beta_2, low=0.0, high=1.0, open_high=True)
         require_real("tau", self.tau, low=0.0, open_low=True)
+
+    @property
+    def usual_rate(self) -> float:
+        """0.01; see `Optimizer.usual_rate`."""
+        return 0.01
 
     def step(self, direction: Float32, state: State) -> Float32:
         """Return the adaptive step; see `Optimizer.step`."""

@@ -4,5 +4,6 @@ from fedmedian.strategies.checkpoint import Checkpoint
 from fedmedian.strategies.cohort import Cohort
 from fedmedian.strategies.median import MedianSGD
 from fedmedian.strategies.sign import SignSGD
+from fedmedian.strategies.watch import RunFailedError
 
-__all__ = ["Checkpoint", "Cohort", "MedianSGD", "SignSGD"]
+__all__ = ["Checkpoint", "Cohort", "MedianSGD", "RunFailedError", "SignSGD"]

@@ -1,9 +1,8 @@
 """A strategy's own work in a round, whichever of Flower's APIs carries its messages."""
 
-import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -25,13 +24,19 @@ from fedmedian.randomness import rotation_seed
 from fedmedian.scales import ScaleRule, Scales
 from fedmedian.schedules import Schedule, as_schedule
 from fedmedian.strategies.cohort import Answer
-from fedmedian.strategies.settings import Settings
+from fedmedian.strategies.settings import DEFAULT_NOISE, Settings
 from fedmedian.wire import Float32, WireError
-
-_LOGGER = logging.getLogger("flwr")
 
 Weights = NDArray[np.float64]
 Model = dict[str, NDArray[Any]]
+
+
+class PlainWeightsError(WireError):
+    """A reply of plain weights, where clients were to perturb their updates."""
+
+
+class NoStepError(Exception):
+    """A round that keeps the model as it is, with the reason."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +98,10 @@ class Core(ABC):
         The noise family and scale rule.
     noise_at_client : bool
         Whether the clients are to add the noise.
-    learning_rate : float or callable
-        The server's step size δ, > 0, in x ← x − δ·step, or a schedule of it.
+    learning_rate : float or callable, or None
+        The server's step size δ, > 0, in x ← x − δ·step, or a schedule of it; None for the usual.
+    usual_rate : float
+        The usual step size along a direction; an optimiser's goes on top of it.
     weighted : bool
         Whether clients count in proportion to their examples.
     settings : Settings
@@ -114,7 +121,8 @@ class Core(ABC):
         *,
         noise: Noise | None,
         noise_at_client: bool,
-        learning_rate: float | Schedule,
+        learning_rate: float | Schedule | None,
+        usual_rate: float,
         weighted: bool,
         settings: Settings,
     ) -> None:
@@ -138,6 +146,9 @@ class Core(ABC):
                 f"measure, got {settings.scale_from!r} with client noise {client_noise!r}"
             )
         require_type("weighted", weighted, bool, "a bool")
+        if learning_rate is None:
+            optimizer = settings.optimizer
+            learning_rate = usual_rate * (1.0 if optimizer is None else optimizer.usual_rate)
         self.noise = noise
         self.client_noise = client_noise
         self.learning_rate = learning_rate
@@ -204,6 +215,22 @@ class Core(ABC):
             "weighted": self.weighted,
             **self.settings.identity,
         }
+
+    @property
+    def unusual(self) -> dict[str, Any]:
+        """The arguments that are not as usual, by name."""
+        return {
+            name: value
+            for name, value, usual in self._arguments()
+            if type(value) is not type(usual) or value != usual
+        }
+
+    def _arguments(self) -> Iterator[tuple[str, Any, Any]]:
+        """Yield the arguments, each with its name, its value and its default."""
+        yield "noise", self.noise, DEFAULT_NOISE
+        yield "learning_rate", self.learning_rate, 1.0
+        for one in fields(self.settings):
+            yield one.name, getattr(self.settings, one.name), one.default
 
     @property
     def state(self) -> dict[str, Arrays]:
@@ -275,14 +302,14 @@ class Core(ABC):
             # Without noise and signs there is nothing to draw.
             payload = perturb_update(instruction, layout, update, after, np.random.default_rng(0))
         else:
-            raise WireError(
+            raise PlainWeightsError(
                 f"sent plain weights, was asked for {instruction.kind!r} with noise "
                 f"{self.client_noise!r}: does its ClientApp have mods=[perturb]?"
             )
         instruction.require_answer(payload, layout)
         return payload
 
-    def finish(self, answers: list[Answer[Any]]) -> tuple[ServerStep | None, Report]:
+    def finish(self, answers: list[Answer[Any]]) -> tuple[ServerStep, Report]:
         """Turn the accepted answers into a step.
 
         Parameters
@@ -292,20 +319,21 @@ class Core(ABC):
 
         Returns
         -------
-        step : ServerStep or None
-            The step; None if there are too few answers, and the model stays as it is.
+        step : ServerStep
+            The step.
         report : dict
             What to report about the round.
+
+        Raises
+        ------
+        NoStepError
+            If there are too few answers.
         """
         current, settings = self.current, self.settings
         if len(answers) < settings.min_replies:
-            _LOGGER.warning(
-                "round %d keeps the model as it is: %d usable replies, min_replies is %d",
-                current.number,
-                len(answers),
-                settings.min_replies,
+            raise NoStepError(
+                f"{len(answers)} usable replies, min_replies is {settings.min_replies}"
             )
-            return None, {}
         if settings.seed is not None:
             # Replies arrive in any order, and sums of floats depend on it.
             answers.sort(key=lambda answer: answer.key)
@@ -338,7 +366,7 @@ class Core(ABC):
         step = ServerStep(direction, rate, exact, following, state)
         return step, {**report, **aggregate.diagnostics}
 
-    def move(self, step: ServerStep) -> Model | None:
+    def move(self, step: ServerStep) -> Model:
         """Take a step of the current round, and remember what it tells for the next.
 
         Parameters
@@ -348,21 +376,20 @@ class Core(ABC):
 
         Returns
         -------
-        dict of str to array or None
-            The new model; None if it would not be finite, which leaves everything as it was.
+        dict of str to array
+            The new model.
+
+        Raises
+        ------
+        NoStepError
+            If it would not be finite, which leaves everything as it was.
         """
         current, decay = self.current, self.settings.average_decay
         with np.errstate(over="ignore", invalid="ignore"):
             model = current.layout.move(current.arrays, step.direction, step.rate, step.exact)
         for name, array in model.items():
             if np.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all():
-                _LOGGER.warning(
-                    "round %d keeps the model as it is: its step would make array %r NaN or "
-                    "infinite",
-                    current.number,
-                    name,
-                )
-                return None
+                raise NoStepError(f"its step would make array {name!r} NaN or infinite")
         self._scales, self._optimizer_state = step.scales, step.optimizer_state
         if decay is not None:
             self.average = _blend(self.average, model, decay)

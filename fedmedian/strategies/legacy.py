@@ -7,6 +7,7 @@ its position, "0", "1", and so on.
 
 from collections.abc import Sequence
 from math import isfinite
+from statistics import fmean
 from typing import Any, TypeVar, Unpack
 
 from flwr.common import (
@@ -27,7 +28,7 @@ from flwr.server.strategy.aggregate import weighted_loss_avg
 from fedmedian.client_steps import ClientStep, Rotation
 from fedmedian.decoding import DecodeRule
 from fedmedian.layout import RUNNING_STATISTICS
-from fedmedian.logs import warn
+from fedmedian.logs import text_of, warn
 from fedmedian.noise import Noise
 from fedmedian.optimizers import Optimizer
 from fedmedian.payloads import Payload
@@ -81,15 +82,17 @@ class LegacyStrategy(FedAvg):
     """
 
     def __init__(self, core: Core, fedavg: LegacyFedAvgOptions) -> None:
-        require_fedavg_options(fedavg, LegacyFedAvgOptions.__optional_keys__)
+        require_fedavg_options(type(self), fedavg, LegacyFedAvgOptions.__optional_keys__)
         super().__init__(**fedavg)
         self.core = core
         self._protocol = RoundProtocol(core, *(() if self.accept_failures else (all_or_none,)))
         self._asked: list[Node] = []
         self._asked_to_evaluate: list[Node] = []
+        self._size = 0
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(noise={self.core.noise}, {self.core.settings})"
+        own = ", ".join(f"{name}={value!r}" for name, value in self.core.unusual.items())
+        return f"{type(self).__name__}({own})"
 
     @property
     def averaged_parameters(self) -> Parameters | None:
@@ -119,10 +122,11 @@ class LegacyStrategy(FedAvg):
         instruction = self._protocol.ask(server_round, parameters_to_arrays(parameters))
         if instruction is None:
             return []
-        told = instruction.encode()
+        mu = self.core.settings.proximal_mu
+        told = instruction.encode() | ({} if mu is None else {"proximal_mu": mu})
         with self._protocol.sampling(server_round):
             asked = super().configure_fit(server_round, parameters, client_manager)
-        self._asked = [client.cid for client, _ in asked]
+        self._asked, self._size = [client.cid for client, _ in asked], _size(parameters)
         return [(client, FitIns(ins.parameters, {**ins.config, **told})) for client, ins in asked]
 
     def aggregate_fit(
@@ -132,12 +136,13 @@ class LegacyStrategy(FedAvg):
         failures: list[Trained | BaseException],
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Aggregate the usable results into a new model, and report on the round."""
-        replies = _by_client("aggregate_train", results, failures)
-        heard = self._protocol.hear(self._asked, replies, _read)
+        replies, reasons = _by_client("aggregate_train", results, failures)
+        heard = self._protocol.hear(self._asked, replies, _read, reasons)
         metrics: dict[str, Any] = {**heard.report}
         if results:
-            sizes = [sum(map(len, result.parameters.tensors)) for _, result in results]
-            metrics["uplink-bytes"] = sum(sizes) / len(sizes)
+            metrics["uplink-bytes"] = fmean(_size(result.parameters) for _, result in results)
+        if self._asked:
+            metrics["downlink-bytes"] = self._size
         metrics = {**self._aggregate("fit_metrics_aggregation_fn", heard.usual), **metrics}
         self._protocol.end(heard, metrics)
         return None if heard.model is None else arrays_to_parameters(heard.model), metrics
@@ -168,7 +173,7 @@ class LegacyStrategy(FedAvg):
         failures: list[Evaluated | BaseException],
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Aggregate the usable results' losses and metrics as FedAvg does."""
-        replies = _by_client("aggregate_evaluate", results, failures)
+        replies, _ = _by_client("aggregate_evaluate", results, failures)
         usual = self._protocol.hear_evaluation(
             server_round, self._asked_to_evaluate, replies, _read_evaluation
         )
@@ -195,8 +200,10 @@ class SignSGD(LegacyStrategy):
     ----------
     noise, decode, learning_rate, weighted, optimizer, client_steps, rotation, scale_from
         As for `fedmedian.strategies.SignSGD`.
-    cohort_rules, diagnostics, min_replies, seed
+    cohort_rules, diagnostics, min_replies, max_failed_rounds, seed
         As for `fedmedian.strategies.SignSGD`.
+    proximal_mu : float, optional
+        As there; clients find it in their config as ``"proximal_mu"``.
     average_decay : float, optional
         As there; the average is in ``averaged_parameters``.
     exact : sequence of str
@@ -215,7 +222,8 @@ class SignSGD(LegacyStrategy):
 
     Notes
     -----
-    What is reported as ``uplink-bytes`` is the clients' arrays without Flower's headers.
+    What is reported as ``uplink-bytes`` and ``downlink-bytes`` is arrays without Flower's headers.
+    Nothing tells a strategy of this API that a run has ended, so their sum over it is not logged.
 
     Examples
     --------
@@ -238,8 +246,10 @@ class SignSGD(LegacyStrategy):
         cohort_rules: Sequence[CohortRule] = (),
         diagnostics: bool = True,
         min_replies: int = 1,
+        max_failed_rounds: int | None = 3,
         checkpoint: Checkpoint | None = None,
         seed: int | None = None,
+        proximal_mu: float | None = None,
         **fedavg: Unpack[LegacyFedAvgOptions],
     ) -> None:
         settings = Settings(
@@ -252,8 +262,10 @@ class SignSGD(LegacyStrategy):
             cohort_rules=cohort_rules,
             diagnostics=diagnostics,
             min_replies=min_replies,
+            max_failed_rounds=max_failed_rounds,
             checkpoint=checkpoint,
             seed=seed,
+            proximal_mu=proximal_mu,
         )
         core = SignCore(
             noise=noise,
@@ -277,7 +289,7 @@ class MedianSGD(LegacyStrategy):
         As for `fedmedian.strategies.MedianSGD`.
     optimizer, average_decay, client_steps, rotation, scale_from, exact, cohort_rules
         As for `SignSGD`.
-    diagnostics, min_replies, checkpoint, seed, **fedavg
+    diagnostics, min_replies, max_failed_rounds, checkpoint, seed, proximal_mu, **fedavg
         As for `SignSGD`.
 
     Raises
@@ -306,8 +318,10 @@ class MedianSGD(LegacyStrategy):
         cohort_rules: Sequence[CohortRule] = (),
         diagnostics: bool = True,
         min_replies: int = 1,
+        max_failed_rounds: int | None = 3,
         checkpoint: Checkpoint | None = None,
         seed: int | None = None,
+        proximal_mu: float | None = None,
         **fedavg: Unpack[LegacyFedAvgOptions],
     ) -> None:
         settings = Settings(
@@ -320,8 +334,10 @@ class MedianSGD(LegacyStrategy):
             cohort_rules=cohort_rules,
             diagnostics=diagnostics,
             min_replies=min_replies,
+            max_failed_rounds=max_failed_rounds,
             checkpoint=checkpoint,
             seed=seed,
+            proximal_mu=proximal_mu,
         )
         core = MedianCore(
             noise=noise,
@@ -337,16 +353,21 @@ def _by_client(
     phase: str,
     results: Sequence[tuple[ClientProxy, Result]],
     failures: Sequence[tuple[ClientProxy, Result] | BaseException],
-) -> list[tuple[Node, tuple[ClientProxy, Result]]]:
-    """Return all results with the names of the clients that they come from."""
-    answered = list(results)
+) -> tuple[list[tuple[Node, tuple[ClientProxy, Result]]], list[str]]:
+    """Return all results with the names of their clients, and why there are no others."""
+    answered, reasons = list(results), []
     for failure in failures:
         if isinstance(failure, BaseException):
             # Flower does not tell whose it is; the client is named among the missing.
-            warn("%s: a client failed: %s: %s", phase, type(failure).__name__, failure)
+            reasons.append(f"a client failed: {type(failure).__name__}: {text_of(failure)}")
+            warn("%s: %s", phase, reasons[-1])
         else:
             answered.append(failure)
-    return [(client.cid, (client, result)) for client, result in answered]
+    return [(client.cid, (client, result)) for client, result in answered], reasons
+
+
+def _size(parameters: Parameters) -> int:
+    return sum(map(len, parameters.tensors))
 
 
 def _read(trained: Trained) -> Said[FitRes]:

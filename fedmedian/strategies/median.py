@@ -1,6 +1,6 @@
 """Median aggregation: robust to bad clients, in full precision."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal, Unpack
 
 import numpy as np
@@ -53,13 +53,12 @@ class MedianCore(Core):
         require_choice("estimator", estimator, ("median", "smoothed"))
         if estimator == "smoothed" and (noise is None or isinstance(noise, Uniform)):
             raise ValueError(f"noise must have a smooth CDF with estimator='smoothed', got {noise}")
-        if learning_rate is None:
-            theory = noise.rule.learning_rate(self.kind) if isinstance(noise, Noise) else None
-            learning_rate = theory or 1.0
+        theory = noise.rule.learning_rate(self.kind) if isinstance(noise, Noise) else None
         super().__init__(
             noise=noise,
             noise_at_client=noise_at == "client" and estimator == "median",
             learning_rate=learning_rate,
+            usual_rate=theory or 1.0,
             weighted=False,
             settings=settings,
         )
@@ -70,6 +69,11 @@ class MedianCore(Core):
     def identity(self) -> dict[str, Any]:
         """The arguments that a run's model depends on; see `Core.identity`."""
         return {**super().identity, "noise_at": self.noise_at, "estimator": self.estimator}
+
+    def _arguments(self) -> Iterator[tuple[str, Any, Any]]:
+        yield from super()._arguments()
+        yield "noise_at", self.noise_at, "client"
+        yield "estimator", self.estimator, "median"
 
     def aggregate_payloads(
         self,
@@ -130,7 +134,9 @@ class MedianSGD(MessageStrategy):
         be replaced by their median, as arrays of integers always are.
     optimizer, average_decay, client_steps, rotation, scale_from, cohort_rules
         As for `SignSGD`.
-    diagnostics, min_replies, checkpoint, numpy_clients, seed, **fedavg
+    diagnostics, min_replies, max_failed_rounds, checkpoint, numpy_clients, seed
+        As for `SignSGD`.
+    proximal_mu, **fedavg
         As for `SignSGD`.
 
     Raises
@@ -163,9 +169,11 @@ class MedianSGD(MessageStrategy):
         cohort_rules: Sequence[CohortRule] = (),
         diagnostics: bool = True,
         min_replies: int = 1,
+        max_failed_rounds: int | None = 3,
         checkpoint: Checkpoint | None = None,
         numpy_clients: bool = False,
         seed: int | None = None,
+        proximal_mu: float | None = None,
         **fedavg: Unpack[FedAvgOptions],
     ) -> None:
         settings = Settings(
@@ -178,8 +186,10 @@ class MedianSGD(MessageStrategy):
             cohort_rules=cohort_rules,
             diagnostics=diagnostics,
             min_replies=min_replies,
+            max_failed_rounds=max_failed_rounds,
             checkpoint=checkpoint,
             seed=seed,
+            proximal_mu=proximal_mu,
         )
         core = MedianCore(
             noise=noise,

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
 from fedmedian.checks import require_type
+from fedmedian.diagnostics import PER_BLOCK
 from fedmedian.payloads import Payload
 from fedmedian.records import to_arrays, to_record
 from fedmedian.strategies import numpy_clients as numpy_messages
@@ -21,7 +22,7 @@ from fedmedian.strategies.core import Core
 from fedmedian.strategies.metrics import require_examples, try_to_aggregate
 from fedmedian.strategies.options import FedAvgOptions, require_fedavg_options
 from fedmedian.strategies.protocol import RoundProtocol, Said
-from fedmedian.strategies.uplink import mean_reply_size
+from fedmedian.strategies.sizes import mean_size
 from fedmedian.wire import WireError, is_refusal
 
 Record = TypeVar("Record")
@@ -69,7 +70,7 @@ class MessageStrategy(FedAvg):
 
     def __init__(self, core: Core, numpy_clients: bool, fedavg: FedAvgOptions) -> None:
         require_type("numpy_clients", numpy_clients, bool, "a bool")
-        require_fedavg_options(fedavg, FedAvgOptions.__optional_keys__)
+        require_fedavg_options(type(self), fedavg, FedAvgOptions.__optional_keys__)
         if numpy_clients:
             for key in numpy_messages.KEYS:
                 if key in fedavg:
@@ -81,6 +82,7 @@ class MessageStrategy(FedAvg):
         self._protocol = RoundProtocol(core)
         self._asked: Sequence[Message] = ()
         self._asked_to_evaluate: Sequence[Message] = ()
+        self._per_block: dict[int, dict[str, Any]] = {}
 
     @property
     def averaged_arrays(self) -> ArrayRecord | None:
@@ -101,7 +103,9 @@ class MessageStrategy(FedAvg):
         """Run federated learning; see `flwr.serverapp.strategy.Strategy.start`.
 
         With a `checkpoint` that has been written, the rounds until then are not run again: what
-        is returned and logged of them is what was stored.
+        is returned and logged of them is what was stored. What a round reports of each block, a
+        list for the noise scales and one for signal to noise, is in the Result alone and not in
+        the log.
 
         Parameters
         ----------
@@ -117,15 +121,26 @@ class MessageStrategy(FedAvg):
 
         Raises
         ------
+        TypeError
+            If the initial arrays are not an ArrayRecord.
         ValueError
             If the checkpoint is not one of this run, is damaged, or holds more rounds than the
             run is to have.
+        RunFailedError
+            If `max_failed_rounds` rounds in a row have made no new model, or all clients of the
+            first have sent plain weights, with the commonest reason.
         RuntimeError
             If another run has the checkpoint's folder.
         OSError
             If checkpoints cannot be written there. Once the first round has begun, that is a
             warning each time, and an error in the log at the end.
         """
+        if not isinstance(initial_arrays, ArrayRecord):
+            raise TypeError(
+                "initial_arrays must be an ArrayRecord, such as ArrayRecord(model.state_dict()), "
+                f"got a {type(initial_arrays).__name__}"
+            )
+        self._per_block = {}
         journal = self._protocol.journal
         if self.core.settings.checkpoint is not None:
             journal.open(self.core, to_arrays(initial_arrays))
@@ -148,15 +163,18 @@ class MessageStrategy(FedAvg):
                 **newer,
             )
             journal.close(self.core)
+            self._protocol.say_totals()
         finally:
             journal.release()
+        reports = result.train_metrics_clientapp
+        for server_round, lists in self._per_block.items():
+            reports[server_round] = MetricRecord({**reports[server_round], **lists})
         return AveragedResult(**vars(result), averaged_arrays=self.averaged_arrays)
 
     def summary(self) -> None:
-        """Log the configuration of the strategy."""
-        log(INFO, "\t├──> Noise: %s", self.core.noise)
-        log(INFO, "\t├──> Learning rate: %s", self.core.learning_rate)
-        log(INFO, "\t├──> %s", self.core.settings)
+        """Log the configuration of the strategy: what is not as usual, then FedAvg's."""
+        own = ", ".join(f"{name}={value!r}" for name, value in self.core.unusual.items())
+        log(INFO, "\t├──> %s", own or "all as usual")
         super().summary()
 
     def configure_train(
@@ -167,7 +185,9 @@ class MessageStrategy(FedAvg):
         if instruction is None:
             return []
         # The caller's config serves every round: it must not pick up our keys.
-        told = ConfigRecord({**config, **instruction.encode()})
+        mu = self.core.settings.proximal_mu
+        proximal = {} if mu is None else {"proximal-mu": mu}
+        told = ConfigRecord({**config, **proximal, **instruction.encode()})
         with self._protocol.sampling(server_round):
             self._asked = list(super().configure_train(server_round, arrays, told, grid))
         return self._asked
@@ -179,7 +199,8 @@ class MessageStrategy(FedAvg):
         journal = self._protocol.journal
         if server_round <= journal.done:
             stored = journal.model if server_round == journal.done else None
-            return _to_record(stored), _to_metrics(journal.recall("train", server_round))
+            recalled = journal.recall("train", server_round)
+            return _to_record(stored), self._without_lists(server_round, recalled)
         replies = list(replies)
         if not replies and not self._asked:
             return None, None
@@ -187,13 +208,15 @@ class MessageStrategy(FedAvg):
         heard = self._protocol.hear(asked, replies_of, self._read)
         metrics: dict[str, Any] = {**heard.report}
         if replies:
-            metrics["uplink-bytes"] = mean_reply_size(replies)
+            metrics["uplink-bytes"] = mean_size(replies)
+        if self._asked:
+            metrics["downlink-bytes"] = mean_size(self._asked)
         if heard.usual:
             contents = [answer.source for answer in heard.usual]
             own = self._aggregate("train_metrics_aggr_fn", contents)
             metrics = {**(own or {}), **metrics}
         self._protocol.end(heard, metrics)
-        return _to_record(heard.model), MetricRecord(metrics)
+        return _to_record(heard.model), self._without_lists(server_round, metrics)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -229,6 +252,16 @@ class MessageStrategy(FedAvg):
         if metrics is not None:
             journal.note("evaluate", server_round, metrics)
         return metrics
+
+    def _without_lists(
+        self, server_round: int, metrics: Mapping[str, Any] | None
+    ) -> MetricRecord | None:
+        """Return a round's metrics for Flower's log, and keep what is too long for it."""
+        if metrics is None:
+            return None
+        lists = {key: metrics[key] for key in PER_BLOCK if key in metrics}
+        self._per_block[server_round] = lists
+        return MetricRecord({key: metrics[key] for key in metrics if key not in lists})
 
     def _aggregate(self, name: str, contents: list[RecordDict]) -> MetricRecord | None:
         function = getattr(self, name)

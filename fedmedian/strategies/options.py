@@ -1,6 +1,8 @@
 """FedAvg's own arguments, which the strategies take besides theirs."""
 
+import inspect
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from types import NoneType
 from typing import Any, TypedDict
 
@@ -45,11 +47,48 @@ class LegacyFedAvgOptions(TypedDict, total=False):
     evaluate_metrics_aggregation_fn: MetricsAggregationFn | None
 
 
-def require_fedavg_options(options: Mapping[str, Any], allowed: frozenset[str]) -> None:
+_OF_BOTH_APIS = {
+    "fraction_train": "fraction_fit",
+    "min_train_nodes": "min_fit_clients",
+    "min_evaluate_nodes": "min_evaluate_clients",
+    "min_available_nodes": "min_available_clients",
+    "train_metrics_aggr_fn": "fit_metrics_aggregation_fn",
+    "evaluate_metrics_aggr_fn": "evaluate_metrics_aggregation_fn",
+}
+"""Arguments of the Message API's strategies, each with the older API's name for it."""
+
+_OF_START = {
+    "initial_parameters": "initial_arrays",
+    "initial_arrays": "initial_arrays",
+    "evaluate_fn": "evaluate_fn",
+    "on_fit_config_fn": "train_config",
+    "on_evaluate_config_fn": "evaluate_config",
+    "num_rounds": "num_rounds",
+}
+"""What the older API's strategies are given, and the Message API's ``start`` is."""
+
+_IN_OTHER_WORDS = {
+    **dict.fromkeys(
+        ("lr", "eta", "server_lr", "server_learning_rate", "step_size"), "learning_rate="
+    ),
+    **dict.fromkeys(("momentum", "server_momentum"), "optimizer=Momentum(…)"),
+    **dict.fromkeys(("beta_1", "beta_2", "tau"), "optimizer=Adam(…)"),
+    **dict.fromkeys(("noise_scale", "noise_multiplier", "sigma", "scale"), "noise=Gaussian(…)"),
+    **dict.fromkeys(("clip", "clipping_norm"), "client_steps=[Clip(…)]"),
+    "mu": "proximal_mu=",
+}
+"""What people call things that have another name here."""
+
+
+def require_fedavg_options(
+    strategy: type, options: Mapping[str, Any], allowed: frozenset[str]
+) -> None:
     """Raise unless all options are FedAvg's own and in order.
 
     Parameters
     ----------
+    strategy : type
+        The strategy that is made with them, `SignSGD` or `MedianSGD` or a class of the user's.
     options : mapping
         The options.
     allowed : frozenset of str
@@ -58,12 +97,33 @@ def require_fedavg_options(options: Mapping[str, Any], allowed: frozenset[str]) 
     Raises
     ------
     TypeError, ValueError
-        If an option is unknown, has the wrong type or is out of range.
+        If an option is unknown, has the wrong type or is out of range. Of an unknown one it says
+        what may be meant.
     """
     if unknown := sorted(set(options) - allowed):
-        raise TypeError(f"unknown argument {unknown[0]!r}")
+        name, hint = unknown[0], _hint(strategy, unknown[0], allowed)
+        raise TypeError(f"{strategy.__name__}() has no argument {name!r}{hint}")
     for name, value in options.items():
         _require_fedavg_option(name, value)
+
+
+def _hint(strategy: type, name: str, allowed: frozenset[str]) -> str:
+    """Return what else may be meant by an argument that there is not."""
+    ours = next(one for one in strategy.__mro__ if one.__module__.startswith("fedmedian."))
+    older = "fraction_fit" in allowed
+    other = "fedmedian.strategies" if older else "fedmedian.strategies.legacy"
+    words = _OF_BOTH_APIS if older else {old: new for new, old in _OF_BOTH_APIS.items()}
+    if name in words:
+        return f": here it is {words[name]!r}, {name!r} is of {other}.{ours.__name__}"
+    if not older and name in _OF_START:
+        theirs = name in LegacyFedAvgOptions.__optional_keys__
+        beside = f"; {name!r} is of {other}.{ours.__name__}" if theirs else ""
+        return f": start({_OF_START[name]}=…) takes it{beside}"
+    if name in _IN_OTHER_WORDS:
+        return f", did you mean {_IN_OTHER_WORDS[name]}?"
+    known = [*inspect.signature(ours).parameters, *allowed]
+    close = get_close_matches(name, known, n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def _require_fedavg_option(name: str, value: Any) -> None:

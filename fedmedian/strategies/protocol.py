@@ -3,7 +3,8 @@
 The strategies of both APIs translate Flower's messages for it; what a round is stands here.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -11,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from fedmedian.diagnostics import Report
 from fedmedian.instructions import Instruction
 from fedmedian.layout import Arrays
+from fedmedian.logs import warn
 from fedmedian.randomness import seeded_sampling
 from fedmedian.strategies.cohort import (
     Answer,
@@ -21,10 +23,13 @@ from fedmedian.strategies.cohort import (
     Source,
     one_reply_per_node,
 )
-from fedmedian.strategies.core import Core, Model
+from fedmedian.strategies.core import Core, Model, NoStepError
 from fedmedian.strategies.journal import Journal
 from fedmedian.strategies.metrics import with_usual_metrics
 from fedmedian.strategies.roster import Hearing, Roster
+from fedmedian.strategies.watch import Watch, describe_round
+
+_LOGGER = logging.getLogger("flwr")
 
 Received = TypeVar("Received")
 
@@ -66,11 +71,20 @@ class Heard(Generic[Source]):
         What to report about the round.
     usual : list of Answer
         The accepted answers whose metrics can be aggregated.
+    asked : int
+        The number of clients that were asked.
+    reasons : list of str or Exception
+        Why replies were not used or did not come, one for each.
+    no_step : str
+        Why there is no new model, if there is none.
     """
 
     model: Model | None
     report: Report
     usual: list[Answer[Source]]
+    asked: int
+    reasons: list[str | Exception]
+    no_step: str
 
 
 class RoundProtocol:
@@ -90,6 +104,7 @@ class RoundProtocol:
         self.journal = Journal(core.settings.checkpoint)
         self._roster = Roster()
         self._rules = (one_reply_per_node, *rules)
+        self._watch = self._make_watch()
 
     def ask(self, server_round: int, model: Arrays) -> Instruction | None:
         """Begin a round of training.
@@ -109,7 +124,7 @@ class RoundProtocol:
         if server_round <= self.journal.done:
             return None
         if server_round == 1:
-            self._roster = Roster()
+            self._roster, self._watch = Roster(), self._make_watch()
         return self.core.begin(server_round, model)
 
     def sampling(self, server_round: int) -> AbstractContextManager[None]:
@@ -121,6 +136,7 @@ class RoundProtocol:
         asked: Collection[Node],
         replies: Iterable[tuple[Node, Received]],
         read: Callable[[Received], Said[Source]],
+        failures: Sequence[str] = (),
     ) -> Heard[Source]:
         """Make a step of the replies to training that can be used.
 
@@ -132,6 +148,8 @@ class RoundProtocol:
             The nodes that have replied, each with its reply as Flower's API has it.
         read : callable
             Reads such a reply, or raises.
+        failures : sequence of str
+            Why clients have not replied, as far as that is known.
 
         Returns
         -------
@@ -144,7 +162,7 @@ class RoundProtocol:
             If no round has begun.
         """
         core = self.core
-        hearing = Hearing("aggregate_train", asked, self._roster)
+        hearing = Hearing("aggregate_train", asked, self._roster, failures)
         answers = []
         for node, reply in replies:
             with hearing.reply_of(node):
@@ -155,14 +173,35 @@ class RoundProtocol:
                 answers.append(answer)
         rules = (*self._rules, *core.settings.cohort_rules)
         kept, counts = hearing.judge(core.current.number, answers, rules)
-        step, report = core.finish(kept)
-        model = None if step is None else core.move(step)
-        return Heard(model, {**counts, **report}, self._with_usual_metrics(kept))
+        report: Report = {**counts}
+        model, reason = None, ""
+        try:
+            step, own = core.finish(kept)
+            report |= own
+            model = core.move(step)
+        except NoStepError as error:
+            reason = str(error)
+            warn("round %d keeps the model as it is: %s", core.current.number, reason)
+        usual = self._with_usual_metrics(kept)
+        return Heard(model, report, usual, len(asked), hearing.reasons, reason)
 
     def end(self, heard: Heard[Any], metrics: Mapping[str, Any]) -> None:
-        """End a round of training: store it, and what was reported of it, if it is time to."""
-        self.journal.note("train", self.core.current.number, metrics)
+        """End a round of training: store it, and what was reported of it, if it is time to.
+
+        Raises
+        ------
+        RunFailedError
+            If the run is lost; see `fedmedian.strategies.watch.Watch`.
+        """
+        current = self.core.current
+        self.journal.note("train", current.number, metrics)
         self.journal.end_round(self.core, heard.model)
+        seen = {**heard.report, **metrics}
+        self._watch.see(current, heard.asked, heard.reasons, seen, heard.no_step)
+
+    def say_totals(self) -> None:
+        """Log what the run has sent, once it has ended."""
+        self._watch.say_totals()
 
     def hear_evaluation(
         self,
@@ -190,8 +229,12 @@ class RoundProtocol:
         for node, reply in replies:
             with hearing.reply_of(node):
                 read_ones.append(read(node, reply))
-        kept, _ = hearing.judge(server_round, read_ones, self._rules)
+        kept, counts = hearing.judge(server_round, read_ones, self._rules)
+        _LOGGER.info("aggregate_evaluate: %s", describe_round(counts))
         return self._with_usual_metrics(kept)
+
+    def _make_watch(self) -> Watch:
+        return Watch(self.core.kind, self.core.settings.max_failed_rounds)
 
     def _with_usual_metrics(self, replies: list[AnyReply]) -> list[AnyReply]:
         return with_usual_metrics(replies, self._roster.name)

@@ -1,13 +1,13 @@
 """The nodes of a run, and what becomes of their replies: no client can end a run."""
 
-import logging
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from fedmedian.logs import warn
 from fedmedian.strategies.cohort import AnyReply, Cohort, CohortRule, Node
 
-_LOGGER = logging.getLogger("flwr")
+NO_REPLY = "no reply"
+"""The reason of a node that has not replied, where no other is known."""
 
 
 class Roster:
@@ -49,14 +49,24 @@ class Hearing:
         The nodes that were asked.
     roster : Roster
         Their names.
+    failures : sequence of str
+        Why nodes have not replied, as far as that is known.
+
+    Attributes
+    ----------
+    reasons : list of str or Exception
+        Why replies cannot be used, or did not come: one for each, once they are judged.
     """
 
-    def __init__(self, phase: str, asked: Collection[Node], roster: Roster) -> None:
+    def __init__(
+        self, phase: str, asked: Collection[Node], roster: Roster, failures: Sequence[str] = ()
+    ) -> None:
         self._phase = phase
         self._asked = asked
         self._roster = roster
+        self._failures = failures
         self._heard: set[Node] = set()
-        self._rejected = 0
+        self.reasons: list[str | Exception] = []
 
     @contextmanager
     def reply_of(self, node: Node) -> Iterator[None]:
@@ -94,20 +104,21 @@ class Hearing:
             warn("%s: no reply from %s", self._phase, self._roster.name(node))
         kept = list(replies)
         for rule in rules:
-            cohort = Cohort(server_round, self._asked, kept, self._rejected, len(missing))
+            cohort = Cohort(server_round, self._asked, kept, len(self.reasons), len(missing))
             refused = rule(cohort)
             for index, reason in refused.items():
                 self._reject(kept[index].node, reason)
             kept = [reply for index, reply in enumerate(kept) if index not in refused]
-        accepted, rejected = len(kept), self._rejected
-        _LOGGER.info("%s: accepted %d replies, dropped %d", self._phase, accepted, rejected)
-        return kept, {
-            "replies-accepted": accepted,
-            "replies-rejected": rejected,
+        counts = {
+            "replies-accepted": len(kept),
+            "replies-rejected": len(self.reasons),
             "replies-missing": len(missing),
         }
+        unknown = [NO_REPLY] * (len(missing) - len(self._failures))
+        self.reasons += [*self._failures, *unknown]
+        return kept, counts
 
     def _reject(self, node: Node, reason: str | Exception) -> None:
         name = self._roster.name(node)
         warn("%s: dropped the reply of %s: %s", self._phase, name, reason)
-        self._rejected += 1
+        self.reasons.append(reason)

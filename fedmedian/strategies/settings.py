@@ -19,7 +19,7 @@ DEFAULT_ROTATION = Rotation()
 ScaleFrom = Literal["server", "client"]
 """The side that chooses the noise scale of a round."""
 
-_MAY_CHANGE = ("cohort_rules", "diagnostics", "min_replies", "checkpoint")
+_MAY_CHANGE = ("cohort_rules", "diagnostics", "min_replies", "max_failed_rounds", "checkpoint")
 """The arguments that a run may go on with others of: whom it hears, as nodes come and go, and what
 it notes."""
 
@@ -43,8 +43,10 @@ class Settings:
     cohort_rules: Sequence[CohortRule] = ()
     diagnostics: bool = True
     min_replies: int = 1
+    max_failed_rounds: int | None = 3
     checkpoint: Checkpoint | None = None
     seed: int | None = None
+    proximal_mu: float | None = None
 
     def __post_init__(self) -> None:
         if self.optimizer is not None:
@@ -67,10 +69,14 @@ class Settings:
                 raise TypeError(f"cohort_rules must be callables, got {rule!r}")
         require_type("diagnostics", self.diagnostics, bool, "a bool")
         require_integer("min_replies", self.min_replies, low=1)
+        if self.max_failed_rounds is not None:
+            require_integer("max_failed_rounds", self.max_failed_rounds, low=1)
         if self.checkpoint is not None:
             require_type("checkpoint", self.checkpoint, Checkpoint, "a Checkpoint, or None")
         if self.seed is not None:
             require_integer("seed", self.seed, low=0)
+        if self.proximal_mu is not None:
+            require_real("proximal_mu", self.proximal_mu, low=0.0)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Sign aggregation: one bit per parameter and client."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Unpack
 
 from fedmedian.aggregation import Aggregate, aggregate_signs
@@ -47,14 +47,14 @@ class SignCore(Core):
         require_type("decode", decode, DecodeRule, "a rule such as Counts() or Majority()")
         if noise is None and decode.needs_noise:
             raise ValueError(f"noise must not be None with decode={decode!r}")
-        if learning_rate is None:
-            learning_rate = decode.learning_rate(noise if isinstance(noise, Noise) else None)
-            if learning_rate is None:
-                raise ValueError(f"learning_rate must be given with decode={decode!r}, got None")
+        usual_rate = decode.learning_rate(noise if isinstance(noise, Noise) else None)
+        if learning_rate is None and usual_rate is None:
+            raise ValueError(f"learning_rate must be given with decode={decode!r}, got None")
         super().__init__(
             noise=noise,
             noise_at_client=True,
             learning_rate=learning_rate,
+            usual_rate=usual_rate or 1.0,
             weighted=weighted,
             settings=settings,
         )
@@ -64,6 +64,11 @@ class SignCore(Core):
     def identity(self) -> dict[str, Any]:
         """The arguments that a run's model depends on; see `Core.identity`."""
         return {**super().identity, "decode": self.decode}
+
+    def _arguments(self) -> Iterator[tuple[str, Any, Any]]:
+        yield from super()._arguments()
+        yield "decode", self.decode, DEFAULT_DECODE
+        yield "weighted", self.weighted, True
 
     def aggregate_payloads(
         self,
@@ -108,8 +113,9 @@ class SignSGD(MessageStrategy):
     learning_rate : float or callable, optional
         The server's step size δ, > 0, in x ← x − δ·step, or a schedule: a callable from the
         round to δ such as `Cosine` and `StepDecay`. If not given it is 1.0, which moves the model
-        by the estimated mean update. A majority that is not calibrated moves each coordinate by
-        exactly δ and must be given one, unless the noise scale is `Theory`'s, which knows it.
+        by the estimated mean update, and with `Adam` 0.01. A majority that is not calibrated
+        moves each coordinate by exactly δ and must be given one, unless the noise scale is
+        `Theory`'s, which knows it.
     weighted : bool (default: True)
         Whether votes count in proportion to the clients' examples, none for more than four times
         the median client's.
@@ -140,12 +146,16 @@ class SignSGD(MessageStrategy):
         Whether each round's report says how votes agree and what is noise in them.
     min_replies : int (default: 1)
         A round with fewer usable replies keeps the model as it is, and says so; >= 1.
+    max_failed_rounds : int or None (default: 3)
+        After so many rounds in a row that keep the model as it is, ``start`` raises
+        `RunFailedError` with the commonest reason; >= 1. None for never. It raises after the first
+        round, too, if all clients have sent plain weights.
     checkpoint : Checkpoint, optional
         Where the run is stored after every so many rounds; if it is there already, ``start``
         goes on from it. With a seed, all nodes and clients without a state of their own, the
         model is bit for bit that of a run that was not interrupted. Of the arguments above and of
-        the seed it must be the same ones, but for `cohort_rules`, `diagnostics` and `min_replies`;
-        a function is known by its name.
+        the seed it must be the same ones, but for `cohort_rules`, `diagnostics`, `min_replies`
+        and `max_failed_rounds`; a function is known by its name.
     numpy_clients : bool (default: False)
         Whether the clients are NumPyClients, for training and evaluation; their metrics are
         averaged as a Message-API app's would be.
@@ -154,6 +164,9 @@ class SignSGD(MessageStrategy):
         are sampled where `fraction_train` is below 1; but on Ray Flower gives the nodes new
         names in each run. Without one, the right choice outside of simulation, noise comes
         from the operating system's entropy and the server cannot know it.
+    proximal_mu : float, optional
+        The weight of FedProx's proximal term, >= 0, told to clients that ask for it in their
+        config as ``"proximal-mu"``, as Flower's FedProx does; the term is theirs to add.
     **fedavg
         The arguments of `flwr.serverapp.strategy.FedAvg`: `fraction_train`,
         `fraction_evaluate`, `min_train_nodes`, `min_evaluate_nodes`, `min_available_nodes`,
@@ -192,9 +205,11 @@ class SignSGD(MessageStrategy):
         cohort_rules: Sequence[CohortRule] = (),
         diagnostics: bool = True,
         min_replies: int = 1,
+        max_failed_rounds: int | None = 3,
         checkpoint: Checkpoint | None = None,
         numpy_clients: bool = False,
         seed: int | None = None,
+        proximal_mu: float | None = None,
         **fedavg: Unpack[FedAvgOptions],
     ) -> None:
         settings = Settings(
@@ -207,8 +222,10 @@ class SignSGD(MessageStrategy):
             cohort_rules=cohort_rules,
             diagnostics=diagnostics,
             min_replies=min_replies,
+            max_failed_rounds=max_failed_rounds,
             checkpoint=checkpoint,
             seed=seed,
+            proximal_mu=proximal_mu,
         )
         core = SignCore(
             noise=noise,

@@ -177,7 +177,8 @@ def test_a_run_that_has_ended_can_be_given_more_rounds_but_not_fewer(
 
 
 def test_rounds_that_keep_the_model_are_stored_as_well(api, play, bits, tmp_path):
-    never = api.make("SignSGD", checkpoint=Checkpoint(tmp_path), min_replies=NUM_CLIENTS + 1)
+    impossible = {"min_replies": NUM_CLIENTS + 1, "max_failed_rounds": None}
+    never = api.make("SignSGD", checkpoint=Checkpoint(tmp_path), **impossible)
     assert bits(play(never, 3).model) == bits(MODEL)
     trained = play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 5)
     assert trained.reports[4]["replies-accepted"] == NUM_CLIENTS
@@ -286,7 +287,8 @@ class TestIdentity:
         ids=lambda cls: f"{cls.__module__}.{cls.__name__}",
     )
     def test_only_arguments_that_say_who_is_heard_and_what_is_noted_may_change(self, cls):
-        may_change = {"cohort_rules", "min_replies", "diagnostics", "checkpoint", "numpy_clients"}
+        may_change = {"cohort_rules", "min_replies", "max_failed_rounds", "diagnostics"}
+        may_change |= {"checkpoint", "numpy_clients"}
         arguments = inspect.signature(cls).parameters
         assert set(arguments) - {*may_change, "fedavg"} <= set(cls().core.identity)
         assert not may_change & set(cls().core.identity)

@@ -57,6 +57,7 @@ class Case:
 
 
 VOTES = frozenset({"vote-agreement", "margin"})
+SIZES = ("uplink-bytes", "downlink-bytes")
 NOISE = frozenset({"signal-to-noise", "signal-to-noise-per-block", "noise-scale"})
 NOISY_VOTES = VOTES | NOISE
 GAP = frozenset({"median-mean-gap", "margin"})
@@ -234,7 +235,7 @@ def test_every_round_is_reported(case, api, usual):
         assert [report[name] for name in counted] == [NUM_CLIENTS, 0, 0]
         assert 0 <= report["replies-out-of-proportion"] < NUM_CLIENTS / 2
         counted += ("replies-out-of-proportion",)
-        own = set(report) - {*counted, "uplink-bytes", "train-loss", "majority-contradicts-mean"}
+        own = set(report) - {*counted, *SIZES, "train-loss", "majority-contradicts-mean"}
         assert own == case.reports
         assert 0 <= report.get("vote-agreement", 0) <= 1
         assert report.get("signal-to-noise", 0) >= 0
@@ -252,10 +253,10 @@ def test_counters_are_combined_and_never_voted_on(case, api, usual):
 def test_both_apis_and_numpy_clients_give_the_same_model_and_reports(
     case, message_api, numpy_clients, older_api, play, usual, bits
 ):
-    def without_uplink(reports):
+    def without_sizes(reports):
         # Flower's headers are not the older API's to see, and NumPyClients' are longer.
         return {
-            number: {name: value for name, value in report.items() if name != "uplink-bytes"}
+            number: {name: value for name, value in report.items() if name not in SIZES}
             for number, report in reports.items()
         }
 
@@ -263,7 +264,7 @@ def test_both_apis_and_numpy_clients_give_the_same_model_and_reports(
     for other in (play(case.make(numpy_clients)), usual(case, older_api)):
         assert bits(other.model) == bits(first.model)
         assert bits(other.averaged or {}) == bits(first.averaged or {})
-        assert without_uplink(other.reports) == without_uplink(first.reports)
+        assert without_sizes(other.reports) == without_sizes(first.reports)
 
 
 @pytest.mark.parametrize("mods", [(), None], ids=["unmodified clients", "clients with the mod"])

@@ -128,3 +128,72 @@ def test_numpy_clients_have_names_of_their_own_for_their_records(strategy):
     for value in (1, None, "all"):
         with pytest.raises(TypeError, match=r"^numpy_clients must "):
             strategy(numpy_clients=value)
+
+
+class TestMistakes:
+    """What people type out of habit, and what they are answered."""
+
+    @pytest.mark.parametrize(
+        ("typed", "answer"),
+        [
+            ("fraction_fit", "here it is 'fraction_train', 'fraction_fit' is of"),
+            ("min_fit_clients", "here it is 'min_train_nodes', 'min_fit_clients' is of"),
+            ("min_available_clients", "here it is 'min_available_nodes'"),
+            ("fit_metrics_aggregation_fn", "here it is 'train_metrics_aggr_fn'"),
+            ("initial_parameters", "start(initial_arrays=…) takes it; 'initial_parameters' is of"),
+            ("evaluate_fn", "start(evaluate_fn=…) takes it; 'evaluate_fn' is of"),
+            ("on_fit_config_fn", "start(train_config=…) takes it"),
+            ("num_rounds", "start(num_rounds=…) takes it"),
+            ("lr", "did you mean learning_rate=?"),
+            ("server_learning_rate", "did you mean learning_rate=?"),
+            ("server_momentum", "did you mean optimizer=Momentum(…)?"),
+            ("noise_multiplier", "did you mean noise=Gaussian(…)?"),
+            ("mu", "did you mean proximal_mu=?"),
+            ("fraction_trian", "did you mean 'fraction_train'?"),
+            ("rotations", "did you mean 'rotation'?"),
+        ],
+    )
+    @pytest.mark.parametrize("strategy", [SignSGD, MedianSGD])
+    def test_the_message_api_answers_with_what_is_meant(self, strategy, typed, answer):
+        with pytest.raises(TypeError) as refused:
+            strategy(**{typed: 0.5})
+        message = str(refused.value)
+        assert message.startswith(f"{strategy.__name__}() has no argument {typed!r}")
+        assert answer in message
+        if "is of" in answer:
+            assert message.endswith(f"is of fedmedian.strategies.legacy.{strategy.__name__}")
+
+    @pytest.mark.parametrize(
+        ("typed", "answer"),
+        [
+            ("fraction_train", "here it is 'fraction_fit', 'fraction_train' is of"),
+            ("min_train_nodes", "here it is 'min_fit_clients', 'min_train_nodes' is of"),
+            ("lr", "did you mean learning_rate=?"),
+            ("min_fit_client", "did you mean 'min_fit_clients'?"),
+        ],
+    )
+    @pytest.mark.parametrize("strategy", [legacy.SignSGD, legacy.MedianSGD])
+    def test_the_older_api_answers_with_what_is_meant(self, strategy, typed, answer):
+        with pytest.raises(TypeError) as refused:
+            strategy(**{typed: 0.5})
+        assert answer in str(refused.value)
+        if "is of" in answer:
+            assert str(refused.value).endswith(f"is of fedmedian.strategies.{strategy.__name__}")
+
+    def test_a_class_of_the_users_is_named_and_hinted_at_like_ours(self):
+        class Mine(SignSGD):
+            pass
+
+        with pytest.raises(TypeError, match=r"^Mine\(\) has no argument 'fraction_fit'.*SignSGD$"):
+            Mine(fraction_fit=0.5)
+
+    def test_what_nobody_can_have_meant_has_no_hint(self):
+        with pytest.raises(TypeError, match=r"^SignSGD\(\) has no argument 'xyzzy'$"):
+            SignSGD(xyzzy=1)
+
+    @pytest.mark.parametrize(
+        "arrays", [[np.zeros(3)], {"x": np.zeros(3)}, None], ids=["a list", "a dict", "None"]
+    )
+    def test_a_run_cannot_start_with_anything_but_an_array_record(self, arrays):
+        with pytest.raises(TypeError, match=r"^initial_arrays must be an ArrayRecord, such as"):
+            SignSGD().start(None, arrays)

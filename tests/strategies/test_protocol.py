@@ -25,7 +25,7 @@ from fedmedian.client_steps import CLIENT_STEPS
 from fedmedian.instructions import perturb_update
 from fedmedian.strategies import Checkpoint
 from fedmedian.strategies.cohort import Answer, Reply
-from fedmedian.strategies.core import ServerStep
+from fedmedian.strategies.core import NoStepError, ServerStep
 from fedmedian.strategies.median import MedianCore
 from fedmedian.strategies.protocol import RoundProtocol, Said
 from fedmedian.strategies.settings import Settings
@@ -298,7 +298,8 @@ class TestStep:
 
     def test_finishing_a_round_with_too_few_answers_gives_no_step(self, answers):
         core = medians(min_replies=2)
-        assert core.finish(answers(core, 11)) == (None, {})
+        with pytest.raises(NoStepError, match="1 usable replies, min_replies is 2"):
+            core.finish(answers(core, 11))
 
     def test_the_model_follows_from_any_server_step(self):
         core = medians()

@@ -55,6 +55,8 @@ OWN = {
     "cohort_rules": [lambda cohort: {}],
     "diagnostics": False,
     "min_replies": 3,
+    "max_failed_rounds": None,
+    "proximal_mu": 0.5,
     "checkpoint": Checkpoint("runs/first"),
     "seed": 2**200,
 }
@@ -131,6 +133,8 @@ OUT_OF_RANGE = {
     "average_decay": (0.0, 1.0, -0.1, 1.1, nan, inf),
     "scale_from": ("above",),
     "min_replies": (0, -1),
+    "max_failed_rounds": (0, -1),
+    "proximal_mu": (-0.1, nan, inf),
     "seed": (-1,),
 }
 WRONG_TYPE = {
@@ -144,6 +148,8 @@ WRONG_TYPE = {
     "cohort_rules": (len, None, "one", [1]),
     "diagnostics": (1, None, "on"),
     "min_replies": (1.0, "1", None, True),
+    "max_failed_rounds": (1.0, "1", True),
+    "proximal_mu": ("0.5", True),
     "checkpoint": ("runs/first", Path("runs/first"), Checkpoint, True),
     "seed": (1.0, "1", True),
 }

@@ -17,7 +17,7 @@ from flwr.common import MetricsRecord, ParametersRecord
 
 from fedmedian.clients import InProcessGrid
 from fedmedian.records import serialized_size
-from fedmedian.strategies.uplink import mean_reply_size
+from fedmedian.strategies.sizes import mean_size
 
 
 class Level(IntEnum):
@@ -63,7 +63,7 @@ CONTENTS = {
 @pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
 def test_the_size_of_a_reply_is_what_flower_sends_to_within_some_bytes(reply, content):
     one = reply(content)
-    assert mean_reply_size([one]) == pytest.approx(serialized_size(one), abs=64)
+    assert mean_size([one]) == pytest.approx(serialized_size(one), abs=64)
 
 
 def metrics_of(number, names=1):
@@ -73,20 +73,20 @@ def metrics_of(number, names=1):
 def test_replies_of_as_many_forms_as_there_are_replies_are_measured_without_serialising_them(
     reply, monkeypatch
 ):
-    mean_reply_size([reply({})])
+    mean_size([reply({})])
     replies = [reply(metrics_of(number)) for number in range(9)]
     serialised = []
     deflate = MetricRecord.deflate
     monkeypatch.setattr(MetricRecord, "deflate", lambda one: serialised.append(one) or deflate(one))
-    mean_reply_size(replies)
+    mean_size(replies)
     assert serialised == []
 
 
 def test_nothing_is_remembered_of_a_reply_that_was_measured(reply):
-    mean_reply_size([reply({})])
+    mean_size([reply({})])
     hostile = reply(metrics_of(0, names=20_000))
     tracemalloc.start()
-    mean_reply_size([hostile])
+    mean_size([hostile])
     kept, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert kept < 50_000
@@ -94,9 +94,7 @@ def test_nothing_is_remembered_of_a_reply_that_was_measured(reply):
 
 def test_the_size_of_replies_is_their_mean(reply):
     small, large = (reply({"a": ArrayRecord({"w": Array(np.ones(n))})}) for n in (10, 1000))
-    assert mean_reply_size([small, large]) == pytest.approx(
-        (mean_reply_size([small]) + mean_reply_size([large])) / 2
-    )
+    assert mean_size([small, large]) == pytest.approx((mean_size([small]) + mean_size([large])) / 2)
 
 
 def train(model, partition):

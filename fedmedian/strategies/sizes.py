@@ -1,4 +1,4 @@
-"""The size of replies as Flower sends them."""
+"""The size of messages as Flower sends them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -9,29 +9,32 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from fedmedian.records import serialized_size
 
 
-def mean_reply_size(replies: Sequence[Message]) -> float:
-    """Return the mean size of replies as sent, to within some bytes of their headers.
+def mean_size(messages: Sequence[Message]) -> float:
+    """Return the mean size of messages as sent, to within some bytes of their headers.
 
     Flower hashes whatever it serialises, which would take longer than the rest of a round. What
-    replies hold is counted instead, and Flower's headers are known from examples. That costs no
-    more than reading the replies, and nothing of them is kept, whatever clients may send.
+    messages hold is counted instead, and Flower's headers are known from examples. That costs no
+    more than reading them, and nothing of them is kept, whatever clients may send.
 
     Parameters
     ----------
-    replies : sequence of M Message
-        The replies, M >= 1.
+    messages : sequence of M Message
+        The messages, M >= 1.
 
     Returns
     -------
     float
         Bytes.
     """
-    empty: Any = {"content": RecordDict(), "metadata": replies[0].metadata}
+    empty: Any = {"content": RecordDict(), "metadata": messages[0].metadata}
     header = serialized_size(Message(**empty))
+    # Strategies send one content to all nodes.
+    contents = {id(one.content): one.content for one in messages if one.has_content()}
+    held = {key: header + _held(content) for key, content in contents.items()}
     return sum(
-        header + _held(reply.content) if reply.has_content() else serialized_size(reply)
-        for reply in replies
-    ) / len(replies)
+        held[id(message.content)] if message.has_content() else serialized_size(message)
+        for message in messages
+    ) / len(messages)
 
 
 def _held(value: Any) -> int:

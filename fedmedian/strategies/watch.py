@@ -1,0 +1,243 @@
+"""What a person should hear of a run: a line for each round, a warning where one is due, an end."""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmedian.layout import Arrays
+from fedmedian.logs import as_line, warn
+from fedmedian.payloads import PayloadKind
+from fedmedian.strategies.core import PlainWeightsError, Round
+
+_LOGGER = logging.getLogger("flwr")
+
+RUNAWAY = 10.0
+"""The growth of a noise scale since the first round at which it has run away."""
+
+NOISE_ALONE = 0.01
+"""The signal-to-noise below which a round holds noise alone."""
+
+NOISY_ROUNDS = 5
+"""The number of such rounds, one after the other, that are worth a warning."""
+
+FEW = {"signs": 3, "vector": 2}
+"""The largest cohort to which being small costs something, by the kind of payload."""
+
+_COST_OF_FEW = {
+    "signs": "there is much noise in the votes of so few, and steps are shorter for it: four or "
+    "more take whole ones",
+    "vector": "the median of so few does not keep a bad one out: three or more do",
+}
+
+_REMEDIES = (
+    ("mods=[perturb]", ""),
+    ("holds NaN or infinity", "training diverges there; a smaller learning rate of theirs helps"),
+    ("no reply", "are the nodes up, and is the timeout long enough?"),
+    ("version", "server and clients need the same release of fedmedian"),
+    *((part, "the clients' own log has more") for part in ("error", "failed")),
+)
+"""Parts of reasons, each with what helps; the first that is there counts."""
+
+
+class RunFailedError(RuntimeError):
+    """A run whose rounds fail one after the other: going on would look like success.
+
+    Parameters
+    ----------
+    message : str
+        The rounds, the commonest reason, and what helps.
+    arrays : mapping of str to array
+        The model.
+
+    Attributes
+    ----------
+    arrays : mapping of str to array
+        The model of the last round that has made one, or the initial model.
+    """
+
+    def __init__(self, message: str, arrays: Arrays) -> None:
+        super().__init__(message)
+        self.arrays = arrays
+
+
+class Watch:
+    """Looks at each round of a run when it has ended.
+
+    Parameters
+    ----------
+    kind : {"signs", "vector"}
+        The kind of payload that clients are asked for.
+    max_failed_rounds : int or None
+        The number of rounds without a new model, one after the other, that ends the run, >= 1;
+        None for no such number.
+    """
+
+    def __init__(self, kind: PayloadKind, max_failed_rounds: int | None) -> None:
+        self._kind = kind
+        self._max_failed_rounds = max_failed_rounds
+        self._said = set[str]()
+        self._failed: list[int] = []
+        self._reasons = Counter[str]()
+        self._noisy_rounds = 0
+        self._first_scales = np.zeros(0)
+        self._rounds = 0
+        self._up = self._down = self._up_of_weights = 0.0
+
+    def see(
+        self,
+        current: Round,
+        asked: int,
+        refused: Sequence[str | Exception],
+        metrics: Mapping[str, Any],
+        no_step: str,
+    ) -> None:
+        """Look at a round: log its line, warn once of each thing that is wrong, end a lost run.
+
+        Parameters
+        ----------
+        current : Round
+            The round.
+        asked : int
+            The number of clients that were asked.
+        refused : sequence of str or Exception
+            The reasons why replies were not used or did not come, one for each.
+        metrics : mapping
+            The round's report and metrics.
+        no_step : str
+            Why there is no new model; empty if there is one.
+
+        Raises
+        ------
+        RunFailedError
+            If there has been none for `max_failed_rounds` rounds, or all clients of the first
+            round have sent plain weights that cannot be used.
+        """
+        _LOGGER.info("aggregate_train: %s", describe_round(metrics))
+        replies = metrics["replies-accepted"] + metrics["replies-rejected"]
+        self._rounds += 1
+        self._up += replies * metrics.get("uplink-bytes", 0)
+        self._down += asked * metrics.get("downlink-bytes", 0)
+        # A reply of FedAvg's clients is about as long as the message that it answers.
+        self._up_of_weights += replies * metrics.get("downlink-bytes", 0)
+        reasons = Counter(map(as_line, refused))
+        for reason, count in reasons.items():
+            if 2 * count > asked:
+                self._warn_once(
+                    reason,
+                    "round %d: %d of %d replies are lost for one reason: %s",
+                    *(current.number, count, asked, _with_remedy(reason)),
+                )
+        if not no_step:
+            self._failed, self._reasons = [], Counter()
+            self._look_at_cohort(int(metrics["replies-accepted"]))
+            self._look_at_scales(current, np.asarray(metrics.get("noise-scale", ())))
+            self._look_at_noise(metrics.get("signal-to-noise"))
+            return
+        self._failed.append(current.number)
+        self._reasons += reasons
+        never_moved = current.number == len(self._failed)
+        plain = bool(refused) and all(isinstance(one, PlainWeightsError) for one in refused)
+        if (plain and never_moved) or len(self._failed) == self._max_failed_rounds:
+            raise RunFailedError(self._failure(no_step), current.arrays)
+
+    def say_totals(self) -> None:
+        """Log the bytes of all training, beside those of replies that are weights."""
+        if self._up:
+            _LOGGER.info(
+                "training took %s up and %s down in %d rounds; replies of FedAvg's clients would "
+                "have taken about %s up, %.1f times as much",
+                *(_in_units(self._up), _in_units(self._down), self._rounds),
+                *(_in_units(self._up_of_weights), self._up_of_weights / self._up),
+            )
+
+    def _failure(self, no_step: str) -> str:
+        first, last, number = self._failed[0], self._failed[-1], len(self._failed)
+        rounds = f"round {first} has" if number == 1 else f"rounds {first} to {last} have"
+        if not self._reasons:
+            return f"{rounds} made no new model: {no_step}"
+        (reason, count), total = self._reasons.most_common(1)[0], self._reasons.total()
+        return (
+            f"{rounds} made no new model; the commonest reason, of {count} in {total} replies: "
+            f"{_with_remedy(reason)}"
+        )
+
+    def _look_at_cohort(self, accepted: int) -> None:
+        if accepted <= FEW[self._kind]:
+            self._warn_once(
+                "few", "replies of %d clients in a round: %s", accepted, _COST_OF_FEW[self._kind]
+            )
+
+    def _look_at_scales(self, current: Round, scales: NDArray[np.float64]) -> None:
+        if self._first_scales.shape != scales.shape:
+            self._first_scales = np.zeros_like(scales)
+        new = (self._first_scales == 0) & (scales > 0)
+        self._first_scales = np.where(new, scales, self._first_scales)
+        growth = scales / np.where(self._first_scales > 0, self._first_scales, 1)
+        if growth.size and growth.max() >= RUNAWAY:
+            block = int(growth.argmax())
+            self._warn_once(
+                "scales",
+                "the noise scale of %s has grown to %s times its first: clients' updates of it do "
+                "not shrink, as where they keep an array to themselves and send it all the same; "
+                "leave such arrays out of the model that is sent, or let clients train less in a "
+                "round",
+                *(_name_of_block(current, block), f"{growth.max():.0f}"),
+            )
+
+    def _look_at_noise(self, ratio: float | None) -> None:
+        self._noisy_rounds = 0 if ratio is None or ratio >= NOISE_ALONE else self._noisy_rounds + 1
+        if self._noisy_rounds == NOISY_ROUNDS:
+            self._warn_once(
+                "noise",
+                "nothing but noise for %d rounds: the model is as good as it gets, or needs more "
+                "clients in a round, more local training, or less noise",
+                NOISY_ROUNDS,
+            )
+
+    def _warn_once(self, key: str, template: str, *words: object) -> None:
+        if key not in self._said:
+            self._said.add(key)
+            warn(template, *words)
+
+
+def describe_round(metrics: Mapping[str, Any]) -> str:
+    """Return a round's line in the log: replies, signal to noise, margin and bytes."""
+    replies = (
+        f"accepted {metrics['replies-accepted']} replies, dropped {metrics['replies-rejected']}"
+    )
+    if missing := metrics["replies-missing"]:
+        replies += f", missing {missing}"
+    quality = [
+        f"{name} {metrics[key]:.3g}"
+        for key, name in (("signal-to-noise", "signal to noise"), ("margin", "margin"))
+        if key in metrics
+    ]
+    size = [
+        f"{metrics[key]:,.0f} bytes {name}"
+        for key, name in (("uplink-bytes", "up"), ("downlink-bytes", "down"))
+        if key in metrics
+    ]
+    parts = [replies, ", ".join(quality), " and ".join(size) + " per client" if size else ""]
+    return "; ".join(part for part in parts if part)
+
+
+def _in_units(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def _with_remedy(reason: str) -> str:
+    remedy = next((remedy for part, remedy in _REMEDIES if part in reason), "")
+    return f"{reason} ({remedy})" if remedy else reason
+
+
+def _name_of_block(current: Round, block: int) -> str:
+    flat = current.layout.flat
+    return f"array {flat[block].name!r}" if len(flat) == len(current.blocks) else f"block {block}"

@@ -1,0 +1,221 @@
+"""What is heard of a run: a line for each round, warnings, and the end of one that is lost."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from fedmedian import Gaussian, Momentum
+from fedmedian.clients import perturb
+from fedmedian.strategies import RunFailedError
+from fedmedian.strategies.watch import NOISY_ROUNDS, RUNAWAY, describe_round
+
+MODEL = {"0": np.zeros((4, 5), np.float32), "1": np.zeros(300, np.float32)}
+NUM_CLIENTS = 5
+
+
+def train(model, partition):
+    return {name: array + np.float32(1) for name, array in model.items()}, {"num-examples": 2}
+
+
+def fail(model, partition):
+    raise OSError("no camera")
+
+
+def failing_in(*rounds):
+    """Train, but for all clients' failing in some rounds."""
+    trained = dict.fromkeys(range(NUM_CLIENTS), 0)
+
+    def train_or_fail(model, partition):
+        trained[partition] += 1
+        return (fail if trained[partition] in rounds else train)(model, partition)
+
+    return train_or_fail
+
+
+@pytest.fixture
+def warnings(caplog):
+    """Returns the warnings that hold a text, so far."""
+
+    def warnings(text):
+        levels = (one for one in caplog.records if one.levelno == logging.WARNING)
+        return [one.getMessage() for one in levels if text in one.getMessage()]
+
+    return warnings
+
+
+@pytest.fixture
+def lines(caplog):
+    """Returns the lines of the log that begin with a text, so far."""
+    return lambda text: [m for m in caplog.messages if m.lstrip("\t├─>").strip().startswith(text)]
+
+
+class TestRunsThatFail:
+    def test_three_rounds_without_a_usable_reply_end_a_run_with_the_reason(self, any_client, run):
+        with pytest.raises(RunFailedError, match=r"^rounds 1 to 3 have made no new model") as error:
+            run(any_client.make("SignSGD"), fail, MODEL, NUM_CLIENTS, 9)
+        assert "of 15 in 15 replies" in str(error.value)
+        assert "no camera" in str(error.value)
+        assert "clients' own log" in str(error.value)
+
+    def test_a_run_may_fail_for_as_many_rounds_as_it_is_told_to(self, api, run):
+        outcome = run(api.make("SignSGD", max_failed_rounds=None), fail, MODEL, NUM_CLIENTS, 5)
+        assert sorted(outcome.reports) == [1, 2, 3, 4, 5]
+        with pytest.raises(RunFailedError, match=r"^round 1 has made no new model"):
+            run(api.make("SignSGD", max_failed_rounds=1), fail, MODEL, NUM_CLIENTS, 5)
+
+    def test_rounds_that_fail_here_and_there_end_no_run(self, api, run):
+        failing = failing_in(1, 2, 4, 5, 7)
+        outcome = run(api.make("MedianSGD"), failing, MODEL, NUM_CLIENTS, 7)
+        accepted = [report["replies-accepted"] for report in outcome.reports.values()]
+        assert accepted == [0, 0, 5, 0, 0, 5, 0]
+
+    def test_what_a_run_has_learned_before_it_is_lost_is_in_the_error(self, api, run):
+        strategy = api.make("MedianSGD", noise=None)
+        with pytest.raises(RunFailedError, match=r"^rounds 3 to 5 have") as error:
+            run(strategy, failing_in(3, 4, 5), MODEL, NUM_CLIENTS, 9)
+        for array in error.value.arrays.values():
+            np.testing.assert_allclose(array, 2, rtol=1e-5)
+
+    def test_clients_without_the_mod_end_the_first_round(self, any_client, run):
+        with pytest.raises(RunFailedError, match=r"^round 1 has.*mods=\[perturb\]"):
+            run(any_client.make("SignSGD"), train, MODEL, NUM_CLIENTS, 9, mods=())
+
+    def test_a_client_without_the_mod_ends_nothing(self, message_api, run):
+        def only_some(message, context, call_next):
+            if context.node_config["partition-id"] == 0:
+                return call_next(message, context)
+            return perturb(message, context, call_next)
+
+        outcome = run(message_api.make("SignSGD"), train, MODEL, NUM_CLIENTS, 4, mods=[only_some])
+        assert outcome.reports[4]["replies-accepted"] == NUM_CLIENTS - 1
+
+    def test_models_whose_arrays_change_their_shape_are_refused_in_those_words(self, api, run):
+        def grow(model, partition):
+            grown = {name: np.append(array, 1) for name, array in model.items()}
+            return grown, {"num-examples": 1}
+
+        with pytest.raises(RunFailedError, match=r"change their shape.*cannot be averaged"):
+            run(api.make("SignSGD"), grow, {"0": np.zeros(9, np.float32)}, NUM_CLIENTS, 9)
+
+    def test_too_few_replies_are_a_reason_of_their_own(self, api, run):
+        strategy = api.make("SignSGD", min_replies=NUM_CLIENTS + 1)
+        with pytest.raises(RunFailedError, match="no new model: 5 usable replies, min_replies is"):
+            run(strategy, train, MODEL, NUM_CLIENTS, 9)
+
+    def test_a_new_run_of_a_strategy_counts_afresh(self, api, run):
+        strategy = api.make("SignSGD")
+        for _ in range(2):
+            run(strategy, fail, MODEL, NUM_CLIENTS, 2)
+
+
+class TestWarnings:
+    def test_most_replies_lost_for_one_reason_are_a_warning_once(self, api, run, warnings):
+        def mostly_fail(model, partition):
+            return (fail if partition > 1 else train)(model, partition)
+
+        run(api.make("MedianSGD"), mostly_fail, MODEL, NUM_CLIENTS, 3)
+        (warning,) = warnings("3 of 5 replies are lost for one reason")
+        assert warning.startswith("round 1: ")
+        assert "no camera" in warning
+
+    def test_scales_that_run_away_are_a_warning_once_that_names_the_array(self, api, run, warnings):
+        rounds = dict.fromkeys(range(NUM_CLIENTS), 0)
+
+        def diverge(model, partition):
+            rounds[partition] += 1
+            by = np.float32(3.0 ** rounds[partition])
+            return {**model, "1": model["1"] + by}, {"num-examples": 1}
+
+        run(api.make("SignSGD", rotation=None, noise=Gaussian()), diverge, MODEL, NUM_CLIENTS, 6)
+        (warning,) = warnings("has grown to")
+        assert "noise scale of array '1'" in warning
+
+    def test_scales_that_grow_by_less_are_no_warning(self, api, run, warnings):
+        rounds = dict.fromkeys(range(NUM_CLIENTS), 0)
+
+        def warm_up(model, partition):
+            rounds[partition] += 1
+            by = np.float32(min(1.5 ** rounds[partition], RUNAWAY / 2))
+            return {name: array + by for name, array in model.items()}, {"num-examples": 1}
+
+        run(api.make("SignSGD"), warm_up, MODEL, NUM_CLIENTS, 8)
+        assert not warnings("has grown to")
+
+    def test_rounds_of_noise_alone_are_a_warning_once(self, api, run, warnings):
+        rng = np.random.default_rng(0)
+
+        def wander(model, partition):
+            noise = {name: rng.normal(size=a.shape).astype(np.float32) for name, a in model.items()}
+            return {name: model[name] + noise[name] for name in model}, {"num-examples": 1}
+
+        big = {"0": np.zeros(50_000, np.float32)}
+        run(api.make("SignSGD"), wander, big, 40, NOISY_ROUNDS - 1)
+        assert not warnings("nothing but noise")
+        run(api.make("SignSGD"), wander, big, 40, NOISY_ROUNDS + 3)
+        (warning,) = warnings("nothing but noise")
+        assert "more clients in a round" in warning
+
+    def test_a_cohort_that_is_small_is_told_its_price_once(self, api, run, warnings):
+        for make, price, few, enough in (
+            ("SignSGD", "steps are shorter", 3, 4),
+            ("MedianSGD", "does not keep a bad one out", 2, 3),
+        ):
+            run(api.make(make), train, MODEL, enough, 2)
+            assert not warnings(price)
+            run(api.make(make), train, MODEL, few, 2)
+            (warning,) = warnings(price)
+            assert f"replies of {few} clients" in warning
+
+
+class TestLines:
+    def test_a_rounds_line_has_replies_signal_margin_and_bytes(self, message_api, run, lines):
+        outcome = run(message_api.make("SignSGD"), train, MODEL, NUM_CLIENTS)
+        (line,) = lines("aggregate_train")
+        report = outcome.reports[1]
+        assert line == (
+            "aggregate_train: accepted 5 replies, dropped 0; "
+            f"signal to noise {report['signal-to-noise']:.3g}, margin {report['margin']:.3g}; "
+            f"{report['uplink-bytes']:,.0f} bytes up and "
+            f"{report['downlink-bytes']:,.0f} bytes down per client"
+        )
+        assert lines("aggregate_evaluate") == ["aggregate_evaluate: accepted 5 replies, dropped 0"]
+
+    def test_what_is_not_known_is_left_out_of_the_line(self):
+        counts = {"replies-accepted": 2, "replies-rejected": 1, "replies-missing": 3}
+        assert describe_round(counts) == "accepted 2 replies, dropped 1, missing 3"
+
+    def test_lists_with_an_entry_for_each_block_are_in_the_result_and_not_in_the_log(
+        self, message_api, run, caplog
+    ):
+        outcome = run(message_api.make("SignSGD"), train, MODEL, NUM_CLIENTS, 2)
+        for report in outcome.reports.values():
+            assert len(report["noise-scale"]) == len(report["signal-to-noise-per-block"]) > 0
+        assert not [text for text in caplog.messages if "noise-scale" in text]
+
+    def test_a_run_ends_with_its_bytes_beside_those_of_weights(self, message_api, run, lines):
+        model = {"w": np.zeros((100, 500), np.float32)}
+        outcome = run(message_api.make("SignSGD", fraction_evaluate=0.0), train, model, 5, 2)
+        (line,) = lines("training took")
+        up, down = outcome.grid.bytes_up, outcome.grid.bytes_down
+        assert line.startswith(f"training took {up / 1e3:.0f} kB up and {down / 1e6:.3g} MB down")
+        assert line.endswith("times as much")
+        times = float(line.split()[-4])
+        assert times == pytest.approx(down / up, rel=0.05)
+
+    def test_both_apis_report_what_goes_down(self, api, run):
+        outcome = run(api.make("SignSGD", fraction_evaluate=0.0), train, MODEL, NUM_CLIENTS)
+        weights = sum(array.nbytes for array in MODEL.values())
+        assert weights < outcome.reports[1]["downlink-bytes"] < weights + 2500
+
+    def test_the_banner_has_what_is_not_as_usual(self, message_api, run, lines):
+        run(message_api.make("SignSGD", seed=None), train, MODEL, NUM_CLIENTS)
+        assert lines("all as usual")
+        strategy = message_api.make("SignSGD", seed=None, rotation=None, noise=Gaussian(2.0))
+        run(strategy, train, MODEL, NUM_CLIENTS)
+        assert lines("noise=Gaussian(scale=2.0), rotation=None")
+
+    def test_a_strategy_of_the_older_api_shows_what_is_not_as_usual(self, older_api):
+        assert repr(older_api.make("MedianSGD", optimizer=Momentum(), seed=3)) == (
+            "MedianSGD(optimizer=Momentum(beta_1=0.9), seed=3)"
+        )
