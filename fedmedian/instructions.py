@@ -1,7 +1,7 @@
 """The server's instructions to the clients of a round, and how a client follows one."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import isfinite
@@ -57,12 +57,16 @@ class Instruction:
     exact : tuple of int
         The positions of the arrays that are sent exactly, as the server counts them: a client
         may know its arrays by other names, or none.
+    tied : tuple of tuple of int
+        The groups of arrays of the flat vector that are equal, by their index in it, as
+        `Layout.tied` has them: clients say which have remained so.
     """
 
     steps: tuple[ClientStep, ...]
     server_round: int
     seed: int | None
     exact: tuple[int, ...]
+    tied: tuple[tuple[int, ...], ...] = ()
 
     @cached_property
     def kind(self) -> PayloadKind:
@@ -105,6 +109,8 @@ class Instruction:
             "exact": json.dumps(self.exact),
             "steps": json.dumps([step.name for step in self.steps]),
         }
+        if self.tied:
+            message["tied"] = json.dumps(self.tied)
         for step in self.steps:
             message |= {f"{step.name}.{key}": value for key, value in step.encode().items()}
         if self.seed is not None:
@@ -130,17 +136,18 @@ class Instruction:
         read = Reader(config, "instruction")
         seed = _read_seed(read)
         server_round = read.required("round", int)
-        exact = _read_list(read, "exact", int)
+        exact = read.listed("exact", int)
         if exact and min(exact) < 0:
             raise WireError(f"{PREFIX}exact must be positions, got {exact!r}")
-        names = _read_list(read, "steps", str)
+        names = read.listed("steps", str)
         if len(set(names)) < len(names):
             raise WireError(f"{PREFIX}steps must differ, got {names!r}")
         if Signs.name in names[:-1]:
             raise WireError(f"{PREFIX}steps must end with {Signs.name!r}, got {names!r}")
         steps = tuple(_read_step(read, name) for name in names)
+        tied = _read_tied(read)
         read.finish()
-        return cls(steps, server_round, seed, tuple(exact))
+        return cls(steps, server_round, seed, tuple(exact), tied)
 
     def require_answer(self, payload: Payload, layout: Layout) -> None:
         """Raise unless a payload is a usable answer.
@@ -168,6 +175,8 @@ class Instruction:
         family = None if asked is None else asked.noise.name
         if payload.noise != family:
             raise WireError(f"used noise {payload.noise!r}, was told {family!r}")
+        if payload.tied and max(payload.tied) >= len(self.tied):
+            raise WireError(f"there is no group {max(payload.tied)} of tied arrays")
         blocks = self.blocks(layout)
         size, dtype = (
             (packed_size(blocks.dim), np.uint8)
@@ -230,9 +239,11 @@ def perturb_update(
     WireError
         If the instruction does not fit the model.
     """
-    for spec, part in zip(layout.flat, layout.blocks.split(update), strict=True):
+    parts = list(layout.blocks.split(update))
+    for spec, part in zip(layout.flat, parts, strict=True):
         if not isfinite(energy(part)):
             raise UpdateError(f"update of array {spec.name!r} holds NaN or infinity")
+    tied = _still_tied(instruction.tied, parts)
     draft = Draft(update, layout.blocks, instruction.server_round, rng, memory)
     for step in instruction.steps:
         step.apply(draft)
@@ -246,6 +257,7 @@ def perturb_update(
         exact=layout.pack_exact(after),
         server_round=instruction.server_round,
         partition=partition,
+        tied=tied,
     )
 
 
@@ -258,6 +270,26 @@ def _blocks_before(instruction: Instruction, blocks: Blocks) -> tuple[Blocks, ..
     return tuple(found)
 
 
+def _still_tied(
+    groups: tuple[tuple[int, ...], ...], parts: Sequence[NDArray[np.float32]]
+) -> tuple[int, ...]:
+    """Return the groups whose arrays have one update, by their index."""
+    if any(max(group) >= len(parts) for group in groups):
+        raise WireError(f"{PREFIX}tied must be arrays of the model, got {groups!r}")
+    return tuple(
+        number
+        for number, (first, *others) in enumerate(groups)
+        if all(np.array_equal(parts[first], parts[other]) for other in others)
+    )
+
+
+def _read_tied(read: Reader) -> tuple[tuple[int, ...], ...]:
+    groups = read.listed("tied", list, required=False)
+    if not all(group and all(type(i) is int and i >= 0 for i in group) for group in groups):
+        raise WireError(f"{PREFIX}tied must be lists of positions, got {groups!r}")
+    return tuple(tuple(group) for group in groups)
+
+
 def _read_seed(read: Reader) -> int | None:
     text = read.optional("seed", str)
     if text is None:
@@ -265,20 +297,6 @@ def _read_seed(read: Reader) -> int | None:
     if not (text.isascii() and text.isdecimal() and len(text) <= _LONGEST_SEED):
         raise WireError(f"{PREFIX}seed must be a decimal number, got {text!r}")
     return int(text)
-
-
-Item = TypeVar("Item", int, str)
-
-
-def _read_list(read: Reader, key: str, wanted: type[Item]) -> list[Item]:
-    text = read.required(key, str)
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        values = None
-    if not isinstance(values, list) or not all(type(value) is wanted for value in values):
-        raise WireError(f"{PREFIX}{key} must be a JSON list of {wanted.__name__}, got {text!r}")
-    return values
 
 
 def _read_step(read: Reader, name: str) -> ClientStep:

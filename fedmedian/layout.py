@@ -199,6 +199,49 @@ class Layout:
         """The number of bytes of all exact arrays together."""
         return sum(spec.num_bytes for spec in self.exact)
 
+    def tied(self, arrays: Arrays) -> tuple[tuple[int, ...], ...]:
+        """Return the arrays that may be one and the same, as a model's tied weights are.
+
+        Parameters
+        ----------
+        arrays : mapping of str to array
+            The model.
+
+        Returns
+        -------
+        tuple of tuple of int
+            Groups of two or more arrays of the flat vector, by their index in `flat`, that are
+            equal bit for bit; those of one value only, which many start with, are left out.
+        """
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for index, spec in enumerate(self.flat):
+            # A few entries tell most arrays apart, and no others are read.
+            few = arrays[spec.name].reshape(-1)[:8].tobytes()
+            groups.setdefault((spec.shape, spec.dtype, few), []).append(index)
+        found = []
+        for first, *others in groups.values():
+            array = arrays[self.flat[first].name]
+            equal = [i for i in others if np.array_equal(arrays[self.flat[i].name], array)]
+            if equal and array.size and array.min() < array.max():
+                found.append((first, *equal))
+        return tuple(found)
+
+    def average_tied(self, direction: NDArray[np.float32], groups: Iterable[Sequence[int]]) -> None:
+        """Give the arrays of each group of tied ones, as `tied` has them, their mean direction.
+
+        Parameters
+        ----------
+        direction : (d,) float32
+            The direction, changed in place.
+        groups : iterable of sequence of int
+            The groups.
+        """
+        parts = list(self.blocks.split(direction))
+        for group in groups:
+            mean = np.mean([parts[index] for index in group], axis=0, dtype=np.float32)
+            for index in group:
+                parts[index][:] = mean
+
     def named(self, arrays: Arrays) -> Arrays:
         """Give arrays that are named "0", "1", …, as a NumPyClient's are, the model's names."""
         by_position = [str(position) for position in range(len(self.specs))]

@@ -1,5 +1,6 @@
 """Clients' answers: the signs of an update or the update itself, and the noise that is in it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
@@ -47,6 +48,8 @@ class Payload:
         The round of the instruction that it answers.
     partition : int or None
         The client's partition, for the server's log; None where it has none.
+    tied : tuple of int
+        The groups of tied arrays of the instruction that the client's training has left tied.
     """
 
     kind: PayloadKind
@@ -57,6 +60,7 @@ class Payload:
     exact: NDArray[np.uint8]
     server_round: int
     partition: int | None = None
+    tied: tuple[int, ...] = ()
 
     def encode(self) -> tuple[list[NDArray[Any]], dict[str, WireScalar]]:
         """Return the payload's arrays, one or two, and the scalars that go with them."""
@@ -71,6 +75,8 @@ class Payload:
             message["noise"] = self.noise
         if self.partition is not None:
             message["partition"] = self.partition
+        if self.tied:
+            message["tied"] = json.dumps(self.tied)
         arrays = [self.body, self.exact] if self.exact.size else [self.body]
         return arrays, with_prefix(message)
 
@@ -101,6 +107,7 @@ class Payload:
             exact=arrays[1] if len(arrays) == 2 else np.empty(0, dtype=np.uint8),
             server_round=read.required("round", int),
             partition=read.optional("partition", int),
+            tied=tuple(read.listed("tied", int, required=False)),
         )
         read.finish()
         return payload

@@ -5,6 +5,7 @@ ConfigRecord as well as the older FitIns.config and FitRes.metrics. Numbers in b
 little-endian float32.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from math import inf
@@ -88,6 +89,17 @@ class Reader:
         if value not in allowed:
             raise WireError(f"{PREFIX}{key} must be one of {sorted(allowed)}, got {value!r}")
         return value
+
+    def listed(self, key: str, wanted: type[T], *, required: bool = True) -> list[T]:
+        """Return the items of a JSON list, all of one type; none if it is not there and may be."""
+        text = self.required(key, str) if required else self.optional(key, str)
+        try:
+            values = [] if text is None else json.loads(text)
+        except (ValueError, RecursionError):
+            values = None
+        if not isinstance(values, list) or not all(type(value) is wanted for value in values):
+            raise WireError(f"{PREFIX}{key} must be a JSON list of {wanted.__name__}, got {text!r}")
+        return values
 
     def floats(self, key: str) -> Float32:
         """Return a vector."""

@@ -1,6 +1,7 @@
 """A strategy's own work in a round, whichever of Flower's APIs carries its messages."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -12,7 +13,12 @@ from numpy.typing import NDArray
 from fedmedian.aggregation import Aggregate
 from fedmedian.blocks import Blocks
 from fedmedian.checks import require_real, require_type
-from fedmedian.claims import agreed_size, count_out_of_proportion, in_proportion
+from fedmedian.claims import (
+    agreed_size,
+    count_out_of_proportion,
+    in_proportion,
+    num_tolerated,
+)
 from fedmedian.client_steps import AddNoise, ClientStep, Measure, Signs, TopUpNoise
 from fedmedian.diagnostics import Report
 from fedmedian.instructions import Instruction, perturb_update
@@ -265,7 +271,8 @@ class Core(ABC):
         if server_round == 1:
             self._scales, self._optimizer_state, self.average = None, {}, None
         steps = self._steps(server_round, layout)
-        instruction = Instruction(steps, server_round, settings.seed, layout.exact_positions)
+        tied = layout.tied(model)
+        instruction = Instruction(steps, server_round, settings.seed, layout.exact_positions, tied)
         blocks = instruction.blocks(layout)
         self._round = Round(server_round, model, layout, instruction, blocks)
         return instruction
@@ -352,6 +359,7 @@ class Core(ABC):
         with np.errstate(over="ignore", invalid="ignore"):  # `move` refuses what is not finite
             aggregate = self.aggregate_payloads(payloads, weights, scales, current)
             direction = current.instruction.undo(aggregate.direction, current.layout)
+            current.layout.average_tied(direction, _still_tied(current.instruction, payloads))
             # An optimiser replaces what it remembers: of the old state nothing is lost yet.
             state = dict(self._optimizer_state)
             if settings.optimizer is not None:
@@ -436,6 +444,13 @@ class Core(ABC):
         if self.kind == "signs":
             steps.append(Signs())
         return tuple(steps)
+
+
+def _still_tied(instruction: Instruction, payloads: list[Payload]) -> list[tuple[int, ...]]:
+    """Return the groups of arrays that no more clients than may lie have found untied."""
+    found = Counter(number for payload in payloads for number in set(payload.tied))
+    enough = len(payloads) - num_tolerated(len(payloads))
+    return [group for number, group in enumerate(instruction.tied) if found[number] >= enough]
 
 
 def _blend(old: Arrays | None, new: Arrays, decay: float) -> Model:
