@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -86,7 +86,7 @@ class Setting:
     examples : int
         The number of training examples, the first of Fashion-MNIST's.
     network : str
-        "mlp", "cnn", "cnn with batchnorm" or "transformer".
+        "mlp", "mlp with tied layers", "cnn", "cnn with batchnorm" or "transformer".
     partition : str
         "classes" (one each), "dirichlet", "iid", "lone class": iid, but that the last client
         alone holds the last class, or "sorted": each honest client holds a shard of the examples
@@ -108,6 +108,10 @@ class Setting:
     client_momentum : float
         The decay β of each client's average over rounds, m ← β·m + (1 − β)·u, which it sends in
         place of its update u.
+    private_head : bool
+        Whether each client goes on with a last layer of its own, and sends it all the same.
+    dtype : str
+        The dtype in which the model travels, of "float32" and "float16".
     attack : str
         One of `ATTACKS` or `MORE_ATTACKS`, or "" if nobody attacks.
     num_hostile : int
@@ -131,6 +135,8 @@ class Setting:
     momentum: float = 0.0
     optimizer: str = "sgd"
     client_momentum: float = 0.0
+    private_head: bool = False
+    dtype: str = "float32"
     attack: str = ""
     num_hostile: int = 0
     tested: int = 0
@@ -201,6 +207,21 @@ class _Rows(nn.Module):
         return cast(Tensor, self.head(self.layer(rows).mean(dim=1)))
 
 
+class _Tied(nn.Module):
+    """Two layers that are one: its weights have two names."""
+
+    def __init__(self, side: int, width: int = 128) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(side**2, width), nn.Linear(width, NUM_CLASSES)
+        self.second, self.third = nn.Linear(width, width), nn.Linear(width, width)
+        self.third.weight = self.second.weight
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = functional.relu(self.first(images.flatten(1)))
+        hidden = functional.relu(self.third(functional.relu(self.second(hidden))))
+        return cast(Tensor, self.head(hidden))
+
+
 def make_network(name: str, dataset: str, seed: int) -> nn.Module:
     """Return a network, initialised from a seed."""
     torch.manual_seed(seed)
@@ -210,6 +231,8 @@ def make_network(name: str, dataset: str, seed: int) -> nn.Module:
         return nn.Sequential(
             nn.Flatten(), nn.Linear(side**2, hidden), nn.ReLU(), nn.Linear(hidden, NUM_CLASSES)
         )
+    if name == "mlp with tied layers":
+        return _Tied(side)
     if name == "transformer":
         return _Rows(side)
     # Flower's own, of its quickstart for PyTorch, for one channel.
@@ -263,6 +286,7 @@ class Clients:
         self._hostile = range(setting.num_clients - setting.num_hostile, setting.num_clients)
         self._attack = self._make_attack()
         self._model = make_network(setting.network, setting.dataset, 0)  # all clients train it
+        self._heads: dict[int, dict[str, NDArray[Any]]] = {}
         self._momenta = defaultdict[tuple[int, str], Vector](lambda: np.zeros(1, dtype=np.float32))
 
     def train(self, message: Message, context: Context) -> Message:
@@ -293,10 +317,16 @@ class Clients:
         if partition in self._hostile and setting.attack == "label flip":
             labels = torch.from_numpy(flip_labels(labels.numpy(), NUM_CLASSES))
         model = self._model
-        model.load_state_dict({name: torch.tensor(array) for name, array in before.items()})
+        own = {**before, **self._heads.get(partition, {})}
+        model.load_state_dict({name: torch.tensor(array) for name, array in own.items()})
         rng = np.random.default_rng((self._seed, partition, server_round))
         _train(model, images, labels, rows, setting, rng)
-        after = {name: value.numpy() for name, value in model.state_dict().items()}
+        after = {
+            name: value.numpy().astype(before[name].dtype)
+            for name, value in model.state_dict().items()
+        }
+        if setting.private_head:
+            self._heads[partition] = {name: after[name] for name in list(after)[-2:]}
         if setting.client_momentum:
             for name, start in before.items():
                 if after[name].dtype == np.float32:
@@ -360,7 +390,11 @@ def simulate(
             min_train_nodes=asked,
             min_available_nodes=setting.num_clients,
         )
-        initial = {name: value.clone() for name, value in model.state_dict().items()}
+        dtype = getattr(torch, setting.dtype)
+        initial = {
+            name: value.to(dtype if value.is_floating_point() else value.dtype, copy=True)
+            for name, value in model.state_dict().items()
+        }
         strategy.start(
             grid=grid,
             initial_arrays=ArrayRecord(initial),

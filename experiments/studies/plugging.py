@@ -7,9 +7,9 @@ REPLACEMENTS = {
     "server_app.py": (
         (
             "from flwr.serverapp.strategy import FedAvg\n",
-            "from fedmedian.strategies import SignSGD\n",
+            "from fedmedian.strategies import {strategy}\n",
         ),
-        ("strategy = FedAvg(", "strategy = SignSGD("),
+        ("strategy = FedAvg(", "strategy = {strategy}("),
     ),
     "client_app.py": (
         (
@@ -19,15 +19,18 @@ REPLACEMENTS = {
         ("app = ClientApp()\n", "app = ClientApp(mods=[perturb])\n"),
     ),
 }
-"""The texts that are replaced, each with what replaces it, by the names of an app's files."""
+"""The texts that are replaced, each with what replaces it, by the names of an app's files.
+
+What replaces them has the name of the strategy in it.
+"""
 
 
 class PlugInError(Exception):
     """An app that does not have what is to be replaced."""
 
 
-def plug_in(app: Path, copy: Path) -> None:
-    """Copy an app with FedAvg replaced by SignSGD, and the mod added to its ClientApp.
+def plug_in(app: Path, copy: Path, strategy: str = "SignSGD") -> None:
+    """Copy an app with FedAvg replaced by one of ours, and the mod added to its ClientApp.
 
     Parameters
     ----------
@@ -35,6 +38,8 @@ def plug_in(app: Path, copy: Path) -> None:
         The app's folder. It is not changed.
     copy : Path
         A folder to be made.
+    strategy : str (default: "SignSGD")
+        The strategy in FedAvg's place.
 
     Raises
     ------
@@ -48,6 +53,7 @@ def plug_in(app: Path, copy: Path) -> None:
             raise PlugInError(f"{app.name} has {len(files)} files called {name}, must have 1")
         text = files[0].read_text()
         for old, new in replacements:
+            new = new.format(strategy=strategy)
             text = _replace_once(text, old, new, f"{app.name}/{name}")
         files[0].write_text(text)
 

@@ -1,5 +1,7 @@
 """The mod that makes an existing ClientApp answer with perturbed signs or updates."""
 
+from contextvars import ContextVar
+
 from flwr.app import ConfigRecord, Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 from flwr.common.constant import ErrorCode
@@ -7,11 +9,15 @@ from flwr.common.constant import ErrorCode
 from fedmedian.clients.answering import answer
 from fedmedian.instructions import Instruction
 from fedmedian.layout import Arrays, Layout
+from fedmedian.logs import warn
 from fedmedian.records import to_arrays, to_record
 from fedmedian.wire import PREFIX, WireError, refusal
 
 _FIT_METRICS = "fitres.metrics"
 _RECORD = "fedmedian"
+
+_TRAINING = ContextVar("_TRAINING", default=False)
+"""Whether this mod waits for what it has called."""
 
 
 def perturb(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -42,6 +48,8 @@ def perturb(message: Message, context: Context, call_next: ClientAppCallable) ->
     """
     config = _instructed_config(message)
     if config is None:
+        if _TRAINING.get():
+            warn("perturb stands twice among a ClientApp's mods; the first of them does the work")
         return call_next(message, context)
     try:
         instruction = Instruction.decode(config)
@@ -50,7 +58,11 @@ def perturb(message: Message, context: Context, call_next: ClientAppCallable) ->
         return _refuse(message, error)
     for key in [key for key in config if key.startswith(PREFIX)]:
         del config[key]
-    reply = call_next(message, context)
+    training = _TRAINING.set(True)
+    try:
+        reply = call_next(message, context)
+    finally:
+        _TRAINING.reset(training)
     if reply.has_error():
         return reply
     try:

@@ -5,6 +5,7 @@ NumPyClients. Arrays have no names there: wherever names are asked for or report
 its position, "0", "1", and so on.
 """
 
+import logging
 from collections.abc import Sequence
 from math import isfinite
 from statistics import fmean
@@ -51,6 +52,8 @@ from fedmedian.strategies.sign import DEFAULT_DECODE, SignCore
 from fedmedian.wire import PREFIX, WireError
 
 __all__ = ["MedianSGD", "SignSGD"]
+
+_LOGGER = logging.getLogger("flwr")
 
 Trained = tuple[ClientProxy, FitRes]
 Evaluated = tuple[ClientProxy, EvaluateRes]
@@ -123,6 +126,7 @@ class LegacyStrategy(FedAvg):
         if instruction is None:
             return []
         mu = self.core.settings.proximal_mu
+        self._say_whom_it_waits_for(client_manager)
         told = instruction.encode() | ({} if mu is None else {"proximal_mu": mu})
         with self._protocol.sampling(server_round):
             asked = super().configure_fit(server_round, parameters, client_manager)
@@ -182,6 +186,16 @@ class LegacyStrategy(FedAvg):
         losses = [(reply.source.num_examples, reply.source.loss) for reply in usual]
         metrics = self._aggregate("evaluate_metrics_aggregation_fn", usual)
         return weighted_loss_avg(losses), metrics
+
+    def _say_whom_it_waits_for(self, client_manager: ClientManager) -> None:
+        # Flower's older server waits in silence.
+        connected, wanted = client_manager.num_available(), self.min_available_clients
+        if connected < wanted:
+            _LOGGER.info(
+                "Waiting for clients to connect: %d connected (minimum required: %d).",
+                connected,
+                wanted,
+            )
 
     def _aggregate(self, name: str, replies: Sequence[Reply[Result]]) -> dict[str, Scalar]:
         function: MetricsAggregationFn | None = getattr(self, name)

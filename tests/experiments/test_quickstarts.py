@@ -14,7 +14,7 @@ from experiments.studies.harness import run
 from experiments.studies.plugging import REPLACEMENTS, PlugInError, plug_in
 from experiments.studies.quickstarts import NUM_CLIENTS, compare, loaded, main
 from fedmedian.clients import perturb
-from fedmedian.strategies import SignSGD
+from fedmedian.strategies import MedianSGD, SignSGD
 
 APP_NAMES = [app.name for app in QUICKSTARTS]
 TORCH_APP, _, NUMPY_APP = QUICKSTARTS
@@ -89,11 +89,12 @@ class TestTheChange:
         }
         assert added == {"__init__.py": 0, "client_app.py": 2, "server_app.py": 2, "task.py": 0}
 
-    def test_what_the_app_gives_fedavg_is_kept(self, write_app, tmp_path):
-        plug_in(write_app(), tmp_path / "changed")
+    @pytest.mark.parametrize("strategy", [SignSGD, MedianSGD])
+    def test_what_the_app_gives_fedavg_is_kept(self, strategy, write_app, tmp_path):
+        plug_in(write_app(), tmp_path / "changed", strategy.__name__)
         names = {}
         exec(sources(tmp_path / "changed")["server_app.py"], names)
-        assert isinstance(names["strategy"], SignSGD)
+        assert isinstance(names["strategy"], strategy)
         assert names["strategy"].fraction_train == 0.5
 
     @pytest.mark.parametrize(("file", "times"), [("server_app.py", 0), ("client_app.py", 2)])

@@ -8,7 +8,7 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
-from experiments.studies import figures, nmse, noise_choices, robustness
+from experiments.studies import apps, figures, nmse, noise_choices, robustness
 from experiments.studies.federation import (
     ATTACKS,
     MORE_ATTACKS,
@@ -229,12 +229,64 @@ def test_testing_the_last_rounds_alone_finds_what_testing_all_does():
     assert last["accuracy"] == every["accuracy"][2:]
 
 
+def run_here(jobs, folder):
+    """Run jobs in this process, and keep nothing."""
+    return {name: job() for name, job in jobs.items()}
+
+
+class TestApps:
+    SMALL = Setting("digits", learning_rate=0.1, rounds=2, num_clients=3, partition="iid")
+
+    def test_the_table_has_a_row_for_each_app_with_all_strategies(self, monkeypatch):
+        monkeypatch.setattr(apps, "run_jobs", run_here)
+        table = apps.app_table({"small": self.SMALL}, seeds=[0])
+        heading, _, row = table.splitlines()
+        assert [cell.strip() for cell in heading.split("|")[2:5]] == [
+            "FedAvg",
+            "SignSGD()",
+            "MedianSGD()",
+        ]
+        accuracies = [float(cell) for cell in row.split("|")[2:5]]
+        assert all(0.1 < accuracy <= 1 for accuracy in accuracies)
+        worse = float(row.split("|")[5])
+        assert worse == pytest.approx(min(accuracies[1:]) - accuracies[0], abs=2e-3)
+
+    def test_no_federation_is_another_by_another_name(self):
+        assert len(set(apps.SETTINGS.values())) == len(apps.SETTINGS)
+
+    def test_a_model_in_half_precision_travels_as_such(self):
+        half, whole = (
+            run_setting("FedAvg", replace(self.SMALL, dtype=dtype), 0)["uplink"]
+            for dtype in ("float16", "float32")
+        )
+        assert half < 0.51 * whole
+
+    def test_a_private_head_is_the_clients_own_from_round_to_round(self):
+        app = ClientApp()
+        app.train()(Clients(replace(self.SMALL, private_head=True), 0).train)
+        grid = InProcessGrid(app, 3)
+        model = ArrayRecord(make_network("mlp", "digits", 0).state_dict())
+        sent = []
+        for _ in range(2):
+            content = RecordDict({"arrays": model, "config": ConfigRecord({"server-round": 1})})
+            (node, *_) = grid.get_node_ids()
+            message = Message(content, node, MessageType.TRAIN)
+            (reply,) = grid.send_and_receive([message])
+            sent.append(reply.content["arrays"])
+        moved = [
+            name
+            for name in model
+            if not np.array_equal(sent[0][name].numpy(), sent[1][name].numpy())
+        ]
+        # The same model, data and order: all that differs follows from the head's other start.
+        assert set(moved) >= {"3.weight", "3.bias"}
+
+
 class TestRobustness:
     @pytest.fixture
     def tiny(self, monkeypatch, tmp_path):
         """The settings of both tables on digits, one of seven hostile, for one round."""
         monkeypatch.setattr(robustness, "RESULTS", tmp_path)
-        run_here = lambda jobs, folder: {name: job() for name, job in jobs.items()}  # noqa: E731
         monkeypatch.setattr(robustness, "run_jobs", run_here)
 
         def shrink(study, attacks):

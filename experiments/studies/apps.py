@@ -1,0 +1,113 @@
+"""The study of defaults: many kinds of app, each with FedAvg and with two lines changed.
+
+``python -m experiments.studies.apps`` prints the table of docs/existing-apps.md. Results are kept
+in experiments/results, and a study that was killed goes on where it was.
+"""
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
+
+from datasets import disable_progress_bars
+
+from experiments.apps import QUICKSTARTS
+from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
+from experiments.studies.federation import Setting
+from experiments.studies.jobs import Result, run_jobs
+from experiments.studies.plugging import plug_in
+from experiments.studies.quickstarts import try_app
+from experiments.studies.random_basis import late, run_setting
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "apps"
+
+STRATEGIES = ("FedAvg", "SignSGD", "MedianSGD")
+
+CNN = partial(Setting, network="cnn", rounds=25, momentum=0.9, learning_rate=0.01)
+
+SETTINGS = {
+    **{f"CNN, {n} clients, iid": CNN(num_clients=n, partition="iid") for n in (2, 3, 5, 10, 50)},
+    **{f"CNN, {n} clients, Dirichlet(.1)": CNN(num_clients=n, alpha=0.1) for n in (5, 10, 50)},
+    "CNN, 2 of 10 clients a round, iid": CNN(partition="iid", fraction=0.2),
+    "CNN, a head of each client's own, iid": CNN(partition="iid", private_head=True),
+    "CNN in float16, iid": CNN(partition="iid", dtype="float16"),
+    "CNN with BatchNorm, iid": CNN(partition="iid", network="cnn with batchnorm"),
+    "MLP with tied layers, iid": Setting(network="mlp with tied layers", partition="iid"),
+    "transformer with LayerNorm, iid": Setting(network="transformer", partition="iid"),
+}
+"""The federations by name, of ten clients and 12,000 images of Fashion-MNIST where not said."""
+
+
+def run_app(strategy: str, app: Setting | Path, seed: int) -> Result:
+    """Run an app with a strategy's defaults.
+
+    Parameters
+    ----------
+    strategy : str
+        One of `STRATEGIES`.
+    app : Setting or Path
+        A federation, or the folder of an app of Flower's, in which FedAvg is replaced.
+    seed : int
+        The seed.
+
+    Returns
+    -------
+    dict
+        ``accuracy`` after each round, or after the last.
+    """
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    disable_progress_bars()
+    if isinstance(app, Setting):
+        return run_setting(strategy if strategy == "FedAvg" else f"{strategy}()", app, seed)
+    if strategy == "FedAvg":
+        return {"accuracy": [try_app(strategy, app, [seed]).accuracy]}
+    with TemporaryDirectory() as temporary:
+        changed = Path(temporary) / app.name
+        plug_in(app, changed, strategy)
+        return {"accuracy": [try_app(strategy, changed, [seed]).accuracy]}
+
+
+def app_table(apps: dict[str, Setting | Path], seeds: Sequence[int] = (0, 1)) -> str:
+    """Compare strategies in apps: mean accuracy over seeds and, of federations, five rounds.
+
+    Parameters
+    ----------
+    apps : dict of str to Setting or Path
+        The apps by name.
+    seeds : sequence of int (default: 0, 1)
+        The seeds.
+
+    Returns
+    -------
+    str
+        The table, with how far the worse of ours is above FedAvg.
+    """
+    jobs = {
+        (name, strategy, seed): (
+            f"{strategy} | {app if isinstance(app, Setting) else app.name} | seed {seed}",
+            partial(run_app, strategy, app, seed),
+        )
+        for seed in seeds
+        for name, app in apps.items()
+        for strategy in STRATEGIES
+    }
+    results = run_jobs(dict(jobs.values()), RESULTS)
+    rows = []
+    for name in apps:
+        ends = [
+            fmean(late([results[jobs[name, strategy, seed][0]]]) for seed in seeds)
+            for strategy in STRATEGIES
+        ]
+        rows.append([name, *(f"{end:.3f}" for end in ends), f"{min(ends[1:]) - ends[0]:+.3f}"])
+    return make_table(["app", "FedAvg", "SignSGD()", "MedianSGD()", "worse − FedAvg"], rows)
+
+
+def main() -> None:
+    """Print the table."""
+    print(app_table({**{folder.name: folder for folder in QUICKSTARTS}, **SETTINGS}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Strategies as users extend them, in the ways of Flower's own advanced examples."""
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord
+from flwr.common import ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.server.client_manager import SimpleClientManager
+from flwr.serverapp.strategy import Result
+
+from fedmedian.clients import InProcessGrid, perturb
+from fedmedian.strategies import MedianSGD, SignSGD, legacy
+
+MODEL = {"0": np.zeros((20, 30), np.float32), "1": np.zeros(10, np.float32)}
+NUM_CLIENTS = 5
+BOTH = pytest.mark.parametrize("make", ["SignSGD", "MedianSGD"])
+
+
+def train(model, partition):
+    trained = {name: array + np.float32(partition) for name, array in model.items()}
+    return trained, {"num-examples": 1, "loss": 1.0}
+
+
+class TestMessageApi:
+    @pytest.fixture
+    def play(self, make_app, as_record, as_arrays):
+        def play(strategy, num_rounds=3, seen=None):
+            def spy(message, context, call_next):
+                if seen is not None and message.metadata.message_type == "train":
+                    seen.append(message.content["config"].get("lr"))
+                return call_next(message, context)
+
+            grid = InProcessGrid(make_app(train, (perturb, spy)), NUM_CLIENTS)
+            result = strategy.start(
+                grid, as_record(MODEL), num_rounds, train_config=ConfigRecord({"lr": 0.8})
+            )
+            return as_arrays(result.arrays)
+
+        return play
+
+    @pytest.fixture(params=[SignSGD, MedianSGD], ids=lambda cls: cls.__name__)
+    def base(self, request):
+        return request.param
+
+    def test_a_learning_rate_that_falls_in_configure_train_reaches_the_clients(self, base, play):
+        class Falling(base):
+            def configure_train(self, server_round, arrays, config, grid):
+                config["lr"] *= 0.5
+                return super().configure_train(server_round, arrays, config, grid)
+
+        seen = []
+        model = play(Falling(seed=1), seen=seen)
+        assert seen == [0.4] * NUM_CLIENTS + [0.2] * NUM_CLIENTS + [0.1] * NUM_CLIENTS
+        np.testing.assert_array_equal(model["0"], play(base(seed=1))["0"])
+
+    def test_what_aggregate_train_returns_can_be_looked_at_and_changed(self, base, play):
+        losses = []
+
+        class Halving(base):
+            def aggregate_train(self, server_round, replies):
+                arrays, metrics = super().aggregate_train(server_round, replies)
+                losses.append(metrics["loss"])
+                metrics["mine"] = server_round
+                return arrays, metrics
+
+        play(Halving(seed=1))
+        assert losses == [1.0] * 3
+
+    def test_a_start_of_the_users_own_may_run_the_rounds_itself(self, base, play):
+        class OwnLoop(base):
+            def start(self, grid, initial_arrays, num_rounds=3, train_config=None, **options):
+                arrays, result = initial_arrays, Result()
+                for server_round in range(1, num_rounds + 1):
+                    messages = self.configure_train(server_round, arrays, train_config, grid)
+                    replies = grid.send_and_receive(messages)
+                    new, result.train_metrics_clientapp[server_round] = self.aggregate_train(
+                        server_round, replies
+                    )
+                    arrays = arrays if new is None else new
+                result.arrays = arrays
+                return result
+
+        np.testing.assert_array_equal(play(OwnLoop(seed=1))["0"], play(base(seed=1))["0"])
+
+    def test_a_start_that_wraps_ours_gets_all_that_ours_returns(self, base, play):
+        class Wrapping(base):
+            def start(self, *args, **options):
+                self.result = super().start(*args, **options)
+                return self.result
+
+        strategy = Wrapping(seed=1, average_decay=0.5)
+        play(strategy)
+        assert strategy.result.averaged_arrays is not None
+        assert len(strategy.result.train_metrics_clientapp) == 3
+
+
+class TestOlderApi:
+    @pytest.fixture(params=[legacy.SignSGD, legacy.MedianSGD], ids=lambda cls: cls.__name__)
+    def base(self, request):
+        return request.param
+
+    def test_an_aggregate_fit_that_keeps_each_model_sees_those_that_the_run_goes_through(
+        self, base, run
+    ):
+        kept = []
+
+        class Keeping(base):
+            def aggregate_fit(self, server_round, results, failures):
+                parameters, metrics = super().aggregate_fit(server_round, results, failures)
+                kept.append(parameters_to_ndarrays(parameters))
+                return parameters, metrics
+
+        outcome = run(Keeping(seed=1), train, MODEL, NUM_CLIENTS, 3)
+        for model, arrays in zip(outcome.path[1:], kept, strict=True):
+            np.testing.assert_array_equal(model["0"], arrays[0])
+
+    def test_a_configure_fit_of_the_users_own_may_add_to_what_is_told(self, base, run):
+        class Telling(base):
+            def configure_fit(self, server_round, parameters, client_manager):
+                asked = super().configure_fit(server_round, parameters, client_manager)
+                for _, ins in asked:
+                    ins.config["lr"] = 0.5 / server_round
+                return asked
+
+        seen = []
+
+        def spy(message, context, call_next):
+            if message.metadata.message_type == "train":
+                seen.append(message.content["fitins.config"]["lr"])
+            return call_next(message, context)
+
+        own = run(Telling(seed=1), train, MODEL, NUM_CLIENTS, 2, mods=(perturb, spy))
+        usual = run(base(seed=1), train, MODEL, NUM_CLIENTS, 2)
+        assert seen == [0.5] * NUM_CLIENTS + [0.25] * NUM_CLIENTS
+        np.testing.assert_array_equal(own.model["0"], usual.model["0"])
+
+
+class Proxy:
+    def __init__(self, cid):
+        self.cid = cid
+
+
+class Manager(SimpleClientManager):
+    """Three clients, and nobody who waits for more."""
+
+    def num_available(self):
+        return 3
+
+    def sample(self, num_clients, min_num_clients=None, criterion=None):
+        return [Proxy(str(i)) for i in range(3)]
+
+
+class TestProximalTerm:
+    @BOTH
+    def test_clients_are_told_as_flowers_fedprox_tells_them(
+        self, make, message_api, make_app, as_record
+    ):
+        grid = InProcessGrid(make_app(train), NUM_CLIENTS)
+        for options, told in (({"proximal_mu": 0.25}, 0.25), ({}, None)):
+            strategy = message_api.make(make, **options)
+            config = ConfigRecord()
+            (message, *_) = strategy.configure_train(1, as_record(MODEL), config, grid)
+            assert message.content["config"].get("proximal-mu") == told
+            assert not config
+
+    @BOTH
+    def test_clients_of_the_older_api_are_told_as_its_fedprox_tells_them(self, make, older_api):
+        parameters = ndarrays_to_parameters(list(MODEL.values()))
+        for options, told in (({"proximal_mu": 0.25}, 0.25), ({}, None)):
+            strategy = older_api.make(make, **options)
+            for _, ins in strategy.configure_fit(1, parameters, Manager()):
+                assert ins.config.get("proximal_mu") == told
+
+
+class TestWaiting:
+    def test_the_older_api_says_how_many_clients_it_sees_while_it_waits(self, older_api, caplog):
+        parameters = ndarrays_to_parameters(list(MODEL.values()))
+        waiting = older_api.make("SignSGD", min_available_clients=9)
+        waiting.configure_fit(1, parameters, Manager())
+        assert "Waiting for clients to connect: 3 connected (minimum required: 9)." in caplog.text
+
+    def test_the_older_api_says_nothing_where_there_are_enough(self, older_api, caplog):
+        strategy = older_api.make("SignSGD", min_available_clients=3)
+        strategy.configure_fit(1, ndarrays_to_parameters(list(MODEL.values())), Manager())
+        assert "Waiting" not in caplog.text
