@@ -1,6 +1,7 @@
 """The studies: hostile clients, EDEN's code, errors of one round, robustness."""
 
 from dataclasses import replace
+from functools import partial
 from math import pi
 
 import numpy as np
@@ -16,10 +17,13 @@ from experiments.studies.federation import (
     Setting,
     load,
     make_network,
+    simulate,
     split,
 )
 from experiments.studies.random_basis import STRATEGIES, encode_with_eden, run_setting
-from fedmedian.clients import InProcessGrid
+from fedmedian import Adam
+from fedmedian.clients import InProcessGrid, perturb
+from fedmedian.strategies import MedianSGD, SignSGD
 
 DIGITS = Setting(dataset="digits", learning_rate=0.1, rounds=2)
 
@@ -280,6 +284,14 @@ class TestApps:
         ]
         # The same model, data and order: all that differs follows from the head's other start.
         assert set(moved) >= {"3.weight", "3.bias"}
+
+
+@pytest.mark.parametrize("strategy", [SignSGD, MedianSGD])
+def test_adam_trains_with_its_defaults_as_fast_as_fedavg(strategy):
+    setting = replace(DIGITS, rounds=10, alpha=0.3)
+    found = simulate(partial(strategy, optimizer=Adam()), setting, 0, [perturb])
+    fedavg = run_setting("FedAvg", setting, 0)
+    assert found["accuracy"][-1] > fedavg["accuracy"][-1] - 0.02
 
 
 class TestRobustness:

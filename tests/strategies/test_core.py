@@ -61,6 +61,12 @@ class TestOptimizer:
         expected = 0.5 * debiased_averages(draws()[:, 0], 0.8)
         np.testing.assert_allclose(steps(strategy, draws())[0], expected, rtol=1e-4, atol=1e-6)
 
+    def test_an_optimiser_brings_the_learning_rate_that_its_steps_are_made_for(self):
+        assert SignSGD(optimizer=Momentum()).core.learning_rate == 1.0
+        assert SignSGD(optimizer=Adam()).core.learning_rate == 0.01
+        assert MedianSGD(optimizer=Adam()).core.learning_rate == 0.01
+        assert SignSGD(optimizer=Adam(), learning_rate=0.5).core.learning_rate == 0.5
+
     def test_adams_steps_are_of_the_learning_rates_size(self, steps):
         updates = np.ones((5, 3, 2)) * [1e-2, -100.0]
         strategy = MedianSGD(learning_rate=0.1, optimizer=Adam(tau=1e-9), **PLAIN)
