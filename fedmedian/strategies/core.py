@@ -194,6 +194,11 @@ class Core(ABC):
             The direction, in the round's blocks, and what to report about it.
         """
 
+    @property
+    @abstractmethod
+    def cost_of_few(self) -> tuple[int, str]:
+        """The largest cohort to which being small costs something, and what it costs in words."""
+
     @abstractmethod
     def centre(self, values: Weights, weights: Weights) -> Weights:
         """Return the centre, (*shape), of the clients' values of an exact array, (M, *shape)."""

@@ -99,6 +99,11 @@ class MedianCore(Core):
             diagnostics=self.settings.diagnostics,
         )
 
+    @property
+    def cost_of_few(self) -> tuple[int, str]:
+        """Protection: the median of two is their mean."""
+        return 2, "the median of so few does not keep a bad one out; that of three or more does"
+
     def centre(self, values: Weights, weights: Weights) -> Weights:
         """Return the median over clients, as robust as the rest."""
         return np.asarray(np.median(values, axis=0))

@@ -104,7 +104,7 @@ class RoundProtocol:
         self.journal = Journal(core.settings.checkpoint)
         self._roster = Roster()
         self._rules = (one_reply_per_node, *rules)
-        self._watch = self._make_watch()
+        self._watch = Watch(core)
 
     def ask(self, server_round: int, model: Arrays) -> Instruction | None:
         """Begin a round of training.
@@ -124,7 +124,7 @@ class RoundProtocol:
         if server_round <= self.journal.done:
             return None
         if server_round == 1:
-            self._roster, self._watch = Roster(), self._make_watch()
+            self._roster, self._watch = Roster(), Watch(self.core)
         return self.core.begin(server_round, model)
 
     def sampling(self, server_round: int) -> AbstractContextManager[None]:
@@ -197,7 +197,7 @@ class RoundProtocol:
         self.journal.note("train", current.number, metrics)
         self.journal.end_round(self.core, heard.model)
         seen = {**heard.report, **metrics}
-        self._watch.see(current, heard.asked, heard.reasons, seen, heard.no_step)
+        self._watch.see(heard.asked, heard.reasons, seen, heard.no_step)
 
     def say_totals(self) -> None:
         """Log what the run has sent, once it has ended."""
@@ -232,9 +232,6 @@ class RoundProtocol:
         kept, counts = hearing.judge(server_round, read_ones, self._rules)
         _LOGGER.info("aggregate_evaluate: %s", describe_round(counts))
         return self._with_usual_metrics(kept)
-
-    def _make_watch(self) -> Watch:
-        return Watch(self.core.kind, self.core.settings.max_failed_rounds)
 
     def _with_usual_metrics(self, replies: list[AnyReply]) -> list[AnyReply]:
         return with_usual_metrics(replies, self._roster.name)

@@ -88,6 +88,14 @@ class SignCore(Core):
             diagnostics=self.settings.diagnostics,
         )
 
+    @property
+    def cost_of_few(self) -> tuple[int, str]:
+        """Steps that are shorter, where they are; see `fedmedian.decoding.Ballot.step_lengths`."""
+        return 3 * self.tops_up, (
+            "there is much noise in the votes of so few, and steps are shorter for it; those of "
+            "four or more are whole"
+        )
+
     def centre(self, values: Weights, weights: Weights) -> Weights:
         """Return the weighted mean over clients; see `fedmedian.claims.mean_in_proportion`."""
         return mean_in_proportion(values, weights)

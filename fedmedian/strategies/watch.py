@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from fedmedian.layout import Arrays
 from fedmedian.logs import as_line, warn
-from fedmedian.payloads import PayloadKind
-from fedmedian.strategies.core import PlainWeightsError, Round
+from fedmedian.strategies.core import Core, PlainWeightsError
 
 _LOGGER = logging.getLogger("flwr")
 
@@ -23,15 +22,6 @@ NOISE_ALONE = 0.01
 
 NOISY_ROUNDS = 5
 """The number of such rounds, one after the other, that are worth a warning."""
-
-FEW = {"signs": 3, "vector": 2}
-"""The largest cohort to which being small costs something, by the kind of payload."""
-
-_COST_OF_FEW = {
-    "signs": "there is much noise in the votes of so few, and steps are shorter for it: four or "
-    "more take whole ones",
-    "vector": "the median of so few does not keep a bad one out: three or more do",
-}
 
 _REMEDIES = (
     ("mods=[perturb]", ""),
@@ -69,16 +59,12 @@ class Watch:
 
     Parameters
     ----------
-    kind : {"signs", "vector"}
-        The kind of payload that clients are asked for.
-    max_failed_rounds : int or None
-        The number of rounds without a new model, one after the other, that ends the run, >= 1;
-        None for no such number.
+    core : Core
+        The strategy's own work.
     """
 
-    def __init__(self, kind: PayloadKind, max_failed_rounds: int | None) -> None:
-        self._kind = kind
-        self._max_failed_rounds = max_failed_rounds
+    def __init__(self, core: Core) -> None:
+        self._core = core
         self._said = set[str]()
         self._failed: list[int] = []
         self._reasons = Counter[str]()
@@ -89,7 +75,6 @@ class Watch:
 
     def see(
         self,
-        current: Round,
         asked: int,
         refused: Sequence[str | Exception],
         metrics: Mapping[str, Any],
@@ -99,8 +84,6 @@ class Watch:
 
         Parameters
         ----------
-        current : Round
-            The round.
         asked : int
             The number of clients that were asked.
         refused : sequence of str or Exception
@@ -116,6 +99,7 @@ class Watch:
             If there has been none for `max_failed_rounds` rounds, or all clients of the first
             round have sent plain weights that cannot be used.
         """
+        current = self._core.current
         _LOGGER.info("aggregate_train: %s", describe_round(metrics))
         replies = metrics["replies-accepted"] + metrics["replies-rejected"]
         self._rounds += 1
@@ -134,14 +118,14 @@ class Watch:
         if not no_step:
             self._failed, self._reasons = [], Counter()
             self._look_at_cohort(int(metrics["replies-accepted"]))
-            self._look_at_scales(current, np.asarray(metrics.get("noise-scale", ())))
+            self._look_at_scales(np.asarray(metrics.get("noise-scale", ())))
             self._look_at_noise(metrics.get("signal-to-noise"))
             return
         self._failed.append(current.number)
         self._reasons += reasons
         never_moved = current.number == len(self._failed)
         plain = bool(refused) and all(isinstance(one, PlainWeightsError) for one in refused)
-        if (plain and never_moved) or len(self._failed) == self._max_failed_rounds:
+        if (plain and never_moved) or len(self._failed) == self._core.settings.max_failed_rounds:
             raise RunFailedError(self._failure(no_step), current.arrays)
 
     def say_totals(self) -> None:
@@ -166,12 +150,11 @@ class Watch:
         )
 
     def _look_at_cohort(self, accepted: int) -> None:
-        if accepted <= FEW[self._kind]:
-            self._warn_once(
-                "few", "replies of %d clients in a round: %s", accepted, _COST_OF_FEW[self._kind]
-            )
+        few, cost = self._core.cost_of_few
+        if accepted <= few:
+            self._warn_once("few", "replies of %d clients in a round: %s", accepted, cost)
 
-    def _look_at_scales(self, current: Round, scales: NDArray[np.float64]) -> None:
+    def _look_at_scales(self, scales: NDArray[np.float64]) -> None:
         if self._first_scales.shape != scales.shape:
             self._first_scales = np.zeros_like(scales)
         new = (self._first_scales == 0) & (scales > 0)
@@ -185,7 +168,7 @@ class Watch:
                 "not shrink, as where they keep an array to themselves and send it all the same; "
                 "leave such arrays out of the model that is sent, or let clients train less in a "
                 "round",
-                *(_name_of_block(current, block), f"{growth.max():.0f}"),
+                *(self._name_of_block(block), f"{growth.max():.0f}"),
             )
 
     def _look_at_noise(self, ratio: float | None) -> None:
@@ -197,6 +180,10 @@ class Watch:
                 "clients in a round, more local training, or less noise",
                 NOISY_ROUNDS,
             )
+
+    def _name_of_block(self, block: int) -> str:
+        flat, blocks = self._core.current.layout.flat, self._core.current.blocks
+        return f"array {flat[block].name!r}" if len(flat) == len(blocks) else f"block {block}"
 
     def _warn_once(self, key: str, template: str, *words: object) -> None:
         if key not in self._said:
@@ -236,8 +223,3 @@ def _in_units(size: float) -> str:
 def _with_remedy(reason: str) -> str:
     remedy = next((remedy for part, remedy in _REMEDIES if part in reason), "")
     return f"{reason} ({remedy})" if remedy else reason
-
-
-def _name_of_block(current: Round, block: int) -> str:
-    flat = current.layout.flat
-    return f"array {flat[block].name!r}" if len(flat) == len(current.blocks) else f"block {block}"

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from fedmedian import Gaussian, Momentum
+from fedmedian import Gaussian, Majority, Momentum
 from fedmedian.clients import perturb
 from fedmedian.strategies import RunFailedError
 from fedmedian.strategies.watch import NOISY_ROUNDS, RUNAWAY, describe_round
@@ -166,6 +166,10 @@ class TestWarnings:
             run(api.make(make), train, MODEL, few, 2)
             (warning,) = warnings(price)
             assert f"replies of {few} clients" in warning
+
+    def test_votes_whose_steps_are_never_shortened_have_no_such_price(self, api, run, warnings):
+        run(api.make("SignSGD", None, Majority(), 0.1, rotation=None), train, MODEL, 2)
+        assert not warnings("replies of 2 clients")
 
 
 class TestLines:
