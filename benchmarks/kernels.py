@@ -13,6 +13,7 @@ from benchmarks.timing import Case
 from fedmedian import Gaussian, Laplace, Logistic, Noise, Uniform, coordinate_median, majority_vote
 from fedmedian.kernels.encoding import pack_noisy_signs
 from fedmedian.kernels.rotation import rotate
+from fedmedian.randomness import secret_rng
 
 Float32 = NDArray[np.float32]
 
@@ -94,6 +95,27 @@ def encode_cases() -> Iterator[Case]:
         )
 
 
+def generator_cases() -> Iterator[Case]:
+    """Yield the noise that has to hide something, beside NumPy's own generator's."""
+    dim = 10**6
+    update, scales = np.zeros(dim, np.float32), np.ones(1, np.float32)
+    secret, own = secret_rng(), np.random.default_rng()
+
+    def signs(rng: np.random.Generator) -> NDArray[np.uint8]:
+        return pack_noisy_signs(update, [dim], Gaussian(), scales, rng)
+
+    for name, draw in (
+        ("normal values", lambda rng: rng.standard_normal(dim, dtype=np.float32)),
+        ("encode, gaussian noise", signs),
+    ):
+        yield Case(
+            f"{name}, d = {dim:,}",
+            {"ChaCha20": partial(draw, secret), "PCG64": partial(draw, own)},
+            0,
+            lambda left, right: left.shape == right.shape,
+        )
+
+
 def rotation_cases() -> Iterator[Case]:
     """Yield the rotation of an update, alone and on the way to packed signs."""
     rng, noise = np.random.default_rng(0), Gaussian()
@@ -160,5 +182,6 @@ CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "median": median_cases,
     "votes": vote_cases,
     "encode": encode_cases,
+    "generators": generator_cases,
     "rotation": rotation_cases,
 }

@@ -334,7 +334,9 @@ class Clip(ClientStep):
         vector = draft.vector
         norm = sqrt(energy(vector))
         if norm > self.norm:
-            vector *= np.float32(self.norm / norm)
+            # In float32 the factor of a very long update might have few bits left, or none.
+            factor = self.norm / norm
+            np.multiply(vector, factor, out=vector, dtype=np.float64, casting="same_kind")
 
 
 @register_client_step

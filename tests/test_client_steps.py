@@ -229,6 +229,11 @@ class TestClip:
         clipped = after(Clip(0.5), [3.0, 0, 0, 0, 0, 0, 4.0, 0]).vector
         assert clipped == pytest.approx([0.3, 0, 0, 0, 0, 0, 0.4, 0])
 
+    def test_an_update_as_long_as_float32_goes_is_clipped_to_no_more_than_the_norm(self):
+        for norm in (1e-6, 1e-30):
+            clipped = after(Clip(norm), [3e38] * 8).vector
+            assert np.linalg.norm(np.float64(clipped)) <= norm * (1 + 1e-6)
+
 
 class TestMeasure:
     def test_rms_of_each_block(self):

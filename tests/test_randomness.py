@@ -4,11 +4,14 @@ Where there is no seed, two draws of 90 bits or more are alike in none of 10⁶ 
 """
 
 import random
+import sys
 from itertools import combinations
 
 import numpy as np
+import pytest
 
-from fedmedian.randomness import client_rng, seeded_sampling, server_rng
+from fedmedian.chacha import ChaCha20
+from fedmedian.randomness import client_rng, secret_rng, seeded_sampling, server_rng
 
 
 def draw(rng):
@@ -48,6 +51,19 @@ def test_the_noise_of_two_partitions_is_uncorrelated():
 def test_without_a_seed_nobody_can_draw_the_same_numbers_again():
     assert draw(client_rng(None, 0, 1)) != draw(client_rng(None, 0, 1))
     assert draw(server_rng(None, 1)) != draw(server_rng(None, 1))
+
+
+def test_secret_numbers_come_of_a_cipher_whose_key_is_never_the_same_twice():
+    one, other = secret_rng(), secret_rng()
+    assert isinstance(one.bit_generator, ChaCha20)
+    assert draw(one) != draw(other)
+
+
+def test_secret_numbers_say_what_they_need_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "randomgen", None)
+    monkeypatch.delitem(sys.modules, "fedmedian.chacha")
+    with pytest.raises(ImportError, match=r"pip install 'fedmedian\[privacy\]'"):
+        secret_rng()
 
 
 def sample(seed, server_round):

@@ -6,7 +6,8 @@ The client classes need torch and are imported only when they are asked for.
 from typing import TYPE_CHECKING, Any
 
 from fedmedian.clients.in_process import InProcessGrid
-from fedmedian.clients.mod import perturb
+from fedmedian.clients.mod import perturb, perturb_with
+from fedmedian.clients.policy import Policy
 
 if TYPE_CHECKING:
     from fedmedian.clients.torch_clients import (
@@ -31,8 +32,10 @@ __all__ = [
     "InProcessGrid",
     "LocalEpochs",
     "MiniBatchGradient",
+    "Policy",
     "SignClient",
     "perturb",
+    "perturb_with",
 ]
 
 

@@ -6,7 +6,7 @@ from fedmedian.clients.memory import recall, remember
 from fedmedian.instructions import Instruction, perturb_update
 from fedmedian.layout import Arrays, Layout
 from fedmedian.payloads import Payload
-from fedmedian.randomness import client_rng
+from fedmedian.randomness import client_rng, secret_rng
 from fedmedian.wire import Float32
 
 
@@ -16,6 +16,8 @@ def answer(
     layout: Layout,
     update: Float32,
     after: Arrays,
+    *,
+    secret: bool = False,
 ) -> Payload:
     """Answer an instruction as this client.
 
@@ -31,6 +33,8 @@ def answer(
         The update. It is overwritten.
     after : mapping of str to array
         The model after training, for its exact arrays.
+    secret : bool (default: False)
+        Whether the noise has to hide something; the instruction's seed plays no part then.
 
     Returns
     -------
@@ -45,7 +49,11 @@ def answer(
     named = "partition-id" in context.node_config
     # A node id stands in for the noise, but is no partition and may exceed a record's integers.
     partition = int(context.node_config.get("partition-id", context.node_id))
-    rng = client_rng(instruction.seed, partition, instruction.server_round)
+    rng = (
+        secret_rng()
+        if secret
+        else client_rng(instruction.seed, partition, instruction.server_round)
+    )
     memory = recall(context)
     payload = perturb_update(
         instruction, layout, update, after, rng, memory, partition if named else None

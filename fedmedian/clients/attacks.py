@@ -28,13 +28,11 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from numpy.typing import NDArray
 
 from fedmedian.checks import require_integer, require_real, require_type
+from fedmedian.clients.policy import EXAMPLES
 from fedmedian.layout import Layout
 from fedmedian.payloads import Payload
 from fedmedian.records import to_arrays, to_record
 from fedmedian.wire import Float32
-
-_EXAMPLES = ("num-examples", "num_examples")
-"""The number of examples as the two APIs spell it."""
 
 _KEPT = "replay."
 """The beginning of keys in ``Context.state``; not the one under which client steps remember."""
@@ -419,7 +417,7 @@ class ClaimExamples:
         reply = call_next(message, context)
         if _is_training(message) and reply.has_content():
             for record in reply.content.metric_records.values():
-                for key in record.keys() & set(_EXAMPLES):
+                for key in record.keys() & set(EXAMPLES):
                     record[key] = self.num_examples
         return reply
 

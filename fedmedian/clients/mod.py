@@ -1,23 +1,23 @@
-"""The mod that makes an existing ClientApp answer with perturbed signs or updates."""
+"""The mods that make an existing ClientApp answer with perturbed signs or updates."""
 
-from contextvars import ContextVar
-
+import numpy as np
 from flwr.app import ConfigRecord, Context, Error, Message, MessageType, RecordDict
-from flwr.clientapp.typing import ClientAppCallable
+from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.common.constant import ErrorCode
 
+from fedmedian.checks import require_type
+from fedmedian.client_steps import UpdateError
 from fedmedian.clients.answering import answer
+from fedmedian.clients.policy import Policies, Policy, PolicyError, are_kept, keeping
 from fedmedian.instructions import Instruction
 from fedmedian.layout import Arrays, Layout
 from fedmedian.logs import warn
+from fedmedian.payloads import Payload
 from fedmedian.records import to_arrays, to_record
-from fedmedian.wire import PREFIX, WireError, refusal
+from fedmedian.wire import PREFIX, Float32, WireError, refusal
 
 _FIT_METRICS = "fitres.metrics"
 _RECORD = "fedmedian"
-
-_TRAINING = ContextVar("_TRAINING", default=False)
-"""Whether this mod waits for what it has called."""
 
 
 def perturb(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -29,6 +29,9 @@ def perturb(message: Message, context: Context, call_next: ClientAppCallable) ->
     is the outermost mod, so that other mods see the weights they expect.
 
     Works with apps of the Message API and, through ``ClientApp(client_fn=...)``, with NumPyClients.
+
+    It does what any server asks for, unless the environment or the run config holds a policy; see
+    `perturb_with`.
 
     Parameters
     ----------
@@ -43,35 +46,111 @@ def perturb(message: Message, context: Context, call_next: ClientAppCallable) ->
     -------
     Message
         The reply. If the app's update cannot be sent (it is not finite, does not match the
-        model, or the reply has not exactly one ArrayRecord) an error reply that says why, with
-        code ``MOD_FAILED_PRECONDITION``.
+        model, the reply has not exactly one ArrayRecord, or a policy refuses it) an error reply
+        that says why, with code ``MOD_FAILED_PRECONDITION``.
     """
+    return _answer(message, context, call_next)
+
+
+def perturb_with(policy: Policy) -> Mod:
+    """Return `perturb` as a mod that keeps a client's own policy, whatever the server asks for.
+
+    Use it as ``ClientApp(mods=[perturb_with(Policy(...))])``. Where the code cannot be changed,
+    `perturb` itself keeps the policies that the environment variable ``FEDMEDIAN_POLICY`` and the
+    run config's ``fedmedian-policy`` hold; see `Policy.from_text`. Policies add up: what one of
+    them refuses is refused.
+
+    Parameters
+    ----------
+    policy : Policy
+        The policy.
+
+    Returns
+    -------
+    mod
+        The mod. What the policy refuses is answered with an error reply that names the rule, with
+        code ``MOD_FAILED_PRECONDITION``.
+
+    Raises
+    ------
+    TypeError
+        If `policy` is none.
+
+    Examples
+    --------
+    >>> from flwr.clientapp import ClientApp
+    >>> policy = Policy(clip=1.0, noise_scale=0.5, rounds=100)
+    >>> app = ClientApp(mods=[perturb_with(policy)])
+    """
+    require_type("policy", policy, Policy, "a Policy")
+
+    def perturb(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        return _answer(message, context, call_next, policy)
+
+    return perturb
+
+
+def _answer(
+    message: Message, context: Context, call_next: ClientAppCallable, *own: Policy
+) -> Message:
+    twice = are_kept()
+    try:
+        policies = Policies(own) if twice else Policies.in_force(context, *own)
+    except ValueError as error:
+        return _refuse(message, error)
     config = _instructed_config(message)
     if config is None:
-        if _TRAINING.get():
+        if twice and _is_training(message):
             warn("perturb stands twice among a ClientApp's mods; the first of them does the work")
-        return call_next(message, context)
+        return _pass_on(message, context, call_next, policies)
+    return _follow(message, config, context, call_next, policies)
+
+
+def _pass_on(
+    message: Message, context: Context, call_next: ClientAppCallable, policies: Policies
+) -> Message:
+    """Let the app answer a message without an instruction."""
+    try:
+        policies.require_uninstructed(_is_training(message))
+        with keeping():
+            reply = call_next(message, context)
+        if reply.has_content():
+            policies.let_out(reply.content)
+    except PolicyError as error:
+        return _refuse(message, error)
+    return reply
+
+
+def _follow(
+    message: Message,
+    config: ConfigRecord,
+    context: Context,
+    call_next: ClientAppCallable,
+    policies: Policies,
+) -> Message:
+    """Let the app train, and answer an instruction with its update."""
     try:
         instruction = Instruction.decode(config)
         before = _read_model(message.content)
+        layout = Layout.with_exact_positions(before, instruction.exact)
+        instruction = policies.admit(instruction, layout, context)
     except ValueError as error:
         return _refuse(message, error)
     for key in [key for key in config if key.startswith(PREFIX)]:
         del config[key]
-    training = _TRAINING.set(True)
-    try:
+    with keeping():
         reply = call_next(message, context)
-    finally:
-        _TRAINING.reset(training)
     if reply.has_error():
         return reply
     try:
-        layout = Layout.with_exact_positions(before, instruction.exact)
-        after = layout.named(_read_model(reply.content))
+        own_arrays = _read_model(reply.content)
+        after = layout.named(own_arrays)
         update = layout.difference(before, after)
-        payload = answer(context, instruction, layout, update, after)
+        policies.require_exact(instruction, list(own_arrays))
+        payload = _payload(context, instruction, layout, update, after, policies)
     except ValueError as error:
         return _refuse(message, error)
+    policies.withhold(reply.content)
     bodies, scalars = payload.encode()
     (name,) = reply.content.array_records
     # No model's names: another mod must not take these arrays for the model's.
@@ -83,11 +162,33 @@ def perturb(message: Message, context: Context, call_next: ClientAppCallable) ->
     return reply
 
 
+def _payload(
+    context: Context,
+    instruction: Instruction,
+    layout: Layout,
+    update: Float32,
+    after: Arrays,
+    policies: Policies,
+) -> Payload:
+    secret = bool(policies.kept)
+    try:
+        return answer(context, instruction, layout, update, after, secret=secret)
+    except UpdateError as error:
+        if not secret:
+            raise
+        warn("perturb: %s; answered with noise alone, by this client's policy", error)
+    return answer(context, instruction, layout, np.zeros_like(update), after, secret=secret)
+
+
 def _instructed_config(message: Message) -> ConfigRecord | None:
-    if message.metadata.message_type.split(".")[0] != MessageType.TRAIN:
+    if not _is_training(message):
         return None
     records = message.content.config_records.values()
     return next((record for record in records if Instruction.is_in(record)), None)
+
+
+def _is_training(message: Message) -> bool:
+    return message.metadata.message_type.split(".")[0] == MessageType.TRAIN
 
 
 def _read_model(content: RecordDict) -> Arrays:

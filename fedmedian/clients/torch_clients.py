@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from fedmedian.checks import require_integer, require_type
 from fedmedian.clients.answering import answer
+from fedmedian.clients.policy import require_keeper
 from fedmedian.instructions import Instruction
 from fedmedian.layout import Arrays, Layout
 from fedmedian.payloads import PayloadKind
@@ -172,7 +173,10 @@ class _PerturbedClient(NumPyClient):
             If the instruction asks for what this client does not send.
         UpdateError
             If the update is not finite.
+        PolicyError
+            If the environment or the run config has a policy and the app no mod that keeps it.
         """
+        require_keeper(self.context)
         instruction = Instruction.decode(config) if Instruction.is_in(config) else None
         if instruction is not None and instruction.kind != self.kind:
             raise WireError(f"{type(self).__name__} sends {self.kind!r}, not {instruction.kind!r}")
@@ -200,7 +204,10 @@ class _PerturbedClient(NumPyClient):
         ------
         ValueError
             If the client was made without a `test_loader`.
+        PolicyError
+            If the environment or the run config has a policy and the app no mod that keeps it.
         """
+        require_keeper(self.context)
         if self.test_loader is None:
             raise ValueError("test_loader must be given for evaluation, got None")
         self._load(parameters)

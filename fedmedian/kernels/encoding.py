@@ -4,6 +4,14 @@ The sign of u + b·ξ is +1 with probability p = F(u/b), so no ξ need be drawn:
 compared with p. Its first byte decides nearly always, even against a rough and fast p; where it
 comes close, in one coordinate of 128, the exact p is computed and U gets its further bits. The
 law of the votes is exact, whatever the rough p.
+
+As a privacy mechanism votes do not have the hole of noise in floating point (Mironov, CCS 2012),
+through which the low bits of u + b·ξ, of which only some can come of a given u, give u away: no
+such sum is formed, and all that is released of a coordinate is a bit, either value of which any u
+may have. What rounding leaves is p: of the ratio u/b, a part in 2²⁴ of it, which is as if b were
+by so much smaller; of F and of U, 2⁻⁵² or so, which is nothing beside p as long as |u| ≤ 5·b, and
+a noise multiplier of 0.2 or more is enough for that. Noise that is added to a vector and sent does
+have the hole.
 """
 
 from bisect import bisect_right
@@ -59,7 +67,8 @@ def pack_noisy_signs(
         The noise scale b >= 0 of each block. Without noise, b = 0, the sign is that of u, and a
         fair coin where u = 0.
     rng : numpy.random.Generator
-        The signs follow from its state, which moves on.
+        The signs follow from its state, which moves on. All randomness comes of bit generators of
+        its kind, which can be seeded with a list of integers below 2⁶³.
 
     Returns
     -------
@@ -68,8 +77,8 @@ def pack_noisy_signs(
     """
     packed = np.empty(packed_size(update.size), dtype=np.uint8)
     # Two streams, so that what one coordinate takes does not depend on any other.
-    seeds = rng.integers(0, 1 << 63, (2, 4)).tolist()
-    first_bytes, further_bits = np.random.PCG64(seeds[0]), np.random.default_rng(seeds[1])
+    kind, seeds = type(rng.bit_generator), rng.integers(0, 1 << 63, (2, 4)).tolist()
+    first_bytes, further_bits = (np.random.Generator(kind(seed)) for seed in seeds)
     ratios = np.empty(_CHUNK, dtype=np.float32)
     error = np.float32(128 * ROUGH_ERROR)
     ends = np.cumsum(sizes, dtype=np.int64).tolist()
@@ -78,7 +87,8 @@ def pack_noisy_signs(
         for start in range(0, update.size, _CHUNK):
             ratio = ratios[: update.size - start]
             _divide(update, ends, scales, start, ratio)
-            drawn = first_bytes.random_raw(packed_size(ratio.size)).view(np.uint8)[: ratio.size]
+            words = first_bytes.integers(0, 1 << 64, packed_size(ratio.size), dtype=np.uint64)
+            drawn = words.view(np.uint8)[: ratio.size]
             # 256·p is at least this, and less than 2 more than its whole part.
             rough = noise.rough_vote(ratio)
             rough *= np.float32(128)

@@ -18,7 +18,8 @@ from flwr.serverapp.strategy import FedAvg
 from torch.utils.data import DataLoader, TensorDataset
 
 from experiments.studies.noise_choices import decoding_table
-from fedmedian.clients import InProcessGrid, perturb
+from fedmedian.clients import InProcessGrid, Policy, perturb
+from fedmedian.clients.policy import VARIABLE
 from fedmedian.strategies import SignSGD
 
 
@@ -256,6 +257,34 @@ def test_the_snippet_of_a_torch_client_trains(existing_apps):
     model.load_state_dict(result.arrays.to_torch_state_dict())
     points = torch.randn(200, 3, generator=torch.Generator().manual_seed(1))
     assert ((model(points).argmax(dim=1) == (points[:, 0] > 0)).float().mean()) > 0.9
+
+
+def test_the_policy_that_is_shown_answers_the_strategy_that_is_shown(root):
+    text = (root / "docs" / "privacy.md").read_text()
+    (snippet,), (environment,) = fences(text, "python"), fences(text, "sh")
+    names = {}
+    exec(snippet, names)
+    (app, strategy), model = (names["app"], names["strategy"]), Array(np.zeros(9, np.float32))
+
+    @app.train()
+    def train(message, context):
+        arrays = ArrayRecord({"x": Array(np.ones(9, np.float32))})
+        content = {"arrays": arrays, "metrics": MetricRecord({"num-examples": 7, "loss": 0.5})}
+        return Message(RecordDict(content), reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message, context):
+        metrics = MetricRecord({"num-examples": 7, "loss": 0.5, "accuracy": 0.75})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+    result = strategy.start(InProcessGrid(app, 3), ArrayRecord({"x": model}), 2)
+    assert [r["replies-accepted"] for r in result.train_metrics_clientapp.values()] == [3, 3]
+    assert [dict(r) for r in result.evaluate_metrics_clientapp.values()] == [{"loss": 0.5}] * 2
+    (variable, value) = environment.strip().removeprefix("export ").split("=", 1)
+    (held,) = shlex.split(value)
+    assert variable == VARIABLE
+    shown = re.search(r"Policy\(.*?\)", snippet).group()
+    assert Policy.from_text(held) == eval(shown, names)
 
 
 def test_the_table_of_decodings_is_what_its_command_prints(root):

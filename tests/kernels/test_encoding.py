@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2, norm
 
 from fedmedian import Gaussian, Laplace, Logistic, Uniform, unpack_signs
+from fedmedian.chacha import ChaCha20
 from fedmedian.kernels import encoding
 from fedmedian.kernels.encoding import ROUGH_ERROR, pack_noisy_signs
 
@@ -143,6 +144,16 @@ def test_noisy_signs_can_be_drawn_with_any_generator_of_numpy(bits):
     update = np.zeros(100_000, np.float32)
     rng = np.random.Generator(bits(0))
     packed = pack_noisy_signs(update, [update.size], Gaussian(), np.float32([1]), rng)
+    assert abs(unpack_signs(packed, update.size).sum()) < 5 * sqrt(update.size)
+
+
+def test_noisy_signs_are_drawn_with_the_kind_of_generator_that_is_passed_in(monkeypatch):
+    """All of them: no other generator may be made on the way."""
+    update, scales = np.zeros(100_000, np.float32), np.ones(1, np.float32)
+    rng = np.random.Generator(ChaCha20([1, 2, 3, 4]))
+    for other in ("PCG64", "default_rng"):
+        monkeypatch.delattr(np.random, other)
+    packed = pack_noisy_signs(update, [update.size], Gaussian(), scales, rng)
     assert abs(unpack_signs(packed, update.size).sum()) < 5 * sqrt(update.size)
 
 

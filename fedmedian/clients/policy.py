@@ -1,0 +1,419 @@
+"""A client's own rules about what leaves it, whatever a server asks for."""
+
+import os
+import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any, NoReturn
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
+
+from fedmedian.checks import require_integer, require_real, require_type
+from fedmedian.client_steps import AddNoise, ClientStep, Clip, Measure
+from fedmedian.instructions import Instruction
+from fedmedian.layout import Layout
+from fedmedian.noise import Gaussian
+from fedmedian.randomness import secret_rng
+
+VARIABLE = "FEDMEDIAN_POLICY"
+"""The environment variable that may hold a policy."""
+
+CONFIG_KEY = "fedmedian-policy"
+"""The key of the run config that may hold a policy."""
+
+EXAMPLES = ("num-examples", "num_examples")
+"""The number of examples as the two APIs spell it."""
+
+_STATE = "fedmedian-policy"
+"""The record in ``Context.state``; none under which client steps remember."""
+
+_STATUS = tuple(f"{what}res.status" for what in ("fit", "evaluate", "getproperties"))
+"""The records in which a client of the older API says whether it failed: no metrics."""
+
+
+class PolicyError(ValueError):
+    """What a client's policy refuses; the text names the rule."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """Rules that a client keeps, whatever server it is connected to.
+
+    What it lets out of each round is a function of Gaussian noise of scale `noise_scale` or more on
+    an update whose L2 norm is `clip` or less: a Gaussian mechanism with a noise multiplier of
+    ``noise_scale / clip`` at least. The client clips by itself, last before the noise, so
+    that no step of the server's makes the update longer. The noise is drawn by `secret_rng`.
+
+    Refused, with an error reply that names the rule, and before the app trains if the server's
+    message alone tells:
+
+    - ``instruction``: training without an instruction, which would be answered with exact weights,
+      and arrays in an answer to anything but training;
+    - ``seed``: noise that the server can draw again;
+    - ``magnitudes``: the size of the update, which has no noise;
+    - ``vectors``: the noisy update itself, unless `vectors` allows it;
+    - ``noise_scale``: no noise, less noise, noise that depends on the update, noise that is not
+      Gaussian, another step between it and the signs;
+    - ``exact``, ``rounds``, ``metrics``: see the parameters;
+    - ``one answer per round``: a round that does not come after the last one.
+
+    An update that is not finite is answered as if it were zero, with noise alone: an error would
+    tell something of the data, without noise, as often as a server can make it happen. The client's
+    own log has it. For the same reason a training that fails counts as an answer.
+
+    Answers are counted in ``Context.state``. Flower keeps that for a run, and not beyond the end of
+    a SuperNode.
+
+    Parameters
+    ----------
+    clip : float
+        C, the largest L2 norm of an update, > 0, in units of what noise is added to.
+    noise_scale : float
+        The least noise scale b = σ·C, > 0, in the same units.
+    rounds : int
+        How many rounds are answered at most, >= 1.
+    exact : sequence of str (default: ())
+        Shell-style patterns of the names of arrays that may leave as they are, without noise. The
+        names are those that the app gives them; of a NumPyClient the positions, "0", "1", ….
+    metrics : sequence of str (default: ())
+        Shell-style patterns of the names of metrics that may leave, of training and of
+        evaluation. Others are left out, and a number of examples that may not leave is sent as 1.
+        If evaluation has no metric that may leave it is refused.
+    vectors : bool (default: False)
+        Whether the noisy update may leave in full, and not its signs alone. Noise in floating
+        point hides less of it than the formulas say; see `fedmedian.kernels.encoding`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or is out of range.
+    ImportError
+        If randomgen, of the extra ``privacy``, is not installed.
+
+    Examples
+    --------
+    >>> policy = Policy(clip=1.0, noise_scale=0.5, rounds=100, metrics=["loss"])
+    """
+
+    clip: float
+    noise_scale: float
+    rounds: int
+    exact: Sequence[str] = ()
+    metrics: Sequence[str] = ()
+    vectors: bool = False
+
+    def __post_init__(self) -> None:
+        limits = np.finfo(np.float32)
+        for name in ("clip", "noise_scale"):  # float32 in the arithmetic and on the wire
+            low, high = float(limits.tiny), float(limits.max)
+            require_real(name, getattr(self, name), low=low, high=high)
+        require_integer("rounds", self.rounds, low=1)
+        for name in ("exact", "metrics"):
+            patterns = getattr(self, name)
+            if not isinstance(patterns, list | tuple) or not all(
+                isinstance(pattern, str) for pattern in patterns
+            ):
+                raise TypeError(f"{name} must be a list or tuple of strings, got {patterns!r}")
+            object.__setattr__(self, name, tuple(patterns))
+        require_type("vectors", self.vectors, bool, "a bool")
+        secret_rng()
+
+    @classmethod
+    def from_text(cls, text: str) -> "Policy":
+        """Return the policy that a text holds.
+
+        Parameters
+        ----------
+        text : str
+            The parameters as in an inline table of TOML, with dashes or underscores.
+
+        Returns
+        -------
+        Policy
+            The policy.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is no such text, or a parameter is missing, unknown or out of range.
+
+        Examples
+        --------
+        >>> Policy.from_text('clip = 1.0, noise-scale = 0.5, rounds = 100, metrics = ["loss"]')
+        Policy(clip=1.0, noise_scale=0.5, rounds=100, exact=(), metrics=('loss',), vectors=False)
+        """
+        require_type("text", text, str, "a string")
+        parameters = tomllib.loads(f"policy = {{{text}}}")["policy"]
+        return cls(**{key.replace("-", "_"): value for key, value in parameters.items()})
+
+    def require_permission(self, instruction: Instruction, layout: Layout) -> None:
+        """Raise if an instruction asks for what may not leave.
+
+        Parameters
+        ----------
+        instruction : Instruction
+            The server's wish.
+        layout : Layout
+            The model's layout, with the names that the server gives its arrays.
+
+        Raises
+        ------
+        PolicyError
+            Naming the rule.
+        """
+        if instruction.seed is not None:
+            _refuse("seed", "the server has chosen the seed of the noise")
+        if instruction.kind != "signs" and not self.vectors:
+            _refuse("vectors", "the server asks for the update, not for its signs")
+        if instruction.find(Measure) is not None:
+            _refuse("magnitudes", "the server asks for the size of the update")
+        self._require_noise(instruction.steps[_place_of_noise(instruction) :])
+        names = [spec.name for spec in layout.specs]
+        for position in instruction.exact:
+            # The names are the server's; `require_exact` looks at the client's own.
+            if not _matches(self.exact, names[position], str(position)):
+                self._refuse_exact(names[position])
+
+    def require_exact(self, instruction: Instruction, names: Sequence[str]) -> None:
+        """Raise if an array that may not leave as it is would do so.
+
+        Parameters
+        ----------
+        instruction : Instruction
+            The server's wish.
+        names : sequence of str
+            The names that the client gives to the model's arrays, in their order.
+
+        Raises
+        ------
+        PolicyError
+            Naming the rule.
+        """
+        for position in instruction.exact:
+            if not _matches(self.exact, names[position]):
+                self._refuse_exact(names[position])
+
+    def bound(self, instruction: Instruction) -> Instruction:
+        """Return an instruction with this client's clipping before its noise."""
+        place = _place_of_noise(instruction)
+        steps = (*instruction.steps[:place], Clip(self.clip), *instruction.steps[place:])
+        return replace(instruction, steps=steps)
+
+    def withhold(self, content: RecordDict) -> None:
+        """Take out of a reply, in place, what may not leave with its answer."""
+        for name, record in list(content.items()):
+            if isinstance(record, ConfigRecord) and name not in _STATUS:
+                content[name] = ConfigRecord(self._permitted(record))
+            elif isinstance(record, MetricRecord):
+                examples = {key: 1 for key in record if key in EXAMPLES}
+                content[name] = MetricRecord(examples | self._permitted(record))
+
+    def require_evaluation(self) -> None:
+        """Raise if nothing may leave that an evaluation would find out.
+
+        Raises
+        ------
+        PolicyError
+            Naming the rule.
+        """
+        if not self.metrics:
+            _refuse("metrics", "none may leave")
+
+    def _require_noise(self, last: Sequence[ClientStep]) -> None:
+        step = last[0] if last else None
+        if not isinstance(step, AddNoise):
+            _refuse("noise_scale", "the server asks for no noise, or for another step after it")
+        if type(step.noise) is not Gaussian:
+            _refuse("noise_scale", f"noise must be gaussian, the server asks for {step.noise.name}")
+        if type(step) is not AddNoise or step.scales is None:
+            _refuse("noise_scale", "the server asks for noise that depends on the update")
+        low = np.float32(self.noise_scale)
+        if not (step.scales >= low).all():
+            _refuse("noise_scale", f"must be >= {low!s}, the server asks for {step.scales.min()!s}")
+
+    def _refuse_exact(self, name: str) -> NoReturn:
+        _refuse("exact", f"array {name!r} may not leave without noise")
+
+    def _permitted(self, record: ConfigRecord | MetricRecord) -> dict[str, Any]:
+        return {key: value for key, value in record.items() if _matches(self.metrics, key)}
+
+
+@dataclass(frozen=True)
+class Policies:
+    """All the policies that a client keeps at once: what any of them refuses is refused.
+
+    Parameters
+    ----------
+    kept : tuple of Policy
+        The policies; with none of them everything may leave.
+    """
+
+    kept: tuple[Policy, ...] = ()
+
+    @classmethod
+    def in_force(cls, context: Context, *own: Policy) -> "Policies":
+        """Return those of a client's code, of its environment and of the run config.
+
+        Parameters
+        ----------
+        context : Context
+            The client's context.
+        *own : Policy
+            Those of its code.
+
+        Returns
+        -------
+        Policies
+            The policies.
+
+        Raises
+        ------
+        PolicyError
+            If the environment or the run config has one that cannot be read.
+        """
+        sources = {
+            f"environment variable {VARIABLE}": os.environ.get(VARIABLE),
+            f"run config {CONFIG_KEY}": context.run_config.get(CONFIG_KEY),
+        }
+        found = list(own)
+        for source, text in sources.items():
+            if text is not None:
+                try:
+                    found.append(Policy.from_text(text))  # type: ignore[arg-type]
+                except (TypeError, ValueError) as error:
+                    raise PolicyError(f"{source} holds no policy: {error}") from error
+        return cls(tuple(found))
+
+    def admit(self, instruction: Instruction, layout: Layout, context: Context) -> Instruction:
+        """Return what is to be done about an instruction; from now on its round is answered.
+
+        Parameters
+        ----------
+        instruction : Instruction
+            The server's wish.
+        layout : Layout
+            The model's layout.
+        context : Context
+            The client's context; its count of answers is updated.
+
+        Returns
+        -------
+        Instruction
+            The instruction, with this client's clipping.
+
+        Raises
+        ------
+        PolicyError
+            If a policy refuses it, naming the rule.
+        """
+        for policy in self.kept:
+            policy.require_permission(instruction, layout)
+        if self.kept:
+            # Also if training fails: that it did says something about the data.
+            self._count(context, instruction.server_round)
+        for policy in self.kept:
+            instruction = policy.bound(instruction)
+        return instruction
+
+    def require_exact(self, instruction: Instruction, names: Sequence[str]) -> None:
+        """Raise if an array that may not leave as it is would do so; see `Policy.require_exact`."""
+        for policy in self.kept:
+            policy.require_exact(instruction, names)
+
+    def withhold(self, content: RecordDict) -> None:
+        """Take out of a reply, in place, what may not leave with its answer."""
+        for policy in self.kept:
+            policy.withhold(content)
+
+    def require_uninstructed(self, is_training: bool) -> None:
+        """Raise unless a message without an instruction may be answered.
+
+        Parameters
+        ----------
+        is_training : bool
+            Whether it asks for training.
+
+        Raises
+        ------
+        PolicyError
+            Naming the rule.
+        """
+        if self.kept and is_training:
+            _refuse("instruction", "the server asks for exact weights")
+        for policy in self.kept:
+            policy.require_evaluation()
+
+    def let_out(self, content: RecordDict) -> None:
+        """Take out of an answer to anything but training, in place, what may not leave.
+
+        Raises
+        ------
+        PolicyError
+            If it holds arrays, or a record of which nothing is left, naming the rule.
+        """
+        if not self.kept:
+            return
+        if any(isinstance(record, ArrayRecord) for record in content.values()):
+            _refuse("instruction", "arrays may leave as an answer to one alone")
+        full = [name for name, record in content.items() if record]
+        self.withhold(content)
+        for name in full:
+            if isinstance(content[name], MetricRecord) and not content[name]:
+                _refuse("metrics", f"nothing of record {name!r} may leave")
+
+    def _count(self, context: Context, server_round: int) -> None:
+        state = context.state.config_records.get(_STATE, {"answers": 0, "last-round": -1})
+        answers, last = int(state["answers"]), int(state["last-round"])  # type: ignore[arg-type]
+        if server_round <= last:
+            _refuse("one answer per round", f"round {server_round} comes after round {last}")
+        most = min(policy.rounds for policy in self.kept)
+        if answers >= most:
+            _refuse("rounds", f"{answers} have been answered, at most {most} are")
+        context.state[_STATE] = ConfigRecord({"answers": answers + 1, "last-round": server_round})
+
+
+_KEEPING: ContextVar[bool] = ContextVar("keeping", default=False)
+
+
+@contextmanager
+def keeping() -> Iterator[None]:
+    """Let what is called in the meantime know that a mod keeps the policies."""
+    token = _KEEPING.set(True)
+    try:
+        yield
+    finally:
+        _KEEPING.reset(token)
+
+
+def are_kept() -> bool:
+    """Tell whether a mod keeps the policies, and waits for what it has called."""
+    return _KEEPING.get()
+
+
+def require_keeper(context: Context) -> None:
+    """Raise if a policy is in force and no mod keeps it.
+
+    Raises
+    ------
+    PolicyError
+        Saying what to do.
+    """
+    if not are_kept() and Policies.in_force(context).kept:
+        raise PolicyError("a policy is in force that nothing keeps: add mods=[perturb]")
+
+
+def _place_of_noise(instruction: Instruction) -> int:
+    """Return the place among the steps where noise must be: the last but that of the signs."""
+    return max(len(instruction.steps) - (2 if instruction.kind == "signs" else 1), 0)
+
+
+def _refuse(rule: str, why: str) -> NoReturn:
+    raise PolicyError(f"policy rule {rule!r}: {why}")
+
+
+def _matches(patterns: Sequence[str], *names: str) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)

@@ -1,0 +1,685 @@
+"""Hostile servers against a client with a policy of its own, and honest ones.
+
+Every hostile server is first seen to get what it asks for from a client without a policy.
+"""
+
+import re
+import sys
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.client import NumPyClient
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from flwr.serverapp.strategy import FedAvg
+
+from fedmedian import (
+    Adaptive,
+    ClientMomentum,
+    Clip,
+    DivideByLearningRate,
+    Gaussian,
+    Instruction,
+    Laplace,
+    Payload,
+    TopUp,
+    unpack_signs,
+)
+from fedmedian.chacha import ChaCha20
+from fedmedian.client_steps import AddNoise, Measure, Signs, TopUpNoise, register_client_step
+from fedmedian.clients import InProcessGrid, Policy, answering, perturb, perturb_with
+from fedmedian.clients.policy import CONFIG_KEY, VARIABLE
+from fedmedian.strategies import MedianSGD, SignSGD
+
+POLICY = Policy(clip=1.0, noise_scale=0.5, rounds=100)
+ARGUMENTS = {"clip": 1.0, "noise_scale": 0.5, "rounds": 100}
+TEXT = "clip = 1.0, noise-scale = 0.5, rounds = 100"
+
+DIM = 4000
+UPDATE = np.random.default_rng(0).standard_normal(DIM).astype(np.float32)
+MODEL = {
+    "weight": np.zeros(DIM, np.float32),
+    "norm.running_mean": np.zeros(2, np.float32),
+    "secret": np.zeros(3, np.float32),
+}
+RUNNING = 1
+METRICS = {"num-examples": 5, "loss": 0.5, "accuracy": 0.75}
+
+NOISE = AddNoise(Gaussian(), np.float32([0.5, 0.5]))
+ASKED = Instruction((NOISE, Signs()), server_round=1, seed=None, exact=())
+
+
+class Client:
+    """A ClientApp on its own node, and how often it has trained."""
+
+    def __init__(self, as_record, *mods, model=MODEL, run_config=None):
+        self.trained = 0
+        self._model, self._as_record = as_record(model), as_record
+        app = ClientApp(mods=list(mods))
+
+        @app.train()
+        def train(message, context):
+            self.trained += 1
+            moved = {"weight": -UPDATE, "norm.running_mean": np.float32([7, 8])}
+            arrays = {**MODEL, **moved}
+            content = {"arrays": as_record({name: arrays[name] for name in model})}
+            notes = ConfigRecord({"loss": 0.5, "who": "Ann"})
+            content |= {"metrics": MetricRecord(METRICS), "notes": notes}
+            return Message(RecordDict(content), reply_to=message)
+
+        @app.evaluate()
+        def evaluate(message, context):
+            self.trained += 1
+            content = {"metrics": MetricRecord(METRICS)}
+            if "leak" in message.content["config"]:
+                content["arrays"] = as_record({"x": UPDATE})
+            return Message(RecordDict(content), reply_to=message)
+
+        self._grid = InProcessGrid(app, 1, run_config=run_config)
+
+    def tell(self, config, kind=MessageType.TRAIN):
+        """Return the reply to a message with a config."""
+        content = RecordDict({"arrays": self._model, "config": ConfigRecord(config)})
+        (node,) = self._grid.get_node_ids()
+        (reply,) = self._grid.send_and_receive(
+            [Message(content, dst_node_id=node, message_type=kind)]
+        )
+        return reply
+
+    def ask(self, instruction=ASKED, **changed):
+        """Return the reply to an instruction."""
+        return self.tell(replace(instruction, **changed).encode())
+
+    def answer(self, instruction=ASKED, **changed):
+        """Return the payload of the answer to an instruction."""
+        reply = self.ask(instruction, **changed)
+        assert not reply.has_error(), reply.error.reason
+        arrays = [array.numpy() for array in reply.content["arrays"].values()]
+        return Payload.decode(arrays, reply.content["fedmedian"])
+
+
+# Two blocks: the running mean is exact, or not, as each test asks.
+TWO = {name: MODEL[name] for name in ("weight", "secret")}
+
+
+@pytest.fixture
+def client(as_record):
+    """Makes a client with a policy, on a model of two arrays unless another is given."""
+
+    def client(policy=POLICY, model=TWO, **options):
+        return Client(as_record, perturb_with(policy), model=model, **options)
+
+    return client
+
+
+@pytest.fixture
+def trusting(as_record):
+    """A client that does what any server asks for."""
+    return Client(as_record, perturb, model=TWO)
+
+
+def require_refusal(reply, rule, *named):
+    assert reply.has_error()
+    assert reply.error.code == ErrorCode.MOD_FAILED_PRECONDITION
+    pattern = ".*".join(map(re.escape, (f"policy rule {rule!r}: ", *map(str, named))))
+    assert re.search(pattern, reply.error.reason), reply.error.reason
+
+
+def signs_of(payload):
+    return unpack_signs(payload.body, DIM + 3)[:DIM]
+
+
+def likeness(direction):
+    return np.corrcoef(direction, UPDATE)[0, 1]
+
+
+def with_noise(*steps):
+    return Instruction((*steps, Signs()), 1, None, ())
+
+
+def scales(*values):
+    return np.array(values, np.float32)
+
+
+HOSTILE = {
+    "a seed that the server chose": ("seed", replace(ASKED, seed=7)),
+    "the noisy update": ("vectors", replace(ASKED, steps=(NOISE,))),
+    "the update": ("vectors", replace(ASKED, steps=())),
+    "the update's RMS": ("magnitudes", with_noise(Measure("rms"), NOISE)),
+    "the update's largest entry, afterwards": ("magnitudes", with_noise(NOISE, Measure("max"))),
+    "signs without noise": ("noise_scale", with_noise()),
+    "noise of scale 0": ("noise_scale", with_noise(AddNoise(Gaussian(), scales(0, 0)))),
+    "noise of scale 1e-30": (
+        "noise_scale",
+        with_noise(AddNoise(Gaussian(), scales(1e-30, 1e-30))),
+    ),
+    "noise on the other array alone": (
+        "noise_scale",
+        with_noise(AddNoise(Gaussian(), scales(0, 9))),
+    ),
+    "noise that is divided before the signs are drawn": (
+        "noise_scale",
+        with_noise(NOISE, DivideByLearningRate(0.5)),
+    ),
+    "noise of another family": ("noise_scale", with_noise(AddNoise(Laplace(), scales(0.5, 0.5)))),
+}
+
+
+@pytest.mark.parametrize(("rule", "instruction"), HOSTILE.values(), ids=HOSTILE)
+def test_a_server_that_asks_for_too_much_is_refused_before_training(rule, instruction, client):
+    careful = client()
+    require_refusal(careful.ask(instruction), rule)
+    assert careful.trained == 0
+
+
+@pytest.mark.parametrize(
+    "instruction", [instruction for _, instruction in HOSTILE.values()], ids=HOSTILE
+)
+def test_what_a_policy_refuses_any_server_gets_without_one(instruction, trusting):
+    assert trusting.answer(instruction).server_round == 1
+
+
+class TestInstruction:
+    def test_training_without_an_instruction_is_refused_before_it_begins(self, client, trusting):
+        exact = trusting.tell({}).content["arrays"]["weight"].numpy()
+        np.testing.assert_array_equal(exact, -UPDATE)
+        careful = client()
+        require_refusal(careful.tell({"lr": 0.1}), "instruction")
+        assert careful.trained == 0
+
+    def test_training_by_another_name_is_training(self, as_record):
+        app = ClientApp(mods=[perturb_with(POLICY)])
+
+        @app.train("quietly")
+        def train(message, context):
+            raise AssertionError("trained in vain")
+
+        content = {"arrays": as_record(TWO), "config": ConfigRecord()}
+        grid = InProcessGrid(app, 1)
+        (node,) = grid.get_node_ids()
+        message = Message(RecordDict(content), dst_node_id=node, message_type="train.quietly")
+        require_refusal(grid.send_and_receive([message])[0], "instruction")
+
+    def test_an_evaluation_that_answers_with_arrays_is_refused(self, client, trusting):
+        arrays = trusting.tell({"leak": 1}, MessageType.EVALUATE).content["arrays"]
+        np.testing.assert_array_equal(arrays["x"].numpy(), UPDATE)
+        careful = client(replace(POLICY, metrics=["*"]))
+        require_refusal(careful.tell({"leak": 1}, MessageType.EVALUATE), "instruction", "arrays")
+
+    def test_an_honest_server_gets_noisy_signs(self, client):
+        careful = client()
+        payload = careful.answer()
+        assert (payload.kind, payload.noise, careful.trained) == ("signs", "gaussian", 1)
+        assert not payload.magnitudes.any()
+
+    def test_a_mod_without_the_policy_before_the_one_with_it_gets_no_weights_to_perturb(
+        self, as_record, caplog
+    ):
+        careful = Client(as_record, perturb, perturb_with(POLICY), model=TWO)
+        require_refusal(careful.ask(), "instruction")
+        assert careful.trained == 0
+        assert "perturb stands twice" in caplog.text
+
+
+class TestVectors:
+    def test_a_policy_may_allow_the_noisy_update(self, client):
+        policy = replace(POLICY, vectors=True)
+        body = client(policy).answer(steps=(NOISE,)).body
+        assert body.shape == (DIM + 3,)
+        # The clipped update has a norm of 1, the noise one of √4000/2.
+        assert np.linalg.norm(body) == pytest.approx(np.hypot(1, 0.5 * np.sqrt(DIM + 3)), rel=0.1)
+        require_refusal(client(policy).ask(steps=()), "noise_scale", "no noise")
+
+
+class TestClip:
+    """A divisor of 1e-9 makes the update so long that noise no longer matters."""
+
+    @pytest.mark.parametrize(
+        "steps",
+        [
+            (DivideByLearningRate(1e-9),),
+            (DivideByLearningRate(3e-38),),
+            (Clip(1.0), DivideByLearningRate(1e-9)),
+            (ClientMomentum(0.0), DivideByLearningRate(1e-9)),
+            (),
+        ],
+        ids=["divided", "divided by the least", "clipped, then divided", "averaged", "as it is"],
+    )
+    def test_the_client_clips_last_before_the_noise(self, steps, client):
+        policy = replace(POLICY, clip=3.0, vectors=True, noise_scale=1e-6)
+        noise = AddNoise(Gaussian(), scales(1e-6, 1e-6))
+        body = client(policy).answer(steps=(*steps, noise)).body
+        assert np.linalg.norm(body) == pytest.approx(3.0, rel=1e-4)
+        assert likeness(body[:DIM]) > 0.999
+
+    def test_a_server_that_divides_by_1e9th_learns_no_more_than_one_that_does_not(
+        self, client, trusting
+    ):
+        divided = (DivideByLearningRate(1e-9), NOISE, Signs())
+        np.testing.assert_array_equal(signs_of(trusting.answer(steps=divided)), np.sign(UPDATE))
+        # Clipped, the update is a 32nd of the noise: likeness .025, with a deviation of .016.
+        assert abs(likeness(signs_of(client().answer(steps=divided)))) < 0.15
+
+    def test_a_server_may_clip_to_less(self, client):
+        policy = replace(POLICY, vectors=True, noise_scale=1e-6)
+        steps = (Clip(0.25), AddNoise(Gaussian(), scales(1e-6, 1e-6)))
+        assert np.linalg.norm(client(policy).answer(steps=steps).body) == pytest.approx(0.25, 1e-4)
+
+
+class TestUpdatesThatAreNotFinite:
+    """An error would tell, without noise, whether an update reaches a size that a server chose."""
+
+    DIVIDED = (DivideByLearningRate(1e-38), NOISE, Signs())
+
+    def test_a_server_that_divides_until_the_update_overflows_gets_noise_alone(
+        self, client, trusting, caplog
+    ):
+        assert "not finite" in trusting.ask(steps=self.DIVIDED).error.reason
+        payload = client().answer(steps=self.DIVIDED)
+        assert abs(likeness(signs_of(payload))) < 6 / np.sqrt(DIM)
+        assert "1e-38 is not finite; answered with noise alone" in caplog.text
+
+    def test_a_model_that_makes_training_overflow_is_answered_like_any_other(
+        self, as_record, make_app
+    ):
+        def overflow(model, partition):
+            return {**model, "weight": np.full(DIM, np.inf, np.float32)}, METRICS
+
+        grid = InProcessGrid(make_app(overflow, mods=[perturb_with(POLICY)]), 1)
+        (node,) = grid.get_node_ids()
+        content = {"arrays": as_record(TWO), "config": ConfigRecord(ASKED.encode())}
+        message = Message(RecordDict(content), dst_node_id=node, message_type="train")
+        assert grid.send_and_receive([message])[0].has_content()
+
+
+class TestNoise:
+    @pytest.mark.parametrize("scale", [0.7, 0.1, 1e-3])
+    def test_noise_of_exactly_the_floor_is_enough_though_it_travels_in_float32(self, scale, client):
+        policy = replace(POLICY, noise_scale=scale)
+        steps = (AddNoise(Gaussian(), scales(scale, scale)), Signs())
+        assert client(policy).answer(steps=steps).scales == pytest.approx([scale, scale])
+        below = np.nextafter(scales(scale, scale), np.float32(0))
+        require_refusal(
+            client(policy).ask(steps=(AddNoise(Gaussian(), below), Signs())),
+            "noise_scale",
+            np.float32(scale),
+            str(below[0]),
+        )
+
+    @pytest.mark.parametrize("rule", [Adaptive(3.0), TopUp()], ids=["adaptive", "topped up"])
+    def test_strategies_whose_noise_follows_from_updates_are_refused(
+        self, rule, client, as_record, make_app
+    ):
+        strategy = SignSGD(Gaussian(rule))
+        grid = InProcessGrid(make_app(trains_in_vain, mods=[perturb_with(POLICY)]), 2)
+        messages = strategy.configure_train(1, as_record(TWO), ConfigRecord(), grid)
+        for reply in grid.send_and_receive(messages):
+            require_refusal(reply, "magnitudes")
+
+    @pytest.mark.parametrize(
+        "step", [AddNoise(Gaussian()), TopUpNoise(Gaussian(), scales(9, 9))], ids=["own", "top-up"]
+    )
+    def test_noise_that_depends_on_the_update_is_refused(self, step, client):
+        require_refusal(client().ask(steps=(step, Signs())), "noise_scale", "depends")
+
+    def test_it_comes_of_the_cipher_and_of_nothing_else(self, client, monkeypatch):
+        drawn_with = []
+
+        def watch(instruction, layout, update, after, rng, *rest):
+            drawn_with.append(type(rng.bit_generator))
+            return perturb_update(instruction, layout, update, after, rng, *rest)
+
+        perturb_update = answering.perturb_update
+        monkeypatch.setattr(answering, "perturb_update", watch)
+        client().answer()
+        assert drawn_with == [ChaCha20]
+
+    def test_two_clients_that_send_the_same_update_do_not_send_the_same_signs(self, client):
+        # 4000 coins that fall alike: never in 10^6 runs.
+        assert (client().answer().body != client().answer().body).any()
+
+
+def trains_in_vain(model, partition):
+    raise AssertionError("trained in vain")
+
+
+class TestExact:
+    """A server that wants all arrays dense gets the update exactly."""
+
+    def test_arrays_that_no_pattern_names_are_refused_before_training(self, as_record):
+        trusting = Client(as_record, perturb)
+        steps = (AddNoise(Gaussian(), scales()), Signs())
+        payload = trusting.answer(steps=steps, exact=(0, 1, 2))
+        np.testing.assert_array_equal(payload.exact[: 4 * DIM].view(np.float32), -UPDATE)
+        for policy in (POLICY, replace(POLICY, exact=["*running_mean"])):
+            careful = Client(as_record, perturb_with(policy))
+            require_refusal(careful.ask(steps=steps, exact=(0, 1, 2)), "exact", "'weight'")
+            assert careful.trained == 0
+
+    def test_arrays_that_a_pattern_names_leave_as_they_are(self, client):
+        policy = replace(POLICY, exact=["*running_mean", "*running_var"])
+        payload = client(policy, MODEL).answer(exact=(RUNNING,))
+        assert payload.exact.view(np.float32).tolist() == [7, 8]
+
+    @pytest.mark.parametrize(
+        ("patterns", "may"), [(["1"], True), (["*running_mean"], False), ([], False)]
+    )
+    def test_a_numpyclients_arrays_have_no_names_that_a_server_could_choose(
+        self, patterns, may, as_record
+    ):
+        class Trained(NumPyClient):
+            def fit(self, parameters, config):
+                return parameters, 5, {"loss": 0.5}
+
+        policy = replace(POLICY, exact=patterns)
+        app = ClientApp(
+            client_fn=lambda context: Trained().to_client(), mods=[perturb_with(policy)]
+        )
+        # What the server calls a running mean may be the client's last layer.
+        content = {
+            "fitins.parameters": as_record(MODEL),
+            "fitins.config": ConfigRecord(replace(ASKED, exact=(RUNNING,)).encode()),
+        }
+        grid = InProcessGrid(app, 1)
+        (node,) = grid.get_node_ids()
+        message = Message(RecordDict(content), dst_node_id=node, message_type=MessageType.TRAIN)
+        (reply,) = grid.send_and_receive([message])
+        if may:
+            assert reply.content["fitres.num_examples"]["num_examples"] == 1
+            assert reply.content["fitres.status"]["code"] == 0
+            assert Payload.is_in(reply.content["fitres.metrics"])
+            assert "loss" not in reply.content["fitres.metrics"]
+        else:
+            require_refusal(reply, "exact")
+
+
+class TestRounds:
+    def test_a_server_that_repeats_one_round_gets_one_answer(self, client, trusting):
+        repeated = np.sum([signs_of(trusting.answer()) for _ in range(200)], axis=0)
+        assert likeness(repeated) > 0.9
+        careful = client()
+        careful.answer()
+        for _ in range(3):
+            require_refusal(careful.ask(), "one answer per round", 1)
+        assert careful.trained == 1
+
+    def test_rounds_that_do_not_come_one_after_the_other_are_refused(self, client):
+        careful = client()
+        for number in (1, 2, 7):
+            careful.answer(server_round=number)
+        for number in (7, 3, 0):
+            require_refusal(careful.ask(server_round=number), "one answer per round", number, 7)
+
+    def test_no_more_rounds_are_answered_than_the_policy_says(self, client):
+        careful = client(replace(POLICY, rounds=2))
+        for number in (1, 5):
+            careful.answer(server_round=number)
+        require_refusal(careful.ask(server_round=6), "rounds", 2)
+        assert careful.trained == 2
+
+    def test_what_is_refused_before_training_counts_for_nothing(self, client):
+        careful = client(replace(POLICY, rounds=1))
+        require_refusal(careful.ask(seed=7), "seed")
+        careful.answer()
+
+    def test_a_training_that_fails_is_an_answer_too(self, as_record, make_app):
+        """Whether it fails may depend on the data, and a server could ask again and again."""
+
+        def fail(model, partition):
+            raise KeyError("no data")
+
+        app = make_app(fail, mods=[perturb_with(POLICY)])
+        grid = InProcessGrid(app, 1)
+        (node,) = grid.get_node_ids()
+        replies = []
+        for _ in range(2):
+            content = {"arrays": as_record(TWO), "config": ConfigRecord(ASKED.encode())}
+            message = Message(RecordDict(content), dst_node_id=node, message_type="train")
+            replies += grid.send_and_receive([message])
+        assert replies[0].error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+        require_refusal(replies[1], "one answer per round")
+
+    def test_what_a_step_remembers_does_not_touch_the_count(self, client, registries):
+        @register_client_step
+        @dataclass(frozen=True)
+        class Forgetful(ClientMomentum):
+            name: ClassVar[str] = "policy"
+
+        careful = client()
+        careful.answer(steps=(Forgetful(0.5), NOISE, Signs()))
+        require_refusal(careful.ask(), "one answer per round")
+
+
+class TestMetrics:
+    def test_metrics_of_training_stay_and_a_client_counts_as_one_example(self, client, trusting):
+        content = trusting.ask().content
+        assert dict(content["metrics"]) == METRICS
+        assert content["notes"]["who"] == "Ann"
+        content = client().ask().content
+        assert dict(content["metrics"]) == {"num-examples": 1}
+        assert not content["notes"]
+
+    def test_metrics_that_a_pattern_names_leave(self, client):
+        policy = replace(POLICY, metrics=["loss", "num-*"])
+        content = client(policy).ask().content
+        assert dict(content["metrics"]) == {"num-examples": 5, "loss": 0.5}
+        assert dict(content["notes"]) == {"loss": 0.5}
+
+    def test_an_evaluation_whose_metrics_all_stay_is_refused_before_it_begins(
+        self, client, trusting
+    ):
+        assert dict(trusting.tell({}, MessageType.EVALUATE).content["metrics"]) == METRICS
+        careful = client()
+        require_refusal(careful.tell({}, MessageType.EVALUATE), "metrics")
+        assert careful.trained == 0
+
+    def test_an_evaluation_answers_with_the_metrics_that_may_leave(self, client):
+        careful = client(replace(POLICY, metrics=["accuracy"]))
+        content = careful.tell({}, MessageType.EVALUATE).content
+        assert dict(content["metrics"]) == {"num-examples": 1, "accuracy": 0.75}
+
+    def test_a_numpyclients_loss_stays_too(self, as_record):
+        class Evaluating(NumPyClient):
+            def evaluate(self, parameters, config):
+                return 0.5, 7, {"accuracy": 0.75}
+
+        def evaluate(*metrics):
+            policy = replace(POLICY, metrics=metrics)
+            app = ClientApp(
+                client_fn=lambda context: Evaluating().to_client(), mods=[perturb_with(policy)]
+            )
+            grid = InProcessGrid(app, 1)
+            (node,) = grid.get_node_ids()
+            content = {
+                "evaluateins.parameters": as_record(TWO),
+                "evaluateins.config": ConfigRecord(),
+            }
+            message = Message(RecordDict(content), dst_node_id=node, message_type="evaluate")
+            return grid.send_and_receive([message])[0]
+
+        require_refusal(evaluate("accuracy"), "metrics", "'evaluateres.loss'")
+        content = evaluate("loss").content
+        assert content["evaluateres.loss"]["loss"] == 0.5
+        assert content["evaluateres.num_examples"]["num_examples"] == 1
+        assert not content["evaluateres.metrics"]
+        assert content["evaluateres.status"]["code"] == 0
+
+    def test_a_numpyclients_parameters_do_not_leave_because_a_server_asks_for_them(self):
+        class Trained(NumPyClient):
+            def get_parameters(self, config):
+                return [UPDATE]
+
+        policy = replace(POLICY, metrics=["*"])
+        app = ClientApp(
+            client_fn=lambda context: Trained().to_client(), mods=[perturb_with(policy)]
+        )
+        grid = InProcessGrid(app, 1)
+        (node,) = grid.get_node_ids()
+        content = RecordDict({"getparametersins.config": ConfigRecord()})
+        message = Message(content, dst_node_id=node, message_type="get_parameters")
+        require_refusal(grid.send_and_receive([message])[0], "instruction", "arrays")
+
+
+class TestWithoutChangingTheCode:
+    """An app with the plain mod keeps what the environment and the run config say."""
+
+    @pytest.fixture
+    def plain(self, as_record):
+        return lambda **options: Client(as_record, perturb, model=TWO, **options)
+
+    def test_the_environment_holds_a_policy(self, plain, monkeypatch):
+        monkeypatch.setenv(VARIABLE, TEXT)
+        careful = plain()
+        require_refusal(careful.tell({}), "instruction")
+        careful.answer()
+        require_refusal(careful.ask(), "one answer per round")
+
+    def test_the_run_config_holds_a_policy(self, plain):
+        require_refusal(plain(run_config={CONFIG_KEY: TEXT}).ask(seed=7), "seed")
+
+    def test_policies_add_up(self, as_record, monkeypatch):
+        monkeypatch.setenv(VARIABLE, f"{TEXT}, metrics = ['loss']")
+        allowing = "clip = 9.0, noise-scale = 1e-3, rounds = 1, metrics = ['*'], vectors = true"
+        own = replace(POLICY, metrics=["loss", "accuracy"], vectors=True, noise_scale=0.25)
+        careful = Client(as_record, perturb_with(own), model=TWO, run_config={CONFIG_KEY: allowing})
+        require_refusal(careful.ask(steps=(NOISE,)), "vectors")
+        low = (AddNoise(Gaussian(), scales(0.4, 0.4)), Signs())
+        require_refusal(careful.ask(steps=low), "noise_scale", 0.5)
+        reply = careful.ask()
+        assert dict(reply.content["metrics"]) == {"num-examples": 1, "loss": 0.5}
+        require_refusal(careful.ask(server_round=2), "rounds", 1)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "clip",
+            "rounds = 1",
+            f"{TEXT}, magnitudes = true",
+            f"{TEXT}, exact = '*'",
+            f"{TEXT}}}",
+        ],
+        ids=["empty", "no value", "too little", "unknown", "no list", "not closed"],
+    )
+    def test_a_policy_that_cannot_be_read_lets_nothing_out(self, text, plain, monkeypatch):
+        monkeypatch.setenv(VARIABLE, text)
+        for reply in (plain().ask(), plain().tell({}), plain().tell({}, MessageType.EVALUATE)):
+            assert VARIABLE in reply.error.reason
+
+    def test_a_policy_is_kept_once_though_the_mod_stands_twice(self, as_record, monkeypatch):
+        monkeypatch.setenv(VARIABLE, TEXT)
+        careful = Client(as_record, perturb, perturb, model=TWO)
+        careful.answer()
+        require_refusal(careful.ask(), "one answer per round")
+
+    def test_a_run_config_that_holds_something_else_lets_nothing_out(self, plain):
+        assert CONFIG_KEY in plain(run_config={CONFIG_KEY: 1}).ask().error.reason
+
+    def test_clients_for_torch_models_refuse_to_work_where_no_mod_keeps_the_policy(
+        self, as_record, monkeypatch
+    ):
+        torch = pytest.importorskip("torch")
+        from torch.utils.data import DataLoader, TensorDataset
+
+        from fedmedian.clients import SignClient
+
+        def client_fn(context):
+            data = TensorDataset(torch.ones(4, 2), torch.zeros(4, dtype=torch.int64))
+            return SignClient(context, torch.nn.Linear(2, 2), DataLoader(data)).to_client()
+
+        def replies(*mods):
+            grid = InProcessGrid(ClientApp(client_fn=client_fn, mods=list(mods)), 1)
+            (node,) = grid.get_node_ids()
+            model = as_record({"0": np.zeros((2, 2), np.float32), "1": np.zeros(2, np.float32)})
+            return [
+                grid.send_and_receive(
+                    [
+                        Message(
+                            RecordDict(
+                                {
+                                    f"{name}ins.parameters": model,
+                                    f"{name}ins.config": ConfigRecord(config),
+                                }
+                            ),
+                            dst_node_id=node,
+                            message_type=kind,
+                        )
+                    ]
+                )[0]
+                for name, kind, config in (
+                    ("fit", MessageType.TRAIN, ASKED.encode()),
+                    ("evaluate", MessageType.EVALUATE, {}),
+                )
+            ]
+
+        monkeypatch.setenv(VARIABLE, TEXT)
+        assert all("add mods=[perturb]" in reply.error.reason for reply in replies())
+        trained, evaluated = replies(perturb)
+        assert trained.has_content()
+        require_refusal(evaluated, "metrics")
+
+
+def test_a_strategy_trains_with_clients_that_keep_a_policy(make_app, as_record, as_arrays):
+    """Clipped to a norm of 1 and voted on with noise of scale 1, the model still moves downhill."""
+
+    def train(model, partition):
+        return {"x": model["x"] - 5.0}, {"num-examples": 100 * (partition + 1), "loss": 1.0}
+
+    policy = Policy(clip=1.0, noise_scale=1.0, rounds=5, metrics=["loss"])
+    strategy = SignSGD(Gaussian(1.0), client_steps=[Clip(1.0)], fraction_evaluate=0.0)
+    grid = InProcessGrid(make_app(train, mods=[perturb_with(policy)]), 20)
+    start = as_record({"x": np.zeros(16, np.float32)})
+    result = strategy.start(grid, start, 5)
+    for report in result.train_metrics_clientapp.values():
+        assert report["replies-accepted"] == 20
+        assert report["loss"] == pytest.approx(1.0)
+    # Nine deviations from zero.
+    assert as_arrays(result.arrays)["x"].mean() < 0
+
+
+def test_a_strategy_for_exact_weights_gets_none(make_app, as_record):
+    grid = InProcessGrid(make_app(trains_in_vain, mods=[perturb_with(POLICY)]), 2)
+    for strategy in (FedAvg(), MedianSGD(None, seed=1)):
+        messages = strategy.configure_train(1, as_record(TWO), ConfigRecord(), grid)
+        assert all(reply.has_error() for reply in grid.send_and_receive(messages))
+
+
+class TestArguments:
+    @pytest.mark.parametrize(
+        ("name", "value", "error"),
+        [
+            ("clip", 0.0, ValueError),
+            ("clip", float("inf"), ValueError),
+            ("clip", "1", TypeError),
+            ("noise_scale", -1.0, ValueError),
+            ("noise_scale", 1e-40, ValueError),
+            ("rounds", 0, ValueError),
+            ("rounds", 1.5, TypeError),
+            ("exact", "weight", TypeError),
+            ("exact", [1], TypeError),
+            ("metrics", "loss", TypeError),
+            ("vectors", 1, TypeError),
+        ],
+    )
+    def test_a_wrong_argument_is_refused_by_its_name(self, name, value, error):
+        with pytest.raises(error, match=name):
+            Policy(**(ARGUMENTS | {name: value}))
+
+    def test_a_policy_says_what_it_needs_where_it_is_missing(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "randomgen", None)
+        monkeypatch.delitem(sys.modules, "fedmedian.chacha")
+        with pytest.raises(ImportError, match=r"pip install 'fedmedian\[privacy\]'"):
+            Policy(**ARGUMENTS)
+
+    def test_a_mod_with_something_else_than_a_policy_is_refused(self):
+        with pytest.raises(TypeError, match="policy must be a Policy"):
+            perturb_with(0.5)
+
+    def test_the_text_of_a_policy_has_all_its_parameters(self):
+        text = f"{TEXT}, exact = ['*_mean'], metrics = ['loss', 'acc*'], vectors = true"
+        expected = Policy(**ARGUMENTS, exact=["*_mean"], metrics=["loss", "acc*"], vectors=True)
+        assert Policy.from_text(text) == expected
+        assert hash(expected) == hash(Policy.from_text(text))
