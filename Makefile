@@ -5,7 +5,7 @@ BIN := .venv/bin
 OLDEST_BIN := .venv-oldest/bin
 OLDEST_FLWR = $(shell sed -n 's/.*"flwr>=\([^,]*\),.*/\1/p' pyproject.toml)
 
-.PHONY: help demo deploy-demo test test-oldest lint types bench setup clean
+.PHONY: help demo deploy-demo test test-oldest lint types figures bench setup clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -30,6 +30,9 @@ lint: setup types  ## Check style and types.
 
 types: setup  ## Check types alone.
 	@$(BIN)/mypy -p fedmedian -p experiments -p benchmarks
+
+figures: setup  ## Try the claims of the paper: docs/paper.md; ARGS="toy theorems" for some.
+	@$(BIN)/python -m experiments.paper $(ARGS)
 
 bench: setup  ## Measure speed against peers in about 5 minutes; ARGS="median votes" for some.
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet \

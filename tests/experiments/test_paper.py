@@ -1,0 +1,129 @@
+"""The paper's claims: measured, checked, and written down as they were found."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from experiments.paper import __main__ as command
+from experiments.paper import theorems, toy
+from experiments.paper.__main__ import CLAIMS, DOCS
+from experiments.paper.claims import page
+
+
+def stored(claim):
+    return json.loads((DOCS / "paper" / f"{claim.name}.json").read_text())
+
+
+every_claim = pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.name)
+
+
+class TestDocuments:
+    def test_the_page_has_the_numbers_that_were_found(self):
+        assert (DOCS / "paper.md").read_text() == page(CLAIMS, DOCS / "paper")
+
+    @every_claim
+    def test_what_was_found_is_of_this_setting_in_full_and_passes_its_check(self, claim):
+        assert stored(claim)["of"] == {"setting": claim.setting, "quick": False}
+        assert claim.check(stored(claim)["found"]) == []
+        assert (DOCS / "paper" / f"{claim.name}.png").exists()
+
+    def test_the_page_says_where_a_check_fails(self, tmp_path):
+        failing = replace(CLAIMS[0], check=lambda found: ["it is wrong", "so is this"])
+        (tmp_path / f"{failing.name}.json").write_text(json.dumps(stored(CLAIMS[0])))
+        assert "The check fails: it is wrong; so is this." in page([failing], tmp_path)
+
+
+class TestFinding:
+    """What is there is not measured again; a run that was killed begins with what is missing."""
+
+    @pytest.fixture
+    def claim(self):
+        self.measured = 0
+
+        def measure(quick):
+            self.measured += 1
+            return stored(toy.TOY)["found"]
+
+        return replace(toy.TOY, measure=measure)
+
+    def test_a_second_call_measures_nothing(self, claim, tmp_path):
+        first = claim.find(tmp_path, quick=False)
+        assert claim.find(tmp_path, quick=False) == first
+        assert self.measured == 1
+
+    def test_another_setting_or_a_missing_figure_is_measured_again(self, claim, tmp_path):
+        claim.find(tmp_path, quick=True)
+        claim.find(tmp_path, quick=False)
+        replace(claim, setting="another").find(tmp_path, quick=False)
+        (tmp_path / "toy.png").unlink()
+        claim.find(tmp_path, quick=False)
+        assert self.measured == 4
+
+    def test_nothing_is_left_of_a_measurement_that_was_interrupted(self, claim, tmp_path):
+        def interrupted(quick):
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            replace(claim, measure=interrupted).find(tmp_path, quick=False)
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestTheToy:
+    @pytest.mark.parametrize(
+        ("algorithm", "ends"),
+        [
+            ("median", {5: 3.752, 10: 4.162, 20: 4.289, 30: 4.313}),
+            ("signs, majority", {5: 3.767, 10: 4.173, 20: 4.292, 30: 4.315}),
+            ("signs, counts", {5: 4.021, 10: 4.259, 20: 4.315, 30: 4.325}),
+        ],
+    )
+    def test_the_exact_ends_are_those_of_an_independent_computation(self, algorithm, ends):
+        for scale, end in ends.items():
+            assert toy.fixed_point(algorithm, scale) == pytest.approx(end, abs=1.1e-3)
+
+    def test_the_exact_bias_is_that_of_an_independent_computation(self):
+        for scale, expected in ((5, 0.581), (10, 0.172), (20, 0.0449), (80, 0.00284)):
+            assert toy.bias(scale) == pytest.approx(expected, rel=3e-3)
+
+    def test_the_check_tells_an_end_a_bias_and_a_slope_that_are_wrong(self):
+        def spoiled(change):
+            found = stored(toy.TOY)["found"]
+            change(found)
+            return " ".join(toy.check(found))
+
+        assert "ends at 3" in spoiled(lambda f: f["ends"]["median"][2].update(end=3.0))
+        assert "not at 2" in spoiled(lambda f: f["plain"].update(median=2.5))
+        assert "the bias at b = 5 is" in spoiled(lambda f: f["measured bias"][1].update(bias=0.4))
+        assert "to the -1.00" in spoiled(lambda f: f.update(slope=-1.0))
+        assert "closer" in spoiled(lambda f: f["ends"]["median"].reverse())
+
+
+class TestTheTheorems:
+    def test_the_check_tells_a_slope_that_is_too_flat(self):
+        found = stored(theorems.THEOREMS)["found"]
+        found["exponent"]["signs (Theorem 5)"] = -0.1
+        (wrong,) = theorems.check(found)
+        assert wrong == "signs (Theorem 5) falls as T to the -0.10, proven is -0.25"
+
+    def test_the_clients_medians_are_far_from_their_mean(self):
+        gap = np.median(theorems.MINIMA, axis=0) - theorems.MINIMA.mean(axis=0)
+        assert np.linalg.norm(gap) > 1
+
+
+@pytest.mark.slow
+def test_the_command_finds_all_claims_to_hold_in_their_quick_variants(tmp_path, capsys):
+    command.main(["--quick", "--into", str(tmp_path)])
+    assert capsys.readouterr().out.count(": holds") == len(CLAIMS)
+    for claim in CLAIMS:
+        assert f"(paper/{claim.name}.png)" in (tmp_path / "paper.md").read_text()
+
+
+def test_a_check_that_fails_is_the_commands_exit_status(tmp_path, monkeypatch):
+    failing = replace(
+        toy.TOY, measure=lambda quick: stored(toy.TOY)["found"], check=lambda found: ["wrong"]
+    )
+    monkeypatch.setattr(command, "CLAIMS", (failing,))
+    with pytest.raises(SystemExit, match="1"):
+        command.main(["toy", "--into", str(tmp_path)])
