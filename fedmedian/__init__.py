@@ -4,6 +4,8 @@ The numerics, which know neither Flower nor torch. `fedmedian.strategies` holds 
 and `fedmedian.clients` the client's.
 """
 
+from importlib.metadata import PackageNotFoundError, version
+
 from fedmedian.blocks import Blocks
 from fedmedian.client_steps import (
     ClientMomentum,
@@ -25,6 +27,11 @@ from fedmedian.payloads import Payload
 from fedmedian.scales import Adaptive, ScaleRule, Theory, TopUp
 from fedmedian.schedules import Cosine, StepDecay
 from fedmedian.smoothing import smoothed_median
+
+try:
+    __version__ = version("fedmedian")
+except PackageNotFoundError:
+    __version__ = "0.0.0"  # of a tree that is not installed
 
 __all__ = [
     "Adam",

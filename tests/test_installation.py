@@ -205,6 +205,31 @@ class TestReadme:
         assert is_installed_in(python, run_readme(python, elsewhere))
 
 
+class TestVersion:
+    """The version is the last tag's, and the package knows it."""
+
+    SHOW = "import fedmedian; print(fedmedian.__version__)"
+
+    def test_is_the_tags_in_a_clone_and_in_an_sdist_of_it(self, python, clone, elsewhere, tmp_path):
+        run("git", "tag", "v1.2.3", cwd=clone)
+        build = ("-m", "hatchling", "build", "--target", "sdist", "--directory", tmp_path / "dist")
+        run(sys.executable, *build, cwd=clone)
+        (archive,) = (tmp_path / "dist").iterdir()
+        assert archive.name == "fedmedian-1.2.3.tar.gz"
+        install(python, archive, cwd=elsewhere)
+        assert run(python, "-c", self.SHOW, cwd=elsewhere).strip() == "1.2.3"
+
+    def test_is_one_in_development_between_tags(self, python, clone, elsewhere):
+        run("git", "tag", "v1.2.3", "HEAD", cwd=clone)
+        author = ("-c", "user.name=tests", "-c", "user.email=tests@example.org")
+        run("git", *author, "commit", "--quiet", "--allow-empty", "--message", "More", cwd=clone)
+        install(python, ".", cwd=clone)
+        assert run(python, "-c", self.SHOW, cwd=elsewhere).startswith("1.2.4.dev1+g")
+
+    def test_is_nought_where_nothing_tells(self, python, tree_without_links):
+        assert run(python, "-c", self.SHOW, cwd=tree_without_links).strip() == "0.0.0"
+
+
 def test_the_links_of_a_clone_lead_into_its_own_package(clone):
     for name, target in LINKS.items():
         assert (clone / name).resolve() == clone / target
