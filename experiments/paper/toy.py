@@ -32,6 +32,12 @@ ALGORITHMS: dict[str, tuple[Callable[[float], SignSGD | MedianSGD], int]] = {
     "signs, counts": (lambda b: sign_descent(Gaussian(b), Counts(), 0.02), 600),
 }
 
+PLAIN: dict[str, tuple[Callable[[], SignSGD | MedianSGD], int]] = {
+    "signs, majority": (lambda: sign_descent(None, Majority(), 0.01), 600),
+    "median": (lambda: median_descent(None, 0.05), 240),
+}
+"""The algorithms without noise, likewise."""
+
 
 def expected_step(algorithm: str, x: float, scale: float) -> float:
     """Return the mean of a step's direction at x, up to a positive factor.
@@ -111,9 +117,9 @@ def measure(quick: bool) -> Findings:
     """Measure where the algorithms end, beside where they should, and the median's bias."""
     copies = 200 if quick else 4000
     scales = SCALES[2:3] if quick else SCALES
+    names = ["median"] if quick else list(ALGORITHMS)
     plain = {
-        "signs, majority": end_of(sign_descent(None, Majority(), 0.01), 600, 10),
-        "median": end_of(median_descent(None, 0.05), 240, 10),
+        name: end_of(make(), arrive, 10) for name, (make, arrive) in PLAIN.items() if name in names
     }
     ends = {
         name: [
@@ -121,7 +127,8 @@ def measure(quick: bool) -> Findings:
             for b in scales
             for end, error in [end_of(make(b), arrive, copies)]
         ]
-        for name, (make, arrive) in ALGORITHMS.items()
+        for name in names
+        for make, arrive in [ALGORITHMS[name]]
     }
     large = [b for b in BIAS_SCALES if b >= 20]
     slope, _ = np.polyfit(np.log(large), np.log([bias(b) for b in large]), 1)
@@ -134,7 +141,7 @@ def measure(quick: bool) -> Findings:
     return {
         "curves": {
             "b": fine,
-            "exact": {name: [fixed_point(name, b) for b in fine] for name in ALGORITHMS},
+            "exact": {name: [fixed_point(name, b) for b in fine] for name in names},
         },
         "plain": {name: end for name, (end, _) in plain.items()},
         "ends": ends,
