@@ -3,7 +3,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 OLDEST_BIN := .venv-oldest/bin
-OLDEST_FLWR = $(shell sed -n 's/.*"flwr>=\([^,]*\),.*/\1/p' pyproject.toml)
+OLDEST = $(shell sed -n 's/^dependencies = \[\(.*\)\]$$/\1/p' pyproject.toml | \
+	sed 's/,<[0-9]*//g; s/[",]//g; s/>=/==/g')
 
 .PHONY: help demo deploy-demo test test-oldest lint types figures bench setup clean
 
@@ -21,7 +22,7 @@ deploy-demo: setup  ## Deploy with TLS and keys; a node dies in a round and retu
 test: setup  ## Run all tests; ARGS="-m 'not slow'" leaves out what takes long.
 	@$(BIN)/python -m pytest --numprocesses 3 --dist loadscope --no-loadscope-reorder $(ARGS)
 
-test-oldest: .venv-oldest/installed  ## Run the fast tests on the oldest Flower that we declare.
+test-oldest: .venv-oldest/installed  ## Run the fast tests on the oldest dependencies that we declare.
 	@$(OLDEST_BIN)/python -m pytest --numprocesses 4 --dist loadscope --no-loadscope-reorder -m 'not slow'
 
 lint: setup types  ## Check style and types.
@@ -48,13 +49,14 @@ setup: .venv/installed  ## Set up .venv with the tested versions.
 		--constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-# Flower says itself which Ray it needs.
+# Flower says itself which Ray it needs; newer pyarrow, which datasets has, needs a newer NumPy.
 .venv-oldest/installed: pyproject.toml constraints.txt
-	@echo "Setting up .venv-oldest with flwr $(OLDEST_FLWR); this takes a few minutes the first time."
+	@echo "Setting up .venv-oldest with $(OLDEST); this takes a few minutes the first time."
 	@test -x $(OLDEST_BIN)/python || $(PYTHON) -m venv .venv-oldest
-	@grep -Ev '^(flwr|ray)==' constraints.txt > .venv-oldest/constraints.txt
+	@grep -Ev '^(flwr|numpy|ray|scipy)==' constraints.txt > .venv-oldest/constraints.txt
+	@echo 'pyarrow<22' >> .venv-oldest/constraints.txt
 	@$(OLDEST_BIN)/python -m pip install --disable-pip-version-check --quiet \
-		--constraint .venv-oldest/constraints.txt --editable '.[dev]' 'flwr==$(OLDEST_FLWR)'
+		--constraint .venv-oldest/constraints.txt --editable '.[dev]' $(OLDEST)
 	@touch $@
 
 clean:  ## Remove what the targets above have made.
