@@ -6,7 +6,7 @@ OLDEST_BIN := .venv-oldest/bin
 OLDEST = $(shell sed -n 's/^dependencies = \[\(.*\)\]$$/\1/p' pyproject.toml | \
 	sed 's/,<[0-9]*//g; s/[",]//g; s/>=/==/g')
 
-.PHONY: help demo deploy-demo test test-oldest lint types figures bench setup clean
+.PHONY: help demo deploy-demo test test-oldest lint types docs figures bench setup clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -31,6 +31,10 @@ lint: setup types  ## Check style and types.
 
 types: setup  ## Check types alone.
 	@$(BIN)/mypy -p fedmedian -p experiments -p benchmarks
+
+docs: setup  ## Build the documentation as a site, in build/docs; any warning is an error.
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
+	@echo "Written: build/docs; to look at it: $(BIN)/python -m http.server --directory build/docs"
 
 figures: setup  ## Try the claims of the paper: docs/paper.md; ARGS="toy theorems" for some.
 	@$(BIN)/python -m experiments.paper $(ARGS)
