@@ -37,6 +37,14 @@ def evaluate(message, context):
     return reply(message)
 """
 
+A_RUN = """
+from fedmedian.clients import InProcessGrid
+app.train()(train)
+app.evaluate()(evaluate)
+arrays = ArrayRecord({"x": Array(np.ones(9, np.float32))})
+strategy.start(InProcessGrid(app, 10), arrays, num_rounds=2)
+"""
+
 WHERE_IT_CAME_FROM = """
 import pathlib
 print(pathlib.Path(SignSGD.__init__.__code__.co_filename).resolve().parents[1])
@@ -147,15 +155,15 @@ def install(python, *what, cwd):
     run(*pip, "install", *options, *what, cwd=cwd)
 
 
+def readme():
+    return (ROOT / "README.md").read_text()
+
+
 def readme_code():
-    """The README's Python: the lines that its diff adds to an app, and the run of that app."""
-    readme = (ROOT / "README.md").read_text()
-    (diff,) = re.findall(r"^```diff\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
-    (snippet,) = re.findall(r"^```python\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    """The lines that the README's diff adds to an app, and a run of that app."""
+    (diff,) = re.findall(r"^```diff\n(.*?)^```", readme(), re.DOTALL | re.MULTILINE)
     added = "\n".join(line[1:].strip() for line in diff.splitlines() if line.startswith("+"))
-    app = "app.train()(train); app.evaluate()(evaluate); client_app = app"
-    arrays = "arrays = ArrayRecord({'x': Array(np.ones(9, np.float32))})"
-    return "\n".join([A_FLOWER_APP, added, app, arrays, snippet])
+    return "\n".join([A_FLOWER_APP, added, A_RUN])
 
 
 def run_readme(python, cwd):
@@ -187,8 +195,15 @@ class TestReadme:
         shutil.rmtree(clone)
         assert is_installed_in(python, run_readme(python, elsewhere))
 
-    def test_runs_after_pip_install_from_a_git_url(self, python, repository, elsewhere):
-        install(python, f"git+file://{repository}", cwd=elsewhere)
+    def test_runs_after_the_pip_install_that_it_shows_for_other_projects(
+        self, python, repository, elsewhere, monkeypatch
+    ):
+        # Git fetches from the folder where pip names an address.
+        monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+        monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.{repository.as_uri()}.insteadOf")
+        monkeypatch.setenv("GIT_CONFIG_VALUE_0", "https://example.org/fedmedian")
+        (shown,) = re.findall(r'^pip install "(.*)"$', readme(), re.MULTILINE)
+        install(python, shown.replace("<this repository>", "example.org/fedmedian"), cwd=elsewhere)
         assert is_installed_in(python, run_readme(python, elsewhere))
 
     def test_runs_after_pip_install_of_an_sdist(self, python, sdist, elsewhere):

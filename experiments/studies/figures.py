@@ -1,7 +1,8 @@
 """The figures of docs/, from the runs of `random_basis` and `robustness`.
 
 ``python -m experiments.studies.figures`` writes them into docs/, after the runs that are missing;
-``python -m experiments.studies.figures attacks`` writes one; so do bases, curves, robustness.
+``python -m experiments.studies.figures attacks`` writes one; so do votes, bases, curves and
+robustness.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from matplotlib.figure import Figure
 from experiments.studies.federation import ATTACKS, Clients, Setting, make_network
 from experiments.studies.random_basis import HOSTILE, late, run_all
 from experiments.studies.robustness import STUDIES, accuracies
+from fedmedian import Gaussian
 from fedmedian.clients import InProcessGrid
 from fedmedian.kernels.rotation import rotate
 
@@ -70,6 +72,30 @@ def two_bases() -> Figure:
             ylim=(-5, 5),
             aspect="equal",
         )
+    return figure
+
+
+def three_votes() -> Figure:
+    """Draw the mean vote of three clients over where they are asked, without noise and with it."""
+    updates = np.array([1.0, 2.0, 10.0])  # the example of Chen et al. (arXiv 1906.01736)
+    asked = np.linspace(-2, 13, 1501)
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
+    silent = np.sign(updates[:, None] - asked).mean(axis=0)
+    axes.plot(asked, silent, color="tab:gray", label="no noise: crosses zero at the median")
+    for scale, colour in ((3.0, "tab:cyan"), (10.0, "tab:blue")):
+        away = (updates[:, None] - asked) / scale
+        votes = np.mean(2 * Gaussian(scale).cdf(away) - 1, axis=0)
+        crossed = asked[np.argmin(np.abs(votes))]
+        label = f"Gaussian noise, b = {scale:.0f}: crosses zero at {crossed:.1f}"
+        axes.plot(asked, votes, color=colour, label=label)
+    for centre, name in ((np.median(updates), "median"), (updates.mean(), "mean")):
+        axes.axvline(centre, color="black", linewidth=0.8, linestyle="--")
+        axes.annotate(f" {name} {centre:.3g}", (centre, -0.95))
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.plot(updates, np.zeros(3), "o", color="black", label="the clients' updates: 1, 2, 10")
+    axes.set(xlabel="x", ylabel="mean of sign(u_i − x + b·ξ_i)", xlim=(-2, 13), ylim=(-1.05, 1.05))
+    axes.legend(loc="upper right", fontsize="small")
     return figure
 
 
@@ -133,6 +159,7 @@ def robustness() -> Figure:
 
 
 FIGURES: dict[str, Callable[[], Figure]] = {
+    "votes": three_votes,
     "bases": two_bases,
     "curves": curves,
     "attacks": worst_cases,

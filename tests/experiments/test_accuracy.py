@@ -55,10 +55,10 @@ class TestAccuracyOnClientsOfOneClassEach:
         (run,) = compare("strategy='sign'", clients=lied_to).values()
         assert run.accuracy > runs["SignSGD"].accuracy - 0.03
 
-    def test_the_readme_says_so(self, runs, root):
-        readme = (root / "README.md").read_text()
+    def test_the_start_page_says_so(self, runs, root):
+        page = (root / "docs" / "index.md").read_text()
         row = re.compile(r"^\| (.+?) +\| +(0\.\d+) \| +([\d,]+) \|", flags=re.MULTILINE)
-        rows = {name: (accuracy, size) for name, accuracy, size in row.findall(readme)}
+        rows = {name: (accuracy, size) for name, accuracy, size in row.findall(page)}
         assert list(rows) == list(runs)
         for name, (accuracy, size) in rows.items():
             if name != "FedMedian":
@@ -66,7 +66,7 @@ class TestAccuracyOnClientsOfOneClassEach:
             # Messages of another engine have other ids.
             assert runs[name].uplink_bytes == pytest.approx(int(size.replace(",", "")), rel=0.01)
 
-    def test_fedmedian_rises_falls_and_jumps_as_the_readme_says(self, runs):
+    def test_fedmedian_rises_falls_and_jumps_as_the_start_page_says(self, runs):
         after = [accuracy for _, accuracy in runs["FedMedian"].history]
         assert max(after[:45]) > 0.8
         assert min(after[-10:]) < 0.4

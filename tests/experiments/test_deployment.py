@@ -33,7 +33,6 @@ from experiments.demos.deployment_runtime import (
     write_key,
 )
 from fedmedian.clients import InProcessGrid
-from fedmedian.strategies import SignSGD
 
 PATIENCE = 400.0
 
@@ -311,7 +310,7 @@ class TestGuide:
         app = make_app(lambda model, _: ({"x": model["x"] - 1}, {"num-examples": 1}))
         (snippet,) = self.fences(guide, "python")
         arrays = ArrayRecord({"x": Array(np.zeros(1000, np.float32))})
-        names = {"SignSGD": SignSGD, "grid": InProcessGrid(app, 2), "arrays": arrays}
+        names = {"grid": InProcessGrid(app, 2), "arrays": arrays}
         exec(snippet, names)
         assert names["strategy"].min_available_nodes == 2
         # Unseeded: the mean of 40,000 votes at b = 3, -19.6 ± 0.36, is nine of these away from it.

@@ -49,8 +49,9 @@ def running_in(folder):
 
 @pytest.fixture
 def shown(root):
-    """The overrides in the README's own ``flwr run``."""
-    (command,) = re.findall(r"^flwr run .*", (root / "README.md").read_text(), flags=re.MULTILINE)
+    """The overrides in the ``flwr run`` of docs/simulation.md."""
+    text = (root / "docs" / "simulation.md").read_text()
+    (command,) = re.findall(r"^flwr run .*", text, flags=re.MULTILINE)
     words = shlex.split(command)
     nodes = words[words.index("--federation-config") + 1]
     assert words[2] == "experiments/apps/heterogeneous"
@@ -59,7 +60,7 @@ def shown(root):
 
 
 class TestCommand:
-    def test_the_readmes_configuration_runs_writes_its_results_and_leaves_nothing_running(
+    def test_the_documented_configuration_runs_writes_its_results_and_leaves_nothing_running(
         self, shown, simulate, tmp_path
     ):
         watched = simulate(*shown, *SMALL)
