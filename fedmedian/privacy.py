@@ -1,0 +1,333 @@
+"""What clients' answers tell about their updates, in ε and δ.
+
+A client's update u, clipped to an L2 norm of C, leaves it in Gaussian noise of scale b = σ·C, or
+as the signs of that, once a round. Two updates that a client may have had are Δ apart: 2·C, or C
+if one of them is zero. Everything here is an upper bound for a server that sees every answer,
+follows any plan, and knows all but which of the two updates it was.
+
+**The vector.** One answer is a Gaussian mechanism of μ = Δ/b, and T of them, each of which may
+depend on those before, are one of √T·μ (Dong, Roth and Su, arXiv 1905.02383), whose
+δ is exactly Φ(μ/2 − ε/μ) − e^ε·Φ(−μ/2 − ε/μ) (Balle and Wang, arXiv 1805.06530, Theorem 8).
+
+**The votes.** They are made of the vector, so all of this holds for them. They also tell less:
+
+*Theorem.* Let |u_j|, |v_j| ≤ R·b for all j, and L = φ(R)/(Φ(R)·Φ(−R)). The Rényi divergence of
+order α > 1 of the votes of u from those of v is at most α/2·(L/2)²·‖u − v‖²/b², which is that of
+Gaussian vectors times (L/2)². By ‖u‖ ≤ C, R = 1/σ will do; (L/2)² is 2/π for R = 0, 0.68 for 1/2,
+0.82 for 1.
+
+*Proof.* Vote j is a Bernoulli variable of natural parameter η(u_j/b), η(x) = log Φ(x) − log
+Φ(−x). With A(η) = log(1 + e^η) and g(t) = A(η₀ + t·(η₁ − η₀)), the divergence of two of them is
+[g(α) − α·g(1) + (α − 1)·g(0)]/(α − 1). As A'' ≤ 1/4, h(t) = (η₁ − η₀)²·t²/8 − g(t) is convex, and
+with t = 1 between 0 and α, α·h(1) ≤ h(α) + (α − 1)·h(0). So the divergence is at most α·(η₁ −
+η₀)²/8. The slope η'(x) = φ(x)/(Φ(x)·Φ(−x)) is the sum of the normal distribution's hazard rates
+at x and −x, which are convex, so that it is even and grows with |x|: |η₁ − η₀| ≤ L·|u_j − v_j|/b.
+The coordinates' noise is independent, and their divergences add up. ∎
+
+Divergences of answers that depend on those before add up, too (Mironov, arXiv 1702.07476,
+Proposition 1), and are turned into ε by Canonne, Kamath and Steinke (arXiv 2004.00010,
+Proposition 12). That loses what an exact law would keep, so that ε of votes is the lesser of both
+bounds.
+
+There is no amplification by sampling here: a server knows whom it asks.
+"""
+
+from dataclasses import dataclass
+from math import exp, expm1, log, log1p, pi, sqrt
+from typing import Literal
+
+from scipy.optimize import brentq, minimize_scalar
+from scipy.special import log_ndtr
+
+from fedmedian.checks import require_choice, require_integer, require_real
+from fedmedian.payloads import PayloadKind
+
+Relation = Literal["replace", "zero"]
+"""What is to be hidden: which update it was, of any two; or whether it was one, or zero."""
+
+LEAST_MULTIPLIER = 0.2
+"""The noise multiplier below which rounding counts; see `fedmedian.kernels.encoding`."""
+
+_ROUNDING = 1e-5
+"""A part of the noise that is not counted on: norms, rotations and scales are of float32."""
+
+_LARGEST_MU = 1e3
+"""The μ from which a simple bound of ε will do."""
+
+
+@dataclass(frozen=True)
+class PrivacyBudget:
+    """The most that a run's answers may tell a server about a client's update.
+
+    Each client is taken to answer in every round. What a strategy with a budget has its clients
+    do must be a mechanism, which `fedmedian.strategies.SignSGD.privacy` describes.
+
+    Parameters
+    ----------
+    epsilon : float
+        ε, > 0.
+    delta : float
+        δ, in (0, 1); much less than one over the number of clients.
+    relation : {"replace", "zero"} (default: "replace")
+        What is to be hidden: ``"replace"``, which update it was of any two that the client may
+        have had, as local differential privacy asks; ``"zero"``, whether it was the client's
+        update or zero, which halves the distance.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or is out of range.
+
+    Examples
+    --------
+    >>> budget = PrivacyBudget(epsilon=8.0, delta=1e-6)
+    """
+
+    epsilon: float
+    delta: float
+    relation: Relation = "replace"
+
+    def __post_init__(self) -> None:
+        require_real("epsilon", self.epsilon, low=0.0, open_low=True)
+        _require_delta(self.delta)
+        require_choice("relation", self.relation, ("replace", "zero"))
+
+    def __str__(self) -> str:
+        return f"epsilon {self.epsilon:g} at delta {self.delta:g}, relation {self.relation!r}"
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """What a client lets out of itself in a round: its clipped update in noise, or the signs of it.
+
+    Parameters
+    ----------
+    clip : float
+        C, the largest L2 norm of an update, > 0.
+    noise_scale : float
+        The Gaussian noise's scale b, in the same units; at least 0.2·C.
+    kind : {"signs", "vector"} (default: "signs")
+        What is sent of the noisy update.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or is out of range.
+
+    Examples
+    --------
+    >>> mechanism = Mechanism(clip=1.0, noise_scale=10.0)
+    >>> mechanism.noise_multiplier
+    10.0
+    >>> f"{mechanism.epsilon(delta=1e-6, rounds=100):.2f}"
+    '8.96'
+    >>> mechanism.rounds_within(PrivacyBudget(epsilon=8.0, delta=1e-6))
+    82
+    """
+
+    clip: float
+    noise_scale: float
+    kind: PayloadKind = "signs"
+
+    def __post_init__(self) -> None:
+        require_real("clip", self.clip, low=0.0, open_low=True)
+        require_real("noise_scale", self.noise_scale, low=LEAST_MULTIPLIER * self.clip)
+        require_choice("kind", self.kind, ("signs", "vector"))
+
+    def __str__(self) -> str:
+        sent = "the signs of" if self.kind == "signs" else "whole"
+        return (
+            f"{sent} updates of norm {self.clip:g} in Gaussian noise of {self.noise_scale:g}, "
+            f"a noise multiplier of {self.noise_multiplier:g}"
+        )
+
+    @property
+    def noise_multiplier(self) -> float:
+        """σ, the noise scale over the largest norm."""
+        return self.noise_scale / self.clip
+
+    def epsilon(self, delta: float, rounds: int = 1, relation: Relation = "replace") -> float:
+        """Return ε of a client that has answered a number of times.
+
+        Parameters
+        ----------
+        delta : float
+            δ, in (0, 1).
+        rounds : int (default: 1)
+            The number of answers, >= 0.
+        relation : {"replace", "zero"} (default: "replace")
+            See `PrivacyBudget`.
+
+        Returns
+        -------
+        float
+            ε, rounded up.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument has the wrong type or is out of range.
+        """
+        _require_delta(delta)
+        require_integer("rounds", rounds, low=0)
+        require_choice("relation", relation, ("replace", "zero"))
+        if rounds == 0:
+            return 0.0
+        multiplier = self.noise_multiplier * (1 - _ROUNDING)
+        distance = (2 if relation == "replace" else 1) / multiplier
+        total = rounds * distance**2
+        epsilon = gaussian_epsilon(sqrt(total), delta)
+        if self.kind == "signs":
+            epsilon = min(epsilon, renyi_epsilon(share_in_votes(1 / multiplier) * total, delta))
+        return epsilon
+
+    def rounds_within(self, budget: PrivacyBudget) -> int:
+        """Return the number of answers that a budget affords a client; it may be 0."""
+
+        def exceeds(rounds: int) -> bool:
+            return self.epsilon(budget.delta, rounds, budget.relation) > budget.epsilon
+
+        low, high = 0, 1
+        while not exceeds(high):
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if exceeds(middle) else (middle, high)
+        return low
+
+
+def noise_multiplier_for(
+    epsilon: float,
+    delta: float,
+    rounds: int,
+    *,
+    kind: PayloadKind = "signs",
+    relation: Relation = "replace",
+) -> float:
+    """Return the least noise multiplier σ with which a client may answer a number of times.
+
+    Parameters
+    ----------
+    epsilon : float
+        ε, > 0.
+    delta : float
+        δ, in (0, 1).
+    rounds : int
+        The number of answers, >= 1: that of a run's rounds. Which clients are sampled plays no
+        part, for it is no secret to the server.
+    kind : {"signs", "vector"} (default: "signs")
+        What is sent: "signs" for `SignSGD`, "vector" for `MedianSGD`.
+    relation : {"replace", "zero"} (default: "replace")
+        See `PrivacyBudget`.
+
+    Returns
+    -------
+    float
+        σ >= 0.2, to six digits and rounded up: the noise scale is σ times the norm of `Clip`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or is out of range.
+
+    Examples
+    --------
+    >>> sigma = noise_multiplier_for(epsilon=8.0, delta=1e-6, rounds=100)
+    >>> round(sigma, 2)
+    11.01
+    """
+    budget = PrivacyBudget(epsilon, delta, relation)
+    require_integer("rounds", rounds, low=1)
+    require_choice("kind", kind, ("signs", "vector"))
+
+    def suffices(multiplier: float) -> bool:
+        spent = Mechanism(1.0, multiplier, kind).epsilon(delta, rounds, relation)
+        return spent <= budget.epsilon
+
+    low = high = LEAST_MULTIPLIER
+    while not suffices(high):
+        low, high = high, 2 * high
+    while high > low * (1 + 1e-6):
+        middle = sqrt(low * high)
+        low, high = (low, middle) if suffices(middle) else (middle, high)
+    return high
+
+
+def gaussian_epsilon(mu: float, delta: float) -> float:
+    """Return ε of a Gaussian mechanism, exactly but for rounding up.
+
+    Parameters
+    ----------
+    mu : float
+        μ, the distance of the two means over the standard deviation, > 0.
+    delta : float
+        δ, in (0, 1).
+
+    Returns
+    -------
+    float
+        The least ε >= 0 with Φ(μ/2 − ε/μ) − e^ε·Φ(−μ/2 − ε/μ) ≤ δ.
+    """
+    # Φ(x) ≤ exp(−x²/2) for x ≤ 0.
+    enough = mu**2 / 2 + mu * sqrt(2 * -log(delta))
+    if mu > _LARGEST_MU:
+        return enough
+
+    def log_excess(epsilon: float) -> float:
+        first, second = log_ndtr([mu / 2 - epsilon / mu, -mu / 2 - epsilon / mu])
+        difference = min(epsilon + float(second) - float(first), -1e-300)
+        return float(first) + log(-expm1(difference)) - log(delta)
+
+    if log_excess(0.0) <= 0:
+        return 0.0
+    return float(brentq(log_excess, 0.0, enough, xtol=1e-12)) * (1 + 1e-9) + 1e-9
+
+
+def renyi_epsilon(energy: float, delta: float) -> float:
+    """Return an ε where the Rényi divergence of every order α > 1 is at most α/2·energy.
+
+    Parameters
+    ----------
+    energy : float
+        The factor, > 0; of a Gaussian mechanism μ².
+    delta : float
+        δ, in (0, 1).
+
+    Returns
+    -------
+    float
+        The least over α of α/2·energy + log(1 − 1/α) − log(α·δ)/(α − 1), found numerically; each
+        is an upper bound.
+    """
+
+    def bound(log_order: float) -> float:
+        excess = exp(log_order)  # α − 1
+        order = 1 + excess
+        return order * energy / 2 - log1p(1 / excess) - (log(delta) + log(order)) / excess
+
+    # The bound α/2·energy − log δ/(α − 1) is least at this α, and this one's least is near.
+    near = log(sqrt(2 * -log(delta) / energy))
+    found = minimize_scalar(bound, bounds=(near - 3, near + 3), method="bounded")
+    return max(0.0, float(found.fun))
+
+
+def share_in_votes(reach: float) -> float:
+    """Return how much of a Gaussian vector's Rényi divergence its signs have at most.
+
+    Parameters
+    ----------
+    reach : float
+        R, the largest entry of an update over the noise scale, >= 0.
+
+    Returns
+    -------
+    float
+        (L/2)² with L = φ(R)/(Φ(R)·Φ(−R)), or 1 if that is more; see the module's theorem.
+    """
+    log_density = -(reach**2) / 2 - log(2 * pi) / 2
+    log_slope = log_density - float(log_ndtr(reach)) - float(log_ndtr(-reach))
+    return exp(min(0.0, 2 * (log_slope - log(2))))
+
+
+def _require_delta(delta: float) -> None:
+    require_real("delta", delta, low=0.0, high=1.0, open_low=True, open_high=True)
