@@ -26,6 +26,7 @@ _KEPT = 2
 _ARRAYS, _STATE, _SUMS = "arrays.npz", "state.json", "SHA256SUMS"
 _NAME = re.compile(r"round-(\d+)")
 _DRAFT, _PROBE = ".draft", ".probe"
+_ANSWERED = "answered-rounds.json"
 _ZEROS = bytes(1 << 20)
 
 History = dict[str, dict[int, dict[str, Any]]]
@@ -191,6 +192,38 @@ class Checkpoint:
         if broken:
             raise ValueError(f"cannot go on from any checkpoint, because {'; '.join(broken)}")
         return None
+
+    def answered_rounds(self) -> int:
+        """Return the number of rounds that clients may have answered; see `note_answered_rounds`.
+
+        Raises
+        ------
+        ValueError
+            If it cannot be read.
+        OSError
+            If the folder cannot be made.
+        """
+        path = self._make_folder() / _ANSWERED
+        if not path.exists():
+            return 0
+        with _reading(path):
+            return require_integer("number of rounds", json.loads(path.read_bytes()), low=0)
+
+    def note_answered_rounds(self, rounds: int) -> None:
+        """Write down how many rounds clients may have answered, those of no checkpoint included.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; the number before it is still there.
+        """
+        folder = self._make_folder()
+        draft = folder / f"{_DRAFT}-{_ANSWERED}"
+        draft.unlink(missing_ok=True)  # of a process that was killed
+        _create_text(draft, f"{rounds}\n")
+        _sync(draft)
+        draft.replace(folder / _ANSWERED)
+        _sync(folder)
 
     def _make_folder(self) -> Path:
         folder = Path(self.folder)

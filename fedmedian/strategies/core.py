@@ -217,6 +217,11 @@ class Core(ABC):
         return self._round
 
     @property
+    def begun(self) -> Round | None:
+        """The round that has begun, or None if none has."""
+        return self._round
+
+    @property
     def identity(self) -> dict[str, Any]:
         """The arguments that a run's model depends on, and two halves of it have in common."""
         return {

@@ -33,11 +33,14 @@ from fedmedian.logs import text_of, warn
 from fedmedian.noise import Noise
 from fedmedian.optimizers import Optimizer
 from fedmedian.payloads import Payload
+from fedmedian.privacy import Mechanism, PrivacyBudget
 from fedmedian.records import arrays_to_parameters, parameters_to_arrays
 from fedmedian.schedules import Schedule
+from fedmedian.strategies.budget import Ledger
 from fedmedian.strategies.checkpoint import Checkpoint
 from fedmedian.strategies.cohort import CohortRule, Node, Reply, all_or_none
 from fedmedian.strategies.core import Core
+from fedmedian.strategies.mechanism import NoMechanism, mechanism_of
 from fedmedian.strategies.median import Estimator, MedianCore, NoiseAt
 from fedmedian.strategies.metrics import require_examples, try_to_aggregate
 from fedmedian.strategies.options import LegacyFedAvgOptions, require_fedavg_options
@@ -88,7 +91,11 @@ class LegacyStrategy(FedAvg):
         require_fedavg_options(type(self), fedavg, LegacyFedAvgOptions.__optional_keys__)
         super().__init__(**fedavg)
         self.core = core
-        self._protocol = RoundProtocol(core, *(() if self.accept_failures else (all_or_none,)))
+        self._protocol = RoundProtocol(
+            core,
+            *(() if self.accept_failures else (all_or_none,)),
+            ledger=Ledger.of_strategy(core, self.fraction_evaluate),
+        )
         self._asked: list[Node] = []
         self._asked_to_evaluate: list[Node] = []
         self._size = 0
@@ -102,6 +109,11 @@ class LegacyStrategy(FedAvg):
         """The exponential average of the model so far; None without a decay or a round."""
         return None if self.core.average is None else arrays_to_parameters(self.core.average)
 
+    @property
+    def privacy(self) -> Mechanism | NoMechanism:
+        """What clients let out of themselves; see `fedmedian.strategies.SignSGD.privacy`."""
+        return mechanism_of(self.core, self.fraction_evaluate, self.core.begun)
+
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters | None:
         """Return the model to begin with, or to go on with from a checkpoint.
 
@@ -114,9 +126,11 @@ class LegacyStrategy(FedAvg):
             As `fedmedian.strategies.SignSGD.start`.
         """
         parameters = super().initialize_parameters(client_manager)
-        journal = self._protocol.journal
-        journal.open(self.core, None if parameters is None else parameters_to_arrays(parameters))
-        return parameters if journal.model is None else arrays_to_parameters(journal.model)
+        self._protocol.open(None if parameters is None else parameters_to_arrays(parameters))
+        if (line := self._protocol.describe_privacy(self.privacy)) is not None:
+            _LOGGER.info(line)
+        model = self._protocol.journal.model
+        return parameters if model is None else arrays_to_parameters(model)
 
     def configure_fit(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
@@ -226,6 +240,9 @@ class SignSGD(LegacyStrategy):
     checkpoint : Checkpoint, optional
         As there; but the metrics of rounds before it are not in Flower's History, and rounds
         after the last `every`-th are not stored.
+    privacy_budget : PrivacyBudget, optional
+        As there; but Flower goes on to the last round, and nobody is asked to train in those that
+        would exceed it.
     **fedavg
         The arguments of `flwr.server.strategy.FedAvg` but for `inplace`.
 
@@ -262,6 +279,7 @@ class SignSGD(LegacyStrategy):
         min_replies: int = 1,
         max_failed_rounds: int | None = 3,
         checkpoint: Checkpoint | None = None,
+        privacy_budget: PrivacyBudget | None = None,
         seed: int | None = None,
         proximal_mu: float | None = None,
         **fedavg: Unpack[LegacyFedAvgOptions],
@@ -278,6 +296,7 @@ class SignSGD(LegacyStrategy):
             min_replies=min_replies,
             max_failed_rounds=max_failed_rounds,
             checkpoint=checkpoint,
+            privacy_budget=privacy_budget,
             seed=seed,
             proximal_mu=proximal_mu,
         )
@@ -303,7 +322,9 @@ class MedianSGD(LegacyStrategy):
         As for `fedmedian.strategies.MedianSGD`.
     optimizer, average_decay, client_steps, rotation, scale_from, exact, cohort_rules
         As for `SignSGD`.
-    diagnostics, min_replies, max_failed_rounds, checkpoint, seed, proximal_mu, **fedavg
+    diagnostics, min_replies, max_failed_rounds, checkpoint, privacy_budget, seed
+        As for `SignSGD`.
+    proximal_mu, **fedavg
         As for `SignSGD`.
 
     Raises
@@ -334,6 +355,7 @@ class MedianSGD(LegacyStrategy):
         min_replies: int = 1,
         max_failed_rounds: int | None = 3,
         checkpoint: Checkpoint | None = None,
+        privacy_budget: PrivacyBudget | None = None,
         seed: int | None = None,
         proximal_mu: float | None = None,
         **fedavg: Unpack[LegacyFedAvgOptions],
@@ -350,6 +372,7 @@ class MedianSGD(LegacyStrategy):
             min_replies=min_replies,
             max_failed_rounds=max_failed_rounds,
             checkpoint=checkpoint,
+            privacy_budget=privacy_budget,
             seed=seed,
             proximal_mu=proximal_mu,
         )

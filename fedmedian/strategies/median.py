@@ -13,6 +13,7 @@ from fedmedian.layout import RUNNING_STATISTICS
 from fedmedian.noise import Noise, Uniform
 from fedmedian.optimizers import Optimizer
 from fedmedian.payloads import Payload, PayloadKind
+from fedmedian.privacy import PrivacyBudget
 from fedmedian.randomness import server_rng
 from fedmedian.schedules import Schedule
 from fedmedian.strategies.checkpoint import Checkpoint
@@ -139,7 +140,7 @@ class MedianSGD(MessageStrategy):
         be replaced by their median, as arrays of integers always are.
     optimizer, average_decay, client_steps, rotation, scale_from, cohort_rules
         As for `SignSGD`.
-    diagnostics, min_replies, max_failed_rounds, checkpoint, numpy_clients, seed
+    diagnostics, min_replies, max_failed_rounds, checkpoint, privacy_budget, numpy_clients, seed
         As for `SignSGD`.
     proximal_mu, **fedavg
         As for `SignSGD`.
@@ -149,8 +150,8 @@ class MedianSGD(MessageStrategy):
     TypeError
         If an argument has the wrong type, or is unknown.
     ValueError
-        If an argument is out of range, if a smoothed median has no noise or uniform noise, or if
-        clients cannot know the noise family or a client step.
+        If an argument is out of range, if a smoothed median has no noise or uniform noise, if
+        clients cannot know the noise family or a client step, or for a privacy budget as `SignSGD`.
 
     Examples
     --------
@@ -176,6 +177,7 @@ class MedianSGD(MessageStrategy):
         min_replies: int = 1,
         max_failed_rounds: int | None = 3,
         checkpoint: Checkpoint | None = None,
+        privacy_budget: PrivacyBudget | None = None,
         numpy_clients: bool = False,
         seed: int | None = None,
         proximal_mu: float | None = None,
@@ -193,6 +195,7 @@ class MedianSGD(MessageStrategy):
             min_replies=min_replies,
             max_failed_rounds=max_failed_rounds,
             checkpoint=checkpoint,
+            privacy_budget=privacy_budget,
             seed=seed,
             proximal_mu=proximal_mu,
         )

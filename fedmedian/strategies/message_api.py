@@ -15,10 +15,13 @@ from flwr.serverapp.strategy import FedAvg, Result
 from fedmedian.checks import require_type
 from fedmedian.diagnostics import PER_BLOCK
 from fedmedian.payloads import Payload
+from fedmedian.privacy import Mechanism
 from fedmedian.records import to_arrays, to_record
 from fedmedian.strategies import numpy_clients as numpy_messages
+from fedmedian.strategies.budget import Ledger
 from fedmedian.strategies.cohort import Node, Reply
 from fedmedian.strategies.core import Core
+from fedmedian.strategies.mechanism import NoMechanism, mechanism_of
 from fedmedian.strategies.metrics import require_examples, try_to_aggregate
 from fedmedian.strategies.options import FedAvgOptions, require_fedavg_options
 from fedmedian.strategies.protocol import RoundProtocol, Said
@@ -79,7 +82,8 @@ class MessageStrategy(FedAvg):
         super().__init__(**fedavg)
         self.core = core
         self.numpy_clients = numpy_clients
-        self._protocol = RoundProtocol(core)
+        ledger = Ledger.of_strategy(core, self.fraction_evaluate)
+        self._protocol = RoundProtocol(core, ledger=ledger)
         self._asked: Sequence[Message] = ()
         self._asked_to_evaluate: Sequence[Message] = ()
         self._per_block: dict[int, dict[str, Any]] = {}
@@ -88,6 +92,16 @@ class MessageStrategy(FedAvg):
     def averaged_arrays(self) -> ArrayRecord | None:
         """The exponential average of the model so far; None without a decay or a round."""
         return None if self.core.average is None else to_record(self.core.average)
+
+    @property
+    def privacy(self) -> Mechanism | NoMechanism:
+        """What clients let out of themselves in a round, or the reasons why it has no bound.
+
+        It holds for clients that do as they are told; a `fedmedian.clients.Policy` of their own
+        sees to that, and to the metrics that their apps send. What may be in the way in the model
+        is known once a round has begun.
+        """
+        return mechanism_of(self.core, self.fraction_evaluate, self.core.begun)
 
     def start(
         self,
@@ -125,7 +139,8 @@ class MessageStrategy(FedAvg):
             If the initial arrays are not an ArrayRecord.
         ValueError
             If the checkpoint is not one of this run, is damaged, or holds more rounds than the
-            run is to have.
+            run is to have; if the privacy budget is spent before the first round, or something in
+            the model is in the way of a mechanism.
         RunFailedError
             If `max_failed_rounds` rounds in a row have made no new model, or all clients of the
             first have sent plain weights, with the commonest reason.
@@ -143,7 +158,7 @@ class MessageStrategy(FedAvg):
         self._per_block = {}
         journal = self._protocol.journal
         if self.core.settings.checkpoint is not None:
-            journal.open(self.core, to_arrays(initial_arrays))
+            self._protocol.open(to_arrays(initial_arrays))
             if evaluate_fn is not None:
                 evaluate_fn = partial(self._evaluate, evaluate_fn)
         try:
@@ -152,10 +167,11 @@ class MessageStrategy(FedAvg):
                     f"num_rounds must be >= {journal.done}, the rounds that the checkpoint "
                     f"holds, got {num_rounds}"
                 )
+            affordable = self._protocol.affordable(num_rounds)
             result = super().start(
                 grid,
                 initial_arrays,
-                num_rounds,
+                affordable,
                 timeout,
                 train_config,
                 evaluate_config,
@@ -164,6 +180,7 @@ class MessageStrategy(FedAvg):
             )
             journal.close(self.core)
             self._protocol.say_totals()
+            self._protocol.say_why_it_ends(affordable, num_rounds)
         finally:
             journal.release()
         reports = result.train_metrics_clientapp
@@ -175,6 +192,8 @@ class MessageStrategy(FedAvg):
         """Log the configuration of the strategy: what is not as usual, then FedAvg's."""
         own = ", ".join(f"{name}={value!r}" for name, value in self.core.unusual.items())
         log(INFO, "\t├──> %s", own or "all as usual")
+        if (line := self._protocol.describe_privacy(self.privacy)) is not None:
+            log(INFO, "\t├──> %s", line)
         super().summary()
 
     def configure_train(
@@ -183,6 +202,7 @@ class MessageStrategy(FedAvg):
         """Configure a round of training: FedAvg's messages with an instruction in each config."""
         instruction = self._protocol.ask(server_round, to_arrays(arrays))
         if instruction is None:
+            self._asked = ()
             return []
         # The caller's config serves every round: it must not pick up our keys.
         mu = self.core.settings.proximal_mu

@@ -13,7 +13,9 @@ from fedmedian.diagnostics import Report
 from fedmedian.instructions import Instruction
 from fedmedian.layout import Arrays
 from fedmedian.logs import warn
+from fedmedian.privacy import Mechanism
 from fedmedian.randomness import seeded_sampling
+from fedmedian.strategies.budget import Ledger
 from fedmedian.strategies.cohort import (
     Answer,
     AnyReply,
@@ -25,6 +27,7 @@ from fedmedian.strategies.cohort import (
 )
 from fedmedian.strategies.core import Core, Model, NoStepError
 from fedmedian.strategies.journal import Journal
+from fedmedian.strategies.mechanism import NoMechanism
 from fedmedian.strategies.metrics import with_usual_metrics
 from fedmedian.strategies.roster import Hearing, Roster
 from fedmedian.strategies.watch import Watch, describe_round
@@ -97,14 +100,69 @@ class RoundProtocol:
     rules : CohortRule
         The rules by which replies are judged together, in training and in evaluation, after
         "one reply per node that was asked". Those of the settings follow, in training alone.
+    ledger : Ledger, optional
+        The account of the privacy budget, if there is one.
     """
 
-    def __init__(self, core: Core, *rules: CohortRule) -> None:
+    def __init__(self, core: Core, *rules: CohortRule, ledger: Ledger | None = None) -> None:
         self.core = core
         self.journal = Journal(core.settings.checkpoint)
         self._roster = Roster()
         self._rules = (one_reply_per_node, *rules)
         self._watch = Watch(core)
+        self._ledger = ledger
+        self._is_over = False
+
+    def open(self, initial: Arrays | None) -> None:
+        """Begin a run, or go on with the one that the checkpoint holds.
+
+        Parameters
+        ----------
+        initial : mapping of str to array, or None
+            The model that the run would begin with, if it is known.
+
+        Raises
+        ------
+        ValueError, RuntimeError, OSError
+            As `Journal.open` and `Ledger.open`.
+        """
+        self.journal.open(self.core, initial)
+        if self._ledger is not None:
+            try:
+                self._ledger.open(self.journal.done)
+            except BaseException:
+                self.journal.release()
+                raise
+
+    def affordable(self, num_rounds: int) -> int:
+        """Return the number of a run's rounds that its privacy budget affords.
+
+        Raises
+        ------
+        ValueError
+            If it affords none, and none is stored.
+        """
+        if self._ledger is None:
+            return num_rounds
+        last = self.journal.done + self._ledger.rounds_left
+        if last == 0 < num_rounds:
+            raise ValueError(f"the privacy budget is spent: {self._ledger}")
+        return min(num_rounds, last)
+
+    def say_why_it_ends(self, last: int, num_rounds: int) -> None:
+        """Log that a run has ended before its last round, if it has."""
+        if last < num_rounds:
+            warn(
+                "the run ends after round %d of %d: another would exceed the privacy budget, %s",
+                *(last, num_rounds, self._ledger),
+            )
+
+    def describe_privacy(self, mechanism: Mechanism | NoMechanism) -> str | None:
+        """Return what to say at a run's start about privacy; None if there is none."""
+        if isinstance(mechanism, NoMechanism):
+            return None
+        budget = "" if self._ledger is None else f"; budget {self._ledger}"
+        return f"privacy: {mechanism}{budget}"
 
     def ask(self, server_round: int, model: Arrays) -> Instruction | None:
         """Begin a round of training.
@@ -119,13 +177,31 @@ class RoundProtocol:
         Returns
         -------
         Instruction or None
-            What to ask of the clients; None if the checkpoint holds this round already.
+            What to ask of the clients; None if the checkpoint holds this round already, or the
+            privacy budget does not afford it.
+
+        Raises
+        ------
+        ValueError, OSError
+            As `Ledger.spend`.
         """
         if server_round <= self.journal.done:
             return None
         if server_round == 1:
             self._roster, self._watch = Roster(), Watch(self.core)
-        return self.core.begin(server_round, model)
+        if self._ledger is not None and not self._ledger.rounds_left:
+            if not self._is_over:
+                warn(
+                    "nobody is asked from round %d on: another answer would exceed the privacy "
+                    "budget, %s",
+                    *(server_round, self._ledger),
+                )
+            self._is_over = True
+            return None
+        instruction = self.core.begin(server_round, model)
+        if self._ledger is not None:
+            self._ledger.spend(self.core.current)
+        return instruction
 
     def sampling(self, server_round: int) -> AbstractContextManager[None]:
         """Return a context in which Flower samples nodes as the seed says."""
@@ -174,6 +250,9 @@ class RoundProtocol:
         rules = (*self._rules, *core.settings.cohort_rules)
         kept, counts = hearing.judge(core.current.number, answers, rules)
         report: Report = {**counts}
+        if self._ledger is not None:
+            report |= self._ledger.report
+            self._ledger.look_at(answers)
         model, reason = None, ""
         try:
             step, own = core.finish(kept)

@@ -9,6 +9,7 @@ from fedmedian.client_steps import CLIENT_STEPS, AddNoise, ClientStep, Measure, 
 from fedmedian.layout import RUNNING_STATISTICS
 from fedmedian.noise import Gaussian
 from fedmedian.optimizers import Optimizer
+from fedmedian.privacy import PrivacyBudget
 from fedmedian.scales import TopUp
 from fedmedian.strategies.checkpoint import Checkpoint
 from fedmedian.strategies.cohort import CohortRule
@@ -19,9 +20,16 @@ DEFAULT_ROTATION = Rotation()
 ScaleFrom = Literal["server", "client"]
 """The side that chooses the noise scale of a round."""
 
-_MAY_CHANGE = ("cohort_rules", "diagnostics", "min_replies", "max_failed_rounds", "checkpoint")
-"""The arguments that a run may go on with others of: whom it hears, as nodes come and go, and what
-it notes."""
+_MAY_CHANGE = (
+    "cohort_rules",
+    "diagnostics",
+    "min_replies",
+    "max_failed_rounds",
+    "checkpoint",
+    "privacy_budget",
+)
+"""The arguments that a run may go on with others of: whom it hears, as nodes come and go, what it
+notes, and how long it may go on."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,7 @@ class Settings:
     min_replies: int = 1
     max_failed_rounds: int | None = 3
     checkpoint: Checkpoint | None = None
+    privacy_budget: PrivacyBudget | None = None
     seed: int | None = None
     proximal_mu: float | None = None
 
@@ -73,6 +82,9 @@ class Settings:
             require_integer("max_failed_rounds", self.max_failed_rounds, low=1)
         if self.checkpoint is not None:
             require_type("checkpoint", self.checkpoint, Checkpoint, "a Checkpoint, or None")
+        if self.privacy_budget is not None:
+            wanted = "a PrivacyBudget, or None"
+            require_type("privacy_budget", self.privacy_budget, PrivacyBudget, wanted)
         if self.seed is not None:
             require_integer("seed", self.seed, low=0)
         if self.proximal_mu is not None:

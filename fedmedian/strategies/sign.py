@@ -12,6 +12,7 @@ from fedmedian.layout import RUNNING_STATISTICS
 from fedmedian.noise import Noise
 from fedmedian.optimizers import Optimizer
 from fedmedian.payloads import Payload, PayloadKind
+from fedmedian.privacy import PrivacyBudget
 from fedmedian.randomness import server_rng
 from fedmedian.schedules import Schedule
 from fedmedian.strategies.checkpoint import Checkpoint
@@ -164,6 +165,11 @@ class SignSGD(MessageStrategy):
         model is bit for bit that of a run that was not interrupted. Of the arguments above and of
         the seed it must be the same ones, but for `cohort_rules`, `diagnostics`, `min_replies`
         and `max_failed_rounds`; a function is known by its name.
+    privacy_budget : PrivacyBudget, optional
+        The most that clients' answers may tell about their updates. What they are asked for must
+        be a mechanism, as `privacy` says. Each round reports ``epsilon``, and the run ends with
+        its Result before a round would exceed the budget. What was spent is spent, too, when the
+        run goes on from a checkpoint or ``start`` is called again; the budget may be another.
     numpy_clients : bool (default: False)
         Whether the clients are NumPyClients, for training and evaluation; their metrics are
         averaged as a Message-API app's would be.
@@ -188,7 +194,8 @@ class SignSGD(MessageStrategy):
     ValueError
         If an argument is out of range, if the rule needs noise and there is none, if clients
         cannot know the noise family or a client step, if they are to choose a scale that is
-        fixed, or if a majority lacks its learning rate.
+        fixed, if a majority lacks its learning rate, or if there is a privacy budget and clients do
+        not run a mechanism, or one whose first round exceeds it.
 
     Examples
     --------
@@ -215,6 +222,7 @@ class SignSGD(MessageStrategy):
         min_replies: int = 1,
         max_failed_rounds: int | None = 3,
         checkpoint: Checkpoint | None = None,
+        privacy_budget: PrivacyBudget | None = None,
         numpy_clients: bool = False,
         seed: int | None = None,
         proximal_mu: float | None = None,
@@ -232,6 +240,7 @@ class SignSGD(MessageStrategy):
             min_replies=min_replies,
             max_failed_rounds=max_failed_rounds,
             checkpoint=checkpoint,
+            privacy_budget=privacy_budget,
             seed=seed,
             proximal_mu=proximal_mu,
         )

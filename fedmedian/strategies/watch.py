@@ -192,7 +192,7 @@ class Watch:
 
 
 def describe_round(metrics: Mapping[str, Any]) -> str:
-    """Return a round's line in the log: replies, signal to noise, margin and bytes."""
+    """Return a round's line in the log: replies, ε, signal to noise, margin and bytes."""
     replies = (
         f"accepted {metrics['replies-accepted']} replies, dropped {metrics['replies-rejected']}"
     )
@@ -208,7 +208,8 @@ def describe_round(metrics: Mapping[str, Any]) -> str:
         for key, name in (("uplink-bytes", "up"), ("downlink-bytes", "down"))
         if key in metrics
     ]
-    parts = [replies, ", ".join(quality), " and ".join(size) + " per client" if size else ""]
+    spent = f"epsilon {metrics['epsilon']:.3g}" if "epsilon" in metrics else ""
+    parts = [replies, spent, ", ".join(quality), " and ".join(size) + " per client" if size else ""]
     return "; ".join(part for part in parts if part)
 
 

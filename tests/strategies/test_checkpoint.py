@@ -286,9 +286,9 @@ class TestIdentity:
         [SignSGD, MedianSGD, legacy.SignSGD, legacy.MedianSGD],
         ids=lambda cls: f"{cls.__module__}.{cls.__name__}",
     )
-    def test_only_arguments_that_say_who_is_heard_and_what_is_noted_may_change(self, cls):
+    def test_only_arguments_that_say_who_is_heard_how_long_and_what_is_noted_may_change(self, cls):
         may_change = {"cohort_rules", "min_replies", "max_failed_rounds", "diagnostics"}
-        may_change |= {"checkpoint", "numpy_clients"}
+        may_change |= {"checkpoint", "privacy_budget", "numpy_clients"}
         arguments = inspect.signature(cls).parameters
         assert set(arguments) - {*may_change, "fedavg"} <= set(cls().core.identity)
         assert not may_change & set(cls().core.identity)

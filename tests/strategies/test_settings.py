@@ -34,6 +34,7 @@ from fedmedian import (
 )
 from fedmedian.client_steps import CLIENT_STEPS, AddNoise, Measure, Signs
 from fedmedian.noise import NOISE_FAMILIES
+from fedmedian.privacy import PrivacyBudget
 from fedmedian.strategies import Checkpoint, MedianSGD, SignSGD, legacy
 from fedmedian.strategies.settings import Settings
 
@@ -58,6 +59,7 @@ OWN = {
     "max_failed_rounds": None,
     "proximal_mu": 0.5,
     "checkpoint": Checkpoint("runs/first"),
+    "privacy_budget": None,  # it forbids the others; see test_budget.py
     "seed": 2**200,
 }
 OWN_OF_SIGNS = {
@@ -151,6 +153,7 @@ WRONG_TYPE = {
     "max_failed_rounds": (1.0, "1", True),
     "proximal_mu": ("0.5", True),
     "checkpoint": ("runs/first", Path("runs/first"), Checkpoint, True),
+    "privacy_budget": (8.0, (8.0, 1e-5), True, PrivacyBudget),
     "seed": (1.0, "1", True),
 }
 

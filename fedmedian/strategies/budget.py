@@ -1,0 +1,135 @@
+"""A run's privacy budget: what has been spent of it, and when it ends the run."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fedmedian.diagnostics import Report
+from fedmedian.logs import warn
+from fedmedian.privacy import Mechanism, PrivacyBudget
+from fedmedian.strategies.checkpoint import Checkpoint
+from fedmedian.strategies.cohort import Reply
+from fedmedian.strategies.core import Core, Round
+from fedmedian.strategies.mechanism import NoMechanism, against_model, mechanism_of
+
+
+class Ledger:
+    """Counts the rounds that a run's clients may have answered, and what they have told by it.
+
+    A client is taken to answer in every round, whichever are sampled: one that comes back under
+    another name is still the same.
+
+    Parameters
+    ----------
+    budget : PrivacyBudget
+        The most that may be told.
+    mechanism : Mechanism or NoMechanism
+        What clients let out of themselves in a round.
+    checkpoint : Checkpoint or None
+        Where the count is kept. It is written before clients are asked: what a process that was
+        killed has asked for has been told all the same.
+
+    Raises
+    ------
+    ValueError
+        If it is no mechanism, or the budget does not afford one round.
+    """
+
+    def __init__(
+        self,
+        budget: PrivacyBudget,
+        mechanism: Mechanism | NoMechanism,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        if isinstance(mechanism, NoMechanism):
+            raise ValueError(
+                "privacy_budget must be None where clients do not run a mechanism, "
+                f"got {budget!r}; there is none because of {mechanism}"
+            )
+        self._budget, self._mechanism, self._checkpoint = budget, mechanism, checkpoint
+        self._affordable = mechanism.rounds_within(budget)
+        if self._affordable == 0:
+            raise ValueError(
+                f"privacy_budget must afford a round, which costs epsilon {self._epsilon(1):.4g}, "
+                f"got {budget!r}; fedmedian.privacy.noise_multiplier_for finds the noise for one"
+            )
+        self._answered = 0
+        self._has_warned = False
+
+    @classmethod
+    def of_strategy(cls, core: Core, fraction_evaluate: float) -> "Ledger | None":
+        """Return a strategy's ledger, or None if it has no budget; see `mechanism_of`."""
+        budget = core.settings.privacy_budget
+        if budget is None:
+            return None
+        return cls(budget, mechanism_of(core, fraction_evaluate), core.settings.checkpoint)
+
+    def __str__(self) -> str:
+        return f"{self._budget}, which affords {self._affordable} rounds"
+
+    @property
+    def rounds_left(self) -> int:
+        """The number of rounds that the budget still affords."""
+        return max(0, self._affordable - self._answered)
+
+    @property
+    def report(self) -> Report:
+        """What to report about a round: ε of a client that has answered in every one."""
+        return {"epsilon": self._epsilon(self._answered)}
+
+    def open(self, done: int) -> None:
+        """Begin a run, or go on with one.
+
+        Parameters
+        ----------
+        done : int
+            The last round that need not be run again.
+
+        Raises
+        ------
+        ValueError
+            If the count is damaged.
+        OSError
+            If it cannot be read.
+        """
+        stored = 0 if self._checkpoint is None else self._checkpoint.answered_rounds()
+        # Another run of this strategy's asks the same clients: what was spent before is spent.
+        self._answered = max(self._answered, stored, done)
+
+    def spend(self, current: Round) -> None:
+        """Take note of a round, before clients are asked.
+
+        Parameters
+        ----------
+        current : Round
+            The round.
+
+        Raises
+        ------
+        ValueError
+            If something in the model is in the way of the mechanism.
+        OSError
+            If the count cannot be written.
+        """
+        if reasons := [*against_model(current)]:
+            raise ValueError(
+                f"privacy_budget must be None with this model, got {self._budget!r}; there is no "
+                f"mechanism because of {NoMechanism(tuple(reasons))}"
+            )
+        if self._checkpoint is not None:
+            self._checkpoint.note_answered_rounds(self._answered + 1)
+        self._answered += 1
+
+    def look_at(self, replies: Sequence[Reply[Any]]) -> None:
+        """Warn, once, if clients send what ε does not count."""
+        names = {key for one in replies for key, value in one.metrics.items() if value != 1}
+        if self._has_warned or not (names or any(one.num_examples != 1 for one in replies)):
+            return
+        self._has_warned = True
+        warn(
+            "clients send their number of examples or metrics of their own, %s, without noise, and "
+            "epsilon does not count them; a client's Policy leaves them out",
+            sorted(names),
+        )
+
+    def _epsilon(self, rounds: int) -> float:
+        return self._mechanism.epsilon(self._budget.delta, rounds, self._budget.relation)

@@ -1,0 +1,261 @@
+"""Which strategies are a privacy mechanism, and how a budget ends a run."""
+
+import logging
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from fedmedian import (
+    Adaptive,
+    ClientMomentum,
+    Clip,
+    DivideByLearningRate,
+    Gaussian,
+    Laplace,
+    Rotation,
+    Theory,
+    TopUp,
+    register_noise,
+)
+from fedmedian.privacy import Mechanism, PrivacyBudget
+from fedmedian.strategies import Checkpoint, MedianSGD, NoMechanism, SignSGD, legacy
+
+MODEL = {"0": np.linspace(-1, 1, 12, dtype=np.float32), "1": np.zeros(3, np.float32)}
+HIDDEN = {
+    "noise": Gaussian(8.0),
+    "client_steps": [Clip(2.0)],
+    "fraction_evaluate": 0.0,
+    "seed": None,
+}
+OF_SIGNS = {**HIDDEN, "weighted": False}
+MECHANISM = Mechanism(2.0, 8.0)
+BUDGET = PrivacyBudget(epsilon=5.0, delta=1e-5)
+AFFORDED = MECHANISM.rounds_within(BUDGET)
+
+
+def train(model, partition):
+    assert 2 < AFFORDED < 8
+    return {name: array - 1 for name, array in model.items()}, {"num-examples": 1}
+
+
+@dataclass(frozen=True)
+class OwnScale(Theory):
+    """A rule of somebody else's, which may do anything."""
+
+
+@dataclass(frozen=True)
+class OwnGaussian(Gaussian):
+    """A family of somebody else's."""
+
+    name: ClassVar[str] = "budget-test"
+
+
+class TestMechanism:
+    @pytest.mark.parametrize("rotation", [Rotation(), None], ids=str)
+    def test_clipped_updates_in_gaussian_noise_of_one_scale_are_one(self, api, rotation):
+        signs = api.make("SignSGD", **OF_SIGNS, rotation=rotation)
+        vector = api.make("MedianSGD", **HIDDEN, rotation=rotation)
+        assert signs.privacy == MECHANISM
+        assert vector.privacy == Mechanism(2.0, 8.0, "vector")
+
+    def test_what_comes_before_the_clipping_does_not_matter_and_theorys_scale_is_one(self):
+        steps = [DivideByLearningRate(0.1), ClientMomentum(0.9), Clip(2.0)]
+        noise = Gaussian(Theory(rounds=16, dim=16))
+        assert SignSGD(**{**OF_SIGNS, "client_steps": steps, "noise": noise}).privacy == (
+            Mechanism(2.0, 4.0)
+        )
+
+    @pytest.mark.parametrize(
+        ("changed", "reason"),
+        [
+            ({"seed": 3}, "seed=3: the server can draw the noise again"),
+            ({"noise": Gaussian(Adaptive())}, "Adaptive.*report the size of their updates"),
+            ({"noise": Gaussian(TopUp())}, "TopUp.*report the size of their updates"),
+            ({"noise": Gaussian(OwnScale(2, 2))}, "OwnScale.*may follow from the updates"),
+            ({"noise": Laplace(8.0)}, "Laplace.*only Gaussian"),
+            ({"noise": Gaussian(0.39)}, "less than 0.2 times the norm"),
+            ({"client_steps": []}, "client_steps: without Clip"),
+            ({"client_steps": [Clip(2.0), ClientMomentum()]}, "ClientMomentum.*may lengthen"),
+            ({"fraction_evaluate": 0.1}, "fraction_evaluate=0.1: clients report metrics"),
+            ({"weighted": True}, "weighted=True: clients report their number of examples"),
+        ],
+        ids=lambda value: str(value)[:30],
+    )
+    def test_what_is_in_the_way_is_the_reason_and_refuses_a_budget(self, api, changed, reason):
+        options = {**OF_SIGNS, **changed}
+        found = api.make("SignSGD", **options).privacy
+        assert isinstance(found, NoMechanism)
+        assert len(found.reasons) == 1
+        with pytest.raises(ValueError, match=f"^privacy_budget must be None .*{reason}"):
+            api.make("SignSGD", **options, privacy_budget=BUDGET)
+
+    def test_a_family_of_ones_own_is_not_taken_for_gaussian(self, registries):
+        register_noise(OwnGaussian)
+        found = SignSGD(**{**OF_SIGNS, "noise": OwnGaussian(8.0)}).privacy
+        assert "OwnGaussian" in str(found)
+
+    @pytest.mark.parametrize(
+        "options", [{"noise": None}, {"noise_at": "server"}, {"estimator": "smoothed"}], ids=str
+    )
+    def test_noise_that_clients_do_not_add_hides_nothing(self, api, options):
+        found = api.make("MedianSGD", **{**HIDDEN, **options}).privacy
+        assert found == NoMechanism(("noise: clients add none",))
+
+    def test_all_reasons_of_a_default_strategy_are_given(self):
+        assert len(SignSGD().privacy.reasons) == 4
+        assert len(MedianSGD().privacy.reasons) == 3
+        assert len(legacy.SignSGD().privacy.reasons) == 4
+
+    @pytest.mark.parametrize(
+        ("extra", "reason"),
+        [
+            ({"2": np.array(3)}, "exact: arrays ['2'] leave clients without noise"),
+            ({"2": MODEL["0"].copy()}, "arrays ['0', '2'] are tied"),
+        ],
+        ids=["exact", "tied"],
+    )
+    def test_what_is_in_the_way_in_the_model_ends_a_run_with_a_budget_before_it_begins(
+        self, api, run, extra, reason
+    ):
+        strategy = api.make("SignSGD", **OF_SIGNS, privacy_budget=BUDGET)
+        asked = []
+
+        def train_none(model, partition):
+            asked.append(partition)
+            return train(model, partition)
+
+        with pytest.raises(ValueError, match=r"^privacy_budget must be None with this model") as no:
+            run(strategy, train_none, {**MODEL, **extra}, 3)
+        assert reason in str(no.value)
+        assert not asked
+        assert reason in str(strategy.privacy)
+
+
+class TestBudget:
+    def test_a_run_ends_with_its_result_before_it_would_exceed_the_budget(self, api, run, caplog):
+        strategy = api.make("SignSGD", **OF_SIGNS, privacy_budget=BUDGET)
+        with caplog.at_level(logging.WARNING):
+            outcome = run(strategy, train, MODEL, 3, AFFORDED + 2)
+        assert list(outcome.reports) == list(range(1, AFFORDED + 1))
+        spent = [report["epsilon"] for report in outcome.reports.values()]
+        assert spent == [MECHANISM.epsilon(1e-5, done) for done in outcome.reports]
+        assert spent[-1] <= 5 < MECHANISM.epsilon(1e-5, AFFORDED + 1)
+        said = [text for text in caplog.messages if "would exceed the privacy budget" in text]
+        assert len(said) == 1
+        assert str(BUDGET) in said[0]
+
+    def test_a_run_within_its_budget_says_nothing_of_an_end(self, api, run, caplog):
+        strategy = api.make("SignSGD", **OF_SIGNS, privacy_budget=BUDGET)
+        outcome = run(strategy, train, MODEL, 3, AFFORDED)
+        assert len(outcome.reports) == AFFORDED
+        assert "would exceed" not in caplog.text
+
+    def test_medians_have_a_budget_as_well(self, api, run):
+        strategy = api.make("MedianSGD", **HIDDEN, privacy_budget=BUDGET)
+        outcome = run(strategy, train, MODEL, 3, AFFORDED + 2)
+        assert len(outcome.reports) == Mechanism(2.0, 8.0, "vector").rounds_within(BUDGET)
+
+    def test_a_budget_for_less_than_a_round_is_refused_with_what_one_costs(self):
+        with pytest.raises(ValueError, match=r"^privacy_budget must afford a round, .* 1\.704"):
+            SignSGD(**OF_SIGNS, privacy_budget=PrivacyBudget(1.0, 1e-5))
+
+    def test_a_second_run_of_a_strategy_has_what_the_first_has_left(self, run):
+        strategy = SignSGD(**OF_SIGNS, privacy_budget=BUDGET)
+        run(strategy, train, MODEL, 3, AFFORDED - 1)
+        assert list(run(strategy, train, MODEL, 3, 5).reports) == [1]
+        with pytest.raises(ValueError, match="the privacy budget is spent"):
+            run(strategy, train, MODEL, 3, 1)
+
+    def test_a_round_that_makes_no_model_is_spent_all_the_same(self, api, run):
+        def fail(model, partition):
+            raise RuntimeError
+
+        strategy = api.make("SignSGD", **OF_SIGNS, privacy_budget=BUDGET, max_failed_rounds=None)
+        reports = run(strategy, fail, MODEL, 3, AFFORDED + 1).reports
+        assert reports[AFFORDED]["epsilon"] == MECHANISM.epsilon(1e-5, AFFORDED)
+        assert AFFORDED + 1 not in reports
+
+    def test_the_log_has_the_mechanism_and_epsilon_where_there_is_one(self, api, run, caplog):
+        with caplog.at_level(logging.INFO):
+            run(api.make("SignSGD", **OF_SIGNS, privacy_budget=BUDGET), train, MODEL, 3)
+        assert "privacy: the signs of updates of norm 2 in Gaussian noise of 8" in caplog.text
+        assert f"affords {AFFORDED} rounds" in caplog.text
+        assert f"; epsilon {MECHANISM.epsilon(1e-5):.3g}" in caplog.text
+
+    def test_the_log_of_any_other_run_does_not_speak_of_it(self, api, run, caplog):
+        with caplog.at_level(logging.INFO):
+            run(api.make("SignSGD"), train, MODEL, 3)
+        assert "privacy" not in caplog.text
+        assert "epsilon" not in caplog.text
+
+    @pytest.mark.parametrize(
+        ("metrics", "named"),
+        [({"num-examples": 7}, ""), ({"num-examples": 1, "loss": 0.5}, "loss")],
+        ids=["examples", "metrics"],
+    )
+    def test_metrics_that_epsilon_does_not_count_are_said_once(
+        self, api, run, caplog, metrics, named
+    ):
+        strategy = api.make("SignSGD", **OF_SIGNS, privacy_budget=BUDGET)
+        run(strategy, lambda model, _: (train(model, 0)[0], metrics), MODEL, 3, 2)
+        said = [text for text in caplog.messages if "epsilon does not count" in text]
+        assert len(said) == 1
+        assert named in said[0]
+
+    def test_examples_that_a_policy_sends_as_one_are_nothing_to_say(self, api, run, caplog):
+        run(api.make("SignSGD", **OF_SIGNS, privacy_budget=BUDGET), train, MODEL, 3, 2)
+        assert "epsilon does not count" not in caplog.text
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+class TestCheckpoint:
+    def make(self, api, folder, every=1, budget=BUDGET):
+        checkpoint = None if folder is None else Checkpoint(folder, every)
+        return api.make("SignSGD", **OF_SIGNS, privacy_budget=budget, checkpoint=checkpoint)
+
+    def test_a_run_that_goes_on_counts_what_was_spent(self, api, run, tmp_path):
+        run(self.make(api, tmp_path), train, MODEL, 3, 2)
+        outcome = run(self.make(api, tmp_path), train, MODEL, 3, AFFORDED + 2)
+        assert max(outcome.reports) == AFFORDED
+        assert outcome.reports[AFFORDED]["epsilon"] == MECHANISM.epsilon(1e-5, AFFORDED)
+
+    def test_rounds_that_were_lost_with_the_process_are_spent(self, api, run, tmp_path):
+        strategy = self.make(api, tmp_path, every=2)
+        configure_evaluate = strategy.configure_evaluate
+
+        def configure(server_round, *arguments, **named):
+            if server_round == 3:
+                raise Killed
+            return configure_evaluate(server_round, *arguments, **named)
+
+        strategy.configure_evaluate = configure
+        with pytest.raises(Killed):
+            run(strategy, train, MODEL, 3, AFFORDED)
+        outcome = run(self.make(api, tmp_path, every=2), train, MODEL, 3, AFFORDED)
+        assert max(outcome.reports) == AFFORDED - 1  # round 3 was asked for twice
+        assert outcome.reports[AFFORDED - 1]["epsilon"] == MECHANISM.epsilon(1e-5, AFFORDED)
+
+    def test_a_run_whose_budget_is_spent_returns_what_it_has(self, message_api, run, tmp_path):
+        first = run(self.make(message_api, tmp_path), train, MODEL, 3, AFFORDED)
+        again = run(self.make(message_api, tmp_path), train, MODEL, 3, AFFORDED + 3)
+        assert again.reports == first.reports
+        assert all(np.array_equal(again.model[name], first.model[name]) for name in MODEL)
+
+    def test_it_may_go_on_with_another_budget_and_a_run_without_one_is_counted(
+        self, api, run, tmp_path
+    ):
+        run(self.make(api, tmp_path, budget=None), train, MODEL, 3, 2)
+        outcome = run(self.make(api, tmp_path), train, MODEL, 3, 3)
+        assert outcome.reports[3]["epsilon"] == MECHANISM.epsilon(1e-5, 3)
+
+    def test_a_damaged_count_is_refused_by_its_file(self, api, run, tmp_path):
+        Checkpoint(tmp_path).note_answered_rounds(2)
+        assert Checkpoint(tmp_path).answered_rounds() == 2
+        (tmp_path / "answered-rounds.json").write_text("-1")
+        with pytest.raises(ValueError, match=r"answered-rounds\.json cannot be read"):
+            run(self.make(api, tmp_path), train, MODEL, 3, 1)
