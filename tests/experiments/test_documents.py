@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from experiments.studies.noise_choices import decoding_table
 from fedmedian.clients import InProcessGrid, Policy, perturb
 from fedmedian.clients.policy import VARIABLE
+from fedmedian.privacy import Mechanism, share_in_votes
 from fedmedian.strategies import SignSGD
 
 
@@ -337,7 +338,7 @@ def test_the_snippet_of_a_torch_client_trains(existing_apps):
 
 def test_the_policy_that_is_shown_answers_the_strategy_that_is_shown(page):
     text = page("privacy")
-    (snippet,), (environment,) = fences(text, "python"), fences(text, "sh")
+    (snippet, _), (environment,) = fences(text, "python"), fences(text, "sh")
     names = {}
     exec(snippet, names)
     (app, strategy), model = (names["app"], names["strategy"]), Array(np.zeros(9, np.float32))
@@ -361,6 +362,23 @@ def test_the_policy_that_is_shown_answers_the_strategy_that_is_shown(page):
     assert variable == VARIABLE
     shown = re.search(r"Policy\(.*?\)", snippet).group()
     assert Policy.from_text(held) == eval(shown, names)
+
+
+def test_the_budget_that_is_shown_is_one_for_the_rounds_that_are_shown(page):
+    _, snippet = fences(page("privacy"), "python")
+    names = {}
+    exec(snippet, names)
+    assert f"# {names['sigma']:.2f}\n" in snippet
+    assert names["strategy"].privacy.rounds_within(names["budget"]) == 100
+
+
+def test_the_shares_of_votes_that_are_shown_are_those_that_are_counted(page):
+    (row,) = re.findall(r"^\| votes \|.*", page("privacy"), re.MULTILINE)
+    for share, sigma in re.findall(r"(\.\d+) for σ = (\d+)", row):
+        assert share_in_votes(1 / float(sigma)) == pytest.approx(float(share), abs=0.005)
+    votes, vector = (Mechanism(1.0, 10.0, kind).epsilon(1e-6, 100) for kind in ("signs", "vector"))
+    assert "for σ = 10 and 100 rounds a fifth less" in row
+    assert votes / vector == pytest.approx(0.8, abs=0.03)
 
 
 def test_the_table_of_decodings_is_what_its_command_prints(page):
