@@ -1,7 +1,8 @@
 """ε of clients' answers: what is reported is never less than what an attack can show."""
 
+from dataclasses import replace
 from itertools import product
-from math import inf, log, nan, pi, sqrt
+from math import inf, nan, pi, sqrt
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from scipy.special import ndtr
 from scipy.stats import beta, binom
 
-from fedmedian import Gaussian, unpack_signs
+from fedmedian import Clip, Gaussian, unpack_signs
+from fedmedian.instructions import perturb_update
 from fedmedian.kernels.encoding import pack_noisy_signs
 from fedmedian.kernels.rotation import padded_size, rotate
 from fedmedian.privacy import (
@@ -21,6 +23,7 @@ from fedmedian.privacy import (
     renyi_epsilon,
     share_in_votes,
 )
+from fedmedian.strategies import MedianSGD, SignSGD
 
 RELATIONS = ("replace", "zero")
 KINDS = ("signs", "vector")
@@ -157,45 +160,49 @@ class TestVotes:
             assert signs < 0.87 * vector
 
 
+def weights_of_votes(first, second, scale):
+    """What a vote of +1, and one of −1, says for the first update and against the second."""
+    positive = [ndtr(np.asarray(update, np.float64) / scale) for update in (first, second)]
+    return [np.log(one / other) for one, other in (positive, [1 - p for p in positive])]
+
+
+def epsilon_shown(evidence, delta):
+    """Return the ε that an attack shows at δ, but for one case in 10⁷.
+
+    `evidence` is what it makes of trials with each of two updates, more where it takes them for the
+    first. A threshold is found on half of the trials and judged on the others.
+    """
+    half = len(evidence[0]) // 2
+
+    def bound(one, other, thresholds):
+        counts = [(values >= thresholds[:, None]).sum(axis=1) for values in (one, other)]
+        # Clopper and Pearson's bounds; those of none and of all are no numbers.
+        least = np.nan_to_num(beta.ppf(1e-7 / 4, counts[0], half - counts[0] + 1), nan=0.0)
+        most = np.nan_to_num(beta.ppf(1 - 1e-7 / 4, counts[1] + 1, half - counts[1]), nan=1.0)
+        return np.log(np.maximum(least - delta, 1e-300) / most)
+
+    shown = [0.0]
+    for one, other in (evidence, [-values for values in reversed(evidence)]):
+        thresholds = np.quantile(one[:half], np.linspace(0.01, 0.999, 50))
+        best = bound(one[:half], other[:half], thresholds).argmax()
+        shown.extend(bound(one[half:], other[half:], thresholds[[best]]))
+    return max(shown)
+
+
 class TestAttack:
     """Whoever sees votes, and knows the two updates, guesses which of them it was."""
 
-    TRIALS = 100_000
-
-    def epsilon_shown(self, first, second, scale, rounds, delta):
-        """The ε that an attack has shown, but for one case in 10⁷.
-
-        The best attack by votes: the likelihood ratio, whose threshold is found on the first half
-        of the trials and judged on the second.
-        """
-        ratios = [ndtr(np.asarray(update) / scale) for update in (first, second)]
-        weight = np.log(ratios[0] / ratios[1]), np.log((1 - ratios[0]) / (1 - ratios[1]))
+    def epsilon_of_votes(self, first, second, scale, rounds, delta, trials=100_000):
+        weight = weights_of_votes(first, second, scale)
         rng = np.random.default_rng(0)
         evidence = []
         for update in (first, second):
-            tiled = np.tile(update, rounds * self.TRIALS).astype(np.float32)
+            tiled = np.tile(update, rounds * trials).astype(np.float32)
             scales = np.array([scale], np.float32)
             packed = pack_noisy_signs(tiled, [tiled.size], Gaussian(scale), scales, rng)
             votes = unpack_signs(packed, tiled.size).reshape(-1, rounds, len(update)) > 0
             evidence.append(np.where(votes, *weight).sum(axis=(1, 2)))
-        shown = 0.0
-        half = self.TRIALS // 2
-        for one, other in (evidence, [-values for values in reversed(evidence)]):
-            thresholds = np.quantile(one[:half], np.linspace(0.5, 0.999, 50))
-            guesses = [
-                log(
-                    max((one[:half] >= t).mean() - delta, 1e-9)
-                    / ((other[:half] >= t).mean() + 1e-3)
-                )
-                for t in thresholds
-            ]
-            threshold = thresholds[int(np.argmax(guesses))]
-            right, wrong = (int((values[half:] >= threshold).sum()) for values in (one, other))
-            least = beta.ppf(1e-7 / 4, right, half - right + 1)
-            most = beta.ppf(1 - 1e-7 / 4, wrong + 1, half - wrong)
-            if least > delta:
-                shown = max(shown, log((least - delta) / most))
-        return shown
+        return epsilon_shown(evidence, delta)
 
     @pytest.mark.parametrize("relation", RELATIONS)
     @pytest.mark.parametrize(
@@ -205,14 +212,44 @@ class TestAttack:
     def test_what_it_shows_is_below_what_is_reported(self, update, scale, rounds, relation):
         update = np.array(update)
         other = 0 * update if relation == "zero" else -update
-        shown = self.epsilon_shown(update, other, scale, rounds, 1e-3)
+        shown = self.epsilon_of_votes(update, other, scale, rounds, 1e-3)
         reported = Mechanism(1.0, scale).epsilon(1e-3, rounds, relation)
         assert reported / 5 < shown <= reported  # it is an attack, and no more than that
 
     def test_it_tells_noise_that_is_less_than_reported(self):
         update = np.array([0.5] * 4)
-        shown = self.epsilon_shown(update, -update, 0.5, 1, 1e-3)
+        shown = self.epsilon_of_votes(update, -update, 0.5, 1, 1e-3)
         assert shown > Mechanism(1.0, 4.0).epsilon(1e-3)
+
+    @pytest.mark.parametrize("make", [SignSGD, MedianSGD])
+    def test_what_it_shows_of_a_clients_whole_answer_is_below_what_is_reported(self, make):
+        own = {"weighted": False} if make is SignSGD else {}
+        strategy = make(Gaussian(2.0), client_steps=[Clip(1.0)], fraction_evaluate=0.0, **own)
+        model = {"x": np.zeros(4, np.float32)}
+        instruction = strategy.core.begin(1, model)
+        clip, rotation, *noise = instruction.steps
+        clipped = (clip, replace(rotation, seed=1))
+        layout = strategy.core.current.layout
+        rng = np.random.default_rng(0)
+
+        def answer(update, steps):
+            asked = replace(instruction, steps=steps)
+            return perturb_update(asked, layout, update.copy(), model, rng)
+
+        long = np.array([30.0, -40.0, 50.0, 0.1], np.float32)  # what clipping is for
+        updates = [long, -long]
+        hidden = [answer(update, clipped).body for update in updates]
+        assert np.linalg.norm(hidden[0]) == pytest.approx(1)
+        evidence = []
+        for update in updates:
+            bodies = np.array([answer(update, (*clipped, *noise)).body for _ in range(1200)])
+            if make is SignSGD:
+                votes = np.unpackbits(bodies, axis=1)[:, : hidden[0].size] > 0
+                seen = np.where(votes, *weights_of_votes(*hidden, 2.0)).sum(axis=1)
+            else:
+                seen = bodies @ (hidden[0] - hidden[1])
+            evidence.append(seen)
+        assert 0 < epsilon_shown(evidence, 1e-3) <= strategy.privacy.epsilon(1e-3)
 
 
 class TestBudget:
