@@ -42,6 +42,8 @@ from scipy.special import log_ndtr
 from fedmedian.checks import require_choice, require_integer, require_real
 from fedmedian.payloads import PayloadKind
 
+__all__ = ["Mechanism", "PrivacyBudget", "noise_multiplier_for"]
+
 Relation = Literal["replace", "zero"]
 """What is to be hidden: which update it was, of any two; or whether it was one, or zero."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import fedmedian
-from fedmedian import clients, strategies
+from fedmedian import clients, privacy, strategies
 from fedmedian.clients import attacks
 from fedmedian.strategies import legacy
 
@@ -35,7 +35,7 @@ def docstrings():
 
 def public_names():
     """Every public name, by the path under which users import it."""
-    for module in (fedmedian, clients, strategies, legacy):
+    for module in (fedmedian, clients, privacy, strategies, legacy):
         yield from (f"{module.__name__}.{name}" for name in module.__all__)
     for name, thing in vars(attacks).items():
         if not name.startswith("_") and getattr(thing, "__module__", "") == attacks.__name__:

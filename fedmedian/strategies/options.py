@@ -75,6 +75,7 @@ _IN_OTHER_WORDS = {
     **dict.fromkeys(("beta_1", "beta_2", "tau"), "optimizer=Adam(…)"),
     **dict.fromkeys(("noise_scale", "noise_multiplier", "sigma", "scale"), "noise=Gaussian(…)"),
     **dict.fromkeys(("clip", "clipping_norm"), "client_steps=[Clip(…)]"),
+    **dict.fromkeys(("epsilon", "delta", "budget"), "privacy_budget=PrivacyBudget(…)"),
     "mu": "proximal_mu=",
 }
 """What people call things that have another name here."""
