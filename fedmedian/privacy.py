@@ -29,6 +29,9 @@ Proposition 1), and are turned into ε by Canonne, Kamath and Steinke (arXiv 200
 Proposition 12). That loses what an exact law would keep, so that ε of votes is the lesser of both
 bounds.
 
+Votes of another law are bounded in this way by Chen, Özgür and Kairouz (arXiv 2207.09916), for
+whoever sees their sum alone; this is for whoever sees each.
+
 There is no amplification by sampling here: a server knows whom it asks.
 """
 

@@ -66,6 +66,9 @@ class Checkpoint:
     whenever the process is killed. The last two are kept, and a strategy that finds some goes on
     from the last whole one. Nobody but their owner can read them.
 
+    With a privacy budget ``answered-rounds.json`` beside them counts the rounds that clients have
+    been asked in, before they are.
+
     What a client keeps in its ``Context.state``, as with `ClientMomentum`, is not in it: Flower
     begins that anew with each run.
 

@@ -117,9 +117,10 @@ class MessageStrategy(FedAvg):
         """Run federated learning; see `flwr.serverapp.strategy.Strategy.start`.
 
         With a `checkpoint` that has been written, the rounds until then are not run again: what
-        is returned and logged of them is what was stored. What a round reports of each block, a
-        list for the noise scales and one for signal to noise, is in the Result alone and not in
-        the log.
+        is returned and logged of them is what was stored. With a `privacy_budget` the run ends
+        before a round that would exceed it, and the Result is that of the rounds before. What a
+        round reports of each block, a list for the noise scales and one for signal to noise, is in
+        the Result alone and not in the log.
 
         Parameters
         ----------

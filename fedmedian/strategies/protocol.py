@@ -126,6 +126,7 @@ class RoundProtocol:
         ValueError, RuntimeError, OSError
             As `Journal.open` and `Ledger.open`.
         """
+        self._is_over = False
         self.journal.open(self.core, initial)
         if self._ledger is not None:
             try:
