@@ -140,7 +140,7 @@ class TestVotes:
     def test_the_theorem_holds_for_a_vote(self, reach, first, second, order):
         p, q = ndtr(reach * first), ndtr(reach * second)
         sums = p**order * q ** (1 - order) + (1 - p) ** order * (1 - q) ** (1 - order)
-        bound = share_in_votes(reach) * order / 2 * (reach * (first - second)) ** 2
+        bound = share_in_votes(reach) * order / 2 * (reach * (abs(first) + abs(second))) ** 2
         assert np.log(sums) / (order - 1) <= bound * (1 + 1e-9) + 1e-12
 
     def test_small_entries_tell_two_over_pi_of_what_their_vector_does(self):
@@ -148,6 +148,15 @@ class TestVotes:
         shares = [share_in_votes(reach) for reach in np.linspace(0, 3, 50)]
         assert shares == sorted(shares)
         assert shares[-1] == 1  # votes are made of the vector, and never tell more
+
+    def test_of_many_entries_that_are_alike_the_theorem_is_the_truth(self):
+        dim, reach = 10**6, 0.02
+        p = ndtr(reach / sqrt(dim))
+        for order in (1.5, 4.0, 30.0):
+            sums = p**order * (1 - p) ** (1 - order) + (1 - p) ** order * p ** (1 - order)
+            told = dim * np.log(sums) / (order - 1)
+            bound = share_in_votes(reach) * order / 2 * (2 * reach) ** 2
+            assert bound == pytest.approx(told, rel=1e-3)
 
     @pytest.mark.parametrize("relation", RELATIONS)
     @pytest.mark.parametrize("scale", [0.2, 1.0, 5.0, 50.0])
