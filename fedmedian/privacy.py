@@ -35,7 +35,8 @@ bounds.
 Votes of another law are bounded in this way by Chen, Özgür and Kairouz (arXiv 2207.09916), for
 whoever sees their sum alone; this is for whoever sees each.
 
-There is no amplification by sampling here: a server knows whom it asks.
+**Sampling.** A server knows whom it asks, and against it sampling hides nothing. Against who sees
+the models alone it does; see `fedmedian.sampling`.
 """
 
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ from scipy.special import log_ndtr
 
 from fedmedian.checks import require_choice, require_integer, require_real
 from fedmedian.payloads import PayloadKind
+from fedmedian.sampling import epsilon_of_divergences, sampled_divergences
 
 __all__ = ["Mechanism", "PrivacyBudget", "noise_multiplier_for"]
 
@@ -67,8 +69,10 @@ _LARGEST_MU = 1e3
 class PrivacyBudget:
     """The most that a run's answers may tell a server about a client's update.
 
-    Each client is taken to answer in every round. What a strategy with a budget has its clients
-    do must be a mechanism, which `fedmedian.strategies.SignSGD.privacy` describes.
+    Against a server, which knows whom it asks, each client is taken to answer in every round.
+    Against those who see the models alone a server that can be trusted may hide whom it has drawn,
+    by `sampling`. What a strategy with a budget has its clients do must be a mechanism, which
+    `fedmedian.strategies.SignSGD.privacy` describes.
 
     Parameters
     ----------
@@ -80,6 +84,11 @@ class PrivacyBudget:
         What is to be hidden: ``"replace"``, which update it was of any two that the client may
         have had, as local differential privacy asks; ``"zero"``, whether it was the client's
         update or zero, which halves the distance.
+    sampling : float (default: 1.0)
+        The largest share of the clients that is drawn in a round, in (0, 1], where nobody whom the
+        promise is against learns which. Below 1 the relation must be ``"replace"``, and a round of
+        which a larger share was drawn is not asked. That the noise of several clients adds up in
+        the model is not counted on: some may add none.
 
     Raises
     ------
@@ -94,14 +103,17 @@ class PrivacyBudget:
     epsilon: float
     delta: float
     relation: Relation = "replace"
+    sampling: float = 1.0
 
     def __post_init__(self) -> None:
         require_real("epsilon", self.epsilon, low=0.0, open_low=True)
         _require_delta(self.delta)
-        require_choice("relation", self.relation, ("replace", "zero"))
+        _require_sampling(self.relation, self.sampling)
 
     def __str__(self) -> str:
-        return f"epsilon {self.epsilon:g} at delta {self.delta:g}, relation {self.relation!r}"
+        hidden = "" if self.sampling == 1 else f", a hidden {self.sampling:g} of the clients drawn"
+        start = f"epsilon {self.epsilon:g} at delta {self.delta:g}"
+        return f"{start}, relation {self.relation!r}{hidden}"
 
 
 @dataclass(frozen=True)
@@ -154,16 +166,24 @@ class Mechanism:
         """σ, the noise scale over the largest norm."""
         return self.noise_scale / self.clip
 
-    def epsilon(self, delta: float, rounds: int = 1, relation: Relation = "replace") -> float:
-        """Return ε of a client that has answered a number of times.
+    def epsilon(
+        self,
+        delta: float,
+        rounds: int = 1,
+        relation: Relation = "replace",
+        sampling: float = 1.0,
+    ) -> float:
+        """Return ε of a client that has answered a number of times, or may have.
 
         Parameters
         ----------
         delta : float
             δ, in (0, 1).
         rounds : int (default: 1)
-            The number of answers, >= 0.
+            The number of answers, >= 0; with sampling, of rounds.
         relation : {"replace", "zero"} (default: "replace")
+            See `PrivacyBudget`.
+        sampling : float (default: 1.0)
             See `PrivacyBudget`.
 
         Returns
@@ -178,22 +198,26 @@ class Mechanism:
         """
         _require_delta(delta)
         require_integer("rounds", rounds, low=0)
-        require_choice("relation", relation, ("replace", "zero"))
+        _require_sampling(relation, sampling)
         if rounds == 0:
             return 0.0
         multiplier = self.noise_multiplier * (1 - _ROUNDING)
         distance = (2 if relation == "replace" else 1) / multiplier
-        total = rounds * distance**2
-        epsilon = gaussian_epsilon(sqrt(total), delta)
-        if self.kind == "signs":
-            epsilon = min(epsilon, renyi_epsilon(share_in_votes(1 / multiplier) * total, delta))
+        share = share_in_votes(1 / multiplier) if self.kind == "signs" else 1.0
+        epsilon = gaussian_epsilon(sqrt(rounds) * distance, delta)
+        if share < 1:
+            epsilon = min(epsilon, renyi_epsilon(rounds * share * distance**2, delta))
+        if sampling < 1:
+            divergences = sampled_divergences(distance, share * distance**2, sampling)
+            epsilon = min(epsilon, epsilon_of_divergences(rounds * divergences, delta))
         return epsilon
 
     def rounds_within(self, budget: PrivacyBudget) -> int:
         """Return the number of answers that a budget affords a client; it may be 0."""
 
         def exceeds(rounds: int) -> bool:
-            return self.epsilon(budget.delta, rounds, budget.relation) > budget.epsilon
+            spent = self.epsilon(budget.delta, rounds, budget.relation, budget.sampling)
+            return spent > budget.epsilon
 
         low, high = 0, 1
         while not exceeds(high):
@@ -208,6 +232,7 @@ def noise_multiplier_for(
     epsilon: float,
     delta: float,
     rounds: int,
+    sampling: float = 1.0,
     *,
     kind: PayloadKind = "signs",
     relation: Relation = "replace",
@@ -221,8 +246,10 @@ def noise_multiplier_for(
     delta : float
         δ, in (0, 1).
     rounds : int
-        The number of answers, >= 1: that of a run's rounds. Which clients are sampled plays no
-        part, for it is no secret to the server.
+        The number of answers, >= 1: that of a run's rounds.
+    sampling : float (default: 1.0)
+        The share of the clients that is drawn in a round, in (0, 1], where it stays hidden who: see
+        `PrivacyBudget`. It is no secret to the server, against which it is 1.
     kind : {"signs", "vector"} (default: "signs")
         What is sent: "signs" for `SignSGD`, "vector" for `MedianSGD`.
     relation : {"replace", "zero"} (default: "replace")
@@ -244,12 +271,12 @@ def noise_multiplier_for(
     >>> round(sigma, 2)
     11.0
     """
-    budget = PrivacyBudget(epsilon, delta, relation)
+    budget = PrivacyBudget(epsilon, delta, relation, sampling)
     require_integer("rounds", rounds, low=1)
     require_choice("kind", kind, ("signs", "vector"))
 
     def suffices(multiplier: float) -> bool:
-        spent = Mechanism(1.0, multiplier, kind).epsilon(delta, rounds, relation)
+        spent = Mechanism(1.0, multiplier, kind).epsilon(delta, rounds, relation, sampling)
         return spent <= budget.epsilon
 
     low = high = LEAST_MULTIPLIER
@@ -340,3 +367,10 @@ def share_in_votes(reach: float) -> float:
 
 def _require_delta(delta: float) -> None:
     require_real("delta", delta, low=0.0, high=1.0, open_low=True, open_high=True)
+
+
+def _require_sampling(relation: str, sampling: float) -> None:
+    require_choice("relation", relation, ("replace", "zero"))
+    require_real("sampling", sampling, low=0.0, high=1.0, open_low=True)
+    if sampling < 1 and relation != "replace":
+        raise ValueError(f"relation must be 'replace' with sampling={sampling!r}, got {relation!r}")

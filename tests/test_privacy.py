@@ -271,6 +271,16 @@ class TestBudget:
         assert Mechanism(2.0, 2 * multiplier, kind).rounds_within(budget) == rounds
         assert Mechanism(2.0, 1.99 * multiplier, kind).rounds_within(budget) < rounds
 
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_clients_that_are_drawn_in_secret_need_less_noise_that_affords_just_their_rounds(
+        self, kind
+    ):
+        multiplier = noise_multiplier_for(3.0, 1e-6, 50, 0.1, kind=kind)
+        budget = PrivacyBudget(3.0, 1e-6, sampling=0.1)
+        assert Mechanism(2.0, 2 * multiplier, kind).rounds_within(budget) == 50
+        assert Mechanism(2.0, 1.99 * multiplier, kind).rounds_within(budget) < 50
+        assert multiplier < noise_multiplier_for(3.0, 1e-6, 50, kind=kind) / 3
+
     def test_a_budget_that_affords_much_is_given_the_least_multiplier(self):
         assert noise_multiplier_for(1e6, 1e-6, 1) == 0.2
 
@@ -298,6 +308,11 @@ class TestBudget:
             *((lambda v=v: PrivacyBudget(1, v), ValueError, "delta") for v in (0, 1, inf)),
             (lambda: PrivacyBudget("1", 1e-5), TypeError, "epsilon"),
             (lambda: PrivacyBudget(1, 1e-5, "remove"), ValueError, "relation"),
+            *(
+                (lambda v=v: PrivacyBudget(1, 0.1, sampling=v), ValueError, "sampling")
+                for v in (0, 2)
+            ),
+            (lambda: PrivacyBudget(1, 1e-5, "zero", 0.5), ValueError, "relation"),
             (lambda: Mechanism(0.0, 1.0), ValueError, "clip"),
             (lambda: Mechanism(1.0, 0.19), ValueError, "noise_scale"),
             (lambda: Mechanism(1.0, 1.0, "votes"), ValueError, "kind"),

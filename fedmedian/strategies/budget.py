@@ -56,11 +56,25 @@ class Ledger:
         self._has_warned = False
 
     @classmethod
-    def of_strategy(cls, core: Core, fraction_evaluate: float) -> "Ledger | None":
-        """Return a strategy's ledger, or None if it has no budget; see `mechanism_of`."""
+    def of_strategy(
+        cls, core: Core, fraction_train: float, fraction_evaluate: float
+    ) -> "Ledger | None":
+        """Return a strategy's ledger, or None if it has no budget; see `mechanism_of`.
+
+        Raises
+        ------
+        ValueError
+            If there is no mechanism, the budget does not afford a round, or counts on hiding more
+            than it does.
+        """
         budget = core.settings.privacy_budget
         if budget is None:
             return None
+        if fraction_train > budget.sampling:
+            raise ValueError(
+                f"privacy_budget must have sampling >= {fraction_train:g}, the share of clients "
+                f"that is drawn in a round, got {budget!r}"
+            )
         return cls(budget, mechanism_of(core, fraction_evaluate), core.settings.checkpoint)
 
     def __str__(self) -> str:
@@ -119,6 +133,30 @@ class Ledger:
             self._checkpoint.note_answered_rounds(self._answered + 1)
         self._answered += 1
 
+    def is_hidden(self, drawn: int, present: int) -> bool:
+        """Tell whether no more clients were drawn for a round than the budget counts on.
+
+        Parameters
+        ----------
+        drawn : int
+            The number of clients that were drawn.
+        present : int
+            The number of those that they were drawn from.
+
+        Returns
+        -------
+        bool
+            Whether the round may be asked.
+        """
+        if drawn <= self._budget.sampling * present:
+            return True
+        warn(
+            "nobody is asked in this round: %d clients of %d were drawn, a larger share than that "
+            "of the privacy budget, %s",
+            *(drawn, present, self._budget),
+        )
+        return False
+
     def look_at(self, replies: Sequence[Reply[Any]]) -> None:
         """Warn, once, if clients send what ε does not count."""
         names = {key for one in replies for key, value in one.metrics.items() if value != 1}
@@ -132,4 +170,5 @@ class Ledger:
         )
 
     def _epsilon(self, rounds: int) -> float:
-        return self._mechanism.epsilon(self._budget.delta, rounds, self._budget.relation)
+        budget = self._budget
+        return self._mechanism.epsilon(budget.delta, rounds, budget.relation, budget.sampling)

@@ -94,7 +94,7 @@ class LegacyStrategy(FedAvg):
         self._protocol = RoundProtocol(
             core,
             *(() if self.accept_failures else (all_or_none,)),
-            ledger=Ledger.of_strategy(core, self.fraction_evaluate),
+            ledger=Ledger.of_strategy(core, self.fraction_fit, self.fraction_evaluate),
         )
         self._asked: list[Node] = []
         self._asked_to_evaluate: list[Node] = []
@@ -144,6 +144,8 @@ class LegacyStrategy(FedAvg):
         told = instruction.encode() | ({} if mu is None else {"proximal_mu": mu})
         with self._protocol.sampling(server_round):
             asked = super().configure_fit(server_round, parameters, client_manager)
+        if not self._protocol.may_ask(len(asked), client_manager.num_available()):
+            asked = []
         self._asked, self._size = [client.cid for client, _ in asked], _size(parameters)
         return [(client, FitIns(ins.parameters, {**ins.config, **told})) for client, ins in asked]
 

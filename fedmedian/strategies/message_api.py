@@ -82,7 +82,7 @@ class MessageStrategy(FedAvg):
         super().__init__(**fedavg)
         self.core = core
         self.numpy_clients = numpy_clients
-        ledger = Ledger.of_strategy(core, self.fraction_evaluate)
+        ledger = Ledger.of_strategy(core, self.fraction_train, self.fraction_evaluate)
         self._protocol = RoundProtocol(core, ledger=ledger)
         self._asked: Sequence[Message] = ()
         self._asked_to_evaluate: Sequence[Message] = ()
@@ -211,6 +211,8 @@ class MessageStrategy(FedAvg):
         told = ConfigRecord({**config, **proximal, **instruction.encode()})
         with self._protocol.sampling(server_round):
             self._asked = list(super().configure_train(server_round, arrays, told, grid))
+        if not self._protocol.may_ask(len(self._asked), len(list(grid.get_node_ids()))):
+            self._asked = ()
         return self._asked
 
     def aggregate_train(

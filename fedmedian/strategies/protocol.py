@@ -204,6 +204,10 @@ class RoundProtocol:
             self._ledger.spend(self.core.current)
         return instruction
 
+    def may_ask(self, drawn: int, present: int) -> bool:
+        """Tell whether those who were drawn for a round may be asked; see `Ledger.is_hidden`."""
+        return self._ledger is None or self._ledger.is_hidden(drawn, present)
+
     def sampling(self, server_round: int) -> AbstractContextManager[None]:
         """Return a context in which Flower samples nodes as the seed says."""
         return seeded_sampling(self.core.settings.seed, server_round)

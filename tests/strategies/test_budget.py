@@ -209,6 +209,40 @@ class TestBudget:
         assert "epsilon does not count" not in caplog.text
 
 
+class TestSampling:
+    """One of four clients is drawn, and who sees the models alone does not know which."""
+
+    BUDGET = PrivacyBudget(epsilon=5.0, delta=1e-5, sampling=0.25)
+
+    def make(self, api, **options):
+        hidden = {"fraction_train": 0.25, "min_train_nodes": 1, "privacy_budget": self.BUDGET}
+        return api.make("SignSGD", **{**OF_SIGNS, **hidden, **options})
+
+    def test_a_run_affords_more_rounds_where_it_stays_hidden_who_was_drawn(self, api, run):
+        outcome = run(self.make(api), train, MODEL, 4, 40)
+        rounds = len(outcome.reports)
+        assert rounds == MECHANISM.rounds_within(self.BUDGET) > AFFORDED
+        assert outcome.reports[rounds]["epsilon"] == MECHANISM.epsilon(
+            1e-5, rounds, "replace", 0.25
+        )
+
+    def test_a_budget_that_counts_on_hiding_more_is_refused(self, api):
+        with pytest.raises(ValueError, match=r"^privacy_budget must have sampling >= 0\.75"):
+            self.make(api, fraction_train=0.75)
+
+    def test_nobody_is_asked_in_a_round_of_which_a_larger_share_was_drawn(self, api, run, caplog):
+        asked = []
+
+        def note(model, partition):
+            asked.append(partition)
+            return train(model, partition)
+
+        with caplog.at_level(logging.WARNING):
+            run(self.make(api, min_train_nodes=3), note, MODEL, 4, 2)
+        assert not asked
+        assert "3 clients of 4 were drawn" in caplog.text
+
+
 class Killed(BaseException):
     """Stands for the end of the process."""
 
