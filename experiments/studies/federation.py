@@ -86,7 +86,7 @@ class Setting:
     examples : int
         The number of training examples, the first of Fashion-MNIST's.
     network : str
-        "mlp", "mlp with tied layers", "cnn", "cnn with batchnorm" or "transformer".
+        "linear", "mlp", "mlp with tied layers", "cnn", "cnn with batchnorm" or "transformer".
     partition : str
         "classes" (one each), "dirichlet", "iid", "lone class": iid, but that the last client
         alone holds the last class, or "sorted": each honest client holds a shard of the examples
@@ -226,6 +226,8 @@ def make_network(name: str, dataset: str, seed: int) -> nn.Module:
     """Return a network, initialised from a seed."""
     torch.manual_seed(seed)
     side = 8 if dataset == "digits" else 28
+    if name == "linear":
+        return nn.Sequential(nn.Flatten(), nn.Linear(side**2, NUM_CLASSES))
     if name == "mlp":
         hidden = 1400 if dataset == "digits" else 128
         return nn.Sequential(

@@ -381,6 +381,19 @@ def test_the_shares_of_votes_that_are_shown_are_those_that_are_counted(page):
     assert votes / vector == pytest.approx(0.8, abs=0.03)
 
 
+def test_the_tables_of_epsilon_and_noise_are_those_that_are_counted(page):
+    document, columns = page("privacy"), (1, 10, 30, 100, 300, 1000)
+    kinds = {"vector": "vector", "votes": "signs"}
+    rows = re.findall(r"^\| (vector|votes), (σ|ε) = (\d+)(.*?) *\|(.*)\|$", document, re.MULTILINE)
+    assert len(rows) == 18
+    for sent, given, value, whom, cells in rows:
+        sampling = 0.1 if "tenth" in whom else 1.0
+        for rounds, cell in zip(columns, cells.split("|"), strict=True):
+            sigma, epsilon = map(float, (value, cell) if given == "σ" else (cell, value))
+            found = Mechanism(1.0, sigma, kinds[sent]).epsilon(1e-5, rounds, sampling=sampling)
+            assert found == pytest.approx(epsilon, rel=0.015, abs=0.005)
+
+
 def test_the_table_of_decodings_is_what_its_command_prints(page):
     def cells(table):
         return [[cell.strip(" -:") for cell in line.split("|")] for line in table.splitlines()]

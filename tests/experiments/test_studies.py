@@ -9,7 +9,7 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
-from experiments.studies import apps, figures, nmse, noise_choices, robustness
+from experiments.studies import apps, figures, nmse, noise_choices, privacy, robustness
 from experiments.studies.federation import (
     ATTACKS,
     MORE_ATTACKS,
@@ -348,3 +348,42 @@ class TestRobustness:
         monkeypatch.setattr(figures, "accuracies", made_up)
         panels = figures.robustness().axes
         assert [len(panel.texts) for panel in panels] == [10 * 7, 10 * 6]
+
+
+class TestPrivacy:
+    TINY = Setting(
+        "digits", network="linear", partition="iid", learning_rate=0.1, rounds=3, tested=1
+    )
+    LOCAL = privacy.Study(TINY, clips=(1.0,))
+    READERS = privacy.Study(replace(TINY, fraction=0.5), clips=(1.0,))
+
+    @pytest.mark.parametrize("study", [LOCAL, READERS], ids=["server", "readers"])
+    def test_every_rule_has_a_row_with_an_accuracy_better_than_chance(self, study, monkeypatch):
+        monkeypatch.setattr(privacy, "run_jobs", run_here)
+        monkeypatch.setattr(privacy, "EPSILONS", (4000.0,))  # hardly any noise
+        heading, _, *rows = privacy.accuracy_table(study, seeds=[0]).splitlines()
+        assert heading.split("|")[2].strip() == "ε = 4000"
+        names = [row.split("|")[1].strip() for row in rows]
+        assert names == ["FedAvg, nothing hidden", *privacy.rules(study)]
+        assert all(0.15 < float(row.split("|")[2]) <= 1 for row in rows)
+
+    def test_flowers_rules_have_the_noise_that_is_counted(self):
+        (mod,) = privacy.rules(self.LOCAL)["FedAvg, LocalDpMod"].mods(3.0, 0.5)
+        by_formula = mod.sensitivity * np.sqrt(2 * np.log(1.25 / mod.delta)) / mod.epsilon
+        assert by_formula == pytest.approx(3.0 * 0.5)
+        assert mod.clipping_norm == 0.5
+        rule = privacy.rules(self.READERS)["FedAvg, central wrapper"]
+        wrapper = rule.strategy(3.0, 0.5, self.READERS.setting)(seed=1)
+        assert (wrapper.noise_multiplier, wrapper.clipping_norm) == (3.0, 0.5)
+        assert wrapper.num_sampled_clients == 5
+
+    def test_a_rule_of_votes_needs_less_noise_than_one_of_vectors(self):
+        for setting in (self.LOCAL.setting, self.READERS.setting):
+            votes, vectors = (privacy.noise_of(kind, setting, 4.0) for kind in ("signs", "vector"))
+            assert votes < vectors
+
+    def test_the_table_of_rounds_has_votes_below_vectors(self):
+        _, _, *rows = privacy.rounds_table().splitlines()
+        for vector, votes in zip(rows[::2], rows[1::2], strict=True):
+            pairs = zip(vector.split("|")[2:-1], votes.split("|")[2:-1], strict=True)
+            assert all(float(less) <= float(more) for more, less in pairs)

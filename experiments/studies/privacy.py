@@ -1,0 +1,304 @@
+"""The study of privacy: what ε a run comes to, and how well a model learns at an ε.
+
+``python -m experiments.studies.privacy`` prints the tables of docs/privacy.md and draws its figure;
+``python -m experiments.studies.privacy rounds`` prints one table; so do noise and accuracy, and
+figure draws. Accuracy and figure take training: its results are kept in experiments/results, and
+a study that was killed goes on where it was.
+
+All rules keep to one (ε, δ) for all data of a client, by the same count: noise is chosen by
+`noise_multiplier_for`, for any two updates of norm C or less. Against the server each client adds
+it, and all are asked in each round; against who reads the models alone a tenth of them is drawn in
+secret, and Flower's wrapper has the server add noise to the mean. Noise follows from a seed here,
+so that a run can be repeated; outside of a simulation it must not.
+"""
+
+import argparse
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from math import log, sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.clientapp.mod import LocalDpMod
+from flwr.clientapp.typing import Mod
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyServerSideFixedClipping,
+    FedAvg,
+    Strategy,
+)
+from matplotlib.figure import Figure
+
+from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
+from experiments.studies.federation import Setting, simulate
+from experiments.studies.jobs import Result, run_jobs
+from experiments.studies.random_basis import late, unseeded
+from fedmedian import Clip, Gaussian
+from fedmedian.clients import perturb
+from fedmedian.payloads import PayloadKind
+from fedmedian.privacy import Mechanism, noise_multiplier_for
+from fedmedian.strategies import MedianSGD, SignSGD
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "privacy"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+DELTA = 1e-5
+EPSILONS = (1.0, 4.0, 8.0)
+ROUNDS = (1, 10, 30, 100, 300, 1000)
+KINDS: dict[str, PayloadKind] = {"vector": "vector", "votes": "signs"}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A federation, and against whom its clients are protected.
+
+    Parameters
+    ----------
+    setting : Setting
+        The federation; whom a fraction below 1 hides is counted on.
+    clips : tuple of float
+        The clipping norms C that are tried; of each rule the best is shown.
+    """
+
+    setting: Setting
+    clips: tuple[float, ...] = (0.1, 0.3, 1.0)
+
+
+_FEDERATION = Setting(
+    examples=60_000, network="linear", num_clients=100, alpha=0.5, rounds=30, tested=5
+)
+
+STUDIES = {
+    "against the server": Study(_FEDERATION),
+    "against readers of the model": Study(replace(_FEDERATION, fraction=0.1, rounds=60)),
+}
+
+
+Strategies = Callable[..., Strategy]
+"""Makes a strategy of ``seed`` and of FedAvg's options."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A way to aggregate what clients hide.
+
+    Parameters
+    ----------
+    kind : {"signs", "vector"}
+        What is hidden in noise.
+    strategy : callable
+        Returns, of σ, C and the setting, what makes the strategy.
+    mods : callable
+        Returns, of σ and C, the mods of the clients.
+    """
+
+    kind: PayloadKind
+    strategy: Callable[[float, float, Setting], Strategies]
+    mods: Callable[[float, float], Sequence[Mod]]
+
+
+def _signs(sigma: float, clip: float, setting: Setting) -> Strategies:
+    return partial(SignSGD, Gaussian(sigma * clip), client_steps=[Clip(clip)], diagnostics=False)
+
+
+def _medians(sigma: float, clip: float, setting: Setting) -> Strategies:
+    return partial(MedianSGD, Gaussian(sigma * clip), client_steps=[Clip(clip)], diagnostics=False)
+
+
+def _mean(sigma: float, clip: float, setting: Setting) -> Strategies:
+    return partial(unseeded, FedAvg)
+
+
+def _mean_of_wrapper(sigma: float, clip: float, setting: Setting) -> Strategies:
+    # Noise of σ·C/m on the mean of m clients: of σ·C on their sum, in which one counts for 2·C.
+    asked = round(setting.fraction * setting.num_clients)
+
+    def make(**options: Any) -> Strategy:
+        inner = unseeded(FedAvg, **options)
+        return DifferentialPrivacyServerSideFixedClipping(inner, sigma, clip, asked)
+
+    return make
+
+
+def _local_dp(sigma: float, clip: float) -> Sequence[Mod]:
+    # The mod's own ε is that of one round by the classical formula; it stands for σ here.
+    epsilon = 2 * sqrt(2 * log(1.25 / DELTA)) / sigma
+    return [LocalDpMod(clip, 2 * clip, epsilon, DELTA)]
+
+
+def _perturb(sigma: float, clip: float) -> Sequence[Mod]:
+    return [perturb]
+
+
+def _none(sigma: float, clip: float) -> Sequence[Mod]:
+    return []
+
+
+_OURS = {
+    "SignSGD": Rule("signs", _signs, _perturb),
+    "MedianSGD": Rule("vector", _medians, _perturb),
+}
+
+
+def rules(study: Study) -> dict[str, Rule]:
+    """Return the rules that are compared, by their names in tables."""
+    if study.setting.fraction == 1:
+        return {"FedAvg, LocalDpMod": Rule("vector", _mean, _local_dp)} | _OURS
+    return {"FedAvg, central wrapper": Rule("vector", _mean_of_wrapper, _none)} | _OURS
+
+
+@cache
+def noise_of(kind: PayloadKind, setting: Setting, epsilon: float) -> float:
+    """Return the noise multiplier σ with which a federation keeps within (ε, δ)."""
+    return noise_multiplier_for(epsilon, DELTA, setting.rounds, setting.fraction, kind=kind)
+
+
+def run_rule(rule: str, study: Study, epsilon: float, clip: float, seed: int) -> Result:
+    """Train a study's federation within ε."""
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    np.random.seed(seed)  # noqa: NPY002  # where Flower's noise comes from
+    chosen, setting = rules(study)[rule], study.setting
+    sigma = noise_of(chosen.kind, setting, epsilon)
+    strategy = chosen.strategy(sigma, clip, setting)
+    return simulate(strategy, setting, seed, chosen.mods(sigma, clip))
+
+
+def run_without(study: Study, seed: int) -> Result:
+    """Train a study's federation with FedAvg, and nothing hidden."""
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    return simulate(partial(unseeded, FedAvg), study.setting, seed, [])
+
+
+def accuracies(study: Study, seeds: Sequence[int] = (0, 1)) -> dict[str, list[float]]:
+    """Return each rule's accuracy at the end, at each ε, with the clipping norm that suits it best.
+
+    Parameters
+    ----------
+    study : Study
+        The study.
+    seeds : sequence of int
+        The seeds, over which accuracy is averaged, as over the last tested rounds.
+
+    Returns
+    -------
+    dict of str to list of float
+        Accuracies by rule; FedAvg's, with nothing hidden, the first, once for each ε.
+    """
+    setting = study.setting
+    jobs = {
+        (rule, epsilon, clip, seed): (
+            f"{rule} | {setting} | epsilon {epsilon:g}, clip {clip:g} | seed {seed}",
+            partial(run_rule, rule, study, epsilon, clip, seed),
+        )
+        for seed in seeds
+        for rule in rules(study)
+        for epsilon in EPSILONS
+        for clip in study.clips
+    }
+    plain = {
+        seed: (f"nothing hidden | {setting} | seed {seed}", partial(run_without, study, seed))
+        for seed in seeds
+    }
+    results = run_jobs(dict([*jobs.values(), *plain.values()]), RESULTS)
+    tested = setting.tested or 1
+
+    def end(rule: str, epsilon: float, clip: float) -> float:
+        runs = [results[jobs[rule, epsilon, clip, seed][0]] for seed in seeds]
+        return late(runs, rounds=tested)
+
+    without = late((results[name] for name, _ in plain.values()), rounds=tested)
+    found = {"FedAvg, nothing hidden": [without] * len(EPSILONS)}
+    for rule in rules(study):
+        found[rule] = [max(end(rule, e, clip) for clip in study.clips) for e in EPSILONS]
+    return found
+
+
+def accuracy_table(study: Study, seeds: Sequence[int] = (0, 1)) -> str:
+    """Compare the rules at each ε."""
+    found = accuracies(study, seeds)
+    rows = [[rule, *(f"{end:.3f}" for end in ends)] for rule, ends in found.items()]
+    return make_table(["rule", *(f"ε = {epsilon:g}" for epsilon in EPSILONS)], rows)
+
+
+def epsilon_of(kind: PayloadKind, sigma: float, rounds: int) -> float:
+    """Return ε of a client that was asked in a number of rounds."""
+    return Mechanism(1.0, sigma, kind).epsilon(DELTA, rounds)
+
+
+def rounds_table() -> str:
+    """Say what ε the rounds of one client come to, of vectors and of votes."""
+    rows = [
+        [f"{name}, σ = {sigma:g}", *(f"{epsilon_of(kind, sigma, n):.2f}" for n in ROUNDS)]
+        for sigma in (5.0, 20.0, 80.0)
+        for name, kind in KINDS.items()
+    ]
+    return make_table(["what is sent", *map(_count, ROUNDS)], rows)
+
+
+def noise_table() -> str:
+    """Say what noise it takes for the rounds of one client, and for rounds of a hidden tenth."""
+    rows = [
+        [
+            f"{name}, ε = {epsilon:g}, {whom}",
+            *(f"{noise_multiplier_for(epsilon, DELTA, n, q, kind=kind):.2f}" for n in ROUNDS),
+        ]
+        for whom, q in (("local", 1.0), ("a hidden tenth", 0.1))
+        for epsilon in EPSILONS
+        for name, kind in KINDS.items()
+    ]
+    return make_table(["σ for", *map(_count, ROUNDS)], rows)
+
+
+def figure() -> Figure:
+    """Draw ε over rounds, and accuracy over ε against the server and against readers."""
+    drawn = Figure(figsize=(13, 4), layout="constrained")
+    rounds, *panels = drawn.subplots(1, 1 + len(STUDIES))
+    numbers = range(1, 101)
+    for name, kind in KINDS.items():
+        sigma = noise_multiplier_for(EPSILONS[-1], DELTA, numbers[-1], kind="vector")
+        rounds.plot(numbers, [epsilon_of(kind, sigma, n) for n in numbers], label=name)
+    rounds.set(title=f"σ = {sigma:.1f}", xlabel="round", ylabel=f"ε at δ = {DELTA:g}")
+    for axes, (title, study) in zip(panels, STUDIES.items(), strict=True):
+        for rule, ends in accuracies(study).items():
+            axes.plot(EPSILONS, ends, "o-", label=rule)
+        axes.set(title=title, xlabel="ε", ylabel="test accuracy")
+    for axes in (rounds, *panels):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    return drawn
+
+
+def _count(rounds: int) -> str:
+    return "1 round" if rounds == 1 else f"{rounds} rounds"
+
+
+def _accuracy_tables() -> str:
+    return "\n\n".join(f"{name}:\n\n{accuracy_table(one)}" for name, one in STUDIES.items())
+
+
+def _draw() -> str:
+    file = DOCS / "privacy.png"
+    figure().savefig(file, dpi=100)
+    return f"drawn: {file}"
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "rounds": rounds_table,
+    "noise": noise_table,
+    "accuracy": _accuracy_tables,
+    "figure": _draw,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the parts that the command line names, or all."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.studies.privacy")
+    parser.add_argument("part", nargs="*", choices=[*PARTS, []])
+    for name in parser.parse_args(arguments).part or PARTS:
+        print(f"### {name}\n\n{PARTS[name]()}\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
