@@ -40,7 +40,7 @@ the models alone it does; see `fedmedian.sampling`.
 """
 
 from dataclasses import dataclass
-from math import exp, expm1, log, log1p, pi, sqrt
+from math import exp, expm1, inf, log, log1p, pi, sqrt
 from typing import Literal
 
 from scipy.optimize import brentq, minimize_scalar
@@ -114,6 +114,65 @@ class PrivacyBudget:
         hidden = "" if self.sampling == 1 else f", a hidden {self.sampling:g} of the clients drawn"
         start = f"epsilon {self.epsilon:g} at delta {self.delta:g}"
         return f"{start}, relation {self.relation!r}{hidden}"
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a client's answers have told of which of two updates they are of; adds up over them.
+
+    Parameters
+    ----------
+    as_vectors : float (default: 0.0)
+        The sum of Δ²/b², which is μ² of the Gaussian mechanism that all of them are.
+    as_sent : float (default: 0.0)
+        The same with the share in each that its signs have, where those were sent: α/2 times this
+        bounds the Rényi divergence of order α.
+    """
+
+    as_vectors: float = 0.0
+    as_sent: float = 0.0
+
+    @classmethod
+    def by_answer(
+        cls, kind: PayloadKind, noise_multiplier: float, relation: Relation = "replace"
+    ) -> "Told":
+        """Return what one answer tells; infinitely much where rounding counts.
+
+        Parameters
+        ----------
+        kind : {"signs", "vector"}
+            What is sent.
+        noise_multiplier : float
+            σ, > 0.
+        relation : {"replace", "zero"} (default: "replace")
+            See `PrivacyBudget`.
+
+        Returns
+        -------
+        Told
+            What it tells.
+        """
+        if noise_multiplier < LEAST_MULTIPLIER:
+            return cls(inf, inf)
+        reach = 1 / (noise_multiplier * (1 - _ROUNDING))
+        as_vector = (reach * (2 if relation == "replace" else 1)) ** 2
+        share = share_in_votes(reach) if kind == "signs" else 1.0
+        return cls(as_vector, share * as_vector)
+
+    def __add__(self, other: "Told") -> "Told":
+        return Told(self.as_vectors + other.as_vectors, self.as_sent + other.as_sent)
+
+    def __mul__(self, answers: int) -> "Told":
+        return Told(self.as_vectors * answers, self.as_sent * answers)
+
+    def epsilon(self, delta: float) -> float:
+        """Return ε at δ, the lesser of both bounds."""
+        if not 0 < self.as_vectors < inf:
+            return self.as_vectors
+        epsilon = gaussian_epsilon(sqrt(self.as_vectors), delta)
+        if self.as_sent < self.as_vectors:
+            epsilon = min(epsilon, renyi_epsilon(self.as_sent, delta))
+        return epsilon
 
 
 @dataclass(frozen=True)
@@ -201,14 +260,10 @@ class Mechanism:
         _require_sampling(relation, sampling)
         if rounds == 0:
             return 0.0
-        multiplier = self.noise_multiplier * (1 - _ROUNDING)
-        distance = (2 if relation == "replace" else 1) / multiplier
-        share = share_in_votes(1 / multiplier) if self.kind == "signs" else 1.0
-        epsilon = gaussian_epsilon(sqrt(rounds) * distance, delta)
-        if share < 1:
-            epsilon = min(epsilon, renyi_epsilon(rounds * share * distance**2, delta))
+        told = Told.by_answer(self.kind, self.noise_multiplier, relation)
+        epsilon = (told * rounds).epsilon(delta)
         if sampling < 1:
-            divergences = sampled_divergences(distance, share * distance**2, sampling)
+            divergences = sampled_divergences(sqrt(told.as_vectors), told.as_sent, sampling)
             epsilon = min(epsilon, epsilon_of_divergences(rounds * divergences, delta))
         return epsilon
 

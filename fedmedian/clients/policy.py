@@ -17,6 +17,7 @@ from fedmedian.client_steps import AddNoise, ClientStep, Clip, Measure
 from fedmedian.instructions import Instruction
 from fedmedian.layout import Layout
 from fedmedian.noise import Gaussian
+from fedmedian.privacy import Mechanism, PrivacyBudget, Told
 from fedmedian.randomness import secret_rng
 
 VARIABLE = "FEDMEDIAN_POLICY"
@@ -30,6 +31,9 @@ EXAMPLES = ("num-examples", "num_examples")
 
 _STATE = "fedmedian-policy"
 """The record in ``Context.state``; none under which client steps remember."""
+
+_NOTHING = {"answers": 0, "last-round": -1, "as-vectors": 0.0, "as-sent": 0.0}
+"""What it is taken to hold before the first answer."""
 
 _STATUS = tuple(f"{what}res.status" for what in ("fit", "evaluate", "getproperties"))
 """The records in which a client of the older API says whether it failed: no metrics."""
@@ -55,10 +59,11 @@ class Policy:
       and arrays in an answer to anything but training;
     - ``seed``: noise that the server can draw again;
     - ``magnitudes``: the size of the update, which has no noise;
+    - ``tied``: whether arrays have the same update, which has none either;
     - ``vectors``: the noisy update itself, unless `vectors` allows it;
     - ``noise_scale``: no noise, less noise, noise that depends on the update, noise that is not
       Gaussian, another step between it and the signs;
-    - ``exact``, ``rounds``, ``metrics``: see the parameters;
+    - ``exact``, ``rounds``, ``epsilon``, ``metrics``: see the parameters;
     - ``one answer per round``: a round that does not come after the last one.
 
     An update that is not finite is answered as if it were zero, with noise alone: an error would
@@ -76,6 +81,11 @@ class Policy:
         The least noise scale b = σ·C, > 0, in the same units.
     rounds : int
         How many rounds are answered at most, >= 1.
+    epsilon, delta : float, optional
+        The most that all answers together may tell of which of any two updates they are of, as ε
+        and δ; both or neither. The next answer that would exceed it is refused. What each
+        tells follows from the noise that the server asks for, see `fedmedian.privacy`: of more
+        than `noise_scale` there are more answers.
     exact : sequence of str (default: ())
         Shell-style patterns of the names of arrays that may leave as they are, without noise. The
         names are those that the app gives them; of a NumPyClient the positions, "0", "1", ….
@@ -105,6 +115,8 @@ class Policy:
     exact: Sequence[str] = ()
     metrics: Sequence[str] = ()
     vectors: bool = False
+    epsilon: float | None = None
+    delta: float | None = None
 
     def __post_init__(self) -> None:
         limits = np.finfo(np.float32)
@@ -120,6 +132,7 @@ class Policy:
                 raise TypeError(f"{name} must be a list or tuple of strings, got {patterns!r}")
             object.__setattr__(self, name, tuple(patterns))
         require_type("vectors", self.vectors, bool, "a bool")
+        self._require_budget()
         secret_rng()
 
     @classmethod
@@ -143,8 +156,9 @@ class Policy:
 
         Examples
         --------
-        >>> Policy.from_text('clip = 1.0, noise-scale = 0.5, rounds = 100, metrics = ["loss"]')
-        Policy(clip=1.0, noise_scale=0.5, rounds=100, exact=(), metrics=('loss',), vectors=False)
+        >>> policy = Policy.from_text('clip = 1.0, noise-scale = 0.5, rounds = 100')
+        >>> policy == Policy(clip=1.0, noise_scale=0.5, rounds=100)
+        True
         """
         require_type("text", text, str, "a string")
         parameters = tomllib.loads(f"policy = {{{text}}}")["policy"]
@@ -171,12 +185,33 @@ class Policy:
             _refuse("vectors", "the server asks for the update, not for its signs")
         if instruction.find(Measure) is not None:
             _refuse("magnitudes", "the server asks for the size of the update")
+        if instruction.tied:
+            _refuse("tied", "the server asks whether arrays of the model are still the same one")
         self._require_noise(instruction.steps[_place_of_noise(instruction) :])
         names = [spec.name for spec in layout.specs]
         for position in instruction.exact:
             # The names are the server's; `require_exact` looks at the client's own.
             if not _matches(self.exact, names[position], str(position)):
                 self._refuse_exact(names[position])
+
+    def require_budget_for(self, told: Told) -> None:
+        """Raise if answers tell more than they may.
+
+        Parameters
+        ----------
+        told : Told
+            What all of them tell, the next one included.
+
+        Raises
+        ------
+        PolicyError
+            Naming the rule.
+        """
+        if self.epsilon is None or self.delta is None:
+            return
+        if (spent := told.epsilon(self.delta)) > self.epsilon:
+            limit = f"{self.epsilon:g} at delta {self.delta:g}"
+            _refuse("epsilon", f"with this answer it would be {spent:.4g}, at most it is {limit}")
 
     def require_exact(self, instruction: Instruction, names: Sequence[str]) -> None:
         """Raise if an array that may not leave as it is would do so.
@@ -222,6 +257,21 @@ class Policy:
         """
         if not self.metrics:
             _refuse("metrics", "none may leave")
+
+    def _require_budget(self) -> None:
+        if (self.epsilon is None) != (self.delta is None):
+            raise ValueError(
+                f"epsilon and delta must be given together, got {self.epsilon!r} and {self.delta!r}"
+            )
+        if self.epsilon is not None and self.delta is not None:
+            budget = PrivacyBudget(self.epsilon, self.delta)
+            least = Mechanism(self.clip, self.noise_scale, "vector" if self.vectors else "signs")
+            if not least.rounds_within(budget):
+                price = least.epsilon(self.delta)
+                raise ValueError(
+                    f"epsilon must afford an answer in the least noise, which costs {price:.4g}, "
+                    f"got {self.epsilon!r}"
+                )
 
     def _require_noise(self, last: Sequence[ClientStep]) -> None:
         step = last[0] if last else None
@@ -314,7 +364,7 @@ class Policies:
             policy.require_permission(instruction, layout)
         if self.kept:
             # Also if training fails: that it did says something about the data.
-            self._count(context, instruction.server_round)
+            self._count(context, instruction)
         for policy in self.kept:
             instruction = policy.bound(instruction)
         return instruction
@@ -365,15 +415,34 @@ class Policies:
             if isinstance(content[name], MetricRecord) and not content[name]:
                 _refuse("metrics", f"nothing of record {name!r} may leave")
 
-    def _count(self, context: Context, server_round: int) -> None:
-        state = context.state.config_records.get(_STATE, {"answers": 0, "last-round": -1})
+    def _count(self, context: Context, instruction: Instruction) -> None:
+        state = dict(context.state.config_records.get(_STATE, _NOTHING))
         answers, last = int(state["answers"]), int(state["last-round"])  # type: ignore[arg-type]
+        server_round = instruction.server_round
         if server_round <= last:
             _refuse("one answer per round", f"round {server_round} comes after round {last}")
         most = min(policy.rounds for policy in self.kept)
         if answers >= most:
             _refuse("rounds", f"{answers} have been answered, at most {most} are")
-        context.state[_STATE] = ConfigRecord({"answers": answers + 1, "last-round": server_round})
+        before = Told(float(state["as-vectors"]), float(state["as-sent"]))  # type: ignore[arg-type]
+        told = before + self._told_by_answer(instruction)
+        for policy in self.kept:
+            policy.require_budget_for(told)
+        context.state[_STATE] = ConfigRecord(
+            {
+                "answers": answers + 1,
+                "last-round": server_round,
+                "as-vectors": told.as_vectors,
+                "as-sent": told.as_sent,
+            }
+        )
+
+    def _told_by_answer(self, instruction: Instruction) -> Told:
+        noise = instruction.find(AddNoise)
+        assert noise is not None  # `require_permission` has seen to both
+        assert noise.scales is not None
+        clip = min(policy.clip for policy in self.kept)
+        return Told.by_answer(instruction.kind, float(noise.scales.min()) / clip)
 
 
 _KEEPING: ContextVar[bool] = ContextVar("keeping", default=False)

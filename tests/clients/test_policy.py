@@ -32,6 +32,7 @@ from fedmedian.chacha import ChaCha20
 from fedmedian.client_steps import AddNoise, Measure, Signs, TopUpNoise, register_client_step
 from fedmedian.clients import InProcessGrid, Policy, answering, perturb, perturb_with
 from fedmedian.clients.policy import CONFIG_KEY, VARIABLE
+from fedmedian.privacy import Mechanism, Told
 from fedmedian.strategies import MedianSGD, SignSGD
 
 POLICY = Policy(clip=1.0, noise_scale=0.5, rounds=100)
@@ -396,6 +397,67 @@ class TestExact:
             require_refusal(reply, "exact")
 
 
+def test_a_server_that_asks_whether_arrays_are_alike_is_refused(client, trusting):
+    """It could ask that of any two, and a client tells it without noise."""
+    assert trusting.answer(tied=((0,), (0, 1))).tied == (0,)
+    careful = client()
+    require_refusal(careful.ask(tied=((0, 1),)), "tied")
+    assert careful.trained == 0
+
+
+class TestBudget:
+    """Answers in noise of scale 8 to updates of norm 2 or less."""
+
+    DELTA = 1e-5
+    LARGE = AddNoise(Gaussian(), np.float32([8, 8]))
+    MECHANISM = Mechanism(2.0, 8.0)
+
+    def policy(self, epsilon, **changed):
+        own = {"clip": 2.0, "noise_scale": 8.0, "epsilon": epsilon * 1.001, "delta": self.DELTA}
+        return replace(POLICY, **own | changed)
+
+    def test_answers_end_before_they_tell_more_than_epsilon(self, client):
+        careful = client(self.policy(self.MECHANISM.epsilon(self.DELTA, 3)))
+        for number in (1, 2, 3):
+            careful.answer(steps=(self.LARGE, Signs()), server_round=number)
+        refused = careful.ask(steps=(self.LARGE, Signs()), server_round=4)
+        require_refusal(refused, "epsilon", f"{self.MECHANISM.epsilon(self.DELTA, 4):.4g}")
+        assert careful.trained == 3
+
+    def test_an_answer_in_less_noise_spends_more(self, client):
+        small = AddNoise(Gaussian(), np.float32([8, 2]))  # the least of its blocks counts
+        total = Told.by_answer("signs", 4.0) + Told.by_answer("signs", 1.0)
+        careful = client(self.policy(total.epsilon(self.DELTA), noise_scale=2.0))
+        careful.answer(steps=(self.LARGE, Signs()), server_round=1)
+        careful.answer(steps=(small, Signs()), server_round=2)
+        require_refusal(careful.ask(steps=(small, Signs()), server_round=3), "epsilon")
+
+    def test_vectors_spend_what_a_gaussian_mechanism_does(self, client):
+        mechanism = Mechanism(2.0, 8.0, "vector")
+        careful = client(self.policy(mechanism.epsilon(self.DELTA, 2), vectors=True))
+        for number in (1, 2):
+            careful.answer(steps=(self.LARGE,), server_round=number)
+        require_refusal(careful.ask(steps=(self.LARGE,), server_round=3), "epsilon")
+
+    def test_of_several_policies_the_shortest_norm_and_each_budget_count(self, client, monkeypatch):
+        text = "clip = 1.0, noise-scale = 8.0, rounds = 9, epsilon = {}, delta = 1e-5"
+        price = Mechanism(1.0, 8.0).epsilon(self.DELTA)
+        monkeypatch.setenv(VARIABLE, text.format(price * 1.001))
+        careful = client(self.policy(30.0))
+        careful.answer(steps=(self.LARGE, Signs()), server_round=1)
+        require_refusal(careful.ask(steps=(self.LARGE, Signs()), server_round=2), "epsilon")
+
+    def test_a_budget_without_an_answer_is_refused_with_the_price_of_one(self):
+        price = Mechanism(1.0, 0.5).epsilon(self.DELTA)
+        with pytest.raises(ValueError, match=f"epsilon .* {price:.4g}"):
+            replace(POLICY, epsilon=price / 2, delta=self.DELTA)
+
+    @pytest.mark.parametrize("half", [{"epsilon": 8.0}, {"delta": 1e-5}])
+    def test_half_a_budget_is_refused(self, half):
+        with pytest.raises(ValueError, match="epsilon and delta must be given together"):
+            replace(POLICY, **half)
+
+
 class TestRounds:
     def test_a_server_that_repeats_one_round_gets_one_answer(self, client, trusting):
         repeated = np.sum([signs_of(trusting.answer()) for _ in range(200)], axis=0)
@@ -662,6 +724,7 @@ class TestArguments:
             ("exact", [1], TypeError),
             ("metrics", "loss", TypeError),
             ("vectors", 1, TypeError),
+            ("epsilon", 8.0, ValueError),
         ],
     )
     def test_a_wrong_argument_is_refused_by_its_name(self, name, value, error):
