@@ -86,7 +86,8 @@ class PrivacyBudget:
         update or zero, which halves the distance.
     sampling : float (default: 1.0)
         The largest share of the clients that is drawn in a round, in (0, 1], where nobody whom the
-        promise is against learns which. Below 1 the relation must be ``"replace"``, and a round of
+        promise is against learns which: m of n clients are m/n, and m/(n − k) if k of them are
+        among those whom it is against. Below 1 the relation must be ``"replace"``, and a round of
         which a larger share was drawn is not asked. That the noise of several clients adds up in
         the model is not counted on: some may add none.
 
