@@ -5,7 +5,6 @@
 robustness.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from matplotlib.figure import Figure
 
+from experiments.studies.commands import chosen_parts
 from experiments.studies.federation import ATTACKS, Clients, Setting, make_network
 from experiments.studies.random_basis import HOSTILE, late, run_all
 from experiments.studies.robustness import STUDIES, accuracies
@@ -169,9 +169,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the figures that the command line names, or all."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.studies.figures")
-    parser.add_argument("figure", nargs="*", choices=[*FIGURES, []])
-    for name in parser.parse_args(arguments).figure or FIGURES:
+    for name in chosen_parts("figures", FIGURES, arguments):
         FIGURES[name]().savefig(DOCS / f"{name}.png", dpi=110)
         print(f"Written: docs/{name}.png")
 

@@ -12,7 +12,6 @@ secret, and Flower's wrapper has the server add noise to the mean. Noise follows
 so that a run can be repeated; outside of a simulation it must not.
 """
 
-import argparse
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from flwr.serverapp.strategy import (
 from matplotlib.figure import Figure
 
 from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
+from experiments.studies.commands import chosen_parts
 from experiments.studies.federation import Setting, simulate
 from experiments.studies.jobs import Result, run_jobs
 from experiments.studies.random_basis import late, unseeded
@@ -294,9 +294,7 @@ PARTS: dict[str, Callable[[], str]] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the parts that the command line names, or all."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.studies.privacy")
-    parser.add_argument("part", nargs="*", choices=[*PARTS, []])
-    for name in parser.parse_args(arguments).part or PARTS:
+    for name in chosen_parts("privacy", PARTS, arguments):
         print(f"### {name}\n\n{PARTS[name]()}\n", flush=True)
 
 

@@ -6,7 +6,6 @@ levels, minority. Results are kept in experiments/results, and a study that was 
 where it was.
 """
 
-import argparse
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from flwr.serverapp.strategy import FedAvg, FedMedian, FedTrimmedAvg, Krum, Strategy
 
 from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
+from experiments.studies.commands import chosen_parts
 from experiments.studies.federation import ATTACKS, Setting, simulate
 from experiments.studies.jobs import Result, run_jobs
 from fedmedian import Adaptive, Gaussian, Rotation, TopUp
@@ -252,9 +252,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables that the command line names, or all."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.studies.random_basis")
-    parser.add_argument("table", nargs="*", choices=[*TABLES, []])
-    for name in parser.parse_args(arguments).table or TABLES:
+    for name in chosen_parts("random_basis", TABLES, arguments):
         print(f"### {name}\n\n{TABLES[name]()}\n", flush=True)
 
 

@@ -5,7 +5,6 @@
 in experiments/results, and a study that was killed goes on where it was.
 """
 
-import argparse
 import gc
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +20,7 @@ from flwr.serverapp.strategy import Bulyan, FedAvg, FedMedian, FedTrimmedAvg, Kr
 from numpy.typing import NDArray
 
 from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
+from experiments.studies.commands import chosen_parts
 from experiments.studies.federation import Setting, simulate
 from experiments.studies.jobs import Result, run_jobs
 from experiments.studies.random_basis import late, unseeded
@@ -275,9 +275,7 @@ def table(study: Study, seeds: Sequence[int] = (0, 1)) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables that the command line names, or all."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.studies.robustness")
-    parser.add_argument("study", nargs="*", choices=[*STUDIES, []])
-    for name in parser.parse_args(arguments).study or STUDIES:
+    for name in chosen_parts("robustness", STUDIES, arguments):
         print(f"### {name}\n\n{table(STUDIES[name])}\n", flush=True)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from hashlib import file_digest
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -210,7 +210,11 @@ class Checkpoint:
         if not path.exists():
             return 0
         with _reading(path):
-            return require_integer("number of rounds", json.loads(path.read_bytes()), low=0)
+            stored = json.loads(path.read_bytes())
+            rounds = require_integer("number of rounds", stored["rounds"], low=0)
+            if stored != _counted(rounds):
+                raise ValueError("it does not match its checksum")
+            return rounds
 
     def note_answered_rounds(self, rounds: int) -> None:
         """Write down how many rounds clients may have answered, those of no checkpoint included.
@@ -223,7 +227,7 @@ class Checkpoint:
         folder = self._make_folder()
         draft = folder / f"{_DRAFT}-{_ANSWERED}"
         draft.unlink(missing_ok=True)  # of a process that was killed
-        _create_text(draft, f"{rounds}\n")
+        _create_text(draft, json.dumps(_counted(rounds)) + "\n")
         _sync(draft)
         draft.replace(folder / _ANSWERED)
         _sync(folder)
@@ -308,6 +312,11 @@ def _create(path: Path) -> BinaryIO:
 def _create_text(path: Path, text: str) -> None:
     with _create(path) as file:
         file.write(text.encode())
+
+
+def _counted(rounds: int) -> dict[str, Any]:
+    """Return a number of rounds as it is stored, with a checksum."""
+    return {"rounds": rounds, "sha256": sha256(str(rounds).encode()).hexdigest()}
 
 
 def _sum(path: Path) -> str:

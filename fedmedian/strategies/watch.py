@@ -111,7 +111,7 @@ class Watch:
         for reason, count in reasons.items():
             if 2 * count > asked:
                 self._warn_once(
-                    reason,
+                    f"reason: {reason}",  # no client's words are another warning's key
                     "round %d: %d of %d replies are lost for one reason: %s",
                     *(current.number, count, asked, _with_remedy(reason)),
                 )

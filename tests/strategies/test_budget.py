@@ -1,6 +1,7 @@
 """Which strategies are a privacy mechanism, and how a budget ends a run."""
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -293,3 +294,14 @@ class TestCheckpoint:
         (tmp_path / "answered-rounds.json").write_text("-1")
         with pytest.raises(ValueError, match=r"answered-rounds\.json cannot be read"):
             run(self.make(api, tmp_path), train, MODEL, 3, 1)
+
+    def test_no_bit_of_a_count_can_flip_unseen(self, tmp_path):
+        checkpoint, path = Checkpoint(tmp_path), tmp_path / "answered-rounds.json"
+        checkpoint.note_answered_rounds(37)
+        whole = path.read_bytes()
+        for bit in range(8 * len(whole)):
+            damaged = bytearray(whole)
+            damaged[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(damaged)
+            with suppress(ValueError):
+                assert checkpoint.answered_rounds() == 37
