@@ -15,6 +15,7 @@ from datasets import disable_progress_bars
 
 from experiments.apps import QUICKSTARTS
 from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
+from experiments.studies.commands import show_tables
 from experiments.studies.federation import Setting
 from experiments.studies.jobs import Result, run_jobs
 from experiments.studies.plugging import plug_in
@@ -104,9 +105,13 @@ def app_table(apps: dict[str, Setting | Path], seeds: Sequence[int] = (0, 1)) ->
     return make_table(["app", "FedAvg", "SignSGD()", "MedianSGD()", "worse − FedAvg"], rows)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
-    print(app_table({**{folder.name: folder for folder in QUICKSTARTS}, **SETTINGS}))
+    apps: dict[str, Setting | Path] = {
+        **{folder.name: folder for folder in QUICKSTARTS},
+        **SETTINGS,
+    }
+    show_tables("apps", {"accuracy": partial(app_table, apps)}, arguments)
 
 
 if __name__ == "__main__":

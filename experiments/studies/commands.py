@@ -1,7 +1,11 @@
-"""The command lines of studies that have several parts."""
+"""The command lines of studies, and the tables that documents have from them."""
 
 import argparse
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def chosen_parts(
@@ -23,7 +27,81 @@ def chosen_parts(
     list of str
         The names.
     """
+    return list(_parsed(make_parser(study), parts, arguments).part)
+
+
+def show_tables(
+    study: str,
+    tables: Mapping[str, Callable[[], str]],
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Print the tables that the command line names, or all; ``--document`` also documents them.
+
+    Parameters
+    ----------
+    study : str
+        The study's module.
+    tables : mapping of str to callable
+        What makes the tables, by their names.
+    arguments : sequence of str, optional
+        The command line; this process's if not given.
+    """
+    options = _parsed(make_documenting_parser(study), tables, arguments)
+    for name in options.part:
+        text = tables[name]()
+        print(f"### {name}\n\n{text}\n", flush=True)
+        if options.document:
+            document(f"{study}-{name}", text)
+
+
+def make_parser(study: str) -> argparse.ArgumentParser:
+    """Return a parser of a study's command line, which knows its name alone."""
+    return argparse.ArgumentParser(prog=f"python -m experiments.studies.{study}")
+
+
+def make_documenting_parser(study: str) -> argparse.ArgumentParser:
+    """Return a parser of the command line of a study whose tables are in documents."""
+    parser = make_parser(study)
+    parser.add_argument(
+        "--document", action="store_true", help="also write what is printed into docs/"
+    )
+    return parser
+
+
+def document(name: str, text: str) -> None:
+    """Keep what a command printed in docs/tables, and replace its last tables in all pages.
+
+    A page shows a table as soon as it has a copy of what is kept; a test holds it to that.
+
+    Parameters
+    ----------
+    name : str
+        The name of the command, and of the file.
+    text : str
+        What it printed.
+    """
+    file = DOCS / "tables" / f"{name}.md"
+    if file.exists():
+        pairs = list(zip(tables_of(file.read_text()), tables_of(text), strict=True))
+        for page in DOCS.glob("*.md"):
+            shown = page.read_text()
+            for before, after in pairs:
+                shown = shown.replace(before, after)
+            page.write_text(shown)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text + "\n")
+
+
+def tables_of(text: str) -> list[str]:
+    """Return the tables of a text in Markdown, each as its lines."""
+    return [found.rstrip("\n") for found in re.findall(r"(?:^\|.*(?:\n|\Z))+", text, re.MULTILINE)]
+
+
+def _parsed(
+    parser: argparse.ArgumentParser, parts: Iterable[str], arguments: Sequence[str] | None
+) -> argparse.Namespace:
     names = list(parts)
-    parser = argparse.ArgumentParser(prog=f"python -m experiments.studies.{study}")
     parser.add_argument("part", nargs="*", choices=[*names, []])
-    return parser.parse_args(arguments).part or names
+    options = parser.parse_args(arguments)
+    options.part = options.part or names
+    return options

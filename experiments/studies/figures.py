@@ -1,13 +1,12 @@
-"""The figures of docs/, from the runs of `random_basis` and `robustness`.
+"""The figures of docs/, from the runs of `random_basis`, `robustness` and `privacy`.
 
 ``python -m experiments.studies.figures`` writes them into docs/, after the runs that are missing;
-``python -m experiments.studies.figures attacks`` writes one; so do votes, bases, curves and
-robustness.
+``python -m experiments.studies.figures attacks`` writes one; so do votes, bases, curves,
+robustness and privacy.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import fmean
 
 import numpy as np
@@ -15,15 +14,15 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from matplotlib.figure import Figure
 
-from experiments.studies.commands import chosen_parts
+from experiments.studies import privacy as studied
+from experiments.studies.commands import DOCS, chosen_parts
 from experiments.studies.federation import ATTACKS, Clients, Setting, make_network
 from experiments.studies.random_basis import HOSTILE, late, run_all
 from experiments.studies.robustness import STUDIES, accuracies
 from fedmedian import Gaussian
 from fedmedian.clients import InProcessGrid
 from fedmedian.kernels.rotation import rotate
-
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+from fedmedian.privacy import noise_multiplier_for
 
 COLOURS = {
     "FedAvg": "black",
@@ -158,12 +157,34 @@ def robustness() -> Figure:
     return figure
 
 
+def privacy() -> Figure:
+    """Draw ε over rounds, and accuracy over ε against the server and against readers."""
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    rounds, *panels = figure.subplots(1, 1 + len(studied.STUDIES))
+    numbers = range(1, 101)
+    for name, kind in studied.KINDS.items():
+        sigma = noise_multiplier_for(
+            studied.EPSILONS[-1], studied.DELTA, numbers[-1], kind="vector"
+        )
+        rounds.plot(numbers, [studied.epsilon_of(kind, sigma, n) for n in numbers], label=name)
+    rounds.set(title=f"σ = {sigma:.1f}", xlabel="round", ylabel=f"ε at δ = {studied.DELTA:g}")
+    for axes, (title, study) in zip(panels, studied.STUDIES.items(), strict=True):
+        for rule, ends in studied.accuracies(study).items():
+            axes.plot(studied.EPSILONS, ends, "o-", label=rule)
+        axes.set(title=title, xlabel="ε", ylabel="test accuracy")
+    for axes in (rounds, *panels):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    return figure
+
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     "votes": three_votes,
     "bases": two_bases,
     "curves": curves,
     "attacks": worst_cases,
     "robustness": robustness,
+    "privacy": privacy,
 }
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
+from experiments.studies.commands import show_tables
 from experiments.studies.random_basis import encode_with_eden
 from fedmedian import Adaptive, Counts, Gaussian, Instruction, Layout, Noise, Rotation, TopUp
 from fedmedian.aggregation import aggregate_signs, aggregate_vectors
@@ -124,4 +125,4 @@ def error_table(errors: dict[str, list[float]]) -> str:
 
 
 if __name__ == "__main__":
-    print(error_table(measure()))
+    show_tables("nmse", {"errors": lambda: error_table(measure())})

@@ -6,7 +6,6 @@ rule.
 """
 
 import logging
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from math import pi
@@ -25,6 +24,7 @@ from experiments.apps import HETEROGENEOUS, read_config
 from experiments.apps.heterogeneous.fedmedian_heterogeneous import client_app, server_app
 from experiments.apps.heterogeneous.fedmedian_heterogeneous.measuring import Run, Tell
 from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
+from experiments.studies.commands import show_tables
 from experiments.studies.harness import App, StudyGrid, run
 from fedmedian import Adaptive, Gaussian, Layout, Majority, Momentum, mean_from_votes
 from fedmedian.noise import NOISE_FAMILIES
@@ -255,14 +255,10 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables that the command line names, or all."""
-    names = sys.argv[1:] or list(TABLES)
-    if unknown := [name for name in names if name not in TABLES]:
-        raise SystemExit(f"unknown table {unknown[0]!r}; there are: {', '.join(TABLES)}")
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    for name in names:
-        print(f"### {name}\n\n{TABLES[name]()}\n", flush=True)
+    show_tables("noise_choices", TABLES, arguments)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """The study of privacy: what ε a run comes to, and how well a model learns at an ε.
 
-``python -m experiments.studies.privacy`` prints the tables of docs/privacy.md and draws its figure;
-``python -m experiments.studies.privacy rounds`` prints one table; so do noise and accuracy, and
-figure draws. Accuracy and figure take training: its results are kept in experiments/results, and
-a study that was killed goes on where it was.
+``python -m experiments.studies.privacy`` prints the tables of docs/privacy.md;
+``python -m experiments.studies.privacy rounds`` prints one; so do noise and accuracy, which takes
+training: results are kept in experiments/results, and a study that was killed goes on where it
+was.
 
 All rules keep to one (ε, δ) for all data of a client, by the same count: noise is chosen by
 `noise_multiplier_for`, for any two updates of norm C or less. Against the server each client adds
@@ -28,10 +28,9 @@ from flwr.serverapp.strategy import (
     FedAvg,
     Strategy,
 )
-from matplotlib.figure import Figure
 
 from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
-from experiments.studies.commands import chosen_parts
+from experiments.studies.commands import show_tables
 from experiments.studies.federation import Setting, simulate
 from experiments.studies.jobs import Result, run_jobs
 from experiments.studies.random_basis import late, unseeded
@@ -42,7 +41,6 @@ from fedmedian.privacy import Mechanism, noise_multiplier_for
 from fedmedian.strategies import MedianSGD, SignSGD
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "privacy"
-DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 DELTA = 1e-5
 EPSILONS = (1.0, 4.0, 8.0)
@@ -251,25 +249,6 @@ def noise_table() -> str:
     return make_table(["σ for", *map(_count, ROUNDS)], rows)
 
 
-def figure() -> Figure:
-    """Draw ε over rounds, and accuracy over ε against the server and against readers."""
-    drawn = Figure(figsize=(13, 4), layout="constrained")
-    rounds, *panels = drawn.subplots(1, 1 + len(STUDIES))
-    numbers = range(1, 101)
-    for name, kind in KINDS.items():
-        sigma = noise_multiplier_for(EPSILONS[-1], DELTA, numbers[-1], kind="vector")
-        rounds.plot(numbers, [epsilon_of(kind, sigma, n) for n in numbers], label=name)
-    rounds.set(title=f"σ = {sigma:.1f}", xlabel="round", ylabel=f"ε at δ = {DELTA:g}")
-    for axes, (title, study) in zip(panels, STUDIES.items(), strict=True):
-        for rule, ends in accuracies(study).items():
-            axes.plot(EPSILONS, ends, "o-", label=rule)
-        axes.set(title=title, xlabel="ε", ylabel="test accuracy")
-    for axes in (rounds, *panels):
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
-    return drawn
-
-
 def _count(rounds: int) -> str:
     return "1 round" if rounds == 1 else f"{rounds} rounds"
 
@@ -278,24 +257,16 @@ def _accuracy_tables() -> str:
     return "\n\n".join(f"{name}:\n\n{accuracy_table(one)}" for name, one in STUDIES.items())
 
 
-def _draw() -> str:
-    file = DOCS / "privacy.png"
-    figure().savefig(file, dpi=100)
-    return f"drawn: {file}"
-
-
-PARTS: dict[str, Callable[[], str]] = {
+TABLES: dict[str, Callable[[], str]] = {
     "rounds": rounds_table,
     "noise": noise_table,
     "accuracy": _accuracy_tables,
-    "figure": _draw,
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the parts that the command line names, or all."""
-    for name in chosen_parts("privacy", PARTS, arguments):
-        print(f"### {name}\n\n{PARTS[name]()}\n", flush=True)
+    """Print the tables that the command line names, or all."""
+    show_tables("privacy", TABLES, arguments)
 
 
 if __name__ == "__main__":

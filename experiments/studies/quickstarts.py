@@ -25,6 +25,7 @@ from flwr.serverapp import ServerApp
 from experiments.apps import QUICKSTARTS, read_config
 from experiments.apps.heterogeneous.fedmedian_heterogeneous.measuring import Run, Tell
 from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
+from experiments.studies.commands import document, make_documenting_parser
 from experiments.studies.harness import App, StudyGrid, run
 from experiments.studies.plugging import plug_in
 from fedmedian.layout import Layout
@@ -210,13 +211,16 @@ def _apps_with(overrides: Sequence[str]) -> list[Path]:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.studies.quickstarts")
+    parser = make_documenting_parser("quickstarts")
     parser.add_argument("repetitions", type=_at_least_one, nargs="?", default=1)
     parser.add_argument("-c", dest="overrides", metavar="KEY=VALUE", nargs="+", default=[])
     arguments = parser.parse_args()
     logging.getLogger("flwr").setLevel(logging.ERROR)
     disable_progress_bars()
-    print(quickstart_table(range(arguments.repetitions), arguments.overrides))
+    text = quickstart_table(range(arguments.repetitions), arguments.overrides)
+    print(text)
+    if arguments.document:
+        document("-".join(["quickstarts", str(arguments.repetitions), *arguments.overrides]), text)
 
 
 def _at_least_one(text: str) -> int:

@@ -20,7 +20,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from flwr.serverapp.strategy import FedAvg, FedMedian, FedTrimmedAvg, Krum, Strategy
 
 from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
-from experiments.studies.commands import chosen_parts
+from experiments.studies.commands import show_tables
 from experiments.studies.federation import ATTACKS, Setting, simulate
 from experiments.studies.jobs import Result, run_jobs
 from fedmedian import Adaptive, Gaussian, Rotation, TopUp
@@ -252,8 +252,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables that the command line names, or all."""
-    for name in chosen_parts("random_basis", TABLES, arguments):
-        print(f"### {name}\n\n{TABLES[name]()}\n", flush=True)
+    show_tables("random_basis", TABLES, arguments)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from flwr.serverapp.strategy import Bulyan, FedAvg, FedMedian, FedTrimmedAvg, Kr
 from numpy.typing import NDArray
 
 from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
-from experiments.studies.commands import chosen_parts
+from experiments.studies.commands import show_tables
 from experiments.studies.federation import Setting, simulate
 from experiments.studies.jobs import Result, run_jobs
 from experiments.studies.random_basis import late, unseeded
@@ -275,8 +275,8 @@ def table(study: Study, seeds: Sequence[int] = (0, 1)) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables that the command line names, or all."""
-    for name in chosen_parts("robustness", STUDIES, arguments):
-        print(f"### {name}\n\n{table(STUDIES[name])}\n", flush=True)
+    makers = {name: partial(table, study) for name, study in STUDIES.items()}
+    show_tables("robustness", makers, arguments)
 
 
 if __name__ == "__main__":
