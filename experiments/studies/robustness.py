@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +223,9 @@ def rules(study: Study) -> dict[str, Callable[..., Strategy]]:
 def run_rule(rule: str, study: Study, setting: Setting, seed: int) -> Result:
     """Run a rule on one of a study's federations."""
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    # Flower's Bulyan collects garbage for each reply: half a second, unless modules are left out.
+    # Flower's Bulyan collects garbage for each reply: half a second, unless modules are left out,
+    # also the one that torch imports with an optimiser's first step.
+    import_module("torch._dynamo")
     gc.collect()
     gc.freeze()
     return simulate(rules(study)[rule], setting, seed, [perturb])
