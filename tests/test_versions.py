@@ -47,11 +47,6 @@ def test_the_target_test_newest_upgrades_all_dependencies_of_a_python_of_choice_
     assert "constraint" not in plan
 
 
-def test_the_experiment_admits_the_same_versions_of_flower_as_the_package():
-    experiment = declared(ROOT / "experiments" / "apps" / "heterogeneous")
-    assert experiment["flwr"] == declared(ROOT)["flwr"]
-
-
 class TestDocuments:
     """The versions that README and docs name are those declared and tested."""
 
