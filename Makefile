@@ -5,8 +5,9 @@ BIN := .venv/bin
 OLDEST_BIN := .venv-oldest/bin
 OLDEST = $(shell sed -n 's/^dependencies = \[\(.*\)\]$$/\1/p' pyproject.toml | \
 	sed 's/,<[0-9]*//g; s/[",]//g; s/>=/==/g')
+NEWEST_VENV = .venv-newest-$(notdir $(PYTHON))
 
-.PHONY: help demo deploy-demo test test-oldest lint types docs figures bench setup clean
+.PHONY: help demo deploy-demo test test-oldest test-newest lint types docs figures bench setup clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -24,6 +25,14 @@ test: setup  ## Run all tests; ARGS="-m 'not slow'" leaves out what takes long.
 
 test-oldest: .venv-oldest/installed  ## Run the fast tests on the oldest dependencies that we declare.
 	@$(OLDEST_BIN)/python -m pytest --numprocesses 4 --dist loadscope --no-loadscope-reorder -m 'not slow'
+
+# Without torch and the experiments, which ask for gigabytes: what needs them is skipped, and says so.
+test-newest:  ## Run the fast tests on the newest dependencies; PYTHON=python3.13 is another Python.
+	@test -x $(NEWEST_VENV)/bin/python || $(PYTHON) -m venv $(NEWEST_VENV)
+	@$(NEWEST_VENV)/bin/python -m pip install --disable-pip-version-check --quiet \
+		--upgrade --upgrade-strategy eager --editable '.[test]'
+	@$(NEWEST_VENV)/bin/python -m pytest --numprocesses 4 --dist loadscope --no-loadscope-reorder \
+		-m 'not slow' $(ARGS)
 
 lint: setup types  ## Check style and types.
 	@$(BIN)/ruff check .
@@ -64,4 +73,4 @@ setup: .venv/installed  ## Set up .venv with the tested versions.
 	@touch $@
 
 clean:  ## Remove what the targets above have made.
-	rm -rf .venv .venv-oldest build experiments/results benchmarks/results .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build experiments/results benchmarks/results .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -14,13 +14,19 @@ MODULES = [
 ]
 
 
+def load(name):
+    if name == "fedmedian.clients.torch_clients":
+        pytest.importorskip("torch")
+    return importlib.import_module(name)
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_the_examples_of_a_module_work(name):
-    assert doctest.testmod(importlib.import_module(name)).failed == 0
+    assert doctest.testmod(load(name)).failed == 0
 
 
 def test_there_are_examples():
     finder = doctest.DocTestFinder()
-    modules = [importlib.import_module(name) for name in MODULES]
+    modules = [load(name) for name in MODULES]
     examples = [test.examples for module in modules for test in finder.find(module)]
     assert sum(map(len, examples)) > 10

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("mkdocs")
+
 import fedmedian
 from fedmedian import clients, privacy, strategies
 from fedmedian.clients import attacks

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,14 +24,14 @@ def oldest(versions):
     return version
 
 
+def plan_of(*arguments):
+    """What make would do."""
+    command = ["make", "--dry-run", "--always-make", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
 def test_the_target_test_oldest_installs_the_oldest_of_each_dependency_before_it_tests():
-    plan = subprocess.run(
-        ["make", "--dry-run", "--always-make", "test-oldest"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    plan = plan_of("test-oldest")
     tests = plan.index(".venv-oldest/bin/python -m pytest")
     (unpinned,) = re.findall(r"grep -Ev '\^\((.*?)\)=='", plan)
     for name, versions in declared(ROOT).items():
@@ -38,9 +39,12 @@ def test_the_target_test_oldest_installs_the_oldest_of_each_dependency_before_it
         assert name in unpinned.split("|")
 
 
-def test_the_experiment_admits_the_same_versions_of_flower_as_the_package():
-    experiment = declared(ROOT / "experiments" / "apps" / "heterogeneous")
-    assert experiment["flwr"] == declared(ROOT)["flwr"]
+def test_the_target_test_newest_upgrades_all_dependencies_of_a_python_of_choice_before_it_tests():
+    plan = plan_of("test-newest", "PYTHON=/opt/bin/python3.13")
+    made = plan.index("/opt/bin/python3.13 -m venv .venv-newest-python3.13")
+    upgraded = plan.index("--upgrade --upgrade-strategy eager --editable '.[test]'")
+    assert made < upgraded < plan.index(".venv-newest-python3.13/bin/python -m pytest")
+    assert "constraint" not in plan
 
 
 class TestDocuments:
@@ -71,3 +75,17 @@ class TestDocuments:
         assert rows.pop("python")[0] == project["requires-python"].removeprefix(">=")
         rows["flwr"] = rows.pop("flower")
         assert rows == {name: [oldest(admitted[name]), pins[name]] for name in admitted}
+
+    def test_the_matrix_has_the_oldest_the_pinned_and_every_python_that_is_named(self, pins):
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        page = (ROOT / "docs" / "support.md").read_text(encoding="utf-8")
+        version = r"(\d[\d.]*)"
+        row = rf"^\| {version} \| {version} \| {version} \| {version} \|.*`make (.*?)` \|$"
+        rows = {command: of for *of, command in re.findall(row, page, flags=re.MULTILINE)}
+        names = ("flwr", "numpy", "scipy")
+        assert rows["test"][1:] == [pins[name] for name in names]
+        for shown, name in zip(rows["test-oldest"][1:], names, strict=True):
+            assert Version(shown) == Version(oldest(declared(ROOT)[name]))
+        pythons = {f"Programming Language :: Python :: {of[0]}" for of in rows.values()}
+        numbered = re.compile(r"Programming Language :: Python :: 3\.\d+")
+        assert pythons == {one for one in project["classifiers"] if numbered.fullmatch(one)}

@@ -5,6 +5,8 @@ import importlib.util
 import numpy as np
 import pytest
 
+pytest.importorskip("matplotlib")
+
 from benchmarks.memory import estimator_peaks
 from benchmarks.rounds import STRATEGIES, ServerRound
 from benchmarks.scale import (

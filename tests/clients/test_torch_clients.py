@@ -4,12 +4,9 @@ from functools import partial
 
 import numpy as np
 import pytest
-import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 from fedmedian import (
     ClientMomentum,
@@ -20,6 +17,15 @@ from fedmedian import (
     unpack_signs,
 )
 from fedmedian.client_steps import UpdateError
+from fedmedian.strategies import MedianSGD, SignSGD
+from fedmedian.wire import WireError
+
+pytest.importorskip("torch")
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
 from fedmedian.clients import (
     FullBatchGradient,
     GradientClient,
@@ -28,8 +34,6 @@ from fedmedian.clients import (
     MiniBatchGradient,
     SignClient,
 )
-from fedmedian.strategies import MedianSGD, SignSGD
-from fedmedian.wire import WireError
 
 EXAMPLES = 10
 OLDER_KEYS = {

@@ -9,8 +9,11 @@ import sys
 import uuid
 from pathlib import Path
 
-import psutil
 import pytest
+
+pytest.importorskip("torch")
+
+import psutil
 
 from experiments.apps import HETEROGENEOUS, read_config
 from experiments.apps.heterogeneous.fedmedian_heterogeneous import client_app, server_app

@@ -4,19 +4,26 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
+import zipfile
+from io import BytesIO
 
 import flwr.server.strategy
 import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.cli.build import build_fab_from_files
+from flwr.cli.utils import collect_files
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.common import ndarrays_to_parameters
+from flwr.common.constant import FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION
 from flwr.server import ServerApp, ServerAppComponents, ServerConfig
 from flwr.serverapp.strategy import FedAvg
 from torch.utils.data import DataLoader, TensorDataset
 
+from experiments.apps import QUICKSTARTS
 from experiments.studies.noise_choices import decoding_table
 from fedmedian.clients import InProcessGrid, Policy, perturb
 from fedmedian.clients.policy import VARIABLE
@@ -53,6 +60,7 @@ def test_every_command_is_known_to_a_test(readme, root):
         *("git clone", "make demo", "pip install", "flwr run experiments/apps/heterogeneous "),
         ".venv/bin/python -m experiments.studies.quickstarts",
         ".venv/bin/python -m experiments.studies.heterogeneous",
+        f"export {FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION}=1",
     )
     guide = root / "docs" / "deployment.md"  # see test_deployment.py
     pages = [path.read_text() for path in (root / "docs").rglob("*.md") if path != guide]
@@ -195,6 +203,20 @@ def test_the_snippets_of_an_app_are_valid(existing_apps):
         names = {}
         exec(snippet, names)
         assert isinstance(names.get("strategy"), SignSGD) or isinstance(names["app"], ClientApp)
+
+
+def test_a_bundle_keeps_what_flower_installs_an_app_by(existing_apps):
+    shown, permission = fences(existing_apps, "toml")
+    assert "`[tool.uv.sources]`" in existing_apps
+    tables = f'{permission}[tool.uv.sources]\nfedmedian = {{ git = "https://example.org" }}\n'
+    files = dict(collect_files(QUICKSTARTS[0]))
+    written = files["pyproject.toml"].read_text()
+    listed = re.compile(r"^dependencies = \[\n.*?^\]\n", flags=re.DOTALL | re.MULTILINE)
+    files["pyproject.toml"] = (listed.sub(shown, written) + tables).encode()
+    bundle, _ = build_fab_from_files(files)
+    kept = tomllib.loads(zipfile.ZipFile(BytesIO(bundle)).read("pyproject.toml").decode())
+    assert kept["project"]["dependencies"] == tomllib.loads(shown)["dependencies"]
+    assert kept["tool"]["uv"]["sources"] == {"fedmedian": {"git": "https://example.org"}}
 
 
 def test_the_snippet_without_a_rotation_makes_the_papers_algorithms(page):

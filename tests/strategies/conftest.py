@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from flwr.app import Context, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
@@ -350,12 +349,3 @@ def warnings(caplog):
         ]
 
     return warnings
-
-
-@pytest.fixture(scope="session")
-def one_thread():
-    """Models as small as the tests' only wait for each other's threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

@@ -4,16 +4,13 @@ from math import nan
 
 import numpy as np
 import pytest
-import torch
 from flwr.app import Context, RecordDict
+from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.common import parameters_to_ndarrays
 from flwr.server import ServerApp, ServerAppComponents, ServerConfig
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
-from fedmedian.claims import mean_in_proportion
-from fedmedian.clients import GradientClient, InProcessGrid, SignClient, perturb
+from fedmedian.clients import InProcessGrid, perturb
 
 NUM_CLIENTS = 5
 BAD = 2  # the client that misbehaves
@@ -93,10 +90,7 @@ def test_the_functions_that_aggregate_metrics_get_the_clients_own_alone(play):
 
 
 def test_without_an_initial_model_a_client_is_asked_for_one(older_api):
-    class WithParameters(SignClient):
-        def __init__(self):
-            pass
-
+    class WithParameters(NumPyClient):
         def get_parameters(self, config):
             return list(MODEL.values())
 
@@ -126,58 +120,3 @@ def test_the_average_of_the_rounds_is_in_averaged_parameters(older_api, run):
     first, *_, counter = parameters_to_ndarrays(strategy.averaged_parameters)
     np.testing.assert_allclose(first, MODEL["0"] + 0.75 * 1 + 0.25 * 2, rtol=1e-6)
     assert counter == 2
-
-
-def mean(values, axis):
-    assert axis == 0
-    return mean_in_proportion(
-        np.stack(values, dtype=np.float64), np.full(NUM_CLIENTS, 1 / NUM_CLIENTS)
-    )
-
-
-@pytest.mark.usefixtures("one_thread")
-class TestBatchNorm:
-    """Arrays have no names: `exact` tells running statistics by position."""
-
-    BATCHES = 2
-    MEAN, VARIANCE, COUNTER = "4", "5", "6"  # in the order of its state dict
-
-    @staticmethod
-    def model():
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
-
-    def batches(self, partition):
-        draws = torch.Generator().manual_seed(partition)
-        data = TensorDataset(torch.randn(8, 4, generator=draws), torch.arange(8) % 3)
-        return DataLoader(data, 8 // self.BATCHES)
-
-    def statistics(self, partition):
-        """A client's running mean and variance after a round."""
-        model = self.model().train()
-        for inputs, _ in self.batches(partition):
-            model(inputs)
-        state = list(model.state_dict().values())
-        return state[int(self.MEAN)].numpy(), state[int(self.VARIANCE)].numpy()
-
-    @pytest.mark.parametrize(
-        ("make", "client", "combine"),
-        [("SignSGD", SignClient, mean), ("MedianSGD", GradientClient, np.median)],
-    )
-    def test_running_statistics_of_torch_clients_travel_exactly(
-        self, make, client, combine, older_api, run
-    ):
-        def client_fn(context):
-            batches = self.batches(context.node_config["partition-id"])
-            return client(context, self.model(), batches, test_loader=batches).to_client()
-
-        state = self.model().state_dict().values()
-        initial = {str(i): value.numpy() for i, value in enumerate(state)}
-        strategy = older_api.make(make, exact=[self.MEAN, self.VARIANCE])
-        model = run(strategy, ClientApp(client_fn=client_fn), initial, NUM_CLIENTS).model
-        clients = zip(*map(self.statistics, range(NUM_CLIENTS)), strict=True)
-        for position, values in zip((self.MEAN, self.VARIANCE), clients, strict=True):
-            np.testing.assert_allclose(model[position], combine(values, axis=0), rtol=1e-5)
-        assert model[self.COUNTER] == self.BATCHES
-        assert [array.dtype for array in model.values()] == [a.dtype for a in initial.values()]
-        assert not np.array_equal(model["0"], initial["0"])

@@ -4,15 +4,11 @@ from math import nan
 
 import numpy as np
 import pytest
-import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
-from fedmedian import DivideByLearningRate, Gaussian
-from fedmedian.clients import GradientClient, SignClient, perturb
+from fedmedian.clients import perturb
 from fedmedian.strategies import RunFailedError
 from fedmedian.strategies.metrics import MOST_METRICS
 from fedmedian.strategies.numpy_clients import read_reply
@@ -139,48 +135,6 @@ class TestInARun:
             raise AssertionError
 
         assert play("MedianSGD", evaluate=fail, fraction_evaluate=0.0).evaluations == {}
-
-
-@pytest.mark.usefixtures("one_thread")
-class TestTorchClients:
-    """Their noise is seeded, so that a bound holds always or never."""
-
-    OPTIMA, COPIES = (1.0, 2.0, 3.0, 10.0), 500
-
-    @pytest.mark.parametrize("api", ["numpy_clients", "older_api"])
-    @pytest.mark.parametrize(
-        ("make", "client"), [("SignSGD", SignClient), ("MedianSGD", GradientClient)]
-    )
-    def test_torch_clients_train_towards_the_mean_and_evaluate(
-        self, api, make, client, request, run
-    ):
-        def loss(outputs, targets):
-            return ((outputs - targets) ** 2).sum() / (2 * len(targets) * self.COPIES)
-
-        def client_fn(context):
-            optimum = self.OPTIMA[context.node_config["partition-id"]]
-            data = TensorDataset(torch.ones(1, 1), torch.full((1, self.COPIES), optimum))
-            batches, model = DataLoader(data), nn.Linear(1, self.COPIES, bias=False)
-            return client(context, model, batches, loss=loss, test_loader=batches).to_client()
-
-        strategy = request.getfixturevalue(api).make(
-            make,
-            Gaussian(10.0),
-            client_steps=[DivideByLearningRate(1 / self.COPIES)],  # of the mean over copies
-            learning_rate=0.2,
-        )
-        outcome = run(
-            strategy,
-            ClientApp(client_fn=client_fn),
-            {"weight": np.full((self.COPIES, 1), 4.0, np.float32)},
-            len(self.OPTIMA),
-            15,
-        )
-        # The mean, which noise leads to; the median is 2.5.
-        assert outcome.model["weight"].mean() == pytest.approx(4.0, abs=0.5)
-        spread = np.mean([(4.0 - optimum) ** 2 / 2 for optimum in self.OPTIMA])
-        assert outcome.evaluations[15]["loss"] > 0.9 * spread
-        assert set(outcome.evaluations[15]) == {"loss", "accuracy"}
 
 
 def test_a_numpy_client_needs_no_evaluation(run, numpy_clients):
