@@ -358,6 +358,20 @@ def test_the_snippet_of_a_torch_client_trains(existing_apps):
     assert ((model(points).argmax(dim=1) == (points[:, 0] > 0)).float().mean()) > 0.9
 
 
+def test_the_snippet_of_a_part_of_a_model_leaves_the_rest_where_it_is(existing_apps):
+    (snippet,) = (code for code in fences(existing_apps, "python") if "lora_" in code)
+    model = torch.nn.Linear(3, 2)
+    model.register_parameter("lora_down", torch.nn.Parameter(torch.zeros(1, 3)))
+    names = {"ArrayRecord": ArrayRecord, "model": model}
+    exec(snippet, names)
+    assert list(names["arrays"]) == ["lora_down"]
+    weight = model.weight.detach().clone()
+    moved = ArrayRecord({"lora_down": Array(np.ones((1, 3), np.float32))})
+    exec(snippet.replace("ArrayRecord(what_travels(model))", "moved"), {**names, "moved": moved})
+    assert torch.equal(model.weight, weight)
+    assert model.lora_down.sum() == 3
+
+
 def test_the_policy_that_is_shown_answers_the_strategy_that_is_shown(page):
     text = page("privacy")
     (snippet, _), (environment,) = fences(text, "python"), fences(text, "sh")

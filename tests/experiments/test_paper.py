@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from experiments.paper import __main__ as command
-from experiments.paper import theorems, toy
+from experiments.paper import text, theorems, toy
 from experiments.paper.__main__ import CLAIMS, DOCS
 from experiments.paper.claims import page
 
@@ -127,3 +128,42 @@ def test_a_check_that_fails_is_the_commands_exit_status(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "CLAIMS", (failing,))
     with pytest.raises(SystemExit, match="1"):
         command.main(["toy", "--into", str(tmp_path)])
+
+
+class TestText:
+    def test_an_adapter_adds_nothing_until_it_is_trained(self):
+        model = text.Writer(16)
+        characters = torch.arange(20).reshape(2, 10)
+        before = model(characters)
+        text.adapt(model)
+        assert torch.equal(model(characters), before)
+        assert {name.rsplit("_", 1)[0].rsplit(".", 1)[1] for name in text.what_travels(model)} == {
+            "lora"
+        }
+
+    def test_what_comes_later_does_not_change_what_is_written_before(self):
+        model, characters = text.Writer(16), torch.arange(20).reshape(1, 20)
+        changed = characters.clone()
+        changed[0, 10:] += 1
+        before, after = model(characters), model(changed)
+        assert torch.allclose(before[0, :10], after[0, :10], atol=1e-6)
+        assert not torch.allclose(before[0, 10:], after[0, 10:], atol=1e-3)
+
+    def test_no_paragraph_that_is_tested_on_is_a_clients_or_known_before(self):
+        parts, before, tested = text.load()
+        held = [bytes(part.tolist()) for part in (*parts, before)]
+        windows = [bytes(window.tolist()) for window in tested]
+        known = [window for window in windows if any(window in part for part in held)]
+        assert len(windows) > 100
+        assert len(known) < 0.1 * len(windows)  # rules and sentences that recur
+
+    def test_the_check_tells_a_loss_and_a_message_that_are_too_large(self):
+        run = {"loss": [4.5, 4.0, 3.0, 2.5, 2.0], "uplink": 1000, "parameters": 250}
+        ours = {**run, "uplink": 50}
+        found = {"all": {"FedAvg": run, "SignSGD()": ours, "MedianSGD()": run}}
+        assert text.check(found) == []
+        late = {**ours, "loss": [4.5, 4.3, 4.2, 4.1, 4.0], "uplink": 500}
+        found["all"]["SignSGD()"] = late
+        behind, saved = text.check(found)
+        assert behind.startswith("SignSGD() is 2.000 behind FedAvg (all)")
+        assert saved.startswith("votes save a factor of 2.0 only")
