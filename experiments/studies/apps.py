@@ -26,7 +26,8 @@ RESULTS = Path(__file__).resolve().parents[1] / "results" / "apps"
 
 STRATEGIES = ("FedAvg", "SignSGD", "MedianSGD")
 
-CNN = partial(Setting, network="cnn", rounds=25, momentum=0.9, learning_rate=0.01)
+Fashion = partial(Setting, examples=6000, tested=5)
+CNN = partial(Fashion, network="cnn", rounds=25, momentum=0.9, learning_rate=0.01)
 
 SETTINGS = {
     **{f"CNN, {n} clients, iid": CNN(num_clients=n, partition="iid") for n in (2, 3, 5, 10, 50)},
@@ -37,10 +38,10 @@ SETTINGS = {
     "CNN, a head of each client's own, iid": CNN(partition="iid", private_head=True),
     "CNN in float16, iid": CNN(partition="iid", dtype="float16"),
     "CNN with BatchNorm, iid": CNN(partition="iid", network="cnn with batchnorm"),
-    "MLP with tied layers, iid": Setting(network="mlp with tied layers", partition="iid"),
-    "transformer with LayerNorm, iid": Setting(network="transformer", partition="iid"),
+    "MLP with tied layers, iid": Fashion(network="mlp with tied layers", partition="iid"),
+    "transformer with LayerNorm, iid": Fashion(network="transformer", partition="iid"),
 }
-"""The federations by name, of ten clients and 12,000 images of Fashion-MNIST where not said."""
+"""The federations by name, of ten clients and 6,000 images of Fashion-MNIST where not said."""
 
 
 def run_app(strategy: str, app: Setting | Path, seed: int) -> Result:
