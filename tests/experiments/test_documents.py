@@ -24,6 +24,7 @@ from flwr.serverapp.strategy import FedAvg
 from torch.utils.data import DataLoader, TensorDataset
 
 from experiments.apps import QUICKSTARTS
+from experiments.studies.commands import tables_of
 from experiments.studies.noise_choices import decoding_table
 from fedmedian.clients import InProcessGrid, Policy, perturb
 from fedmedian.clients.policy import VARIABLE
@@ -298,6 +299,30 @@ def test_the_snippet_of_what_an_app_sends_prints_it(page, counting_app, capsys):
     up, down = map(float, re.findall(r"\d+\.\d+", capsys.readouterr().out))
     assert 10_000 / 8 < up < 10_000 / 8 + 2000
     assert 40_000 < down < 42_000
+
+
+COMPARED_ELSEWHERE = ("| clients in a round |", "| what | admitted |", "| Python | Flower |")
+"""Tables with numbers that other tests hold to what they are of, by how they begin."""
+
+WRITTEN_WHOLE = ("paper", "bits")
+"""Pages that a command writes, with all their tables; their own tests compare them."""
+
+
+def test_every_table_of_measurements_is_one_that_a_command_has_printed(root, readme):
+    kept = {
+        table
+        for file in (root / "docs" / "tables").glob("*.md")
+        for table in tables_of(file.read_text())
+    }
+    pages = [path for path in (root / "docs").glob("*.md") if path.stem not in WRITTEN_WHOLE]
+    number = re.compile(r"[-+−]?[\d.,]*\d( / [\d.]+)?")
+    shown = set()
+    for table in tables_of("\n\n".join([readme, *(page.read_text() for page in pages)])):
+        cells = [cell.strip() for row in table.splitlines()[2:] for cell in row.split("|")]
+        if any(map(number.fullmatch, cells)) and not table.startswith(COMPARED_ELSEWHERE):
+            shown.add(table)
+    assert shown - kept == set()
+    assert kept - shown == set()
 
 
 def test_the_costs_per_parameter_are_those_of_the_table_of_scales(page):
