@@ -57,6 +57,9 @@ _COLOURS = COLOURS | {
     "z-SignFedAvg": "tab:cyan",
 }
 
+_SYMBOLS = {"plain signs": "δ", "z-SignFedAvg": "ση"}
+"""The numbers that were tried of peers, a letter each."""
+
 _COUNTS = {10: "Ten clients", 100: "A hundred clients"}
 
 _WHY = (
@@ -65,7 +68,7 @@ _WHY = (
     "one hostile client moves the model as far as it likes: EDEN ends where FedAvg does "
     "[under attack](noise.md#hostile-clients). Votes take no client's word for its length. The "
     "[level](noise.md#the-level) of noise that stands in for it is what they pay. Plain signs and "
-    "z-SignFedAvg have a step that was found on the test data; ours have none to find."
+    "z-SignFedAvg have numbers that were found on the test data; ours have none to find."
 )
 
 
@@ -96,7 +99,7 @@ def _lead(name: str, one: Outcome, own: Outcome) -> str:
     pairs = list(zip(one.ends, own.ends, strict=True))
     seeds = f"{sum(theirs >= ours for theirs, ours in pairs)} of {len(pairs)} seeds"
     fewer, higher = own.uplink - one.uplink, one.end - own.end
-    return f"{name} sends {fewer:,.0f} bytes less and ends {higher:.3f} higher ({seeds})"
+    return f"{name} sends {fewer:,.0f} bytes less and ends {higher:.4f} higher ({seeds})"
 
 
 def bytes_table(federations: Mapping[str, Federation], outcomes: Mapping[str, Outcomes]) -> str:
@@ -148,13 +151,14 @@ def target_table(federations: Mapping[str, Federation], outcomes: Mapping[str, O
     return make_table(["rounds / MB up", *outcomes], rows)
 
 
-def tuned_table(outcomes: Mapping[str, Outcomes]) -> str:
+def numbers_table(outcomes: Mapping[str, Outcomes]) -> str:
     """Say what was kept of that which was tried."""
     first = next(iter(outcomes.values()))
     rows = [
-        [peer, *(found[peer].tuned for found in outcomes.values())]
-        for peer, one in first.items()
-        if one.tuned
+        [f"{peer}, {symbol}", *(f"{found[peer].numbers[place]:g}" for found in outcomes.values())]
+        for peer, symbols in _SYMBOLS.items()
+        if peer in first
+        for place, symbol in enumerate(symbols)
     ]
     return make_table(["kept", *outcomes], rows)
 
@@ -206,8 +210,8 @@ def _federations_text(found: Mapping[str, Outcomes]) -> list[str]:
             f"### {_COUNTS[clients]}",
             accuracy_table(outcomes),
             target_table({one: federations[name] for one, name in names.items()}, outcomes),
-            "Of the steps that were tried these were kept:",
-            tuned_table(outcomes),
+            "Of the numbers that were tried these were kept:",
+            numbers_table(outcomes),
         ]
     return [
         *parts,
@@ -229,8 +233,8 @@ def _hole_text(found: Mapping[str, Outcomes]) -> list[str]:
         "images make that LeNet smaller; a batch of 50 at a rate of .1, one seed; "
         "`.venv/bin/python -m experiments.studies.bits hole`:",
         accuracy_table(found),
-        "Of the steps that were tried these were kept:",
-        tuned_table(found),
+        "Of the numbers that were tried these were kept:",
+        numbers_table(found),
     ]
 
 
@@ -239,19 +243,22 @@ _TEXTS = {"federations": _federations_text, "hole": _hole_text}
 
 def page(folder: Path) -> str:
     """Return the page of the parts that a folder has findings of, in Markdown."""
+    ten, hundred = COHORTS.values()
     parts = [
         "# Bits against accuracy",
         "What clients send, and how well the model learns of it, beside others who send few bits. "
         "`.venv/bin/python -m experiments.studies.bits` writes this page, its figure and the "
         "numbers behind them (JSON), and does again only runs that are missing.",
         "Fashion-MNIST, 784-128-10, clients that count alike, batches of 32 at a rate of .05. Ten "
-        "clients hold 12,000 images and train for an epoch a round, from two seeds; a hundred hold "
-        f"60,000 and train for {COHORTS[100].setting.local_steps} batches, from one.",
+        f"clients hold {ten.setting.examples:,} images and train for an epoch a round; a hundred "
+        f"hold {hundred.setting.examples:,} and train for {hundred.setting.local_steps} batches a "
+        f"round. Runs are from {len(ten.seeds)} and {len(hundred.seeds)} seeds.",
         "## Who is compared",
         make_table(["who", "what goes up"], [list(row) for row in GOES_UP.items()]),
-        "All are packed, the peers as one array of bytes. Where a step is the user's to find, a "
-        "few are tried in each federation from the first seed, and the one that ends best on the "
-        "*test data* is kept, which is more than a user could know. Ours are as they come.",
+        "All are packed, the peers as one array of bytes. Of the numbers that are the user's to "
+        "find, δ, σ and η, a few are tried in each federation from the first seed, and those that "
+        "end best on the *test data* are kept, which is more than a user could know. All else is "
+        "as it comes.",
     ]
     for name in PARTS:
         if (folder / f"{name}.json").exists():
@@ -278,5 +285,5 @@ def write(folder: Path, name: str, found: Mapping[str, Outcomes]) -> None:
         federation: {peer: asdict(one) for peer, one in outcomes.items()}
         for federation, outcomes in found.items()
     }
-    of = {federation: str(one) for federation, one in federations.items()}
-    (folder / f"{name}.json").write_text(json.dumps({"of": of, "found": plain}) + "\n")
+    findings = {"of": str(PARTS[name]), "found": plain}
+    (folder / f"{name}.json").write_text(json.dumps(findings) + "\n")

@@ -1,15 +1,13 @@
 """What is compared, in which federations, and the runs of it.
 
-Peers whose step is the user's to find have a small grid of steps here. Each is tried in each
-federation from the first seed, and the one that ends best on the test data is kept: more than a
-user could know.
+Of peers with numbers that are the user's to find a few are tried in each federation from the
+first seed, and those that end best on the test data are kept: more than a user could know.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -66,29 +64,26 @@ def _majority(step: float) -> Peer:
     return Peer(partial(SignSGD, None, Majority(), learning_rate=step, rotation=None), (perturb,))
 
 
-STEPS = (0.0003, 0.001, 0.003)
-"""The steps that are tried of plain signs."""
+def _noisy(noise: float, step: float) -> Peer:
+    return _coded(NoisySigns(noise, step))
 
-NOISY_STEPS = ((0.003, 0.003), (0.01, 0.003), (0.01, 0.01))
-"""The noise σ and the step η that are tried of z-SignFedAvg."""
 
-PEERS: dict[str, dict[str, Peer]] = {
-    "FedAvg": {"": Peer(partial(unseeded, FedAvg))},
-    "FedMedian": {"": Peer(partial(unseeded, FedMedian))},
-    "FedAvg, float16": {"": _coded(Half())},
-    "QSGD, int8": {"": _coded(Int8())},
-    "top 1 %, feedback": {"": _coded(TopK(0.01), feedback=True)},
-    "plain signs": {f"δ = {step:g}": _majority(step) for step in STEPS},
-    "signs, feedback": {"": _coded(ScaledSigns(), feedback=True)},
-    "z-SignFedAvg": {
-        f"σ = {noise:g}, η = {step:g}": _coded(NoisySigns(noise, step))
-        for noise, step in NOISY_STEPS
-    },
-    "EDEN, one bit": {"": _coded(Eden())},
-    "SignSGD()": {"": Peer(SignSGD, (perturb,))},
-    "MedianSGD()": {"": Peer(MedianSGD, (perturb,))},
+PEERS: dict[str, Callable[..., Peer]] = {
+    "FedAvg": partial(Peer, partial(unseeded, FedAvg)),
+    "FedMedian": partial(Peer, partial(unseeded, FedMedian)),
+    "FedAvg, float16": partial(_coded, Half()),
+    "QSGD, int8": partial(_coded, Int8()),
+    "top 1 %, feedback": partial(_coded, TopK(0.01), feedback=True),
+    "plain signs": _majority,
+    "signs, feedback": partial(_coded, ScaledSigns(), feedback=True),
+    "z-SignFedAvg": _noisy,
+    "EDEN, one bit": partial(_coded, Eden()),
+    "SignSGD()": partial(Peer, SignSGD, (perturb,)),
+    "MedianSGD()": partial(Peer, MedianSGD, (perturb,)),
 }
-"""What is compared, by its name in tables and by what is tried of it."""
+"""What is compared, by its name in tables; some take numbers that are the user's to find."""
+
+Numbers = tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -109,15 +104,22 @@ class Part:
 
     Parameters
     ----------
-    peers : tuple of str
-        Who is compared.
+    tried : dict of str to tuple of tuples of float
+        Who is compared, and the numbers that are tried of it.
     federations : dict of str to Federation
         Where, by its name in tables.
     """
 
-    peers: tuple[str, ...]
+    tried: dict[str, tuple[Numbers, ...]]
     federations: dict[str, Federation]
 
+    def __str__(self) -> str:
+        """Return all that its findings depend on."""
+        federations = (f"{name}: {one}" for name, one in self.federations.items())
+        return "\n".join([*federations, str(self.tried)])
+
+
+AS_THEY_COME: dict[str, tuple[Numbers, ...]] = dict.fromkeys(PEERS, ((),))
 
 PARTITIONS: dict[str, dict[str, Any]] = {
     "iid": {"partition": "iid"},
@@ -140,7 +142,11 @@ def name_of(partition: str, clients: int) -> str:
 
 PARTS = {
     "federations": Part(
-        tuple(PEERS),
+        AS_THEY_COME
+        | {
+            "plain signs": ((0.0003,), (0.001,), (0.003,)),
+            "z-SignFedAvg": ((0.003, 0.003), (0.01, 0.003), (0.01, 0.01)),
+        },
         {
             name_of(partition, clients): replace(cohort, setting=replace(cohort.setting, **changes))
             for clients, cohort in COHORTS.items()
@@ -148,7 +154,14 @@ PARTS = {
         },
     ),
     "hole": Part(
-        ("FedAvg", "plain signs", "z-SignFedAvg", "EDEN, one bit", "SignSGD()", "MedianSGD()"),
+        {
+            "FedAvg": ((),),
+            "plain signs": ((0.0003,), (0.001,), (0.003,)),
+            "z-SignFedAvg": ((0.001, 0.001), (0.003, 0.001), (0.003, 0.003)),
+            "EDEN, one bit": ((),),
+            "SignSGD()": ((),),
+            "MedianSGD()": ((),),
+        },
         {
             "LeNet, Dirichlet(.25), 10 clients": Federation(
                 Setting(
@@ -172,15 +185,15 @@ class Outcome:
 
     Parameters
     ----------
-    tuned : str
-        What was kept of that which was tried.
+    numbers : list of float
+        Those that were kept of the ones that were tried.
     uplink, downlink : float
         The bytes of a training reply and of what asks for it, as sent, with all headers.
     accuracy : list of list of float
         Test accuracy by seed and round.
     """
 
-    tuned: str
+    numbers: list[float]
     uplink: float
     downlink: float
     accuracy: list[list[float]]
@@ -205,14 +218,14 @@ Outcomes = dict[str, Outcome]
 """The outcomes in one federation, by peer."""
 
 
-def run_peer(peer: str, tuned: str, setting: Setting, seed: int) -> Result:
+def run_peer(peer: str, numbers: Numbers, setting: Setting, seed: int) -> Result:
     """Train a federation with a peer; see `PEERS`."""
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    chosen = PEERS[peer][tuned]
+    chosen = PEERS[peer](*numbers)
     return simulate(chosen.strategy, setting, seed, chosen.mods)
 
 
-Key = tuple[str, str, Setting, int]
+Key = tuple[str, Numbers, Setting, int]
 
 
 def run_all(keys: Iterable[Key]) -> dict[Key, Result]:
@@ -224,32 +237,31 @@ def run_all(keys: Iterable[Key]) -> dict[Key, Result]:
 
 def measure(part: Part) -> dict[str, Outcomes]:
     """Try all that is tried from the first seed, and what ends best from the others."""
-    federations = part.federations.values()
-    tried = run_all(
-        (peer, tuned, one.setting, one.seeds[0])
-        for one in federations
-        for peer in part.peers
-        for tuned in PEERS[peer]
+    first = run_all(
+        (peer, numbers, one.setting, one.seeds[0])
+        for one in part.federations.values()
+        for peer, tried in part.tried.items()
+        for numbers in tried
     )
 
-    def best(peer: str, one: Federation) -> str:
-        first = (one.setting, one.seeds[0])
-        return max(
-            PEERS[peer], key=lambda tuned: fmean(tried[peer, tuned, *first]["accuracy"][-LAST:])
-        )
+    def keys_of_best(peer: str, one: Federation) -> list[Key]:
+        def end(numbers: Numbers) -> float:
+            return fmean(first[peer, numbers, one.setting, one.seeds[0]]["accuracy"][-LAST:])
+
+        best = max(part.tried[peer], key=end)
+        return [(peer, best, one.setting, seed) for seed in one.seeds]
 
     kept = {
-        (name, peer): [(peer, best(peer, one), one.setting, seed) for seed in one.seeds]
+        name: {peer: keys_of_best(peer, one) for peer in part.tried}
         for name, one in part.federations.items()
-        for peer in part.peers
     }
-    runs = run_all(chain.from_iterable(kept.values()))
+    runs = run_all(key for peers in kept.values() for keys in peers.values() for key in keys)
 
-    def outcome(keys: Sequence[Key]) -> Outcome:
+    def outcome(keys: list[Key]) -> Outcome:
         uplink, downlink = (fmean(runs[key][way] for key in keys) for way in ("uplink", "downlink"))
         accuracy = [[round(one, 4) for one in runs[key]["accuracy"]] for key in keys]
-        return Outcome(keys[0][1], uplink, downlink, accuracy)
+        return Outcome(list(keys[0][1]), uplink, downlink, accuracy)
 
     return {
-        name: {peer: outcome(kept[name, peer]) for peer in part.peers} for name in part.federations
+        name: {peer: outcome(keys) for peer, keys in peers.items()} for name, peers in kept.items()
     }
