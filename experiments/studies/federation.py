@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -86,7 +87,8 @@ class Setting:
     examples : int
         The number of training examples, the first of Fashion-MNIST's.
     network : str
-        "linear", "mlp", "mlp with tied layers", "cnn", "cnn with batchnorm" or "transformer".
+        "linear", "mlp", "mlp with tied layers", "cnn", "cnn with batchnorm", "lenet" or
+        "transformer".
     partition : str
         "classes" (one each), "dirichlet", "iid", "lone class": iid, but that the last client
         alone holds the last class, or "sorted": each honest client holds a shard of the examples
@@ -237,6 +239,15 @@ def make_network(name: str, dataset: str, seed: int) -> nn.Module:
         return _Tied(side)
     if name == "transformer":
         return _Rows(side)
+    if name == "lenet":  # of Acar et al., ICLR 2021, without biases, for one channel
+        pooled = ((side - 4) // 2 - 4) // 2
+        widths = [64 * pooled**2, 384, 192, NUM_CLASSES]
+        first, second, last = (nn.Linear(*ends, bias=False) for ends in pairwise(widths))
+        return nn.Sequential(
+            *(nn.Conv2d(1, 64, 5, bias=False), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(64, 64, 5, bias=False), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+            *(first, nn.ReLU(), second, nn.ReLU(), last),
+        )
     # Flower's own, of its quickstart for PyTorch, for one channel.
     norms = [nn.BatchNorm2d(6), nn.BatchNorm2d(16)] if "batchnorm" in name else [nn.Identity()] * 2
     return nn.Sequential(
@@ -364,7 +375,7 @@ def simulate(
     -------
     dict
         ``accuracy`` on the test set after each tested round, ``recall`` of its last class, and
-        ``uplink``, the bytes of a training reply as sent.
+        ``uplink`` and ``downlink``, the bytes of a training reply and of what asks for it, as sent.
     """
     clients = ClientApp(mods=list(mods))
     clients.train()(Clients(setting, seed).train)
@@ -410,4 +421,5 @@ def simulate(
         "accuracy": [accuracy for _, accuracy in result.history[1:]],
         "recall": recalls[1:],
         "uplink": result.uplink_bytes,
+        "downlink": result.downlink_bytes,
     }

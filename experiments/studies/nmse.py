@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
 from experiments.studies.commands import show_tables
-from experiments.studies.random_basis import encode_with_eden
+from experiments.studies.peers import Eden
 from fedmedian import Adaptive, Counts, Gaussian, Instruction, Layout, Noise, Rotation, TopUp
 from fedmedian.aggregation import aggregate_signs, aggregate_vectors
+from fedmedian.blocks import Blocks
 from fedmedian.client_steps import AddNoise, ClientStep, Measure, Signs, TopUpNoise
 from fedmedian.instructions import perturb_update
 
@@ -83,7 +84,11 @@ def one_round(
 
 def eden(updates: Updates, seed: int) -> Updates:
     """Return the mean of what EDEN decodes from each client."""
-    decoded = [encode_with_eden(update, seed + client) for client, update in enumerate(updates)]
+    codec, blocks = Eden(), Blocks((DIM,))
+    decoded = [
+        codec.decode(codec.encode_from(seed + client, update), blocks)
+        for client, update in enumerate(updates)
+    ]
     return np.asarray(np.mean(decoded, axis=0))
 
 

@@ -14,18 +14,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-from flwr.app import Array, Context, Message
-from flwr.clientapp.typing import ClientAppCallable
 from flwr.serverapp.strategy import FedAvg, FedMedian, FedTrimmedAvg, Krum, Strategy
 
 from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
 from experiments.studies.commands import show_tables
 from experiments.studies.federation import ATTACKS, Setting, simulate
 from experiments.studies.jobs import Result, run_jobs
+from experiments.studies.peers import Decoding, Eden, compress
 from fedmedian import Adaptive, Gaussian, Rotation, TopUp
 from fedmedian.clients import perturb
-from fedmedian.kernels.rotation import rotate, rotate_back
 from fedmedian.strategies import MedianSGD, SignSGD
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "random-basis"
@@ -35,35 +32,6 @@ HOSTILE = 2
 
 COLLAPSED = 0.2
 """A run whose accuracy ends at or below this has learned nothing, or lost it."""
-
-
-def eden(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Replace a client's update by what a server decodes from EDEN's one bit per parameter.
-
-    Vargaftik et al., ICML 2022 (arXiv 2108.08842): each client rotates its whole update by a matrix
-    of its own and sends the signs with the scale ‖Qu‖²/‖Qu‖₁, which makes them unbiased.
-    """
-    before = message.content.array_records["arrays"]
-    reply = call_next(message, context)
-    after = reply.content.array_records["arrays"]
-    start, end = ({name: one.numpy() for name, one in record.items()} for record in (before, after))
-    moving = [name for name, array in start.items() if array.dtype == np.float32]
-    update = np.concatenate([(start[name] - end[name]).ravel() for name in moving])
-    seed = int(np.random.default_rng().integers(1 << 62))
-    decoded = encode_with_eden(update, seed)
-    for name, offset in zip(moving, np.cumsum([0, *(start[n].size for n in moving)]), strict=False):
-        part = decoded[offset : offset + start[name].size].reshape(start[name].shape)
-        after[name] = Array(start[name] - part)
-    return reply
-
-
-def encode_with_eden(update: np.ndarray, seed: int) -> np.ndarray:
-    """Return what EDEN's server decodes from a client's (d,) update and its matrix's seed."""
-    rotated = rotate(update, np.random.default_rng(seed))
-    norm = float(np.abs(rotated).sum())
-    scale = float(np.square(rotated).sum()) / norm if norm else 0.0
-    signs = np.where(rotated < 0, np.float32(-scale), np.float32(scale))
-    return rotate_back(signs, update.size, np.random.default_rng(seed))
 
 
 def unseeded(strategy: Callable[..., Strategy], *, seed: int, **options: Any) -> Strategy:
@@ -80,7 +48,7 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "FedMedian": partial(unseeded, FedMedian),
     "FedTrimmedAvg (told)": partial(unseeded, partial(FedTrimmedAvg, beta=HOSTILE / 10)),
     "Krum (told)": partial(unseeded, partial(Krum, num_malicious_nodes=HOSTILE)),
-    "EDEN, one bit": partial(unseeded, FedAvg),
+    "EDEN, one bit": partial(unseeded, partial(Decoding, Eden())),
     "SignSGD()": SignSGD,
     "MedianSGD()": MedianSGD,
     "SignSGD, parameters' basis": SIGN_IN_PLACE,
@@ -101,7 +69,7 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
 def run_setting(strategy: str, setting: Setting, seed: int) -> Result:
     """Run a strategy on a federation; see `fedmedian` and `experiments.studies.federation`."""
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    mods = [eden if strategy.startswith("EDEN") else perturb]
+    mods = [compress(Eden()) if strategy.startswith("EDEN") else perturb]
     return simulate(STRATEGIES[strategy], setting, seed, mods)
 
 

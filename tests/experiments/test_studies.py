@@ -1,8 +1,7 @@
-"""The studies: hostile clients, EDEN's code, errors of one round, robustness."""
+"""The studies: hostile clients, errors of one round, robustness."""
 
 from dataclasses import replace
 from functools import partial
-from math import pi
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from experiments.studies.federation import (
     simulate,
     split,
 )
-from experiments.studies.random_basis import STRATEGIES, encode_with_eden, run_setting
+from experiments.studies.random_basis import STRATEGIES, run_setting
 from fedmedian import Adam
 from fedmedian.clients import InProcessGrid, perturb
 from fedmedian.strategies import MedianSGD, SignSGD
@@ -133,16 +132,6 @@ class TestLocalTraining:
         update = np.ones(3, dtype=np.float32)
         sent = [clients._average((0, "x"), update) for _ in range(2)]
         np.testing.assert_allclose(sent, [[1 / 4] * 3, [7 / 16] * 3])
-
-
-class TestEden:
-    def test_eden_decodes_updates_without_bias_at_its_published_error(self):
-        """π/2 − 1 of the energy for one client; what is averaged is 200 rotations, seeded."""
-        update = np.random.default_rng(0).lognormal(size=4096).astype(np.float32)
-        decoded = np.stack([encode_with_eden(update, seed) for seed in range(200)])
-        energy = np.mean(np.square(update))
-        assert np.mean(np.square(decoded - update)) / energy == pytest.approx(pi / 2 - 1, rel=0.02)
-        assert np.mean(np.square(decoded.mean(axis=0) - update)) / energy < 2 * 0.571 / 200
 
 
 class TestErrorOfOneRound:

@@ -1,0 +1,267 @@
+"""What is compared, in which federations, and the runs of it.
+
+Of peers with numbers that are the user's to find a few are tried in each federation from the
+first seed, and those that end best on the test data are kept: more than a user could know.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from flwr.clientapp.typing import Mod
+from flwr.serverapp.strategy import FedAvg, FedMedian, Strategy
+
+from experiments.studies.federation import Setting, simulate
+from experiments.studies.jobs import Result, run_jobs
+from experiments.studies.peers import (
+    Codec,
+    Decoding,
+    Eden,
+    Half,
+    Int8,
+    NoisySigns,
+    ScaledSigns,
+    TopK,
+    compress,
+)
+from experiments.studies.random_basis import unseeded
+from fedmedian import Majority
+from fedmedian.clients import perturb
+from fedmedian.strategies import MedianSGD, SignSGD
+
+RESULTS = Path(__file__).resolve().parents[2] / "results" / "bits"
+
+LAST = 5
+"""The number of rounds, the last, over which accuracy at the end is averaged."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A strategy and the mods of its clients.
+
+    Parameters
+    ----------
+    strategy : callable
+        Makes the strategy of ``seed`` and of FedAvg's options.
+    mods : tuple of mods
+        The mods.
+    """
+
+    strategy: Callable[..., Strategy]
+    mods: tuple[Mod, ...] = ()
+
+
+def _coded(codec: Codec, *, feedback: bool = False) -> Peer:
+    strategy = partial(unseeded, partial(Decoding, codec))
+    return Peer(strategy, (compress(codec, feedback=feedback),))
+
+
+def _majority(step: float) -> Peer:
+    return Peer(partial(SignSGD, None, Majority(), learning_rate=step, rotation=None), (perturb,))
+
+
+def _noisy(noise: float, step: float) -> Peer:
+    return _coded(NoisySigns(noise, step))
+
+
+PEERS: dict[str, Callable[..., Peer]] = {
+    "FedAvg": partial(Peer, partial(unseeded, FedAvg)),
+    "FedMedian": partial(Peer, partial(unseeded, FedMedian)),
+    "FedAvg, float16": partial(_coded, Half()),
+    "QSGD, int8": partial(_coded, Int8()),
+    "top 1 %, feedback": partial(_coded, TopK(0.01), feedback=True),
+    "plain signs": _majority,
+    "signs, feedback": partial(_coded, ScaledSigns(), feedback=True),
+    "z-SignFedAvg": _noisy,
+    "EDEN, one bit": partial(_coded, Eden()),
+    "SignSGD()": partial(Peer, SignSGD, (perturb,)),
+    "MedianSGD()": partial(Peer, MedianSGD, (perturb,)),
+}
+"""What is compared, by its name in tables; some take numbers that are the user's to find."""
+
+Numbers = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Federation:
+    """A federation, and the seeds from which it is trained."""
+
+    setting: Setting
+    seeds: tuple[int, ...]
+
+    def __str__(self) -> str:
+        """Return all that its findings depend on."""
+        return f"{self.setting} | seeds {self.seeds}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the study.
+
+    Parameters
+    ----------
+    tried : dict of str to tuple of tuples of float
+        Who is compared, and the numbers that are tried of it.
+    federations : dict of str to Federation
+        Where, by its name in tables.
+    """
+
+    tried: dict[str, tuple[Numbers, ...]]
+    federations: dict[str, Federation]
+
+    def __str__(self) -> str:
+        """Return all that its findings depend on."""
+        federations = (f"{name}: {one}" for name, one in self.federations.items())
+        return "\n".join([*federations, str(self.tried)])
+
+
+AS_THEY_COME: dict[str, tuple[Numbers, ...]] = dict.fromkeys(PEERS, ((),))
+
+PARTITIONS: dict[str, dict[str, Any]] = {
+    "iid": {"partition": "iid"},
+    "Dirichlet(.3)": {"alpha": 0.3},
+    "Dirichlet(.1)": {"alpha": 0.1},
+    "one class each": {"partition": "classes"},
+}
+
+# Dirichlet(.1) takes as many examples to have something for each of a hundred clients.
+COHORTS = {
+    10: Federation(Setting(), (0, 1)),
+    100: Federation(Setting(num_clients=100, examples=60_000, local_steps=8), (0,)),
+}
+
+
+def name_of(partition: str, clients: int) -> str:
+    """Return the name of a federation."""
+    return f"{partition}, {clients} clients"
+
+
+PARTS = {
+    "federations": Part(
+        AS_THEY_COME
+        | {
+            "plain signs": ((0.0003,), (0.001,), (0.003,)),
+            "z-SignFedAvg": ((0.003, 0.003), (0.01, 0.003), (0.01, 0.01)),
+        },
+        {
+            name_of(partition, clients): replace(cohort, setting=replace(cohort.setting, **changes))
+            for clients, cohort in COHORTS.items()
+            for partition, changes in PARTITIONS.items()
+        },
+    ),
+    "hole": Part(
+        {
+            "FedAvg": ((),),
+            "plain signs": ((0.0003,), (0.001,), (0.003,)),
+            "z-SignFedAvg": ((0.001, 0.001), (0.003, 0.001), (0.003, 0.003)),
+            "EDEN, one bit": ((),),
+            "SignSGD()": ((),),
+            "MedianSGD()": ((),),
+        },
+        {
+            "LeNet, Dirichlet(.25), 10 clients": Federation(
+                Setting(
+                    network="lenet",
+                    alpha=0.25,
+                    rounds=100,
+                    local_steps=1,
+                    batch_size=50,
+                    learning_rate=0.1,
+                ),
+                (0,),
+            )
+        },
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a peer in a federation.
+
+    Parameters
+    ----------
+    numbers : list of float
+        Those that were kept of the ones that were tried.
+    uplink, downlink : float
+        The bytes of a training reply and of what asks for it, as sent, with all headers.
+    accuracy : list of list of float
+        Test accuracy by seed and round.
+    """
+
+    numbers: list[float]
+    uplink: float
+    downlink: float
+    accuracy: list[list[float]]
+
+    @property
+    def ends(self) -> list[float]:
+        """Accuracy over the last rounds, by seed."""
+        return [fmean(rounds[-LAST:]) for rounds in self.accuracy]
+
+    @property
+    def end(self) -> float:
+        """Accuracy over the last rounds and all seeds."""
+        return fmean(self.ends)
+
+    def rounds_to(self, accuracy: float) -> int | None:
+        """Return the first round after which the mean over seeds is at an accuracy, if any is."""
+        curve = map(fmean, zip(*self.accuracy, strict=True))
+        return next((n for n, mean in enumerate(curve, 1) if mean >= accuracy), None)
+
+
+Outcomes = dict[str, Outcome]
+"""The outcomes in one federation, by peer."""
+
+
+def run_peer(peer: str, numbers: Numbers, setting: Setting, seed: int) -> Result:
+    """Train a federation with a peer; see `PEERS`."""
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    chosen = PEERS[peer](*numbers)
+    return simulate(chosen.strategy, setting, seed, chosen.mods)
+
+
+Key = tuple[str, Numbers, Setting, int]
+
+
+def run_all(keys: Iterable[Key]) -> dict[Key, Result]:
+    """Train federations from seeds, unless their results are there already."""
+    jobs = {key: (" | ".join(map(str, key)), partial(run_peer, *key)) for key in keys}
+    results = run_jobs(dict(jobs.values()), RESULTS)
+    return {key: results[name] for key, (name, _) in jobs.items()}
+
+
+def measure(part: Part) -> dict[str, Outcomes]:
+    """Try all that is tried from the first seed, and what ends best from the others."""
+    first = run_all(
+        (peer, numbers, one.setting, one.seeds[0])
+        for one in part.federations.values()
+        for peer, tried in part.tried.items()
+        for numbers in tried
+    )
+
+    def keys_of_best(peer: str, one: Federation) -> list[Key]:
+        def end(numbers: Numbers) -> float:
+            return fmean(first[peer, numbers, one.setting, one.seeds[0]]["accuracy"][-LAST:])
+
+        best = max(part.tried[peer], key=end)
+        return [(peer, best, one.setting, seed) for seed in one.seeds]
+
+    kept = {
+        name: {peer: keys_of_best(peer, one) for peer in part.tried}
+        for name, one in part.federations.items()
+    }
+    runs = run_all(key for peers in kept.values() for keys in peers.values() for key in keys)
+
+    def outcome(keys: list[Key]) -> Outcome:
+        uplink, downlink = (fmean(runs[key][way] for key in keys) for way in ("uplink", "downlink"))
+        accuracy = [[round(one, 4) for one in runs[key]["accuracy"]] for key in keys]
+        return Outcome(list(keys[0][1]), uplink, downlink, accuracy)
+
+    return {
+        name: {peer: outcome(keys) for peer, keys in peers.items()} for name, peers in kept.items()
+    }
