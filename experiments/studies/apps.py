@@ -31,9 +31,11 @@ CNN = partial(Fashion, network="cnn", rounds=25, momentum=0.9, learning_rate=0.0
 
 SETTINGS = {
     **{f"CNN, {n} clients, iid": CNN(num_clients=n, partition="iid") for n in (2, 3, 5, 10, 50)},
-    **{
-        f"CNN, {n} clients, Dirichlet(.1)": CNN(num_clients=n, alpha=0.1) for n in (2, 3, 5, 10, 50)
-    },
+    **{f"CNN, {n} clients, Dirichlet(.1)": CNN(num_clients=n, alpha=0.1) for n in (2, 3, 5, 10)},
+    # of fewer images some client of fifty would have fewer than ten
+    "CNN, 50 clients, 12,000 images, Dirichlet(.1)": CNN(
+        num_clients=50, alpha=0.1, examples=12_000
+    ),
     "CNN, 2 of 10 clients a round, iid": CNN(partition="iid", fraction=0.2),
     "CNN, a head of each client's own, iid": CNN(partition="iid", private_head=True),
     "CNN in float16, iid": CNN(partition="iid", dtype="float16"),

@@ -8,8 +8,8 @@ import pytest
 from experiments.studies.bits import __main__ as command
 from experiments.studies.bits import page, study
 from experiments.studies.bits.study import PARTS, PEERS, Federation, Outcome, Part
-from experiments.studies.federation import Setting, make_network
 from experiments.studies.commands import DOCS
+from experiments.studies.federation import Setting, make_network
 
 FOLDER = DOCS / "bits"
 
