@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -239,14 +238,13 @@ def make_network(name: str, dataset: str, seed: int) -> nn.Module:
         return _Tied(side)
     if name == "transformer":
         return _Rows(side)
-    if name == "lenet":  # of Acar et al., ICLR 2021, without biases, for one channel
+    if name == "lenet":  # of Acar et al., ICLR 2021 (arXiv 2111.04263), for one channel
         pooled = ((side - 4) // 2 - 4) // 2
-        widths = [64 * pooled**2, 384, 192, NUM_CLASSES]
-        first, second, last = (nn.Linear(*ends, bias=False) for ends in pairwise(widths))
         return nn.Sequential(
-            *(nn.Conv2d(1, 64, 5, bias=False), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(64, 64, 5, bias=False), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
-            *(first, nn.ReLU(), second, nn.ReLU(), last),
+            *(nn.Conv2d(1, 64, 5), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(64, 64, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+            *(nn.Linear(64 * pooled**2, 384), nn.ReLU(), nn.Linear(384, 192), nn.ReLU()),
+            nn.Linear(192, NUM_CLASSES),
         )
     # Flower's own, of its quickstart for PyTorch, for one channel.
     norms = [nn.BatchNorm2d(6), nn.BatchNorm2d(16)] if "batchnorm" in name else [nn.Identity()] * 2

@@ -145,7 +145,7 @@ PARTS = {
         AS_THEY_COME
         | {
             "plain signs": ((0.0003,), (0.001,), (0.003,)),
-            "z-SignFedAvg": ((0.003, 0.003), (0.01, 0.003), (0.01, 0.01)),
+            "z-SignFedAvg": ((0.01, 0.01), (0.02, 0.02), (0.03, 0.03)),
         },
         {
             name_of(partition, clients): replace(cohort, setting=replace(cohort.setting, **changes))
@@ -156,8 +156,8 @@ PARTS = {
     "hole": Part(
         {
             "FedAvg": ((),),
-            "plain signs": ((0.0003,), (0.001,), (0.003,)),
-            "z-SignFedAvg": ((0.001, 0.001), (0.003, 0.001), (0.003, 0.003)),
+            "plain signs": ((0.0001,), (0.0003,), (0.001,)),
+            "z-SignFedAvg": ((0.0003, 0.0003), (0.001, 0.001), (0.003, 0.003)),
             "EDEN, one bit": ((),),
             "SignSGD()": ((),),
             "MedianSGD()": ((),),
@@ -167,10 +167,11 @@ PARTS = {
                 Setting(
                     network="lenet",
                     alpha=0.25,
-                    rounds=100,
+                    rounds=300,
                     local_steps=1,
                     batch_size=50,
                     learning_rate=0.1,
+                    tested=LAST,
                 ),
                 (0,),
             )
