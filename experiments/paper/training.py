@@ -37,13 +37,16 @@ from fedmedian.strategies import MedianSGD, SignSGD
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "paper"
 
+NONE = "none"
+"""The noise of runs without."""
+
 _CHUNK = 500
 """The number of examples that go through a network at once."""
 
 
 @dataclass(frozen=True)
 class Descent:
-    """One of the paper's algorithms on a federation; its text says all that a result depends on.
+    """One of the paper's algorithms on a federation.
 
     Parameters
     ----------
@@ -64,6 +67,13 @@ class Descent:
     rate: float | Schedule
     algorithm: str = "signs"
     looks: int = 50
+
+    def __str__(self) -> str:
+        """Return what names its job."""
+        return (
+            f"{self.algorithm} | {self.noise or NONE} | rate {self.rate} | {self.setting} | "
+            f"{self.looks} looks"
+        )
 
     def strategy(self, seed: int) -> SignSGD | MedianSGD:
         """Make the strategy; a tie of votes moves nothing, as sign(0) = 0."""
@@ -149,7 +159,7 @@ def loss_and_gradient(model: nn.Module, held: list[TensorDataset]) -> tuple[floa
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Return the share of images whose class a model knows."""
     with torch.no_grad():
-        parts = zip(images.split(_CHUNK), labels.split(_CHUNK), strict=True)
+        parts = zip(torch.split(images, _CHUNK), torch.split(labels, _CHUNK), strict=True)
         right = [int((model(inputs).argmax(dim=1) == targets).sum()) for inputs, targets in parts]
     return sum(right) / len(labels)
 
@@ -161,12 +171,38 @@ def _batches(examples: TensorDataset, size: int) -> DataLoader[Any]:
     return DataLoader(examples, batch_size=None, sampler=batches)  # all of a batch in one look-up
 
 
-def descend_all(descents: Mapping[str, Descent], *, quick: bool) -> dict[str, Result]:
-    """Train federations from seed 0, in parallel processes and kept unless it is to be quick."""
+Groups = Mapping[str, Mapping[str, Descent]]
+"""Runs by their noise, in groups by their clients."""
+
+
+def descend_all(groups: Groups, *, quick: bool) -> Findings:
+    """Train federations from seed 0, in parallel processes and kept unless it is to be quick.
+
+    Parameters
+    ----------
+    groups : Groups
+        The runs.
+    quick : bool
+        Whether they take seconds.
+
+    Returns
+    -------
+    dict
+        ``runs``, the results of `descend` likewise.
+    """
     jobs: dict[str, Callable[[], Result]]
-    jobs = {f"{one}, seed 0": partial(descend, one, 0) for one in descents.values()}
+    jobs = {
+        f"{one}, seed 0": partial(descend, one, 0)
+        for runs in groups.values()
+        for one in runs.values()
+    }
     results = {name: job() for name, job in jobs.items()} if quick else run_jobs(jobs, RESULTS)
-    return dict(zip(descents, results.values(), strict=True))
+    return {
+        "runs": {
+            group: {noise: results[f"{one}, seed 0"] for noise, one in runs.items()}
+            for group, runs in groups.items()
+        }
+    }
 
 
 def end(result: Result, quantity: str) -> float:
@@ -175,14 +211,24 @@ def end(result: Result, quantity: str) -> float:
     return fmean(values[-max(len(values) // 5, 1) :])
 
 
-def draw_runs(groups: Mapping[str, Mapping[str, Result]]) -> Figure:
+def lacks_gain(found: Findings, group: str, noise: str, gain: float) -> list[str]:
+    """Return what is wrong if noise does not end at a test accuracy higher by `gain` at least."""
+    runs = found["runs"][group]
+    without, with_it = (end(runs[one], "accuracy") for one in (NONE, noise))
+    if with_it >= without + gain:
+        return []
+    return [f"{group}: {noise} ends at {with_it:.3f}, without noise at {without:.3f}"]
+
+
+def draw(found: Findings) -> Figure:
     """Draw accuracy, loss and gradient norm over rounds, a row for each group of runs."""
+    groups = found["runs"]
     figure = Figure(figsize=(12, 2.9 * len(groups)), layout="constrained")
     rows: list[list[Axes]] = figure.subplots(len(groups), 3, squeeze=False).tolist()
     for (group, runs), axes in zip(groups.items(), rows, strict=True):
         for one, quantity in zip(axes, ("accuracy", "loss", "gradient"), strict=True):
-            for name, result in runs.items():
-                one.plot(result["rounds"], result[quantity], label=name)
+            for noise, result in runs.items():
+                one.plot(result["rounds"], result[quantity], label=noise)
             one.grid(alpha=0.3)
         axes[0].set(title=group, ylabel="test accuracy", ylim=(0, 1))
         axes[1].set(ylabel="training loss")
@@ -193,12 +239,12 @@ def draw_runs(groups: Mapping[str, Mapping[str, Result]]) -> Figure:
     return figure
 
 
-def tabulate_runs(found: Findings) -> str:
+def tabulate(found: Findings) -> str:
     """Return a table of the ends of all runs."""
     rows = [
-        [group, name, *(f"{end(result, key):{form}}" for key, form in _FORMS.items())]
+        [group, noise, *(f"{end(result, key):{form}}" for key, form in _FORMS.items())]
         for group, runs in found["runs"].items()
-        for name, result in runs.items()
+        for noise, result in runs.items()
     ]
     table = make_table(["clients", "noise", "accuracy", "loss", "norm of the gradient"], rows)
     return f"{table}\n\nMeans over the last fifth of the rounds."

@@ -93,9 +93,10 @@ class Setting:
         "transformer", "resnet-20" or "narrow resnet-20"; of CIFAR-10 a linear one, an MLP or a
         ResNet.
     partition : str
-        "classes" (one each), "two classes" (each class is two clients'), "dirichlet", "iid", "lone class": iid, but that the last client
-        alone holds the last class, or "sorted": each honest client holds a shard of the examples
-        in the order of their labels, and hostile ones hold them all.
+        "classes" (one each), "two classes" (each, and each class at two clients), "dirichlet",
+        "iid", "lone class": iid, but that the last client alone holds the last class, or "sorted":
+        each honest client holds a shard of the examples in the order of their labels, and hostile
+        ones hold them all.
     alpha : float
         The concentration of a Dirichlet partition.
     num_clients : int
@@ -250,11 +251,15 @@ class _Residual(nn.Module):
 def _resnet_20(channels: int, width: int, stride: int) -> nn.Module:
     """Return He et al.'s ResNet-20 for CIFAR-10 (arXiv 1512.03385), each BatchNorm removed."""
     widths = [width] * 4 + [2 * width] * 3 + [4 * width] * 3
-    return nn.Sequential(
+    network = nn.Sequential(
         *(nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.ReLU()),
         *(_Residual(*pair) for pair in pairwise(widths)),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, NUM_CLASSES)),
     )
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight)
+    return network
 
 
 def _two_layers(inputs: int, hidden: int) -> nn.Sequential:

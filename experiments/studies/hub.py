@@ -51,8 +51,8 @@ def load_split(dataset: str, split: str, examples: int | None = None) -> tuple[T
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise SystemExit(
-            f"{dataset} is not in {source} ({reason}): where there is a network, hf download {name} "
-            f"--repo-type dataset --local-dir FOLDER, and set {variable} to that folder"
+            f"{dataset} is not in {source} ({reason}): where there is a network, hf download "
+            f"{name} --repo-type dataset --local-dir FOLDER, and set {variable} to that folder"
         ) from error
     scaled = images.float() / 255
     return scaled.unsqueeze(1) if scaled.ndim == 3 else scaled.permute(0, 3, 1, 2), labels.long()
