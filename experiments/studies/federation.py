@@ -1,7 +1,8 @@
 """Federations to study: a data set, its split, a network, local training, and hostile clients.
 
 Fashion-MNIST is read from Debian's package ``dataset-fashion-mnist``, or from the folder that the
-environment variable ``FASHION_MNIST`` names; digits are scikit-learn's.
+environment variable ``FASHION_MNIST`` names; digits are scikit-learn's; for MNIST and CIFAR-10 see
+`experiments.studies.hub`.
 """
 
 import gzip
@@ -10,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +28,7 @@ from torch.nn import functional
 from experiments.apps.heterogeneous.fedmedian_heterogeneous import task
 from experiments.apps.heterogeneous.fedmedian_heterogeneous.measuring import Tell
 from experiments.studies.harness import App, StudyGrid, run
+from experiments.studies.hub import HUB, load_split
 from experiments.studies.jobs import Result
 from fedmedian.clients.attacks import (
     ALittleIsEnough,
@@ -82,16 +85,18 @@ class Setting:
     Parameters
     ----------
     dataset : str
-        "fashion-mnist" or "digits".
+        "fashion-mnist", "digits", "mnist" or "cifar-10".
     examples : int
-        The number of training examples, the first of Fashion-MNIST's.
+        The number of training examples, the first of the data set's; digits are always all.
     network : str
-        "linear", "mlp", "mlp with tied layers", "cnn", "cnn with batchnorm", "lenet" or
-        "transformer".
+        "linear", "mlp", "mlp of the paper", "mlp with tied layers", "cnn", "cnn with batchnorm",
+        "lenet", "transformer", "resnet-20" or "narrow resnet-20"; of CIFAR-10 a linear
+        one, an MLP, a LeNet or a ResNet.
     partition : str
-        "classes" (one each), "dirichlet", "iid", "lone class": iid, but that the last client
-        alone holds the last class, or "sorted": each honest client holds a shard of the examples
-        in the order of their labels, and hostile ones hold them all.
+        "classes" (one each), "two classes" (each, and each class at two clients), "dirichlet",
+        "iid", "lone class": iid, but that the last client alone holds the last class, or "sorted":
+        each honest client holds a shard of the examples in the order of their labels, and hostile
+        ones hold them all.
     alpha : float
         The concentration of a Dirichlet partition.
     num_clients : int
@@ -150,11 +155,13 @@ class Setting:
 
 @cache
 def load(dataset: str, examples: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return images, (n, 1, side, side), and labels for training, then those for testing."""
+    """Return images, (n, channels, side, side), and labels for training, then those for testing."""
     if dataset == "digits":
         train_x, test_x, train_y, test_y = task.load_split()
         images = [torch.from_numpy(x).reshape(-1, 1, 8, 8) for x in (train_x, test_x)]
         return images[0], torch.from_numpy(train_y), images[1], torch.from_numpy(test_y)
+    if dataset in HUB:
+        return *load_split(dataset, "train", examples), *load_split(dataset, "test")
     folder = Path(os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
     if not folder.is_dir():
         raise SystemExit(
@@ -172,6 +179,10 @@ def load(dataset: str, examples: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 _IDX = ("images-idx3", "labels-idx1")
+_SHAPES = {"digits": (1, 8), "cifar-10": (3, 32)}
+"""The channels and the side of images, where they are not 1 and 28."""
+
+_CLASSES = {"two classes": ("classes", 2)}
 
 
 @cache
@@ -183,9 +194,8 @@ def split(setting: Setting, seed: int) -> list[NDArray[np.int64]]:
         shards = np.array_split(rows, setting.num_clients - setting.num_hostile)
         return [*shards, *([rows] * setting.num_hostile)]
     if setting.partition != "lone class":
-        return task.split_rows(
-            labels, setting.partition, setting.num_clients, 1, setting.alpha, seed
-        )
+        kind, classes = _CLASSES.get(setting.partition, (setting.partition, 1))
+        return task.split_rows(labels, kind, setting.num_clients, classes, setting.alpha, seed)
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     known, lone = (
         shuffled[chosen] for chosen in (labels[shuffled] < 9, labels[shuffled] == NUM_CLASSES - 1)
@@ -223,25 +233,74 @@ class _Tied(nn.Module):
         return cast(Tensor, self.head(hidden))
 
 
+class _Residual(nn.Module):
+    """Two convolutions beside a way past them, which has no parameters of its own."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.stride = outputs // inputs
+        self.first = nn.Conv2d(inputs, outputs, 3, self.stride, 1, bias=False)
+        self.second = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        past = images[:, :, :: self.stride, :: self.stride]
+        past = functional.pad(past, (0, 0, 0, 0, 0, self.second.out_channels - past.shape[1]))
+        return functional.relu(past + self.second(functional.relu(self.first(images))))
+
+
+def _resnet_20(channels: int, width: int, stride: int) -> nn.Module:
+    """Return He et al.'s ResNet-20 for CIFAR-10 (arXiv 1512.03385), each BatchNorm removed."""
+    widths = [width] * 4 + [2 * width] * 3 + [4 * width] * 3
+    network = nn.Sequential(
+        *(nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.ReLU()),
+        *(_Residual(*pair) for pair in pairwise(widths)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, NUM_CLASSES)),
+    )
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight)
+    return network
+
+
+def _two_layers(inputs: int, hidden: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, NUM_CLASSES)
+    )
+
+
+def _with_truncated_normals(network: nn.Sequential) -> nn.Module:
+    """Initialise a network as Chen et al. do: normals within two deviations, 1/√(fan-in)."""
+    for layer in network:
+        if isinstance(layer, nn.Linear):
+            deviation = layer.in_features**-0.5
+            nn.init.trunc_normal_(layer.weight, 0.0, deviation, -2 * deviation, 2 * deviation)
+            nn.init.zeros_(layer.bias)
+    return network
+
+
 def make_network(name: str, dataset: str, seed: int) -> nn.Module:
     """Return a network, initialised from a seed."""
     torch.manual_seed(seed)
-    side = 8 if dataset == "digits" else 28
+    channels, side = _SHAPES.get(dataset, (1, 28))
+    size = channels * side**2
     if name == "linear":
-        return nn.Sequential(nn.Flatten(), nn.Linear(side**2, NUM_CLASSES))
+        return nn.Sequential(nn.Flatten(), nn.Linear(size, NUM_CLASSES))
     if name == "mlp":
-        hidden = 1400 if dataset == "digits" else 128
-        return nn.Sequential(
-            nn.Flatten(), nn.Linear(side**2, hidden), nn.ReLU(), nn.Linear(hidden, NUM_CLASSES)
-        )
+        return _two_layers(size, 1400 if dataset == "digits" else 128)
+    if name == "mlp of the paper":
+        return _with_truncated_normals(_two_layers(size, 128))
+    if name == "resnet-20":
+        return _resnet_20(channels, 16, 1)
+    if name == "narrow resnet-20":
+        return _resnet_20(channels, 4, 2 if side > 14 else 1)
     if name == "mlp with tied layers":
         return _Tied(side)
     if name == "transformer":
         return _Rows(side)
-    if name == "lenet":  # of Acar et al., ICLR 2021 (arXiv 2111.04263), for one channel
+    if name == "lenet":  # of Acar et al., ICLR 2021 (arXiv 2111.04263)
         pooled = ((side - 4) // 2 - 4) // 2
         return nn.Sequential(
-            *(nn.Conv2d(1, 64, 5), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(channels, 64, 5), nn.ReLU(), nn.MaxPool2d(2)),
             *(nn.Conv2d(64, 64, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
             *(nn.Linear(64 * pooled**2, 384), nn.ReLU(), nn.Linear(384, 192), nn.ReLU()),
             nn.Linear(192, NUM_CLASSES),

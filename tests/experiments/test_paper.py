@@ -9,7 +9,7 @@ import torch
 
 from experiments.paper import __main__ as command
 from experiments.paper import text, theorems, toy
-from experiments.paper.__main__ import CLAIMS, DOCS
+from experiments.paper.__main__ import CLAIMS, DOCS, IF_NAMED
 from experiments.paper.claims import page
 
 
@@ -22,7 +22,7 @@ every_claim = pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.n
 
 class TestDocuments:
     def test_the_page_has_the_numbers_that_were_found(self):
-        assert (DOCS / "paper.md").read_text() == page(CLAIMS, DOCS / "paper")
+        assert (DOCS / "paper.md").read_text() == page([*CLAIMS, *IF_NAMED], DOCS / "paper")
 
     @every_claim
     def test_what_was_found_is_of_this_setting_in_full_and_passes_its_check(self, claim):
@@ -127,6 +127,19 @@ def test_a_check_that_fails_is_the_commands_exit_status(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(command, "CLAIMS", (failing,))
     with pytest.raises(SystemExit, match="1"):
+        command.main(["toy", "--into", str(tmp_path)])
+
+
+def test_claims_on_data_that_is_not_everywhere_are_tried_only_if_they_are_named(
+    tmp_path, monkeypatch
+):
+    def measure(quick):
+        raise AssertionError
+
+    monkeypatch.setattr(command, "CLAIMS", ())
+    monkeypatch.setattr(command, "IF_NAMED", (replace(toy.TOY, measure=measure),))
+    command.main(["--into", str(tmp_path)])
+    with pytest.raises(AssertionError):
         command.main(["toy", "--into", str(tmp_path)])
 
 
