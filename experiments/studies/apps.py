@@ -26,16 +26,21 @@ RESULTS = Path(__file__).resolve().parents[1] / "results" / "apps"
 
 STRATEGIES = ("FedAvg", "SignSGD", "MedianSGD")
 
-Fashion = partial(Setting, examples=6000, tested=5)
-CNN = partial(Fashion, network="cnn", rounds=25, momentum=0.9, learning_rate=0.01)
+EACH = 600
+"""The number of images per client: all federations take as many steps one after another."""
+
+Fashion = partial(Setting, examples=10 * EACH, tested=5)
+CNN = partial(Fashion, network="cnn", rounds=25, momentum=0.9)
 
 SETTINGS = {
-    **{f"CNN, {n} clients, iid": CNN(num_clients=n, partition="iid") for n in (2, 3, 5, 10, 50)},
-    **{f"CNN, {n} clients, Dirichlet(.1)": CNN(num_clients=n, alpha=0.1) for n in (2, 3, 5, 10)},
-    # of fewer images some client of fifty would have fewer than ten
-    "CNN, 50 clients, 12,000 images, Dirichlet(.1)": CNN(
-        num_clients=50, alpha=0.1, examples=12_000
-    ),
+    **{
+        f"CNN, {n} clients, iid": CNN(num_clients=n, examples=n * EACH, partition="iid")
+        for n in (2, 3, 5, 10, 50)
+    },
+    **{
+        f"CNN, {n} clients, Dirichlet(.1)": CNN(num_clients=n, examples=n * EACH, alpha=0.1)
+        for n in (2, 3, 5, 10, 50)
+    },
     "CNN, 2 of 10 clients a round, iid": CNN(partition="iid", fraction=0.2),
     "CNN, a head of each client's own, iid": CNN(partition="iid", private_head=True),
     "CNN in float16, iid": CNN(partition="iid", dtype="float16"),
@@ -43,7 +48,7 @@ SETTINGS = {
     "MLP with tied layers, iid": Fashion(network="mlp with tied layers", partition="iid"),
     "transformer with LayerNorm, iid": Fashion(network="transformer", partition="iid"),
 }
-"""The federations by name, of ten clients and 6,000 images of Fashion-MNIST where not said."""
+"""The federations by name, of Fashion-MNIST and ten clients where not said."""
 
 
 def run_app(strategy: str, app: Setting | Path, seed: int) -> Result:
