@@ -219,7 +219,20 @@ def compress(codec: Codec, *, feedback: bool = False) -> Mod:
     return compressing
 
 
-class Decoding(FedAvg):
+class Remembering(FedAvg):
+    """FedAvg that has the model from which clients have started: `before`."""
+
+    before = ArrayRecord()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask clients to train, and remember the model that they start from."""
+        self.before = arrays
+        return super().configure_train(server_round, arrays, config, grid)
+
+
+class Decoding(Remembering):
     """FedAvg of the models that a codec's bytes stand for.
 
     Parameters
@@ -232,20 +245,13 @@ class Decoding(FedAvg):
 
     def __init__(self, codec: Codec, **options: Any) -> None:
         super().__init__(**options)
-        self._codec, self._model = codec, ArrayRecord()
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Ask clients to train, and remember the model that they start from."""
-        self._model = arrays
-        return super().configure_train(server_round, arrays, config, grid)
+        self._codec = codec
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Decode the clients' updates, and average the models that they lead to."""
-        before = to_arrays(self._model)
+        before = to_arrays(self.before)
         layout, replies = _layout_of(before), list(replies)
         for reply in replies:
             if reply.has_content():

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
+from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Bulyan, FedAvg, FedMedian, FedTrimmedAvg, Krum, Strategy
 from numpy.typing import NDArray
 
@@ -24,6 +23,7 @@ from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_t
 from experiments.studies.commands import show_tables
 from experiments.studies.federation import Setting, simulate
 from experiments.studies.jobs import Result, run_jobs
+from experiments.studies.peers import Remembering
 from experiments.studies.random_basis import late, unseeded
 from fedmedian.clients import perturb
 from fedmedian.clients.attacks import squared_distances
@@ -101,7 +101,7 @@ STUDIES = {
 }
 
 
-class InPlaceOfMean(FedAvg):
+class InPlaceOfMean(Remembering):
     """FedAvg with another rule in place of the mean of the clients' updates.
 
     Parameters
@@ -115,21 +115,13 @@ class InPlaceOfMean(FedAvg):
     def __init__(self, rule: Rule, **options: Any) -> None:
         super().__init__(**options)
         self._rule = rule
-        self._model = ArrayRecord()
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Ask clients to train, and remember the model that they start from."""
-        self._model = arrays
-        return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Move the model by what the rule makes of the clients' updates."""
         valid, _ = self._check_and_log_replies(replies, is_train=True)
-        before = to_arrays(self._model)
+        before = to_arrays(self.before)
         layout = Layout.of_model(before, exact=())
         models = [to_arrays(reply.content.array_records["arrays"]) for reply in valid]
         updates = np.stack([layout.difference(before, model) for model in models])
