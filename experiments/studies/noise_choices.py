@@ -13,9 +13,8 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, UserConfig
+from flwr.app import ArrayRecord, Message, MetricRecord, UserConfig
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
 from numpy.typing import NDArray
 from scipy.special import ndtri
@@ -26,6 +25,7 @@ from experiments.apps.heterogeneous.fedmedian_heterogeneous.measuring import Run
 from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
 from experiments.studies.commands import show_tables
 from experiments.studies.harness import App, StudyGrid, run
+from experiments.studies.peers import Remembering
 from fedmedian import Adaptive, Gaussian, Layout, Majority, Momentum, mean_from_votes
 from fedmedian.noise import NOISE_FAMILIES
 from fedmedian.records import to_arrays
@@ -201,31 +201,24 @@ def estimators_table() -> str:
     )
 
 
-class _Probe(FedAvg):
+class _Probe(Remembering):
     """FedAvg that notes what the rule for b* would choose, as a multiple of the RMS."""
 
     def __init__(self, window: int, factors: list[float], *, seed: int, **options: Any) -> None:
         super().__init__(**options)
         self.window = window
         self.factors = factors
-        self._model: dict[str, NDArray[np.generic]] = {}
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Remember the model that the clients start from."""
-        self._model = dict(to_arrays(arrays))
-        return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Note the rule's choice for this round's updates, then aggregate as FedAvg."""
-        replies, layout = list(replies), Layout.of_model(self._model)
+        replies, before = list(replies), to_arrays(self.before)
+        layout = Layout.of_model(before)
         updates = []
         for reply in replies:
             trained = reply.content.array_records["arrays"]
-            updates.append(layout.difference(self._model, to_arrays(trained)).astype(np.float64))
+            updates.append(layout.difference(before, to_arrays(trained)).astype(np.float64))
         stacked = np.stack(updates)
         third = np.mean((stacked - stacked.mean(axis=0)) ** 3, axis=0)
         # The minimum over b of the sum over coordinates of κ₃²/36b⁴ + πb²/(2MW).

@@ -457,9 +457,4 @@ def test_the_tables_of_epsilon_and_noise_are_those_that_are_counted(page):
 
 
 def test_the_table_of_decodings_is_what_its_command_prints(page):
-    def cells(table):
-        return [[cell.strip(" -:") for cell in line.split("|")] for line in table.splitlines()]
-
-    printed, document = cells(decoding_table()), cells(page("noise"))
-    start = document.index(printed[0])
-    assert document[start : start + len(printed)] == printed
+    assert decoding_table() in page("noise")
