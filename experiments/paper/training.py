@@ -231,7 +231,9 @@ def draw(found: Findings) -> Figure:
                 one.plot(result["rounds"], result[quantity], label=noise)
             one.grid(alpha=0.3)
         axes[0].set(title=group, ylabel="test accuracy", ylim=(0, 1))
-        axes[1].set(ylabel="training loss")
+        # A start far above all that follows would flatten it.
+        top = max(loss for result in runs.values() for loss in result["loss"][1:])
+        axes[1].set(ylabel="training loss", ylim=(0, 1.1 * top))
         axes[2].set(ylabel="norm of the gradient", yscale="log")
         axes[2].legend(fontsize="small")
     for one in rows[-1]:
