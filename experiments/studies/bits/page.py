@@ -268,9 +268,11 @@ def page(folder: Path) -> str:
         "end best on the *test data* are kept, which is more than a user could know. All else is "
         "as it comes.",
     ]
-    for name in PARTS:
-        if (folder / f"{name}.json").exists():
-            parts += _TEXTS[name](read(folder, name))
+    there = [name for name in PARTS if (folder / f"{name}.json").exists()]
+    if not there:
+        parts.append("Its runs have not been made yet.")
+    for name in there:
+        parts += _TEXTS[name](read(folder, name))
     return "\n\n".join(parts) + "\n"
 
 
