@@ -12,8 +12,7 @@ from experiments.paper.figure2 import FIGURE_2, FIGURE_2_MNIST
 from experiments.paper.figure3 import FIGURE_3, FIGURE_3_CIFAR_10
 from experiments.paper.theorems import THEOREMS
 from experiments.paper.toy import TOY
-
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+from experiments.studies.commands import DOCS
 
 CLAIMS: tuple[Claim, ...] = (TOY, FIGURE_2, FIGURE_3, THEOREMS)
 

@@ -9,8 +9,9 @@ import torch
 
 from experiments.paper import __main__ as command
 from experiments.paper import text, theorems, toy
-from experiments.paper.__main__ import CLAIMS, DOCS, IF_NAMED
+from experiments.paper.__main__ import CLAIMS, IF_NAMED
 from experiments.paper.claims import page
+from experiments.studies.commands import DOCS
 
 
 def stored(claim):
