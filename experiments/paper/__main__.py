@@ -10,11 +10,12 @@ from time import monotonic
 from experiments.paper.claims import Claim, page
 from experiments.paper.figure2 import FIGURE_2, FIGURE_2_MNIST
 from experiments.paper.figure3 import FIGURE_3, FIGURE_3_CIFAR_10
+from experiments.paper.text import TEXT
 from experiments.paper.theorems import THEOREMS
 from experiments.paper.toy import TOY
 from experiments.studies.commands import DOCS
 
-CLAIMS: tuple[Claim, ...] = (TOY, FIGURE_2, FIGURE_3, THEOREMS)
+CLAIMS: tuple[Claim, ...] = (TOY, FIGURE_2, FIGURE_3, THEOREMS, TEXT)
 
 IF_NAMED: tuple[Claim, ...] = (FIGURE_2_MNIST, FIGURE_3_CIFAR_10)
 """Claims on data that is not everywhere, and for longer; see `experiments.studies.hub`."""

@@ -78,7 +78,8 @@ def page(claims: Sequence[Claim], folder: Path) -> str:
         "Claims of Chen et al., *Distributed Training with Heterogeneous Data*, NeurIPS 2020 "
         "([arXiv 1906.01736](https://arxiv.org/abs/1906.01736)), tried with this package's "
         "strategies on its own Grid. `make figures` writes this page, its figures and the numbers "
-        "behind them (JSON), and does again only what is missing. For Figures 2 and 3 on the "
+        "behind them (JSON), and does again only what is missing. The last claim is this "
+        "package's own. For Figures 2 and 3 on the "
         "paper's own data there are `make figures ARGS=figure2-mnist` and `make figures "
         "ARGS=figure3-cifar-10`, from the Hugging Face Hub or from copies in the folders that the "
         "environment variables `MNIST` and `CIFAR_10` name.",
