@@ -45,7 +45,7 @@ docs: setup  ## Build the documentation as a site, in build/docs; any warning is
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
 	@echo "Written: build/docs; to look at it: $(BIN)/python -m http.server --directory build/docs"
 
-figures: setup  ## Try the claims of the paper: docs/paper.md; ARGS="toy theorems" for some.
+figures: setup  ## Try all claims: docs/paper.md, docs/bits.md; ARGS="toy bits-10" for some.
 	@$(BIN)/python -m experiments.paper $(ARGS)
 
 bench: setup  ## Measure speed against peers in about 5 minutes; ARGS="median votes" for some.

@@ -1,7 +1,7 @@
-"""Claims of the paper, each with its measurement, its figure and the check that it holds."""
+"""Claims, each with its measurement, its figure and the check that it holds, and their pages."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,44 +58,39 @@ class Claim:
         return found
 
 
-def page(claims: Sequence[Claim], folder: Path) -> str:
-    """Return the page of the claims that a folder has findings of, in Markdown.
+@dataclass(frozen=True)
+class Page:
+    """A page of docs/ that shows claims and what was found of them.
 
     Parameters
     ----------
-    claims : sequence of Claim
-        All claims, in order.
-    folder : Path
-        Where the findings are.
-
-    Returns
-    -------
-    str
-        The page.
+    name : str
+        The name of the page, and of the folder of its figures and findings beside it.
+    beginning : str
+        What it says before all claims, in Markdown.
+    claims : tuple of Claim
+        The claims, in order.
     """
-    parts = [
-        "# The paper, reproduced",
-        "Claims of Chen et al., *Distributed Training with Heterogeneous Data*, NeurIPS 2020 "
-        "([arXiv 1906.01736](https://arxiv.org/abs/1906.01736)), tried with this package's "
-        "strategies on its own Grid. `make figures` writes this page, its figures and the numbers "
-        "behind them (JSON), and does again only what is missing. The last claim is this "
-        "package's own. For Figures 2 and 3 on the "
-        "paper's own data there are `make figures ARGS=figure2-mnist` and `make figures "
-        "ARGS=figure3-cifar-10`, from the Hugging Face Hub or from copies in the folders that the "
-        "environment variables `MNIST` and `CIFAR_10` name.",
-    ]
-    for claim in claims:
-        file = folder / f"{claim.name}.json"
-        if not file.exists():
-            continue
-        found = json.loads(file.read_text())["found"]
-        wrong = claim.check(found)
-        verdict = "The check passes." if not wrong else "The check fails: " + "; ".join(wrong) + "."
-        parts += [
-            f"## {claim.title}",
-            f"**Claim.** {claim.says}",
-            f"**Tried on.** {claim.setting} `make figures ARGS={claim.name}`. {verdict}",
-            f"![{claim.title}](paper/{claim.name}.png)",
-            claim.tabulate(found),
-        ]
-    return "\n\n".join(parts) + "\n"
+
+    name: str
+    beginning: str
+    claims: tuple[Claim, ...]
+
+    def text(self, docs: Path) -> str:
+        """Return the page, with the claims that its folder in `docs` has findings of."""
+        parts = [self.beginning]
+        for claim in self.claims:
+            file = docs / self.name / f"{claim.name}.json"
+            if not file.exists():
+                continue
+            found = json.loads(file.read_text())["found"]
+            wrong = claim.check(found)
+            verdict = f"The check fails: {'; '.join(wrong)}." if wrong else "The check passes."
+            parts += [
+                f"## {claim.title}",
+                f"**Claim.** {claim.says}",
+                f"**Tried on.** {claim.setting} `make figures ARGS={claim.name}`. {verdict}",
+                f"![{claim.title}]({self.name}/{claim.name}.png)",
+                claim.tabulate(found),
+            ]
+        return "\n\n".join(parts) + "\n"

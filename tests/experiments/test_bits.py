@@ -1,17 +1,22 @@
-"""The study of bits: its runs on digits, what its page says of findings, and the page that is."""
+"""Bits against accuracy: the runs on digits, and what is said of findings."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
-from experiments.studies.bits import __main__ as command
-from experiments.studies.bits import page, study
-from experiments.studies.bits.study import PARTS, PEERS, Federation, Outcome, Part
-from experiments.studies.commands import DOCS
+from experiments.paper.bits import page, study
+from experiments.paper.bits.study import (
+    EVERYBODY,
+    HOLE,
+    HUNDRED,
+    PEERS,
+    TEN,
+    Federation,
+    Outcome,
+    Part,
+)
 from experiments.studies.federation import Setting, make_network
-
-FOLDER = DOCS / "bits"
 
 
 def run_here(jobs, folder):
@@ -20,14 +25,14 @@ def run_here(jobs, folder):
 
 
 def outcome(uplink, *ends, numbers=()):
-    """A peer that is at its end from the second round on, for each seed."""
-    return Outcome(list(numbers), uplink, 400.0, [[0.1, *[end] * 5] for end in ends])
+    """A peer of ten clients that is at its end from the second of six rounds on, for each seed."""
+    return Outcome(list(numbers), 10, 6, uplink, 400.0, [[0.1, *[end] * 5] for end in ends])
 
 
 class TestTheRuns:
     TINY = Setting("digits", network="linear", learning_rate=0.1, rounds=2, num_clients=3)
 
-    TRIED = study.AS_THEY_COME | {"plain signs": ((0.001,),), "z-SignFedAvg": ((0.01, 0.01),)}
+    TRIED = EVERYBODY | {"plain signs": ((0.001,),), "z-SignFedAvg": ((0.01, 0.01),)}
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -68,9 +73,24 @@ class TestTheRuns:
         assert study.measure(part)["made up"]["plain signs"].numbers == [0.2]
         assert asked == {(numbers, 0) for numbers in ends} | {((0.2,), 1)}
 
-    def test_no_federation_is_another_by_another_name(self):
-        for part in PARTS.values():
-            assert len({str(one) for one in part.federations.values()}) == len(part.federations)
+    @pytest.mark.parametrize("part", [TEN, HUNDRED], ids=["ten clients", "a hundred"])
+    def test_no_federation_is_another_by_another_name(self, part):
+        settings = {one.setting for one in part.federations.values()}
+        assert len(settings) == len(part.federations) == 4
+
+    @pytest.mark.parametrize(
+        ("part", "names"),
+        [(TEN, ["iid", "one class each"]), (HOLE, ["Dirichlet(.25)"])],
+        ids=["four federations", "one"],
+    )
+    def test_the_quick_variant_has_the_first_and_the_last_federation_and_nothing_to_choose(
+        self, part, names
+    ):
+        quick = study.shortened(part, rounds=3)
+        assert list(quick.federations) == names
+        assert {one.setting.rounds for one in quick.federations.values()} == {3}
+        assert {len(tried) for tried in quick.tried.values()} == {1}
+        assert list(quick.tried) == list(part.tried)
 
     def test_the_lenet_is_the_published_one_for_smaller_images(self):
         """On images of 32 × 32 in colour it has 797,248 weights, biases not counted."""
@@ -83,7 +103,7 @@ class TestTheRuns:
 
 class TestThePage:
     def test_rounds_are_counted_on_the_mean_over_seeds(self):
-        one = Outcome([], 1.0, 1.0, [[0.1, 0.5, 0.9], [0.3, 0.3, 0.5]])
+        one = Outcome([], 10, 3, 1.0, 1.0, [[0.1, 0.5, 0.9], [0.3, 0.3, 0.5]])
         assert [one.rounds_to(accuracy) for accuracy in (0.2, 0.4, 0.7, 0.71)] == [1, 2, 3, None]
 
     def test_ahead_is_who_is_no_larger_and_no_worse_and_one_of_both_strictly(self):
@@ -117,78 +137,76 @@ class TestThePage:
             "- there: EDEN sends 40 bytes less and ends 0.0300 higher (from 1 of 2 seeds).",
         ]
 
+    def test_where_there_is_one_seed_none_are_counted(self):
+        found = {"SignSGD()": outcome(100, 0.5), "EDEN": outcome(100, 0.6)}
+        (line,) = page.say_where("SignSGD()", {"here": found}).splitlines()[2:]
+        assert line == "- here: EDEN sends 0 bytes less and ends 0.1000 higher."
+
     def test_bytes_add_up_over_clients_rounds_and_both_ways(self):
-        federations = {
-            f"{clients}": Federation(Setting(num_clients=clients, rounds=50), (0,))
-            for clients in (10, 100)
-        }
         found = {"FedAvg": outcome(4000, 0.5), "SignSGD()": outcome(1000, 0.5)}
-        _, _, fedavg, sign = page.bytes_table(federations, dict.fromkeys(federations, found)).split(
-            "\n"
-        )
+        _, _, fedavg, sign = page.bytes_table(found).split("\n")
         assert [cell.strip() for cell in fedavg.split("|")[2:-1]] == [
-            *("4,000", "1.0", "400", "2.2", "22.0", "0.16")
+            *("4,000", "1.0", "400", "0.3", "0.02")
         ]
         assert [cell.strip() for cell in sign.split("|")[2:-1]] == [
-            *("1,000", "4.0", "400", "0.7", "7.0", "0.04")
+            *("1,000", "4.0", "400", "0.1", "0.00")
         ]
 
     def test_a_target_is_a_share_of_fedavgs_end(self):
-        federations = {"here": Federation(Setting(num_clients=10), (0,))}
         found = {
             "FedAvg": outcome(4000, 0.8),
             "near": outcome(1000, 0.77),
             "far": outcome(500, 0.75),
         }
-        rows = page.target_table(federations, {"here": found}).split("\n")[2:]
+        rows = page.target_table({"here": found}).split("\n")[2:]
         cells = [row.split("|")[2].strip() for row in rows]
         assert cells == ["2 / 0.08", "2 / 0.02", "–"]
-
-
-class TestTheCommand:
-    def test_it_writes_findings_a_figure_and_a_page_that_can_be_read_back(
-        self, monkeypatch, tmp_path
-    ):
-        monkeypatch.setattr(command, "DOCS", tmp_path)
-
-        def made_up(part):
-            found = {
-                peer: outcome(100 + number, 0.5, numbers=tried[0])
-                for number, (peer, tried) in enumerate(part.tried.items())
-            }
-            return dict.fromkeys(part.federations, found)
-
-        monkeypatch.setattr(command, "measure", made_up)
-        command.main(["federations"])
-        assert page.read(tmp_path / "bits", "federations") == made_up(PARTS["federations"])
-        assert (tmp_path / "bits" / "federations.png").exists()
-        written = (tmp_path / "bits.md").read_text()
-        assert "## The frontier" in written
-        assert "## A published hole" not in written
-        command.main(["hole"])
-        assert "## A published hole" in (tmp_path / "bits.md").read_text()
-
-    def test_the_figure_has_a_panel_for_each_federation_with_a_point_for_each_peer(self):
-        found = {peer: outcome(100 + number, 0.5) for number, peer in enumerate(PEERS)}
-        federations = PARTS["federations"].federations
-        panels = page.figure(federations, dict.fromkeys(federations, found)).axes
-        assert [panel.get_title() for panel in panels] == list(federations)
-        assert all(len(panel.lines) == len(PEERS) + 1 for panel in panels)
 
     def test_every_peer_is_explained(self):
         assert list(page.GOES_UP) == list(PEERS)
 
 
-class TestDocuments:
-    def test_the_page_has_the_numbers_that_were_found(self):
-        assert (DOCS / "bits.md").read_text() == page.page(FOLDER)
+class TestTheClaims:
+    def findings(self, **ends):
+        """Findings in two federations, of which `ends` changes some peers'."""
+        found = {
+            peer: outcome(1600 - 100 * number, 0.5, numbers=tried[0])
+            for number, (peer, tried) in enumerate(EVERYBODY.items())
+        }
+        found |= {"SignSGD()": outcome(100, ends.get("sign", 0.5))}
+        plain = {peer: asdict(one) for peer, one in found.items()}
+        return dict.fromkeys(("here", "there"), plain)
 
-    @pytest.mark.parametrize("name", list(PARTS))
-    def test_what_was_found_is_of_the_studys_federations_and_peers(self, name):
-        file, part = FOLDER / f"{name}.json", PARTS[name]
-        if not file.exists():
-            pytest.skip("the study has not been run")
-        assert json.loads(file.read_text())["of"] == str(part)
-        found = page.read(FOLDER, name)
-        assert list(found) == list(part.federations)
-        assert all(list(outcomes) == list(part.tried) for outcomes in found.values())
+    def test_the_check_tells_an_accuracy_and_a_message_that_are_not_as_claimed(self):
+        assert page.check(0.02, self.findings()) == []
+        assert page.check(0.02, self.findings(sign=0.481)) == []
+        wrong = page.check(0.02, self.findings(sign=0.47))
+        assert wrong == [
+            f"{where}: SignSGD() ends at 0.470, FedAvg at 0.500" for where in ("here", "there")
+        ]
+        found = self.findings()
+        found["here"]["SignSGD()"]["uplink"] = 200
+        wrong = page.check(0.02, found)
+        assert wrong == [f"{where}: SignSGD() saves a factor of 8.0" for where in ("here", "there")]
+
+    def test_the_figure_has_a_panel_for_each_federation_with_a_point_for_each_peer(self):
+        panels = page.draw(self.findings()).axes
+        assert [panel.get_title() for panel in panels] == ["here", "there"]
+        assert all(len(panel.lines) == len(PEERS) + 1 for panel in panels)
+
+    def test_the_tables_say_who_is_ahead_of_both(self):
+        said = page.tabulate(self.findings())
+        assert "`SignSGD()` is on the frontier in 2 of 2:" in said
+        assert "`MedianSGD()` sends what FedAvg does, and is for robustness: it is on the" in said
+
+    def test_findings_can_be_read_back(self, monkeypatch):
+        monkeypatch.setattr(study, "run_jobs", run_here)
+        monkeypatch.setattr(
+            study,
+            "run_peer",
+            lambda *_: {"accuracy": [0.12345, 0.5], "uplink": 1.0, "downlink": 2.0},
+        )
+        claim = page.BITS.claims[0]
+        found = json.loads(json.dumps(claim.measure(True)))
+        (one, *_) = page.read(found)["iid"].values()
+        assert one == Outcome([], 10, 8, 1.0, 2.0, [[0.1235, 0.5]])

@@ -10,7 +10,6 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image
 
 from experiments.paper import __main__ as command
-from experiments.paper.claims import page
 from experiments.studies.federation import Setting, load, make_network, split
 from experiments.studies.hub import load_split
 
@@ -99,11 +98,15 @@ class TestWhatIsNotToBeHad:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "column", "variable", "side"),
-    [("figure2-mnist", "image", "MNIST", 28), ("figure3-cifar-10", "img", "CIFAR_10", 32)],
+    ("page", "name", "column", "variable", "side"),
+    [
+        ("paper", "figure2-mnist", "image", "MNIST", 28),
+        ("paper", "figure3-cifar-10", "img", "CIFAR_10", 32),
+        ("bits", "hole-cifar-10", "img", "CIFAR_10", 32),
+    ],
 )
 def test_a_claim_on_such_data_is_tried_if_it_is_named(
-    name, column, variable, side, tmp_path, monkeypatch
+    page, name, column, variable, side, tmp_path, monkeypatch
 ):
     """On digits, enlarged, where it need not hold and is written down all the same."""
     images, labels, test_images, test_labels = load("digits", 0)
@@ -123,5 +126,5 @@ def test_a_claim_on_such_data_is_tried_if_it_is_named(
     monkeypatch.setenv(variable, str(tmp_path / "copy"))
     with contextlib.suppress(SystemExit):
         command.main([name, "--quick", "--into", str(tmp_path)])
-    assert (tmp_path / "paper" / f"{name}.png").exists()
-    assert page(command.IF_NAMED, tmp_path / "paper") == (tmp_path / "paper.md").read_text()
+    assert (tmp_path / page / f"{name}.png").exists()
+    assert f"`make figures ARGS={name}`. The check" in (tmp_path / f"{page}.md").read_text()

@@ -9,32 +9,45 @@ import torch
 
 from experiments.paper import __main__ as command
 from experiments.paper import text, theorems, toy
-from experiments.paper.__main__ import CLAIMS, IF_NAMED
-from experiments.paper.claims import page
+from experiments.paper.__main__ import IF_NAMED, PAGES
+from experiments.paper.claims import Page
 from experiments.studies.commands import DOCS
 
+CLAIMS = [
+    (page, claim)
+    for page in PAGES
+    for claim in page.claims
+    if claim.name not in {one.name for one in IF_NAMED}
+]
 
-def stored(claim):
-    return json.loads((DOCS / "paper" / f"{claim.name}.json").read_text())
+
+def stored(claim, page="paper"):
+    return json.loads((DOCS / page / f"{claim.name}.json").read_text())
 
 
-every_claim = pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.name)
+every_claim = pytest.mark.parametrize(
+    ("page", "claim"), CLAIMS, ids=[claim.name for _, claim in CLAIMS]
+)
 
 
 class TestDocuments:
-    def test_the_page_has_the_numbers_that_were_found(self):
-        assert (DOCS / "paper.md").read_text() == page([*CLAIMS, *IF_NAMED], DOCS / "paper")
+    @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+    def test_a_page_has_the_numbers_that_were_found(self, page):
+        assert (DOCS / f"{page.name}.md").read_text() == page.text(DOCS)
 
     @every_claim
-    def test_what_was_found_is_of_this_setting_in_full_and_passes_its_check(self, claim):
-        assert stored(claim)["of"] == {"setting": claim.setting, "quick": False}
-        assert claim.check(stored(claim)["found"]) == []
-        assert (DOCS / "paper" / f"{claim.name}.png").exists()
+    def test_what_was_found_is_of_this_setting_in_full_and_passes_its_check(self, page, claim):
+        found = stored(claim, page.name)
+        assert found["of"] == {"setting": claim.setting, "quick": False}
+        assert claim.check(found["found"]) == []
+        assert (DOCS / page.name / f"{claim.name}.png").exists()
 
     def test_the_page_says_where_a_check_fails(self, tmp_path):
-        failing = replace(CLAIMS[0], check=lambda found: ["it is wrong", "so is this"])
-        (tmp_path / f"{failing.name}.json").write_text(json.dumps(stored(CLAIMS[0])))
-        assert "The check fails: it is wrong; so is this." in page([failing], tmp_path)
+        failing = replace(toy.TOY, check=lambda found: ["it is wrong", "so is this"])
+        (tmp_path / "paper").mkdir()
+        (tmp_path / "paper" / "toy.json").write_text(json.dumps(stored(toy.TOY)))
+        page = Page("paper", "# Claims", (failing,))
+        assert "The check fails: it is wrong; so is this." in page.text(tmp_path)
 
 
 class TestFinding:
@@ -118,15 +131,16 @@ class TestTheTheorems:
 def test_the_command_finds_all_claims_to_hold_in_their_quick_variants(tmp_path, capsys):
     command.main(["--quick", "--into", str(tmp_path)])
     assert capsys.readouterr().out.count(": holds") == len(CLAIMS)
-    for claim in CLAIMS:
-        assert f"(paper/{claim.name}.png)" in (tmp_path / "paper.md").read_text()
+    for page, claim in CLAIMS:
+        written = (tmp_path / f"{page.name}.md").read_text()
+        assert f"({page.name}/{claim.name}.png)" in written
 
 
 def test_a_check_that_fails_is_the_commands_exit_status(tmp_path, monkeypatch):
     failing = replace(
         toy.TOY, measure=lambda quick: stored(toy.TOY)["found"], check=lambda found: ["wrong"]
     )
-    monkeypatch.setattr(command, "CLAIMS", (failing,))
+    monkeypatch.setattr(command, "PAGES", (Page("paper", "# Claims", (failing,)),))
     with pytest.raises(SystemExit, match="1"):
         command.main(["toy", "--into", str(tmp_path)])
 
@@ -137,9 +151,11 @@ def test_claims_on_data_that_is_not_everywhere_are_tried_only_if_they_are_named(
     def measure(quick):
         raise AssertionError
 
-    monkeypatch.setattr(command, "CLAIMS", ())
-    monkeypatch.setattr(command, "IF_NAMED", (replace(toy.TOY, measure=measure),))
+    claim = replace(toy.TOY, measure=measure)
+    monkeypatch.setattr(command, "PAGES", (Page("paper", "# Claims", (claim,)),))
+    monkeypatch.setattr(command, "IF_NAMED", (claim,))
     command.main(["--into", str(tmp_path)])
+    assert list(tmp_path.iterdir()) == []
     with pytest.raises(AssertionError):
         command.main(["toy", "--into", str(tmp_path)])
 

@@ -93,10 +93,6 @@ class Federation:
     setting: Setting
     seeds: tuple[int, ...]
 
-    def __str__(self) -> str:
-        """Return all that its findings depend on."""
-        return f"{self.setting} | seeds {self.seeds}"
-
 
 @dataclass(frozen=True)
 class Part:
@@ -113,13 +109,11 @@ class Part:
     tried: dict[str, tuple[Numbers, ...]]
     federations: dict[str, Federation]
 
-    def __str__(self) -> str:
-        """Return all that its findings depend on."""
-        federations = (f"{name}: {one}" for name, one in self.federations.items())
-        return "\n".join([*federations, str(self.tried)])
 
-
-AS_THEY_COME: dict[str, tuple[Numbers, ...]] = dict.fromkeys(PEERS, ((),))
+EVERYBODY: dict[str, tuple[Numbers, ...]] = dict.fromkeys(PEERS, ((),)) | {
+    "plain signs": ((0.0003,), (0.001,), (0.003,)),
+    "z-SignFedAvg": ((0.01, 0.01), (0.02, 0.02), (0.03, 0.03)),
+}
 
 PARTITIONS: dict[str, dict[str, Any]] = {
     "iid": {"partition": "iid"},
@@ -128,56 +122,71 @@ PARTITIONS: dict[str, dict[str, Any]] = {
     "one class each": {"partition": "classes"},
 }
 
+
+def split(setting: Setting, seeds: tuple[int, ...]) -> Part:
+    """Return all peers in a federation whose data is split in every way."""
+    federations = {
+        name: Federation(replace(setting, **changes), seeds) for name, changes in PARTITIONS.items()
+    }
+    return Part(EVERYBODY, federations)
+
+
+TEN = split(Setting(), (0, 1))
+
 # Dirichlet(.1) takes as many examples to have something for each of a hundred clients.
-COHORTS = {
-    10: Federation(Setting(), (0, 1)),
-    100: Federation(Setting(num_clients=100, examples=60_000, local_steps=8), (0,)),
-}
+HUNDRED = split(Setting(num_clients=100, examples=60_000, local_steps=8), (0,))
+
+HOLE_SETTING = Setting(
+    network="lenet",
+    alpha=0.25,
+    rounds=300,
+    local_steps=1,
+    batch_size=50,
+    learning_rate=0.1,
+    tested=LAST,
+)
 
 
-def name_of(partition: str, clients: int) -> str:
-    """Return the name of a federation."""
-    return f"{partition}, {clients} clients"
+def hole(setting: Setting) -> Part:
+    """Return a federation in which methods of one bit are known to fail."""
+    tried: dict[str, tuple[Numbers, ...]] = {
+        "FedAvg": ((),),
+        "plain signs": ((0.0001,), (0.0003,), (0.001,)),
+        "z-SignFedAvg": ((0.0003, 0.0003), (0.001, 0.001), (0.003, 0.003)),
+        "EDEN, one bit": ((),),
+        "SignSGD()": ((),),
+        "MedianSGD()": ((),),
+    }
+    return Part(tried, {"Dirichlet(.25)": Federation(setting, (0,))})
 
 
-PARTS = {
-    "federations": Part(
-        AS_THEY_COME
-        | {
-            "plain signs": ((0.0003,), (0.001,), (0.003,)),
-            "z-SignFedAvg": ((0.01, 0.01), (0.02, 0.02), (0.03, 0.03)),
-        },
+HOLE = hole(HOLE_SETTING)
+HOLE_CIFAR_10 = hole(replace(HOLE_SETTING, dataset="cifar-10", examples=50_000, rounds=3_000))
+
+
+def shortened(part: Part, **changes: Any) -> Part:
+    """Return a part that takes seconds: the first and the last federation, one seed, no choice.
+
+    Parameters
+    ----------
+    part : Part
+        The part.
+    **changes : Any
+        Fields of all its settings.
+
+    Returns
+    -------
+    Part
+        The part that takes seconds.
+    """
+    first, *_, last = [*part.federations.items()] * 2
+    return Part(
+        {peer: tried[-1:] for peer, tried in part.tried.items()},
         {
-            name_of(partition, clients): replace(cohort, setting=replace(cohort.setting, **changes))
-            for clients, cohort in COHORTS.items()
-            for partition, changes in PARTITIONS.items()
+            name: Federation(replace(one.setting, **changes), one.seeds[:1])
+            for name, one in (first, last)
         },
-    ),
-    "hole": Part(
-        {
-            "FedAvg": ((),),
-            "plain signs": ((0.0001,), (0.0003,), (0.001,)),
-            "z-SignFedAvg": ((0.0003, 0.0003), (0.001, 0.001), (0.003, 0.003)),
-            "EDEN, one bit": ((),),
-            "SignSGD()": ((),),
-            "MedianSGD()": ((),),
-        },
-        {
-            "LeNet, Dirichlet(.25), 10 clients": Federation(
-                Setting(
-                    network="lenet",
-                    alpha=0.25,
-                    rounds=300,
-                    local_steps=1,
-                    batch_size=50,
-                    learning_rate=0.1,
-                    tested=LAST,
-                ),
-                (0,),
-            )
-        },
-    ),
-}
+    )
 
 
 @dataclass(frozen=True)
@@ -188,13 +197,17 @@ class Outcome:
     ----------
     numbers : list of float
         Those that were kept of the ones that were tried.
+    clients, rounds : int
+        The numbers of clients, all of whom train in a round, and of rounds.
     uplink, downlink : float
         The bytes of a training reply and of what asks for it, as sent, with all headers.
     accuracy : list of list of float
-        Test accuracy by seed and round.
+        Test accuracy by seed and round, of the rounds that it is tested after.
     """
 
     numbers: list[float]
+    clients: int
+    rounds: int
     uplink: float
     downlink: float
     accuracy: list[list[float]]
@@ -208,6 +221,11 @@ class Outcome:
     def end(self) -> float:
         """Accuracy over the last rounds and all seeds."""
         return fmean(self.ends)
+
+    @property
+    def sent(self) -> float:
+        """The megabytes that all clients send up in a round."""
+        return self.clients * self.uplink / 1e6
 
     def rounds_to(self, accuracy: float) -> int | None:
         """Return the first round after which the mean over seeds is at an accuracy, if any is."""
@@ -261,7 +279,10 @@ def measure(part: Part) -> dict[str, Outcomes]:
     def outcome(keys: list[Key]) -> Outcome:
         uplink, downlink = (fmean(runs[key][way] for key in keys) for way in ("uplink", "downlink"))
         accuracy = [[round(one, 4) for one in runs[key]["accuracy"]] for key in keys]
-        return Outcome(list(keys[0][1]), uplink, downlink, accuracy)
+        _, numbers, setting, _ = keys[0]
+        return Outcome(
+            list(numbers), setting.num_clients, setting.rounds, uplink, downlink, accuracy
+        )
 
     return {
         name: {peer: outcome(keys) for peer, keys in peers.items()} for name, peers in kept.items()
