@@ -207,6 +207,12 @@ class TestTheClaims:
             in said
         )
 
+    @pytest.mark.parametrize(("end", "said"), [(0.4, "0.100 below"), (0.6, "0.100 above")])
+    def test_the_published_setting_says_whether_plain_signs_fall_in_it(self, end, said):
+        found = {"here": self.findings()["here"] | {"plain signs": asdict(outcome(90, end))}}
+        found["here"]["plain signs"]["numbers"] = [0.001]
+        assert f"end {said} FedAvg here." in page.tabulate_hole(found)
+
     def test_findings_can_be_read_back(self, monkeypatch):
         monkeypatch.setattr(study, "run_jobs", run_here)
         monkeypatch.setattr(
