@@ -44,6 +44,7 @@ from fedmedian.clients.attacks import (
     flip_labels,
 )
 from fedmedian.records import to_arrays, to_record
+from fedmedian.strategies import RunFailedError
 
 NUM_CLASSES = 10
 
@@ -439,10 +440,11 @@ def simulate(
     images, labels = load(setting.dataset, setting.examples)[2:]
     lone = labels == NUM_CLASSES - 1
     model = make_network(setting.network, setting.dataset, seed)
-    recalls = []
+    recalls, reached = [], list[int]()
 
     def serve(config: UserConfig, grid: StudyGrid, tell: Tell) -> None:
         def test(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+            reached.append(server_round)
             if setting.tested and 0 < server_round <= setting.rounds - setting.tested:
                 return MetricRecord({})
             model.load_state_dict(arrays.to_torch_state_dict())
@@ -465,12 +467,17 @@ def simulate(
             name: value.to(dtype if value.is_floating_point() else value.dtype, copy=True)
             for name, value in model.state_dict().items()
         }
-        strategy.start(
-            grid=grid,
-            initial_arrays=ArrayRecord(initial),
-            num_rounds=setting.rounds,
-            evaluate_fn=test,
-        )
+        try:
+            strategy.start(
+                grid=grid,
+                initial_arrays=ArrayRecord(initial),
+                num_rounds=setting.rounds,
+                evaluate_fn=test,
+            )
+        except RunFailedError as failed:
+            # All clients have diverged. What is left to FedAvg is a model of NaN; here it stays.
+            for server_round in range(reached[-1] + 1, setting.rounds + 1):
+                test(server_round, to_record(failed.arrays))
 
     app = App(clients, serve)
     (result,) = run("", app, {"num-clients": setting.num_clients}, [seed])

@@ -53,6 +53,10 @@ class RunFailedError(RuntimeError):
         super().__init__(message)
         self.arrays = arrays
 
+    def __reduce__(self) -> tuple[type["RunFailedError"], tuple[str, Arrays]]:
+        """Let the error travel between processes, as from a worker of a pool, with its model."""
+        return type(self), (str(self), self.arrays)
+
 
 class Watch:
     """Looks at each round of a run when it has ended.

@@ -275,6 +275,13 @@ class TestApps:
         assert set(moved) >= {"3.weight", "3.bias"}
 
 
+def test_a_federation_whose_clients_diverge_keeps_the_model_that_it_has_for_all_rounds_left():
+    setting = replace(DIGITS, rounds=6, learning_rate=1e38)
+    found = run_setting("MedianSGD()", setting, 0)
+    assert len(found["accuracy"]) == len(found["recall"]) == 6
+    assert len(set(found["accuracy"][-4:])) == 1
+
+
 @pytest.mark.parametrize("strategy", [SignSGD, MedianSGD])
 def test_adam_trains_with_its_defaults_as_fast_as_fedavg(strategy):
     setting = replace(DIGITS, rounds=10, alpha=0.3)

@@ -1,6 +1,7 @@
 """What is heard of a run: a line for each round, warnings, and the end of one that is lost."""
 
 import logging
+import pickle
 
 import numpy as np
 import pytest
@@ -76,6 +77,11 @@ class TestRunsThatFail:
             run(strategy, failing_in(3, 4, 5), MODEL, NUM_CLIENTS, 9)
         for array in error.value.arrays.values():
             np.testing.assert_allclose(array, 2, rtol=1e-5)
+
+    def test_the_error_comes_whole_out_of_a_process_of_a_pool(self):
+        error = pickle.loads(pickle.dumps(RunFailedError("rounds 1 to 3", {"w": np.ones(2)})))
+        assert str(error) == "rounds 1 to 3"
+        np.testing.assert_array_equal(error.arrays["w"], [1, 1])
 
     def test_clients_without_the_mod_end_the_first_round(self, any_client, run):
         with pytest.raises(RunFailedError, match=r"^round 1 has.*mods=\[perturb\]"):
