@@ -1,0 +1,167 @@
+"""Measurements in the sentences of README and docs, held to the tables that commands have printed.
+
+A number of two digits or more behind the point is of such a table, or said not to be measured here.
+"""
+
+import re
+
+import pytest
+
+from experiments.paper.__main__ import PAGES
+from experiments.studies.commands import DOCS, tables_of
+
+WRITTEN_WHOLE = {page.name for page in PAGES}
+"""Pages whose sentences a command writes from what it has found."""
+
+TEXTS = {
+    path.stem: path.read_text()
+    for path in [DOCS.parent / "README.md", *DOCS.glob("*.md")]
+    if path.stem not in WRITTEN_WHOLE
+}
+
+
+def cells(table, column, *row):
+    """Return a column of the rows of a printed table that begin so, as numbers."""
+    (found,) = tables_of((DOCS / "tables" / f"{table}.md").read_text())
+    head, _, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in found.splitlines()
+    )
+    at = head.index(column)
+    return [float(one[at].replace(",", "")) for one in rows if tuple(one[: len(row)]) == row]
+
+
+def cell(table, column, *row):
+    (value,) = cells(table, column, *row)
+    return value
+
+
+def is_rounded(said, value):
+    """Tell whether a number is a value to as many digits as it has."""
+    return said == f"{value:.{len(said.partition('.')[2])}f}".lstrip("0")
+
+
+def is_error(said, cohort):
+    return is_rounded(said, cell("nmse-errors", cohort, "SignSGD()"))
+
+
+def is_worst(said, name):
+    return is_rounded(said, cell("random_basis-levels", name, "2 hostile, worst of seven"))
+
+
+def is_lag(said, name):
+    fedavg, own = (cell("random_basis-levels", who, "Dirichlet(.1)") for who in ("FedAvg", name))
+    return is_rounded(said, fedavg - own)
+
+
+def is_lost(said, *attacks):
+    none, *attacked = (cell("robustness-sorted", one, "MedianSGD()") for one in ("none", *attacks))
+    return is_rounded(said, none - min(attacked))
+
+
+def is_demo(above, below):
+    ends = [cell("demo", "accuracy", name) for name in ("FedAvg", "SignSGD", "MedianSGD")]
+    return min(ends) > float(above) and cell("demo", "accuracy", "SignSGD (no noise)") < float(
+        below
+    )
+
+
+def is_of_ten_thousand(microseconds, times):
+    heard = cell("scale", "ms to hear", "SignSGD", "10,000", "100")
+    carried = cell("scale", "ms in messages", "SignSGD", "10,000", "100")
+    each = round(heard / 10, -1)  # 10⁴ replies, in µs, to two digits
+    return (
+        heard < 1000 and each == int(microseconds) and round(carried / heard) == {"four": 4}[times]
+    )
+
+
+DEMO = (
+    r"FedAvg, SignSGD and MedianSGD end above (\S+), .* SignSGD without noise stays below (.*?)\]"
+)
+
+SENTENCES = [
+    ("README", DEMO, is_demo),
+    ("index", DEMO, is_demo),
+    (
+        "costs",
+        r"it is (\S+) times the updates' energy with ten of them and (\S+) with a hundred",
+        lambda ten, hundred: is_error(ten, "M = 10, alike") and is_error(hundred, "M = 100, alike"),
+    ),
+    (
+        "noise",
+        r"two of ten hostile clients, votes at c = 1.5 keep (\S+) and medians (\S+), at",
+        lambda votes, medians: (
+            is_worst(votes, "SignSGD, c = 1.5") and is_worst(medians, "MedianSGD, c = 1.5")
+        ),
+    ),
+    (
+        "noise",
+        r"(\S+) behind FedAvg after 15 rounds for votes, (\S+) at c = 1.5\.",
+        lambda default, larger: is_lag(default, "SignSGD()") and is_lag(larger, "SignSGD, c = 1.5"),
+    ),
+    (
+        "robustness",
+        r"five hostile clients cost `MedianSGD\(\)` (\S+) at most, but for \*a little is enough\*",
+        lambda most: is_lost(most, "sign flip", "inner product", "label flip", "mimic"),
+    ),
+    (
+        "robustness",
+        r"as the honest clients are spread and so far here: (\S+)\. It is worst",
+        lambda lost: is_lost(lost, "a little is enough"),
+    ),
+    (
+        "existing-apps",
+        r"At the end nobody is more than (\S+) behind FedAvg\.",
+        lambda most: min(cells("apps-accuracy", "worse − FedAvg")) >= -float(most),
+    ),
+    (
+        "scale",
+        r"heard in less than a second, of which each costs (\S+) µs, .* is (\S+) times that",
+        is_of_ten_thousand,
+    ),
+]
+"""A page, a sentence of it with measurements, and whether they are those of the tables."""
+
+NOT_MEASURED = {
+    "README": {"3.11", "1.38", "1906.01736"},
+    "index": {"3.11"},
+    "deployment": {"1.38", "1.41"},
+    "support": {"2.13"},
+    "how-it-works": {"4.33", "1906.01736"},
+    "noise": {
+        *("1906.01736", "2108.08842"),
+        *(".05", ".08", "1.45", ".57", "1.25"),  # a rate, rules, laws
+        *(".66", ".81", ".93"),  # computed, see tests/test_decoding.py
+    },
+    "existing-apps": {".02"},
+    "robustness": {".001"},
+}
+"""Versions, papers, settings, and what is computed."""
+
+
+def sentences(text):
+    """Return a page without code, tables and addresses, its lines joined."""
+    text = re.sub(r"^```.*?^```|^\|.*?$", "", text, flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"\]\([^)]*\)", "]", " ".join(text.split()))
+
+
+@pytest.mark.parametrize(
+    ("page", "pattern", "holds"), SENTENCES, ids=[f"{one[0]}: {one[1]}" for one in SENTENCES]
+)
+def test_a_measurement_in_a_sentence_is_that_of_a_table(page, pattern, holds):
+    (found,) = re.finditer(pattern, sentences(TEXTS[page]))
+    assert holds(*found.groups()), found.group()
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_number_of_a_page_is_held_to_a_table_or_not_measured(page):
+    text = sentences(TEXTS[page])
+    for _, pattern, _ in (one for one in SENTENCES if one[0] == page):
+        text = re.sub(pattern, "", text)
+    found = set(re.findall(r"(?<![\w.])\d*\.\d{2,}(?![\w.]*\d)", re.sub(r"`[^`]*`", "", text)))
+    assert found == NOT_MEASURED.get(page, set())
+
+
+def test_a_number_is_compared_to_as_many_digits_as_it_has():
+    assert is_rounded(".22", 0.2214)
+    assert is_rounded("1.5", 1.46)
+    assert not is_rounded(".221", 0.2206 + 0.001)
