@@ -182,8 +182,9 @@ def numbers_table(outcomes: Mapping[str, Outcomes]) -> str:
 
 def draw(found: Findings) -> Figure:
     """Draw accuracy over bytes, and the frontier: the best that no more bytes can buy."""
-    drawn = Figure(figsize=(max(1 + 3.5 * len(found), 10), 4.5), layout="constrained")
-    panels = drawn.subplots(1, len(found), squeeze=False).flat
+    rows, columns = -(-len(found) // 2), min(len(found), 2)
+    drawn = Figure(figsize=(10, 1 + 3.5 * rows), layout="constrained")
+    panels = drawn.subplots(rows, columns, squeeze=False).flat
     for axes, (name, outcomes) in zip(panels, read(found).items(), strict=True):
         places = {peer: (one.rounds * one.sent, one.end) for peer, one in outcomes.items()}
         for peer, place in places.items():
