@@ -44,7 +44,7 @@ from fedmedian.strategies.mechanism import NoMechanism, mechanism_of
 from fedmedian.strategies.median import Estimator, MedianCore, NoiseAt
 from fedmedian.strategies.metrics import require_examples, try_to_aggregate
 from fedmedian.strategies.options import LegacyFedAvgOptions, require_fedavg_options
-from fedmedian.strategies.protocol import RoundProtocol, Said
+from fedmedian.strategies.protocol import RoundProtocol, Said, paused_collector
 from fedmedian.strategies.settings import (
     DEFAULT_NOISE,
     DEFAULT_ROTATION,
@@ -149,6 +149,7 @@ class LegacyStrategy(FedAvg):
         self._asked, self._size = [client.cid for client, _ in asked], _size(parameters)
         return [(client, FitIns(ins.parameters, {**ins.config, **told})) for client, ins in asked]
 
+    @paused_collector()
     def aggregate_fit(
         self,
         server_round: int,

@@ -24,7 +24,7 @@ from fedmedian.strategies.core import Core
 from fedmedian.strategies.mechanism import NoMechanism, mechanism_of
 from fedmedian.strategies.metrics import require_examples, try_to_aggregate
 from fedmedian.strategies.options import FedAvgOptions, require_fedavg_options
-from fedmedian.strategies.protocol import RoundProtocol, Said
+from fedmedian.strategies.protocol import RoundProtocol, Said, paused_collector
 from fedmedian.strategies.sizes import mean_size
 from fedmedian.wire import WireError, is_refusal
 
@@ -215,6 +215,7 @@ class MessageStrategy(FedAvg):
             self._asked = ()
         return self._asked
 
+    @paused_collector()
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:

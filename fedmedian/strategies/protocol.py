@@ -3,9 +3,10 @@
 The strategies of both APIs translate Flower's messages for it; what a round is stands here.
 """
 
+import gc
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -35,6 +36,22 @@ from fedmedian.strategies.watch import Watch, describe_round
 _LOGGER = logging.getLogger("flwr")
 
 Received = TypeVar("Received")
+
+
+@contextmanager
+def paused_collector() -> Iterator[None]:
+    """Keep Python's cyclic garbage collector away from a round's replies while they are heard.
+
+    They are many small objects in no cycles, which it would look at again and again: a fifth of
+    the time of a round of ten thousand clients.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The clients' own metrics: what is checked before Flower aggregates them."""
 
+import gc
 from math import inf, nan
 
 import numpy as np
@@ -14,6 +15,7 @@ from fedmedian.strategies.metrics import (
     try_to_aggregate,
     with_usual_metrics,
 )
+from fedmedian.strategies.protocol import paused_collector
 from fedmedian.wire import WireError
 
 NUM_CLIENTS = 4
@@ -253,3 +255,39 @@ class TestInARound:
         np.testing.assert_array_equal(outcome.model["x"], 0)
         everyone = np.average(range(NUM_CLIENTS), weights=range(1, NUM_CLIENTS + 1))
         assert outcome.reports[1]["loss"] == pytest.approx(everyone)
+
+
+@pytest.mark.parametrize("enabled", [True, False], ids=["enabled", "disabled"])
+def test_the_garbage_collector_rests_while_replies_are_heard_and_is_then_as_it_was(
+    api, run, enabled
+):
+    during = []
+
+    def aggregate(*_):
+        during.append(gc.isenabled())
+        return {}
+
+    def train(model, partition):
+        return model, {"num-examples": 1}
+
+    strategy = api.make("MedianSGD", train_metrics_aggr_fn=aggregate, fraction_evaluate=0.0)
+    was_enabled = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        run(strategy, train, {"0": np.zeros(9, np.float32)}, 2)
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if was_enabled else gc.disable)()
+    assert during
+    assert not any(during)
+
+
+def test_the_garbage_collector_goes_on_after_an_error():
+    def lose():
+        with paused_collector():
+            raise KeyError
+
+    assert gc.isenabled()
+    with pytest.raises(KeyError):
+        lose()
+    assert gc.isenabled()
