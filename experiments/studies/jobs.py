@@ -20,6 +20,8 @@ def run_jobs(
 ) -> dict[str, Result]:
     """Run the jobs that have no result yet, and return the results of all.
 
+    If one fails, those that run are finished and kept before its error is raised.
+
     Parameters
     ----------
     jobs : mapping of str to callable
@@ -48,6 +50,12 @@ def run_jobs(
                 _write(files[name], {"job": name, "result": future.result()})
                 seconds = time.monotonic() - start
                 print(f"{done}/{len(missing)} in {seconds:.0f} s: {name}", file=sys.stderr)
+        except Exception:
+            pool.shutdown(cancel_futures=True)
+            for future, name in running.items():
+                if not future.cancelled() and future.exception() is None:
+                    _write(files[name], {"job": name, "result": future.result()})
+            raise
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

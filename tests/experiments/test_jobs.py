@@ -1,5 +1,6 @@
 """The jobs of a study: what has a result is not run again, and a failure loses nothing."""
 
+import time
 from functools import partial
 
 import pytest
@@ -13,8 +14,31 @@ def note(folder, name):
     return {"name": name}
 
 
+def wait_for(folder, name):
+    """Return once a file is there."""
+    deadline = time.monotonic() + 60
+    while not (folder / name).exists():
+        assert time.monotonic() < deadline, f"{name} has not come within a minute"
+        time.sleep(0.01)
+
+
 def fail(folder):
     raise RuntimeError("this job fails")
+
+
+def fail_while(folder, other):
+    """A job that fails while another runs."""
+    wait_for(folder, other)
+    (folder / "failed").touch()
+    fail(folder)
+
+
+def outlast(folder, name):
+    """A job that still runs when another fails."""
+    (folder / name).touch()
+    wait_for(folder, "failed")
+    time.sleep(0.5)
+    return {"name": name}
 
 
 def test_a_job_that_has_a_result_is_not_run_again(tmp_path):
@@ -33,4 +57,14 @@ def test_a_job_that_fails_ends_the_study_and_leaves_the_results_of_those_before(
     (tmp_path / "a").unlink()
     mended = {**jobs, "b": partial(note, tmp_path, "b")}
     assert run_jobs(mended, tmp_path / "results", processes=1)["b"] == {"name": "b"}
+    assert not (tmp_path / "a").exists()
+
+
+def test_what_runs_while_a_job_fails_is_kept(tmp_path):
+    jobs = {"a": partial(outlast, tmp_path, "a"), "b": partial(fail_while, tmp_path, "a")}
+    with pytest.raises(RuntimeError, match="this job fails"):
+        run_jobs(jobs, tmp_path / "results", processes=2)
+    (tmp_path / "a").unlink()
+    mended = {**jobs, "b": partial(note, tmp_path, "b")}
+    assert run_jobs(mended, tmp_path / "results", processes=2)["a"] == {"name": "a"}
     assert not (tmp_path / "a").exists()
