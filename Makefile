@@ -46,7 +46,7 @@ docs: setup  ## Build the documentation as a site, in build/docs; any warning is
 	@echo "Written: build/docs; to look at it: $(BIN)/python -m http.server --directory build/docs"
 
 figures: setup  ## Try all claims: docs/paper.md, docs/bits.md; ARGS="toy bits-10" for some.
-	@$(BIN)/python -m experiments.paper $(ARGS)
+	@$(BIN)/python -m experiments.claims $(ARGS)
 
 bench: setup  ## Measure speed against peers in about 5 minutes; ARGS="median votes" for some.
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet \

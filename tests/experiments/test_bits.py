@@ -5,8 +5,8 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from experiments.paper.bits import page, study
-from experiments.paper.bits.study import (
+from experiments.claims.bits import page, study
+from experiments.claims.bits.study import (
     EVERYBODY,
     HOLE,
     HUNDRED,

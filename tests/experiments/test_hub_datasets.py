@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
 
-from experiments.paper import __main__ as command
+from experiments.claims import __main__ as command
 from experiments.studies.federation import Setting, load, make_network, split
 from experiments.studies.hub import load_split
 

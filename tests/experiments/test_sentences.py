@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from experiments.paper.__main__ import PAGES
+from experiments.claims.__main__ import PAGES
 from experiments.studies.commands import DOCS, tables_of
 
 WRITTEN_WHOLE = {page.name for page in PAGES}

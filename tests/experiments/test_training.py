@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from experiments.paper import figure2, figure3
-from experiments.paper.training import Descent, descend, descend_all, end
+from experiments.claims import figure2, figure3
+from experiments.claims.training import Descent, descend, descend_all, end
 from experiments.studies.federation import Setting, load, make_network, split
 from fedmedian import Gaussian
 
@@ -117,7 +117,7 @@ class TestNetworksAndClients:
 
 
 class TestClaims:
-    """Runs and checks; what was found is tried by test_paper."""
+    """Runs and checks; what was found is tried by test_claims."""
 
     def runs(self, **ends):
         return {
@@ -150,7 +150,7 @@ class TestClaims:
 
     @pytest.mark.slow
     def test_a_run_that_is_kept_is_not_run_again(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("experiments.paper.training.RESULTS", tmp_path)
+        monkeypatch.setattr("experiments.claims.training.RESULTS", tmp_path)
         groups = {"a group": {"none": ONE_ROUND}}
         first = descend_all(groups, quick=False)
         assert first == descend_all(groups, quick=True)

@@ -1,4 +1,4 @@
-"""``python -m experiments.paper [CLAIM …]`` writes `PAGES` into docs/, with figures and numbers."""
+"""``python -m experiments.claims [CLAIM …]`` writes `PAGES` into docs/, figures and numbers too."""
 
 import argparse
 import logging
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 
-from experiments.paper.bits.page import BITS, BITS_CIFAR_10
-from experiments.paper.claims import Claim, Page
-from experiments.paper.figure2 import FIGURE_2, FIGURE_2_MNIST
-from experiments.paper.figure3 import FIGURE_3, FIGURE_3_CIFAR_10
-from experiments.paper.text import TEXT
-from experiments.paper.theorems import THEOREMS
-from experiments.paper.toy import TOY
+from experiments.claims.bits.page import BITS, BITS_CIFAR_10
+from experiments.claims.claim import Claim, Page
+from experiments.claims.figure2 import FIGURE_2, FIGURE_2_MNIST
+from experiments.claims.figure3 import FIGURE_3, FIGURE_3_CIFAR_10
+from experiments.claims.text import TEXT
+from experiments.claims.theorems import THEOREMS
+from experiments.claims.toy import TOY
 from experiments.studies.commands import DOCS
 
 IF_NAMED: tuple[Claim, ...] = (FIGURE_2_MNIST, FIGURE_3_CIFAR_10, BITS_CIFAR_10)
@@ -38,7 +38,7 @@ PAGES: tuple[Page, ...] = (PAPER, BITS)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Find what the command line names, or all but `IF_NAMED`; a failed check exits with 1."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.paper")
+    parser = argparse.ArgumentParser(prog="python -m experiments.claims")
     every = [claim.name for page in PAGES for claim in page.claims]
     parser.add_argument("claim", nargs="*", choices=[*every, []])
     parser.add_argument("--quick", action="store_true", help="fewer rounds and copies")

@@ -4,8 +4,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
-from experiments.paper.claims import Claim, Findings
-from experiments.paper.descent import Points, descend, median_descent, sign_descent
+from experiments.claims.claim import Claim, Findings
+from experiments.claims.descent import Points, descend, median_descent, sign_descent
 from fedmedian import Gaussian, Majority, Theory
 from fedmedian.strategies import MedianSGD, SignSGD
 

@@ -3,8 +3,8 @@
 from dataclasses import replace
 from functools import partial
 
-from experiments.paper.claims import Claim, Findings
-from experiments.paper.training import (
+from experiments.claims.claim import Claim, Findings
+from experiments.claims.training import (
     NONE,
     Descent,
     Groups,

@@ -26,7 +26,7 @@ from torch.utils.data import (
 
 from experiments.apps.heterogeneous.fedmedian_heterogeneous.measuring import Tell
 from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
-from experiments.paper.claims import Findings
+from experiments.claims.claim import Findings
 from experiments.studies.federation import Setting, load, make_network, split
 from experiments.studies.harness import App, StudyGrid, run
 from experiments.studies.jobs import Result, run_jobs

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
-from experiments.paper.bits.study import (
+from experiments.claims.bits.study import (
     HOLE,
     HOLE_CIFAR_10,
     HUNDRED,
@@ -20,7 +20,7 @@ from experiments.paper.bits.study import (
     measure,
     shortened,
 )
-from experiments.paper.claims import Claim, Findings, Page
+from experiments.claims.claim import Claim, Findings, Page
 from experiments.studies.figures import COLOURS
 
 UPLINK = 10e6

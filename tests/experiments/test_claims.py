@@ -1,4 +1,4 @@
-"""The paper's claims: measured, checked, and written down as they were found."""
+"""Claims, the paper's and this package's: measured, checked, written down as they were found."""
 
 import json
 from dataclasses import replace
@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.paper import __main__ as command
-from experiments.paper import text, theorems, toy
-from experiments.paper.__main__ import IF_NAMED, PAGES
-from experiments.paper.claims import Page
+from experiments.claims import __main__ as command
+from experiments.claims import text, theorems, toy
+from experiments.claims.__main__ import IF_NAMED, PAGES
+from experiments.claims.claim import Page
 from experiments.studies.commands import DOCS
 
 CLAIMS = [

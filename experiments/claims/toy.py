@@ -11,8 +11,8 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
-from experiments.paper.claims import Claim, Findings
-from experiments.paper.descent import Points, descend, median_descent, sign_descent
+from experiments.claims.claim import Claim, Findings
+from experiments.claims.descent import Points, descend, median_descent, sign_descent
 from fedmedian import Counts, Gaussian, Majority, coordinate_median
 from fedmedian.strategies import MedianSGD, SignSGD
 

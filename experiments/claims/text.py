@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from experiments.apps.heterogeneous.fedmedian_heterogeneous.measuring import Tell
 from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
-from experiments.paper.claims import Claim, Findings
+from experiments.claims.claim import Claim, Findings
 from experiments.studies.figures import COLOURS
 from experiments.studies.harness import App, StudyGrid, run
 from experiments.studies.jobs import Result, run_jobs
