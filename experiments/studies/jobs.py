@@ -40,25 +40,29 @@ def run_jobs(
     files = {name: folder / f"{sha256(name.encode()).hexdigest()[:16]}.json" for name in jobs}
     missing = [name for name in jobs if not files[name].exists()]
     start = time.monotonic()
+    failure = None
     with ProcessPoolExecutor(
         processes or len(os.sched_getaffinity(0)), get_context("spawn")
     ) as pool:
         running = {pool.submit(jobs[name]): name for name in missing}
         try:
             for done, future in enumerate(as_completed(running), 1):
+                if future.cancelled():
+                    continue
+                if error := future.exception():
+                    failure = failure or error
+                    for other in running:
+                        other.cancel()
+                    continue
                 name = running[future]
                 _write(files[name], {"job": name, "result": future.result()})
                 seconds = time.monotonic() - start
                 print(f"{done}/{len(missing)} in {seconds:.0f} s: {name}", file=sys.stderr)
-        except Exception:
-            pool.shutdown(cancel_futures=True)
-            for future, name in running.items():
-                if not future.cancelled() and future.exception() is None:
-                    _write(files[name], {"job": name, "result": future.result()})
-            raise
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    if failure is not None:
+        raise failure
     return {name: json.loads(file.read_text())["result"] for name, file in files.items()}
 
 
