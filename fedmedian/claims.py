@@ -1,6 +1,6 @@
-"""Numbers that clients claim, combined so that a few who lie do not decide: sizes, weights, values.
+"""Robust combination of numbers that clients report: sizes, weights, values.
 
-With M clients, t of them may say anything: a fifth, and at least one of two or more.
+With M clients, t of them may report anything: a fifth, and at least one of two or more.
 """
 
 import numpy as np
@@ -9,7 +9,13 @@ from numpy.typing import NDArray
 Sizes = NDArray[np.float64]
 
 PROPORTION = 4.0
-"""No client counts for more than this many times the median one, nor is as much further off."""
+"""No size counts for more than this many times the median one, nor is as much further off."""
+
+SHARE = 1.25
+"""No client's examples count for more than this many times an equal share of the total."""
+
+_LEAST = 1e-100
+"""The least that a client's examples count for, in units of the (t + 1)-th largest claim."""
 
 
 def num_tolerated(num_clients: int) -> int:
@@ -61,6 +67,52 @@ def in_proportion(sizes: NDArray[np.floating]) -> Sizes:
     """Return clients' sizes, (M, L), none above `PROPORTION` times the `agreed_size`."""
     with np.errstate(over="ignore"):
         return np.minimum(sizes.astype(np.float64), PROPORTION * agreed_size(sizes))
+
+
+def capped_examples(examples: Sizes) -> Sizes:
+    """Return clients' numbers of examples, none above a cap that t clients cannot raise.
+
+    The cap is the (t + 1)-th largest claim, t being `num_tolerated`, or less if need be: no client
+    counts for more than `SHARE` times the mean of the capped claims. So any k clients together
+    hold at most ``SHARE * k / M`` of the total, and where all others claim alike, no more than k/M.
+
+    Parameters
+    ----------
+    examples : (M,) float64
+        The claims, finite and positive, M >= 1.
+
+    Returns
+    -------
+    (M,) float64
+        The claims; those above the cap are replaced by it.
+    """
+    ordered = np.sort(examples)
+    trusted = ordered[len(ordered) - 1 - num_tolerated(len(ordered))]
+    # In units of `trusted`: no sum overflows, and no share underflows to zero.
+    shares = np.maximum(np.minimum(ordered, trusted) / trusted, _LEAST)
+    # Σ min(share, c) is the least over k of the k smallest shares and M − k times c, so that the
+    # largest c that is at most SHARE times the mean is the least of these.
+    counts = np.arange(1, len(ordered) + 1) - len(ordered) * (1 - 1 / SHARE)
+    caps = np.cumsum(shares)[counts > 0] / counts[counts > 0]
+    return np.clip(examples, trusted * _LEAST, trusted * min(1.0, caps.min()))
+
+
+def voting_weights(examples: Sizes) -> Sizes:
+    """Return the weights of clients that report numbers of examples; see `capped_examples`.
+
+    Parameters
+    ----------
+    examples : (M,) float64
+        The claims, finite and positive, M >= 1.
+
+    Returns
+    -------
+    (M,) float64
+        The weights, which add up to 1. No client's is more than ``SHARE / M``.
+    """
+    weights = capped_examples(examples)
+    weights = weights / weights.max()  # the sum of what clients claim may overflow
+    return np.asarray(weights / weights.sum())
 
 
 def mean_in_proportion(values: Sizes, weights: Sizes) -> Sizes:

@@ -1,4 +1,4 @@
-"""Weights, scales and exact arrays that clients claim; `agreed_size` is tested with the scales."""
+"""Weights, scales and exact arrays that clients report; `agreed_size` is tested with the scales."""
 
 import numpy as np
 import pytest
@@ -8,11 +8,14 @@ from hypothesis.extra import numpy as hnp
 
 from fedmedian.claims import (
     PROPORTION,
+    SHARE,
+    capped_examples,
     count_out_of_proportion,
     in_proportion,
     mean_in_proportion,
     num_tolerated,
     up_to_trusted,
+    voting_weights,
 )
 
 finite = st.floats(-1e300, 1e300)
@@ -27,6 +30,51 @@ def equal(clients):
 )
 def test_a_fifth_of_the_clients_may_lie_and_one_of_two_or_more(clients, liars):
     assert num_tolerated(clients) == liars
+
+
+class TestExamples:
+    @given(
+        examples=hnp.arrays(
+            np.float64, st.integers(1, 25), elements=st.floats(0, 1e308, exclude_min=True)
+        )
+    )
+    def test_no_client_holds_more_than_a_quarter_above_its_equal_share(self, examples):
+        weights = voting_weights(examples)
+        assert weights.sum() == pytest.approx(1)
+        assert weights.max() <= SHARE / len(examples) * (1 + 1e-9)
+
+    @pytest.mark.parametrize("clients", range(2, 26))
+    @pytest.mark.parametrize("claim", [2.0, 4.0, 1e12, 1e308])
+    def test_among_clients_that_claim_alike_t_liars_weigh_no_more_than_the_others(
+        self, clients, claim
+    ):
+        examples = np.full(clients, 100.0)
+        examples[: num_tolerated(clients)] *= min(claim, 1e306)
+        np.testing.assert_array_equal(voting_weights(examples), equal(clients))
+
+    @given(
+        honest=hnp.arrays(np.float64, st.integers(3, 25), elements=st.floats(1, 1e6)),
+        claim=st.floats(1, 1e308),
+    )
+    def test_t_liars_cannot_raise_the_cap_above_the_largest_honest_claim(self, honest, claim):
+        examples = honest.copy()
+        examples[: num_tolerated(len(honest))] = claim
+        assert capped_examples(examples).max() <= honest[num_tolerated(len(honest)) :].max()
+
+    @given(
+        examples=hnp.arrays(np.float64, st.integers(1, 25), elements=st.floats(1, 1e6)),
+    )
+    def test_the_cap_is_the_largest_that_keeps_both_bounds(self, examples):
+        capped = capped_examples(examples)
+        cap, clients = capped.max(), len(examples)
+        np.testing.assert_array_equal(capped, np.minimum(examples, cap))
+        trusted = sorted(examples)[clients - 1 - num_tolerated(clients)]
+        assert cap <= trusted
+        more = np.minimum(examples, 1.001 * cap)
+        assert 1.001 * cap > min(trusted, SHARE * more.mean())
+
+    def test_claims_below_the_cap_count_as_they_are(self):
+        assert capped_examples(np.array([9.0, 10, 11, 12, 12])).tolist() == [9, 10, 11, 12, 12]
 
 
 class TestSizesInProportion:
