@@ -70,11 +70,13 @@ def _root(
     scale: NDArray[np.float64],
     start: NDArray[np.float32],
 ) -> NDArray[np.float64]:
-    """Newton's method inside a shrinking bracket, then bisection: bounded, whatever the values."""
-    low, high = values.min(axis=0), values.max(axis=0)
+    """Newton's method in a shrinking bracket, then bisection; a root that is found stays."""
+    low, high = _bracket(values, noise, scale)
     root = np.clip(start.astype(np.float64), low, high)
+    is_moving = np.ones(root.shape, dtype=np.bool_)
     for step in range(_NEWTON_STEPS + _BISECTIONS):
-        centred = (root - values) / scale
+        with np.errstate(over="ignore"):
+            centred = (root - values) / scale
         excess = noise.cdf(centred).sum(axis=0) - len(values) / 2
         high = np.where(excess >= 0, root, high)
         low = np.where(excess <= 0, root, low)
@@ -85,8 +87,28 @@ def _root(
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
                 newton = root - excess / slope
             following = np.where((newton >= low) & (newton <= high), newton, middle)
-        change = np.abs(following - root)
+        following = np.where(is_moving, following, root)
+        is_moving &= np.abs(following - root) > _TOLERANCE * np.maximum(scale, np.abs(root))
         root = following
-        if np.all(change <= _TOLERANCE * np.maximum(scale, np.abs(root))):
+        if not is_moving.any():
             break
     return root
+
+
+def _bracket(
+    values: NDArray[np.float64], noise: Noise, scale: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return bounds of the root that outliers cannot move.
+
+    k of M values, more than half, are at most u_(k), the k-th smallest. At r scales above u_(k)
+    each of them adds F(r) or more, and from F(r) >= M/(2k) on the sum is M/2 or more: the root is
+    below. The other bound follows by symmetry.
+    """
+    clients = len(values)
+    k = clients // 2 + 1
+    reaches = 2.0 ** np.arange(64)
+    reach = next((r for r in reaches if noise.cdf(r) >= clients / (2 * k)), np.inf)
+    ordered = np.partition(values, (clients - k, k - 1), axis=0)
+    low = np.maximum(ordered[clients - k] - reach * scale, values.min(axis=0))
+    high = np.minimum(ordered[k - 1] + reach * scale, values.max(axis=0))
+    return low, high

@@ -250,3 +250,22 @@ def test_the_smoothed_median_of_gaussian_noise_has_the_bias_of_the_noisy_median(
     third = np.mean((values - values.mean()) ** 3)
     bias = one(values, Gaussian(), scale) - values.mean()
     assert bias == pytest.approx(-third / (6 * scale**2), rel=0.05)
+
+
+@each_family
+@pytest.mark.parametrize("clients", range(3, 26))
+@pytest.mark.parametrize("lie", [1e4, 1e12, 1e35])
+def test_outliers_fewer_than_half_keep_no_root_outside_of_the_others(noise, clients, lie):
+    """Even next to coordinates that need many more steps, and where all scales differ."""
+    rng = np.random.default_rng(clients)
+    honest = rng.choice([-0.1, 0.1], (clients, 200)) * rng.uniform(1, 1.01, (clients, 200))
+    rows, liars = honest.astype(np.float32), (clients - 1) // 2
+    rows[:liars] = lie * rng.choice([-1, 1], (liars, 200))
+    scales = np.repeat([1e-6, 1e-3, 0.01, 0.1], 50)
+    roots = smoothed_median(rows, noise, scales)
+    # F(r) is M/(M + 1) or less at 16 scales, for each family and M.
+    reach = 16 * scales
+    assert np.all(roots >= rows[liars:].min(axis=0) - reach)
+    assert np.all(roots <= rows[liars:].max(axis=0) + reach)
+    alone = [one(rows[:, i], noise, scales[i]) for i in range(0, 200, 40)]
+    np.testing.assert_array_equal(roots[::40], np.float32(alone))
