@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.blocks import Blocks
-from fedmedian.claims import in_proportion
-from fedmedian.client_steps import top_up
+from fedmedian.claims import PROPORTION, in_proportion
+from fedmedian.client_steps import energy, top_up
 from fedmedian.decoding import Ballot, DecodeRule
 from fedmedian.diagnostics import (
     MeanGap,
@@ -90,7 +90,7 @@ def aggregate_signs(
     packed = [payload.body for payload in payloads]
     scales = magnitudes = None
     if noise is not None:
-        scales = in_proportion(np.stack([payload.scales for payload in payloads]))
+        scales = in_proportion(np.stack([payload.scales for payload in payloads]), weights)
         if noise.rule.tops_up:
             magnitudes = np.stack([payload.magnitudes for payload in payloads]).astype(np.float64)
     ballot = Ballot(packed, weights, blocks, noise, scales, magnitudes)
@@ -118,7 +118,9 @@ def aggregate_vectors(
 ) -> Aggregate:
     """Take the coordinate-wise median of the clients' vectors, or its smoothed form.
 
-    Algorithms 2 and 4 of arXiv 1906.01736.
+    Algorithms 2 and 4 of arXiv 1906.01736. The median of two is their mean, so that neither is
+    outvoted. Each block of the longer of two vectors is clipped to `fedmedian.claims.PROPORTION`
+    times the norm of the other's.
 
     Parameters
     ----------
@@ -146,12 +148,18 @@ def aggregate_vectors(
     """
     if added is not None:
         added = np.broadcast_to(added, (len(payloads), len(blocks)))
+    factors = _factors_of_two(payloads, blocks) if len(payloads) == 2 else None
     direction = np.empty(blocks.dim, dtype=np.float32)
     gap, excess, stride = MeanGap(), [], sample_stride(blocks.dim)
     length = _PART if added is None else max(_NOISY_VALUES // len(payloads), 1)
     for start in range(0, blocks.dim, length):
         part = slice(start, min(start + length, blocks.dim))
         rows = [payload.body[part] for payload in payloads]
+        if factors is not None:
+            rows = [
+                row * blocks.repeat_within(part, factor)
+                for row, factor in zip(rows, factors, strict=True)
+            ]
         if added is not None:
             assert noise is not None  # who asks for noise gives its family and its generator
             assert rng is not None
@@ -174,6 +182,17 @@ def aggregate_vectors(
         scales = own.mean(axis=0, dtype=np.float64)
         report = describe_median(direction, gap, excess, len(payloads), scales, blocks, noise)
     return Aggregate(direction, report)
+
+
+def _factors_of_two(payloads: Sequence[Payload], blocks: Blocks) -> Float32 | None:
+    """Return the factors that clip each block of two vectors, (2, L); None if all are 1."""
+    norms = np.sqrt([[energy(part) for part in blocks.split(one.body)] for one in payloads])
+    most = PROPORTION * norms.min(axis=0)
+    if (norms <= most).all():
+        return None
+    factors = np.ones_like(norms)
+    np.divide(most, norms, out=factors, where=norms > most)
+    return factors.astype(np.float32)
 
 
 def _noise_scales(payloads: Sequence[Payload], noise: Noise | None) -> Float32:

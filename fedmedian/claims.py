@@ -14,6 +14,9 @@ PROPORTION = 4.0
 SHARE = 1.25
 """No client's examples count for more than this many times an equal share of the total."""
 
+_EXCESS = 2.0
+"""The most that a claim is above what t clients cannot raise without being cut or counted."""
+
 _LEAST = 1e-100
 """The least that a client's examples count for, in units of the (t + 1)-th largest claim."""
 
@@ -57,16 +60,39 @@ def agreed_size(sizes: NDArray[np.floating], quantile: float = 0.5) -> Sizes:
     return np.asarray(np.take_along_axis(ordered, ranks[None], axis=0)[0])
 
 
+def _trusted(sizes: NDArray[np.floating]) -> Sizes:
+    """Return the (t + 1)-th largest of each block's sizes, (L,)."""
+    rank = len(sizes) - 1 - num_tolerated(len(sizes))
+    return np.asarray(np.sort(sizes, axis=0)[rank], dtype=np.float64)
+
+
 def up_to_trusted(sizes: NDArray[np.floating]) -> Sizes:
     """Return clients' sizes, (M, L), none above the (t + 1)-th largest of its block."""
-    rank = len(sizes) - 1 - num_tolerated(len(sizes))
-    return np.asarray(np.minimum(sizes, np.sort(sizes, axis=0)[rank]), dtype=np.float64)
+    return np.asarray(np.minimum(sizes, _trusted(sizes)))
 
 
-def in_proportion(sizes: NDArray[np.floating]) -> Sizes:
-    """Return clients' sizes, (M, L), none above `PROPORTION` times the `agreed_size`."""
-    with np.errstate(over="ignore"):
-        return np.minimum(sizes.astype(np.float64), PROPORTION * agreed_size(sizes))
+def in_proportion(sizes: NDArray[np.floating], weights: Sizes) -> Sizes:
+    """Return clients' sizes, capped so that no client counts for much more than the median one.
+
+    A client counts for its size times its weight. That is at most what a client of mean weight
+    counts for whose size is `PROPORTION` times the `agreed_size`, or twice the (t + 1)-th largest
+    size if that is less. A client of less weight has a size of no more either.
+
+    Parameters
+    ----------
+    sizes : (M, L) array
+        One row per client, finite and not negative, M >= 1.
+    weights : (M,) float64
+        The clients' weights, positive, which add up to 1.
+
+    Returns
+    -------
+    (M, L) float64
+        The sizes.
+    """
+    shares = np.maximum(len(weights) * weights, 1)[:, None]
+    most = np.minimum(PROPORTION * agreed_size(sizes), _EXCESS * _trusted(sizes))
+    return np.asarray(np.minimum(sizes, most / shares))
 
 
 def capped_examples(examples: Sizes) -> Sizes:
@@ -94,7 +120,7 @@ def capped_examples(examples: Sizes) -> Sizes:
     # largest c that is at most SHARE times the mean is the least of these.
     counts = np.arange(1, len(ordered) + 1) - len(ordered) * (1 - 1 / SHARE)
     caps = np.cumsum(shares)[counts > 0] / counts[counts > 0]
-    return np.clip(examples, trusted * _LEAST, trusted * min(1.0, caps.min()))
+    return np.asarray(np.clip(examples, trusted * _LEAST, trusted * min(1.0, caps.min())))
 
 
 def voting_weights(examples: Sizes) -> Sizes:
@@ -147,18 +173,22 @@ def mean_in_proportion(values: Sizes, weights: Sizes) -> Sizes:
     return np.asarray(mean)
 
 
-def count_out_of_proportion(*claims: NDArray[np.floating]) -> int:
-    """Return the number of clients that claim more than `PROPORTION` times the `agreed_size`.
+def count_out_of_proportion(examples: Sizes, *claims: NDArray[np.floating]) -> int:
+    """Return the number of clients that claim far more than they count for.
 
     Parameters
     ----------
+    examples : (M,) float64
+        Numbers of examples: more than twice the capped number is out of proportion.
     *claims : (M, L) arrays
-        Sizes of several kinds; one out of proportion is enough.
+        Sizes of several kinds: more than `PROPORTION` times the `agreed_size` is, in any block.
 
     Returns
     -------
     int
         The number of clients.
     """
-    beyond = [(sizes > in_proportion(sizes)).any(axis=1) for sizes in claims]
-    return int(np.logical_or.reduce(beyond).sum())
+    outside = examples > _EXCESS * capped_examples(examples)
+    for sizes in claims:
+        outside |= (sizes > PROPORTION * agreed_size(sizes)).any(axis=1)
+    return int(outside.sum())

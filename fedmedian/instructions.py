@@ -23,7 +23,7 @@ from fedmedian.client_steps import (
 )
 from fedmedian.kernels.signs import packed_size
 from fedmedian.layout import Arrays, Layout
-from fedmedian.payloads import Payload, PayloadKind
+from fedmedian.payloads import LARGEST, Payload, PayloadKind
 from fedmedian.wire import (
     PREFIX,
     WIRE_VERSION,
@@ -187,12 +187,14 @@ class Instruction:
         _require_vector("exact arrays", payload.exact, layout.exact_bytes, np.uint8)
         for name, values in (("scales", payload.scales), ("magnitudes", payload.magnitudes)):
             _require_vector(name, values, len(blocks), np.float32)
-            require_sizes(name, values)
         told = None if asked is None else asked.scales
-        if told is not None and not np.array_equal(payload.scales, told):
-            raise WireError("used another noise scale than it was told")
-        if payload.kind == "vector" and not np.isfinite(payload.body).all():
-            raise WireError("vector holds NaN or infinity")
+        if told is None:
+            require_sizes("scales", payload.scales, LARGEST)
+        elif not np.array_equal(payload.scales, told):
+            raise WireError("used other noise scales than it was told")
+        require_sizes("magnitudes", payload.magnitudes, LARGEST)
+        if payload.kind == "vector":
+            _require_entries(payload.body)
         for name, array in layout.unpack_exact(payload.exact).items():
             if np.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all():
                 raise WireError(f"array {name!r} holds NaN or infinity")
@@ -305,6 +307,12 @@ def _read_step(read: Reader, name: str) -> ClientStep:
         return step.decode(read.below(name))
     except (TypeError, ValueError) as error:
         raise WireError(f"client step {name!r} cannot be taken: {error}") from error
+
+
+def _require_entries(vector: Float32) -> None:
+    # Comparisons with NaN are false; a vector of bools would take as long again.
+    if vector.size and not -LARGEST <= vector.min() <= vector.max() <= LARGEST:
+        raise WireError(f"vector holds NaN or infinity, or an entry above {LARGEST:g}")
 
 
 def _require_vector(name: str, values: NDArray[Any], size: int, dtype: type[np.generic]) -> None:

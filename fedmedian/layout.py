@@ -68,7 +68,13 @@ class ArraySpec:
             The centre, in the array's own dtype.
         """
         if np.issubdtype(self.dtype, np.inexact):
-            return np.asarray(centre(values.astype(np.float64))).astype(self.dtype)
+            combined = np.asarray(centre(values.astype(np.float64)))
+            rounded = combined.astype(self.dtype)
+            # A variance must not become zero because the dtype cannot hold it.
+            lost = (rounded == 0) & (combined != 0)
+            return np.where(
+                lost, np.nextafter(rounded, np.sign(combined).astype(self.dtype)), rounded
+            )
         # Float64 does not hold large integers, but small differences between them; those from one
         # in the middle stay small whatever a few clients send. Unsigned ones wrap around.
         middle = np.sort(values, axis=0)[(len(values) - 1) // 2]

@@ -22,6 +22,11 @@ from fedmedian.wire import (
 PayloadKind = Literal["signs", "vector"]
 """The body of a payload: packed signs of an update, or the update itself."""
 
+LARGEST = 1e12
+"""The largest entry of a vector, magnitude or noise scale that is accepted.
+
+Neither sums of such values nor squares of them overflow float32."""
+
 Magnitude = Literal["rms", "max"]
 """The measure of a block of an update: root mean square, or largest absolute entry."""
 

@@ -13,12 +13,10 @@ from numpy.typing import NDArray
 
 from fedmedian.checks import require_choice, require_integer, require_real
 from fedmedian.claims import agreed_size
-from fedmedian.payloads import Magnitude, PayloadKind
+from fedmedian.payloads import LARGEST, Magnitude, PayloadKind
 
 Scales = NDArray[np.float64] | None
 """The noise scale of each block, (L,); None where each client is to choose its own."""
-
-_LARGEST = float(np.sqrt(np.finfo(np.float32).max))  # its square, an energy, is finite as well
 
 
 class ScaleRule(ABC):
@@ -140,13 +138,13 @@ class Adaptive(ScaleRule):
 
     def following(self, scales: Scales, magnitudes: NDArray[np.float64]) -> Scales:
         """Return the scales for the next round; see `ScaleRule.following`."""
-        wanted = np.minimum(self.factor * agreed_size(magnitudes, self.quantile), _LARGEST)
+        wanted = np.minimum(self.factor * agreed_size(magnitudes, self.quantile), LARGEST)
         if scales is None:
             return wanted
         # A scale of zero (nobody moved the block so far) has no size to grow from.
         bounded = np.clip(wanted, scales / self.max_change, scales * self.max_change)
         following = np.where(wanted == 0, scales, np.where(scales == 0, wanted, bounded))
-        return np.minimum(following, _LARGEST)
+        return np.minimum(following, LARGEST)
 
 
 @dataclass(frozen=True)

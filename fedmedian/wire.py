@@ -25,6 +25,7 @@ Float32 = NDArray[np.float32]
 T = TypeVar("T")
 
 _REFUSAL = "perturb: "
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class WireError(ValueError):
@@ -172,8 +173,8 @@ def floats_from_bytes(data: bytes) -> Float32:
     return np.frombuffer(data, dtype="<f4").astype(np.float32)
 
 
-def require_sizes(name: str, values: Float32) -> Float32:
-    """Return `values` if all are finite and not negative, else raise `WireError`."""
-    if not all(0 <= value < inf for value in values.tolist()):  # a few: numpy would be slower
-        raise WireError(f"{name} must be finite and not negative")
+def require_sizes(name: str, values: Float32, largest: float = _LARGEST) -> Float32:
+    """Return `values` if all are from 0 to `largest`, by default finite, else raise `WireError`."""
+    if not all(0 <= value <= largest for value in values.tolist()):  # a few: numpy would be slower
+        raise WireError(f"{name} must be from 0 to {largest:.3g}")
     return values

@@ -30,7 +30,7 @@ from fedmedian import (
     smoothed_median,
 )
 from fedmedian.aggregation import aggregate_signs, aggregate_vectors
-from fedmedian.claims import PROPORTION
+from fedmedian.claims import PROPORTION, voting_weights
 from fedmedian.decoding import majority_gain
 from fedmedian.kernels.votes import weighted_votes
 
@@ -75,13 +75,13 @@ def aggregate(payloads, sizes, weights=None, noise=GAUSSIAN, rule=None):
 
 @st.composite
 def elections(draw):
-    """Votes of M clients on two blocks, with a positive number of examples and scales for each."""
+    """Votes of M clients on two blocks, with weights as from examples, and scales for each."""
     clients, first, second = (draw(st.integers(low, 9)) for low in (1, 0, 0))
     rows = draw(hnp.arrays(np.int8, (clients, first + second), elements=st.sampled_from([-1, 1])))
-    examples = draw(hnp.arrays(np.int64, clients, elements=st.integers(1, 10)))
-    # At most a factor of two apart, which no cap touches.
-    scales = draw(hnp.arrays(np.float32, (clients, 2), elements=st.floats(0.5, 1.0, width=32)))
-    return rows, examples, scales, (first, second)
+    examples = draw(hnp.arrays(np.float64, clients, elements=st.integers(1, 10)))
+    # So little apart that, with any weights, no cap touches them.
+    scales = draw(hnp.arrays(np.float32, (clients, 2), elements=st.floats(0.75, 1.0, width=32)))
+    return rows, voting_weights(examples), scales, (first, second)
 
 
 # Bounds on means of n draws are five standard errors: 1 in 1.7 million would be outside, had the
@@ -91,8 +91,7 @@ class TestCounts:
     def test_are_the_sum_of_signs_times_weight_times_scale_over_twice_the_density(
         self, election, noise
     ):
-        rows, examples, scales, sizes = election
-        weights = examples / examples.sum()
+        rows, weights, scales, sizes = election
         direction = aggregate(signs(rows, scales), sizes, weights, noise).direction
         expected = [
             sum(
@@ -118,7 +117,7 @@ class TestCounts:
 
     @pytest.mark.parametrize(
         ("scales", "weights"),
-        [((0.7, 0.7, 0.7), (1 / 3, 1 / 3, 1 / 3)), ((0.6, 0.9, 1.8), (0.5, 0.3, 0.2))],
+        [((0.7, 0.7, 0.7), (1 / 3, 1 / 3, 1 / 3)), ((0.6, 0.9, 1.8), (0.4, 0.35, 0.25))],
         ids=["equal clients", "clients of own scales and weights"],
     )
     def test_estimate_the_weighted_mean_update_without_bias(self, scales, weights):
@@ -144,16 +143,16 @@ class TestCounts:
 
 class TestScalesThatClientsChoose:
     def test_a_client_weighs_at_most_the_cap_times_the_median_client(self):
-        scales = np.array([[1.0], [1.0], [2.0], [3.0], [1e6]])
+        scales = np.array([[1.0], [1.0], [2.0], [5.0], [1e6]])
         rows = [[-1.0]] * 4 + [[1.0]]
-        expected = sqrt(3) * (PROPORTION * 2.0 - 1 - 1 - 2 - 3) / 5
+        expected = sqrt(3) * (PROPORTION * 2.0 - 1 - 1 - 2 - 5) / 5
         result = aggregate(signs(rows, scales), (1,), noise=Uniform())
         assert result.direction == pytest.approx([expected])
 
     def test_each_block_has_a_cap_of_its_own(self):
         scales = np.array([[1.0, 100.0], [1.0, 100.0], [100.0, 100.0]])
         result = aggregate(signs(np.ones((3, 2)), scales), (1, 1), noise=Uniform())
-        assert result.direction == pytest.approx([sqrt(3) * (2 + PROPORTION) / 3, sqrt(3) * 100])
+        assert result.direction == pytest.approx([sqrt(3) * (2 + 2) / 3, sqrt(3) * 100])
 
     def test_clients_that_did_not_move_a_block_neither_vote_nor_lower_the_cap(self):
         scales = np.array([[0.0], [0.0], [0.0], [2.0], [3.0]])
@@ -170,11 +169,11 @@ class TestScalesThatClientsChoose:
 class TestMajority:
     @given(election=elections())
     def test_is_the_sign_of_the_weighted_sum_and_a_tie_is_zero_or_a_coin(self, election):
-        rows, examples, scales, sizes = election
-        given_votes = signs(rows, scales), sizes, examples / examples.sum()
+        rows, weights, scales, sizes = election
+        given_votes = signs(rows, scales), sizes, weights
         unchanged = aggregate(*given_votes, rule=UNCHANGED).direction
         assert unchanged.dtype == np.float32
-        assert unchanged.tolist() == np.sign(examples @ rows.astype(np.int64)).tolist()
+        assert unchanged.tolist() == np.sign((weights @ rows).round(6)).tolist()
         tossed, again = (aggregate(*given_votes, rule=Majority()).direction for _ in range(2))
         assert np.all(np.abs(tossed) == 1)
         np.testing.assert_array_equal(tossed[unchanged != 0], unchanged[unchanged != 0])

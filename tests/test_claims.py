@@ -77,21 +77,34 @@ class TestExamples:
         assert capped_examples(np.array([9.0, 10, 11, 12, 12])).tolist() == [9, 10, 11, 12, 12]
 
 
+def in_column(*sizes, weights=None):
+    weights = equal(len(sizes)) if weights is None else np.array(weights)
+    return in_proportion(np.array(sizes)[:, None], weights).ravel().tolist()
+
+
 class TestSizesInProportion:
     def test_no_client_counts_for_more_than_four_times_the_median_one(self):
-        sizes = np.array([[1.0], [2.0], [3.0], [8.5], [1e9]])
-        assert in_proportion(sizes).ravel().tolist() == [1, 2, 3, 8.5, 3 * PROPORTION]
+        assert in_column(1.0, 2, 3, 9, 1e9) == [1, 2, 3, 9, 3 * PROPORTION]
 
-    def test_of_two_clients_the_larger_counts_for_at_most_four_times_the_smaller(self):
-        assert in_proportion(np.array([[100.0], [1e9]])).ravel().tolist() == [100, 400]
+    def test_nor_for_more_than_twice_the_largest_but_for_those_of_t_clients(self):
+        assert in_column(1.0, 2, 3, 3.5, 1e9) == [1, 2, 3, 3.5, 7]
+        assert in_column(100.0, 1e9) == [100, 200]
+        assert in_column(100.0) == [100]
 
-    def test_clients_that_are_cut_are_counted_once_however_many_of_their_sizes_are(self):
-        alike = np.ones((5, 2))
+    def test_examples_and_size_have_one_cap_together(self):
+        weights = [0.18, 0.19, 0.2, 0.2, 0.23]
+        sizes = in_column(1.0, 2, 3, 3.5, 1e9, weights=weights)
+        assert sizes == pytest.approx([1, 2, 3, 3.5, 7 * 0.2 / 0.23])
+
+    def test_clients_that_are_cut_are_counted_once_however_many_of_their_claims_are(self):
+        alike, examples = np.ones((5, 2)), np.ones(5)
         liar = np.array([[1.0, 1.0]] * 4 + [[9.0, 9.0]])
         other = np.array([[9.0, 1.0]] + [[1.0, 1.0]] * 4)
-        assert count_out_of_proportion(alike) == 0
-        assert count_out_of_proportion(alike, liar, liar) == 1
-        assert count_out_of_proportion(liar, other) == 2
+        assert count_out_of_proportion(examples, alike) == 0
+        assert count_out_of_proportion(examples, alike, liar, liar) == 1
+        assert count_out_of_proportion(examples, liar, other) == 2
+        assert count_out_of_proportion(np.array([4.0, 1, 1, 1, 1]), other) == 1
+        assert count_out_of_proportion(np.array([1, 4.0, 1, 1, 1]), other) == 2
 
 
 class TestTrustedSizes:

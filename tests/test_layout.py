@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedmedian import Layout
-from fedmedian.layout import RUNNING_STATISTICS
+from fedmedian.layout import RUNNING_STATISTICS, ArraySpec
 
 FLAT_DTYPES = [np.float16, np.float32, np.float64]
 EXACT_DTYPES = [np.int8, np.int32, np.int64, np.uint8, np.uint64, np.bool_]
@@ -322,6 +322,21 @@ class TestExactArrays:
         assert combined["bn.running_mean"].tolist() == [1.0, 2.5]
         assert combined["bn.num_batches_tracked"] == 7
         assert combined["mask"].tolist() == [True, False, True]
+
+    @given(
+        values=hnp.arrays(
+            np.float16,
+            st.tuples(st.integers(1, 11), st.integers(1, 4)),
+            elements=st.floats(0, 2.0**-10, exclude_min=True, width=16),
+        ),
+        factor=st.floats(1e-30, 1),
+    )
+    def test_a_centre_too_small_for_the_dtype_does_not_become_zero(self, values, factor):
+        spec = ArraySpec("bn.running_var", values.shape[1:], values.dtype, exact=True)
+        combined = spec.combine(values, lambda wide: wide.min(axis=0) * factor)
+        assert combined.dtype == np.float16
+        assert np.all(combined > 0)
+        assert np.all(combined <= values.min(axis=0))
 
     @given(model=models(dtypes=[np.int32, np.uint8, np.bool_, np.float16, np.float32]))
     def test_combined_exact_arrays_have_their_own_shape_and_dtype(self, model):

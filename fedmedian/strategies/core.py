@@ -16,8 +16,8 @@ from fedmedian.checks import require_real, require_type
 from fedmedian.claims import (
     agreed_size,
     count_out_of_proportion,
-    in_proportion,
     num_tolerated,
+    voting_weights,
 )
 from fedmedian.client_steps import AddNoise, ClientStep, Measure, Signs, TopUpNoise
 from fedmedian.diagnostics import Report
@@ -356,18 +356,18 @@ class Core(ABC):
             answers.sort(key=lambda answer: answer.key)
         payloads = [answer.payload for answer in answers]
         examples = np.array([answer.num_examples if self.weighted else 1.0 for answer in answers])
-        weights = in_proportion(examples[:, None])[:, 0]
-        weights /= weights.max()  # the sum of what clients claim may overflow
-        weights /= weights.sum()
+        weights = voting_weights(examples)
         magnitudes = np.stack([payload.magnitudes for payload in payloads]).astype(np.float64)
         used = np.stack([payload.scales for payload in payloads])
         scales = self._scales_in_force(used, magnitudes)
-        beyond = count_out_of_proportion(examples[:, None], magnitudes, used)
-        report: Report = {"replies-out-of-proportion": beyond}
+        report: Report = {
+            "replies-out-of-proportion": count_out_of_proportion(examples, magnitudes, used)
+        }
         if scales is not None:
             report["noise-scale"] = scales.tolist()
         with np.errstate(over="ignore", invalid="ignore"):  # `move` refuses what is not finite
             aggregate = self.aggregate_payloads(payloads, weights, scales, current)
+            self._keep_frozen(aggregate.direction, magnitudes)
             direction = current.instruction.undo(aggregate.direction, current.layout)
             current.layout.average_tied(direction, _still_tied(current.instruction, payloads))
             # An optimiser replaces what it remembers: of the old state nothing is lost yet.
@@ -408,6 +408,9 @@ class Core(ABC):
         for name, array in model.items():
             if np.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all():
                 raise NoStepError(f"its step would make array {name!r} NaN or infinite")
+        for name, array in step.optimizer_state.items():
+            if not np.isfinite(array).all():
+                raise NoStepError(f"its step would make {name!r} of the optimizer NaN or infinite")
         self._scales, self._optimizer_state = step.scales, step.optimizer_state
         if decay is not None:
             self.average = _blend(self.average, model, decay)
@@ -421,6 +424,17 @@ class Core(ABC):
     @property
     def _rule(self) -> ScaleRule | None:
         return None if self.noise is None else self.noise.rule
+
+    def _keep_frozen(self, direction: Float32, magnitudes: NDArray[np.float64]) -> None:
+        """Set to zero the step of blocks that at most t clients have moved, in place.
+
+        Noise that is still added to such a block would walk it, and so would t liars.
+        """
+        if self._rule is not None and self._rule.magnitude is not None:
+            parts = self.current.blocks.split(direction)
+            for part, size in zip(parts, agreed_size(magnitudes), strict=True):
+                if size == 0:
+                    part[:] = 0
 
     def _scales_in_force(self, used: Float32, magnitudes: NDArray[np.float64]) -> Float32 | None:
         if self.noise is None:
@@ -457,9 +471,14 @@ class Core(ABC):
 
 
 def _still_tied(instruction: Instruction, payloads: list[Payload]) -> list[tuple[int, ...]]:
-    """Return the groups of arrays that no more clients than may lie have found untied."""
+    """Return the groups that more than half of the clients report tied, and all but t of them.
+
+    Of two clients both must: a liar that parts a tied group does no harm that clients' own next
+    updates do not undo, and one that ties two layers would do so forever.
+    """
     found = Counter(number for payload in payloads for number in set(payload.tied))
-    enough = len(payloads) - num_tolerated(len(payloads))
+    clients = len(payloads)
+    enough = max(clients - num_tolerated(clients), clients // 2 + 1)
     return [group for number, group in enumerate(instruction.tied) if found[number] >= enough]
 
 

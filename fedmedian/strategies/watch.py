@@ -129,6 +129,7 @@ class Watch:
         self._reasons += reasons
         never_moved = current.number == len(self._failed)
         plain = bool(refused) and all(isinstance(one, PlainWeightsError) for one in refused)
+        plain = plain and not metrics["replies-accepted"]
         if (plain and never_moved) or len(self._failed) == self._core.settings.max_failed_rounds:
             raise RunFailedError(self._failure(no_step), current.arrays)
 

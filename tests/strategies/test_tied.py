@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from fedmedian import Adam, Majority
+from fedmedian.claims import num_tolerated
+from fedmedian.clients import perturb
 from fedmedian.instructions import Instruction
 from fedmedian.layout import Layout
 from fedmedian.payloads import Payload
@@ -73,6 +75,18 @@ def test_one_client_of_five_cannot_part_what_is_tied(api, run):
 
 def test_two_clients_of_five_can(api, run):
     model = run_tied(run, api.make("SignSGD"), untied=[2, 3])
+    assert not np.array_equal(model["0"], model["2"])
+
+
+@pytest.mark.parametrize("clients", [2, 3, 4, 5, 6, 10])
+def test_no_t_clients_tie_what_the_others_train_apart(clients, message_api, run, spoiling):
+    def claim_all(content):
+        content["fedmedian"][PREFIX + "tied"] = "[0]"
+
+    mods = [spoiling(claim_all, i, only=None) for i in range(num_tolerated(clients))]
+    strategy = message_api.make("SignSGD", min_train_nodes=1, min_available_nodes=1)
+    everyone = trainer(untied=range(clients))
+    model = run(strategy, everyone, MODEL, clients, 3, mods=[*mods, perturb]).model
     assert not np.array_equal(model["0"], model["2"])
 
 

@@ -95,6 +95,10 @@ class TestRunsThatFail:
 
         outcome = run(message_api.make("SignSGD"), train, MODEL, NUM_CLIENTS, 4, mods=[only_some])
         assert outcome.reports[4]["replies-accepted"] == NUM_CLIENTS - 1
+        # Not even where all must answer: the others did, so that it is not the app that lacks it.
+        strategy = message_api.make("SignSGD", min_replies=NUM_CLIENTS)
+        outcome = run(strategy, train, MODEL, NUM_CLIENTS, 2, mods=[only_some])
+        assert outcome.reports[2]["replies-accepted"] == NUM_CLIENTS - 1
 
     def test_models_whose_arrays_change_their_shape_are_refused_in_those_words(self, api, run):
         def grow(model, partition):

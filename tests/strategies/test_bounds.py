@@ -1,0 +1,249 @@
+"""What any t of M clients can do together, whatever they claim: the bounds of docs/robustness.md.
+
+In each round the hostile clients send one thing and then its opposite under the same claims. Half
+of the difference between the two steps is their part of the step.
+"""
+
+from dataclasses import dataclass, replace
+from math import pi, sqrt
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedmedian import Adaptive, Counts, Gaussian, Layout, Majority, Rotation, TopUp
+from fedmedian.claims import PROPORTION, SHARE, num_tolerated
+from fedmedian.client_steps import AddNoise
+from fedmedian.instructions import perturb_update
+from fedmedian.kernels.signs import pack_signs
+from fedmedian.payloads import LARGEST
+from fedmedian.strategies.cohort import Answer
+from fedmedian.strategies.median import MedianCore
+from fedmedian.strategies.settings import Settings
+from fedmedian.strategies.sign import SignCore
+
+ROUNDS = 3
+SPREAD = 1e-3
+"""How far single precision may leave a bound."""
+
+RNG = np.random.default_rng(0)
+MODEL = {
+    "a": RNG.normal(size=300).astype(np.float32),
+    "b": RNG.normal(size=(16, 17)).astype(np.float32),
+    "c": np.zeros(5, np.float32),
+}
+MODEL["tied"] = MODEL["b"].copy()
+
+
+def sign_core(noise=None, decode=None, learning_rate=None, *, rotation=None, **options):
+    options = {"seed": 1, "diagnostics": False, "rotation": rotation, **options}
+    return SignCore(
+        noise=noise,
+        decode=decode or Counts(),
+        learning_rate=learning_rate,
+        weighted=True,
+        settings=Settings(**options),
+    )
+
+
+def median_core(noise=None, estimator="median", rotation=None, noise_at="client"):
+    options = {"seed": 1, "diagnostics": False, "rotation": rotation}
+    return MedianCore(
+        noise=noise,
+        noise_at=noise_at,
+        learning_rate=1.0,
+        estimator=estimator,
+        settings=Settings(**options),
+    )
+
+
+TOP_UP, IN_PLACE = Gaussian(TopUp()), Gaussian(Adaptive(3.0))
+
+COUNTS = {
+    "by default": lambda: sign_core(TOP_UP, rotation=Rotation()),
+    "in the parameters' basis": lambda: sign_core(IN_PLACE),
+    "scales from clients": lambda: sign_core(TOP_UP, rotation=Rotation(), scale_from="client"),
+    "own scales in the parameters' basis": lambda: sign_core(IN_PLACE, scale_from="client"),
+    "fixed noise": lambda: sign_core(Gaussian(0.3)),
+}
+MAJORITIES = {
+    "plain": lambda: sign_core(None, Majority(), 1.0),
+    "with noise": lambda: sign_core(IN_PLACE, Majority(), 1.0),
+    "calibrated": lambda: sign_core(IN_PLACE, Majority(calibrated=True)),
+}
+MEDIANS = {
+    "by default": lambda: median_core(TOP_UP, rotation=Rotation()),
+    "without noise": median_core,
+    "noise at the server": lambda: median_core(TOP_UP, rotation=Rotation(), noise_at="server"),
+    "smoothed": lambda: median_core(TOP_UP, "smoothed", Rotation()),
+    "smoothed in place": lambda: median_core(Gaussian(0.05), "smoothed"),
+}
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What the hostile clients report: factors of what they would report honestly."""
+
+    examples: float
+    scale: float
+    magnitude: float
+    ties: bool
+    length: float
+
+
+factors = st.sampled_from([0.0, 1e-9, 0.3, 1.0, 4.0, 1e3, 1e30])
+some_claims = st.builds(
+    Claims,
+    examples=st.sampled_from([1e-300, 1e-3, 1.0, 4.0, 1e12, 1e300]),
+    scale=factors,
+    magnitude=factors,
+    ties=st.booleans(),
+    length=st.sampled_from([0.0, 1.0, 30.0, 1e30]),
+)
+
+
+def honest_update(client, number, layout, clients):
+    """Updates of unlike clients around a common one; the tied arrays have one."""
+    rng = np.random.default_rng((client, number))
+    common = np.random.default_rng(number).normal(size=layout.dim)
+    own = (common + rng.normal(size=layout.dim)) * rng.uniform(0.5, 1.5) * 0.1
+    parts = layout.blocks.split(own)
+    parts[3][:] = parts[1]
+    return own.astype(np.float32)
+
+
+def scaled(values, factor):
+    return np.clip(values * np.float64(factor), -LARGEST, LARGEST).astype(np.float32)
+
+
+def spoiled(payload, instruction, claims, direction):
+    """An honest payload with other content and claims, as it would still be accepted."""
+    noise = instruction.find(AddNoise)
+    own = noise is not None and noise.scales is None
+    is_votes = payload.kind == "signs"
+    body = pack_signs(direction) if is_votes else scaled(direction, claims.length)
+    return replace(
+        payload,
+        body=body,
+        scales=scaled(payload.scales, claims.scale) if own else payload.scales,
+        magnitudes=scaled(payload.magnitudes, claims.magnitude),
+        tied=tuple(range(len(instruction.tied))) if claims.ties else (),
+    )
+
+
+@dataclass
+class Played:
+    """A round: both steps, and what honest clients sent."""
+
+    part: np.ndarray
+    steps: tuple
+    honest: list
+    instruction: object
+    blocks: object
+
+
+def play(core, clients, claims):
+    """Yield each round's outcome; the model goes on from one of the two steps."""
+    model, hostile = dict(MODEL), num_tolerated(clients)
+    for number in range(1, ROUNDS + 1):
+        instruction = core.begin(number, model)
+        layout = Layout.with_exact_positions(model, instruction.exact)
+        honest, liars = [], []
+        for client in range(clients):
+            update = honest_update(client, number, layout, clients)
+            rng = np.random.default_rng((client, number, 1))
+            payload = perturb_update(instruction, layout, update, model, rng, {}, client)
+            (liars if client < hostile else honest).append(payload)
+        blocks = instruction.blocks(layout)
+        away = np.random.default_rng(number).normal(size=blocks.dim).astype(np.float32)
+        away[away == 0] = 1
+        steps = []
+        for sign in (1, -1):
+            sent = [spoiled(one, instruction, claims, sign * away) for one in liars]
+            for one in sent:
+                instruction.require_answer(one, layout)
+            answers = [
+                *(Answer(i, claims.examples * 100, {}, None, one) for i, one in enumerate(sent)),
+                *(Answer(100 + i, 100.0, {}, None, one) for i, one in enumerate(honest)),
+            ]
+            step, _ = core.finish(answers)
+            steps.append(step)
+        first, second = (np.float64(step.direction) for step in steps)
+        yield Played((first - second) / 2, tuple(steps), honest, instruction, blocks)
+        model = core.move(steps[number % 2])
+
+
+def any_cohort(cases):
+    """Go through cohort sizes for each case, with claims that hypothesis chooses."""
+
+    def decorate(test):
+        sized = pytest.mark.parametrize("clients", [2, 3, 4, 5, 6, 9, 10, 14, 15, 25])(test)
+        return pytest.mark.parametrize("case", cases.values(), ids=cases)(sized)
+
+    return decorate
+
+
+few_examples = settings(max_examples=10, deadline=None)
+
+
+@any_cohort(COUNTS)
+@few_examples
+@given(claims=some_claims)
+def test_t_clients_have_a_share_near_t_of_m_of_decoded_counts(case, clients, claims):
+    share = SHARE * num_tolerated(clients) / clients
+    for played in play(case(), clients, claims):
+        noise = played.instruction.find(AddNoise)
+        sizes = np.stack([one.magnitudes for one in played.honest]).max(axis=0)
+        if noise.scales is None:
+            # Twice the largest honest level; and who claims no noise only makes the step longer.
+            level = np.stack([one.scales for one in played.honest]).max(axis=0)
+            most, longer = 2 * level, 1 / (1 - share)
+        else:
+            most = noise.scales
+            longer = np.maximum(1, sizes / np.maximum(most, 1e-30))
+        reach = share * sqrt(pi / 2) * most * longer * np.sqrt(played.blocks.sizes)
+        assert np.linalg.norm(played.part) <= np.linalg.norm(reach) * (1 + SPREAD)
+
+
+@any_cohort(MAJORITIES)
+@few_examples
+@given(claims=some_claims)
+def test_t_clients_turn_no_coordinate_on_which_the_others_agree(case, clients, claims):
+    tied = np.r_[300:572, 577:849]  # whose direction is a mean of two
+    for played in play(case(), clients, claims):
+        packed = np.stack([one.body for one in played.honest])
+        votes = np.unpackbits(packed, axis=1)[:, : played.blocks.dim]
+        agreed = np.setdiff1d(np.flatnonzero(votes.min(axis=0) == votes.max(axis=0)), tied)
+        for step in played.steps:
+            # Of two clients one can make every vote a tie, which is a coin.
+            against = step.direction[agreed] * (2.0 * votes[0, agreed] - 1) < 0
+            assert clients == 2 or not against.any()
+
+
+@any_cohort(MEDIANS)
+@few_examples
+@given(claims=some_claims)
+def test_t_clients_move_a_median_no_farther_than_the_others_are(case, clients, claims):
+    core = case()
+    noise = core.noise
+    for played in play(core, clients, claims):
+        norms = np.stack(
+            [
+                [np.linalg.norm(np.float64(part)) for part in played.blocks.split(one.body)]
+                for one in played.honest
+            ]
+        )
+        scales = np.zeros(len(played.blocks))
+        if noise is not None and core.client_noise is None:
+            # What the server adds or smooths with, in the size that honest clients have at most.
+            magnitudes = np.stack([one.magnitudes for one in played.honest]).max(axis=0)
+            scales = 4 * np.maximum(magnitudes, 0.1) * np.sqrt(played.blocks.sizes)
+        for step in played.steps:
+            moved = np.linalg.norm(np.float64(step.direction))
+            if clients == 2:
+                most = np.linalg.norm((1 + PROPORTION) / 2 * norms.max(axis=0) + 2 * scales)
+            else:
+                # Each coordinate lies between the others', so that its square is at most their sum.
+                most = np.linalg.norm(np.sqrt(np.square(norms).sum(axis=0)) + len(norms) * scales)
+            assert moved <= most * (1 + SPREAD)
