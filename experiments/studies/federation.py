@@ -32,6 +32,7 @@ from experiments.studies.hub import HUB, load_split
 from experiments.studies.jobs import Result
 from fedmedian.clients.attacks import (
     ALittleIsEnough,
+    ClaimExamples,
     Collusion,
     FoolKrum,
     GaussianNoise,
@@ -61,6 +62,9 @@ ATTACKS = (
 
 The first three are `InnerProduct` of another length; see `fedmedian.clients.attacks` for all.
 """
+
+CLAIMED = 1000
+"""The examples that each hostile client claims under any attack, where the others claim one."""
 
 MORE_ATTACKS = ("sign flip", "gaussian", "min-max", "min-sum", "opt")
 """Attacks that only the study of robustness knows."""
@@ -341,8 +345,9 @@ def _train(
 class Clients:
     """A federation's clients, in the order of their partitions; hostile ones are the last.
 
-    These know what the honest ones send, as the literature's attackers do. All clients claim one
-    example, so that means and medians of them aim at the same model.
+    These know what the honest ones send, as the literature's attackers do, and claim `CLAIMED`
+    examples besides. All others claim one example, so that means and medians of them aim at the
+    same model.
 
     Parameters
     ----------
@@ -362,6 +367,12 @@ class Clients:
 
     def train(self, message: Message, context: Context) -> Message:
         """Train the server's model on a client's own data, or attack it."""
+        if not self._setting.attack:
+            return self._train(message, context)
+        claim = Hostile(ClaimExamples(CLAIMED), self._hostile)
+        return claim(message, context, self._attacked)
+
+    def _attacked(self, message: Message, context: Context) -> Message:
         if self._attack is None:
             return self._train(message, context)
         return self._attack(message, context, self._train)
