@@ -126,8 +126,9 @@ class SignSGD(MessageStrategy):
         moves each coordinate by exactly δ and must be given one, unless the noise scale is
         `Theory`'s, which knows it.
     weighted : bool (default: True)
-        Whether votes count in proportion to the clients' examples, none for more than four times
-        the median client's.
+        Whether votes count in proportion to the clients' examples. No client of M counts for more
+        than 1.25/M of the vote, nor for more than the (t + 1)-th largest number of examples, where
+        t is a fifth of M, and at least 1 of two or more.
     optimizer : Optimizer, optional
         What is done to a direction before the learning rate: `Momentum`, `Adam`.
     average_decay : float, optional
@@ -142,8 +143,8 @@ class SignSGD(MessageStrategy):
         for votes on the parameters themselves, for which `Adaptive` chooses a noise scale.
     scale_from : {"server", "client"} (default: "server")
         The side that chooses the noise scale. Clients that do are told the factor of a rule by
-        which they can measure, such as `Adaptive`, need not follow it, and weigh at most four
-        times the median client.
+        which they can measure, such as `Adaptive`, and need not follow it. Examples included, none
+        counts for more than four median clients, nor for more than two of the (t + 1)-th largest.
     exact : sequence of str (default: names of normalisation layers' running statistics)
         Shell-style patterns of the names of floating-point arrays that clients send exactly, as
         arrays of integers always are, to be averaged; values out of line are moved in first.

@@ -309,6 +309,18 @@ WRITTEN_WHOLE = ("paper", "bits")
 """Pages that a command writes, with all their tables; their own tests compare them."""
 
 
+@pytest.mark.parametrize("document", ["SECURITY.md", "docs/robustness.md", "docs/privacy.md"])
+def test_each_test_that_a_promise_names_is_there(document, root):
+    named = re.findall(
+        r"`((?:\w+/)*test_\w+\.py)(?:::(\w+))?(?:::(\w+))?`", (root / document).read_text()
+    )
+    assert len(named) >= 3
+    for file, *names in named:
+        text = (root / "tests" / file).read_text()
+        for name in filter(None, names):
+            assert re.search(rf"^ *(def|class) {name}\b", text, re.MULTILINE), (file, name)
+
+
 def test_every_table_of_measurements_is_one_that_a_command_has_printed(root, readme):
     kept = {
         table

@@ -247,3 +247,30 @@ def test_t_clients_move_a_median_no_farther_than_the_others_are(case, clients, c
                 # Each coordinate lies between the others', so that its square is at most their sum.
                 most = np.linalg.norm(np.sqrt(np.square(norms).sum(axis=0)) + len(norms) * scales)
             assert moved <= most * (1 + SPREAD)
+
+
+@pytest.mark.parametrize(
+    ("noise", "rotation", "least", "most"),
+    [(IN_PLACE, None, 0.9, 1.0), (TOP_UP, Rotation(), 10.0, 20.0)],
+    ids=["parameters' basis", "random basis"],
+)
+def test_a_single_weight_may_move_by_more_than_its_share_in_a_random_basis(
+    noise, rotation, least, most
+):
+    """One of ten knows the round's rotation, and votes as if one weight were all of its update."""
+    model, core = {"w": np.zeros(400, np.float32)}, sign_core(noise, rotation=rotation)
+    instruction, layout = core.begin(1, model), Layout.of_model(model)
+    answers = []
+    for client in range(10):
+        rng = np.random.default_rng(client)
+        update = rng.normal(size=400).astype(np.float32)
+        if client == 0:
+            update = np.zeros(400, np.float32)
+            update[7] = -20  # as long as the others
+        payload = perturb_update(instruction, layout, update, model, rng, {}, client)
+        answers.append(Answer(client, 1.0, {}, None, payload))
+    step, _ = core.finish([*answers])
+    without, _ = core.finish(answers[1:])
+    share = sqrt(pi / 2) * answers[0].payload.scales.item() / 10
+    moved = abs(step.direction[7] - 0.9 * without.direction[7]) / share
+    assert least <= moved <= most * (1 + SPREAD)
