@@ -97,6 +97,15 @@ def tables_of(text: str) -> list[str]:
     return [found.rstrip("\n") for found in re.findall(r"(?:^\|.*(?:\n|\Z))+", text, re.MULTILINE)]
 
 
+def printed_table(name: str) -> tuple[list[str], list[list[str]]]:
+    """Return the head and the rows of the table in docs/tables of that name, as their cells."""
+    (found,) = tables_of((DOCS / "tables" / f"{name}.md").read_text())
+    head, _, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in found.splitlines()
+    )
+    return head, rows
+
+
 def _parsed(
     parser: argparse.ArgumentParser, parts: Iterable[str], arguments: Sequence[str] | None
 ) -> argparse.Namespace:

@@ -1,12 +1,11 @@
-"""The figures of docs/, from the runs of `random_basis`, `robustness` and `privacy`.
+"""The figures of docs/, from the runs of `random_basis` and `privacy`, and from docs/tables.
 
 ``python -m experiments.studies.figures`` writes them into docs/, after the runs that are missing;
 ``python -m experiments.studies.figures attacks`` writes one; so do votes, bases, curves,
-robustness and privacy.
+robustness and privacy. Those of attacks and robustness show the tables that commands have printed.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from statistics import fmean
 
 import numpy as np
@@ -15,10 +14,10 @@ from flwr.clientapp import ClientApp
 from matplotlib.figure import Figure
 
 from experiments.studies import privacy as studied
-from experiments.studies.commands import DOCS, chosen_parts
+from experiments.studies.commands import DOCS, chosen_parts, printed_table
 from experiments.studies.federation import ATTACKS, Clients, Setting, make_network
-from experiments.studies.random_basis import HOSTILE, late, run_all
-from experiments.studies.robustness import STUDIES, accuracies
+from experiments.studies.random_basis import run_all
+from experiments.studies.robustness import STUDIES
 from fedmedian import Gaussian
 from fedmedian.clients import InProcessGrid
 from fedmedian.kernels.rotation import rotate
@@ -36,6 +35,12 @@ COLOURS = {
     "MedianSGD, parameters' basis": "tab:red",
 }
 """A strategy has one colour in all figures."""
+
+
+def accuracies(table: str) -> dict[str, dict[str, float]]:
+    """Return the accuracies of a table that a command has printed, by rule and attack."""
+    (_, *attacks), rows = printed_table(table)
+    return {rule: dict(zip(attacks, map(float, ends), strict=True)) for rule, *ends in rows}
 
 
 def two_bases() -> Figure:
@@ -122,11 +127,8 @@ def curves() -> Figure:
 
 def worst_cases() -> Figure:
     """Draw each strategy's accuracy under each attack, and the worst of them."""
-    honest = Setting()
-    settings = {attack: replace(honest, attack=attack, num_hostile=HOSTILE) for attack in ATTACKS}
-    keys = {name: [(name, setting, 0) for setting in settings.values()] for name in COLOURS}
-    found = run_all(key for several in keys.values() for key in several)
-    ends = {name: [late([found[key]]) for key in several] for name, several in keys.items()}
+    table = accuracies("random_basis-attacks")
+    ends = {name: [table[name][attack] for attack in ATTACKS] for name in COLOURS}
     ranked = sorted(ends, key=lambda name: min(ends[name]))
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -143,7 +145,7 @@ def robustness() -> Figure:
     """Draw each rule's accuracy under each attack, and the worst of them, in both settings."""
     figure = Figure(figsize=(13, 5), layout="constrained")
     for axes, (title, study) in zip(figure.subplots(1, 2), STUDIES.items(), strict=True):
-        found = accuracies(study)
+        found = accuracies(f"robustness-{title}")
         ends = np.array([list(row.values()) for row in found.values()])
         axes.imshow(ends, vmin=0, vmax=0.85, cmap="RdYlGn", aspect="auto")
         for (row, column), end in np.ndenumerate(ends):

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from experiments.claims.__main__ import PAGES
-from experiments.studies.commands import DOCS, tables_of
+from experiments.studies.commands import DOCS, printed_table
 
 WRITTEN_WHOLE = {page.name for page in PAGES}
 """Pages whose sentences a command writes from what it has found."""
@@ -22,10 +22,7 @@ TEXTS = {
 
 def cells(table, column, *row):
     """Return a column of the rows of a printed table that begin so, as numbers."""
-    (found,) = tables_of((DOCS / "tables" / f"{table}.md").read_text())
-    head, _, *rows = (
-        [cell.strip() for cell in line.strip("|").split("|")] for line in found.splitlines()
-    )
+    head, rows = printed_table(table)
     at = head.index(column)
     return [float(one[at].replace(",", "")) for one in rows if tuple(one[: len(row)]) == row]
 

@@ -11,6 +11,7 @@ from flwr.clientapp import ClientApp
 from experiments.studies import apps, figures, nmse, noise_choices, privacy, robustness
 from experiments.studies.federation import (
     ATTACKS,
+    CLAIMED,
     MORE_ATTACKS,
     Clients,
     Setting,
@@ -336,14 +337,27 @@ class TestRobustness:
                 == len(study.attacks) + 1
             )
 
-    def test_the_heat_map_has_a_cell_for_each_rule_and_attack(self, monkeypatch):
-        def made_up(study):
-            row = dict.fromkeys(["none", *study.attacks, "worst"], 0.5)
-            return dict.fromkeys(robustness.rules(study), row)
-
-        monkeypatch.setattr(figures, "accuracies", made_up)
+    def test_the_heat_map_has_a_cell_for_each_rule_and_attack(self):
         panels = figures.robustness().axes
         assert [len(panel.texts) for panel in panels] == [10 * 7, 10 * 6]
+        for panel, (name, study) in zip(panels, robustness.STUDIES.items(), strict=True):
+            labels = [label.get_text() for label in panel.get_yticklabels()]
+            assert labels == list(robustness.rules(study)), name
+
+    @pytest.mark.parametrize("attack", ["", *ATTACKS, *MORE_ATTACKS])
+    def test_under_every_attack_hostile_clients_also_claim_examples(self, attack):
+        claimed = {}
+
+        def listening(message, context, call_next):
+            reply = call_next(message, context)
+            (metrics,) = reply.content.metric_records.values()
+            claimed[context.node_config["partition-id"]] = metrics["num-examples"]
+            return reply
+
+        hostile = 1 if attack else 0
+        setting = replace(DIGITS, rounds=1, num_clients=7, attack=attack, num_hostile=hostile)
+        simulate(SignSGD, setting, 0, [listening, perturb])
+        assert [claimed[i] for i in range(7)] == [1] * 6 + [CLAIMED if attack else 1]
 
 
 class TestPrivacy:
