@@ -13,17 +13,20 @@ from math import ceil
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord
 from flwr.clientapp.typing import ClientAppCallable, Mod
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
 from fedmedian.blocks import Blocks
+from fedmedian.client_steps import UpdateError
 from fedmedian.kernels.rotation import padded_size, rotate, rotate_back
 from fedmedian.kernels.signs import pack_signs, unpack_signs
 from fedmedian.layout import Arrays, Layout
 from fedmedian.records import to_arrays, to_record
+from fedmedian.wire import refusal
 
 Vector = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -209,6 +212,10 @@ def compress(codec: Codec, *, feedback: bool = False) -> Mod:
         update = layout.difference(before, to_arrays(reply.content.array_records["arrays"]))
         if _FEEDBACK in context.state:
             update += to_arrays(context.state.array_records[_FEEDBACK])["lost"]
+        if not np.isfinite(update).all():
+            # As `perturb` does: hostile clients may make a peer's model diverge.
+            reason = refusal(UpdateError("update holds NaN or infinity"))
+            return Message(Error(ErrorCode.MOD_FAILED_PRECONDITION, reason), reply_to=message)
         body = codec.encode(update, layout.blocks, np.random.default_rng())
         if feedback:
             lost = update - codec.decode(body, layout.blocks)

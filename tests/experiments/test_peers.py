@@ -24,6 +24,7 @@ from fedmedian.blocks import Blocks
 from fedmedian.clients import InProcessGrid
 from fedmedian.kernels.rotation import padded_size
 from fedmedian.records import serialized_size, to_arrays, to_record
+from fedmedian.wire import is_refusal
 
 BLOCKS = Blocks((3000, 40, 0, 960))
 DIM = BLOCKS.dim
@@ -158,6 +159,15 @@ class TestTheMod:
             sent, kept = sent + decoded, number * UPDATE - sent - decoded
             (record,) = context.state.array_records.values()
             np.testing.assert_allclose(to_arrays(record)["lost"], kept, atol=1e-3)
+
+    @every_codec
+    def test_an_update_that_is_not_finite_is_refused_in_the_words_of_perturb(self, codec, context):
+        for value in (np.nan, np.inf):
+            update = UPDATE.copy()
+            update[3] = value
+            error = answer(compress(codec), update, context).error
+            assert is_refusal(error.reason)
+            assert error.reason.endswith("holds NaN or infinity")
 
     def test_without_feedback_nothing_is_remembered(self, context):
         first, second = (sent_by(answer(compress(TopK(0.01)), UPDATE, context)) for _ in range(2))
