@@ -188,7 +188,7 @@ def count_out_of_proportion(examples: Sizes, *claims: NDArray[np.floating]) -> i
     int
         The number of clients.
     """
-    outside = examples > _EXCESS * capped_examples(examples)
+    outside = examples / _EXCESS > capped_examples(examples)  # twice a claim may overflow
     for sizes in claims:
         outside |= (sizes > PROPORTION * agreed_size(sizes)).any(axis=1)
     return int(outside.sum())

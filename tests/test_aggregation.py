@@ -219,10 +219,17 @@ vector_rows = hnp.arrays(
 
 class TestVectors:
     @given(rows=vector_rows)
-    def test_the_direction_is_the_coordinate_wise_median(self, rows):
+    def test_the_direction_is_the_coordinate_wise_median_of_three_or_more(self, rows):
+        assume(len(rows) != 2)
         direction = aggregate_vectors(vectors(rows), None, Blocks((rows.shape[1],))).direction
         assert direction.dtype == np.float32
         np.testing.assert_array_equal(direction, coordinate_median(rows))
+
+    def test_of_two_the_longer_is_clipped_block_by_block_to_four_times_the_other(self):
+        rows = np.float32([[3, 4, 1, 0, 0], [30, -40, -2, 5, 7]])
+        clipped = np.float32([[3, 4, 1, 0, 0], [12, -16, -2, 0, 0]])
+        direction = aggregate_vectors(vectors(rows, 3), None, Blocks((2, 1, 2))).direction
+        np.testing.assert_allclose(direction, clipped.mean(axis=0), rtol=1e-6)
 
     @pytest.mark.parametrize("dim", [0, 1, 9])
     def test_each_block_is_smoothed_with_its_own_scale(self, dim):

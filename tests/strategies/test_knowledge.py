@@ -200,8 +200,8 @@ class TestClientsWithTheirOwnScale:
 
     def test_votes_with_own_scales_weigh_by_examples_besides(self, step):
         mods = (own_scale(self.scale_of), perturb)
-        moved = step(self.STRATEGY, self.updates(4), [1, 5, 2, 4], mods=mods)
-        assert abs(moved.mean() - (3 * 1.0 + 9 * 0.2) / 12) < 3 * standard_error(moved)
+        moved = step(self.STRATEGY, self.updates(4), [5, 3, 5, 3], mods=mods)
+        assert abs(moved.mean() - (10 * 1.0 + 6 * 0.2) / 16) < 3 * standard_error(moved)
 
     def test_no_vote_weighs_more_than_the_cap_whatever_scale_its_client_claims(self, step):
         votes = np.array([[-1.0]] * 9 + [[1.0]]) * 1e6  # far beyond any noise but the last one's

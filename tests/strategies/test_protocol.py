@@ -23,6 +23,7 @@ from fedmedian import (
 )
 from fedmedian.client_steps import CLIENT_STEPS
 from fedmedian.instructions import perturb_update
+from fedmedian.payloads import LARGEST
 from fedmedian.strategies import Checkpoint
 from fedmedian.strategies.cohort import Answer, Reply
 from fedmedian.strategies.core import NoStepError, ServerStep
@@ -499,12 +500,12 @@ class TestBadAnswers:
 
 
 def loud(arrays, scalars):
-    huge = floats(3e38, 3e38)
+    huge = floats(LARGEST, LARGEST)
     scalars.update({f"{PREFIX}scales": huge, f"{PREFIX}magnitudes": huge})
 
 
 def enormous(arrays, scalars):
-    arrays["0"] = np.full_like(arrays["0"], np.finfo(np.float32).max)
+    arrays["0"] = np.full_like(arrays["0"], LARGEST)
 
 
 @pytest.mark.parametrize(
