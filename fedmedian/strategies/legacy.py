@@ -7,7 +7,6 @@ its position, "0", "1", and so on.
 
 import logging
 from collections.abc import Sequence
-from math import isfinite
 from statistics import fmean
 from typing import Any, TypeVar, Unpack
 
@@ -42,7 +41,13 @@ from fedmedian.strategies.cohort import CohortRule, Node, Reply, all_or_none
 from fedmedian.strategies.core import Core
 from fedmedian.strategies.mechanism import NoMechanism, mechanism_of
 from fedmedian.strategies.median import Estimator, MedianCore, NoiseAt
-from fedmedian.strategies.metrics import require_examples, try_to_aggregate
+from fedmedian.strategies.metrics import (
+    LARGEST,
+    fair_examples,
+    is_averageable,
+    require_examples,
+    try_to_aggregate,
+)
 from fedmedian.strategies.options import LegacyFedAvgOptions, require_fedavg_options
 from fedmedian.strategies.protocol import RoundProtocol, Said, paused_collector
 from fedmedian.strategies.settings import (
@@ -200,7 +205,10 @@ class LegacyStrategy(FedAvg):
         )
         if not usual:
             return None, {}
-        losses = [(reply.source.num_examples, reply.source.loss) for reply in usual]
+        # Flower's annotation is int, and any number will do.
+        losses: list[Any] = [
+            (count, reply.source.loss) for count, reply in zip(_examples(usual), usual, strict=True)
+        ]
         metrics = self._aggregate("evaluate_metrics_aggregation_fn", usual)
         return weighted_loss_avg(losses), metrics
 
@@ -218,7 +226,10 @@ class LegacyStrategy(FedAvg):
         function: MetricsAggregationFn | None = getattr(self, name)
         if function is None or not replies:
             return {}
-        own = [(reply.source.num_examples, dict(reply.metrics)) for reply in replies]
+        own: list[Any] = [
+            (count, dict(reply.metrics))
+            for count, reply in zip(_examples(replies), replies, strict=True)
+        ]
         return try_to_aggregate(name, lambda: dict(function(own))) or {}
 
 
@@ -406,6 +417,11 @@ def _by_client(
     return [(client.cid, (client, result)) for client, result in answered], reasons
 
 
+def _examples(replies: Sequence[Reply[Result]]) -> list[float]:
+    """Return the numbers of examples by which the clients' metrics are averaged."""
+    return fair_examples([reply.source.num_examples for reply in replies])
+
+
 def _size(parameters: Parameters) -> int:
     return sum(map(len, parameters.tensors))
 
@@ -423,8 +439,8 @@ def _read_evaluation(node: Node, evaluated: Evaluated) -> Reply[EvaluateRes]:
     _, result = evaluated
     _require_success(result)
     num_examples = require_examples("num_examples", result.num_examples)
-    if not isfinite(result.loss):
-        raise WireError(f"loss must be finite, got {result.loss!r}")
+    if not is_averageable(result.loss):
+        raise WireError(f"loss must be finite, at most {LARGEST:g}, got {result.loss!r}")
     return Reply(node, num_examples, result.metrics, result)
 
 

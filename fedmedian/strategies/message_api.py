@@ -22,7 +22,7 @@ from fedmedian.strategies.budget import Ledger
 from fedmedian.strategies.cohort import Node, Reply
 from fedmedian.strategies.core import Core
 from fedmedian.strategies.mechanism import NoMechanism, mechanism_of
-from fedmedian.strategies.metrics import require_examples, try_to_aggregate
+from fedmedian.strategies.metrics import fair_examples, require_examples, try_to_aggregate
 from fedmedian.strategies.options import FedAvgOptions, require_fedavg_options
 from fedmedian.strategies.protocol import RoundProtocol, Said, paused_collector
 from fedmedian.strategies.sizes import mean_size
@@ -236,8 +236,7 @@ class MessageStrategy(FedAvg):
         if self._asked:
             metrics["downlink-bytes"] = mean_size(self._asked)
         if heard.usual:
-            contents = [answer.source for answer in heard.usual]
-            own = self._aggregate("train_metrics_aggr_fn", contents)
+            own = self._aggregate("train_metrics_aggr_fn", heard.usual)
             metrics = {**(own or {}), **metrics}
         self._protocol.end(heard, metrics)
         return _to_record(heard.model), self._without_lists(server_round, metrics)
@@ -271,8 +270,7 @@ class MessageStrategy(FedAvg):
         )
         if not usual:
             return None
-        contents = [reply.source for reply in usual]
-        metrics = self._aggregate("evaluate_metrics_aggr_fn", contents)
+        metrics = self._aggregate("evaluate_metrics_aggr_fn", usual)
         if metrics is not None:
             journal.note("evaluate", server_round, metrics)
         return metrics
@@ -287,11 +285,14 @@ class MessageStrategy(FedAvg):
         self._per_block[server_round] = lists
         return MetricRecord({key: metrics[key] for key in metrics if key not in lists})
 
-    def _aggregate(self, name: str, contents: list[RecordDict]) -> MetricRecord | None:
-        function = getattr(self, name)
-        return try_to_aggregate(
-            name, lambda: MetricRecord(dict(function(contents, self.weighted_by_key)))
-        )
+    def _aggregate(self, name: str, replies: Sequence[Reply[RecordDict]]) -> MetricRecord | None:
+        function, key = getattr(self, name), self.weighted_by_key
+        examples = fair_examples([reply.metrics[key] for reply in replies])
+        contents = [
+            _with_metric(reply.source, key, count)
+            for reply, count in zip(replies, examples, strict=True)
+        ]
+        return try_to_aggregate(name, lambda: MetricRecord(dict(function(contents, key))))
 
     def _evaluate(
         self, evaluate: EvaluateFunction, server_round: int, arrays: ArrayRecord
@@ -354,6 +355,14 @@ def _only(kind: type[Record], content: RecordDict) -> Record:
     if len(records) != 1:
         raise WireError(f"expected one {kind.__name__}, got {len(records)}")
     return records[0]
+
+
+def _with_metric(content: RecordDict, key: str, value: float) -> RecordDict:
+    """Return a reply's content with another value of a metric, as a copy if it differs."""
+    name, metrics = next((n, r) for n, r in content.items() if isinstance(r, MetricRecord))
+    if metrics[key] == value:
+        return content
+    return RecordDict({**content, name: MetricRecord({**metrics, key: value})})
 
 
 def _describe(error: Error) -> str:

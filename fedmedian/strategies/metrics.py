@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from typing import Any, TypeVar
 
+import numpy as np
+
+from fedmedian.claims import capped_examples
 from fedmedian.logs import warn
 from fedmedian.strategies.cohort import AnyReply, Node
 from fedmedian.wire import WireError
@@ -20,6 +23,9 @@ LONGEST_NAME = 128
 
 MOST_ENTRIES = 4096
 """The number of numbers, and of characters of texts, that they may hold together."""
+
+LARGEST = 1e100
+"""The largest number that is averaged: squares, and sums over clients and examples, are finite."""
 
 
 def require_examples(name: str, weight: Any) -> float:
@@ -42,9 +48,39 @@ def require_examples(name: str, weight: Any) -> float:
     WireError
         If it is not a finite number > 0.
     """
-    if not isinstance(weight, int | float) or not isfinite(weight) or weight <= 0:
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not is_number or not _is_finite(weight) or weight <= 0:
         raise WireError(f"metric {name!r} must be a number > 0, got {weight!r}")
     return float(weight)
+
+
+def fair_examples(examples: Sequence[float]) -> list[float]:
+    """Return the numbers of examples by which clients' metrics are averaged.
+
+    Parameters
+    ----------
+    examples : sequence of M int or float
+        What the clients claim, each as `require_examples` takes it, M >= 1.
+
+    Returns
+    -------
+    list of M int or float
+        The claims as `fedmedian.claims.capped_examples` leaves them. Where there are integers the
+        cap is one as well, unless it is below 1.
+    """
+    capped = capped_examples(np.array(examples, dtype=np.float64)).tolist()
+    cap = min(max(capped), LARGEST)
+    if cap >= 1 and any(isinstance(one, int) for one in examples):
+        cap = int(cap)  # a lower cap bounds what any clients hold together as well
+    return [
+        min(cap, own if float(own) == other else other)
+        for own, other in zip(examples, capped, strict=True)
+    ]
+
+
+def is_averageable(value: Any) -> bool:
+    """Return whether a client's value can be averaged with others; what is no number can."""
+    return not isinstance(value, int | float) or abs(value) <= LARGEST
 
 
 def with_usual_metrics(
@@ -138,8 +174,11 @@ def _why_unfit(metrics: Mapping[str, Any]) -> str | None:
     if entries > MOST_ENTRIES:
         return f"they have {entries} entries, more than {MOST_ENTRIES}"
     for name, value in metrics.items():
-        if not all(map(_is_finite, value if isinstance(value, list) else [value])):
+        numbers = value if isinstance(value, list) else [value]
+        if not all(map(_is_finite, numbers)):
             return f"{name!r} is not finite"
+        if not all(map(is_averageable, numbers)):
+            return f"{name!r} is too large to be averaged"
     return None
 
 

@@ -5,12 +5,18 @@ from math import inf, nan
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from fedmedian.claims import SHARE, num_tolerated
+from fedmedian.clients import perturb
 from fedmedian.strategies.cohort import Reply
 from fedmedian.strategies.metrics import (
+    LARGEST,
     LONGEST_NAME,
     MOST_ENTRIES,
     MOST_METRICS,
+    fair_examples,
     require_examples,
     try_to_aggregate,
     with_usual_metrics,
@@ -27,11 +33,50 @@ def test_a_number_of_examples_is_any_that_is_finite_and_positive(value):
     assert require_examples("num-examples", value) == value
 
 
-@pytest.mark.parametrize("value", [0, -1, nan, inf, None, "3", [1, 2]])
+@pytest.mark.parametrize("value", [0, -1, nan, inf, -inf, None, True, "3", [1, 2], 10**400])
 def test_a_number_of_examples_that_is_none_is_refused_by_name_and_value(value):
     with pytest.raises(WireError, match="'n'") as refused:
         require_examples("n", value)
     assert repr(value) in str(refused.value)
+
+
+@pytest.mark.parametrize("examples", [[7], [5, 5], [10, 12, 12, 11, 12], [0.5, 0.25, 0.5, 0.5]])
+def test_metrics_of_clients_with_about_as_many_examples_are_averaged_by_their_own(examples):
+    assert fair_examples(examples) == examples
+
+
+@pytest.mark.parametrize(
+    ("examples", "fair"),
+    [
+        ([10] * 9 + [10**12], [10] * 10),
+        ([10] * 8 + [1.7e308] * 2, [10] * 10),
+        ([10, 1e308], [10, 10]),
+        ([2.5] * 4 + [2**70], [2] * 5),
+        ([0.5] * 4 + [7], [0.5] * 5),
+    ],
+)
+def test_claims_out_of_proportion_weigh_as_an_ordinary_client_does(examples, fair):
+    assert fair_examples(examples) == fair
+
+
+claims = st.integers(1, 2**70) | st.floats(0, 1.7e308, exclude_min=True)
+
+
+@given(examples=st.lists(claims, min_size=1, max_size=25))
+def test_whatever_clients_claim_sums_are_finite_and_integers_remain_integers(examples):
+    fair = fair_examples(examples)
+    assert np.isfinite(LARGEST * sum(fair))
+    for own, count in zip(examples, fair, strict=True):
+        assert count > 0
+        assert isinstance(count, int) or not isinstance(own, int) or count < 1
+
+
+@given(examples=st.lists(claims, min_size=2, max_size=25))
+def test_as_many_clients_as_may_lie_hold_little_more_than_their_share_of_metrics(examples):
+    fair, tolerated = fair_examples(examples), num_tolerated(len(examples))
+    shares = sorted(count / max(fair) for count in fair)
+    held = sum(shares[-tolerated:]) / sum(shares)
+    assert held <= SHARE * tolerated / len(examples) + 1e-9
 
 
 def usual(*metrics):
@@ -63,6 +108,17 @@ def test_metrics_that_are_not_finite_are_left_out_even_if_most_are(value, warnin
     assert [text for text in warnings("left the metrics of node ") if "'loss'" in text] == [
         f"left the metrics of node {node} out: 'loss' is not finite" for node in (1, 2)
     ]
+
+
+@pytest.mark.parametrize("value", [1e101, -1.7e308, [1.0, 1e200], 10**101], ids=str)
+def test_metrics_that_no_mean_of_floats_can_hold_are_left_out(value, warnings):
+    assert usual({"loss": 1.0}, {"loss": value}, {"loss": value}) == [0]
+    assert len(warnings("left the metrics of ")) == 2
+    assert warnings("left the metrics of node 1 out: 'loss' is too large to be averaged")
+
+
+def test_metrics_as_large_as_a_float32_can_be_are_averaged():
+    assert usual({"loss": 3.4e38}, {"loss": -3.4e38}) == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +208,7 @@ class TestInARound:
             evaluate=evaluate,
         )
 
-    LOSS = np.average([0, 1, 3], weights=[1, 2, 4])
+    LOSS = np.average([0, 1, 3], weights=fair_examples([1, 2, 4]))
 
     def test_odd_metrics_of_training_are_left_out_but_the_reply_counts(self, any_client, run, bits):
         honest = self.play(run, any_client, {"loss": 2.0})
@@ -250,10 +306,92 @@ class TestInARound:
         play({"loss": [1.0, nan]}, {"loss": [1.0, 2.0]})
         assert seen == [{"num-examples": 1, "loss": [1.0, 2.0]}]
 
+    @pytest.mark.parametrize("phase", ["train", "evaluate"])
+    @pytest.mark.parametrize("make", ["SignSGD", "MedianSGD"])
+    @pytest.mark.parametrize(
+        ("claims", "own"),
+        [([10**12], 0.0), ([2**60] * 2, 0.0), ([1000], 1e100), ([4, 4], 1.0)],
+        ids=["a million times as many", "more than anybody has", "a huge metric", "four"],
+    )
+    def test_a_client_that_claims_examples_moves_the_mean_of_metrics_by_its_share_alone(
+        self, claims, own, make, phase, any_client, run
+    ):
+        num_clients = 10
+
+        def metrics(partition):
+            lies = partition < len(claims)
+            return {
+                "num-examples": claims[partition] if lies else 1,
+                "loss": own if lies else 0.5,
+                "accuracy": own if lies else 0.75,
+            }
+
+        def train(model, partition):
+            return {"x": model["x"] - np.float32(1)}, metrics(partition)
+
+        outcome = run(
+            any_client.make(make),
+            train,
+            {"x": np.zeros(300, np.float32)},
+            num_clients,
+            evaluate=lambda model, partition: metrics(partition),
+        )
+        averages = (outcome.reports if phase == "train" else outcome.evaluations)[1]
+        share = len(claims) / num_clients
+        for name, honest in (("loss", 0.5), ("accuracy", 0.75)):
+            expected = share * own + (1 - share) * honest
+            assert averages[name] == pytest.approx(expected)
+
+    @pytest.mark.parametrize("phase", ["train", "evaluate"])
+    def test_claims_whose_sum_overflows_cost_others_no_metrics(self, phase, any_client, run):
+        def metrics(partition):
+            return {"num-examples": 1.7e308 if partition < 2 else 3, "loss": 0.5}
+
+        outcome = run(
+            any_client.make("MedianSGD"),
+            lambda model, partition: (model, metrics(partition)),
+            {"x": np.zeros(9, np.float32)},
+            10,
+            evaluate=lambda model, partition: metrics(partition),
+        )
+        averages = (outcome.reports if phase == "train" else outcome.evaluations)[1]
+        assert averages["loss"] == pytest.approx(0.5)
+
+    def test_a_function_of_the_users_gets_capped_examples_and_copies(self, api, run):
+        seen, replied = [], []
+
+        def aggregate(replies, *key):
+            if key:
+                seen.extend(reply["metrics"][key[0]] for reply in replies)
+            else:
+                seen.extend(examples for examples, _ in replies)
+            return {}
+
+        def listen(message, context, call_next):
+            reply = perturb(message, context, call_next)
+            replied.append(reply.content)
+            return reply
+
+        def train(model, partition):
+            return model, {"num-examples": 10**9 if partition == ODD else 20 + partition}
+
+        run(
+            api.make("MedianSGD", train_metrics_aggr_fn=aggregate, fraction_evaluate=0.0),
+            train,
+            {"x": np.zeros(9, np.float32)},
+            NUM_CLIENTS,
+            mods=[listen],
+        )
+        assert sorted(seen) == [20, 21, 23, 23]
+        assert all(type(count) is int for count in seen)
+        name = "metrics" if api.name == "Message API" else "fitres.num_examples"
+        key = "num-examples" if api.name == "Message API" else "num_examples"
+        assert sorted(content[name][key] for content in replied) == [20, 21, 23, 10**9]
+
     def test_too_few_replies_to_move_the_model_have_metrics_too(self, any_client, run):
         outcome = self.play(run, any_client, {"loss": 2.0}, min_replies=NUM_CLIENTS + 1)
         np.testing.assert_array_equal(outcome.model["x"], 0)
-        everyone = np.average(range(NUM_CLIENTS), weights=range(1, NUM_CLIENTS + 1))
+        everyone = np.average(range(NUM_CLIENTS), weights=fair_examples(range(1, NUM_CLIENTS + 1)))
         assert outcome.reports[1]["loss"] == pytest.approx(everyone)
 
 
