@@ -88,17 +88,19 @@ def aggregate_signs(
         The direction, with the diagnostics of `fedmedian.diagnostics.describe_votes`.
     """
     packed = [payload.body for payload in payloads]
-    scales = magnitudes = None
+    scales = sizes = magnitudes = None
     if noise is not None:
         scales = in_proportion(np.stack([payload.scales for payload in payloads]), weights)
+        if noise.rule.magnitude == "rms":
+            sizes = np.stack([payload.magnitudes for payload in payloads]).astype(np.float64)
         if noise.rule.tops_up:
-            magnitudes = np.stack([payload.magnitudes for payload in payloads]).astype(np.float64)
+            magnitudes = sizes
     ballot = Ballot(packed, weights, blocks, noise, scales, magnitudes)
     vote_weights = decode.weights(ballot)
     votes = ballot.sum(vote_weights)
     report: Report = {}
     if diagnostics:
-        report = describe_votes(votes, vote_weights, blocks, noise)
+        report = describe_votes(votes, vote_weights, blocks, noise, scales, sizes)
         if noise is not None:
             mean_weights = ballot.mean_weights()
             mean = votes if np.array_equal(vote_weights, mean_weights) else None
@@ -179,8 +181,15 @@ def aggregate_vectors(
     report: Report = {}
     if diagnostics:
         own = _noise_scales(payloads, noise) if added is None else added
-        scales = own.mean(axis=0, dtype=np.float64)
-        report = describe_median(direction, gap, excess, len(payloads), scales, blocks, noise)
+        squares, levels = np.square(own, dtype=np.float64), None
+        if noise is not None and noise.rule.tops_up:
+            sizes = np.stack([payload.magnitudes for payload in payloads])
+            totals = squares + np.square(sizes, dtype=np.float64)
+            levels = np.sqrt(np.median(totals, axis=0))
+        scales = np.sqrt(squares.mean(axis=0))
+        report = describe_median(
+            direction, gap, excess, len(payloads), scales, blocks, noise, levels
+        )
     return Aggregate(direction, report)
 
 

@@ -17,12 +17,6 @@ _LOGGER = logging.getLogger("flwr")
 RUNAWAY = 10.0
 """The growth of a noise scale since the first round at which it has run away."""
 
-NOISE_ALONE = 0.01
-"""The signal-to-noise below which a round holds noise alone."""
-
-NOISY_ROUNDS = 5
-"""The number of such rounds, one after the other, that are worth a warning."""
-
 _REMEDIES = (
     ("mods=[perturb]", ""),
     ("holds NaN or infinity", "training diverges there; a smaller learning rate of theirs helps"),
@@ -72,7 +66,6 @@ class Watch:
         self._said = set[str]()
         self._failed: list[int] = []
         self._reasons = Counter[str]()
-        self._noisy_rounds = 0
         self._first_scales = np.zeros(0)
         self._rounds = 0
         self._up = self._down = self._up_of_weights = 0.0
@@ -123,7 +116,6 @@ class Watch:
             self._failed, self._reasons = [], Counter()
             self._look_at_cohort(int(metrics["replies-accepted"]))
             self._look_at_scales(np.asarray(metrics.get("noise-scale", ())))
-            self._look_at_noise(metrics.get("signal-to-noise"))
             return
         self._failed.append(current.number)
         self._reasons += reasons
@@ -174,16 +166,6 @@ class Watch:
                 "leave such arrays out of the model that is sent, or let clients train less in a "
                 "round",
                 *(self._name_of_block(block), f"{growth.max():.0f}"),
-            )
-
-    def _look_at_noise(self, ratio: float | None) -> None:
-        self._noisy_rounds = 0 if ratio is None or ratio >= NOISE_ALONE else self._noisy_rounds + 1
-        if self._noisy_rounds == NOISY_ROUNDS:
-            self._warn_once(
-                "noise",
-                "nothing but noise for %d rounds: the model is as good as it gets, or needs more "
-                "clients in a round, more local training, or less noise",
-                NOISY_ROUNDS,
             )
 
     def _name_of_block(self, block: int) -> str:
