@@ -1,8 +1,9 @@
 """Measurements of a round's votes or vectors, for the round's report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import pi, sin, sqrt
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ Float32 = NDArray[np.float32]
 _CHUNK = 1 << 14
 
 _ROUNDING = 1e-5
-"""The share of the votes' energy below which noise cannot be distinguished from float32's rounding."""
+"""The share of the votes' energy below which noise may as well be float32's rounding."""
 
 SAMPLE = 1 << 14
 """The number of evenly spread coordinates, about, over which a median is taken."""
@@ -274,6 +275,12 @@ def variance_of_median(noise: Noise, num_rows: int) -> float:
     """
     limit = mean_per_vote(noise) ** 2
     return limit / (num_rows + (limit - 1) * (2 - num_rows % 2))
+
+
+def without_lists(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """Return a round's metrics without those of each block, and the latter."""
+    lists = {name: metrics[name] for name in PER_BLOCK if name in metrics}
+    return {name: metrics[name] for name in metrics if name not in lists}, lists
 
 
 def sample_stride(dim: int) -> int:

@@ -27,6 +27,7 @@ from flwr.server.strategy.aggregate import weighted_loss_avg
 
 from fedmedian.client_steps import ClientStep, Rotation
 from fedmedian.decoding import DecodeRule
+from fedmedian.diagnostics import without_lists
 from fedmedian.layout import RUNNING_STATISTICS
 from fedmedian.logs import text_of, warn
 from fedmedian.noise import Noise
@@ -85,6 +86,9 @@ class LegacyStrategy(FedAvg):
     ----------
     core : Core
         See above.
+    metrics_per_block : dict of int to dict
+        What each round of the run has reported of each block, lists by name: they are not in
+        Flower's History, all of which Flower prints at a run's end.
 
     Raises
     ------
@@ -104,6 +108,7 @@ class LegacyStrategy(FedAvg):
         self._asked: list[Node] = []
         self._asked_to_evaluate: list[Node] = []
         self._size = 0
+        self.metrics_per_block: dict[int, dict[str, list[float]]] = {}
 
     def __repr__(self) -> str:
         own = ", ".join(f"{name}={value!r}" for name, value in self.core.unusual.items())
@@ -130,6 +135,7 @@ class LegacyStrategy(FedAvg):
         ValueError, RuntimeError, OSError
             As `fedmedian.strategies.SignSGD.start`.
         """
+        self.metrics_per_block = {}
         parameters = super().initialize_parameters(client_manager)
         self._protocol.open(None if parameters is None else parameters_to_arrays(parameters))
         if (line := self._protocol.describe_privacy(self.privacy)) is not None:
@@ -171,6 +177,7 @@ class LegacyStrategy(FedAvg):
             metrics["downlink-bytes"] = self._size
         metrics = {**self._aggregate("fit_metrics_aggregation_fn", heard.usual), **metrics}
         self._protocol.end(heard, metrics)
+        metrics, self.metrics_per_block[server_round] = without_lists(metrics)
         return None if heard.model is None else arrays_to_parameters(heard.model), metrics
 
     def evaluate(

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
 from fedmedian.checks import require_type
-from fedmedian.diagnostics import PER_BLOCK
+from fedmedian.diagnostics import without_lists
 from fedmedian.payloads import Payload
 from fedmedian.privacy import Mechanism
 from fedmedian.records import to_arrays, to_record
@@ -25,7 +25,7 @@ from fedmedian.strategies.mechanism import NoMechanism, mechanism_of
 from fedmedian.strategies.metrics import fair_examples, require_examples, try_to_aggregate
 from fedmedian.strategies.options import FedAvgOptions, require_fedavg_options
 from fedmedian.strategies.protocol import RoundProtocol, Said, paused_collector
-from fedmedian.strategies.sizes import mean_size
+from fedmedian.strategies.sizes import mean_size, mean_size_as_weights
 from fedmedian.wire import WireError, is_refusal
 
 Record = TypeVar("Record")
@@ -86,6 +86,7 @@ class MessageStrategy(FedAvg):
         self._protocol = RoundProtocol(core, ledger=ledger)
         self._asked: Sequence[Message] = ()
         self._asked_to_evaluate: Sequence[Message] = ()
+        self._model: ArrayRecord | None = None
         self._per_block: dict[int, dict[str, Any]] = {}
 
     @property
@@ -202,6 +203,7 @@ class MessageStrategy(FedAvg):
     ) -> Iterable[Message]:
         """Configure a round of training: FedAvg's messages with an instruction in each config."""
         instruction = self._protocol.ask(server_round, to_arrays(arrays))
+        self._model = arrays
         if instruction is None:
             self._asked = ()
             return []
@@ -230,11 +232,7 @@ class MessageStrategy(FedAvg):
             return None, None
         asked, replies_of = _by_node(self._asked, replies)
         heard = self._protocol.hear(asked, replies_of, self._read)
-        metrics: dict[str, Any] = {**heard.report}
-        if replies:
-            metrics["uplink-bytes"] = mean_size(replies)
-        if self._asked:
-            metrics["downlink-bytes"] = mean_size(self._asked)
+        metrics: dict[str, Any] = {**heard.report, **self._count(self._asked, replies, self._model)}
         if heard.usual:
             own = self._aggregate("train_metrics_aggr_fn", heard.usual)
             metrics = {**(own or {}), **metrics}
@@ -265,8 +263,9 @@ class MessageStrategy(FedAvg):
         if not replies and not self._asked_to_evaluate:
             return None
         asked, replies_of = _by_node(self._asked_to_evaluate, replies)
+        sizes = self._count(self._asked_to_evaluate, replies)
         usual = self._protocol.hear_evaluation(
-            server_round, asked, replies_of, self._read_evaluation
+            server_round, asked, replies_of, self._read_evaluation, sizes
         )
         if not usual:
             return None
@@ -275,15 +274,29 @@ class MessageStrategy(FedAvg):
             journal.note("evaluate", server_round, metrics)
         return metrics
 
+    def _count(
+        self, asked: Sequence[Message], replies: Sequence[Message], model: ArrayRecord | None = None
+    ) -> dict[str, float]:
+        """Count a round's bytes, and return the mean sizes of its messages for the report.
+
+        FedAvg's clients would have answered with the model where there is one.
+        """
+        up = as_weights = mean_size(replies) if replies else 0.0
+        down = mean_size(asked) if asked else 0.0
+        if replies and model is not None:
+            as_weights = mean_size_as_weights(replies, model)
+        self._protocol.count(len(replies) * up, len(replies) * as_weights, len(asked) * down)
+        sizes = {"uplink-bytes": up, "downlink-bytes": down}
+        return {name: size for name, size in sizes.items() if size}
+
     def _without_lists(
         self, server_round: int, metrics: Mapping[str, Any] | None
     ) -> MetricRecord | None:
         """Return a round's metrics for Flower's log, and keep what is too long for it."""
         if metrics is None:
             return None
-        lists = {key: metrics[key] for key in PER_BLOCK if key in metrics}
-        self._per_block[server_round] = lists
-        return MetricRecord({key: metrics[key] for key in metrics if key not in lists})
+        numbers, self._per_block[server_round] = without_lists(metrics)
+        return MetricRecord(numbers)
 
     def _aggregate(self, name: str, replies: Sequence[Reply[RecordDict]]) -> MetricRecord | None:
         function, key = getattr(self, name), self.weighted_by_key

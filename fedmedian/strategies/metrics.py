@@ -3,7 +3,7 @@
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from math import isfinite
+from math import isclose, isfinite
 from typing import Any, TypeVar
 
 import numpy as np
@@ -69,13 +69,15 @@ def fair_examples(examples: Sequence[float]) -> list[float]:
         cap is one as well, unless it is below 1.
     """
     capped = capped_examples(np.array(examples, dtype=np.float64)).tolist()
-    cap = min(max(capped), LARGEST)
-    if cap >= 1 and any(isinstance(one, int) for one in examples):
-        cap = int(cap)  # a lower cap bounds what any clients hold together as well
-    return [
-        min(cap, own if float(own) == other else other)
+    # Rounding must not take an example from those that are not capped.
+    kept = [
+        own if isclose(own, other, rel_tol=1e-9) else other
         for own, other in zip(examples, capped, strict=True)
     ]
+    cap = min(max(kept), LARGEST)
+    if cap >= 1 and any(isinstance(one, int) for one in examples):
+        cap = int(cap)  # a lower cap bounds what any clients hold together as well
+    return [min(cap, one) for one in kept]
 
 
 def is_averageable(value: Any) -> bool:

@@ -300,6 +300,10 @@ class RoundProtocol:
         seen = {**heard.report, **metrics}
         self._watch.see(heard.asked, heard.reasons, seen, heard.no_step)
 
+    def count(self, up: float, as_weights: float, down: float) -> None:
+        """Count the bytes of a round of training or evaluation; see `Watch.count`."""
+        self._watch.count(up, as_weights, down)
+
     def say_totals(self) -> None:
         """Log what the run has sent, once it has ended."""
         self._watch.say_totals()
@@ -310,6 +314,7 @@ class RoundProtocol:
         asked: Collection[Node],
         replies: Iterable[tuple[Node, Received]],
         read: Callable[[Node, Received], Reply[Source]],
+        sizes: Mapping[str, float] | None = None,
     ) -> list[Reply[Source]]:
         """Return the replies to evaluation whose metrics can be aggregated.
 
@@ -319,6 +324,8 @@ class RoundProtocol:
             The round.
         asked, replies, read
             As for `hear`.
+        sizes : mapping of str to float, optional
+            ``uplink-bytes`` and ``downlink-bytes``, as far as they are known, for the log.
 
         Returns
         -------
@@ -331,7 +338,7 @@ class RoundProtocol:
             with hearing.reply_of(node):
                 read_ones.append(read(node, reply))
         kept, counts = hearing.judge(server_round, read_ones, self._rules)
-        _LOGGER.info("aggregate_evaluate: %s", describe_round(counts))
+        _LOGGER.info("aggregate_evaluate: %s", describe_round({**counts, **(sizes or {})}))
         return self._with_usual_metrics(kept)
 
     def _with_usual_metrics(self, replies: list[AnyReply]) -> list[AnyReply]:

@@ -6,7 +6,9 @@ from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
+from fedmedian.payloads import Payload
 from fedmedian.records import serialized_size
+from fedmedian.wire import PREFIX
 
 
 def mean_size(messages: Sequence[Message]) -> float:
@@ -26,11 +28,49 @@ def mean_size(messages: Sequence[Message]) -> float:
     float
         Bytes.
     """
+    return _mean_size(messages, _in_entries)
+
+
+def mean_size_as_weights(replies: Sequence[Message], arrays: ArrayRecord) -> float:
+    """Return the mean size that replies to training would have if they carried weights.
+
+    Parameters
+    ----------
+    replies : sequence of M Message
+        The replies of perturbed clients, M >= 1.
+    arrays : ArrayRecord
+        The model.
+
+    Returns
+    -------
+    float
+        Bytes: those of the replies' metrics and headers as they are, and of the model in place of
+        the arrays and of what a payload needs beside them.
+    """
+    weights = _in_entries(arrays)
+
+    def held(content: RecordDict) -> int:
+        size = 0
+        for name, record in content.items():
+            own = _in_text(name) + _headers()[_kind(record)]
+            if isinstance(record, ArrayRecord):
+                size += own + weights
+            elif not Payload.is_in(record):
+                size += own + _in_entries(record)
+            # NumPyClients have their own metrics there.
+            elif rest := {k: v for k, v in record.items() if not k.startswith(PREFIX)}:
+                size += own + _in_entries(rest)
+        return size
+
+    return _mean_size(replies, held)
+
+
+def _mean_size(messages: Sequence[Message], measure: Callable[[RecordDict], int]) -> float:
     empty: Any = {"content": RecordDict(), "metadata": messages[0].metadata}
     header = serialized_size(Message(**empty))
     # Strategies send one content to all nodes.
     contents = {id(one.content): one.content for one in messages if one.has_content()}
-    held = {key: header + _held(content) for key, content in contents.items()}
+    held = {key: header + measure(content) for key, content in contents.items()}
     return sum(
         held[id(message.content)] if message.has_content() else serialized_size(message)
         for message in messages

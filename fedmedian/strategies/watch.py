@@ -98,12 +98,7 @@ class Watch:
         """
         current = self._core.current
         _LOGGER.info("aggregate_train: %s", describe_round(metrics))
-        replies = metrics["replies-accepted"] + metrics["replies-rejected"]
         self._rounds += 1
-        self._up += replies * metrics.get("uplink-bytes", 0)
-        self._down += asked * metrics.get("downlink-bytes", 0)
-        # A reply of FedAvg's clients is about as long as the message that it answers.
-        self._up_of_weights += replies * metrics.get("downlink-bytes", 0)
         reasons = Counter(map(as_line, refused))
         for reason, count in reasons.items():
             if 2 * count > asked:
@@ -125,12 +120,28 @@ class Watch:
         if (plain and never_moved) or len(self._failed) == self._core.settings.max_failed_rounds:
             raise RunFailedError(self._failure(no_step), current.arrays)
 
+    def count(self, up: float, as_weights: float, down: float) -> None:
+        """Count the bytes of a round of training or evaluation.
+
+        Parameters
+        ----------
+        up : float
+            Those of all replies.
+        as_weights : float
+            Those that they would take from FedAvg's clients.
+        down : float
+            Those of all messages to the clients.
+        """
+        self._up += up
+        self._up_of_weights += as_weights
+        self._down += down
+
     def say_totals(self) -> None:
-        """Log the bytes of all training, beside those of replies that are weights."""
+        """Log the bytes of the run, beside those of a run with FedAvg."""
         if self._up:
             _LOGGER.info(
-                "training took %s up and %s down in %d rounds; replies of FedAvg's clients would "
-                "have taken about %s up, %.1f times as much",
+                "training and evaluation took %s up and %s down in %d rounds; FedAvg's clients "
+                "would have sent about %s up, %.1f times as much",
                 *(_in_units(self._up), _in_units(self._down), self._rounds),
                 *(_in_units(self._up_of_weights), self._up_of_weights / self._up),
             )

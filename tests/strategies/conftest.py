@@ -201,9 +201,12 @@ def run_with_older_api(strategy, grid, model, num_rounds, train_config, evaluate
     if average is not None:
         average = dict(zip(model, parameters_to_arrays(average).values(), strict=True))
     losses = {"loss": history.losses_distributed}
+    reports = by_round(history.metrics_distributed_fit)
+    for number, lists in strategy.metrics_per_block.items():
+        reports[number] = {**reports[number], **lists}
     return Outcome(
         path,
-        by_round(history.metrics_distributed_fit),
+        reports,
         by_round({**losses, **history.metrics_distributed}),
         average,
         grid,

@@ -11,6 +11,7 @@ from flwr.common import parameters_to_ndarrays
 from flwr.server import ServerApp, ServerAppComponents, ServerConfig
 
 from fedmedian.clients import InProcessGrid, perturb
+from fedmedian.strategies.metrics import fair_examples
 
 NUM_CLIENTS = 5
 BAD = 2  # the client that misbehaves
@@ -80,11 +81,12 @@ def test_the_functions_that_aggregate_metrics_get_the_clients_own_alone(play):
     seen = []
 
     def aggregate(metrics):
-        seen.extend(sorted(metrics, key=lambda pair: pair[0]))
+        seen.extend(sorted(metrics, key=lambda pair: pair[1]["loss"]))
         return {"clients": len(metrics)}
 
     outcome = play("SignSGD", fit_metrics_aggregation_fn=aggregate)
-    assert seen == [(i + 1, {"loss": 0.1 * i, "by": "me"}) for i in range(NUM_CLIENTS)]
+    examples = fair_examples(range(1, NUM_CLIENTS + 1))
+    assert seen == [(examples[i], {"loss": 0.1 * i, "by": "me"}) for i in range(NUM_CLIENTS)]
     assert outcome.reports[1]["clients"] == NUM_CLIENTS
     assert {"noise-scale", "vote-agreement", "replies-accepted"} <= set(outcome.reports[1])
 

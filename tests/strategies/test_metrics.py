@@ -40,7 +40,7 @@ def test_a_number_of_examples_that_is_none_is_refused_by_name_and_value(value):
     assert repr(value) in str(refused.value)
 
 
-@pytest.mark.parametrize("examples", [[7], [5, 5], [10, 12, 12, 11, 12], [0.5, 0.25, 0.5, 0.5]])
+@pytest.mark.parametrize("examples", [[7], [5, 5], [3, 3, 5, 5], [10, 12, 12, 11, 12], [0.5] * 3])
 def test_metrics_of_clients_with_about_as_many_examples_are_averaged_by_their_own(examples):
     assert fair_examples(examples) == examples
 

@@ -2,12 +2,17 @@
 
 import logging
 import pickle
+import re
 
 import numpy as np
 import pytest
+from flwr.app import Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAvg
 
 from fedmedian import Gaussian, Majority, Momentum
-from fedmedian.clients import perturb
+from fedmedian.clients import InProcessGrid, perturb
+from fedmedian.records import to_arrays, to_record
 from fedmedian.strategies import RunFailedError
 from fedmedian.strategies.watch import RUNAWAY, describe_round
 
@@ -32,6 +37,12 @@ def failing_in(*rounds):
         return (fail if trained[partition] in rounds else train)(model, partition)
 
     return train_or_fail
+
+
+def in_bytes(text):
+    """Turn a size as the log has it into a number."""
+    number, unit = text.split()
+    return float(number) * 1000 ** ["B", "kB", "MB", "GB"].index(unit)
 
 
 @pytest.fixture
@@ -197,29 +208,70 @@ class TestLines:
             f"{report['uplink-bytes']:,.0f} bytes up and "
             f"{report['downlink-bytes']:,.0f} bytes down per client"
         )
-        assert lines("aggregate_evaluate") == ["aggregate_evaluate: accepted 5 replies, dropped 0"]
 
     def test_what_is_not_known_is_left_out_of_the_line(self):
         counts = {"replies-accepted": 2, "replies-rejected": 1, "replies-missing": 3}
         assert describe_round(counts) == "accepted 2 replies, dropped 1, missing 3"
 
-    def test_lists_with_an_entry_for_each_block_are_in_the_result_and_not_in_the_log(
-        self, message_api, run, caplog
+    def test_lists_with_an_entry_for_each_block_are_kept_and_not_in_the_log(
+        self, any_client, run, caplog
     ):
-        outcome = run(message_api.make("SignSGD"), train, MODEL, NUM_CLIENTS, 2)
+        outcome = run(any_client.make("SignSGD"), train, MODEL, NUM_CLIENTS, 2)
         for report in outcome.reports.values():
             assert len(report["noise-scale"]) == len(report["signal-to-noise-per-block"]) > 0
+        assert sorted(outcome.reports) == [1, 2]
         assert not [text for text in caplog.messages if "noise-scale" in text]
+        assert not [text for text in caplog.messages if "per-block" in text]
 
-    def test_a_run_ends_with_its_bytes_beside_those_of_weights(self, message_api, run, lines):
-        model = {"w": np.zeros((100, 500), np.float32)}
-        outcome = run(message_api.make("SignSGD", fraction_evaluate=0.0), train, model, 5, 2)
-        (line,) = lines("training took")
-        up, down = outcome.grid.bytes_up, outcome.grid.bytes_down
-        assert line.startswith(f"training took {up / 1e3:.0f} kB up and {down / 1e6:.3g} MB down")
-        assert line.endswith("times as much")
-        times = float(line.split()[-4])
-        assert times == pytest.approx(down / up, rel=0.05)
+    def test_lists_of_a_run_of_the_older_api_are_an_attribute_of_its_strategy(self, older_api, run):
+        strategy = older_api.make("SignSGD")
+        for num_rounds in (3, 2):
+            outcome = run(strategy, train, MODEL, NUM_CLIENTS, num_rounds)
+            assert sorted(strategy.metrics_per_block) == sorted(outcome.reports)
+            assert len(strategy.metrics_per_block) == num_rounds
+
+    @pytest.mark.parametrize("carries", [False, True], ids=["metrics", "metrics and the model"])
+    @pytest.mark.parametrize("make", ["SignSGD", "MedianSGD"])
+    @pytest.mark.parametrize("width", [1, 30, 400])
+    def test_a_run_ends_with_all_its_bytes_beside_those_of_a_run_with_fedavg(
+        self, width, make, carries, message_api, lines
+    ):
+        app, model = ClientApp(mods=[perturb]), {"w": np.zeros((width, width), np.float32)}
+
+        def reply_to(message, by, *, carries):
+            arrays = to_arrays(message.content["arrays"])
+            content = {"metrics": MetricRecord({"num-examples": 2, "loss": 0.5})}
+            if carries:
+                content["arrays"] = to_record({k: v + np.float32(by) for k, v in arrays.items()})
+            return Message(RecordDict(content), reply_to=message)
+
+        app.train()(lambda message, context: reply_to(message, 1, carries=True))
+        app.evaluate()(lambda message, context: reply_to(message, 0, carries=carries))
+
+        def play(strategy):
+            grid = InProcessGrid(app, NUM_CLIENTS)
+            strategy.start(grid, to_record(model), 2)
+            return grid
+
+        grid, of_weights = play(message_api.make(make)), play(FedAvg())
+        (line,) = lines("training and evaluation took")
+        up, down, weights = map(in_bytes, re.findall(r"[\d.]+ [kMG]?B", line))
+        assert up == pytest.approx(grid.bytes_up, rel=0.02)
+        assert down == pytest.approx(grid.bytes_down, rel=0.02)
+        assert weights == pytest.approx(of_weights.bytes_up, rel=0.02)
+        times = float(line.removesuffix(" times as much").split()[-1])
+        assert times == pytest.approx(of_weights.bytes_up / grid.bytes_up, rel=0.02, abs=0.06)
+
+    def test_a_line_of_evaluation_has_the_bytes_of_its_messages(self, message_api, run, lines):
+        run(message_api.make("SignSGD"), train, MODEL, NUM_CLIENTS)
+        (line,) = lines("aggregate_evaluate")
+        parts = re.fullmatch(
+            r"aggregate_evaluate: accepted 5 replies, dropped 0; "
+            r"([\d,]+) bytes up and ([\d,]+) bytes down per client",
+            line,
+        )
+        up, down = (int(number.replace(",", "")) for number in parts.groups())
+        assert 0 < up < 1000 < sum(array.nbytes for array in MODEL.values()) < down < 3500
 
     def test_both_apis_report_what_goes_down(self, api, run):
         outcome = run(api.make("SignSGD", fraction_evaluate=0.0), train, MODEL, NUM_CLIENTS)
