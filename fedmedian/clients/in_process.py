@@ -5,7 +5,7 @@ from contextlib import suppress
 from itertools import count
 from logging import ERROR
 from threading import Lock
-from traceback import format_exception
+from traceback import extract_tb, format_exception
 from typing import Any
 
 from flwr.app import (
@@ -89,6 +89,7 @@ class InProcessGrid(Grid):
         }
         self._message_ids = count(1)
         self._replies: dict[str, Message] = {}
+        self._logged = set[tuple[object, ...]]()
         self._lock = Lock()  # Flower's older server sends from several threads
         self.bytes_up = 0
         self.bytes_down = 0
@@ -143,14 +144,24 @@ class InProcessGrid(Grid):
             # What a ClientApp raises, or replies that cannot be sent, is its own affair, and the
             # server's to hear of: also what would end its own process, were it in one.
             except BaseException as error:
-                trace = "".join(format_exception(error)).splitlines()
-                log(ERROR, "ClientApp raised an exception\n%s", "\n".join(map(as_line, trace)))
+                self._log_once(error)
                 reason = f"{type(error).__name__}: {text_of(error)}"
                 raised = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
                 reply, size = self._measured(Message(raised, reply_to=message))
             self.bytes_up += size
             self._replies[message.metadata.message_id] = reply
         return [message.metadata.message_id for message in messages]
+
+    def _log_once(self, error: BaseException) -> None:
+        """Log an error with its traceback, unless another of its type came the same way.
+
+        The server is told its reason in any case, and logs it with the node.
+        """
+        lines = {(one.filename, one.lineno) for one in extract_tb(error.__traceback__)}
+        if (key := (type(error).__qualname__, frozenset(lines))) not in self._logged:
+            self._logged.add(key)
+            trace = "".join(format_exception(error)).splitlines()
+            log(ERROR, "ClientApp raised an exception\n%s", "\n".join(map(as_line, trace)))
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies to messages that were pushed, each once."""

@@ -6,6 +6,7 @@ its position, "0", "1", and so on.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, TypeVar, Unpack
@@ -418,9 +419,11 @@ def _by_client(
         if isinstance(failure, BaseException):
             # Flower does not tell whose it is; the client is named among the missing.
             reasons.append(f"a client failed: {type(failure).__name__}: {text_of(failure)}")
-            warn("%s: %s", phase, reasons[-1])
         else:
             answered.append(failure)
+    for reason, count in Counter(reasons).items():
+        times = "" if count == 1 else f" ({count} clients)"
+        warn(f"%s: %s{times}", phase, reason)
     return [(client.cid, (client, result)) for client, result in answered], reasons
 
 

@@ -106,13 +106,17 @@ def with_usual_metrics(
     list of Reply
         Those to aggregate metrics from; none if two forms are equally common.
     """
-    fit = []
+    fit: list[AnyReply] = []
+    unfit: dict[str, list[str]] = {}
     for reply in replies:
         reason = _why_unfit(reply.metrics)
         if reason is None:
             fit.append(reply)
         else:
-            warn("left the metrics of %s out: %s", name_of(reply.node), reason)
+            unfit.setdefault(reason, []).append(name_of(reply.node))
+    for reason, names in unfit.items():
+        slots = ", ".join(["%s"] * len(names))  # as one word they would be cut
+        warn(f"left the metrics of {slots} out: %s", *names, reason)
     if not fit:
         return []
     signatures = [_signature(reply.metrics) for reply in fit]

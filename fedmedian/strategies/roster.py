@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
-from fedmedian.logs import warn
+from fedmedian.logs import text_of, warn
 from fedmedian.strategies.cohort import AnyReply, Cohort, CohortRule, Node
 
 NO_REPLY = "no reply"
@@ -66,6 +66,7 @@ class Hearing:
         self._roster = roster
         self._failures = failures
         self._heard: set[Node] = set()
+        self._rejected: dict[str, list[Node]] = {}
         self.reasons: list[str | Exception] = []
 
     @contextmanager
@@ -100,8 +101,6 @@ class Hearing:
             The numbers of replies accepted, rejected and missing, for the round's report.
         """
         missing = [node for node in self._asked if node not in self._heard]
-        for node in missing:
-            warn("%s: no reply from %s", self._phase, self._roster.name(node))
         kept = list(replies)
         for rule in rules:
             cohort = Cohort(server_round, self._asked, kept, len(self.reasons), len(missing))
@@ -114,11 +113,25 @@ class Hearing:
             "replies-rejected": len(self.reasons),
             "replies-missing": len(missing),
         }
+        self._say_who_is_out(missing)
         unknown = [NO_REPLY] * (len(missing) - len(self._failures))
         self.reasons += [*self._failures, *unknown]
         return kept, counts
 
     def _reject(self, node: Node, reason: str | Exception) -> None:
-        name = self._roster.name(node)
-        warn("%s: dropped the reply of %s: %s", self._phase, name, reason)
+        self._rejected.setdefault(text_of(reason), []).append(node)
         self.reasons.append(reason)
+
+    def _say_who_is_out(self, missing: list[Node]) -> None:
+        """Log the nodes without a usable reply, in one line for all that have the same reason."""
+        if missing:
+            self._say("no reply from {}", "no reply from %d nodes: {}", missing)
+        for reason, nodes in self._rejected.items():
+            self._say("dropped the reply of {}: %s", "dropped %d replies, of {}: %s", nodes, reason)
+
+    def _say(self, of_one: str, of_many: str, nodes: list[Node], *words: object) -> None:
+        # A word of the log is cut where it is too long, and no node may be lost: each is a word.
+        template = (of_one if len(nodes) == 1 else of_many).format(", ".join(["%s"] * len(nodes)))
+        names = map(self._roster.name, nodes)
+        count = [] if len(nodes) == 1 else [len(nodes)]
+        warn(f"%s: {template}", self._phase, *count, *names, *words)

@@ -205,6 +205,23 @@ class TestFailures:
         )
         assert (first, last) == ("Traceback (most recent call last):", "ValueError: out of luck")
 
+    def test_one_error_of_all_nodes_in_all_rounds_is_logged_with_one_traceback(self, caplog):
+        def unlucky(message, context):
+            partition = context.node_config["partition-id"]
+            if partition < 3:
+                raise ValueError(f"no file {partition}")
+            if partition < 5:
+                raise KeyError("label")
+            raise ValueError("another line")
+
+        grid = InProcessGrid(app_of(unlucky), 10)
+        for _ in range(3):
+            replies = grid.send_and_receive(to_all(grid))
+            assert all(reply.has_error() for reply in replies)
+            assert "no file 2" in replies[2].error.reason
+        last = [r.getMessage().split("\n")[-1] for r in caplog.records if r.levelname == "ERROR"]
+        assert last == ["ValueError: no file 0", "KeyError: 'label'", "ValueError: another line"]
+
     @pytest.mark.parametrize("raised", RAISED, ids=repr)
     def test_whatever_an_app_raises_but_ctrl_c_becomes_an_error_reply(self, raised):
         def unlucky(message, context):

@@ -105,16 +105,15 @@ def test_metrics_that_are_lists_have_one_form_if_they_have_one_length():
 def test_metrics_that_are_not_finite_are_left_out_even_if_most_are(value, warnings):
     odd = {"loss": value}
     assert usual({"loss": 1.0}, odd, odd) == [0]
-    assert [text for text in warnings("left the metrics of node ") if "'loss'" in text] == [
-        f"left the metrics of node {node} out: 'loss' is not finite" for node in (1, 2)
-    ]
+    assert warnings() == ["left the metrics of node 1, node 2 out: 'loss' is not finite"]
 
 
 @pytest.mark.parametrize("value", [1e101, -1.7e308, [1.0, 1e200], 10**101], ids=str)
 def test_metrics_that_no_mean_of_floats_can_hold_are_left_out(value, warnings):
     assert usual({"loss": 1.0}, {"loss": value}, {"loss": value}) == [0]
-    assert len(warnings("left the metrics of ")) == 2
-    assert warnings("left the metrics of node 1 out: 'loss' is too large to be averaged")
+    assert warnings() == [
+        "left the metrics of node 1, node 2 out: 'loss' is too large to be averaged"
+    ]
 
 
 def test_metrics_as_large_as_a_float32_can_be_are_averaged():
@@ -144,10 +143,8 @@ def test_metrics_beyond_what_a_client_may_send_are_left_out_even_if_most_are(
     most, beyond, reason, warnings
 ):
     assert usual(most, beyond, beyond) == [0]
-    (first, second) = warnings("left the metrics of node ")
-    assert first.startswith("left the metrics of node 1 out: ")
-    assert reason in first
-    assert reason in second
+    (warning,) = warnings("left the metrics of node 1, node 2 out: ")
+    assert reason in warning
 
 
 @pytest.mark.parametrize("others", [[{"accuracy": 1.0}], [{"f1": 1.0}, {"loss": 2.0}, {"f1": 3.0}]])

@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 
 from fedmedian.clients import perturb
 from fedmedian.strategies import RunFailedError
-from fedmedian.strategies.metrics import MOST_METRICS
+from fedmedian.strategies.metrics import MOST_METRICS, fair_examples
 from fedmedian.strategies.numpy_clients import read_reply
 from fedmedian.wire import PREFIX, WireError
 
@@ -26,7 +26,8 @@ def train(model, partition):
 
 def mean(value_of):
     return np.average(
-        [value_of(i) for i in range(NUM_CLIENTS)], weights=[i + 1 for i in range(NUM_CLIENTS)]
+        [value_of(i) for i in range(NUM_CLIENTS)],
+        weights=fair_examples(range(1, NUM_CLIENTS + 1)),
     )
 
 

@@ -56,7 +56,7 @@ def test_a_reply_that_raises_while_it_is_read_is_rejected_and_the_others_are_kep
     kept, counts = hearing.judge(4, replies(1), [])
     assert [reply.node for reply in kept] == [1]
     assert counts == {"replies-accepted": 1, "replies-rejected": 1, "replies-missing": 1}
-    dropped, missing = warnings("phase: ")
+    missing, dropped = warnings("phase: ")
     assert "node 2" in dropped
     assert "the reason" in dropped
     assert "node 3" in missing
@@ -79,9 +79,24 @@ def test_cohort_rules_are_asked_one_after_the_other_about_what_is_left(warnings)
     assert seen == [(4, [1, 2, 3], 0), (4, [1, 2], 1)]
     assert [reply.node for reply in kept] == [1]
     assert counts == {"replies-accepted": 1, "replies-rejected": 2, "replies-missing": 0}
-    assert [
-        ("node 3" in text, "it is the last" in text) for text in warnings("phase: dropped")
-    ] == [
-        (True, True),
-        (False, True),
+    assert warnings("phase: ") == ["phase: dropped 2 replies, of node 3, node 2: it is the last"]
+
+
+def test_replies_that_are_dropped_for_one_reason_are_one_line_that_names_every_node(warnings):
+    nodes = [10**18 + i for i in range(100)]
+    roster = Roster()
+    hearing = Hearing("phase", [*nodes, 7, 8, 9], roster)
+    for partition, node in enumerate(nodes):
+        roster.learn(node, partition)
+        with hearing.reply_of(node):
+            raise ValueError("no data" if partition % 2 else f"no file {partition % 4}")
+    hearing.judge(1, [], [])
+    missing, *dropped = warnings("phase: ")
+    assert missing == "phase: no reply from 3 nodes: node 7, node 8, node 9"
+    assert [text.rsplit(": ", 1)[1] for text in dropped] == ["no file 0", "no data", "no file 2"]
+    assert [text.split(",")[0] for text in dropped] == [
+        f"phase: dropped {count} replies" for count in (25, 50, 25)
     ]
+    for partition, node in enumerate(nodes):
+        assert sum(f"node {node} (partition {partition})" in text for text in dropped) == 1
+    assert len(hearing.reasons) == 103

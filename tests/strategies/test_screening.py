@@ -18,6 +18,7 @@ from fedmedian import Gaussian
 from fedmedian.clients import InProcessGrid, perturb
 from fedmedian.payloads import Payload
 from fedmedian.records import to_record
+from fedmedian.strategies.metrics import fair_examples
 from fedmedian.wire import PREFIX
 
 MODEL = {  # the older API knows arrays by their positions
@@ -46,7 +47,8 @@ def evaluate(model, partition):
 
 
 def mean_over(partitions, value_of=float):
-    return np.average([value_of(i) for i in partitions], weights=[i + 1 for i in partitions])
+    weights = fair_examples([i + 1 for i in partitions])
+    return np.average([value_of(i) for i in partitions], weights=weights)
 
 
 # What a client can do wrong: changes to the content of its reply.
