@@ -97,6 +97,8 @@ class Heard(Generic[Source]):
         Why replies were not used or did not come, one for each.
     no_step : str
         Why there is no new model, if there is none.
+    answers : list of Answer
+        The accepted answers.
     """
 
     model: Model | None
@@ -105,6 +107,7 @@ class Heard(Generic[Source]):
     asked: int
     reasons: list[str | Exception]
     no_step: str
+    answers: list[Answer[Source]]
 
 
 class RoundProtocol:
@@ -284,7 +287,7 @@ class RoundProtocol:
             reason = str(error)
             warn("round %d keeps the model as it is: %s", core.current.number, reason)
         usual = self._with_usual_metrics(kept)
-        return Heard(model, report, usual, len(asked), hearing.reasons, reason)
+        return Heard(model, report, usual, len(asked), hearing.reasons, reason, kept)
 
     def end(self, heard: Heard[Any], metrics: Mapping[str, Any]) -> None:
         """End a round of training: store it, and what was reported of it, if it is time to.
@@ -298,7 +301,8 @@ class RoundProtocol:
         self.journal.note("train", current.number, metrics)
         self.journal.end_round(self.core, heard.model)
         seen = {**heard.report, **metrics}
-        self._watch.see(heard.asked, heard.reasons, seen, heard.no_step)
+        answers = {self._roster.name(answer.node): answer.payload for answer in heard.answers}
+        self._watch.see(heard.asked, heard.reasons, seen, heard.no_step, answers)
 
     def count(self, up: float, as_weights: float, down: float) -> None:
         """Count the bytes of a round of training or evaluation; see `Watch.count`."""

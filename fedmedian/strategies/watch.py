@@ -8,14 +8,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmedian.client_steps import AddNoise, Measure
 from fedmedian.layout import Arrays
 from fedmedian.logs import as_line, warn
-from fedmedian.strategies.core import Core, PlainWeightsError
+from fedmedian.payloads import Payload
+from fedmedian.strategies.core import Core, PlainWeightsError, Round
 
 _LOGGER = logging.getLogger("flwr")
 
 RUNAWAY = 10.0
 """The growth of a noise scale since the first round at which it has run away."""
+
+STILL_ROUNDS = 3
+"""The number of rounds without any update, the first ones, that are worth a warning."""
+
+_START = 4096
 
 _REMEDIES = (
     ("mods=[perturb]", ""),
@@ -68,6 +75,9 @@ class Watch:
         self._reasons = Counter[str]()
         self._first_scales = np.zeros(0)
         self._rounds = 0
+        self._moved = set[str]()
+        self._rounds_still = Counter[str]()
+        self._rounds_seen = 0
         self._up = self._down = self._up_of_weights = 0.0
 
     def see(
@@ -76,6 +86,7 @@ class Watch:
         refused: Sequence[str | Exception],
         metrics: Mapping[str, Any],
         no_step: str,
+        answers: Mapping[str, Payload],
     ) -> None:
         """Look at a round: log its line, warn once of each thing that is wrong, end a lost run.
 
@@ -89,6 +100,8 @@ class Watch:
             The round's report and metrics.
         no_step : str
             Why there is no new model; empty if there is one.
+        answers : mapping of str to Payload
+            The accepted answers, by the names of their nodes.
 
         Raises
         ------
@@ -111,6 +124,7 @@ class Watch:
             self._failed, self._reasons = [], Counter()
             self._look_at_cohort(int(metrics["replies-accepted"]))
             self._look_at_scales(np.asarray(metrics.get("noise-scale", ())))
+            self._look_at_updates(answers)
             return
         self._failed.append(current.number)
         self._reasons += reasons
@@ -179,6 +193,31 @@ class Watch:
                 *(self._name_of_block(block), f"{growth.max():.0f}"),
             )
 
+    def _look_at_updates(self, answers: Mapping[str, Payload]) -> None:
+        current = self._core.current
+        moved = _who_has_moved(answers, current)
+        # What clients did before a run was resumed is not known.
+        if moved is None or self._rounds != current.number:
+            return
+        self._moved |= moved
+        self._rounds_still.update(answers.keys() - moved)
+        self._rounds_seen += 1
+        still = [name for name in answers if name not in self._moved]
+        if moved:
+            still = [name for name in still if self._rounds_still[name] >= STILL_ROUNDS]
+        # Clients return a finished model as it is, too, but then some have moved it before.
+        elif self._moved or self._rounds_seen < STILL_ROUNDS:
+            return
+        if still:
+            slots = ", ".join(["%s"] * len(still))
+            self._warn_once(
+                "still",
+                f"%d of %d clients ({slots}) have returned the model as it was sent to them in all "
+                "rounds so far, as if they did not train: check that their app trains the model "
+                "that it was sent, and returns its weights from after training",
+                *(len(still), len(answers), *still),
+            )
+
     def _name_of_block(self, block: int) -> str:
         flat, blocks = self._core.current.layout.flat, self._core.current.blocks
         return f"array {flat[block].name!r}" if len(flat) == len(blocks) else f"block {block}"
@@ -209,6 +248,23 @@ def describe_round(metrics: Mapping[str, Any]) -> str:
     spent = f"epsilon {metrics['epsilon']:.3g}" if "epsilon" in metrics else ""
     parts = [replies, spent, ", ".join(quality), " and ".join(size) + " per client" if size else ""]
     return "; ".join(part for part in parts if part)
+
+
+def _who_has_moved(answers: Mapping[str, Payload], current: Round) -> set[str] | None:
+    """Return the names of clients whose update is not zero; None where noise or votes hide it."""
+    instruction = current.instruction
+    if current.blocks.dim == 0:
+        return None
+    if instruction.find(Measure) is not None:
+        return {name for name, payload in answers.items() if payload.magnitudes.any()}
+    if instruction.kind == "vector" and instruction.find(AddNoise) is None:
+        # The first entries nearly always do.
+        return {
+            name
+            for name, payload in answers.items()
+            if payload.body[:_START].any() or payload.body.any()
+        }
+    return None
 
 
 def _in_units(size: float) -> str:

@@ -10,10 +10,10 @@ from flwr.app import Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
-from fedmedian import Gaussian, Majority, Momentum
+from fedmedian import Adaptive, Gaussian, Majority, Momentum
 from fedmedian.clients import InProcessGrid, perturb
 from fedmedian.records import to_arrays, to_record
-from fedmedian.strategies import RunFailedError
+from fedmedian.strategies import Checkpoint, RunFailedError
 from fedmedian.strategies.watch import RUNAWAY, describe_round
 
 MODEL = {"0": np.zeros((4, 5), np.float32), "1": np.zeros(300, np.float32)}
@@ -195,6 +195,105 @@ class TestWarnings:
     def test_votes_whose_steps_are_never_shortened_have_no_such_price(self, api, run, warnings):
         run(api.make("SignSGD", None, Majority(), 0.1, rotation=None), train, MODEL, 2)
         assert not warnings("replies of 2 clients")
+
+
+def by_round(change):
+    """Train by `change(partition, round)`."""
+    trained = dict.fromkeys(range(NUM_CLIENTS), 0)
+
+    def train_by(model, partition):
+        trained[partition] += 1
+        by = np.float32(change(partition, trained[partition]))
+        return {name: array + by for name, array in model.items()}, {"num-examples": 2}
+
+    return train_by
+
+
+class TestClientsThatReturnWhatTheyWereSent:
+    STRATEGIES = (
+        ("SignSGD", {}),
+        ("SignSGD", {"rotation": None, "noise": Gaussian()}),
+        ("SignSGD", {"scale_from": "client", "noise": Gaussian(Adaptive(3.0))}),
+        ("MedianSGD", {}),
+        ("MedianSGD", {"noise": None}),
+        ("MedianSGD", {"noise_at": "server"}),
+        ("MedianSGD", {"noise_at": "server", "noise": Gaussian(0.5)}),
+        ("MedianSGD", {"estimator": "smoothed"}),
+    )
+    every_strategy = pytest.mark.parametrize(("make", "options"), STRATEGIES, ids=str)
+    each_way_to_see = pytest.mark.parametrize(
+        ("make", "options"), [STRATEGIES[0], STRATEGIES[4]], ids=["measured", "in full"]
+    )
+
+    @every_strategy
+    def test_are_a_warning_once_after_three_rounds_with_what_to_do(
+        self, make, options, api, run, warnings
+    ):
+        def forget(model, partition):
+            return model, {"num-examples": 2}
+
+        run(api.make(make, **options), forget, MODEL, NUM_CLIENTS, 2)
+        assert not warnings("as it was sent")
+        run(api.make(make, **options), forget, MODEL, NUM_CLIENTS, 6)
+        (warning,) = warnings("as it was sent")
+        assert warning.startswith("5 of 5 clients (node ")
+        assert "(partition 4)" in warning
+        assert "returns its weights from after training" in warning
+
+    @each_way_to_see
+    def test_are_counted_and_named_if_they_are_some_of_them(
+        self, make, options, api, run, warnings
+    ):
+        some = by_round(lambda partition, number: partition % 3)
+        run(api.make(make, **options), some, MODEL, NUM_CLIENTS, 5)
+        (warning,) = warnings("as it was sent")
+        assert warning.startswith("2 of 5 clients (node ")
+        assert "(partition 0)" in warning
+        assert "(partition 3)" in warning
+
+    @each_way_to_see
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda partition, number: number <= 2,
+            lambda partition, number: number <= 1 + partition,
+            lambda partition, number: number == 3,
+            lambda partition, number: (number + partition) % 3 == 0,
+        ],
+        ids=["a finished model", "finished one by one", "late", "now and then"],
+    )
+    def test_are_no_warning_once_they_have_trained(self, change, make, options, api, run, warnings):
+        run(api.make(make, **options), by_round(change), MODEL, NUM_CLIENTS, 7)
+        assert not warnings("as it was sent")
+
+    @each_way_to_see
+    def test_are_no_warning_for_arrays_that_are_frozen(self, make, options, api, run, warnings):
+        def train_one(model, partition):
+            return {**model, "0": model["0"] + np.float32(1)}, {"num-examples": 2}
+
+        run(api.make(make, **options), train_one, MODEL, NUM_CLIENTS, 5)
+        assert not warnings("as it was sent")
+
+    @pytest.mark.parametrize(
+        ("make", "options"),
+        [
+            ("SignSGD", {"noise": Gaussian(0.5)}),
+            ("SignSGD", {"noise": None, "decode": Majority(), "learning_rate": 0.1}),
+            ("MedianSGD", {"noise": Gaussian(0.5)}),
+        ],
+        ids=str,
+    )
+    def test_cannot_be_seen_behind_noise_or_votes(self, make, options, api, run, warnings):
+        run(api.make(make, **options), by_round(lambda *_: 0), MODEL, NUM_CLIENTS, 5)
+        assert not warnings("as it was sent")
+
+    def test_are_no_warning_where_a_run_resumes_that_was_finished(
+        self, api, run, tmp_path, warnings
+    ):
+        for rounds, change in ((2, 1), (7, 0)):
+            strategy = api.make("MedianSGD", checkpoint=Checkpoint(tmp_path))
+            run(strategy, by_round(lambda *_, by=change: by), MODEL, NUM_CLIENTS, rounds)
+        assert not warnings("as it was sent")
 
 
 class TestLines:
