@@ -262,6 +262,8 @@ def run_older_api(strategy, app, rounds, participation, options):
     for name, values in history.metrics_distributed_fit.items():
         for number, value in values:
             reports[number - 1][name] = value
+    for number, lists in made.metrics_per_block.items():
+        reports[number - 1] |= lists
     return Outcome(parameters_to_ndarrays(server.parameters), reports)
 
 
