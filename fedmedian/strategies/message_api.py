@@ -25,7 +25,7 @@ from fedmedian.strategies.mechanism import NoMechanism, mechanism_of
 from fedmedian.strategies.metrics import fair_examples, require_examples, try_to_aggregate
 from fedmedian.strategies.options import FedAvgOptions, require_fedavg_options
 from fedmedian.strategies.protocol import RoundProtocol, Said, paused_collector
-from fedmedian.strategies.sizes import mean_size, mean_size_as_weights
+from fedmedian.strategies.sizes import mean_size, mean_sizes_of_training
 from fedmedian.wire import WireError, is_refusal
 
 Record = TypeVar("Record")
@@ -281,11 +281,12 @@ class MessageStrategy(FedAvg):
 
         FedAvg's clients would have answered with the model where there is one.
         """
-        up = as_weights = mean_size(replies) if replies else 0.0
         down = mean_size(asked) if asked else 0.0
         if replies and model is not None:
-            as_weights = mean_size_as_weights(replies, model)
-        self._protocol.count(len(replies) * up, len(replies) * as_weights, len(asked) * down)
+            up, with_fedavg = mean_sizes_of_training(replies, model)
+        else:
+            up = with_fedavg = mean_size(replies) if replies else 0.0
+        self._protocol.count(len(replies) * up, len(replies) * with_fedavg, len(asked) * down)
         sizes = {"uplink-bytes": up, "downlink-bytes": down}
         return {name: size for name, size in sizes.items() if size}
 

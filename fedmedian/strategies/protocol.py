@@ -304,9 +304,9 @@ class RoundProtocol:
         answers = {self._roster.name(answer.node): answer.payload for answer in heard.answers}
         self._watch.see(heard.asked, heard.reasons, seen, heard.no_step, answers)
 
-    def count(self, up: float, as_weights: float, down: float) -> None:
+    def count(self, up: float, with_fedavg: float, down: float) -> None:
         """Count the bytes of a round of training or evaluation; see `Watch.count`."""
-        self._watch.count(up, as_weights, down)
+        self._watch.count(up, with_fedavg, down)
 
     def say_totals(self) -> None:
         """Log what the run has sent, once it has ended."""

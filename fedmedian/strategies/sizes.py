@@ -28,53 +28,53 @@ def mean_size(messages: Sequence[Message]) -> float:
     float
         Bytes.
     """
-    return _mean_size(messages, _in_entries)
-
-
-def mean_size_as_weights(replies: Sequence[Message], arrays: ArrayRecord) -> float:
-    """Return the mean size that replies to training would have if they carried weights.
-
-    Parameters
-    ----------
-    replies : sequence of M Message
-        The replies of perturbed clients, M >= 1.
-    arrays : ArrayRecord
-        The model.
-
-    Returns
-    -------
-    float
-        Bytes: those of the replies' metrics and headers as they are, and of the model in place of
-        the arrays and of what a payload needs beside them.
-    """
-    weights = _in_entries(arrays)
-
-    def held(content: RecordDict) -> int:
-        size = 0
-        for name, record in content.items():
-            own = _in_text(name) + _headers()[_kind(record)]
-            if isinstance(record, ArrayRecord):
-                size += own + weights
-            elif not Payload.is_in(record):
-                size += own + _in_entries(record)
-            # NumPyClients have their own metrics there.
-            elif rest := {k: v for k, v in record.items() if not k.startswith(PREFIX)}:
-                size += own + _in_entries(rest)
-        return size
-
-    return _mean_size(replies, held)
-
-
-def _mean_size(messages: Sequence[Message], measure: Callable[[RecordDict], int]) -> float:
-    empty: Any = {"content": RecordDict(), "metadata": messages[0].metadata}
-    header = serialized_size(Message(**empty))
+    header = _header(messages[0])
     # Strategies send one content to all nodes.
     contents = {id(one.content): one.content for one in messages if one.has_content()}
-    held = {key: header + measure(content) for key, content in contents.items()}
+    held = {key: header + _held(content) for key, content in contents.items()}
     return sum(
         held[id(message.content)] if message.has_content() else serialized_size(message)
         for message in messages
     ) / len(messages)
+
+
+def mean_sizes_of_training(replies: Sequence[Message], model: ArrayRecord) -> tuple[float, float]:
+    """Return the `mean_size` of replies to training, and what it would be with FedAvg.
+
+    Parameters
+    ----------
+    replies : sequence of M Message
+        The replies, M >= 1.
+    model : ArrayRecord
+        The model, which FedAvg's clients would have sent in place of their arrays, and without
+        what a payload needs besides.
+
+    Returns
+    -------
+    mean, with_fedavg : float
+        Bytes.
+    """
+    header, weights = _header(replies[0]), _held(model)
+    mean = with_fedavg = 0
+    for reply in replies:
+        size = header if reply.has_content() else serialized_size(reply)
+        mean, with_fedavg = mean + size, with_fedavg + size
+        for name, record in reply.content.items() if reply.has_content() else ():
+            own, held = _in_text(name) + _headers()[_kind(record)], _held(record)
+            mean += own + held
+            if isinstance(record, ArrayRecord):
+                with_fedavg += own + weights
+            elif not Payload.is_in(record):
+                with_fedavg += own + held
+            elif name.startswith("fitres."):  # NumPyClients have their own metrics there as well
+                rest = {key: value for key, value in record.items() if not key.startswith(PREFIX)}
+                with_fedavg += own + _in_entries(rest)
+    return mean / len(replies), with_fedavg / len(replies)
+
+
+def _header(message: Message) -> int:
+    empty: Any = {"content": RecordDict(), "metadata": message.metadata}
+    return serialized_size(Message(**empty))
 
 
 def _held(value: Any) -> int:

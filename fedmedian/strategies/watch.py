@@ -78,7 +78,7 @@ class Watch:
         self._moved = set[str]()
         self._rounds_still = Counter[str]()
         self._rounds_seen = 0
-        self._up = self._down = self._up_of_weights = 0.0
+        self._up = self._down = self._up_with_fedavg = 0.0
 
     def see(
         self,
@@ -134,20 +134,20 @@ class Watch:
         if (plain and never_moved) or len(self._failed) == self._core.settings.max_failed_rounds:
             raise RunFailedError(self._failure(no_step), current.arrays)
 
-    def count(self, up: float, as_weights: float, down: float) -> None:
+    def count(self, up: float, with_fedavg: float, down: float) -> None:
         """Count the bytes of a round of training or evaluation.
 
         Parameters
         ----------
         up : float
             Those of all replies.
-        as_weights : float
+        with_fedavg : float
             Those that they would take from FedAvg's clients.
         down : float
             Those of all messages to the clients.
         """
         self._up += up
-        self._up_of_weights += as_weights
+        self._up_with_fedavg += with_fedavg
         self._down += down
 
     def say_totals(self) -> None:
@@ -157,7 +157,7 @@ class Watch:
                 "training and evaluation took %s up and %s down in %d rounds; FedAvg's clients "
                 "would have sent about %s up, %.1f times as much",
                 *(_in_units(self._up), _in_units(self._down), self._rounds),
-                *(_in_units(self._up_of_weights), self._up_of_weights / self._up),
+                *(_in_units(self._up_with_fedavg), self._up_with_fedavg / self._up),
             )
 
     def _failure(self, no_step: str) -> str:

@@ -17,7 +17,8 @@ from flwr.common import MetricsRecord, ParametersRecord
 
 from fedmedian.clients import InProcessGrid
 from fedmedian.records import serialized_size
-from fedmedian.strategies.sizes import mean_size
+from fedmedian.strategies.sizes import mean_size, mean_sizes_of_training
+from fedmedian.wire import PREFIX
 
 
 class Level(IntEnum):
@@ -64,6 +65,25 @@ CONTENTS = {
 def test_the_size_of_a_reply_is_what_flower_sends_to_within_some_bytes(reply, content):
     one = reply(content)
     assert mean_size([one]) == pytest.approx(serialized_size(one), abs=64)
+    assert mean_sizes_of_training([one], ArrayRecord())[0] == mean_size([one])
+
+
+def test_with_fedavg_a_reply_has_the_model_in_place_of_its_arrays_and_no_payload(reply):
+    model = ArrayRecord({"w": Array(np.ones((30, 40))), "b": Array(np.ones(40))})
+    own = ConfigRecord({"by": "me"})
+    ours = ConfigRecord({f"{PREFIX}payload": 1, f"{PREFIX}scales": b"1" * 400})
+    for of_ours, of_fedavg in (
+        ({"config": own, "fedmedian": ours}, {"config": own}),
+        ({"fitres.metrics": ConfigRecord({**own, **ours})}, {"fitres.metrics": own}),
+        ({"fitres.metrics": ours}, {"fitres.metrics": ConfigRecord()}),
+    ):
+        metrics = {"m": MetricRecord({"num-examples": 10, "loss": 0.5})}
+        packed = ArrayRecord({f"{PREFIX}0": Array(np.ones(9, np.uint8))})
+        replies = [reply({"arrays": packed, **metrics, **of_ours}) for _ in range(2)]
+        weights = reply({"arrays": model, **metrics, **of_fedavg})
+        mean, with_fedavg = mean_sizes_of_training(replies, model)
+        assert mean == mean_size(replies)
+        assert with_fedavg == pytest.approx(serialized_size(weights), abs=64)
 
 
 def metrics_of(number, names=1):
