@@ -198,6 +198,7 @@ class LegacyStrategy(FedAvg):
         with self._protocol.sampling(server_round):
             asked = super().configure_evaluate(server_round, parameters, client_manager)
         self._asked_to_evaluate = [client.cid for client, _ in asked]
+        self._size = _size(parameters)
         return asked
 
     def aggregate_evaluate(
@@ -208,8 +209,10 @@ class LegacyStrategy(FedAvg):
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Aggregate the usable results' losses and metrics as FedAvg does."""
         replies, _ = _by_client("aggregate_evaluate", results, failures)
+        # What comes up are metrics: this API's replies to evaluation have no room for arrays.
+        sizes = {"downlink-bytes": self._size}
         usual = self._protocol.hear_evaluation(
-            server_round, self._asked_to_evaluate, replies, _read_evaluation
+            server_round, self._asked_to_evaluate, replies, _read_evaluation, sizes
         )
         if not usual:
             return None, {}

@@ -20,7 +20,7 @@ RUNAWAY = 10.0
 """The growth of a noise scale since the first round at which it has run away."""
 
 STILL_ROUNDS = 3
-"""The number of rounds without any update, the first ones, that are worth a warning."""
+"""A client that has sent no update in so many rounds, from its first on, is worth a warning."""
 
 _START = 4096
 

@@ -372,6 +372,16 @@ class TestLines:
         up, down = (int(number.replace(",", "")) for number in parts.groups())
         assert 0 < up < 1000 < sum(array.nbytes for array in MODEL.values()) < down < 3500
 
+    def test_a_line_of_evaluation_in_the_older_api_has_the_bytes_of_the_model(
+        self, older_api, run, lines
+    ):
+        run(older_api.make("SignSGD"), train, MODEL, NUM_CLIENTS)
+        sent = sum(128 + array.nbytes for array in MODEL.values())
+        _, line = lines("aggregate_evaluate")  # the first is Flower's
+        assert line == (
+            f"aggregate_evaluate: accepted 5 replies, dropped 0; {sent:,} bytes down per client"
+        )
+
     def test_both_apis_report_what_goes_down(self, api, run):
         outcome = run(api.make("SignSGD", fraction_evaluate=0.0), train, MODEL, NUM_CLIENTS)
         weights = sum(array.nbytes for array in MODEL.values())
