@@ -106,5 +106,14 @@ def as_schedule(learning_rate: Any) -> Schedule:
     if callable(learning_rate):
         schedule: Schedule = learning_rate
         return schedule
-    rate = require_real("learning_rate", learning_rate, low=0.0, open_low=True)
-    return lambda server_round: rate
+    return _Constant(require_real("learning_rate", learning_rate, low=0.0, open_low=True))
+
+
+@dataclass(frozen=True)
+class _Constant:
+    """One learning rate for every round; a class, because a closure cannot be pickled."""
+
+    rate: float
+
+    def __call__(self, server_round: int) -> float:
+        return self.rate

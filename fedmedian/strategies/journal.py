@@ -39,6 +39,10 @@ class Journal:
         self._stored = 0
         self._begin(None)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made of: the lock of the checkpoint's folder stays here."""
+        return {**vars(self), "_lock": None}
+
     def open(self, core: Core, initial: Arrays | None) -> None:
         """Begin a run, or go on with the one that the checkpoint holds.
 

@@ -1,6 +1,8 @@
 """What every strategy promises on both of Flower's APIs: a new one is a new line in `CASES`."""
 
+import copy
 import logging
+import pickle
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -305,6 +307,57 @@ def test_the_callers_configs_reach_the_clients_without_our_keys_and_training_cha
         for received in seen[name]:
             received.pop("server-round", None)  # the Message API's own
             assert received == config
+
+
+def pickled(strategy):
+    return pickle.loads(pickle.dumps(strategy))
+
+
+@every_case
+def test_copies_of_a_strategy_from_before_in_and_after_a_run_play_that_run_anew(
+    case, message_api, usual, play, bits
+):
+    strategy = case.make(message_api)
+    copies = [pickled(strategy), copy.deepcopy(strategy)]
+
+    def copy_on_the_way(contents, weighted_by_key):
+        strategy.train_metrics_aggr_fn = default
+        copies.append(pickled(strategy))
+        return default(contents, weighted_by_key)
+
+    default, strategy.train_metrics_aggr_fn = strategy.train_metrics_aggr_fn, copy_on_the_way
+    play(strategy)
+    copies += [pickled(strategy), copy.deepcopy(strategy), pickled(pickled(strategy))]
+    assert len(copies) == 6
+    for one in copies:
+        outcome, expected = play(one), usual(case, message_api)
+        assert bits(outcome.model) == bits(expected.model)
+        assert outcome.reports == expected.reports
+
+
+@every_case
+def test_copies_of_a_strategy_of_the_older_api_play_the_run_of_the_original(
+    case, older_api, usual, play, bits
+):
+    def make():
+        return case.make(older_api, train_metrics_aggr_fn=None, evaluate_metrics_aggr_fn=None)
+
+    strategy = make()
+    copies = [pickled(strategy), copy.deepcopy(strategy)]
+    play(strategy)
+    strategy.evaluate_fn = None  # the test's own closure
+    copies += [pickled(strategy), copy.deepcopy(strategy)]
+    for one in copies:
+        assert bits(play(one).model) == bits(usual(case, older_api).model)
+
+
+def test_a_copy_and_its_original_have_no_state_in_common(api, play):
+    strategy = api.make("SignSGD", optimizer=Adam(), average_decay=0.5)
+    play(strategy)
+    copied = copy.deepcopy(strategy)
+    before = pickle.dumps(strategy.core.state)
+    play(copied, num_rounds=3)
+    assert pickle.dumps(strategy.core.state) == before
 
 
 def test_a_strategy_says_what_it_is_made_of(api, caplog):

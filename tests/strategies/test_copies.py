@@ -1,0 +1,89 @@
+"""Copies of a strategy that keeps something outside of itself: a folder, a budget."""
+
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from fedmedian import Clip, Gaussian
+from fedmedian.privacy import PrivacyBudget
+from fedmedian.strategies import Checkpoint
+
+MODEL = {"0": np.zeros((20, 30), np.float32)}
+NUM_CLIENTS = 3
+COPIES = {
+    "pickle": lambda strategy: pickle.loads(pickle.dumps(strategy)),
+    "deepcopy": copy.deepcopy,
+}
+copied = pytest.mark.parametrize("make_copy", COPIES.values(), ids=COPIES)
+
+
+def train(model, partition):
+    trained = {name: array + np.float32(partition) for name, array in model.items()}
+    return trained, {"num-examples": 1}
+
+
+@pytest.fixture
+def play(run):
+    def play(strategy, num_rounds):
+        outcome = run(strategy, train, MODEL, NUM_CLIENTS, num_rounds)
+        if hasattr(strategy, "evaluate_fn"):
+            strategy.evaluate_fn = None  # the test's own closure
+        return outcome
+
+    return play
+
+
+@pytest.fixture
+def make(api):
+    """Makes a strategy that can be pickled, with functions that can."""
+
+    def make(**options):
+        functions = {"train_metrics_aggr_fn": None, "evaluate_metrics_aggr_fn": None}
+        return api.make("SignSGD", **functions, **options)
+
+    return make
+
+
+@copied
+def test_a_copy_resumes_from_the_checkpoint_of_the_original(make_copy, make, play, tmp_path, bits):
+    strategy = make(checkpoint=Checkpoint(tmp_path))
+    play(strategy, 2)
+    resumed = play(make_copy(strategy), 4)
+    assert bits(resumed.model) == bits(play(make(), 4).model)
+
+
+@copied
+def test_a_copy_does_not_hold_the_folder_that_the_original_holds(make_copy, make, tmp_path):
+    strategy = make(checkpoint=Checkpoint(tmp_path))
+    protocol = strategy._protocol
+    protocol.open(MODEL)
+    copied_one = make_copy(strategy)
+    copied_one._protocol.journal.release()
+    with pytest.raises(RuntimeError, match="in use"):
+        in_another_thread(lambda: make(checkpoint=Checkpoint(tmp_path))._protocol.open(MODEL))
+    protocol.journal.release()
+
+
+@copied
+def test_a_copy_has_spent_what_the_original_had(make_copy, make, play):
+    budget = PrivacyBudget(epsilon=50.0, delta=1e-5)
+    strategy = make(
+        noise=Gaussian(5.0),
+        client_steps=[Clip(1.0)],
+        privacy_budget=budget,
+        seed=None,
+        weighted=False,
+        fraction_evaluate=0.0,
+        max_failed_rounds=None,
+    )
+    first = play(strategy, 2).reports
+    second = play(make_copy(strategy), 1).reports
+    assert second[1]["epsilon"] > first[2]["epsilon"] > first[1]["epsilon"]
+
+
+def in_another_thread(function):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
