@@ -236,10 +236,13 @@ class Core(ABC):
     def unusual(self) -> dict[str, Any]:
         """The arguments that are not as usual, by name."""
         return {
-            name: value
-            for name, value, usual in self._arguments()
-            if type(value) is not type(usual) or value != usual
+            name: value for name, value, usual in self._arguments() if not is_same(value, usual)
         }
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments in force, by name."""
+        return {name: value for name, value, _ in self._arguments()}
 
     def _arguments(self) -> Iterator[tuple[str, Any, Any]]:
         """Yield the arguments, each with its name, its value and its default."""
@@ -468,6 +471,11 @@ class Core(ABC):
         if self.kind == "signs":
             steps.append(Signs())
         return tuple(steps)
+
+
+def is_same(value: Any, other: Any) -> bool:
+    """Tell whether two values of an argument are the same one."""
+    return value is other or (type(value) is type(other) and bool(value == other))
 
 
 def _still_tied(instruction: Instruction, payloads: list[Payload]) -> list[tuple[int, ...]]:

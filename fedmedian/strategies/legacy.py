@@ -7,7 +7,7 @@ its position, "0", "1", and so on.
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, TypeVar, Unpack
 
@@ -37,6 +37,7 @@ from fedmedian.payloads import Payload
 from fedmedian.privacy import Mechanism, PrivacyBudget
 from fedmedian.records import arrays_to_parameters, parameters_to_arrays
 from fedmedian.schedules import Schedule
+from fedmedian.strategies.arguments import Argument, ShowsArguments, differing
 from fedmedian.strategies.budget import Ledger
 from fedmedian.strategies.checkpoint import Checkpoint
 from fedmedian.strategies.cohort import CohortRule, Node, Reply, all_or_none
@@ -70,7 +71,7 @@ Evaluated = tuple[ClientProxy, EvaluateRes]
 Result = TypeVar("Result", FitRes, EvaluateRes)
 
 
-class LegacyStrategy(FedAvg):
+class LegacyStrategy(ShowsArguments, FedAvg):
     """A strategy of the older API whose clients perturb their updates as the server tells them.
 
     It samples clients and aggregates metrics as FedAvg does. Each result is screened on its
@@ -111,9 +112,8 @@ class LegacyStrategy(FedAvg):
         self._size = 0
         self.metrics_per_block: dict[int, dict[str, list[float]]] = {}
 
-    def __repr__(self) -> str:
-        own = ", ".join(f"{name}={value!r}" for name, value in self.core.unusual.items())
-        return f"{type(self).__name__}({own})"
+    def _unusual_of_flower(self) -> Mapping[str, Any]:
+        return differing(self, FedAvg(), [*LegacyFedAvgOptions.__annotations__])
 
     @property
     def averaged_parameters(self) -> Parameters | None:
@@ -286,6 +286,9 @@ class SignSGD(LegacyStrategy):
     >>> strategy = SignSGD(fraction_fit=0.5)
     """
 
+    decode = Argument[DecodeRule]()
+    weighted = Argument[bool]()
+
     def __init__(
         self,
         noise: Noise | None = DEFAULT_NOISE,
@@ -361,6 +364,9 @@ class MedianSGD(LegacyStrategy):
     --------
     >>> strategy = MedianSGD(noise_at="server", fraction_fit=0.5)
     """
+
+    noise_at = Argument[NoiseAt]()
+    estimator = Argument[Estimator]()
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ from fedmedian.payloads import Payload, PayloadKind
 from fedmedian.privacy import PrivacyBudget
 from fedmedian.randomness import server_rng
 from fedmedian.schedules import Schedule
+from fedmedian.strategies.arguments import Argument
 from fedmedian.strategies.checkpoint import Checkpoint
 from fedmedian.strategies.cohort import CohortRule
 from fedmedian.strategies.core import Core, Round, Weights
@@ -119,7 +120,8 @@ class MedianSGD(MessageStrategy):
     `fedmedian.clients.perturb`, or are `fedmedian.clients.GradientClient`; with
     ``noise_at="server"``, ``estimator="smoothed"`` or without noise unmodified clients will do.
 
-    Every client counts alike, whatever its number of examples.
+    Every client counts alike, whatever its number of examples. Arguments can be read as attributes,
+    as those of `SignSGD`.
 
     Parameters
     ----------
@@ -158,6 +160,9 @@ class MedianSGD(MessageStrategy):
     >>> strategy = MedianSGD(fraction_train=0.5)
     >>> for_unmodified_clients = MedianSGD(noise_at="server")
     """
+
+    noise_at = Argument[NoiseAt]()
+    estimator = Argument[Estimator]()
 
     def __init__(
         self,

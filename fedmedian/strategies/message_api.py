@@ -18,6 +18,7 @@ from fedmedian.payloads import Payload
 from fedmedian.privacy import Mechanism
 from fedmedian.records import to_arrays, to_record
 from fedmedian.strategies import numpy_clients as numpy_messages
+from fedmedian.strategies.arguments import Argument, ShowsArguments, differing
 from fedmedian.strategies.budget import Ledger
 from fedmedian.strategies.cohort import Node, Reply
 from fedmedian.strategies.core import Core
@@ -32,7 +33,7 @@ Record = TypeVar("Record")
 EvaluateFunction = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
-@dataclass
+@dataclass(repr=False)
 class AveragedResult(Result):
     """Flower's Result of a run, with the average of the model over the rounds beside the last.
 
@@ -44,8 +45,21 @@ class AveragedResult(Result):
 
     averaged_arrays: ArrayRecord | None = None
 
+    def __repr__(self) -> str:
+        reports = self.train_metrics_clientapp
+        short = Result(
+            self.arrays,
+            {number: MetricRecord(without_lists(report)[0]) for number, report in reports.items()},
+            self.evaluate_metrics_clientapp,
+            self.evaluate_metrics_serverapp,
+        )
+        if self.averaged_arrays is None:
+            return repr(short)
+        megabytes = sum(len(array.data) for array in self.averaged_arrays.values()) / 1024**2
+        return f"{short!r}\nAveraged Arrays:\n\tArrayRecord ({megabytes:.3f} MB)\n"
 
-class MessageStrategy(FedAvg):
+
+class MessageStrategy(ShowsArguments, FedAvg):
     """A Flower strategy whose clients perturb their updates as the server tells them.
 
     It samples nodes, builds messages and aggregates metrics as FedAvg does. Each reply is
@@ -81,13 +95,30 @@ class MessageStrategy(FedAvg):
             fedavg = {**fedavg, **numpy_messages.KEYS}
         super().__init__(**fedavg)
         self.core = core
-        self.numpy_clients = numpy_clients
+        self._numpy_clients = numpy_clients
         ledger = Ledger.of_strategy(core, self.fraction_train, self.fraction_evaluate)
         self._protocol = RoundProtocol(core, ledger=ledger)
         self._asked: Sequence[Message] = ()
         self._asked_to_evaluate: Sequence[Message] = ()
         self._model: ArrayRecord | None = None
         self._per_block: dict[int, dict[str, Any]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made of: messages under way are this strategy's own."""
+        return {**vars(self), "_asked": (), "_asked_to_evaluate": ()}
+
+    numpy_clients = Argument[bool]()
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """The arguments in force, by name; Flower's own are attributes that may be set."""
+        return {**super().arguments, "numpy_clients": self._numpy_clients}
+
+    def _unusual_of_flower(self) -> Mapping[str, Any]:
+        usual, own = FedAvg(), {}
+        if self._numpy_clients:
+            usual, own = FedAvg(**numpy_messages.KEYS), {"numpy_clients": True}
+        return own | differing(self, usual, [*FedAvgOptions.__annotations__])
 
     @property
     def averaged_arrays(self) -> ArrayRecord | None:

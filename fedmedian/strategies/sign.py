@@ -15,6 +15,7 @@ from fedmedian.payloads import Payload, PayloadKind
 from fedmedian.privacy import PrivacyBudget
 from fedmedian.randomness import server_rng
 from fedmedian.schedules import Schedule
+from fedmedian.strategies.arguments import Argument
 from fedmedian.strategies.checkpoint import Checkpoint
 from fedmedian.strategies.cohort import CohortRule
 from fedmedian.strategies.core import Core, Round, Weights
@@ -112,6 +113,8 @@ class SignSGD(MessageStrategy):
     Algorithm 1, signSGD with majority vote. Clients need `fedmedian.clients.perturb`, or are
     `fedmedian.clients.SignClient`.
 
+    Each argument can be read as an attribute of its name, and only FedAvg's can be set.
+
     Parameters
     ----------
     noise : Noise or None (default: ``Gaussian(TopUp())``)
@@ -204,6 +207,9 @@ class SignSGD(MessageStrategy):
     >>> strategy = SignSGD(fraction_train=0.5)
     >>> paper = SignSGD(Gaussian(0.1), Majority(), learning_rate=0.001, rotation=None)
     """
+
+    decode = Argument[DecodeRule]()
+    weighted = Argument[bool]()
 
     def __init__(
         self,

@@ -1,0 +1,183 @@
+"""What a strategy shows of its arguments, and what a Result shows of a run."""
+
+import inspect
+import pickle
+
+import numpy as np
+import pytest
+from flwr.app import MetricRecord
+from flwr.common import ndarrays_to_parameters
+from flwr.serverapp.strategy import Result
+
+from fedmedian import Adam, Clip, Gaussian, Majority, Momentum
+from fedmedian.strategies import MedianSGD, SignSGD, legacy
+from fedmedian.strategies.message_api import AveragedResult
+
+STRATEGIES = (SignSGD, MedianSGD, legacy.SignSGD, legacy.MedianSGD)
+every_strategy = pytest.mark.parametrize(
+    "strategy", STRATEGIES, ids=lambda cls: f"{cls.__module__}.{cls.__name__}"
+)
+GIVEN = {
+    "noise": Gaussian(0.5),
+    "learning_rate": 0.25,
+    "optimizer": Momentum(0.5),
+    "average_decay": 0.5,
+    "client_steps": [Clip(2.0)],
+    "exact": ["mask"],
+    "min_replies": 2,
+    "max_failed_rounds": None,
+    "seed": 3,
+    "proximal_mu": 0.5,
+}
+GIVEN_TO_FLOWER = {"fraction_evaluate": 0.5, "min_available_nodes": 3}
+GIVEN_TO_OLDER_FLOWER = {"fraction_evaluate": 0.5, "min_available_clients": 3}
+
+
+def own_arguments(strategy):
+    return [name for name in inspect.signature(strategy).parameters if name != "fedavg"]
+
+
+def flowers(strategy):
+    older = strategy.__module__ == legacy.__name__
+    return GIVEN_TO_OLDER_FLOWER if older else GIVEN_TO_FLOWER
+
+
+class TestAttributes:
+    @every_strategy
+    def test_each_argument_can_be_read_by_its_name(self, strategy):
+        made = strategy(**GIVEN)
+        assert {name: getattr(made, name) for name in GIVEN} == GIVEN
+        assert {*own_arguments(strategy)} == {*made.arguments}
+        for name in own_arguments(strategy):
+            assert getattr(made, name) == made.arguments[name]
+
+    @every_strategy
+    def test_what_is_read_of_an_argument_that_was_left_out_is_what_is_in_force(self, strategy):
+        assert strategy().learning_rate == 1.0
+        assert strategy(optimizer=Adam()).learning_rate == 0.01
+
+    @every_strategy
+    def test_no_argument_can_be_set_and_the_error_says_what_to_do(self, strategy):
+        made = strategy()
+        for name in own_arguments(strategy):
+            before = getattr(made, name)
+            with pytest.raises(AttributeError, match=rf"^{name} .*{strategy.__name__}\({name}=…\)"):
+                setattr(made, name, object())
+            assert getattr(made, name) == before
+
+    @every_strategy
+    def test_flowers_arguments_which_it_reads_each_round_can_be_set(self, strategy):
+        made = strategy()
+        for name, value in flowers(strategy).items():
+            setattr(made, name, value)
+            assert getattr(made, name) == value
+
+    @every_strategy
+    def test_a_subclass_adds_attributes_and_keeps_what_it_has_passed_on(self, strategy):
+        class Own(strategy):
+            def __init__(self, seed):
+                super().__init__(seed=seed)
+                self.seed = seed
+                self.history = []
+
+        assert (Own(5).seed, Own(5).history) == (5, [])
+
+    @every_strategy
+    def test_a_subclass_may_have_a_class_attribute_or_a_property_of_an_arguments_name(
+        self, strategy
+    ):
+        class Own(strategy):
+            checkpoint = "best.pt"
+
+            @property
+            def seed(self):
+                return 7
+
+        assert (Own().checkpoint, Own().seed) == ("best.pt", 7)
+        assert repr(Own(min_replies=2)) == "Own(min_replies=2)"
+
+
+class TestRepr:
+    @every_strategy
+    def test_a_strategy_shows_no_argument_that_was_left_out(self, strategy):
+        assert repr(strategy()) == f"{strategy.__name__}()"
+
+    @every_strategy
+    def test_a_strategy_shows_each_argument_that_is_not_the_default(self, strategy):
+        text = repr(strategy(**GIVEN, **flowers(strategy)))
+        assert text.startswith(f"{strategy.__name__}(")
+        for name, value in (GIVEN | flowers(strategy)).items():
+            assert f"{name}={value!r}" in text
+
+    @every_strategy
+    def test_evaluating_a_repr_makes_the_same_strategy(self, strategy):
+        made = strategy(**(GIVEN | {"client_steps": (), **flowers(strategy)}))
+        names = {"Gaussian": Gaussian, "Momentum": Momentum, strategy.__name__: strategy}
+        again = eval(repr(made), names)
+        assert again.arguments == made.arguments
+        assert repr(again) == repr(made)
+
+    def test_arguments_that_only_one_strategy_has_are_shown(self):
+        majority = Majority(calibrated=True)
+        for sign, median in (STRATEGIES[:2], STRATEGIES[2:]):
+            assert repr(sign(decode=majority, weighted=False)) == (
+                f"SignSGD(decode={majority!r}, weighted=False)"
+            )
+            assert repr(median(noise_at="server", estimator="smoothed")) == (
+                "MedianSGD(noise_at='server', estimator='smoothed')"
+            )
+
+    @pytest.mark.parametrize("strategy", [SignSGD, MedianSGD])
+    def test_records_of_numpy_clients_are_not_shown_as_if_they_had_been_given(self, strategy):
+        text = f"{strategy.__name__}(numpy_clients=True)"
+        assert repr(strategy(numpy_clients=True)) == text
+
+    @pytest.mark.parametrize("strategy", STRATEGIES[2:])
+    def test_a_model_among_the_arguments_is_not_printed(self, strategy):
+        model = ndarrays_to_parameters([np.zeros(100_000)])
+        made = strategy(initial_parameters=model)
+        assert repr(made) == f"{strategy.__name__}(initial_parameters=Parameters(…))"
+
+    @every_strategy
+    def test_a_repr_is_one_line_and_no_value_in_it_is_long(self, strategy):
+        text = repr(strategy(exact=[f"layer\n{i}" for i in range(10_000)]))
+        assert len(text) < 500
+        assert "\n" not in text
+
+    @every_strategy
+    def test_a_repr_survives_a_trip_between_processes(self, strategy):
+        made = strategy(**GIVEN, **flowers(strategy))
+        assert repr(pickle.loads(pickle.dumps(made))) == repr(made)
+
+
+class TestResult:
+    def test_a_result_without_an_average_prints_as_flowers_does(self, as_record):
+        parts = (as_record({"w": np.zeros(100_000)}), {1: MetricRecord({"loss": 0.5})}, {}, {})
+        assert repr(AveragedResult(*parts)) == repr(Result(*parts))
+
+    def test_a_result_says_how_large_the_average_is(self, as_record):
+        arrays = as_record({"w": np.zeros(2**17)})
+        text = repr(AveragedResult(arrays, averaged_arrays=arrays))
+        assert "Averaged Arrays:\n\tArrayRecord (1.000 MB)" in text
+
+    def test_what_a_round_reports_of_each_block_is_kept_and_not_printed(self, run):
+        model = {f"layer{i}.weight": np.zeros((20, 20), np.float32) for i in range(40)}
+
+        def train(model, partition):
+            trained = {name: array + np.float32(partition) for name, array in model.items()}
+            return trained, {"num-examples": 1, "loss": 0.5}
+
+        results = []
+
+        class Keeping(SignSGD):
+            def start(self, *args, **options):
+                results.append(super().start(*args, **options))
+                return results[-1]
+
+        run(Keeping(seed=1, fraction_evaluate=0.0), train, model, 3, 3)
+        (result,) = results
+        assert len(result.train_metrics_clientapp[3]["noise-scale"]) == 40
+        text = repr(result)
+        assert "noise-scale" not in text
+        assert "'loss': '5.0000e-01'" in text
+        assert len(text) < 3000
