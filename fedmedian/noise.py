@@ -5,16 +5,16 @@ the convergence proofs of Chen et al. (arXiv 1906.01736, Section 4) ask of it.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import pi, sqrt
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, ndtr
 
 from fedmedian.registry import Registry
-from fedmedian.scales import Adaptive, ScaleRule, as_scale_rule
+from fedmedian.scales import DefaultScale, ScaleRule, TopUp, as_scale_rule
 from fedmedian.wire import WireScalar, parameters_of
 
 _SQRT3 = sqrt(3.0)
@@ -33,9 +33,11 @@ class Noise(ABC):
 
     Parameters
     ----------
-    scale : float or scale rule (default: ``Adaptive(3.0)``)
+    scale : float or scale rule, optional
         The noise scale b, the standard deviation of the noise in units of the update: one
-        number for all arrays and rounds, or a rule that chooses one per array and round.
+        number for all arrays and rounds, or a rule that chooses one per array and round. If not
+        given it is the strategy's default: ``TopUp()`` for Gaussian noise in a random basis,
+        ``Adaptive(3.0)`` for all other.
 
     Raises
     ------
@@ -45,13 +47,15 @@ class Noise(ABC):
         If `scale` is a number that is not finite and positive.
     """
 
-    scale: float | ScaleRule = field(default_factory=lambda: Adaptive(3.0))
+    scale: float | ScaleRule | DefaultScale = field(default_factory=DefaultScale)
 
     name: ClassVar[str]
     """The family's name on the wire."""
 
     def __post_init__(self) -> None:
-        if as_scale_rule(self.scale).tops_up and not self.is_stable:
+        if isinstance(self.scale, DefaultScale) and not self.is_stable:
+            object.__setattr__(self, "scale", self.rule)  # the same in every basis
+        if self.rule.tops_up and not self.is_stable:
             raise ValueError(
                 f"scale must not be {self.scale!r} for {type(self).__name__}: only Gaussian noise "
                 "tops normal coordinates up to normal ones"
@@ -62,8 +66,26 @@ class Noise(ABC):
 
     @property
     def rule(self) -> ScaleRule:
-        """The scale rule in force; a plain number is a rule that never changes."""
+        """The scale rule in force; see `fedmedian.scales.as_scale_rule`."""
         return as_scale_rule(self.scale)
+
+    def with_scale(self, *, in_random_basis: bool) -> Self:
+        """Return this noise with a strategy's default rule for its scale, if it has none.
+
+        Parameters
+        ----------
+        in_random_basis : bool
+            Whether it is added to updates that are rotated.
+
+        Returns
+        -------
+        Noise
+            The noise: with ``TopUp()`` if it can top up and the basis is random, else with
+            ``Adaptive(3.0)``.
+        """
+        if not isinstance(self.scale, DefaultScale):
+            return self
+        return replace(self, scale=TopUp() if in_random_basis else self.rule)
 
     @property
     def density_at_zero(self) -> float:

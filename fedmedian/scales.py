@@ -252,8 +252,15 @@ class Theory(ScaleRule):
         return float(self.rounds) * float(self.dim)
 
 
+@dataclass(frozen=True)
+class DefaultScale:
+    """The scale of noise that was given none: a strategy puts its default rule in its place."""
+
+
 def as_scale_rule(scale: Any) -> ScaleRule:
     """Return `scale` itself if it is a scale rule, else the `Fixed` rule of that number.
+
+    A `DefaultScale` that no strategy has replaced stands for ``Adaptive(3.0)``.
 
     Raises
     ------
@@ -262,4 +269,6 @@ def as_scale_rule(scale: Any) -> ScaleRule:
     ValueError
         If it is a number that is not finite and positive.
     """
+    if isinstance(scale, DefaultScale):
+        return Adaptive()
     return scale if isinstance(scale, ScaleRule) else Fixed(scale)

@@ -91,9 +91,16 @@ class ShowsArguments:
 
 
 def differing(strategy: object, usual: object, names: Sequence[str]) -> dict[str, Any]:
-    """Return those attributes of a strategy, by name, that are not as on a usual one."""
+    """Return those attributes of a strategy, by name, that are not as on a usual one.
+
+    Functions are left out: they have no text that another process would understand.
+    """
     own = {name: getattr(strategy, name) for name in names}
-    return {name: value for name, value in own.items() if value != getattr(usual, name)}
+    return {
+        name: value
+        for name, value in own.items()
+        if not callable(value) and value != getattr(usual, name)
+    }
 
 
 def _in_short(value: Any) -> str:

@@ -132,8 +132,8 @@ class Core(ABC):
         weighted: bool,
         settings: Settings,
     ) -> None:
+        noise = settings.scaled(noise)
         if noise is not None:
-            require_type("noise", noise, Noise, "a noise family such as Gaussian(0.1), or None")
             if noise.rule.tops_up and settings.rotation is None:
                 raise ValueError(
                     f"rotation must be given with noise={noise!r}, got None: only in a random "

@@ -53,9 +53,10 @@ class MedianCore(Core):
     ) -> None:
         require_choice("noise_at", noise_at, ("client", "server"))
         require_choice("estimator", estimator, ("median", "smoothed"))
+        noise = settings.scaled(noise)
         if estimator == "smoothed" and (noise is None or isinstance(noise, Uniform)):
             raise ValueError(f"noise must have a smooth CDF with estimator='smoothed', got {noise}")
-        theory = noise.rule.learning_rate(self.kind) if isinstance(noise, Noise) else None
+        theory = None if noise is None else noise.rule.learning_rate(self.kind)
         super().__init__(
             noise=noise,
             noise_at_client=noise_at == "client" and estimator == "median",
@@ -127,7 +128,8 @@ class MedianSGD(MessageStrategy):
     ----------
     noise : Noise or None (default: ``Gaussian(TopUp())``)
         The noise: its family, and the scale b or the rule that sets it, in units of the
-        update. None for the plain median.
+        update; a family without a scale has the default that `SignSGD` describes. None for the
+        plain median.
     noise_at : {"client", "server"} (default: "client")
         The side that adds it. At the server it hides nothing from the server, and asks nothing
         of the clients.

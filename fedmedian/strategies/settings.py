@@ -7,7 +7,7 @@ from typing import Any, Literal
 from fedmedian.checks import require_choice, require_integer, require_real, require_type
 from fedmedian.client_steps import CLIENT_STEPS, AddNoise, ClientStep, Measure, Rotation, Signs
 from fedmedian.layout import RUNNING_STATISTICS
-from fedmedian.noise import Gaussian
+from fedmedian.noise import Gaussian, Noise
 from fedmedian.optimizers import Optimizer
 from fedmedian.privacy import PrivacyBudget
 from fedmedian.scales import TopUp
@@ -89,6 +89,19 @@ class Settings:
             require_integer("seed", self.seed, low=0)
         if self.proximal_mu is not None:
             require_real("proximal_mu", self.proximal_mu, low=0.0)
+
+    def scaled(self, noise: Noise | None) -> Noise | None:
+        """Return the noise as these settings have it: a family without a scale gets the default.
+
+        Raises
+        ------
+        TypeError
+            If it is no noise.
+        """
+        if noise is None:
+            return None
+        require_type("noise", noise, Noise, "a noise family such as Gaussian(0.1), or None")
+        return noise.with_scale(in_random_basis=self.rotation is not None)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -47,9 +47,10 @@ class SignCore(Core):
         settings: Settings,
     ) -> None:
         require_type("decode", decode, DecodeRule, "a rule such as Counts() or Majority()")
+        noise = settings.scaled(noise)
         if noise is None and decode.needs_noise:
             raise ValueError(f"noise must not be None with decode={decode!r}")
-        usual_rate = decode.learning_rate(noise if isinstance(noise, Noise) else None)
+        usual_rate = decode.learning_rate(noise)
         if learning_rate is None and usual_rate is None:
             raise ValueError(f"learning_rate must be given with decode={decode!r}, got None")
         super().__init__(
@@ -119,7 +120,9 @@ class SignSGD(MessageStrategy):
     ----------
     noise : Noise or None (default: ``Gaussian(TopUp())``)
         The clients' noise: its family, and the scale b or the rule that sets it, in units of
-        the update. None for plain signs, which `Counts` cannot decode.
+        the update. A family without a scale, such as ``Gaussian()``, has the default of the basis:
+        ``TopUp()`` for Gaussian noise where there is a `rotation`, else ``Adaptive(3.0)``. None
+        for plain signs, which `Counts` cannot decode.
     decode : DecodeRule (default: ``Counts()``)
         The rule by which votes become a direction: `Counts`, `Majority`, or one of your own.
     learning_rate : float or callable, optional

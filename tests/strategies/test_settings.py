@@ -369,3 +369,40 @@ class TestMedianArguments:
     def test_a_bad_value_is_refused_by_name(self, name, value, error):
         for strategy in OF_MEDIANS:
             refuses(strategy, error, name, value)
+
+
+class TestNoiseWithoutAScale:
+    @pytest.mark.parametrize("rotation", [Rotation(), Rotation(8)], ids=repr)
+    def test_gaussian_noise_without_a_scale_is_the_default_in_a_random_basis(self, rotation):
+        for strategy in STRATEGIES:
+            given, left_out = strategy(Gaussian(), rotation=rotation), strategy(rotation=rotation)
+            assert given.noise == left_out.noise == Gaussian(TopUp())
+            assert given.core.identity == left_out.core.identity
+            assert repr(given) == repr(left_out)
+
+    def test_gaussian_noise_without_a_scale_adapts_in_the_parameters_basis(self):
+        for strategy in STRATEGIES:
+            given = strategy(Gaussian(), rotation=None)
+            assert given.noise == Gaussian(Adaptive(3.0))
+            assert repr(strategy(given.noise, rotation=None)) == repr(given)
+
+    @pytest.mark.parametrize("family", [Laplace, Logistic, Uniform])
+    @pytest.mark.parametrize("rotation", [Rotation(), None], ids=repr)
+    def test_noise_that_cannot_top_up_adapts_in_every_basis(self, family, rotation):
+        for strategy in STRATEGIES:
+            given = strategy(family(), rotation=rotation)
+            assert given.noise == family() == family(Adaptive(3.0))
+
+    def test_the_server_adds_the_same_noise_as_clients_would(self):
+        for strategy in OF_MEDIANS:
+            for options in ({"noise_at": "server"}, {"estimator": "smoothed"}):
+                assert strategy(Gaussian(), **options).noise == Gaussian(TopUp())
+
+    def test_a_rule_that_reads_the_noise_reads_the_scale_in_force(self):
+        class Reading(OwnRule):
+            def learning_rate(self, noise):
+                return 0.5 if noise.rule.tops_up else 0.25
+
+        for strategy in OF_SIGNS:
+            assert strategy(Gaussian(), Reading()).learning_rate == 0.5
+            assert strategy(Gaussian(), Reading(), rotation=None).learning_rate == 0.25
