@@ -22,7 +22,7 @@ from fedmedian.client_steps import (
     energy,
 )
 from fedmedian.kernels.signs import packed_size
-from fedmedian.layout import Arrays, Layout
+from fedmedian.layout import Arrays, Layout, first_spoiled
 from fedmedian.payloads import LARGEST, Payload, PayloadKind
 from fedmedian.wire import (
     PREFIX,
@@ -149,7 +149,9 @@ class Instruction:
         read.finish()
         return cls(steps, server_round, seed, tuple(exact), tied)
 
-    def require_answer(self, payload: Payload, layout: Layout) -> None:
+    def require_answer(
+        self, payload: Payload, layout: Layout, before: Arrays | None = None
+    ) -> None:
         """Raise unless a payload is a usable answer.
 
         Parameters
@@ -158,6 +160,8 @@ class Instruction:
             The client's answer.
         layout : Layout
             The model's layout.
+        before : mapping of str to array, optional
+            The model that was sent, where not all of it is finite: no more need the answer be.
 
         Raises
         ------
@@ -195,9 +199,9 @@ class Instruction:
         require_sizes("magnitudes", payload.magnitudes, LARGEST)
         if payload.kind == "vector":
             _require_entries(payload.body)
-        for name, array in layout.unpack_exact(payload.exact).items():
-            if np.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all():
-                raise WireError(f"array {name!r} holds NaN or infinity")
+        exact = layout.unpack_exact(payload.exact)
+        if (spoiled := first_spoiled(before or {}, exact)) is not None:
+            raise WireError(f"array {spoiled!r} holds NaN or infinity")
 
 
 def perturb_update(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
-from math import prod
+from math import isfinite, prod
 from typing import Any
 
 import numpy as np
@@ -51,8 +51,13 @@ class ArraySpec:
         """The number of bytes that the entries take in the array's own dtype."""
         return self.size * self.dtype.itemsize
 
-    def combine(self, values: NDArray[Any], centre: Centre) -> NDArray[Any]:
+    def combine(
+        self, values: NDArray[Any], centre: Centre, before: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
         """Return the centre of clients' values; of integers exactly, to the nearest one.
+
+        An entry of `before` that is not finite, as in a range that has seen no data, stays as it
+        is until most clients have a finite value for it.
 
         Parameters
         ----------
@@ -61,6 +66,9 @@ class ArraySpec:
         centre : callable
             Returns the centre, (*shape), of (M, *shape) float64; where values move by a constant,
             so does the centre, and it lies between the least and the largest of them.
+        before : (*shape) array, optional
+            The model's values, where some of them may not be finite; the clients' may not be
+            either then.
 
         Returns
         -------
@@ -68,13 +76,11 @@ class ArraySpec:
             The centre, in the array's own dtype.
         """
         if np.issubdtype(self.dtype, np.inexact):
-            combined = np.asarray(centre(values.astype(np.float64)))
-            rounded = combined.astype(self.dtype)
-            # A variance must not become zero because the dtype cannot hold it.
-            lost = (rounded == 0) & (combined != 0)
-            return np.where(
-                lost, np.nextafter(rounded, np.sign(combined).astype(self.dtype)), rounded
-            )
+            numbers = values.astype(np.float64)
+            if before is None or np.isfinite(before).all():
+                return _rounded(centre(numbers), self.dtype)
+            filled, known = _fill(numbers)
+            return np.where(known, _rounded(centre(filled), self.dtype), before)
         # Float64 does not hold large integers, but small differences between them; those from one
         # in the middle stay small whatever a few clients send. Unsigned ones wrap around.
         middle = np.sort(values, axis=0)[(len(values) - 1) // 2]
@@ -113,7 +119,7 @@ class Layout:
         arrays : mapping of str to array
             The model's arrays by name.
         exact : iterable of str (default: `RUNNING_STATISTICS`)
-            Shell-style patterns of the names of floating-point arrays that are exact.
+            Patterns of the names of floating-point arrays that are exact; see `matches`.
 
         Returns
         -------
@@ -133,7 +139,7 @@ class Layout:
                     array.shape,
                     array.dtype,
                     exact=not np.issubdtype(array.dtype, np.floating)
-                    or any(fnmatchcase(name, pattern) for pattern in patterns),
+                    or any(matches(pattern, name) for pattern in patterns),
                 )
                 for name, array in arrays.items()
             )
@@ -228,7 +234,8 @@ class Layout:
         for first, *others in groups.values():
             array = arrays[self.flat[first].name]
             equal = [i for i in others if np.array_equal(arrays[self.flat[i].name], array)]
-            if equal and array.size and array.min() < array.max():
+            # Masks of −inf are equal in all layers, and are not trained.
+            if equal and array.size and -np.inf < array.min() < array.max() < np.inf:
                 found.append((first, *equal))
         return tuple(found)
 
@@ -258,6 +265,8 @@ class Layout:
     def require_match(self, arrays: Arrays) -> None:
         """Raise unless `arrays` are the arrays of this layout.
 
+        A number may have any number of axes of length 1: some conversions add one, others drop it.
+
         Raises
         ------
         ValueError
@@ -272,9 +281,10 @@ class Layout:
             raise ValueError(f"arrays differ from the model's: missing {missing}, extra {extra}")
         for spec in self.specs:
             _require_real(spec.name, arrays[spec.name].dtype)
-            if arrays[spec.name].shape != spec.shape:
+            shape, is_number = arrays[spec.name].shape, spec.size == arrays[spec.name].size == 1
+            if shape != spec.shape and not is_number:
                 raise ValueError(
-                    f"array {spec.name!r} has shape {arrays[spec.name].shape}, "
+                    f"array {spec.name!r} has shape {shape}, "
                     f"the model's is {spec.shape}; models whose arrays change their shape, as "
                     "those of trees do, cannot be averaged"
                 )
@@ -283,7 +293,8 @@ class Layout:
         """Return the update `before` − `after` of the flat vector, which points uphill.
 
         The difference is taken in each array's own precision, of halves in float32, and then
-        rounded to float32.
+        rounded to float32. It is 0 for an array that is not finite before, such as a mask with
+        −inf: `move` leaves it as it is.
 
         Parameters
         ----------
@@ -307,12 +318,16 @@ class Layout:
                 old, new = before[spec.name], after[spec.name]
                 precision = np.result_type(old.dtype, new.dtype, np.float32)
                 part[:] = np.subtract(old, new, dtype=precision).reshape(-1)
+                if not _is_surely_finite(part) and not np.isfinite(old).all():
+                    part[:] = 0
         return update
 
     def move(
         self, arrays: Arrays, direction: NDArray[np.float32], rate: float, exact: Arrays
     ) -> dict[str, NDArray[Any]]:
         """Return a model moved by −`rate` · `direction`, with its exact arrays replaced.
+
+        An array of the flat vector that is not finite stays as it is.
 
         Parameters
         ----------
@@ -336,18 +351,25 @@ class Layout:
             out = step if spec.dtype == step.dtype else None  # one temporary array less
             new = np.subtract(arrays[spec.name], step, out=out)
             # numpy turns the arithmetic of arrays without dimensions into scalars.
-            moved[spec.name] = np.asarray(new).astype(spec.dtype, copy=False)
+            array = np.asarray(new).astype(spec.dtype, copy=False)
+            old = arrays[spec.name]
+            stays = not _is_surely_finite(array) and not np.isfinite(old).all()
+            moved[spec.name] = old if stays else array
         return {
             spec.name: np.asarray((exact if spec.exact else moved)[spec.name])
             for spec in self.specs
         }
 
     def pack_exact(self, arrays: Arrays) -> NDArray[np.uint8]:
-        """Return the exact arrays' bytes, one after the other, (exact_bytes,) uint8."""
-        parts = (
-            np.ascontiguousarray(arrays[spec.name], dtype=spec.dtype).tobytes()
-            for spec in self.exact
-        )
+        """Return the exact arrays' bytes, one after the other, (exact_bytes,) uint8.
+
+        Raises
+        ------
+        ValueError
+            If one has values that the model's dtype cannot hold, naming it and both dtypes.
+            Rounding to the model's precision is no loss.
+        """
+        parts = (_as_in_model(spec, arrays[spec.name]).tobytes() for spec in self.exact)
         return np.frombuffer(b"".join(parts), dtype=np.uint8)
 
     def unpack_exact(self, packed: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
@@ -380,6 +402,86 @@ class Layout:
         clients = [self.unpack_exact(data) for data in packed]
         for spec in self.exact:
             yield spec, np.stack([client[spec.name] for client in clients])
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Tell whether a shell-style pattern stands for a name.
+
+    A name stands for itself, also where brackets in it would mean one of several characters.
+    """
+    return name == pattern or fnmatchcase(name, pattern)
+
+
+def first_spoiled(before: Arrays, after: Arrays) -> str | None:
+    """Return the name of the first array that has become NaN or infinite, or None if none has.
+
+    Parameters
+    ----------
+    before : mapping of str to array
+        Arrays, of which those of floating point may have entries that are not finite. An array
+        that is not among them counts as finite.
+    after : mapping of str to array
+        Arrays later: where an entry was finite it must still be.
+
+    Returns
+    -------
+    str or None
+        The name.
+    """
+    for name, array in after.items():
+        if np.issubdtype(array.dtype, np.inexact):
+            finite = np.isfinite(array)
+            if not finite.all() and not (finite | ~np.isfinite(before.get(name, 0))).all():
+                return name
+    return None
+
+
+def _is_surely_finite(array: NDArray[Any]) -> bool:
+    """Tell whether all entries are known to be finite, from their sum alone: it is quick."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return isfinite(array.sum())
+
+
+def _fill(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Replace what is not finite in clients' values, (M, *shape), by the median of what is.
+
+    Also return where most clients have finite values, (*shape); elsewhere all are replaced by 0.
+    """
+    finite = np.isfinite(values)
+    count = finite.sum(axis=0)
+    known = np.asarray(2 * count > len(values))
+    in_order = np.sort(np.where(finite, values, np.nan), axis=0)  # NaN comes last
+    middle = np.take_along_axis(in_order, np.maximum(count - 1, 0)[None] // 2, axis=0)
+    return np.where(known, np.where(finite, values, middle), 0.0), known
+
+
+def _rounded(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return values in a dtype of floating point, in which none becomes 0 that was not."""
+    wide = np.asarray(values)
+    rounded = wide.astype(dtype)
+    # A variance must not become zero because the dtype cannot hold it.
+    lost = (rounded == 0) & (wide != 0)
+    return np.where(lost, np.nextafter(rounded, np.where(wide < 0, -1, 1).astype(dtype)), rounded)
+
+
+def _as_in_model(spec: ArraySpec, array: NDArray[Any]) -> NDArray[Any]:
+    """Return a client's exact array in the model's dtype, if that holds its values."""
+    if array.dtype == spec.dtype:
+        return array
+    with np.errstate(all="ignore"):
+        if np.issubdtype(spec.dtype, np.inexact):
+            cast = _rounded(array, spec.dtype)
+            is_held = np.isfinite(cast) | ~np.isfinite(array)
+        else:
+            cast = array.astype(spec.dtype)
+            is_held = cast == array
+    if not is_held.all():
+        raise ValueError(
+            f"array {spec.name!r} is of {spec.dtype} in the model and of {array.dtype} in the "
+            f"reply, with values that {spec.dtype} cannot hold: send a model in which it is of "
+            f"{array.dtype}"
+        )
+    return cast
 
 
 def _require_real(name: str, dtype: np.dtype[Any]) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedmedian import Layout
-from fedmedian.layout import RUNNING_STATISTICS, ArraySpec
+from fedmedian.layout import RUNNING_STATISTICS, ArraySpec, first_spoiled, matches
 
 FLAT_DTYPES = [np.float16, np.float32, np.float64]
 EXACT_DTYPES = [np.int8, np.int32, np.int64, np.uint8, np.uint64, np.bool_]
@@ -75,6 +75,35 @@ class TestWhichArraysAreFlat:
     def test_patterns_say_which_floating_point_arrays_are_exact(self, patterns, flat):
         model = {name: np.zeros(1) for name in ("a.weight", "a.running_mean", "b.weight")}
         assert [spec.name for spec in Layout.of_model(model, patterns).flat] == flat
+
+    @pytest.mark.parametrize(
+        ("pattern", "name", "stands"),
+        [
+            ("layers[0].weight", "layers[0].weight", True),
+            ("layers[0].weight", "layers0.weight", True),
+            ("layers[0].weight", "layers[1].weight", False),
+            ("layers[[]0].*", "layers[0].weight", True),
+            ("[ab]", "[ab]", True),
+            ("[!a]", "[!a]", True),
+            ("[!a]", "b", True),
+            ("[", "[", True),
+            ("w*", "w*", True),
+            ("a?", "a?", True),
+            ("", "", True),
+            ("weight", "Weight", False),
+            ("*.weight", "weight", False),
+        ],
+    )
+    def test_a_name_stands_for_itself_whatever_its_characters_mean_in_a_pattern(
+        self, pattern, name, stands
+    ):
+        assert matches(pattern, name) is stands
+        exact = Layout.of_model({name: np.zeros(1)}, [pattern]).exact
+        assert bool(exact) is stands
+
+    @given(name=st.text())
+    def test_every_name_is_matched_by_itself(self, name):
+        assert matches(name, name)
 
     def test_positions_say_which_arrays_are_exact_where_they_have_other_names(self):
         model = batch_norm_model()
@@ -204,6 +233,63 @@ class TestDifference:
         assert Layout.of_model(before).difference(before, after).tolist() == [0, 1, 2, 3, 4, 5]
 
 
+NOT_FINITE = [np.nan, np.inf, -np.inf]
+
+
+class TestArraysThatAreNotFinite:
+    """Masks with −inf and ranges that have seen no data: what is not trained need not be finite."""
+
+    MASK = np.triu(np.full((3, 3), -np.inf, np.float32), 1)
+
+    @pytest.mark.parametrize("dtype", FLAT_DTYPES)
+    @pytest.mark.parametrize("value", NOT_FINITE)
+    @given(trained=st.sampled_from([0.0, 1.0, -7.5, np.nan, np.inf, -np.inf]))
+    def test_there_is_no_update_of_one_whatever_clients_make_of_it(self, dtype, value, trained):
+        before = {"w": np.ones(2, dtype), "m": np.array([0, value, 1], dtype)}
+        after = {"w": np.zeros(2, dtype), "m": np.array([trained, trained, 1], dtype)}
+        update = Layout.of_model(before).difference(before, after)
+        assert update.tolist() == [1, 1, 0, 0, 0]
+
+    @pytest.mark.parametrize("dtype", FLAT_DTYPES)
+    @pytest.mark.parametrize("value", NOT_FINITE)
+    @given(step=st.sampled_from([0.0, 1.0, -1e38, np.nan, np.inf, -np.inf]))
+    def test_no_step_changes_one(self, dtype, value, step):
+        model = {"w": np.ones(2, dtype), "m": np.array([0, value, 1], dtype)}
+        direction = np.float32([1, 1, step, step, step])
+        with np.errstate(all="ignore"):
+            moved = Layout.of_model(model).move(model, direction, 1.0, {})
+        assert moved["w"].tolist() == [0, 0]
+        np.testing.assert_array_equal(moved["m"], model["m"])
+        assert moved["m"].dtype == dtype
+
+    @given(value=st.sampled_from(NOT_FINITE))
+    def test_an_update_that_is_not_finite_of_an_array_that_is_stays_to_be_refused(self, value):
+        before = {"w": np.ones(3, np.float32), "mask": self.MASK}
+        after = {"w": np.array([1, value, 1], np.float32), "mask": self.MASK}
+        update = Layout.of_model(before).difference(before, after)
+        assert not np.isfinite(update[1])
+        assert not update[3:].any()
+
+    def test_large_finite_values_are_not_taken_for_infinite_ones(self):
+        huge = np.full(3, 3e38, np.float32)  # whose sum overflows
+        before, after = {"w": huge}, {"w": np.zeros(3, np.float32)}
+        layout = Layout.of_model(before)
+        assert layout.difference(before, after).tolist() == huge.tolist()
+        assert not layout.move(before, huge, 1.0, {})["w"].any()
+
+    def test_masks_that_are_equal_are_no_tied_weights(self):
+        model = {"a": self.MASK, "b": self.MASK.copy()}
+        assert Layout.of_model(model).tied(model) == ()
+
+    @pytest.mark.parametrize("value", NOT_FINITE)
+    def test_only_what_was_finite_before_can_be_spoiled(self, value):
+        before = {"a": np.array([1, value]), "n": np.array([1])}
+        assert first_spoiled(before, {"a": np.array([2, value]), "n": np.array([2])}) is None
+        assert first_spoiled(before, {"a": np.array([2.0, 3.0])}) is None
+        assert first_spoiled(before, {"a": np.array([value, value])}) == "a"
+        assert first_spoiled({}, {"a": np.array([1, value])}) == "a"
+
+
 class TestMove:
     def test_a_moved_model_is_the_old_one_minus_the_step_with_the_new_exact_arrays(self):
         model = batch_norm_model()
@@ -269,6 +355,25 @@ class TestMatching:
             layout.require_match(arrays)
         with pytest.raises(ValueError, match=pattern):
             layout.difference(model, arrays)
+
+    @pytest.mark.parametrize("here", [(), (1,), (1, 1)])
+    @pytest.mark.parametrize("there", [(), (1,), (1, 1, 1)])
+    @pytest.mark.parametrize("exact", [[], ["a"]])
+    def test_a_number_matches_with_any_number_of_axes(self, here, there, exact):
+        before, after = {"a": np.full(here, 3.0)}, {"a": np.full(there, 1.0)}
+        layout = Layout.of_model(before, exact)
+        update = layout.difference(before, after)
+        assert update.tolist() == ([] if exact else [2.0])
+        for name, array in layout.unpack_exact(layout.pack_exact(after)).items():
+            assert array.shape == before[name].shape
+            assert array == 1.0
+
+    @pytest.mark.parametrize("shapes", [((), (2,)), ((1,), (0,)), ((2,), (1, 2)), ((2, 1), (1, 2))])
+    def test_no_other_shapes_match(self, shapes):
+        here, there = shapes
+        layout = Layout.of_model({"a": np.zeros(here)})
+        with pytest.raises(ValueError, match=re.escape(f"'a' has shape {there}")):
+            layout.require_match({"a": np.zeros(there)})
 
     def test_arrays_named_by_position_are_given_the_models_names(self):
         layout = Layout.of_model({"a": np.zeros(2), "b": np.zeros(3)})
@@ -373,3 +478,125 @@ class TestExactArrays:
         packed = [layout.pack_exact({"n": np.array([n])}) for n in (7, 2**63 - 1, 8, -(2**63), 7)]
         combined = combine(layout, packed, lambda values: np.median(values, axis=0))
         assert combined["n"].tolist() == [7]
+
+
+def samples(dtype):
+    """Values of a dtype: small ones, the extreme ones, and such as only some dtypes can hold."""
+    dtype = np.dtype(dtype)
+    if dtype.kind == "b":
+        return np.array([False, True])
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        return np.unique(np.array([limits.min, limits.max, limits.max // 2 + 1, 0, 1], dtype))
+    limits = np.finfo(dtype)
+    odd = [0.0, 1.0, -1.0, 0.5, 255.0, 256.0, 1000.25, 2.0**31, 2.0**63, limits.max, -limits.max]
+    odd += [limits.tiny, limits.smallest_subnormal, -limits.tiny]
+    with np.errstate(over="ignore"):
+        return np.array([x for x in map(dtype.type, odd) if np.isfinite(x)], dtype)
+
+
+EVERY_DTYPE = [*EXACT_DTYPES, np.int16, np.uint16, np.uint32, *FLAT_DTYPES]
+
+
+@pytest.mark.parametrize("reply", EVERY_DTYPE, ids=lambda dtype: np.dtype(dtype).name)
+@pytest.mark.parametrize("model", EVERY_DTYPE, ids=lambda dtype: np.dtype(dtype).name)
+class TestEveryPairOfDtypes:
+    """A reply's array of another dtype than the model's: nothing of it is lost in silence."""
+
+    def test_a_trained_array_moves_the_model_by_what_the_reply_says(self, model, reply):
+        if model not in FLAT_DTYPES:
+            return
+        values = samples(reply)
+        before = {"a": np.ones(values.shape, model)}
+        update = Layout.of_model(before).difference(before, {"a": values})
+        with np.errstate(over="ignore"):  # where it cannot be float32 it is refused later on
+            expected = (1 - values.astype(np.float64)).astype(np.float32)
+        np.testing.assert_allclose(update, expected, rtol=1e-6)
+
+    def test_an_exact_array_keeps_its_values_or_is_refused_with_both_dtypes(self, model, reply):
+        layout = Layout.of_model({"a": np.zeros(1, model)}, exact=["a"])
+        for value in samples(reply):
+            arrays = {"a": np.array([value], reply)}
+            if cannot_hold(model, value):
+                named = rf"'a' is of {np.dtype(model)} in the model and of {np.dtype(reply)} in"
+                with pytest.raises(ValueError, match=named):
+                    layout.pack_exact(arrays)
+                continue
+            held = layout.unpack_exact(layout.pack_exact(arrays))["a"][0].item()
+            if model in FLAT_DTYPES:  # to the model's precision
+                limits = np.finfo(model)
+                precision = {"rel": float(limits.eps), "abs": float(limits.smallest_subnormal)}
+                assert held == pytest.approx(float(value), **precision)
+                assert np.sign(held) == np.sign(float(value))  # a variance does not become 0
+            else:
+                assert held == value.item()
+
+
+def cannot_hold(dtype, value):
+    """Tell in Python's own numbers whether a dtype lacks a value."""
+    value = value.item()
+    if dtype is np.bool_:
+        return value not in (0, 1)
+    if dtype in FLAT_DTYPES:
+        largest = np.finfo(dtype).max
+        last_digit = int(largest) - int(np.nextafter(largest, dtype(0)))
+        return abs(int(value)) >= int(largest) + last_digit // 2  # which rounds to infinity
+    limits = np.iinfo(dtype)
+    return value != int(value) or not int(limits.min) <= int(value) <= int(limits.max)
+
+
+class TestExactArraysThatAreNotFinite:
+    BEFORE = np.array([np.inf, -np.inf, np.nan, 1.0], np.float32)
+
+    def combined(self, *clients, before=BEFORE):
+        spec = Layout.of_model({"r": before}, ["r"]).exact[0]
+        values = np.stack([np.asarray(one, before.dtype) for one in clients])
+        return spec.combine(values, lambda wide: wide.mean(axis=0), before)
+
+    def test_entries_that_nobody_has_values_for_stay_as_they_are(self):
+        for nothing in ([np.inf, -np.inf, np.nan, 3], [np.nan, np.inf, -np.inf, 3]):
+            combined = self.combined(*[nothing] * 3)
+            np.testing.assert_array_equal(combined, [np.inf, -np.inf, np.nan, 3])
+
+    def test_entries_that_all_have_values_for_are_their_centre(self):
+        combined = self.combined([1, 2, 3, 4], [3, 4, 5, 6])
+        assert combined.tolist() == [2, 3, 4, 5]
+        assert combined.dtype == np.float32
+
+    @pytest.mark.parametrize(("clients", "needed"), [(1, 1), (2, 2), (3, 2), (4, 3), (5, 3)])
+    def test_a_majority_decides_whether_an_entry_becomes_finite(self, clients, needed):
+        for known in range(clients + 1):
+            rows = [[7, 7, 7, 1]] * known + [[np.inf, -np.inf, np.nan, 1]] * (clients - known)
+            expected = [7, 7, 7, 1] if known >= needed else self.BEFORE
+            np.testing.assert_array_equal(self.combined(*rows), expected)
+
+    def test_clients_without_a_value_count_as_the_median_of_those_with_one(self):
+        combined = self.combined(
+            [1, 0, 0, 1], [2, 0, 0, 1], [900, 0, 0, 1], [np.inf] * 3 + [1], [np.nan] * 3 + [1]
+        )
+        assert combined[0] == np.float32((1 + 2 + 900 + 2 + 2) / 5)
+
+    @given(
+        values=hnp.arrays(
+            np.float32,
+            st.tuples(st.integers(1, 7), st.just(4)),
+            elements=st.floats(-1e9, 1e9, width=32) | st.sampled_from([np.inf, -np.inf, np.nan]),
+        )
+    )
+    def test_no_entry_is_outside_of_what_clients_sent_or_was_there(self, values):
+        values[:, 3] = 1  # finite in the model, and so in every reply that is not refused
+        combined = self.combined(*values)
+        assert combined[3] == 1
+        for was, own, now in zip(self.BEFORE, values.T, combined, strict=True):
+            finite = own[np.isfinite(own)]
+            if 2 * len(finite) > len(own):
+                margin = 1e-6 * np.abs(finite).max()
+                assert finite.min() - margin <= now <= finite.max() + margin
+            else:
+                assert now == was or (np.isnan(now) and np.isnan(was))
+
+    def test_a_number_that_is_not_finite_has_a_shape_all_the_same(self):
+        before = np.array(np.inf, np.float32)
+        assert self.combined(3.0, 5.0, before=before) == 4
+        assert self.combined(3.0, np.inf, before=before) == np.inf
+        assert self.combined(3.0, np.inf, before=before).shape == ()

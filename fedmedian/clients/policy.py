@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any, NoReturn
 
 import numpy as np
@@ -15,7 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDic
 from fedmedian.checks import require_integer, require_real, require_type
 from fedmedian.client_steps import AddNoise, ClientStep, Clip, Measure
 from fedmedian.instructions import Instruction
-from fedmedian.layout import Layout
+from fedmedian.layout import Layout, matches
 from fedmedian.noise import Gaussian
 from fedmedian.privacy import Mechanism, PrivacyBudget, Told
 from fedmedian.randomness import secret_rng
@@ -485,4 +484,4 @@ def _refuse(rule: str, why: str) -> NoReturn:
 
 
 def _matches(patterns: Sequence[str], *names: str) -> bool:
-    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+    return any(matches(pattern, name) for name in names for pattern in patterns)

@@ -22,7 +22,7 @@ from fedmedian.claims import (
 from fedmedian.client_steps import AddNoise, ClientStep, Measure, Signs, TopUpNoise
 from fedmedian.diagnostics import Report
 from fedmedian.instructions import Instruction, perturb_update
-from fedmedian.layout import Arrays, Layout
+from fedmedian.layout import Arrays, Layout, first_spoiled
 from fedmedian.noise import NOISE_FAMILIES, Noise
 from fedmedian.optimizers import State
 from fedmedian.payloads import Payload, PayloadKind
@@ -326,7 +326,7 @@ class Core(ABC):
                 f"sent plain weights, was asked for {instruction.kind!r} with noise "
                 f"{self.client_noise!r}: does its ClientApp have mods=[perturb]?"
             )
-        instruction.require_answer(payload, layout)
+        instruction.require_answer(payload, layout, current.arrays)
         return payload
 
     def finish(self, answers: list[Answer[Any]]) -> tuple[ServerStep, Report]:
@@ -379,7 +379,9 @@ class Core(ABC):
                 direction = settings.optimizer.step(direction, state)
         rate = require_real("learning_rate", self._schedule(current.number), low=0.0, open_low=True)
         exact = {
-            spec.name: spec.combine(values, partial(self.centre, weights=weights))
+            spec.name: spec.combine(
+                values, partial(self.centre, weights=weights), current.arrays[spec.name]
+            )
             for spec, values in current.layout.stack_exact([one.exact for one in payloads])
         }
         rule = self._rule
@@ -403,14 +405,13 @@ class Core(ABC):
         Raises
         ------
         NoStepError
-            If it would not be finite, which leaves everything as it was.
+            If entries of it would not be finite that are now, which leaves everything as it was.
         """
         current, decay = self.current, self.settings.average_decay
         with np.errstate(over="ignore", invalid="ignore"):
             model = current.layout.move(current.arrays, step.direction, step.rate, step.exact)
-        for name, array in model.items():
-            if np.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all():
-                raise NoStepError(f"its step would make array {name!r} NaN or infinite")
+        if (name := first_spoiled(current.arrays, model)) is not None:
+            raise NoStepError(f"its step would make array {name!r} NaN or infinite")
         for name, array in step.optimizer_state.items():
             if not np.isfinite(array).all():
                 raise NoStepError(f"its step would make {name!r} of the optimizer NaN or infinite")
@@ -491,12 +492,18 @@ def _still_tied(instruction: Instruction, payloads: list[Payload]) -> list[tuple
 
 
 def _blend(old: Arrays | None, new: Arrays, decay: float) -> Model:
-    """Return decay·old + (1 − decay)·new of floating-point arrays, and the new of others."""
+    """Return decay·old + (1 − decay)·new of floating-point arrays, and the new of others.
+
+    What is infinite in the old average, as ranges are that have seen no data, is the new.
+    """
     if old is None:
         return dict(new)
-    return {
-        name: np.asarray(decay * old[name] + (1 - decay) * array).astype(array.dtype)
-        if np.issubdtype(array.dtype, np.inexact)
-        else array
-        for name, array in new.items()
-    }
+    with np.errstate(invalid="ignore"):
+        return {
+            name: np.where(
+                np.isfinite(old[name]), decay * old[name] + (1 - decay) * array, array
+            ).astype(array.dtype)
+            if np.issubdtype(array.dtype, np.inexact)
+            else array
+            for name, array in new.items()
+        }

@@ -27,6 +27,7 @@ from fedmedian.strategies.cohort import (
     one_reply_per_node,
 )
 from fedmedian.strategies.core import Core, Model, NoStepError
+from fedmedian.strategies.first_look import doubts
 from fedmedian.strategies.journal import Journal
 from fedmedian.strategies.mechanism import NoMechanism
 from fedmedian.strategies.metrics import with_usual_metrics
@@ -222,6 +223,9 @@ class RoundProtocol:
         instruction = self.core.begin(server_round, model)
         if self._ledger is not None:
             self._ledger.spend(self.core.current)
+        if server_round == self.journal.done + 1:
+            for doubt in doubts(self.core.current, tuple(self.core.settings.exact)):
+                warn("%s", doubt)
         return instruction
 
     def may_ask(self, drawn: int, present: int) -> bool:

@@ -1,0 +1,216 @@
+"""Arrays of a model that are not trained: masks, ranges, counters, and what is said about them."""
+
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from fedmedian.clients import perturb
+from fedmedian.strategies import Checkpoint, RunFailedError
+
+NUM_CLIENTS = 5
+W = np.zeros((20, 20), np.float32)
+MASK = np.triu(np.full((4, 4), -np.inf, np.float32), 1)
+UNSEEN = {"2": np.array(np.inf, np.float32), "3": np.array([-np.inf, 1], np.float32)}
+
+either_strategy = pytest.mark.parametrize("name", ["SignSGD", "MedianSGD"])
+
+
+def towards_one(model, partition):
+    """Trains all floating-point arrays that are finite halfway to one."""
+    trained = {
+        name: (array + 0.5 * (1 - array)).astype(array.dtype)
+        if array.dtype.kind == "f" and np.isfinite(array).all()
+        else array
+        for name, array in model.items()
+    }
+    return trained, {"num-examples": 1}
+
+
+@either_strategy
+@pytest.mark.parametrize("exact", [[], ["1"]], ids=["trained", "exact"])
+class TestMasks:
+    MODEL: ClassVar = {"0": W, "1": MASK, "2": np.zeros(3, np.float32)}
+
+    def test_a_mask_of_minus_infinity_stays_as_it_is_and_all_else_trains(
+        self, any_client, name, exact, run
+    ):
+        outcome = run(any_client.make(name, exact=exact), towards_one, self.MODEL, NUM_CLIENTS, 6)
+        assert outcome.model["1"].tobytes() == MASK.tobytes()
+        assert outcome.model["0"].mean() > 0.8
+        assert all(report["replies-rejected"] == 0 for report in outcome.reports.values())
+
+    def test_unmodified_clients_may_return_it_as_well(self, any_client, name, exact, run):
+        if name == "MedianSGD":
+            strategy = any_client.make(name, noise_at="server", exact=exact)
+            outcome = run(strategy, towards_one, self.MODEL, NUM_CLIENTS, 6, mods=())
+            assert outcome.model["1"].tobytes() == MASK.tobytes()
+            assert outcome.model["0"].mean() > 0.8
+
+    def test_the_average_over_rounds_has_the_mask(self, any_client, name, exact, run):
+        strategy = any_client.make(name, exact=exact, average_decay=0.5)
+        outcome = run(strategy, towards_one, self.MODEL, NUM_CLIENTS, 3)
+        assert outcome.averaged["1"].tobytes() == MASK.tobytes()
+
+
+@either_strategy
+class TestRanges:
+    """Ranges of quantisation begin as infinite, and become finite with the first data."""
+
+    MODEL: ClassVar = {"0": W, "1": MASK, **UNSEEN}
+
+    def play(self, any_client, name, run, seen, num_rounds=3, **options):
+        def observe(model, partition):
+            trained, metrics = towards_one(model, partition)
+            return {**trained, **seen(model, partition)}, metrics
+
+        strategy = any_client.make(name, exact=["2", "3"], **options)
+        return run(strategy, observe, self.MODEL, NUM_CLIENTS, num_rounds)
+
+    @staticmethod
+    def ranges(low, high):
+        return {"2": np.array(low, np.float32), "3": np.array([high, 1], np.float32)}
+
+    def test_they_become_the_centre_of_what_clients_have_seen(self, any_client, name, run):
+        outcome = self.play(any_client, name, run, lambda model, i: self.ranges(-1 - i, 1 + i))
+        assert outcome.model["2"] == -3
+        assert outcome.model["3"].tolist() == [3, 1]
+        assert outcome.model["0"].mean() > 0.5
+
+    def test_they_stay_as_they_are_while_most_clients_have_seen_nothing(
+        self, any_client, name, run
+    ):
+        outcome = self.play(
+            any_client, name, run, lambda model, i: self.ranges(-1, 1) if i < 2 else UNSEEN
+        )
+        assert outcome.model["2"] == np.inf
+        assert outcome.model["3"].tolist() == [-np.inf, 1]
+
+    def test_clients_that_have_seen_nothing_do_not_hold_back_the_others(
+        self, any_client, name, run
+    ):
+        outcome = self.play(
+            any_client, name, run, lambda model, i: self.ranges(-1, 1) if i < 3 else UNSEEN, 1
+        )
+        assert outcome.model["2"] == -1
+        assert outcome.model["3"].tolist() == [1, 1]
+
+    def test_the_average_over_rounds_takes_them_up(self, any_client, name, run):
+        outcome = self.play(
+            any_client,
+            name,
+            run,
+            lambda model, i: self.ranges(-1, 1) if model["0"].any() else UNSEEN,
+            average_decay=0.5,
+        )
+        assert outcome.averaged["2"] == -1
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+    def test_one_client_makes_nothing_infinite_that_was_finite(self, any_client, name, run, bad):
+        def spoil(model, partition):
+            if partition:
+                return self.ranges(-1, 1)
+            return {"2": np.array(bad, np.float32), "3": np.array([bad, bad], np.float32)}
+
+        outcome = self.play(any_client, name, run, spoil)
+        assert outcome.model["2"] == -1
+        assert outcome.model["3"].tolist() == [1, 1]
+        assert all(report["replies-rejected"] == 1 for report in outcome.reports.values())
+
+
+class TestDtypes:
+    """Clients that train what the model has as integers."""
+
+    @pytest.mark.parametrize("dtype", [np.int64, np.int8, np.uint8, np.bool_])
+    @either_strategy
+    def test_floats_for_integers_are_refused_and_the_reason_names_both(
+        self, any_client, name, dtype, run, warnings
+    ):
+        model = {"0": np.zeros((4, 5), dtype), "1": np.zeros(3)}
+        strategy = any_client.make(name)
+        with pytest.raises(RunFailedError) as failed:
+            run(strategy, floats_everywhere, model, NUM_CLIENTS, 3)
+        assert "'0'" in str(failed.value)
+        assert f"of {np.dtype(dtype)} in the model and of float64 in the reply" in str(failed.value)
+
+    def test_so_are_plain_weights_of_unmodified_clients(self, any_client, run):
+        model = {"0": np.zeros((4, 5), int), "1": np.zeros(3)}
+        strategy = any_client.make("MedianSGD", noise_at="server")
+        with pytest.raises(RunFailedError, match=r"'0' is of int64 in the model and of float64"):
+            run(strategy, floats_everywhere, model, NUM_CLIENTS, 3, mods=())
+
+    @either_strategy
+    def test_counters_that_clients_return_as_floats_are_taken(self, any_client, name, run):
+        def count(model, partition):
+            trained, metrics = towards_one(model, partition)
+            return {**trained, "1": (model["1"] + 3).astype(np.float32)}, metrics
+
+        model = {"0": W, "1": np.array(7)}
+        outcome = run(any_client.make(name), count, model, NUM_CLIENTS, 2)
+        assert outcome.model["1"] == 13
+        assert outcome.model["1"].dtype == np.int64
+
+    @either_strategy
+    def test_numbers_may_come_back_with_another_number_of_axes(self, any_client, name, run):
+        def reshape(model, partition):
+            trained, metrics = towards_one(model, partition)
+            return {**trained, "1": trained["1"].reshape(1), "2": trained["2"].reshape(())}, metrics
+
+        model = {"0": W, "1": np.array(0.0), "2": np.zeros((1, 1)), "3": np.array(7)}
+        outcome = run(any_client.make(name), reshape, model, NUM_CLIENTS, 6)
+        assert outcome.reports[6]["replies-rejected"] == 0
+        assert (outcome.model["1"].shape, outcome.model["2"].shape) == ((), (1, 1))
+
+
+def floats_everywhere(model, partition):
+    return {name: array + 0.5 * (0.9 - array) for name, array in model.items()}, {"num-examples": 1}
+
+
+class TestFirstLook:
+    MODEL: ClassVar = {"0": W, "1": MASK}
+
+    def said(self, warnings):
+        return [*warnings("exact:"), *warnings("arrays that hold")]
+
+    @either_strategy
+    def test_a_pattern_that_matches_nothing_is_named_once(self, any_client, name, run, warnings):
+        strategy = any_client.make(name, exact=["1", "buffers.*", "layer[0]"])
+        run(strategy, towards_one, self.MODEL, NUM_CLIENTS, 3)
+        first, second = self.said(warnings)
+        assert first == "exact: 'buffers.*' matches no array of the model; there are ['0', '1']"
+        assert "'layer[0]' matches no array" in second
+        assert "[[] stands for a bracket" in second
+
+    @either_strategy
+    def test_the_default_patterns_are_not_expected_to_match(self, any_client, name, run, warnings):
+        run(any_client.make(name), towards_one, {"0": W}, NUM_CLIENTS, 2)
+        assert self.said(warnings) == []
+
+    @either_strategy
+    def test_arrays_that_are_not_finite_and_trained_are_named_before_they_are_sent(
+        self, any_client, name, run, warnings
+    ):
+        said = []
+
+        def listen(message, context, call_next):
+            said.extend(self.said(warnings) if not said else [])
+            return call_next(message, context)
+
+        strategy = any_client.make(name)
+        run(strategy, towards_one, self.MODEL, NUM_CLIENTS, 2, mods=(perturb, listen))
+        assert said == self.said(warnings)
+        (line,) = said
+        assert line.endswith("['1']")
+        assert "leave them out" in line
+        assert "exact" in line
+
+    @either_strategy
+    def test_arrays_that_are_not_finite_and_exact_are_not(self, any_client, name, run, warnings):
+        run(any_client.make(name, exact=["1"]), towards_one, self.MODEL, NUM_CLIENTS, 2)
+        assert self.said(warnings) == []
+
+    def test_a_run_that_resumes_looks_again_at_its_first_round(self, api, run, warnings, tmp_path):
+        for rounds, times in ((2, 1), (4, 2)):
+            strategy = api.make("SignSGD", exact=["none"], checkpoint=Checkpoint(tmp_path))
+            run(strategy, towards_one, {"0": W}, NUM_CLIENTS, rounds)
+            assert len(self.said(warnings)) == times
