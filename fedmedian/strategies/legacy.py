@@ -60,6 +60,7 @@ from fedmedian.strategies.settings import (
     Settings,
 )
 from fedmedian.strategies.sign import DEFAULT_DECODE, SignCore
+from fedmedian.strategies.wrappers import require_no_unfit_wrapper
 from fedmedian.wire import PREFIX, WireError
 
 __all__ = ["MedianSGD", "SignSGD"]
@@ -134,8 +135,10 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         Raises
         ------
         ValueError, RuntimeError, OSError
-            As `fedmedian.strategies.SignSGD.start`.
+            As `fedmedian.strategies.SignSGD.start`; also if one of Flower's wrappers or workflows
+            is around it that it does not work with.
         """
+        require_no_unfit_wrapper(self)
         self.metrics_per_block = {}
         parameters = super().initialize_parameters(client_manager)
         self._protocol.open(None if parameters is None else parameters_to_arrays(parameters))
@@ -147,7 +150,14 @@ class LegacyStrategy(ShowsArguments, FedAvg):
     def configure_fit(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, FitIns]]:
-        """Configure a round of training: FedAvg's with an instruction in each config."""
+        """Configure a round of training: FedAvg's with an instruction in each config.
+
+        Raises
+        ------
+        ValueError
+            If one of Flower's wrappers or workflows is around it that it does not work with.
+        """
+        require_no_unfit_wrapper(self)
         instruction = self._protocol.ask(server_round, parameters_to_arrays(parameters))
         if instruction is None:
             return []

@@ -27,6 +27,7 @@ from fedmedian.strategies.metrics import fair_examples, require_examples, try_to
 from fedmedian.strategies.options import FedAvgOptions, require_fedavg_options
 from fedmedian.strategies.protocol import RoundProtocol, Said, paused_collector
 from fedmedian.strategies.sizes import mean_size, mean_sizes_of_training
+from fedmedian.strategies.wrappers import require_no_unfit_wrapper
 from fedmedian.wire import WireError, is_refusal
 
 Record = TypeVar("Record")
@@ -222,7 +223,14 @@ class MessageStrategy(ShowsArguments, FedAvg):
         return AveragedResult(**vars(result), averaged_arrays=self.averaged_arrays)
 
     def summary(self) -> None:
-        """Log the configuration of the strategy: what is not as usual, then FedAvg's."""
+        """Log the configuration of the strategy: what is not as usual, then FedAvg's.
+
+        Raises
+        ------
+        ValueError
+            If one of Flower's wrappers is around it that it does not work with.
+        """
+        require_no_unfit_wrapper(self)
         own = ", ".join(f"{name}={value!r}" for name, value in self.core.unusual.items())
         log(INFO, "\t├──> %s", own or "all as usual")
         if (line := self._protocol.describe_privacy(self.privacy)) is not None:
@@ -232,7 +240,14 @@ class MessageStrategy(ShowsArguments, FedAvg):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Configure a round of training: FedAvg's messages with an instruction in each config."""
+        """Configure a round of training: FedAvg's messages with an instruction in each config.
+
+        Raises
+        ------
+        ValueError
+            If one of Flower's wrappers is around it that it does not work with.
+        """
+        require_no_unfit_wrapper(self)
         instruction = self._protocol.ask(server_round, to_arrays(arrays))
         self._model = arrays
         if instruction is None:
