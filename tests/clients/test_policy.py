@@ -31,7 +31,7 @@ from fedmedian import (
 from fedmedian.chacha import ChaCha20
 from fedmedian.client_steps import AddNoise, Measure, Signs, TopUpNoise, register_client_step
 from fedmedian.clients import InProcessGrid, Policy, answering, perturb, perturb_with
-from fedmedian.clients.policy import CONFIG_KEY, VARIABLE
+from fedmedian.clients.policy import CONFIG_KEY, VARIABLE, PolicyError
 from fedmedian.privacy import Mechanism, Told
 from fedmedian.strategies import MedianSGD, SignSGD
 
@@ -746,3 +746,13 @@ class TestArguments:
         expected = Policy(**ARGUMENTS, exact=["*_mean"], metrics=["loss", "acc*"], vectors=True)
         assert Policy.from_text(text) == expected
         assert hash(expected) == hash(Policy.from_text(text))
+
+
+def test_names_with_brackets_may_leave_if_a_policy_has_them_word_for_word():
+    policy = Policy(**ARGUMENTS, metrics=["recall[0]"], exact=["layers[0].mean"])
+    content = RecordDict({"metrics": MetricRecord({"recall[0]": 0.5, "recall[1]": 0.25})})
+    policy.withhold(content)
+    assert dict(content["metrics"]) == {"recall[0]": 0.5}
+    policy.require_exact(replace(ASKED, exact=(0,)), ["layers[0].mean"])
+    with pytest.raises(PolicyError, match=r"layers\[1\]"):
+        policy.require_exact(replace(ASKED, exact=(0,)), ["layers[1].mean"])
