@@ -20,11 +20,12 @@ WIRE_VERSION = 3
 PREFIX = "fedmedian."
 """The beginning of every key of ours in a message."""
 
+EVALUATION = PREFIX + "evaluation"
+"""The key by which a strategy says that it does not read arrays in replies to evaluation."""
+
 WireScalar = int | float | str | bytes
 Float32 = NDArray[np.float32]
 T = TypeVar("T")
-
-_REFUSAL = "perturb: "
 
 
 class WireError(ValueError):
@@ -33,12 +34,7 @@ class WireError(ValueError):
 
 def refusal(error: ValueError) -> str:
     """Return the reason that a client gives for not answering an instruction."""
-    return f"{_REFUSAL}{error}"
-
-
-def is_refusal(reason: str) -> bool:
-    """Tell whether the reason in an error reply is a `refusal`, or some other code's."""
-    return reason.startswith(_REFUSAL)
+    return f"perturb: {error}"
 
 
 class Reader:
