@@ -27,6 +27,8 @@ WireScalar = int | float | str | bytes
 Float32 = NDArray[np.float32]
 T = TypeVar("T")
 
+_REFUSAL = "perturb: "
+
 
 class WireError(ValueError):
     """A message that cannot be used; its text is the reason."""
@@ -34,7 +36,12 @@ class WireError(ValueError):
 
 def refusal(error: ValueError) -> str:
     """Return the reason that a client gives for not answering an instruction."""
-    return f"perturb: {error}"
+    return f"{_REFUSAL}{error}"
+
+
+def is_refusal(reason: str) -> bool:
+    """Tell whether the reason in an error reply is a `refusal`, or some other code's."""
+    return reason.startswith(_REFUSAL)
 
 
 class Reader:

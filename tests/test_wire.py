@@ -17,6 +17,7 @@ from fedmedian.wire import (
     WireError,
     floats_from_bytes,
     floats_to_bytes,
+    is_refusal,
     parameters_of,
     refusal,
     require_sizes,
@@ -143,5 +144,7 @@ class TestParameters:
             parameters_of(Settings(count=2**63))
 
 
-def test_a_refusal_names_the_mod_and_the_reason():
-    assert refusal(WireError("an unknown step")) == "perturb: an unknown step"
+def test_a_refusal_is_told_from_an_error_of_other_code():
+    assert is_refusal(refusal(WireError("an unknown step")))
+    assert "an unknown step" in refusal(WireError("an unknown step"))
+    assert not is_refusal("an unknown step")
