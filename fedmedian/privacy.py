@@ -344,7 +344,8 @@ def noise_multiplier_for(
     while not suffices(high):
         low, high = high, 2 * high
     while high > low * (1 + 1e-6):
-        middle = sqrt(low) * sqrt(high)  # whose product may be too large
+        # The product of two very large ones is infinite.
+        middle = sqrt(low * high) if high < 1e150 else sqrt(low) * sqrt(high)
         low, high = (low, middle) if suffices(middle) else (middle, high)
     return high
 
@@ -365,7 +366,7 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
         The least ε >= 0 with Φ(μ/2 − ε/μ) − e^ε·Φ(−μ/2 − ε/μ) ≤ δ.
     """
     # Φ(x) ≤ exp(−x²/2) for x ≤ 0.
-    enough = mu**2 / 2 + mu * sqrt(2 * -log(delta))
+    enough = mu * mu / 2 + mu * sqrt(2 * -log(delta))
     if mu > _LARGEST_MU:
         return enough
 
@@ -402,7 +403,7 @@ def renyi_epsilon(energy: float, delta: float) -> float:
         return order * energy / 2 - log1p(1 / excess) - (log(delta) + log(order)) / excess
 
     # The bound α/2·energy − log δ/(α − 1) is least at this α, and this one's least is near.
-    near = log(sqrt(2 * -log(delta) / energy))
+    near = (log(2 * -log(delta)) - log(energy)) / 2
     found = minimize_scalar(bound, bounds=(near - 3, near + 3), method="bounded")
     return max(0.0, float(found.fun))
 
