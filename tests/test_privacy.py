@@ -362,11 +362,11 @@ class TestExtremes:
     def test_any_mechanism_and_budget_make_a_number_of_rounds_or_a_named_error(
         self, clip, noise_scale, epsilon, delta, kind
     ):
-        try:
-            mechanism = Mechanism(clip, noise_scale, kind)
-        except ValueError as error:
-            assert str(error).startswith("noise_scale must")
+        if noise_scale < 0.2 * clip:
+            with pytest.raises(ValueError, match="noise_scale must"):
+                Mechanism(clip, noise_scale, kind)
             return
+        mechanism = Mechanism(clip, noise_scale, kind)
         rounds = mechanism.rounds_within(PrivacyBudget(epsilon, delta))
         assert 0 <= rounds < 2**63
         assert rounds == 0 or mechanism.epsilon(delta, rounds) <= epsilon
@@ -392,7 +392,7 @@ class TestExtremes:
         assert Mechanism(1.0, multiplier).epsilon(1e-5, 100, sampling=0.1) == 0
 
     def test_more_rounds_than_can_be_counted_are_refused(self):
-        with pytest.raises(ValueError, match="^rounds must"):
+        with pytest.raises(ValueError, match="rounds must"):
             Mechanism(1.0, 1.0).epsilon(1e-5, 2**63)
-        with pytest.raises(ValueError, match="^rounds must"):
+        with pytest.raises(ValueError, match="rounds must"):
             noise_multiplier_for(1.0, 1e-5, 10**400)
