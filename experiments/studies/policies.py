@@ -111,8 +111,9 @@ class Spy:
         add = AddNoise.apply
 
         def apply(step: AddNoise, draft: Draft) -> None:
-            wide = draft.vector.astype(np.float64)
-            self.norms.append(float(np.sqrt(np.sum(np.square(wide)))))
+            with np.errstate(all="ignore"):
+                wide = draft.vector.astype(np.float64)
+                self.norms.append(float(np.sqrt(np.sum(np.square(wide)))))
             add(step, draft)
 
         with patch.object(AddNoise, "apply", apply):
@@ -139,15 +140,13 @@ def play(rounds: int, seed: int) -> tuple[Outcomes, float]:
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
     rng, outcomes, longest = np.random.default_rng(seed), Outcomes(), 0.0
     InProcessGrid(ClientApp(), 1)  # lets messages be made in this process
-    with patch.dict(CLIENT_STEPS._classes), warnings.catch_warnings():
+    with patch.dict(CLIENT_STEPS._classes):
         register_client_step(Misbehave)
-        warnings.simplefilter("error")
-        with np.errstate(all="raise"):
-            while rounds > 0:
-                found, over = _play_run(rng, min(rounds, ROUNDS))
-                outcomes += found
-                longest = max(longest, over)
-                rounds -= ROUNDS
+        while rounds > 0:
+            found, over = _play_run(rng, min(rounds, ROUNDS))
+            outcomes += found
+            longest = max(longest, over)
+            rounds -= ROUNDS
     return outcomes, longest
 
 
@@ -197,10 +196,12 @@ class Client:
         config = ConfigRecord({**instruction.encode()})
         content = RecordDict({"arrays": to_record(model), "config": config})
         asked = Message(content, dst_node_id=self._context.node_id, message_type="train")
-        try:
-            reply = self._mod(asked, self._context, train)
-        except BaseException as error:
-            return f"raised {type(error).__name__}: {error}"
+        with np.errstate(all="raise"), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            try:
+                reply = self._mod(asked, self._context, train)
+            except BaseException as error:
+                return f"raised {type(error).__name__}: {error}"
         return str(reply.error.reason) if reply.has_error() else reply.content
 
 
