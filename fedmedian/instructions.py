@@ -264,16 +264,15 @@ def perturb_update(
         If the instruction does not fit the model.
     """
     tied: tuple[int, ...] = ()
-    draft = Draft(update, layout.blocks, instruction.server_round, rng, memory)
+    vector, blocks, steps = update, layout.blocks, instruction.steps
     if clip is None:
         _require_finite(layout, update)
         tied = _still_tied(instruction.tied, list(layout.blocks.split(update)))
-        steps = instruction.steps
     else:
+        # In a draft of their own: steps may leave more in it than the vector.
         vector, blocks = _prepared_within(clip, instruction, layout, update, rng, memory)
-        # A new draft: the steps may have left more in theirs than the vector.
-        draft = Draft(vector, blocks, instruction.server_round, rng)
-        steps = instruction.steps[instruction.place_of_noise :]
+        steps = steps[instruction.place_of_noise :]
+    draft = Draft(vector, blocks, instruction.server_round, rng, memory)
     for step in steps:
         step.apply(draft)
     nothing = np.zeros(len(draft.blocks), dtype=np.float32)

@@ -256,7 +256,11 @@ def _awaited_nodes() -> tuple[int, str]:
                 wanted = frame.f_locals.get("min_available_nodes", 0)
                 return wanted, "min_available_nodes, min_train_nodes and min_evaluate_nodes"
             case "flwr.server.compat.app_utils", "wrapped_method":
-                asked = frame.f_locals.get("kwargs", {})  # empty, but where clients are sampled
+                # Without arguments, but where clients are sampled.
+                by_place = zip(
+                    ("num_clients", "min_num_clients"), frame.f_locals.get("args", ()), strict=False
+                )
+                asked = {**dict(by_place), **frame.f_locals.get("kwargs", {})}
                 wanted = asked.get("min_num_clients") or asked.get("num_clients", 0)
                 return wanted, "min_available_clients, min_fit_clients and min_evaluate_clients"
         frame = frame.f_back
