@@ -152,13 +152,13 @@ def play(rounds: int, seed: int) -> tuple[Outcomes, float]:
 
 def _play_run(rng: np.random.Generator, rounds: int) -> tuple[Outcomes, float]:
     policy, model = random_policy(rng), random_model(rng)
-    clients = [Client(policy, partition) for partition in range(2)]
+    clients = [Client(policy, model, partition) for partition in range(2)]
     outcomes, longest = Outcomes(), 0.0
     for server_round in range(1, rounds + 1):
         instruction = random_instruction(rng, policy, model, server_round)
         spy = Spy()
         with spy.watching():
-            answers = [one.answer(instruction, model, random_update(rng, model)) for one in clients]
+            answers = [one.answer(instruction, random_update(rng, model)) for one in clients]
         outcomes[_outcome(answers, spy, policy)] += 1
         longest = max(longest, *(norm / policy.clip for norm in spy.norms), 0.0)
     return outcomes, longest
@@ -171,15 +171,18 @@ class Client:
     ----------
     policy : Policy
         The policy.
+    model : mapping of str to array
+        The model that it is sent.
     partition : int
         Its partition.
     """
 
-    def __init__(self, policy: Policy, partition: int) -> None:
+    def __init__(self, policy: Policy, model: Arrays, partition: int) -> None:
         self._mod = perturb_with(policy)
+        self._model, self._record = model, to_record(model)
         self._context = Context(1, partition + 2, {}, RecordDict(), {})
 
-    def answer(self, instruction: Instruction, model: Arrays, update: Arrays) -> RecordDict | str:
+    def answer(self, instruction: Instruction, update: Arrays) -> RecordDict | str:
         """Return the content of the answer with an update; of an error its text."""
 
         def train(message: Message, context: Context) -> Message:
@@ -187,14 +190,14 @@ class Client:
                 warnings.simplefilter("ignore")
                 after = {
                     name: np.asarray(array - update[name]).astype(array.dtype)
-                    for name, array in model.items()
+                    for name, array in self._model.items()
                 }
             metrics = MetricRecord({"num-examples": 10, "loss": float(after["weight"][0])})
             content = RecordDict({"arrays": to_record(after), "metrics": metrics})
             return Message(content, reply_to=message)
 
         config = ConfigRecord({**instruction.encode()})
-        content = RecordDict({"arrays": to_record(model), "config": config})
+        content = RecordDict({"arrays": self._record, "config": config})
         asked = Message(content, dst_node_id=self._context.node_id, message_type="train")
         with np.errstate(all="raise"), warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -227,8 +230,7 @@ def random_model(rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
     size = int(rng.integers(1, 600))
     return {
         "weight": rng.standard_normal(size).astype(np.float32),
-        "bias": rng.standard_normal(int(rng.integers(0, 40))),
-        "half": rng.standard_normal(5).astype(np.float16),
+        "bias": rng.standard_normal(int(rng.integers(0, 40))).astype(f"f{rng.choice([2, 8])}"),
         "norm": np.ones(2, np.float32),
         "steps": np.array([3]),
     }
