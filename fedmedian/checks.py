@@ -65,7 +65,10 @@ def require_real(
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer or a fraction that no float comes near
+        number = inf
     too_low = number <= low if open_low else number < low
     too_high = number >= high if open_high else number > high
     if not isfinite(number) or too_low or too_high:
@@ -78,8 +81,8 @@ def require_real(
     return number
 
 
-def require_integer(name: str, value: Any, *, low: int) -> int:
-    """Return `value` as an int if it is an integer that is at least `low`.
+def require_integer(name: str, value: Any, *, low: int, high: int | None = None) -> int:
+    """Return `value` as an int if it is an integer within bounds.
 
     Parameters
     ----------
@@ -89,6 +92,8 @@ def require_integer(name: str, value: Any, *, low: int) -> int:
         What was passed; a bool is not an integer here.
     low : int
         The smallest allowed value.
+    high : int, optional
+        The largest allowed value.
 
     Returns
     -------
@@ -100,13 +105,15 @@ def require_integer(name: str, value: Any, *, low: int) -> int:
     TypeError
         If `value` is not an integer.
     ValueError
-        If it is smaller than `low`.
+        If it is out of range.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an integer, got {value!r} ({type(value).__name__})")
-    if value < low:
-        raise ValueError(f"{name} must be >= {low}, got {value!r}")
-    return int(value)
+    number = int(value)
+    if number < low or (high is not None and number > high):
+        at_most = "" if high is None else f" and <= {high}"
+        raise ValueError(f"{name} must be >= {low}{at_most}, got {value!r}")
+    return number
 
 
 def require_choice(name: str, value: Any, allowed: Collection[str]) -> None:

@@ -170,7 +170,13 @@ class ClientStep(ABC):
         """
 
     def blocks(self, before: Blocks) -> Blocks:
-        """Return the blocks of the vector after this step."""
+        """Return the blocks of the vector after this step.
+
+        Raises
+        ------
+        WireError
+            If the step does not fit those before it, whatever the update.
+        """
         return before
 
     def undo(self, direction: Float32, before: Blocks) -> Float32:
@@ -297,10 +303,17 @@ class ClientMomentum(ClientStep):
 
     def apply(self, draft: Draft) -> None:
         """Replace the draft by the average, and remember that."""
+        # One NaN in an average would stay in it.
+        if not isfinite(energy(draft.vector)):
+            raise UpdateError("an update that is not finite cannot be averaged")
         memory = draft.memory_of(self)
         rounds = np.array([draft.server_round], dtype=np.int64)
         # Another model, or rounds that do not go on from the last: the server began another run.
-        if memory and (memory["m"].shape != draft.vector.shape or memory["last-round"] >= rounds):
+        if memory and (
+            memory["m"].shape != draft.vector.shape
+            or memory["last-round"] >= rounds
+            or not isfinite(energy(memory["m"]))
+        ):
             memory.clear()
         memory["last-round"] = rounds
         draft.replace(Momentum(self.decay).step(draft.vector, memory))
@@ -310,6 +323,8 @@ class ClientMomentum(ClientStep):
 @dataclass(frozen=True)
 class Clip(ClientStep):
     """Clipping of the whole update to an L2 norm, by scaling it down.
+
+    An update that is not finite, which no factor would make shorter, becomes zero.
 
     Parameters
     ----------
@@ -331,12 +346,7 @@ class Clip(ClientStep):
 
     def apply(self, draft: Draft) -> None:
         """Scale the draft down if its norm is larger."""
-        vector = draft.vector
-        norm = sqrt(energy(vector))
-        if norm > self.norm:
-            # In float32 the factor of a very long update might have few bits left, or none.
-            factor = self.norm / norm
-            np.multiply(vector, factor, out=vector, dtype=np.float64, casting="same_kind")
+        shorten(draft.vector, self.norm)
 
 
 @register_client_step
@@ -407,6 +417,13 @@ class Rotation(ClientStep):
             for index, part in zip(group, own.split(vector), strict=True):
                 parts[index][:] = part
         return original
+
+    @classmethod
+    def decode(cls, parameters: Mapping[str, Any]) -> Self:
+        """Return the step with these parameters, a seed among them; see `ClientStep.decode`."""
+        if "seed" not in parameters:
+            raise TypeError("seed is missing")
+        return super().decode(parameters)
 
     def _groups(self, before: Blocks) -> list[list[int]]:
         """Return the blocks that are rotated together, by their index."""
@@ -482,6 +499,15 @@ class AddNoise(ClientStep):
         """Add the noise."""
         draft.add_noise(self.noise, self._scales(draft))
 
+    def blocks(self, before: Blocks) -> Blocks:
+        """Return the same blocks, of which each must have a scale if any has."""
+        if self.scales is not None and self.scales.size != len(before):
+            raise WireError(
+                f"instruction has noise scales for {self.scales.size} blocks, "
+                f"the update has {len(before)}"
+            )
+        return before
+
     def encode(self) -> dict[str, WireScalar]:
         """Return the parameters, the family's own among them."""
         message: dict[str, WireScalar] = {"family": self.noise.name, "factor": float(self.factor)}
@@ -513,12 +539,8 @@ class AddNoise(ClientStep):
         return cls(noise, scales, require_real("factor", factor, low=0.0))
 
     def _scales(self, draft: Draft) -> Float32:
+        self.blocks(draft.blocks)  # raises if the scales are those of other blocks
         if self.scales is not None:
-            if self.scales.size != len(draft.blocks):
-                raise WireError(
-                    f"instruction has noise scales for {self.scales.size} blocks, "
-                    f"the update has {len(draft.blocks)}"
-                )
             return self.scales
         if draft.magnitudes is None:
             raise WireError("instruction has neither noise scales nor a magnitude to measure")
@@ -561,6 +583,17 @@ def top_up(level: NDArray[Any], rms: NDArray[Any]) -> Float32:
     """Return the scale of the noise that tops an update up to a level, elementwise: √(c² − σ²)."""
     missing = np.square(level, dtype=np.float64) - np.square(rms, dtype=np.float64)
     return np.asarray(np.sqrt(np.maximum(missing, 0)), dtype=np.float32)
+
+
+def shorten(vector: NDArray[np.float32], norm: float) -> None:
+    """Scale a vector down, in place, to an L2 norm, but for rounding; not finite, it becomes 0."""
+    length = sqrt(energy(vector))
+    if not isfinite(length):
+        vector[:] = 0
+    elif length > norm:
+        # In float32 the factor of a very long update might have few bits left, or none.
+        factor = norm / length
+        np.multiply(vector, factor, out=vector, dtype=np.float64, casting="same_kind")
 
 
 def energy(values: NDArray[np.float32]) -> float:

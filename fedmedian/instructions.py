@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import isfinite
@@ -20,9 +21,11 @@ from fedmedian.client_steps import (
     Signs,
     UpdateError,
     energy,
+    shorten,
 )
 from fedmedian.kernels.signs import packed_size
 from fedmedian.layout import Arrays, Layout, first_spoiled
+from fedmedian.logs import warned_of
 from fedmedian.payloads import LARGEST, Payload, PayloadKind
 from fedmedian.wire import (
     PREFIX,
@@ -36,6 +39,9 @@ from fedmedian.wire import (
 )
 
 Step = TypeVar("Step", bound=ClientStep)
+
+_ROUNDING = 2.0**-20
+"""The share by which an update is clipped shorter, so that float32 does not round it longer."""
 
 _LONGEST_SEED = 4300
 """The number of digits that Python turns into an integer, at most."""
@@ -77,8 +83,19 @@ class Instruction:
         """Return the step of a kind, or None if there is none."""
         return next((step for step in self.steps if isinstance(step, kind)), None)
 
+    @property
+    def place_of_noise(self) -> int:
+        """The index of the last step but `Signs`: noise has to be the last change."""
+        return max(len(self.steps) - (2 if self.kind == "signs" else 1), 0)
+
     def blocks(self, layout: Layout) -> Blocks:
-        """Return the blocks of what clients with a model of this layout send."""
+        """Return the blocks of what clients with a model of this layout send.
+
+        Raises
+        ------
+        WireError
+            If the steps do not fit such a model, whatever the update.
+        """
         return _blocks_before(self, layout.blocks)[-1]
 
     def undo(self, direction: Float32, layout: Layout) -> Float32:
@@ -212,6 +229,7 @@ def perturb_update(
     rng: np.random.Generator,
     memory: Memory | None = None,
     partition: int | None = None,
+    clip: float | None = None,
 ) -> Payload:
     """Answer an instruction with an update: Algorithms 1 to 4 of arXiv 1906.01736, line 3.
 
@@ -232,6 +250,12 @@ def perturb_update(
         instruction without momentum does not ask for.
     partition : int, optional
         The client's partition, for the server's log.
+    clip : float, optional
+        The largest L2 norm of what noise is added to, whatever the steps before the noise are. The
+        instruction must end with `AddNoise` of given scales, and `Signs` if it asks for signs. No
+        value of the update then decides whether this raises: if a step before the noise does, or
+        the result of all of them is not finite, noise is added to zeros, and the memory stays as
+        it was.
 
     Returns
     -------
@@ -241,17 +265,21 @@ def perturb_update(
     Raises
     ------
     UpdateError
-        If the update is not finite, naming the array.
+        If the update is not finite, naming the array, and `clip` is not given.
     WireError
         If the instruction does not fit the model.
     """
-    parts = list(layout.blocks.split(update))
-    for spec, part in zip(layout.flat, parts, strict=True):
-        if not isfinite(energy(part)):
-            raise UpdateError(f"update of array {spec.name!r} holds NaN or infinity")
-    tied = _still_tied(instruction.tied, parts)
-    draft = Draft(update, layout.blocks, instruction.server_round, rng, memory)
-    for step in instruction.steps:
+    tied: tuple[int, ...] = ()
+    vector, blocks, steps = update, layout.blocks, instruction.steps
+    if clip is None:
+        _require_finite(layout, update)
+        tied = _still_tied(instruction.tied, list(layout.blocks.split(update)))
+    else:
+        # In a draft of their own: steps may leave more in it than the vector.
+        vector, blocks = _prepared_within(clip, instruction, layout, update, rng, memory)
+        steps = steps[instruction.place_of_noise :]
+    draft = Draft(vector, blocks, instruction.server_round, rng, memory)
+    for step in steps:
         step.apply(draft)
     nothing = np.zeros(len(draft.blocks), dtype=np.float32)
     return Payload(
@@ -265,6 +293,40 @@ def perturb_update(
         partition=partition,
         tied=tied,
     )
+
+
+def _prepared_within(
+    clip: float,
+    instruction: Instruction,
+    layout: Layout,
+    update: Float32,
+    rng: np.random.Generator,
+    memory: Memory | None,
+) -> tuple[Float32, Blocks]:
+    """Take the steps before the noise; return a vector of norm `clip` or less, and its blocks."""
+    blocks = instruction.blocks(layout)
+    vector = np.zeros(blocks.dim, dtype=np.float32)
+    with warned_of("answered with noise alone, by this client's policy"):
+        _require_finite(layout, update)
+        later = deepcopy(memory)
+        draft = Draft(update, layout.blocks, instruction.server_round, rng, later)
+        for step in instruction.steps[: instruction.place_of_noise]:
+            step.apply(draft)
+        if draft.vector.shape != vector.shape:
+            raise UpdateError(f"update has shape {draft.vector.shape}, not {vector.shape}")
+        if not isfinite(energy(draft.vector)):
+            raise UpdateError("update is not finite after the steps before the noise")
+        vector[:] = draft.vector
+        if memory is not None and later is not None:
+            memory.update(later)
+    shorten(vector, clip * (1 - _ROUNDING))
+    return vector, blocks
+
+
+def _require_finite(layout: Layout, update: Float32) -> None:
+    for spec, part in zip(layout.flat, layout.blocks.split(update), strict=True):
+        if not isfinite(energy(part)):
+            raise UpdateError(f"update of array {spec.name!r} holds NaN or infinity")
 
 
 @lru_cache(maxsize=8)  # each of a round's replies asks

@@ -278,15 +278,21 @@ class Layout:
             extra = sorted(set(arrays) - {spec.name for spec in self.specs})
             if not missing and not extra:
                 raise ValueError(f"arrays are not in the model's order: {list(arrays)}")
-            raise ValueError(f"arrays differ from the model's: missing {missing}, extra {extra}")
+            by_position = list(arrays) == [str(position) for position in range(len(arrays))]
+            is_part = len(arrays) < len(self.specs) and (by_position or not extra)
+            # Before the names, which may be many: the log cuts what is long.
+            cause = ", which must hold only the arrays that clients send" if is_part else ""
+            raise ValueError(
+                f"arrays differ from the model's{cause}: missing {missing}, extra {extra}"
+            )
         for spec in self.specs:
             _require_real(spec.name, arrays[spec.name].dtype)
-            shape, is_number = arrays[spec.name].shape, spec.size == arrays[spec.name].size == 1
-            if shape != spec.shape and not is_number:
+            own = arrays[spec.name].shape
+            is_number = spec.size == arrays[spec.name].size == 1
+            if own != spec.shape and not is_number:
                 raise ValueError(
-                    f"array {spec.name!r} has shape {shape}, "
-                    f"the model's is {spec.shape}; models whose arrays change their shape, as "
-                    "those of trees do, cannot be averaged"
+                    f"array {spec.name!r} has shape {own}, the model's is {spec.shape}"
+                    f"{_cause_of_shapes(own, spec.shape)}"
                 )
 
     def difference(self, before: Arrays, after: Arrays) -> NDArray[np.float32]:
@@ -493,3 +499,20 @@ def _require_real(name: str, dtype: np.dtype[Any]) -> None:
         raise ValueError(
             f"array {name!r} of {dtype} cannot be trained, only numbers that are real can{remedy}"
         )
+
+
+def _cause_of_shapes(own: tuple[int, ...], models: tuple[int, ...]) -> str:
+    """Return what is likely wrong with an array whose shape is not the model's."""
+    if not own or not models or own[1:] != models[1:]:
+        return "; do server and clients make the same model?"
+    causes = []
+    if own[0] < models[0]:
+        causes.append(
+            "scikit-learn leaves out classes that a client's data lack, and must be given all of "
+            "them"
+        )
+    if len(own) == 1:
+        causes.append(
+            "models whose arrays change their shape, as those of trees do, cannot be averaged"
+        )
+    return f"; {', or '.join(causes)}" if causes else "; do server and clients make the same model?"

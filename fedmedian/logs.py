@@ -1,6 +1,8 @@
 """Flower's log, and how what others have said gets into it."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _LOGGER = logging.getLogger("flwr")
 
@@ -19,6 +21,24 @@ def warn(template: str, *words: object) -> None:
         What goes into it: integers as they are, all else by `as_line`.
     """
     _LOGGER.warning(template, *(w if isinstance(w, int) else as_line(w) for w in words))
+
+
+@contextmanager
+def warned_of(consequence: str) -> Iterator[None]:
+    """Log whatever is raised in this context instead of raising it; Ctrl-C alone is raised.
+
+    Parameters
+    ----------
+    consequence : str
+        What happens instead.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    # Custom code may raise anything.
+    except BaseException as error:
+        warn("perturb: %s; %s", error, consequence)
 
 
 def as_line(source: object) -> str:

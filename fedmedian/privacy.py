@@ -58,6 +58,9 @@ Relation = Literal["replace", "zero"]
 LEAST_MULTIPLIER = 0.2
 """The noise multiplier below which rounding counts; see `fedmedian.kernels.encoding`."""
 
+MOST_ANSWERS = 2**63 - 1
+"""The largest number of answers that is counted, as in a record of Flower's."""
+
 _ROUNDING = 1e-5
 """A part of the noise that is not counted on: norms, rotations and scales are of float32."""
 
@@ -240,7 +243,7 @@ class Mechanism:
         delta : float
             δ, in (0, 1).
         rounds : int (default: 1)
-            The number of answers, >= 0; with sampling, of rounds.
+            The number of answers, in [0, 2**63); with sampling, of rounds.
         relation : {"replace", "zero"} (default: "replace")
             See `PrivacyBudget`.
         sampling : float (default: 1.0)
@@ -257,27 +260,29 @@ class Mechanism:
             If an argument has the wrong type or is out of range.
         """
         _require_delta(delta)
-        require_integer("rounds", rounds, low=0)
+        require_integer("rounds", rounds, low=0, high=MOST_ANSWERS)
         _require_sampling(relation, sampling)
         if rounds == 0:
             return 0.0
         told = Told.by_answer(self.kind, self.noise_multiplier, relation)
         epsilon = (told * rounds).epsilon(delta)
-        if sampling < 1:
+        if sampling < 1 and 0 < epsilon < inf:
             divergences = sampled_divergences(sqrt(told.as_vectors), told.as_sent, sampling)
             epsilon = min(epsilon, epsilon_of_divergences(rounds * divergences, delta))
         return epsilon
 
     def rounds_within(self, budget: PrivacyBudget) -> int:
-        """Return the number of answers that a budget affords a client; it may be 0."""
+        """Return the number of answers that a budget affords a client, from 0 to 2**63 - 1."""
 
         def exceeds(rounds: int) -> bool:
             spent = self.epsilon(budget.delta, rounds, budget.relation, budget.sampling)
             return spent > budget.epsilon
 
+        if not exceeds(MOST_ANSWERS):
+            return MOST_ANSWERS
         low, high = 0, 1
         while not exceeds(high):
-            low, high = high, 2 * high
+            low, high = high, min(2 * high, MOST_ANSWERS)
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if exceeds(middle) else (middle, high)
@@ -302,7 +307,7 @@ def noise_multiplier_for(
     delta : float
         δ, in (0, 1).
     rounds : int
-        The number of answers, >= 1: that of a run's rounds.
+        The number of answers, in [1, 2**63): that of a run's rounds.
     sampling : float (default: 1.0)
         The share of the clients that is drawn in a round, in (0, 1], where it stays hidden who: see
         `PrivacyBudget`. It is no secret to the server, against which it is 1.
@@ -328,7 +333,7 @@ def noise_multiplier_for(
     11.0
     """
     budget = PrivacyBudget(epsilon, delta, relation, sampling)
-    require_integer("rounds", rounds, low=1)
+    require_integer("rounds", rounds, low=1, high=MOST_ANSWERS)
     require_choice("kind", kind, ("signs", "vector"))
 
     def suffices(multiplier: float) -> bool:
@@ -339,7 +344,8 @@ def noise_multiplier_for(
     while not suffices(high):
         low, high = high, 2 * high
     while high > low * (1 + 1e-6):
-        middle = sqrt(low * high)
+        # The product of two very large ones is infinite.
+        middle = sqrt(low * high) if high < 1e150 else sqrt(low) * sqrt(high)
         low, high = (low, middle) if suffices(middle) else (middle, high)
     return high
 
@@ -360,7 +366,7 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
         The least ε >= 0 with Φ(μ/2 − ε/μ) − e^ε·Φ(−μ/2 − ε/μ) ≤ δ.
     """
     # Φ(x) ≤ exp(−x²/2) for x ≤ 0.
-    enough = mu**2 / 2 + mu * sqrt(2 * -log(delta))
+    enough = mu * mu / 2 + mu * sqrt(2 * -log(delta))
     if mu > _LARGEST_MU:
         return enough
 
@@ -397,7 +403,7 @@ def renyi_epsilon(energy: float, delta: float) -> float:
         return order * energy / 2 - log1p(1 / excess) - (log(delta) + log(order)) / excess
 
     # The bound α/2·energy − log δ/(α − 1) is least at this α, and this one's least is near.
-    near = log(sqrt(2 * -log(delta) / energy))
+    near = (log(2 * -log(delta)) - log(energy)) / 2
     found = minimize_scalar(bound, bounds=(near - 3, near + 3), method="bounded")
     return max(0.0, float(found.fun))
 

@@ -20,6 +20,9 @@ WIRE_VERSION = 3
 PREFIX = "fedmedian."
 """The beginning of every key of ours in a message."""
 
+EVALUATION = PREFIX + "evaluation"
+"""The key by which a strategy says that it does not read arrays in replies to evaluation."""
+
 WireScalar = int | float | str | bytes
 Float32 = NDArray[np.float32]
 T = TypeVar("T")

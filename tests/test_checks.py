@@ -39,7 +39,7 @@ def test_what_is_not_a_number_is_refused_as_a_real():
 
 
 def test_what_is_not_finite_is_refused_as_a_real():
-    for value in (inf, -inf, nan):
+    for value in (inf, -inf, nan, 10**400, -(10**400), Fraction(10**400)):
         for bounds in ({}, {"low": 0}, {"low": 0, "open_low": True}):
             with pytest.raises(ValueError, match=naming("x", value)):
                 require_real("x", value, **bounds)
@@ -88,6 +88,13 @@ def test_an_integer_that_is_too_small_is_refused_with_the_least():
     with pytest.raises(ValueError, match=naming("n", 0)) as refused:
         require_integer("n", 0, low=1)
     assert ">= 1" in str(refused.value)
+
+
+def test_an_integer_that_is_too_large_is_refused_with_both_bounds():
+    assert require_integer("n", 3, low=1, high=3) == 3
+    with pytest.raises(ValueError, match=naming("n", 4)) as refused:
+        require_integer("n", 4, low=1, high=3)
+    assert ">= 1 and <= 3" in str(refused.value)
 
 
 def test_an_allowed_string_is_let_through_as_a_choice():

@@ -234,6 +234,21 @@ class TestClip:
             clipped = after(Clip(norm), [3e38] * 8).vector
             assert np.linalg.norm(np.float64(clipped)) <= norm * (1 + 1e-6)
 
+    @given(
+        update=hnp.arrays(np.float32, 8, elements=st.floats(width=32)),
+        norm=st.floats(min_value=0, exclude_min=True, allow_infinity=False),
+    )
+    def test_of_any_update_to_any_norm_it_leaves_a_finite_one_that_is_no_longer(self, update, norm):
+        clipped = after(Clip(norm), update).vector
+        assert np.isfinite(clipped).all()
+        assert not clipped.any() or np.isfinite(update).all()
+        # Entries as small as float32 has are rounded to the next of them.
+        assert np.linalg.norm(np.float64(clipped)) <= norm * (1 + 1e-6) + 4 * 1.4e-45
+
+    @pytest.mark.parametrize("value", [nan, inf, -inf])
+    def test_one_entry_that_is_not_finite_makes_the_whole_update_zero(self, value):
+        assert not after(Clip(1.0), [*UPDATE[:-1], value]).vector.any()
+
 
 class TestMeasure:
     def test_rms_of_each_block(self):
@@ -299,6 +314,22 @@ class TestClientMomentum:
         assert second == pytest.approx([2.0] * 8)
         assert memory["momentum"]["last-round"].dtype == np.int64
         assert memory["momentum"]["m"].dtype == np.float32
+
+    @pytest.mark.parametrize("value", [nan, inf, -inf])
+    def test_an_update_that_is_not_finite_does_not_get_into_the_average(self, value):
+        memory = {}
+        self.sent([UPDATE], memory=memory)
+        with pytest.raises(UpdateError, match="not finite"):
+            self.sent([[value] * 8], rounds=[2], memory=memory)
+        (sent,) = self.sent([UPDATE], rounds=[3], memory=memory)
+        assert sent == pytest.approx(UPDATE, rel=1e-5)
+
+    def test_an_average_that_is_not_finite_is_forgotten(self):
+        memory = {}
+        self.sent([UPDATE], memory=memory)
+        memory["momentum"]["m"] = np.full(8, nan, np.float32)
+        (sent,) = self.sent([UPDATE], rounds=[2], memory=memory)
+        assert sent == pytest.approx(UPDATE, rel=1e-5)
 
     def test_a_client_that_cannot_remember_refuses_it_by_name(self):
         with pytest.raises(WireError, match="momentum"):

@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from fedmedian import Layout
 from fedmedian.layout import RUNNING_STATISTICS, ArraySpec, first_spoiled, matches
+from fedmedian.logs import as_line
 
 FLAT_DTYPES = [np.float16, np.float32, np.float64]
 EXACT_DTYPES = [np.int8, np.int32, np.int64, np.uint8, np.uint64, np.bool_]
@@ -374,6 +375,43 @@ class TestMatching:
         layout = Layout.of_model({"a": np.zeros(here)})
         with pytest.raises(ValueError, match=re.escape(f"'a' has shape {there}")):
             layout.require_match({"a": np.zeros(there)})
+
+    CLASSES, TREES = "scikit-learn leaves out classes", "change their shape, as those of trees do"
+    SAME, PART = "make the same model?", "which must hold only the arrays that clients send"
+
+    @pytest.mark.parametrize(
+        ("model", "own", "said", "unsaid"),
+        [
+            # A class that a client lacks, or two classes alone.
+            ({"coef": (10, 64)}, {"coef": (9, 64)}, [CLASSES], [TREES, SAME]),
+            ({"coef": (10, 64)}, {"coef": (1, 64)}, [CLASSES], [TREES, SAME]),
+            ({"bias": (10,)}, {"bias": (9,)}, [CLASSES, TREES], [SAME]),
+            ({"nodes": (9,)}, {"nodes": (10,)}, [TREES], [CLASSES, SAME]),
+            ({"w": (10, 64)}, {"w": (11, 64)}, [SAME], [CLASSES, TREES]),
+            ({"w": (10, 64)}, {"w": (10, 32)}, [SAME], [CLASSES, TREES]),
+            ({"w": (10, 64)}, {"w": (640,)}, [SAME], [CLASSES, TREES]),
+            ({"w": (3,)}, {"w": ()}, [SAME], [CLASSES, TREES]),
+            # The body of a model, by name or as a NumPyClient sends it.
+            ({"a": (1,), "b": (1,)}, {"a": (1,)}, [PART, "['b']"], []),
+            ({"a": (1,), "b": (1,), "c": (1,)}, {"0": (1,), "1": (1,)}, [PART], []),
+            ({"0": (1,), "1": (1,)}, {"0": (1,)}, [PART], []),
+            ({"a": (1,)}, {"a": (1,), "b": (1,)}, ["['b']"], [PART]),
+            ({"a": (1,), "b": (1,)}, {"c": (1,)}, ["['c']"], [PART]),
+            ({"a": (1,)}, {"0": (1,), "1": (1,)}, [], [PART]),
+        ],
+    )
+    def test_what_is_likely_wrong_is_said_and_nothing_else(self, model, own, said, unsaid):
+        model, own = ({n: np.zeros(s) for n, s in one.items()} for one in (model, own))
+        with pytest.raises(ValueError, match="model's") as refused:
+            Layout.of_model(model).require_match(own)
+        assert all(words in str(refused.value) for words in said)
+        assert not any(words in str(refused.value) for words in unsaid)
+
+    def test_that_a_model_holds_more_than_clients_send_is_said_before_the_names_of_many(self):
+        model = {f"layer{number}.weight": np.zeros(1) for number in range(300)}
+        with pytest.raises(ValueError, match="model's") as refused:
+            Layout.of_model(model).require_match({})
+        assert self.PART in as_line(refused.value)
 
     def test_arrays_named_by_position_are_given_the_models_names(self):
         layout = Layout.of_model({"a": np.zeros(2), "b": np.zeros(3)})

@@ -18,6 +18,7 @@ from fedmedian.kernels.rotation import padded_size, rotate
 from fedmedian.privacy import (
     Mechanism,
     PrivacyBudget,
+    Told,
     gaussian_epsilon,
     noise_multiplier_for,
     renyi_epsilon,
@@ -337,3 +338,61 @@ def test_a_rotation_lengthens_no_update_by_more_than_is_counted_on(size):
         assert rotated.size == padded_size(size)
         before, after = (np.linalg.norm(v.astype(np.float64)) for v in (update, rotated))
         assert after <= before * (1 + 2e-6)
+
+
+class TestExtremes:
+    """Whatever numbers there are, a mechanism is counted or refused by the argument's name."""
+
+    POSITIVE = st.one_of(
+        st.floats(min_value=0, exclude_min=True, allow_infinity=False),
+        st.sampled_from([5e-324, 1e-300, 1e-160, 1e-38, 1e160, 1e300, 1.7e308]),
+    )
+    DELTA = st.one_of(
+        st.floats(0, 1, exclude_min=True, exclude_max=True),
+        st.sampled_from([5e-324, 1e-300, 1 - 2**-53]),
+    )
+
+    @given(
+        clip=POSITIVE,
+        noise_scale=POSITIVE,
+        epsilon=POSITIVE,
+        delta=DELTA,
+        kind=st.sampled_from(KINDS),
+    )
+    def test_any_mechanism_and_budget_make_a_number_of_rounds_or_a_named_error(
+        self, clip, noise_scale, epsilon, delta, kind
+    ):
+        if noise_scale < 0.2 * clip:
+            with pytest.raises(ValueError, match="noise_scale must"):
+                Mechanism(clip, noise_scale, kind)
+            return
+        mechanism = Mechanism(clip, noise_scale, kind)
+        rounds = mechanism.rounds_within(PrivacyBudget(epsilon, delta))
+        assert 0 <= rounds < 2**63
+        assert rounds == 0 or mechanism.epsilon(delta, rounds) <= epsilon
+        assert mechanism.epsilon(delta, 2**63 - 1) >= mechanism.epsilon(delta) >= 0
+
+    @given(epsilon=POSITIVE, delta=DELTA, rounds=st.integers(1, 2**63 - 1))
+    def test_any_budget_has_a_multiplier_that_affords_it(self, epsilon, delta, rounds):
+        multiplier = noise_multiplier_for(epsilon, delta, rounds)
+        assert Mechanism(1.0, multiplier).epsilon(delta, rounds) <= epsilon
+
+    @given(size=POSITIVE, delta=DELTA)
+    def test_each_bound_is_a_number_for_any_distance(self, size, delta):
+        assert gaussian_epsilon(size, delta) >= 0
+        assert renyi_epsilon(size, delta) >= 0
+        assert 0 < share_in_votes(size) <= 1
+        for kind in KINDS:
+            assert Told.by_answer(kind, size).epsilon(delta) >= 0
+
+    @pytest.mark.parametrize("multiplier", [1e154, 1e170, 1e308])
+    def test_noise_in_which_nothing_is_left_is_counted_where_clients_are_drawn_too(
+        self, multiplier
+    ):
+        assert Mechanism(1.0, multiplier).epsilon(1e-5, 100, sampling=0.1) == 0
+
+    def test_more_rounds_than_can_be_counted_are_refused(self):
+        with pytest.raises(ValueError, match="rounds must"):
+            Mechanism(1.0, 1.0).epsilon(1e-5, 2**63)
+        with pytest.raises(ValueError, match="rounds must"):
+            noise_multiplier_for(1.0, 1e-5, 10**400)

@@ -2,7 +2,8 @@
 
 ``python -m experiments.studies.fuzz`` sends a million of them to strategies of both of Flower's
 APIs, and prints what came of it; ``python -m experiments.studies.fuzz 20000 7`` sends fewer, of
-another seed.
+another seed. ``python -m experiments.studies.fuzz policy`` is for the clients' side: see
+`experiments.studies.policies`.
 """
 
 import logging
@@ -25,6 +26,7 @@ from flwr.server import SimpleClientManager
 from flwr.server.compat.grid_client_proxy import GridClientProxy
 
 from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
+from experiments.studies import policies
 from fedmedian import Adaptive, Gaussian, Laplace, Layout, Majority
 from fedmedian.clients import InProcessGrid
 from fedmedian.instructions import Instruction, perturb_update
@@ -455,8 +457,11 @@ def _defects(cohort: Cohort, after: Arrays | None, accepted: int) -> Iterator[st
 
 
 def main() -> None:
-    """Print what comes of as many mutated replies as the command line says."""
-    replies, seed = [*map(int, sys.argv[1:3]), *(1_000_000, 0)[len(sys.argv[1:3]) :]]
+    """Print what comes of as many mutated replies, or instructions, as the command line says."""
+    if sys.argv[1:2] == ["policy"]:
+        print(policies.play_in_processes(*_numbers(sys.argv[2:], 100_000)))
+        return
+    replies, seed = _numbers(sys.argv[1:], 1_000_000)
     # Pieces that take the same time, many for each process.
     pairs = [(api, name) for name in STRATEGIES for api in APIS]
     pieces = 8
@@ -476,6 +481,12 @@ def main() -> None:
         told = "; ".join(f"{what} ({times})" for what, times in defects.items()) or "none"
         rows.append([name, api, f"{outcomes[ACCEPTED]:,}", f"{outcomes[REFUSED]:,}", told])
     print(make_table(["strategy", "API", "mutated and accepted", "refused", "defects"], rows))
+
+
+def _numbers(arguments: list[str], usual: int) -> tuple[int, int]:
+    """Return how many of something the command line asks for, and of which seed."""
+    number, seed = [*map(int, arguments), *(usual, 0)[len(arguments) :]]
+    return number, seed
 
 
 def _some(rng: np.random.Generator, size: int) -> list[int]:

@@ -5,6 +5,7 @@ from flwr.app import Context
 from fedmedian.clients.memory import recall, remember
 from fedmedian.instructions import Instruction, perturb_update
 from fedmedian.layout import Arrays, Layout
+from fedmedian.logs import warned_of
 from fedmedian.payloads import Payload
 from fedmedian.randomness import client_rng, secret_rng
 from fedmedian.wire import Float32
@@ -17,7 +18,7 @@ def answer(
     update: Float32,
     after: Arrays,
     *,
-    secret: bool = False,
+    clip: float | None = None,
 ) -> Payload:
     """Answer an instruction as this client.
 
@@ -26,15 +27,16 @@ def answer(
     context : Context
         The client's context; its memory in it is updated.
     instruction : Instruction
-        The server's wish.
+        What the server asks for.
     layout : Layout
         The model's layout.
     update : (d,) float32
         The update. It is overwritten.
     after : mapping of str to array
         The model after training, for its exact arrays.
-    secret : bool (default: False)
-        Whether the noise has to hide something; the instruction's seed plays no part then.
+    clip : float, optional
+        The largest L2 norm of what noise is added to, for noise that has to hide something: see
+        `fedmedian.instructions.perturb_update`. The instruction's seed plays no part then.
 
     Returns
     -------
@@ -50,13 +52,17 @@ def answer(
     # A node id stands in for the noise, but is no partition and may exceed a record's integers.
     partition = int(context.node_config.get("partition-id", context.node_id))
     rng = (
-        secret_rng()
-        if secret
-        else client_rng(instruction.seed, partition, instruction.server_round)
+        client_rng(instruction.seed, partition, instruction.server_round)
+        if clip is None
+        else secret_rng()
     )
     memory = recall(context)
     payload = perturb_update(
-        instruction, layout, update, after, rng, memory, partition if named else None
+        instruction, layout, update, after, rng, memory, partition if named else None, clip
     )
-    remember(context, memory)
+    if clip is None:
+        remember(context, memory)
+    else:
+        with warned_of("the memory of client steps stays as it was"):
+            remember(context, memory)
     return payload

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from contextlib import suppress
+from inspect import currentframe
 from itertools import count
 from logging import ERROR
 from threading import Lock
@@ -9,6 +10,8 @@ from traceback import extract_tb, format_exception
 from typing import Any
 
 from flwr.app import (
+    Array,
+    ArrayRecord,
     Context,
     Error,
     Message,
@@ -38,7 +41,8 @@ class InProcessGrid(Grid):
     quarter of a second. Nodes answer in the order of their partitions, whichever a strategy
     names first. Each node has its own Context, whose state lives as long as the grid;
     messages are copied, so that no node sees what another does to its own. Whatever the ClientApp
-    raises becomes an error reply, as in Flower's other engines; only Ctrl-C ends the run.
+    raises becomes an error reply, as in Flower's other engines; only Ctrl-C ends the run. No node
+    can join: a strategy that waits for more of them is ended by a ``ValueError``.
 
     Parameters
     ----------
@@ -121,8 +125,21 @@ class InProcessGrid(Grid):
         )
 
     def get_node_ids(self) -> list[int]:
-        """Return the ids of all nodes, in the order of their partitions."""
-        return list(self._contexts)
+        """Return the ids of all nodes, in the order of their partitions.
+
+        Raises
+        ------
+        ValueError
+            If a strategy asks that waits for more nodes than there are: none can join.
+        """
+        node_ids = list(self._contexts)
+        wanted, arguments = _awaited_nodes()
+        if wanted > len(node_ids):
+            raise ValueError(
+                f"{arguments} must be <= {len(node_ids)}, the num_nodes of this InProcessGrid, "
+                f"which no other node can join: the strategy waits for {wanted}"
+            )
+        return node_ids
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Let the nodes answer messages, and return the messages' ids."""
@@ -132,8 +149,7 @@ class InProcessGrid(Grid):
     def _push(self, messages: list[Message]) -> list[str]:
         for message in messages:
             self._give_id(message)
-        with no_object_id_recompute():  # strategies send one content to all nodes
-            self.bytes_down += sum(serialized_size(message) for message in messages)
+        self.bytes_down += sum(_sizes(messages))
         # Flower shuffles the nodes, and what a node does may depend on those before it: on the
         # global generators of NumPy and torch, or on what hostile clients overhear.
         for message in sorted(messages, key=lambda message: message.metadata.dst_node_id):
@@ -188,8 +204,8 @@ class InProcessGrid(Grid):
 
     def _measured(self, reply: Message) -> tuple[Message, int]:
         self._give_id(reply)
-        with no_object_id_recompute():
-            return reply, serialized_size(reply)
+        (size,) = _sizes([reply])
+        return reply, size
 
     def _give_id(self, message: Message) -> None:
         # Flower's own grids set the id when they send, and it has no public setter.
@@ -207,6 +223,59 @@ class InProcessGrid(Grid):
             # What it sends may be what it keeps.
             reply.content = _copy(reply.content)
         return reply
+
+
+def _sizes(messages: list[Message]) -> list[int]:
+    """Return the bytes of messages as Flower would send them."""
+    # Of copies: what Flower leaves in an array that it measures can be neither copied nor pickled.
+    copies = {
+        id(message.content): RecordDict(
+            {name: _copy_for_measuring(record) for name, record in message.content.items()}
+        )
+        for message in messages
+        if message.has_content()
+    }
+    with no_object_id_recompute():  # strategies send one content to all nodes
+        return [
+            serialized_size(
+                Message(content=copies[id(message.content)], metadata=message.metadata)  # type: ignore[call-overload]
+                if message.has_content()
+                else message
+            )
+            for message in messages
+        ]
+
+
+def _copy_for_measuring(record: Any) -> Any:
+    if not isinstance(record, ArrayRecord):
+        return record
+    return ArrayRecord(
+        {name: Array(a.dtype, a.shape, a.stype, a.data) for name, a in record.items()}
+    )
+
+
+def _awaited_nodes() -> tuple[int, str]:
+    """Return for how many nodes a strategy waits, if one asks who is there, and its arguments.
+
+    Flower asks again and again until that many are there. It says for how many to nobody: only the
+    frames of the functions that ask have it.
+    """
+    frame = currentframe()
+    while frame is not None:
+        match frame.f_globals.get("__name__"), frame.f_code.co_name:
+            case "flwr.serverapp.strategy.strategy_utils", "sample_nodes":
+                wanted = frame.f_locals.get("min_available_nodes", 0)
+                return wanted, "min_available_nodes, min_train_nodes and min_evaluate_nodes"
+            case "flwr.server.compat.app_utils", "wrapped_method":
+                # Without arguments, but where clients are sampled.
+                by_place = zip(
+                    ("num_clients", "min_num_clients"), frame.f_locals.get("args", ()), strict=False
+                )
+                asked = {**dict(by_place), **frame.f_locals.get("kwargs", {})}
+                wanted = asked.get("min_num_clients") or asked.get("num_clients", 0)
+                return wanted, "min_available_clients, min_fit_clients and min_evaluate_clients"
+        frame = frame.f_back
+    return 0, ""
 
 
 def _copy(content: RecordDict) -> RecordDict:

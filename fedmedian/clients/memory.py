@@ -40,5 +40,7 @@ def remember(context: Context, memory: Memory) -> None:
     memory : dict of str to dict of str to array
         The memory, by the step that remembers it.
     """
-    for step, arrays in memory.items():
-        context.state[PREFIX + step] = to_record(arrays)
+    records = {PREFIX + step: to_record(arrays) for step, arrays in memory.items()}
+    # All of them or, if one cannot be stored, none.
+    for key, record in records.items():
+        context.state[key] = record

@@ -6,15 +6,13 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.common.constant import ErrorCode
 
 from fedmedian.checks import require_type
-from fedmedian.client_steps import UpdateError
 from fedmedian.clients.answering import answer
 from fedmedian.clients.policy import Policies, Policy, PolicyError, are_kept, keeping
 from fedmedian.instructions import Instruction
 from fedmedian.layout import Arrays, Layout
 from fedmedian.logs import warn
-from fedmedian.payloads import Payload
 from fedmedian.records import to_arrays, to_record
-from fedmedian.wire import PREFIX, Float32, WireError, refusal
+from fedmedian.wire import EVALUATION, PREFIX, WireError, refusal
 
 _FIT_METRICS = "fitres.metrics"
 _RECORD = "fedmedian"
@@ -29,6 +27,10 @@ def perturb(message: Message, context: Context, call_next: ClientAppCallable) ->
     is the outermost mod, so that other mods see the weights they expect.
 
     Works with apps of the Message API and, through ``ClientApp(client_fn=...)``, with NumPyClients.
+
+    Of a reply to evaluation a fedmedian strategy reads metrics alone, as Flower's do: arrays in it
+    stay on the client. Any other strategy, a subclass that reads them among them, gets them as
+    before.
 
     It does what any server asks for, unless the environment or the run config holds a policy; see
     `perturb_with`.
@@ -47,7 +49,8 @@ def perturb(message: Message, context: Context, call_next: ClientAppCallable) ->
     Message
         The reply. If the app's update cannot be sent (it is not finite, does not match the
         model, the reply has not exactly one ArrayRecord, or a policy refuses it) an error reply
-        that says why, with code ``MOD_FAILED_PRECONDITION``.
+        that says why, with code ``MOD_FAILED_PRECONDITION``. The client's own log has the same
+        line.
     """
     return _answer(message, context, call_next)
 
@@ -110,11 +113,17 @@ def _pass_on(
     message: Message, context: Context, call_next: ClientAppCallable, policies: Policies
 ) -> Message:
     """Let the app answer a message without an instruction."""
+    # Looked for first: the keys that ask are not for the app.
+    wants_no_arrays = _is_evaluation_of_ours(message)
+    _take_out_keys(message)
     try:
         policies.require_uninstructed(_is_training(message))
         with keeping():
             reply = call_next(message, context)
         if reply.has_content():
+            if wants_no_arrays:
+                for name in list(reply.content.array_records):
+                    del reply.content[name]
             policies.let_out(reply.content)
     except PolicyError as error:
         return _refuse(message, error)
@@ -133,51 +142,54 @@ def _follow(
         instruction = Instruction.decode(config)
         before = _read_model(message.content)
         layout = Layout.with_exact_positions(before, instruction.exact)
-        instruction = policies.admit(instruction, layout, context)
+        instruction.blocks(layout)  # raises if the steps do not fit
+        policies.admit(instruction, layout, context)
     except ValueError as error:
         return _refuse(message, error)
-    for key in [key for key in config if key.startswith(PREFIX)]:
-        del config[key]
+    _take_out_keys(message)
     with keeping():
         reply = call_next(message, context)
     if reply.has_error():
         return reply
     try:
-        own_arrays = _read_model(reply.content)
-        after = layout.named(own_arrays)
-        update = layout.difference(before, after)
-        policies.require_exact(instruction, list(own_arrays))
-        payload = _payload(context, instruction, layout, update, after, policies)
+        # Where warnings are errors, one about a value would report it in spite of a policy.
+        with np.errstate(all="ignore" if policies.kept else None):
+            _perturb(reply.content, instruction, layout, before, context, policies)
     except ValueError as error:
         return _refuse(message, error)
-    policies.withhold(reply.content)
-    bodies, scalars = payload.encode()
-    (name,) = reply.content.array_records
-    # No model's names: another mod must not take these arrays for the model's.
-    reply.content[name] = to_record({f"{PREFIX}{i}": body for i, body in enumerate(bodies)})
-    # The older FitRes has room for scalars in its metrics only.
-    record = _FIT_METRICS if _FIT_METRICS in reply.content else _RECORD
-    own = reply.content.config_records.get(record, ConfigRecord())
-    reply.content[record] = ConfigRecord({**own, **scalars})
     return reply
 
 
-def _payload(
-    context: Context,
+def _perturb(
+    content: RecordDict,
     instruction: Instruction,
     layout: Layout,
-    update: Float32,
-    after: Arrays,
+    before: Arrays,
+    context: Context,
     policies: Policies,
-) -> Payload:
-    secret = bool(policies.kept)
-    try:
-        return answer(context, instruction, layout, update, after, secret=secret)
-    except UpdateError as error:
-        if not secret:
-            raise
-        warn("perturb: %s; answered with noise alone, by this client's policy", error)
-    return answer(context, instruction, layout, np.zeros_like(update), after, secret=secret)
+) -> None:
+    """Put the answer to an instruction in place of the trained model, and take out what stays."""
+    own_arrays = _read_model(content)
+    after = layout.named(own_arrays)
+    update = layout.difference(before, after)
+    policies.require_exact(instruction, list(own_arrays))
+    payload = answer(context, instruction, layout, update, after, clip=policies.clip)
+    policies.withhold(content)
+    bodies, scalars = payload.encode()
+    (name,) = content.array_records
+    # No model's names: another mod must not take these arrays for the model's.
+    content[name] = to_record({f"{PREFIX}{i}": body for i, body in enumerate(bodies)})
+    # The older FitRes has room for scalars in its metrics only.
+    record = _FIT_METRICS if _FIT_METRICS in content else _RECORD
+    own = content.config_records.get(record, ConfigRecord())
+    content[record] = ConfigRecord({**own, **scalars})
+
+
+def _take_out_keys(message: Message) -> None:
+    """Take out of a message, in place, all that is not for the app."""
+    for config in message.content.config_records.values():
+        for key in [key for key in config if key.startswith(PREFIX)]:
+            del config[key]
 
 
 def _instructed_config(message: Message) -> ConfigRecord | None:
@@ -188,7 +200,16 @@ def _instructed_config(message: Message) -> ConfigRecord | None:
 
 
 def _is_training(message: Message) -> bool:
-    return message.metadata.message_type.split(".")[0] == MessageType.TRAIN
+    return _kind(message) == MessageType.TRAIN
+
+
+def _is_evaluation_of_ours(message: Message) -> bool:
+    configs = message.content.config_records.values()
+    return _kind(message) == MessageType.EVALUATE and any(EVALUATION in one for one in configs)
+
+
+def _kind(message: Message) -> str:
+    return message.metadata.message_type.split(".")[0]
 
 
 def _read_model(content: RecordDict) -> Arrays:
@@ -199,4 +220,5 @@ def _read_model(content: RecordDict) -> Arrays:
 
 
 def _refuse(message: Message, error: ValueError) -> Message:
+    warn("%s", refusal(error))
     return Message(Error(ErrorCode.MOD_FAILED_PRECONDITION, refusal(error)), reply_to=message)

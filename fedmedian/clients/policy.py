@@ -5,18 +5,18 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
 
 from fedmedian.checks import require_integer, require_real, require_type
-from fedmedian.client_steps import AddNoise, ClientStep, Clip, Measure
+from fedmedian.client_steps import AddNoise, ClientStep, Measure, Signs
 from fedmedian.instructions import Instruction
 from fedmedian.layout import Layout, matches
 from fedmedian.noise import Gaussian
-from fedmedian.privacy import Mechanism, PrivacyBudget, Told
+from fedmedian.privacy import MOST_ANSWERS, Mechanism, PrivacyBudget, Told
 from fedmedian.randomness import secret_rng
 
 VARIABLE = "FEDMEDIAN_POLICY"
@@ -34,6 +34,9 @@ _STATE = "fedmedian-policy"
 _NOTHING = {"answers": 0, "last-round": -1, "as-vectors": 0.0, "as-sent": 0.0}
 """What it is taken to hold before the first answer."""
 
+SHORTEST = 1e-30
+"""The least norm of clipping: float32 has fewer bits for the entries of much shorter vectors."""
+
 _STATUS = tuple(f"{what}res.status" for what in ("fit", "evaluate", "getproperties"))
 """The records in which a client of the older API says whether it failed: no metrics."""
 
@@ -46,10 +49,10 @@ class PolicyError(ValueError):
 class Policy:
     """Rules that a client keeps, whatever server it is connected to.
 
-    What it lets out of each round is a function of Gaussian noise of scale `noise_scale` or more on
+    What it releases in each round is a function of Gaussian noise of scale `noise_scale` or more on
     an update whose L2 norm is `clip` or less: a Gaussian mechanism with a noise multiplier of
-    ``noise_scale / clip`` at least. The client clips by itself, last before the noise, so
-    that no step of the server's makes the update longer. The noise is drawn by `secret_rng`.
+    ``noise_scale / clip`` at least. The client clips by itself, where the noise is added, so
+    that no step before it makes the update longer. The noise is drawn by `secret_rng`.
 
     Refused, with an error reply that names the rule, and before the app trains if the server's
     message alone tells:
@@ -65,17 +68,19 @@ class Policy:
     - ``exact``, ``rounds``, ``epsilon``, ``metrics``: see the parameters;
     - ``one answer per round``: a round that does not come after the last one.
 
-    An update that is not finite is answered as if it were zero, with noise alone: an error would
-    tell something of the data, without noise, as often as a server can make it happen. The client's
-    own log has it. For the same reason a training that fails counts as an answer.
+    An update that is not finite, or with which the server's steps fail, is answered with noise
+    alone: an error would report something of the data, without noise, as often as a server can make
+    it happen. The client's own log has it, and its memory stays as it was. Errors that come after
+    training follow from the names, shapes and dtypes of what the app returns, or are the app's own.
+    For the same reason a training that fails counts as an answer.
 
-    Answers are counted in ``Context.state``. Flower keeps that for a run, and not beyond the end of
-    a SuperNode.
+    Answers are counted in ``Context.state``. Flower keeps that for a run, and loses it when a
+    SuperNode ends.
 
     Parameters
     ----------
     clip : float
-        C, the largest L2 norm of an update, > 0, in units of what noise is added to.
+        C, the largest L2 norm of an update, >= 1e-30, in units of what noise is added to.
     noise_scale : float
         The least noise scale b = σ·C, > 0, in the same units.
     rounds : int
@@ -118,11 +123,11 @@ class Policy:
     delta: float | None = None
 
     def __post_init__(self) -> None:
-        limits = np.finfo(np.float32)
-        for name in ("clip", "noise_scale"):  # float32 in the arithmetic and on the wire
-            low, high = float(limits.tiny), float(limits.max)
-            require_real(name, getattr(self, name), low=low, high=high)
-        require_integer("rounds", self.rounds, low=1)
+        limits = np.finfo(np.float32)  # of the arithmetic, and on the wire
+        high = float(limits.max)
+        require_real("clip", self.clip, low=SHORTEST, high=high)
+        require_real("noise_scale", self.noise_scale, low=float(limits.tiny), high=high)
+        require_integer("rounds", self.rounds, low=1, high=MOST_ANSWERS)
         for name in ("exact", "metrics"):
             patterns = getattr(self, name)
             if not isinstance(patterns, list | tuple) or not all(
@@ -141,7 +146,7 @@ class Policy:
         Parameters
         ----------
         text : str
-            The parameters as in an inline table of TOML, with dashes or underscores.
+            The parameters as in an inline table of TOML, with dashes or underscores, each once.
 
         Returns
         -------
@@ -151,7 +156,7 @@ class Policy:
         Raises
         ------
         TypeError, ValueError
-            If it is no such text, or a parameter is missing, unknown or out of range.
+            If it is no such text, or a parameter is missing, unknown, there twice or out of range.
 
         Examples
         --------
@@ -160,8 +165,15 @@ class Policy:
         True
         """
         require_type("text", text, str, "a string")
-        parameters = tomllib.loads(f"policy = {{{text}}}")["policy"]
-        return cls(**{key.replace("-", "_"): value for key, value in parameters.items()})
+        document = tomllib.loads(f"policy = {{{text}}}")
+        if len(document) > 1:
+            raise ValueError(f"the text of a policy must be one table, got {text!r}")
+        spelled: dict[str, str] = {}
+        for key in document["policy"]:
+            other = spelled.setdefault(key.replace("-", "_"), key)
+            if other != key:
+                raise ValueError(f"{other!r} and {key!r} are one parameter, give one of them")
+        return cls(**{name: document["policy"][key] for name, key in spelled.items()})
 
     def require_permission(self, instruction: Instruction, layout: Layout) -> None:
         """Raise if an instruction asks for what may not leave.
@@ -186,7 +198,7 @@ class Policy:
             _refuse("magnitudes", "the server asks for the size of the update")
         if instruction.tied:
             _refuse("tied", "the server asks whether arrays of the model are still the same one")
-        self._require_noise(instruction.steps[_place_of_noise(instruction) :])
+        self._require_noise(instruction.steps[instruction.place_of_noise :])
         names = [spec.name for spec in layout.specs]
         for position in instruction.exact:
             # The names are the server's; `require_exact` looks at the client's own.
@@ -231,12 +243,6 @@ class Policy:
             if not _matches(self.exact, names[position]):
                 self._refuse_exact(names[position])
 
-    def bound(self, instruction: Instruction) -> Instruction:
-        """Return an instruction with this client's clipping before its noise."""
-        place = _place_of_noise(instruction)
-        steps = (*instruction.steps[:place], Clip(self.clip), *instruction.steps[place:])
-        return replace(instruction, steps=steps)
-
     def withhold(self, content: RecordDict) -> None:
         """Take out of a reply, in place, what may not leave with its answer."""
         for name, record in list(content.items()):
@@ -274,7 +280,7 @@ class Policy:
 
     def _require_noise(self, last: Sequence[ClientStep]) -> None:
         step = last[0] if last else None
-        if not isinstance(step, AddNoise):
+        if not isinstance(step, AddNoise) or any(type(other) is not Signs for other in last[1:]):
             _refuse("noise_scale", "the server asks for no noise, or for another step after it")
         if type(step.noise) is not Gaussian:
             _refuse("noise_scale", f"noise must be gaussian, the server asks for {step.noise.name}")
@@ -322,12 +328,16 @@ class Policies:
         Raises
         ------
         PolicyError
-            If the environment or the run config has one that cannot be read.
+            If the environment or the run config has one that cannot be read, or the run config has
+            it under a key that is another spelling of the right one.
         """
         sources = {
             f"environment variable {VARIABLE}": os.environ.get(VARIABLE),
             f"run config {CONFIG_KEY}": context.run_config.get(CONFIG_KEY),
         }
+        for key in context.run_config:
+            if key != CONFIG_KEY and key.replace("_", "-").startswith(CONFIG_KEY):
+                raise PolicyError(f"run config {key} is not {CONFIG_KEY}, the key of a policy")
         found = list(own)
         for source, text in sources.items():
             if text is not None:
@@ -337,22 +347,22 @@ class Policies:
                     raise PolicyError(f"{source} holds no policy: {error}") from error
         return cls(tuple(found))
 
-    def admit(self, instruction: Instruction, layout: Layout, context: Context) -> Instruction:
-        """Return what is to be done about an instruction; from now on its round is answered.
+    @property
+    def clip(self) -> float | None:
+        """The largest L2 norm of what noise is added to; None without a policy."""
+        return min((float(policy.clip) for policy in self.kept), default=None)
+
+    def admit(self, instruction: Instruction, layout: Layout, context: Context) -> None:
+        """Count an instruction's round as answered, unless a policy refuses it.
 
         Parameters
         ----------
         instruction : Instruction
-            The server's wish.
+            What the server asks for.
         layout : Layout
             The model's layout.
         context : Context
             The client's context; its count of answers is updated.
-
-        Returns
-        -------
-        Instruction
-            The instruction, with this client's clipping.
 
         Raises
         ------
@@ -364,9 +374,6 @@ class Policies:
         if self.kept:
             # Also if training fails: that it did says something about the data.
             self._count(context, instruction)
-        for policy in self.kept:
-            instruction = policy.bound(instruction)
-        return instruction
 
     def require_exact(self, instruction: Instruction, names: Sequence[str]) -> None:
         """Raise if an array that may not leave as it is would do so; see `Policy.require_exact`."""
@@ -437,11 +444,12 @@ class Policies:
         )
 
     def _told_by_answer(self, instruction: Instruction) -> Told:
-        noise = instruction.find(AddNoise)
-        assert noise is not None  # `require_permission` has seen to both
+        noise, clip = instruction.steps[instruction.place_of_noise], self.clip
+        assert isinstance(noise, AddNoise)  # `require_permission` has seen to it
         assert noise.scales is not None
-        clip = min(policy.clip for policy in self.kept)
-        return Told.by_answer(instruction.kind, float(noise.scales.min()) / clip)
+        assert clip is not None
+        least = float(noise.scales.min(initial=np.inf))  # without blocks nothing needs noise
+        return Told.by_answer(instruction.kind, least / clip)
 
 
 _KEEPING: ContextVar[bool] = ContextVar("keeping", default=False)
@@ -472,11 +480,6 @@ def require_keeper(context: Context) -> None:
     """
     if not are_kept() and Policies.in_force(context).kept:
         raise PolicyError("a policy is in force that nothing keeps: add mods=[perturb]")
-
-
-def _place_of_noise(instruction: Instruction) -> int:
-    """Return the place among the steps where noise must be: the last but that of the signs."""
-    return max(len(instruction.steps) - (2 if instruction.kind == "signs" else 1), 0)
 
 
 def _refuse(rule: str, why: str) -> NoReturn:

@@ -6,8 +6,7 @@ from functools import partial
 from logging import INFO
 from typing import Any, TypeVar
 
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from flwr.common.constant import ErrorCode
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
@@ -28,7 +27,7 @@ from fedmedian.strategies.options import FedAvgOptions, require_fedavg_options
 from fedmedian.strategies.protocol import RoundProtocol, Said, paused_collector
 from fedmedian.strategies.sizes import mean_size, mean_sizes_of_training
 from fedmedian.strategies.wrappers import require_no_unfit_wrapper
-from fedmedian.wire import WireError, is_refusal
+from fedmedian.wire import EVALUATION, WIRE_VERSION, WireError
 
 Record = TypeVar("Record")
 EvaluateFunction = Callable[[int, ArrayRecord], MetricRecord | None]
@@ -291,8 +290,9 @@ class MessageStrategy(ShowsArguments, FedAvg):
         """Configure a round of evaluation as FedAvg does."""
         if server_round < self._protocol.journal.done:
             return []
+        told = ConfigRecord({**config, EVALUATION: WIRE_VERSION})
         with self._protocol.sampling(server_round):
-            messages = super().configure_evaluate(server_round, arrays, config, grid)
+            messages = super().configure_evaluate(server_round, arrays, told, grid)
         if self.numpy_clients:
             messages = numpy_messages.as_evaluation(messages)
         self._asked_to_evaluate = list(messages)
@@ -378,7 +378,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
     def _open(self, reply: Message) -> tuple[RecordDict, MetricRecord, float]:
         """Return a reply's content, the metrics in it, and the client's weight."""
         if reply.has_error():
-            raise WireError(_describe(reply.error))
+            raise WireError(f"error {reply.error.code}: {reply.error.reason}")
         content = reply.content
         if self.numpy_clients:
             content = numpy_messages.read_reply(content)
@@ -423,13 +423,6 @@ def _with_metric(content: RecordDict, key: str, value: float) -> RecordDict:
     if metrics[key] == value:
         return content
     return RecordDict({**content, name: MetricRecord({**metrics, key: value})})
-
-
-def _describe(error: Error) -> str:
-    description = f"error {error.code}: {error.reason}"
-    if error.code == ErrorCode.MOD_FAILED_PRECONDITION and not is_refusal(error.reason or ""):
-        description += " (perturb must be the first of a ClientApp's mods)"
-    return description
 
 
 def _to_record(model: Mapping[str, Any] | None) -> ArrayRecord | None:

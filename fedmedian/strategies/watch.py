@@ -1,6 +1,7 @@
 """What a person should hear of a run: a line for each round, a warning where one is due, an end."""
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,14 +25,30 @@ STILL_ROUNDS = 3
 
 _START = 4096
 
+# The older API passes on the text of an error reply alone, without its code.
+_IN_ERROR_REPLY = r"(^error \d+: |\(reason: )"
+
 _REMEDIES = (
-    ("mods=[perturb]", ""),
-    ("holds NaN or infinity", "training diverges there; a smaller learning rate of theirs helps"),
-    ("no reply", "are the nodes up, and is the timeout long enough?"),
-    ("version", "server and clients need the same release of fedmedian"),
-    *((part, "the clients' own log has more") for part in ("error", "failed")),
+    (
+        _IN_ERROR_REPLY + ".* expects the keys in the ArrayRecord",
+        "as where perturb is not the first of its ClientApp's mods",
+    ),
+    (
+        "(update of array|vector|array) .*holds NaN or infinity",
+        "training diverges there; a smaller learning rate of theirs helps",
+    ),
+    ("^no reply$", "are the nodes up, and is the timeout long enough?"),
+    (
+        "(instruction|payload) is of version",
+        "server and clients need the same release of fedmedian",
+    ),
+    # Of an exception in the app, which Flower logs where it is raised.
+    (
+        r"^error [12]: |\(reason: (<class '|An exception was raised|(?!Error: )[A-Z]\w*: )",
+        "the clients' own log has more",
+    ),
 )
-"""Parts of reasons, each with what helps; the first that is there counts."""
+"""Patterns of reasons, each with what helps; the first that is found counts."""
 
 
 class RunFailedError(RuntimeError):
@@ -276,5 +293,5 @@ def _in_units(size: float) -> str:
 
 
 def _with_remedy(reason: str) -> str:
-    remedy = next((remedy for part, remedy in _REMEDIES if part in reason), "")
+    remedy = next((remedy for pattern, remedy in _REMEDIES if re.search(pattern, reason)), "")
     return f"{reason} ({remedy})" if remedy else reason

@@ -76,6 +76,13 @@ def test_the_order_of_mods_is_blamed_whatever_the_models_arrays_are_called(run, 
     assert blames_the_order(caplog.text)
 
 
+def test_a_right_order_is_not_blamed_for_what_another_mod_misses(make_app, as_record, caplog):
+    grid = InProcessGrid(make_app(lambda model, _: (model, {}), [perturb, fixedclipping_mod]), 3)
+    SignSGD(max_failed_rounds=None).start(grid, as_record(MODEL), 1)  # without a clipping norm
+    assert "requires the key 'clipping_norm'" in caplog.text
+    assert not blames_the_order(caplog.text)
+
+
 @pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
 def test_mods_that_only_look_may_stand_on_either_side_of_perturb(run, caplog, first):
     caplog.set_level("INFO")

@@ -1,6 +1,10 @@
 """InProcessGrid: a simulation without Ray that behaves like one."""
 
+import copy
+import pickle
 from asyncio import CancelledError
+from itertools import product
+from threading import Condition
 
 import numpy as np
 import pytest
@@ -8,18 +12,23 @@ from flwr.app import (
     Array,
     ArrayRecord,
     ConfigRecord,
+    Context,
     Message,
     MessageType,
     MetricRecord,
     RecordDict,
 )
 from flwr.clientapp import ClientApp
+from flwr.common import ndarrays_to_parameters
 from flwr.common.constant import ErrorCode
-from flwr.serverapp.strategy import FedAvg, FedMedian
+from flwr.server import ServerApp, ServerAppComponents, ServerConfig
+from flwr.server.strategy import FedAvg as OlderFedAvg
+from flwr.serverapp.strategy import FedAvg, FedMedian, FedXgbCyclic
 from flwr.supercore.run import Run
 
 from fedmedian.clients import InProcessGrid
 from fedmedian.records import serialized_size
+from fedmedian.strategies import MedianSGD, SignSGD, legacy
 
 
 def app_of(answer):
@@ -362,6 +371,89 @@ class TestProtocol:
 
 def echo_partition(message, context):
     return metrics(n=context.node_config["partition-id"])
+
+
+class TestNodesThatCannotJoin:
+    """A strategy that waits for more nodes than there are would wait for ever."""
+
+    @pytest.fixture(autouse=True)
+    def _no_patience(self, monkeypatch):
+        def give_up(*_, **__):
+            raise AssertionError("waits")
+
+        monkeypatch.setattr("flwr.serverapp.strategy.strategy_utils.sleep", give_up)
+        monkeypatch.setattr(Condition, "wait_for", give_up)
+
+    @pytest.fixture
+    def grid_of(self, make_app):
+        def train(model, partition):
+            return model, {"num-examples": 1}
+
+        return lambda num_nodes: InProcessGrid(make_app(train), num_nodes)
+
+    TOO_FEW = (
+        (1, 2, {}),
+        (5, 10, {"available": 10}),
+        (5, 6, {"available": 6, "train": 6}),
+        (1, 2, {"available": 2, "train": 1, "evaluate": 1}),
+        (1, 2, {"available": 1}),  # of whom the older API samples nobody, without waiting
+    )
+
+    @pytest.mark.parametrize(
+        ("strategy", "num_nodes", "waits_for", "minima"),
+        [
+            (FedXgbCyclic, *TOO_FEW[0]),
+            *((s, *few) for s, few in product([FedAvg, SignSGD, MedianSGD], TOO_FEW)),
+        ],
+    )
+    def test_it_is_ended_with_the_arguments_to_set(
+        self, strategy, num_nodes, waits_for, minima, grid_of, as_record
+    ):
+        made = strategy(**{f"min_{name}_nodes": number for name, number in minima.items()})
+        arguments = "min_available_nodes, min_train_nodes and min_evaluate_nodes"
+        expected = f"{arguments} must be <= {num_nodes}, .* waits for {waits_for}$"
+        with pytest.raises(ValueError, match=expected):
+            made.start(grid_of(num_nodes), as_record({"x": np.zeros(3, np.float32)}), 1)
+
+    @pytest.mark.parametrize(("num_nodes", "waits_for", "minima"), TOO_FEW[:-1])
+    @pytest.mark.parametrize("strategy", [OlderFedAvg, legacy.SignSGD, legacy.MedianSGD])
+    def test_so_it_is_in_the_older_api(self, strategy, num_nodes, waits_for, minima, grid_of):
+        words = {"available": "available", "train": "fit", "evaluate": "evaluate"}
+        own = {f"min_{words[name]}_clients": number for name, number in minima.items()}
+        made = strategy(initial_parameters=ndarrays_to_parameters([np.zeros(3)]), **own)
+        arguments = "min_available_clients, min_fit_clients and min_evaluate_clients"
+        expected = f"{arguments} must be <= {num_nodes}, .* waits for {waits_for}$"
+        components = ServerAppComponents(strategy=made, config=ServerConfig(num_rounds=1))
+        server_app = ServerApp(server_fn=lambda context: components)
+        with pytest.raises(ValueError, match=expected):
+            server_app(grid_of(num_nodes), Context(1, 1, {}, RecordDict(), {}))
+
+    @pytest.mark.parametrize("strategy", [FedAvg, SignSGD, MedianSGD])
+    def test_one_node_is_enough_for_a_strategy_that_says_so(self, strategy, grid_of, as_record):
+        made = strategy(min_available_nodes=1, min_train_nodes=1, min_evaluate_nodes=1)
+        made.start(grid_of(1), as_record({"x": np.zeros(3, np.float32)}), 2)
+
+    def test_whoever_waits_for_nobody_is_told_who_is_there_as_often_as_it_likes(self, grid_of):
+        grid = grid_of(1)
+        assert [list(grid.get_node_ids()) for _ in range(9)] == [[2]] * 9
+
+
+@pytest.mark.parametrize("strategy", [FedAvg, FedMedian, SignSGD, MedianSGD])
+def test_what_a_run_returns_and_began_with_can_be_pickled_and_copied(
+    strategy, make_app, as_record, as_arrays
+):
+    def train(model, partition):
+        return {name: array + 1 for name, array in model.items()}, {"num-examples": 1}
+
+    initial = as_record({"x": np.zeros((20, 30), np.float32)})
+    result = strategy().start(InProcessGrid(make_app(train), 3), initial, 2)
+    for made, again in (
+        (result, pickle.loads(pickle.dumps(result))),
+        (result, copy.deepcopy(result)),
+    ):
+        np.testing.assert_array_equal(as_arrays(again.arrays)["x"], as_arrays(made.arrays)["x"])
+        assert again.train_metrics_clientapp == made.train_metrics_clientapp
+    assert pickle.loads(pickle.dumps(initial)) == initial == copy.deepcopy(initial)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from fedmedian import (
     Payload,
     unpack_signs,
 )
-from fedmedian.clients import InProcessGrid, perturb
+from fedmedian.clients import InProcessGrid, Policy, perturb, perturb_with
 from fedmedian.records import serialized_size
 from fedmedian.strategies import MedianSGD, SignSGD
 from fedmedian.wire import PREFIX
@@ -156,6 +156,70 @@ class TestReply:
         assert dict(strategy.aggregate_evaluate(1, replies)) == {"loss": 0.25}
 
 
+class TestEvaluation:
+    """Of replies to evaluation Flower's strategies read metrics alone."""
+
+    @pytest.fixture
+    def evaluated(self, as_record):
+        """Makes a strategy ask an app that answers with the model; returns the replies."""
+
+        def evaluated(strategy, *mods, metrics=("loss",)):
+            app = ClientApp(mods=list(mods))
+            seen = []
+
+            @app.evaluate()
+            def evaluate(message, context):
+                seen.append(dict(message.content["config"]))
+                content = {"arrays": as_record(MODEL), "more": as_record(MODEL)}
+                content["metrics"] = MetricRecord({"num-examples": 1, "loss": 0.25})
+                return Message(RecordDict(content), reply_to=message)
+
+            grid = InProcessGrid(app, 3)
+            told = ConfigRecord({"lr": 0.1})
+            messages = list(strategy.configure_evaluate(1, as_record(MODEL), told, grid))
+            replies = grid.send_and_receive(messages)
+            assert dict(strategy.aggregate_evaluate(1, replies)) == {"loss": 0.25}
+            assert all(config["lr"] == 0.1 for config in seen)
+            return replies, seen
+
+        return evaluated
+
+    @pytest.mark.parametrize("strategy", [SIGNS, SignSGD(), MedianSGD(), MedianSGD(None)])
+    def test_arrays_in_them_stay_on_the_client_where_a_strategy_of_ours_asks(
+        self, strategy, evaluated
+    ):
+        strategy.fraction_evaluate = 1.0
+        replies, seen = evaluated(strategy, perturb)
+        assert all(list(reply.content) == ["metrics"] for reply in replies)
+        assert not any(key.startswith(PREFIX) for config in seen for key in config)
+
+    def test_so_they_do_of_a_client_with_a_policy_which_would_refuse_them(self, evaluated):
+        policy = Policy(clip=1.0, noise_scale=0.5, rounds=1, metrics=["loss", "num-examples"])
+        replies, _ = evaluated(SignSGD(), perturb_with(policy))
+        assert all(list(reply.content) == ["metrics"] for reply in replies)
+
+    def test_any_other_strategy_gets_what_the_app_answers(self, evaluated):
+        replies, _ = evaluated(FedAvg(), perturb)
+        without, _ = evaluated(FedAvg())
+        assert [one.content for one in replies] == [one.content for one in without]
+
+    def test_clients_without_the_mod_are_asked_as_ever(self, evaluated):
+        replies, _ = evaluated(SignSGD())
+        assert all(list(reply.content) == ["arrays", "more", "metrics"] for reply in replies)
+
+    def test_a_numpyclients_replies_have_no_arrays(self, as_record):
+        class Evaluating(NumPyClient):
+            def evaluate(self, parameters, config):
+                assert not any(key.startswith(PREFIX) for key in config)
+                return 0.25, 1, {}
+
+        app = ClientApp(client_fn=lambda context: Evaluating().to_client(), mods=[perturb])
+        grid, strategy = InProcessGrid(app, 2), SignSGD(numpy_clients=True)
+        messages = strategy.configure_evaluate(1, as_record(MODEL), ConfigRecord(), grid)
+        for reply in grid.send_and_receive(messages):
+            assert not reply.content.array_records
+
+
 class TestInstruction:
     def test_the_instruction_is_what_the_strategy_was_made_with(self, ask, make_app):
         told = []
@@ -267,6 +331,39 @@ class TestErrors:
 
         config = {PREFIX + "instruction": 99}
         require_refusal(ask(make_app(train), config=config), "version 99")
+
+    @pytest.mark.parametrize(
+        ("answer", "config"),
+        [
+            ({**MODEL, "bias": np.full(3, nan)}, {}),
+            ({**MODEL, "bias": np.zeros(4)}, {}),
+            ({"weight": MODEL["weight"]}, {}),
+            (MODEL, {PREFIX + "surprise": 1}),
+            (MODEL, {PREFIX + "instruction": 99}),
+        ],
+        ids=["not finite", "shape", "names", "unknown key", "version"],
+    )
+    def test_each_refusal_is_one_line_in_the_clients_own_log(
+        self, answer, config, make_app, as_record, caplog
+    ):
+        grid = InProcessGrid(make_app(lambda model, _: (answer, {})), 2)
+        message, _ = SIGNS.configure_train(1, as_record(MODEL), ConfigRecord(), grid)
+        message.content["config"].update(config)
+        caplog.clear()
+        (reply,) = grid.send_and_receive([message])
+        assert caplog.messages == [reply.error.reason]
+
+    def test_so_is_each_refusal_of_a_policy(self, make_app, as_record, caplog):
+        policy = Policy(clip=1.0, noise_scale=0.5, rounds=1)
+        grid = InProcessGrid(make_app(train, mods=[perturb_with(policy)]), 2)
+        for messages in (
+            SIGNS.configure_train(1, as_record(MODEL), ConfigRecord(), grid),
+            FedAvg().configure_train(1, as_record(MODEL), ConfigRecord(), grid),
+            FedAvg().configure_evaluate(1, as_record(MODEL), ConfigRecord(), grid),
+        ):
+            caplog.clear()
+            (reply,) = grid.send_and_receive(list(messages)[:1])
+            assert caplog.messages == [reply.error.reason]
 
     def test_a_message_with_two_models_is_refused(self, app, as_record):
         grid = InProcessGrid(app, 3)

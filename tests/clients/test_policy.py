@@ -5,34 +5,47 @@ Every hostile server is first seen to get what it asks for from a client without
 
 import re
 import sys
+import warnings
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.serverapp.strategy import FedAvg
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedmedian import (
     Adaptive,
     ClientMomentum,
+    ClientStep,
     Clip,
     DivideByLearningRate,
     Gaussian,
     Instruction,
     Laplace,
     Payload,
+    Rotation,
     TopUp,
     unpack_signs,
 )
 from fedmedian.chacha import ChaCha20
-from fedmedian.client_steps import AddNoise, Measure, Signs, TopUpNoise, register_client_step
+from fedmedian.client_steps import (
+    CLIENT_STEPS,
+    AddNoise,
+    Measure,
+    Signs,
+    TopUpNoise,
+    register_client_step,
+)
 from fedmedian.clients import InProcessGrid, Policy, answering, perturb, perturb_with
 from fedmedian.clients.policy import CONFIG_KEY, VARIABLE, PolicyError
 from fedmedian.privacy import Mechanism, Told
+from fedmedian.records import to_record
 from fedmedian.strategies import MedianSGD, SignSGD
 
 POLICY = Policy(clip=1.0, noise_scale=0.5, rounds=100)
@@ -294,6 +307,225 @@ class TestUpdatesThatAreNotFinite:
         content = {"arrays": as_record(TWO), "config": ConfigRecord(ASKED.encode())}
         message = Message(RecordDict(content), dst_node_id=node, message_type="train")
         assert grid.send_and_receive([message])[0].has_content()
+
+
+@dataclass(frozen=True)
+class Spoil(ClientStep):
+    """A custom step that does something to the draft where the update's first entry is large."""
+
+    what: str
+
+    name: ClassVar[str] = "spoil"
+
+    def apply(self, draft):
+        memory = draft.memory_of(self)
+        memory["rounds"] = memory.get("rounds", np.zeros(1)) + 1
+        if draft.vector[0] > 1:
+            SPOILING[self.what](draft, memory)
+
+
+def fail_with(error):
+    def fail(draft, memory):
+        memory["rounds"][:] = np.nan
+        raise error
+
+    return fail
+
+
+SPOILING = {
+    "raises": fail_with(KeyError("large")),
+    "exits": fail_with(SystemExit(3)),
+    "cannot be printed": fail_with(type("Unprintable", (Exception,), {"__str__": lambda _: 1})()),
+    "warns": lambda draft, memory: np.divide(draft.vector, np.float32(0)),
+    "one entry of NaN": lambda draft, memory: draft.vector.__setitem__(7, np.nan),
+    "overflow": lambda draft, memory: draft.replace(draft.vector * np.float32(3e38)),
+    "another length": lambda draft, memory: draft.replace(draft.vector[:1]),
+    "no memory": lambda draft, memory: memory.update(rounds="many"),
+    "exact signs": lambda draft, memory: draft.draw_signs(),
+    "exact sizes": lambda draft, memory: Measure("max").apply(draft),
+    "own noise": lambda draft, memory: draft.add_noise(Laplace(), scales(3, 3), scales(9, 9)),
+}
+
+
+@pytest.fixture
+def answers(registries, monkeypatch):
+    """Answers instructions, one a round, as clients with these updates do; at -W error."""
+    monkeypatch.setitem(CLIENT_STEPS._classes, Spoil.name, Spoil)
+
+    def answers(update, *instructions, policy=POLICY):
+        mod, context = perturb_with(policy), Context(1, 2, {}, RecordDict(), {})
+        found = []
+        for number, steps in enumerate(instructions, 1):
+            config = ConfigRecord({**replace(ASKED, steps=steps, server_round=number).encode()})
+            content = RecordDict({"arrays": to_record({"x": np.zeros_like(update)})})
+            content["config"] = config
+            message = Message(content, dst_node_id=2, message_type="train")
+
+            def train(message, context):
+                trained = RecordDict({"arrays": to_record({"x": -update})})
+                return Message(trained, reply_to=message)
+
+            with warnings.catch_warnings(), np.errstate(all="warn"):
+                warnings.simplefilter("error")
+                reply = mod(message, context, train)
+            if reply.has_error():
+                found.append(reply.error.reason)
+            else:
+                arrays = [array.numpy() for array in reply.content["arrays"].values()]
+                found.append(Payload.decode(arrays, reply.content["fedmedian"]))
+        return found
+
+    InProcessGrid(ClientApp(), 1)  # lets messages be made in this process
+    return answers
+
+
+PREPARED = {
+    "nothing": (),
+    "a tiny divisor": (DivideByLearningRate(1e-45),),
+    "a divisor that some updates survive": (DivideByLearningRate(1e-20),),
+    "a rotation": (Rotation(1, 5),),
+    "a rotation of what overflows": (DivideByLearningRate(1e-19), Rotation(1, 5)),
+    "momentum": (ClientMomentum(0.9),),
+    "momentum of what overflows": (DivideByLearningRate(1e-20), ClientMomentum(0.9)),
+    "clipped to nothing": (Clip(5e-324),),
+    "clipped to anything": (Clip(1.7e308),),
+    **{f"custom: {what}": (Spoil(what),) for what in SPOILING},
+    **{f"custom, then momentum: {w}": (Spoil(w), ClientMomentum(0.5)) for w in SPOILING},
+}
+
+
+class TestNothingButNoiseDependsOnTheUpdate:
+    """Between an error and an answer no value of the update decides, nor in what else is sent."""
+
+    LOUD = AddNoise(Gaussian(), scales(0.5))
+    SIZES = (1e-45, 1e-3, 2.0, 1e20, 3e38, np.inf, np.nan)
+
+    @pytest.mark.parametrize("steps", PREPARED.values(), ids=PREPARED)
+    def test_clients_whose_updates_differ_all_answer_and_in_the_same_form(self, steps, answers):
+        told = set()
+        for size in self.SIZES:
+            update = np.full(DIM, size, np.float32)
+            asked = [(*steps, self.LOUD, Signs())] * 3
+            for payload in answers(update, *asked):
+                assert isinstance(payload, Payload), payload
+                numbers = payload.scales.tobytes(), payload.magnitudes.tobytes()
+                told.add((payload.kind, payload.noise, payload.body.shape, payload.tied, *numbers))
+        assert len(told) == 1
+
+    @pytest.mark.parametrize("steps", PREPARED.values(), ids=PREPARED)
+    def test_what_is_noised_is_finite_and_within_the_clip(self, steps, answers, monkeypatch):
+        noised = []
+        add_noise = AddNoise.apply
+
+        def watch(step, draft):
+            noised.append(np.linalg.norm(draft.vector.astype(np.float64)))
+            add_noise(step, draft)
+
+        monkeypatch.setattr(AddNoise, "apply", watch)
+        for clip in (1e-30, 1.0, 3e38):
+            policy = replace(POLICY, clip=clip, vectors=True)
+            for size in self.SIZES:
+                update = np.random.default_rng(1).uniform(0.5, 1, DIM).astype(np.float32)
+                answers(np.float32(size) * update, (*steps, self.LOUD), policy=policy)
+            assert len(noised) == len(self.SIZES)
+            assert all(norm <= clip for norm in noised)
+            noised.clear()
+
+    def test_one_block_that_overflows_takes_the_others_with_it(self, answers):
+        update = np.full(DIM, 1e-3, np.float32)
+        update[:8] = 1e20  # over 1e-19 too much for float32, as the others are not
+        steps = (DivideByLearningRate(1e-19), AddNoise(Gaussian(), scales(1e-6)))
+        policy = replace(POLICY, vectors=True, noise_scale=1e-6)
+        (payload,) = answers(update, steps, policy=policy)
+        # 4000 normal values of scale 1e-6: none is as large as 1e-5 in 10^6 runs.
+        assert np.abs(payload.body).max() < 1e-5
+
+    def test_errors_do_not_find_the_largest_entry_of_a_remembered_average(self, answers):
+        update = np.zeros(DIM, np.float32)
+        update[3] = 0.04
+        largest = float(np.finfo(np.float32).max)
+        steps = [(ClientMomentum(0.9), self.LOUD, Signs())]
+        for _ in range(10):
+            for threshold in (1e-6, 1e-3, 0.04, 1.0):
+                divisor = DivideByLearningRate(threshold / largest)
+                steps.append((ClientMomentum(0.9), divisor, self.LOUD, Signs()))
+        assert all(isinstance(one, Payload) for one in answers(update, *steps))
+
+    @pytest.mark.parametrize("spoiled", ["one entry of NaN", "overflow", "raises"])
+    def test_a_client_recovers_from_a_round_that_has_diverged(self, spoiled, answers):
+        """Its average is that of the rounds that have not."""
+        quiet = AddNoise(Gaussian(), scales(1e-6))
+        policy = replace(POLICY, vectors=True, noise_scale=1e-6)
+        update = np.full(DIM, 2.0, np.float32)
+        well, ill = (ClientMomentum(0.9), quiet), (Spoil(spoiled), ClientMomentum(0.9), quiet)
+        first, diverged, then = answers(update, well, ill, well, policy=policy)
+        assert np.linalg.norm(diverged.body) < 1e-4 * np.linalg.norm(first.body)
+        np.testing.assert_allclose(then.body, first.body, atol=1e-5)
+
+    def test_the_clients_own_log_says_once_why_it_answers_with_noise_alone(self, answers, caplog):
+        update = np.full(DIM, 2.0, np.float32)
+        answers(update, (Spoil("raises"), self.LOUD, Signs()))
+        (line,) = caplog.messages
+        assert "'large'; answered with noise alone" in line
+
+    def test_a_second_instruction_in_a_message_does_not_reach_the_app(self, as_record):
+        seen = []
+        app = ClientApp(mods=[perturb_with(POLICY)])
+
+        @app.train()
+        def train(message, context):
+            seen.extend(dict(record) for record in message.content.config_records.values())
+            return Message(RecordDict({"arrays": message.content["arrays"]}), reply_to=message)
+
+        grid = InProcessGrid(app, 1)
+        (node,) = grid.get_node_ids()
+        content = {"arrays": as_record(TWO), "config": ConfigRecord(ASKED.encode())}
+        content["fitins.config"] = ConfigRecord({**replace(ASKED, seed=7).encode(), "lr": 0.1})
+        message = Message(RecordDict(content), dst_node_id=node, message_type="train")
+        assert grid.send_and_receive([message])[0].has_content()
+        assert seen == [{}, {"lr": 0.1}]
+
+
+class TestInstructionsThatFitNoUpdate:
+    """They are refused before training, and do not count as answered."""
+
+    @pytest.mark.parametrize(
+        ("steps", "reason"),
+        [
+            ((AddNoise(Gaussian(), scales(9)), Signs()), "noise scales for 1 blocks"),
+            ((Rotation(1), NOISE, Signs()), "seed is missing"),
+            ((Rotation(10**6, 1), NOISE, Signs()), "noise scales for 2 blocks, the update has 1"),
+        ],
+        ids=["scales of other blocks", "a rotation without a seed", "blocks of a rotation"],
+    )
+    def test_an_instruction_that_does_not_fit_the_model_is_refused(self, steps, reason, client):
+        careful = client()
+        reply = careful.ask(steps=steps)
+        assert reason in reply.error.reason
+        assert careful.trained == 0
+        careful.answer()
+
+    def test_what_pretends_to_be_the_signs_is_refused(self, client, registries):
+        @register_client_step
+        @dataclass(frozen=True)
+        class Alike(Signs):
+            name: ClassVar[str] = "alike"
+
+        require_refusal(client().ask(steps=(NOISE, Alike())), "noise_scale", "another step")
+
+    def test_noise_before_the_noise_does_not_count_for_the_budget(self, client, registries):
+        @register_client_step
+        @dataclass(frozen=True, eq=False)
+        class Louder(AddNoise):
+            name: ClassVar[str] = "louder"
+
+        mechanism = Mechanism(1.0, 8.0)
+        policy = replace(POLICY, noise_scale=8.0, epsilon=mechanism.epsilon(1e-5) * 1.1, delta=1e-5)
+        loud, enough = (AddNoise(Gaussian(), scales(b, b)) for b in (1e30, 8.0))
+        steps = (Louder(loud.noise, loud.scales), enough, Signs())
+        careful = client(policy)
+        careful.answer(steps=steps)
+        require_refusal(careful.ask(steps=steps, server_round=2), "epsilon")
 
 
 class TestNoise:
@@ -614,6 +846,36 @@ class TestWithoutChangingTheCode:
         assert dict(reply.content["metrics"]) == {"num-examples": 1, "loss": 0.5}
         require_refusal(careful.ask(server_round=2), "rounds", 1)
 
+    BOTH = (
+        "clip = 1.0, noise-scale = 5.0, noise_scale = 0.5, rounds = 100",
+        "clip = 1.0, noise_scale = 0.5, noise-scale = 5.0, rounds = 100",
+        'clip = 1.0, "noise-scale" = 0.5, noise_scale = 5.0, rounds = 100',
+    )
+
+    @pytest.mark.parametrize("text", BOTH)
+    def test_both_spellings_of_a_key_at_once_are_refused_and_named(self, text, plain, monkeypatch):
+        with pytest.raises(ValueError, match="are one parameter") as refused:
+            Policy.from_text(text)
+        assert all(f"'{key}'" in str(refused.value) for key in ("noise-scale", "noise_scale"))
+        assert "are one parameter" in plain(run_config={CONFIG_KEY: text}).ask().error.reason
+        monkeypatch.setenv(VARIABLE, text)
+        assert "are one parameter" in plain().ask().error.reason
+
+    @pytest.mark.parametrize("more", ["clip = 2.0", "noise-scale = 9.0", "'rounds' = 1"])
+    def test_a_key_that_is_there_twice_is_refused(self, more):
+        with pytest.raises(ValueError, match=r"(?i)duplicate|overwrite"):
+            Policy.from_text(f"{TEXT}, {more}")
+
+    def test_a_text_that_ends_the_table_and_begins_another_is_refused(self):
+        with pytest.raises(ValueError, match="one table"):
+            Policy.from_text(f"{TEXT}}}\nmore = {{clip = 2.0")
+
+    @pytest.mark.parametrize("key", ["fedmedian_policy", f"{CONFIG_KEY}.clip"])
+    def test_another_spelling_of_the_run_configs_key_lets_nothing_out(self, key, plain):
+        reason = plain(run_config={key: TEXT}).ask().error.reason
+        assert key in reason
+        assert f"is not {CONFIG_KEY}" in reason
+
     @pytest.mark.parametrize(
         "text",
         [
@@ -709,6 +971,15 @@ def test_a_strategy_for_exact_weights_gets_none(make_app, as_record):
         assert all(reply.has_error() for reply in grid.send_and_receive(messages))
 
 
+def refusal_of(numbers):
+    """The error of making a policy of these numbers; None if it is made."""
+    try:
+        Policy(**numbers, rounds=100)
+    except (TypeError, ValueError) as error:
+        return error
+    return None
+
+
 class TestArguments:
     @pytest.mark.parametrize(
         ("name", "value", "error"),
@@ -716,6 +987,10 @@ class TestArguments:
             ("clip", 0.0, ValueError),
             ("clip", float("inf"), ValueError),
             ("clip", "1", TypeError),
+            ("clip", 1e-31, ValueError),
+            ("clip", 1e-300, ValueError),
+            ("clip", 10**400, ValueError),
+            ("rounds", 2**63, ValueError),
             ("noise_scale", -1.0, ValueError),
             ("noise_scale", 1e-40, ValueError),
             ("rounds", 0, ValueError),
@@ -730,6 +1005,33 @@ class TestArguments:
     def test_a_wrong_argument_is_refused_by_its_name(self, name, value, error):
         with pytest.raises(error, match=name):
             Policy(**(ARGUMENTS | {name: value}))
+
+    NUMBERS = st.one_of(
+        st.floats(),
+        st.integers(),
+        st.sampled_from([1e-300, 1e-38, 1e-30, 1e38, 5e-324, 10**400, True, None, "1"]),
+    )
+
+    @given(clip=NUMBERS, noise_scale=NUMBERS, epsilon=NUMBERS, delta=NUMBERS)
+    def test_any_numbers_make_a_policy_or_are_refused_by_name(
+        self, clip, noise_scale, epsilon, delta
+    ):
+        numbers = {"clip": clip, "noise_scale": noise_scale, "epsilon": epsilon, "delta": delta}
+        error = refusal_of(numbers)
+        assert error is None or str(error).split()[0] in numbers
+
+    @given(
+        clip=st.floats(1e-30, 3.4e38),
+        noise_scale=st.floats(1.2e-38, 3.4e38),
+        epsilon=st.floats(0, exclude_min=True, allow_infinity=False),
+        delta=st.floats(0, 1, exclude_min=True, exclude_max=True),
+    )
+    def test_a_policy_with_any_budget_is_made_or_its_budget_refused(
+        self, clip, noise_scale, epsilon, delta
+    ):
+        numbers = {"clip": clip, "noise_scale": noise_scale, "epsilon": epsilon, "delta": delta}
+        error = refusal_of(numbers)
+        assert error is None or str(error).startswith(("noise_scale must", "epsilon must afford"))
 
     def test_a_policy_says_what_it_needs_where_it_is_missing(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "randomgen", None)

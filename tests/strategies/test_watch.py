@@ -6,8 +6,10 @@ import re
 
 import numpy as np
 import pytest
-from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app import Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.mod import fixedclipping_mod
+from flwr.common.constant import ErrorCode
 from flwr.serverapp.strategy import FedAvg
 
 from fedmedian import Adaptive, Gaussian, Majority, Momentum
@@ -15,6 +17,7 @@ from fedmedian.clients import InProcessGrid, perturb
 from fedmedian.records import to_arrays, to_record
 from fedmedian.strategies import Checkpoint, RunFailedError
 from fedmedian.strategies.watch import RUNAWAY, describe_round
+from fedmedian.wire import PREFIX
 
 MODEL = {"0": np.zeros((4, 5), np.float32), "1": np.zeros(300, np.float32)}
 NUM_CLIENTS = 5
@@ -26,6 +29,10 @@ def train(model, partition):
 
 def fail(model, partition):
     raise OSError("no camera")
+
+
+def fail_in_words(model, partition):
+    raise OSError("no reply of the camera, whose version is unknown: its image holds NaN")
 
 
 def failing_in(*rounds):
@@ -128,6 +135,100 @@ class TestRunsThatFail:
         strategy = api.make("SignSGD")
         for _ in range(2):
             run(strategy, fail, MODEL, NUM_CLIENTS, 2)
+
+
+def replying(error):
+    """A mod that answers every message with an error."""
+    return lambda message, context, call_next: Message(error, reply_to=message)
+
+
+def telling(**config):
+    """A mod that adds to what the server tells, as another version of it would."""
+
+    def tell(message, context, call_next):
+        for record in message.content.config_records.values():
+            record.update({PREFIX + key: value for key, value in config.items()})
+        return call_next(message, context)
+
+    return tell
+
+
+def telling_a_norm(message, context, call_next):
+    for record in message.content.config_records.values():
+        record["clipping_norm"] = 1.0
+    return call_next(message, context)
+
+
+def send_a_part(model, partition):
+    return {"0": model["0"]}, {"num-examples": 1}
+
+
+def send(shape):
+    def trained(model, partition):
+        return {name: np.zeros(shape, np.float32) for name in model}, {"num-examples": 1}
+
+    return trained
+
+
+def diverge(model, partition):
+    return {name: array * np.float32(np.nan) for name, array in model.items()}, {"num-examples": 1}
+
+
+LOG = "the clients' own log has more"
+ORDER = "perturb is not the first of its ClientApp's mods"
+NODES = "are the nodes up"
+RELEASE = "the same release of fedmedian"
+RATE = "a smaller learning rate of theirs helps"
+PART = "must hold only the arrays that clients send"
+CLASSES = "leaves out classes"
+TREES = "as those of trees do"
+
+UNAVAILABLE = Error(ErrorCode.NODE_UNAVAILABLE, "Error: Node Unavailable — no heartbeat")
+MOD = Error(ErrorCode.MOD_FAILED_PRECONDITION, "my mod needs the version of no reply, which failed")
+CLIPPING = fixedclipping_mod
+
+SITUATIONS = {
+    "the app raises": (LOG, fail, [perturb]),
+    "the app raises in words of others": (LOG, fail_in_words, [perturb]),
+    "the app has no mod": ("mods=[perturb]", train, []),
+    "a mod after perturb refuses": (None, train, [perturb, replying(MOD)]),
+    "a mod before perturb refuses": (None, train, [replying(MOD), perturb]),
+    "Flower's clipping is not told a norm": (None, train, [perturb, CLIPPING]),
+    "Flower's clipping comes first": (ORDER, train, [telling_a_norm, CLIPPING, perturb]),
+    "a node is gone": (None, train, [replying(UNAVAILABLE)]),
+    "a server of another version": (RELEASE, train, [telling(instruction=99), perturb]),
+    "a server that knows more": (None, train, [telling(surprise=1), perturb]),
+    "training diverges": (RATE, diverge, [perturb]),
+    "clients send a part": (PART, send_a_part, [perturb]),
+    "a class is missing": (CLASSES, send((3, 5)), [perturb]),
+    "arrays grow": (TREES, send(300), [perturb]),
+}
+
+
+class TestHints:
+    """Each is there where it is true, and no other is."""
+
+    HINTS = (LOG, ORDER, NODES, RELEASE, RATE, PART, CLASSES, TREES)
+
+    @pytest.mark.parametrize(("hint", "train", "mods"), SITUATIONS.values(), ids=SITUATIONS)
+    def test_what_helps_is_said_where_it_does(self, hint, train, mods, api, run):
+        model = {"0": np.zeros((4, 5), np.float32), "1": np.zeros((4, 5), np.float32)}
+        if hint == TREES:
+            model = {"0": np.zeros(299, np.float32)}
+        with pytest.raises(RunFailedError) as failed:
+            run(api.make("SignSGD", max_failed_rounds=1), train, model, 3, mods=mods)
+        said = str(failed.value)
+        assert hint is None or hint in said
+        assert not [other for other in self.HINTS if other != hint and other in said]
+
+    def test_no_reply_is_no_clients_fault(self, message_api, run):
+        class Silent(InProcessGrid):
+            def pull_messages(self, message_ids):
+                return []
+
+        strategy = message_api.make("SignSGD", max_failed_rounds=1, fraction_evaluate=0.0)
+        with pytest.raises(RunFailedError, match=NODES):
+            run(strategy, train, MODEL, 3, grid=Silent)
 
 
 class TestWarnings:
