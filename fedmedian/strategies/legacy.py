@@ -127,6 +127,7 @@ class LegacyStrategy(FedAvg):
         """
         parameters = super().initialize_parameters(client_manager)
         self._protocol.open(None if parameters is None else parameters_to_arrays(parameters))
+        self._protocol.affordable(1)
         if (line := self._protocol.describe_privacy(self.privacy)) is not None:
             _LOGGER.info(line)
         model = self._protocol.journal.model
@@ -142,10 +143,21 @@ class LegacyStrategy(FedAvg):
         mu = self.core.settings.proximal_mu
         self._say_whom_it_waits_for(client_manager)
         told = instruction.encode() | ({} if mu is None else {"proximal_mu": mu})
+        before = max(client_manager.num_available(), self.min_available_clients)
         with self._protocol.sampling(server_round):
             asked = super().configure_fit(server_round, parameters, client_manager)
-        if not self._protocol.may_ask(len(asked), client_manager.num_available()):
+        # Clients come and go meanwhile, and the budget must not count on one that was not there.
+        present = max(len(asked), min(before, client_manager.num_available()))
+        if not self._protocol.may_ask(len(asked), present):
             asked = []
+        failed = server_round - self._protocol.journal.done == self.core.settings.max_failed_rounds
+        if failed and not asked:
+            # Nothing reports the end of a run, so that rounds without anybody end it as failed ones.
+            self._protocol.require_somebody(
+                server_round,
+                f"fraction_fit={self.fraction_fit} and min_fit_clients={self.min_fit_clients}",
+                trains=self.fraction_fit > 0 or self.min_fit_clients > 0,
+            )
         self._asked, self._size = [client.cid for client, _ in asked], _size(parameters)
         return [(client, FitIns(ins.parameters, {**ins.config, **told})) for client, ins in asked]
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from logging import INFO
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
@@ -144,7 +144,7 @@ class MessageStrategy(FedAvg):
             the model is in the way of a mechanism.
         RunFailedError
             If `max_failed_rounds` rounds in a row have made no new model, or all clients of the
-            first have sent plain weights, with the commonest reason.
+            first have sent plain weights, with the commonest reason; if no client was ever asked.
         RuntimeError
             If another run has the checkpoint's folder.
         OSError
@@ -158,10 +158,9 @@ class MessageStrategy(FedAvg):
             )
         self._per_block = {}
         journal = self._protocol.journal
-        if self.core.settings.checkpoint is not None:
-            self._protocol.open(to_arrays(initial_arrays))
-            if evaluate_fn is not None:
-                evaluate_fn = partial(self._evaluate, evaluate_fn)
+        self._protocol.open(to_arrays(initial_arrays))
+        if self.core.settings.checkpoint is not None and evaluate_fn is not None:
+            evaluate_fn = partial(self._evaluate, evaluate_fn)
         try:
             if num_rounds < journal.done:
                 raise ValueError(
@@ -182,8 +181,13 @@ class MessageStrategy(FedAvg):
             journal.close(self.core)
             self._protocol.say_totals()
             self._protocol.say_why_it_ends(affordable, num_rounds)
+            self._protocol.require_somebody(
+                affordable,
+                f"fraction_train={self.fraction_train} and min_train_nodes={self.min_train_nodes}",
+                trains=self.fraction_train > 0,
+            )
         finally:
-            journal.release()
+            self._protocol.release()
         reports = result.train_metrics_clientapp
         for server_round, lists in self._per_block.items():
             reports[server_round] = MetricRecord({**reports[server_round], **lists})
@@ -202,17 +206,17 @@ class MessageStrategy(FedAvg):
     ) -> Iterable[Message]:
         """Configure a round of training: FedAvg's messages with an instruction in each config."""
         instruction = self._protocol.ask(server_round, to_arrays(arrays))
+        self._asked = ()
         if instruction is None:
-            self._asked = ()
             return []
         # The caller's config serves every round: it must not pick up our keys.
         mu = self.core.settings.proximal_mu
         proximal = {} if mu is None else {"proximal-mu": mu}
         told = ConfigRecord({**config, **proximal, **instruction.encode()})
         with self._protocol.sampling(server_round):
-            self._asked = list(super().configure_train(server_round, arrays, told, grid))
-        if not self._protocol.may_ask(len(self._asked), len(list(grid.get_node_ids()))):
-            self._asked = ()
+            nodes = _CountingGrid(grid)
+            asked = list(super().configure_train(server_round, arrays, told, cast(Grid, nodes)))
+        self._asked = asked if self._protocol.may_ask(len(asked), nodes.present) else []
         return self._asked
 
     @paused_collector()
@@ -226,15 +230,16 @@ class MessageStrategy(FedAvg):
             recalled = journal.recall("train", server_round)
             return _to_record(stored), self._without_lists(server_round, recalled)
         replies = list(replies)
-        if not replies and not self._asked:
+        sent, self._asked = _sent(self._asked, replies), ()
+        if not replies and not sent:
             return None, None
-        asked, replies_of = _by_node(self._asked, replies)
+        asked, replies_of = _by_node(sent, replies)
         heard = self._protocol.hear(asked, replies_of, self._read)
         metrics: dict[str, Any] = {**heard.report}
         if replies:
             metrics["uplink-bytes"] = mean_size(replies)
-        if self._asked:
-            metrics["downlink-bytes"] = mean_size(self._asked)
+        if sent:
+            metrics["downlink-bytes"] = mean_size(sent)
         if heard.usual:
             contents = [answer.source for answer in heard.usual]
             own = self._aggregate("train_metrics_aggr_fn", contents)
@@ -263,9 +268,10 @@ class MessageStrategy(FedAvg):
         if server_round < journal.done:
             return _to_metrics(journal.recall("evaluate", server_round))
         replies = list(replies)
-        if not replies and not self._asked_to_evaluate:
+        sent, self._asked_to_evaluate = _sent(self._asked_to_evaluate, replies), ()
+        if not replies and not sent:
             return None
-        asked, replies_of = _by_node(self._asked_to_evaluate, replies)
+        asked, replies_of = _by_node(sent, replies)
         usual = self._protocol.hear_evaluation(
             server_round, asked, replies_of, self._read_evaluation
         )
@@ -324,6 +330,32 @@ class MessageStrategy(FedAvg):
         metrics = _only(MetricRecord, content)
         key = self.weighted_by_key
         return content, metrics, require_examples(key, metrics.get(key))
+
+
+class _CountingGrid:
+    """A grid that remembers how many nodes there were when somebody last asked."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self.present = 0
+
+    def get_node_ids(self) -> list[int]:
+        nodes = [*self._grid.get_node_ids()]
+        self.present = len(nodes)
+        return nodes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._grid, name)
+
+
+def _sent(asked: Sequence[Message], replies: Sequence[Message]) -> Sequence[Message]:
+    """Return the messages that were sent of those that we have made.
+
+    A subclass may leave some out, or all of them. A message gets its id when it is sent. Where
+    somebody brings the replies to them by hand no message has one.
+    """
+    sent = [message for message in asked if message.metadata.message_id]
+    return sent if sent or not replies else asked
 
 
 def _by_node(

@@ -21,7 +21,14 @@ from fedmedian import (
     register_noise,
 )
 from fedmedian.privacy import Mechanism, PrivacyBudget
-from fedmedian.strategies import Checkpoint, MedianSGD, NoMechanism, SignSGD, legacy
+from fedmedian.strategies import (
+    Checkpoint,
+    MedianSGD,
+    NoMechanism,
+    RunFailedError,
+    SignSGD,
+    legacy,
+)
 
 MODEL = {"0": np.linspace(-1, 1, 12, dtype=np.float32), "1": np.zeros(3, np.float32)}
 HIDDEN = {
@@ -238,8 +245,9 @@ class TestSampling:
             asked.append(partition)
             return train(model, partition)
 
-        with caplog.at_level(logging.WARNING):
-            run(self.make(api, min_train_nodes=3), note, MODEL, 4, 2)
+        strategy = self.make(api, min_train_nodes=3)
+        with caplog.at_level(logging.WARNING), pytest.raises(RunFailedError, match="sampling"):
+            run(strategy, note, MODEL, 4, 3)
         assert not asked
         assert "3 clients of 4 were drawn" in caplog.text
 
