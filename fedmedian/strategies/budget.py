@@ -121,17 +121,24 @@ class Ledger:
         ------
         ValueError
             If something in the model is in the way of the mechanism.
-        OSError
-            If the count cannot be written.
         """
         if reasons := [*against_model(current)]:
             raise ValueError(
                 f"privacy_budget must be None with this model, got {self._budget!r}; there is no "
                 f"mechanism because of {NoMechanism(tuple(reasons))}"
             )
-        if self._checkpoint is not None:
-            self._checkpoint.note_answered_rounds(self._answered + 1)
         self._answered += 1
+        if self._checkpoint is None:
+            return
+        try:
+            self._checkpoint.note_answered_rounds(self._answered)
+        # The count in this process still holds, and the next one that is written has it all.
+        except OSError as error:
+            warn(
+                "round %d is asked though it could not be written to %s that it is: %s; should the "
+                "process end before that is mended, a run that resumes counts it as not asked",
+                *(current.number, self._checkpoint.folder, error),
+            )
 
     def is_hidden(self, drawn: int, present: int) -> bool:
         """Tell whether no more clients were drawn for a round than the budget counts on.

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedmedian.layout import Arrays, Layout
 from fedmedian.logs import warn
-from fedmedian.strategies.checkpoint import Checkpoint, History, Saved
+from fedmedian.strategies.checkpoint import Checkpoint, History, Mark, Saved
 from fedmedian.strategies.core import Core
 from fedmedian.strategies.lock import FolderLock
 
@@ -37,6 +37,8 @@ class Journal:
         self._lock: FolderLock | None = None
         self._last: tuple[int, Arrays] | None = None
         self._stored = 0
+        self._earlier: Mark | None = None
+        self._latest: Mark | None = None
         self._begin(None)
 
     def open(self, core: Core, initial: Arrays | None) -> None:
@@ -127,12 +129,13 @@ class Journal:
         number, model = self._last
         saved = Saved(number, _identity(core), {"model": model, **core.state}, self._history)
         try:
-            self._checkpoint.save(saved, before=self._stored)
+            mark = self._checkpoint.save(saved, self._stored, self._earlier)
         # Whatever keeps it from being written, the run is worth more.
         except Exception as error:
             warn("round %d is not stored, the run goes on without: %s", number, error)
         else:
             self._last, self._stored = None, number
+            self._earlier, self._latest = self._latest, mark
 
     def _begin(self, saved: Saved | None) -> None:
         self.done = 0 if saved is None else saved.server_round
@@ -140,6 +143,7 @@ class Journal:
         self._history: History = {} if saved is None else dict(saved.history)
         self._last = None
         self._stored = self.done
+        self._earlier = self._latest = None
 
 
 def _require_same_run(

@@ -152,7 +152,7 @@ class LegacyStrategy(FedAvg):
             asked = []
         failed = server_round - self._protocol.journal.done == self.core.settings.max_failed_rounds
         if failed and not asked:
-            # Nothing reports the end of a run, so that rounds without anybody end it as failed ones.
+            # Nothing reports the end of a run: as many rounds end it as may fail.
             self._protocol.require_somebody(
                 server_round,
                 f"fraction_fit={self.fraction_fit} and min_fit_clients={self.min_fit_clients}",

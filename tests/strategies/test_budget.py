@@ -1,8 +1,10 @@
 """Which strategies are a privacy mechanism, and how a budget ends a run."""
 
 import logging
+import shutil
 from contextlib import suppress
 from dataclasses import dataclass
+from errno import ENOSPC
 from typing import ClassVar
 
 import numpy as np
@@ -295,6 +297,41 @@ class TestCheckpoint:
         run(self.make(api, tmp_path, budget=None), train, MODEL, 3, 2)
         outcome = run(self.make(api, tmp_path), train, MODEL, 3, 3)
         assert outcome.reports[3]["epsilon"] == MECHANISM.epsilon(1e-5, 3)
+
+    def test_a_folder_that_is_lost_in_mid_run_is_a_warning_and_the_budget_holds(
+        self, api, run, tmp_path, monkeypatch, warnings
+    ):
+        folder = tmp_path / "run"
+
+        def lose(model, partition):
+            if folder.is_dir() and (folder / "round-000001").exists():
+                shutil.rmtree(folder)
+                folder.write_text("in the way")
+            return train(model, partition)
+
+        outcome = run(self.make(api, folder), lose, MODEL, 3, AFFORDED + 2)
+        assert max(outcome.reports) == AFFORDED
+        assert outcome.reports[AFFORDED]["epsilon"] == MECHANISM.epsilon(1e-5, AFFORDED)
+        lost = warnings("round 3 is asked though it could not be written")
+        assert len(lost) == 1
+        assert str(folder) in lost[0]
+
+    def test_a_count_that_could_not_be_written_for_a_while_is_whole_again(
+        self, api, run, tmp_path, monkeypatch, warnings
+    ):
+        note, rounds = Checkpoint.note_answered_rounds, []
+
+        def fail(checkpoint, number):
+            rounds.append(number)
+            if number == 2:
+                raise OSError(ENOSPC, "No space left on device")
+            note(checkpoint, number)
+
+        monkeypatch.setattr(Checkpoint, "note_answered_rounds", fail)
+        run(self.make(api, tmp_path), train, MODEL, 3, 3)
+        assert rounds == [1, 2, 3]
+        assert len(warnings("round 2 is asked though")) == 1
+        assert Checkpoint(tmp_path).answered_rounds() == 3
 
     def test_a_damaged_count_is_refused_by_its_file(self, api, run, tmp_path):
         Checkpoint(tmp_path).note_answered_rounds(2)
