@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fedmedian.checks import require_integer, require_type
 from fedmedian.logs import warn
+from fedmedian.privacy import Draw
 from fedmedian.strategies.lock import FolderLock
 
 _FORMAT = 3
@@ -237,8 +238,8 @@ class Checkpoint:
             raise ValueError(f"cannot go on from any checkpoint, because {'; '.join(broken)}")
         return None
 
-    def answered_rounds(self) -> int:
-        """Return the number of rounds that clients may have answered; see `note_answered_rounds`.
+    def answered_rounds(self) -> dict[Draw, int]:
+        """Return the numbers of rounds that clients may have answered; see `note_answered_rounds`.
 
         Raises
         ------
@@ -253,21 +254,31 @@ class Checkpoint:
                 # What is written takes the place of a link, and would not be found there.
                 descriptor = os.open(path, os.O_RDONLY | _NO_FOLLOW)
             except FileNotFoundError:
-                return 0
+                return {}
             with open(descriptor, "rb") as file:
                 stored = json.loads(file.read())
-            rounds = require_integer("number of rounds", stored["rounds"], low=0)
+            rounds = {
+                Draw(float(sampling), require_integer("min_replies", least, low=1)): (
+                    require_integer("number of rounds", number, low=0)
+                )
+                for sampling, least, number in stored["rounds"]
+            }
             if stored != _counted(rounds):
                 raise ValueError("it does not match its checksum")
             return rounds
 
-    def note_answered_rounds(self, rounds: int) -> None:
+    def note_answered_rounds(self, rounds: Mapping[Draw, int]) -> None:
         """Write down how many rounds clients may have answered, those of no checkpoint included.
+
+        Parameters
+        ----------
+        rounds : mapping of Draw to int
+            Their numbers, by how their clients were drawn.
 
         Raises
         ------
         OSError
-            If it cannot be written; the number before it is still there.
+            If it cannot be written; what was there before still is.
         """
         folder = self._make_folder()
         draft = folder / f"{_DRAFT}-{_ANSWERED}"
@@ -434,9 +445,10 @@ def _create_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def _counted(rounds: int) -> dict[str, Any]:
-    """Return a number of rounds as it is stored, with a checksum."""
-    return {"rounds": rounds, "sha256": sha256(str(rounds).encode()).hexdigest()}
+def _counted(rounds: Mapping[Draw, int]) -> dict[str, Any]:
+    """Return numbers of rounds as they are stored, with a checksum."""
+    counts = [[*draw, number] for draw, number in rounds.items()]
+    return {"rounds": counts, "sha256": sha256(json.dumps(counts).encode()).hexdigest()}
 
 
 def _sum(path: Path) -> str:
