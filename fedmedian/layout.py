@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.blocks import Blocks
+from fedmedian.logs import shown
 
 Arrays = Mapping[str, NDArray[Any]]
 Centre = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -262,8 +263,10 @@ class Layout:
             missing = [spec.name for spec in self.specs if spec.name not in arrays]
             extra = sorted(set(arrays) - {spec.name for spec in self.specs})
             if not missing and not extra:
-                raise ValueError(f"arrays are not in the model's order: {list(arrays)}")
-            raise ValueError(f"arrays differ from the model's: missing {missing}, extra {extra}")
+                raise ValueError(f"arrays are not in the model's order: {shown(list(arrays))}")
+            raise ValueError(
+                f"arrays differ from the model's: missing {shown(missing)}, extra {shown(extra)}"
+            )
         for spec in self.specs:
             _require_real(spec.name, arrays[spec.name].dtype)
             if arrays[spec.name].shape != spec.shape:

@@ -7,6 +7,7 @@ its position, "0", "1", and so on.
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from math import isfinite
 from statistics import fmean
 from typing import Any, TypeVar, Unpack
@@ -29,7 +30,7 @@ from flwr.server.strategy.aggregate import weighted_loss_avg
 from fedmedian.client_steps import ClientStep, Rotation
 from fedmedian.decoding import DecodeRule
 from fedmedian.layout import RUNNING_STATISTICS
-from fedmedian.logs import text_of, warn
+from fedmedian.logs import shown, text_of, warn
 from fedmedian.noise import Noise
 from fedmedian.optimizers import Optimizer
 from fedmedian.payloads import Payload
@@ -170,7 +171,8 @@ class LegacyStrategy(FedAvg):
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Aggregate the usable results into a new model, and report on the round."""
         replies, reasons = _by_client("aggregate_train", results, failures)
-        heard = self._protocol.hear(self._asked, replies, _read, reasons)
+        read = partial(_read, most_arrays=self._protocol.most_arrays)
+        heard = self._protocol.hear(self._asked, replies, read, reasons)
         metrics: dict[str, Any] = {**heard.report}
         if results:
             metrics["uplink-bytes"] = fmean(_size(result.parameters) for _, result in results)
@@ -422,13 +424,14 @@ def _size(parameters: Parameters) -> int:
     return sum(map(len, parameters.tensors))
 
 
-def _read(trained: Trained) -> Said[FitRes]:
+def _read(trained: Trained, most_arrays: int) -> Said[FitRes]:
     _, result = trained
     _require_success(result)
     num_examples = require_examples("num_examples", result.num_examples)
     scalars = result.metrics if Payload.is_in(result.metrics) else None
     own = {key: value for key, value in result.metrics.items() if not key.startswith(PREFIX)}
-    return Said(parameters_to_arrays(result.parameters), scalars, num_examples, own, result)
+    arrays = parameters_to_arrays(result.parameters, most_arrays)
+    return Said(arrays, scalars, num_examples, own, result)
 
 
 def _read_evaluation(node: Node, evaluated: Evaluated) -> Reply[EvaluateRes]:
@@ -436,10 +439,10 @@ def _read_evaluation(node: Node, evaluated: Evaluated) -> Reply[EvaluateRes]:
     _require_success(result)
     num_examples = require_examples("num_examples", result.num_examples)
     if not isfinite(result.loss):
-        raise WireError(f"loss must be finite, got {result.loss!r}")
+        raise WireError(f"loss must be finite, got {shown(result.loss)}")
     return Reply(node, num_examples, result.metrics, result)
 
 
 def _require_success(result: FitRes | EvaluateRes) -> None:
     if result.status.code != Code.OK:
-        raise WireError(f"client failed: {result.status.message!r}")
+        raise WireError(f"client failed: {shown(result.status.message)}")

@@ -14,6 +14,7 @@ from flwr.serverapp.strategy import FedAvg, Result
 
 from fedmedian.checks import require_type
 from fedmedian.diagnostics import PER_BLOCK
+from fedmedian.logs import text_of
 from fedmedian.payloads import Payload
 from fedmedian.privacy import Mechanism
 from fedmedian.records import to_arrays, to_record
@@ -312,7 +313,7 @@ class MessageStrategy(FedAvg):
 
     def _read(self, reply: Message) -> Said[RecordDict]:
         content, metrics, num_examples = self._open(reply)
-        arrays = to_arrays(_only(ArrayRecord, content))
+        arrays = to_arrays(_only(ArrayRecord, content), self._protocol.most_arrays)
         scalars = next((r for r in _records(ConfigRecord, content) if Payload.is_in(r)), None)
         return Said(arrays, scalars, num_examples, metrics, content)
 
@@ -389,7 +390,7 @@ def _only(kind: type[Record], content: RecordDict) -> Record:
 
 
 def _describe(error: Error) -> str:
-    description = f"error {error.code}: {error.reason}"
+    description = f"error {error.code}: {text_of(error.reason)}"
     if error.code == ErrorCode.MOD_FAILED_PRECONDITION and not is_refusal(error.reason or ""):
         description += " (perturb must be the first of a ClientApp's mods)"
     return description

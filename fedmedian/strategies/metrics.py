@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from typing import Any, TypeVar
 
-from fedmedian.logs import warn
+from fedmedian.logs import shown, warn
 from fedmedian.strategies.cohort import AnyReply, Node
 from fedmedian.wire import WireError
 
@@ -43,7 +43,7 @@ def require_examples(name: str, weight: Any) -> float:
         If it is not a finite number > 0.
     """
     if not isinstance(weight, int | float) or not isfinite(weight) or weight <= 0:
-        raise WireError(f"metric {name!r} must be a number > 0, got {weight!r}")
+        raise WireError(f"metric {name!r} must be a number > 0, got {shown(weight)}")
     return float(weight)
 
 
@@ -139,7 +139,7 @@ def _why_unfit(metrics: Mapping[str, Any]) -> str | None:
         return f"they have {entries} entries, more than {MOST_ENTRIES}"
     for name, value in metrics.items():
         if not all(map(_is_finite, value if isinstance(value, list) else [value])):
-            return f"{name!r} is not finite"
+            return f"{shown(name)} is not finite"
     return None
 
 

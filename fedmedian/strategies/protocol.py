@@ -14,6 +14,7 @@ from fedmedian.diagnostics import Report
 from fedmedian.instructions import Instruction
 from fedmedian.layout import Arrays
 from fedmedian.logs import warn
+from fedmedian.payloads import MOST_ARRAYS
 from fedmedian.privacy import Mechanism
 from fedmedian.randomness import seeded_sampling
 from fedmedian.strategies.budget import Ledger
@@ -288,6 +289,11 @@ class RoundProtocol:
     def sampling(self, server_round: int) -> AbstractContextManager[None]:
         """Return a context in which Flower samples nodes as the seed says."""
         return seeded_sampling(self.core.settings.seed, server_round)
+
+    @property
+    def most_arrays(self) -> int:
+        """The number of arrays that a reply to training can have: the model's, or a payload's."""
+        return max(len(self.core.current.layout.specs), MOST_ARRAYS)
 
     def hear(
         self,

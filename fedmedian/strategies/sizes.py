@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from fedmedian.records import serialized_size
 
@@ -32,9 +32,14 @@ def mean_size(messages: Sequence[Message]) -> float:
     contents = {id(one.content): one.content for one in messages if one.has_content()}
     held = {key: header + _held(content) for key, content in contents.items()}
     return sum(
-        held[id(message.content)] if message.has_content() else serialized_size(message)
+        held[id(message.content)] if message.has_content() else _size_of_error(message)
         for message in messages
     ) / len(messages)
+
+
+def _size_of_error(message: Message) -> int:
+    short: Any = {"error": Error(message.error.code, ""), "metadata": message.metadata}
+    return serialized_size(Message(**short)) + _in_text(message.error.reason or "")
 
 
 def _held(value: Any) -> int:
