@@ -54,7 +54,7 @@ from fedmedian.checks import require_choice, require_integer, require_real
 from fedmedian.payloads import PayloadKind
 from fedmedian.sampling import epsilon_of_divergences, sampled_divergences
 
-__all__ = ["Mechanism", "PrivacyBudget", "noise_multiplier_for"]
+__all__ = ["Draw", "Mechanism", "PrivacyBudget", "noise_multiplier_for"]
 
 Relation = Literal["replace", "zero"]
 """What is to be hidden: which update it was, of any two; or whether it was one, or zero."""

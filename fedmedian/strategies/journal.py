@@ -80,6 +80,27 @@ class Journal:
             self._begin(saved)
             _LOGGER.info("Going on after round %d, from %s", self.done, self._checkpoint.folder)
 
+    def hand_over(self) -> Arrays | None:
+        """Return `model`, to those that run the rounds after it."""
+        self._is_taken_over = True
+        return self.model
+
+    def require_taken_over(self) -> None:
+        """Raise if a round is to come after those of the checkpoint, and not from their model.
+
+        Raises
+        ------
+        RuntimeError
+            If nobody has called `hand_over`: the run would begin anew, and write over them.
+        """
+        if self.done and not self._is_taken_over and self._checkpoint is not None:
+            raise RuntimeError(
+                f"the model of round {self.done} in {self._checkpoint.folder} has not been taken "
+                "over: what drives this strategy must pass on what it returns, in the Message API "
+                f"of aggregate_train for each round until {self.done}, though nobody is asked in "
+                "them, in the older API of initialize_parameters"
+            )
+
     def note(self, phase: str, server_round: int, metrics: Mapping[str, Any]) -> None:
         """Remember a round's metrics for the next checkpoint."""
         if self._checkpoint is not None:
@@ -143,6 +164,7 @@ class Journal:
         self._history: History = {} if saved is None else dict(saved.history)
         self._last = None
         self._stored = self.done
+        self._is_taken_over = False
         self._earlier = self._latest = None
 
 

@@ -131,7 +131,7 @@ class LegacyStrategy(FedAvg):
         self._protocol.affordable(1)
         if (line := self._protocol.describe_privacy(self.privacy)) is not None:
             _LOGGER.info(line)
-        model = self._protocol.journal.model
+        model = self._protocol.journal.hand_over()
         return parameters if model is None else arrays_to_parameters(model)
 
     def configure_fit(

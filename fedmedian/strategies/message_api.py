@@ -227,7 +227,7 @@ class MessageStrategy(FedAvg):
         """Aggregate the usable replies into a new model, and report on the round."""
         journal = self._protocol.journal
         if server_round <= journal.done:
-            stored = journal.model if server_round == journal.done else None
+            stored = journal.hand_over() if server_round == journal.done else None
             recalled = journal.recall("train", server_round)
             return _to_record(stored), self._without_lists(server_round, recalled)
         replies = list(replies)

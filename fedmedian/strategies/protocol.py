@@ -163,12 +163,12 @@ class RoundProtocol:
         self.journal.release()
 
     def require_somebody(self, rounds: int, drawn: str, *, trains: bool) -> None:
-        """Raise if a run has ended in which no client was ever asked.
+        """Raise if a run has ended in which no client was ever asked, before it resumed or since.
 
         Parameters
         ----------
         rounds : int
-            The number of rounds so far, those of the checkpoint included.
+            The number of rounds so far; with none of them nothing was to be asked.
         drawn : str
             The arguments that decide how many clients are drawn.
         trains : bool
@@ -180,7 +180,7 @@ class RoundProtocol:
             If nobody was asked.
         """
         has_asked = self._has_trained if trains else self._has_trained or self._has_evaluated
-        if has_asked or self._is_over or rounds <= self.journal.done:
+        if has_asked or self.journal.done or self._is_over or not rounds:
             return
         raise RunFailedError(
             f"no client was asked to {'train' if trains else 'do anything'} in {rounds} rounds, so "
@@ -239,13 +239,15 @@ class RoundProtocol:
         Raises
         ------
         ValueError, RuntimeError, OSError
-            As `open`, which a run that another strategy drives has not called.
+            As `open`, which a run that another strategy drives has not called, and as
+            `Journal.require_taken_over`.
         """
         if not self._is_open or (server_round == 1 and not self._is_fresh):
             self.open(model)
         self._is_fresh, self._model = False, model
         if server_round <= self.journal.done:
             return None
+        self.journal.require_taken_over()
         if server_round == 1:
             self._roster, self._watch = Roster(), Watch(self.core)
         if self._ledger is not None and not self._ledger.rounds_left:

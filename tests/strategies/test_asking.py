@@ -83,6 +83,12 @@ class TestNobody:
             outcome = play(message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path)))
         assert list(outcome.reports) == [1, 2, 3]
 
+    def test_a_run_that_resumes_to_ask_nobody_any_more_is_no_failure(self, play, tmp_path):
+        for num_rounds in (2, 5):
+            strategy = asking_no_one(SignSGD, 2, after_drawing=False)
+            outcome = play(strategy(seed=1, checkpoint=Checkpoint(tmp_path)), num_rounds)
+            assert list(outcome.reports) == [1, 2]
+
     def test_a_strategy_that_has_failed_so_can_be_started_again(self, message_api, play):
         strategy = asking_no_one(SignSGD, after_drawing=False)()
         for _ in range(2):
@@ -157,14 +163,29 @@ class TestDrivenByAnother:
         assert drive(strategy, 2)[0] == [NUM_CLIENTS] * 2
         assert drive(strategy, 3)[0] == [0, 0, NUM_CLIENTS]
 
-    def test_rounds_that_begin_anywhere_find_the_checkpoint(
-        self, message_api, drive, make_app, as_record, tmp_path
+    @pytest.mark.parametrize("first", [1, 2, 4])
+    def test_rounds_that_do_not_take_the_stored_model_over_are_refused(
+        self, message_api, drive, make_app, as_record, first, tmp_path
     ):
+        """A loop of somebody's own that hears no replies where it has sent no messages."""
         drive(message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 3)
         strategy = message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path))
         grid = InProcessGrid(make_app(train), NUM_CLIENTS)
-        assert strategy.configure_train(2, as_record(MODEL), {}, grid) == []
-        assert len(strategy.configure_train(4, as_record(MODEL), {}, grid)) == NUM_CLIENTS
+        for number in range(first, 4):
+            assert strategy.configure_train(number, as_record(MODEL), {}, grid) == []
+        with pytest.raises(RuntimeError, match=r"the model of round 3 in .* has not been taken ov"):
+            strategy.configure_train(4, as_record(MODEL), {}, grid)
+
+    def test_a_wrapper_of_the_older_api_that_has_its_own_model_is_refused(
+        self, older_api, run, tmp_path
+    ):
+        class Own(type(older_api.make("SignSGD"))):
+            def initialize_parameters(self, client_manager):
+                return self.initial_parameters
+
+        run(Own(seed=1, checkpoint=Checkpoint(tmp_path)), train, MODEL, NUM_CLIENTS, 2)
+        with pytest.raises(RuntimeError, match=r"the model of round 2 in .* has not been taken ov"):
+            run(Own(seed=1, checkpoint=Checkpoint(tmp_path)), train, MODEL, NUM_CLIENTS, 3)
 
     @pytest.mark.parametrize("change", [{"seed": 2}, {"learning_rate": 0.5}], ids=str)
     def test_another_run_in_a_wrapper_is_refused_before_anything_is_sent(
