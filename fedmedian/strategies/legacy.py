@@ -151,11 +151,9 @@ class LegacyStrategy(FedAvg):
         present = max(len(asked), min(before, client_manager.num_available()))
         if not self._protocol.may_ask(len(asked), present):
             asked = []
-        failed = server_round - self._protocol.journal.done == self.core.settings.max_failed_rounds
-        if failed and not asked:
-            # Nothing reports the end of a run: as many rounds end it as may fail.
+        # Nothing reports the end of a run: as many rounds end it as may fail.
+        if not asked and self._protocol.pass_over() == self.core.settings.max_failed_rounds:
             self._protocol.require_somebody(
-                server_round,
                 f"fraction_fit={self.fraction_fit} and min_fit_clients={self.min_fit_clients}",
                 trains=self.fraction_fit > 0 or self.min_fit_clients > 0,
             )

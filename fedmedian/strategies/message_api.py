@@ -183,7 +183,6 @@ class MessageStrategy(FedAvg):
             self._protocol.say_totals()
             self._protocol.say_why_it_ends(affordable, num_rounds)
             self._protocol.require_somebody(
-                affordable,
                 f"fraction_train={self.fraction_train} and min_train_nodes={self.min_train_nodes}",
                 trains=self.fraction_train > 0,
             )
@@ -233,6 +232,7 @@ class MessageStrategy(FedAvg):
         replies = list(replies)
         sent, self._asked = _sent(self._asked, replies), ()
         if not replies and not sent:
+            self._protocol.pass_over()
             return None, None
         asked, replies_of = _by_node(sent, replies)
         heard = self._protocol.hear(asked, replies_of, self._read)

@@ -132,6 +132,7 @@ class RoundProtocol:
         self._is_over = False
         self._is_open = self._is_fresh = False
         self._has_trained = self._has_evaluated = False
+        self._silent_rounds = 0
         self._model: Arrays = {}
 
     def open(self, initial: Arrays | None) -> None:
@@ -149,6 +150,7 @@ class RoundProtocol:
         """
         self._is_open = self._is_fresh = True
         self._is_over = self._has_trained = self._has_evaluated = False
+        self._silent_rounds, self._model = 0, initial or {}
         self.journal.open(self.core, initial)
         if self._ledger is not None:
             try:
@@ -162,13 +164,16 @@ class RoundProtocol:
         self._is_open = False
         self.journal.release()
 
-    def require_somebody(self, rounds: int, drawn: str, *, trains: bool) -> None:
-        """Raise if a run has ended in which no client was ever asked, before it resumed or since.
+    def pass_over(self) -> int:
+        """Take note of a round that has asked nobody to train, and return how many there were."""
+        self._silent_rounds += 1
+        return self._silent_rounds
+
+    def require_somebody(self, drawn: str, *, trains: bool) -> None:
+        """Raise if rounds have asked nobody, and none of the run has asked anybody.
 
         Parameters
         ----------
-        rounds : int
-            The number of rounds so far; with none of them nothing was to be asked.
         drawn : str
             The arguments that decide how many clients are drawn.
         trains : bool
@@ -180,13 +185,14 @@ class RoundProtocol:
             If nobody was asked.
         """
         has_asked = self._has_trained if trains else self._has_trained or self._has_evaluated
-        if has_asked or self.journal.done or self._is_over or not rounds:
+        if has_asked or self.journal.done or self._is_over or not self._silent_rounds:
             return
         raise RunFailedError(
-            f"no client was asked to {'train' if trains else 'do anything'} in {rounds} rounds, so "
-            f"that the model is the initial one: {drawn} must draw at least one of the connected "
-            "nodes, a subclass's configure_train must return messages, and a privacy budget's "
-            "sampling must not be less than the share that is drawn",
+            f"no client was asked to {'train' if trains else 'do anything'} in "
+            f"{self._silent_rounds} rounds, so that the model is the initial one: {drawn} must "
+            "draw at least one of the connected nodes, a subclass's configure_train must return "
+            "messages, and a privacy budget's sampling must not be less than the share that is "
+            "drawn",
             self._model,
         )
 
