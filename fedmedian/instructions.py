@@ -25,7 +25,7 @@ from fedmedian.client_steps import (
 )
 from fedmedian.kernels.signs import packed_size
 from fedmedian.layout import Arrays, Layout, first_spoiled
-from fedmedian.logs import warned_of
+from fedmedian.logs import shown, warned_of
 from fedmedian.payloads import LARGEST, Payload, PayloadKind
 from fedmedian.wire import (
     PREFIX,
@@ -195,7 +195,7 @@ class Instruction:
         asked = self.find(AddNoise)
         family = None if asked is None else asked.noise.name
         if payload.noise != family:
-            raise WireError(f"used noise {payload.noise!r}, was told {family!r}")
+            raise WireError(f"used noise {shown(payload.noise)}, was told {family!r}")
         if payload.tied and max(payload.tied) >= len(self.tied):
             raise WireError(f"there is no group {max(payload.tied)} of tied arrays")
         blocks = self.blocks(layout)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.blocks import Blocks
+from fedmedian.logs import shown
 
 Arrays = Mapping[str, NDArray[Any]]
 Centre = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -277,13 +278,14 @@ class Layout:
             missing = [spec.name for spec in self.specs if spec.name not in arrays]
             extra = sorted(set(arrays) - {spec.name for spec in self.specs})
             if not missing and not extra:
-                raise ValueError(f"arrays are not in the model's order: {list(arrays)}")
+                raise ValueError(f"arrays are not in the model's order: {shown(list(arrays))}")
             by_position = list(arrays) == [str(position) for position in range(len(arrays))]
             is_part = len(arrays) < len(self.specs) and (by_position or not extra)
             # Before the names, which may be many: the log cuts what is long.
             cause = ", which must hold only the arrays that clients send" if is_part else ""
             raise ValueError(
-                f"arrays differ from the model's{cause}: missing {missing}, extra {extra}"
+                f"arrays differ from the model's{cause}: missing {shown(missing)}, "
+                f"extra {shown(extra)}"
             )
         for spec in self.specs:
             _require_real(spec.name, arrays[spec.name].dtype)

@@ -1,13 +1,16 @@
 """Flower's log, and how what others have said gets into it."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 _LOGGER = logging.getLogger("flwr")
 
 LONGEST = 300
 """The number of characters of a text that stand in the log, at most."""
+
+_LONGEST_PART = 200
+"""The number of characters of a text in a message of ours, at most."""
 
 
 def warn(template: str, *words: object) -> None:
@@ -52,9 +55,10 @@ def as_line(source: object) -> str:
     Returns
     -------
     str
-        Its `text_of` with all that is not printable escaped, and cut after `LONGEST` characters.
+        Its text with all that is not printable escaped, and cut after `LONGEST` characters: no
+        more of it is copied.
     """
-    text = text_of(source)
+    text = _text_of(source)
     start = text[:LONGEST]
     if not start.isprintable():
         start = "".join(c if c.isprintable() else _escaped(c) for c in start)
@@ -64,7 +68,7 @@ def as_line(source: object) -> str:
 
 
 def text_of(source: object) -> str:
-    """Return the text of something, even if it cannot be printed.
+    """Return the text of something, even if it cannot be printed, to become a part of another.
 
     Parameters
     ----------
@@ -74,16 +78,78 @@ def text_of(source: object) -> str:
     Returns
     -------
     str
-        What ``str`` makes of it, with surrogates escaped: no encoding takes them.
+        What ``str`` makes of it, `cut`, with surrogates escaped: no encoding takes them.
     """
+    return cut(_text_of(source)).encode(errors="backslashreplace").decode()
+
+
+def cut(text: str) -> str:
+    """Return a text, or its start and its length: a part of a message that is no line of its own.
+
+    What is cut where a message is made need not be copied with it. 200 characters stay, so that
+    the message is no more than a line may be.
+    """
+    if len(text) <= _LONGEST_PART:
+        return text
+    return f"{text[:_LONGEST_PART]}… (cut, of {len(text)} characters)"
+
+
+def shown(value: object, most: int = _LONGEST_PART) -> str:
+    """Return the ``repr`` of something that somebody else has sent, or the start of it.
+
+    Parameters
+    ----------
+    value : object
+        Numbers, texts and bytes, also in lists and mappings, of any length; or anything else whose
+        ``repr`` is short.
+    most : int (default: 200)
+        The number of characters that are shown, about. No more than these are made.
+
+    Returns
+    -------
+    str
+        The ``repr``, cut if it is longer.
+    """
+    parts, length = [], 0
+    for part in _repr_in_parts(value, most):
+        parts.append(part)
+        length += len(part)
+        if length > most:
+            return f"{''.join(parts)[:most]}…"
+    return "".join(parts)
+
+
+def _repr_in_parts(value: object, most: int) -> Iterator[str]:
+    if isinstance(value, str | bytes):
+        yield repr(value[: most + 1])
+    elif isinstance(value, Mapping):
+        yield "{"
+        for number, (key, entry) in enumerate(value.items()):
+            yield ", " if number else ""
+            yield from _repr_in_parts(key, most)
+            yield ": "
+            yield from _repr_in_parts(entry, most)
+        yield "}"
+    elif isinstance(value, list):
+        yield "["
+        for number, entry in enumerate(value):
+            yield ", " if number else ""
+            yield from _repr_in_parts(entry, most)
+        yield "]"
+    elif isinstance(value, int) and value.bit_length() > 4 * most:
+        yield f"an integer of {value.bit_length()} bits"  # Python refuses to print the longest
+    else:
+        yield repr(value)
+
+
+def _text_of(source: object) -> str:
     try:
-        text = str(source)
+        return str(source)
     except KeyboardInterrupt:
         raise
     # An exception may be of a class of a client's own.
     except BaseException:
         return f"a {type(source).__name__} that cannot be printed"
-    return text.encode(errors="backslashreplace").decode()
 
 
 def _escaped(character: str) -> str:

@@ -31,6 +31,10 @@ Magnitude = Literal["rms", "max"]
 """The measure of a block of an update: root mean square, or largest absolute entry."""
 
 
+MOST_ARRAYS = 2
+"""The number of arrays that a payload has, at most."""
+
+
 @dataclass(frozen=True, eq=False)
 class Payload:
     """A client's answer.
@@ -101,7 +105,7 @@ class Payload:
             Whether it answers an instruction is for `Instruction.require_answer` to say.
         """
         read = Reader(config, "payload")
-        if len(arrays) not in (1, 2):
+        if not 1 <= len(arrays) <= MOST_ARRAYS:
             raise WireError(f"a payload has one or two arrays, got {len(arrays)}")
         payload = cls(
             kind=cast(PayloadKind, read.choice("kind", get_args(PayloadKind))),

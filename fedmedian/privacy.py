@@ -39,10 +39,14 @@ whoever sees their sum alone; this is for whoever sees each.
 the models alone it does; see `fedmedian.sampling`.
 """
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import exp, expm1, inf, log, log1p, pi, sqrt
-from typing import Literal
+from types import MappingProxyType
+from typing import Literal, NamedTuple
 
+import numpy as np
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import log_ndtr
 
@@ -50,7 +54,7 @@ from fedmedian.checks import require_choice, require_integer, require_real
 from fedmedian.payloads import PayloadKind
 from fedmedian.sampling import epsilon_of_divergences, sampled_divergences
 
-__all__ = ["Mechanism", "PrivacyBudget", "noise_multiplier_for"]
+__all__ = ["Draw", "Mechanism", "PrivacyBudget", "noise_multiplier_for"]
 
 Relation = Literal["replace", "zero"]
 """What is to be hidden: which update it was, of any two; or whether it was one, or zero."""
@@ -88,11 +92,15 @@ class PrivacyBudget:
         have had, as local differential privacy asks; ``"zero"``, whether it was the client's
         update or zero, which halves the distance.
     sampling : float (default: 1.0)
-        The largest share of the clients that is drawn in a round, in (0, 1], where nobody whom the
+        The largest share of the clients that is drawn in a round, in (0, 1], where nobody that the
         promise is against learns which: m of n clients are m/n, and m/(n − k) if k of them are
-        among those whom it is against. Below 1 the relation must be ``"replace"``, and a round of
-        which a larger share was drawn is not asked. That the noise of several clients adds up in
-        the model is not counted on: some may add none.
+        among those that it is against. Below 1 the relation must be ``"replace"``, and a round of
+        which a larger share was drawn is not asked. Clients that do not answer hide nobody, and no
+        count of answers is trusted to show how many would: how much is hidden depends on the
+        strategy's `min_replies`, the answers that a round takes. It is most where they are all that
+        are drawn, and with 1 little; for a number in between the share is r/n·C(m, r)^(1/r), more
+        than m/n. `fedmedian.sampling` has the proof. That the noise of several clients adds up in
+        the model is not counted: some may add none.
 
     Raises
     ------
@@ -118,6 +126,21 @@ class PrivacyBudget:
         hidden = "" if self.sampling == 1 else f", a hidden {self.sampling:g} of the clients drawn"
         start = f"epsilon {self.epsilon:g} at delta {self.delta:g}"
         return f"{start}, relation {self.relation!r}{hidden}"
+
+
+class Draw(NamedTuple):
+    """How clients of a round were drawn: what the answers of a client tell depends on it.
+
+    Parameters
+    ----------
+    sampling : float (default: 1.0)
+        The share that hides them, see `PrivacyBudget`; 1 if nothing does.
+    min_replies : int (default: 1)
+        The number of answers without which the round keeps the model.
+    """
+
+    sampling: float = 1.0
+    min_replies: int = 1
 
 
 @dataclass(frozen=True)
@@ -235,6 +258,7 @@ class Mechanism:
         rounds: int = 1,
         relation: Relation = "replace",
         sampling: float = 1.0,
+        min_replies: int = 1,
     ) -> float:
         """Return ε of a client that has answered a number of times, or may have.
 
@@ -248,6 +272,35 @@ class Mechanism:
             See `PrivacyBudget`.
         sampling : float (default: 1.0)
             See `PrivacyBudget`.
+        min_replies : int (default: 1)
+            The number of answers without which a round keeps the model, >= 1; with sampling.
+
+        Returns
+        -------
+        float
+            ε, rounded up.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument has the wrong type or is out of range.
+        """
+        require_integer("rounds", rounds, low=0)
+        _require_sampling(relation, sampling)
+        require_integer("min_replies", min_replies, low=1)
+        return self.epsilon_of({Draw(sampling, min_replies): rounds}, delta, relation)
+
+    def epsilon_of(
+        self, rounds: Mapping[Draw, int], delta: float, relation: Relation = "replace"
+    ) -> float:
+        """Return ε of a client that may have answered in rounds of several kinds.
+
+        Parameters
+        ----------
+        rounds : mapping of Draw to int
+            The number of rounds of each kind.
+        delta, relation
+            As for `epsilon`.
 
         Returns
         -------
@@ -260,24 +313,51 @@ class Mechanism:
             If an argument has the wrong type or is out of range.
         """
         _require_delta(delta)
-        require_integer("rounds", rounds, low=0, high=MOST_ANSWERS)
-        _require_sampling(relation, sampling)
-        if rounds == 0:
+        total = sum(rounds.values())
+        if total == 0:
             return 0.0
         told = Told.by_answer(self.kind, self.noise_multiplier, relation)
-        epsilon = (told * rounds).epsilon(delta)
-        if sampling < 1 and 0 < epsilon < inf:
-            divergences = sampled_divergences(sqrt(told.as_vectors), told.as_sent, sampling)
-            epsilon = min(epsilon, epsilon_of_divergences(rounds * divergences, delta))
+        epsilon = (told * total).epsilon(delta)
+        is_sampled = relation == "replace" and any(draw.sampling < 1 for draw in rounds)
+        if is_sampled and 0 < epsilon < inf:
+            divergences = sum(
+                number * sampled_divergences(sqrt(told.as_vectors), told.as_sent, *draw)
+                for draw, number in rounds.items()
+            )
+            epsilon = min(epsilon, epsilon_of_divergences(np.asarray(divergences), delta))
         return epsilon
 
-    def rounds_within(self, budget: PrivacyBudget) -> int:
-        """Return the number of answers that a budget affords a client, from 0 to 2**63 - 1."""
+    def rounds_within(
+        self,
+        budget: PrivacyBudget,
+        min_replies: int = 1,
+        spent: Mapping[Draw, int] = MappingProxyType({}),
+    ) -> int:
+        """Return the number of rounds that a budget affords a client; it may be 0.
+
+        Parameters
+        ----------
+        budget : PrivacyBudget
+            The budget.
+        min_replies : int (default: 1)
+            As for `epsilon`.
+        spent : mapping of Draw to int (default: none)
+            Rounds before these.
+
+        Returns
+        -------
+        int
+            The largest number of rounds after which ε is within the budget.
+        """
+        draw = Draw(budget.sampling, min_replies)
 
         def exceeds(rounds: int) -> bool:
-            spent = self.epsilon(budget.delta, rounds, budget.relation, budget.sampling)
-            return spent > budget.epsilon
+            counts = Counter(spent)
+            counts[draw] += rounds
+            return self.epsilon_of(counts, budget.delta, budget.relation) > budget.epsilon
 
+        if exceeds(0):
+            return 0
         if not exceeds(MOST_ANSWERS):
             return MOST_ANSWERS
         low, high = 0, 1
@@ -297,6 +377,7 @@ def noise_multiplier_for(
     *,
     kind: PayloadKind = "signs",
     relation: Relation = "replace",
+    min_replies: int = 1,
 ) -> float:
     """Return the least noise multiplier σ with which a client may answer a number of times.
 
@@ -315,6 +396,8 @@ def noise_multiplier_for(
         What is sent: "signs" for `SignSGD`, "vector" for `MedianSGD`.
     relation : {"replace", "zero"} (default: "replace")
         See `PrivacyBudget`.
+    min_replies : int (default: 1)
+        The strategy's `min_replies`, on which depends what sampling hides: see `PrivacyBudget`.
 
     Returns
     -------
@@ -337,7 +420,8 @@ def noise_multiplier_for(
     require_choice("kind", kind, ("signs", "vector"))
 
     def suffices(multiplier: float) -> bool:
-        spent = Mechanism(1.0, multiplier, kind).epsilon(delta, rounds, relation, sampling)
+        mechanism = Mechanism(1.0, multiplier, kind)
+        spent = mechanism.epsilon(delta, rounds, relation, sampling, min_replies)
         return spent <= budget.epsilon
 
     low = high = LEAST_MULTIPLIER

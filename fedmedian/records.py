@@ -5,6 +5,7 @@ knows Flower.
 """
 
 from collections.abc import Mapping
+from math import inf
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, Message
@@ -13,18 +14,21 @@ from flwr.supercore.inflatable.inflatable_object import InflatableObject
 from numpy.typing import NDArray
 
 from fedmedian.layout import Arrays
+from fedmedian.logs import shown
 from fedmedian.npy import read_npy, write_npy
 from fedmedian.wire import WireError
 
 
-def to_arrays(record: ArrayRecord) -> Arrays:
+def to_arrays(record: ArrayRecord, most: float = inf) -> Arrays:
     """Return a record's arrays by name, read-only views into its bytes.
 
     Raises
     ------
     WireError
-        If the bytes of one are not an array's, naming it.
+        If there are more than `most`, none of which is read then, or the bytes of one are not an
+        array's, naming it.
     """
+    _require_at_most(most, len(record))
     return {name: _read(name, array.data) for name, array in record.items()}
 
 
@@ -38,14 +42,15 @@ def to_record(arrays: Arrays) -> ArrayRecord:
     )
 
 
-def parameters_to_arrays(parameters: Parameters) -> Arrays:
+def parameters_to_arrays(parameters: Parameters, most: float = inf) -> Arrays:
     """Return the arrays of the older API's Parameters, named "0", "1", and so on.
 
     Raises
     ------
     WireError
-        If the bytes of one are not an array's, naming it.
+        As `to_arrays`.
     """
+    _require_at_most(most, len(parameters.tensors))
     tensors = enumerate(parameters.tensors)
     return {str(number): _read(str(number), data) for number, data in tensors}
 
@@ -59,7 +64,12 @@ def _read(name: str, data: bytes) -> NDArray[Any]:
     try:
         return read_npy(data)
     except WireError as error:
-        raise WireError(f"array {name!r} is {error}") from error
+        raise WireError(f"array {shown(name)} is {error}") from error
+
+
+def _require_at_most(most: float, number: int) -> None:
+    if number > most:
+        raise WireError(f"sent {number} arrays, at most {most} are of use")
 
 
 def serialized_size(sent: Message | InflatableObject) -> int:

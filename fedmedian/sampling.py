@@ -21,10 +21,31 @@ have no more: it is an f-divergence, and they are made of the vector.
 
 It holds against who sees answers and not whose they are, or only what is made of them; not against
 a server, which knows whom it asks.
+
+**Clients that do not answer.** That is for clients all of which would answer. Of n clients that are
+connected a may be all that would, and nobody need know a, or which. Of the m that are drawn k then
+answer. Given k each set of k of the a is as likely as any other, and the bound holds with q = k/a,
+which may be far more than m/n. But a round in which k < r, `min_replies`, keeps the model as it is,
+and tells nothing but k, which does not depend on anybody's data.
+
+*Theorem.* Let i = min(j, r) and s = r/n·C(m, r)^(1/r), which is m/n for r = m and for r = 1. The
+bound holds with s^i in place of q^j, whichever of the clients would answer.
+
+*Proof.* k has the same law in both worlds, so that the exponential of α − 1 times the divergence is
+at most the mean of the bound's over k: q^j becomes E[(k/a)^j; k ≥ r], which is at most
+E[(k/a)^i; k ≥ r]. Write x_(i) for x·(x − 1)···(x − i + 1). For whole k ≥ r, k^i/k_(i) falls in k
+and is at most r^i/r_(i). The mean of k_(i), which is hypergeometric, is a_(i)·m_(i)/n_(i). And
+a_(i)/a^i grows in a, to n_(i)/n^i. Hence E[(k/a)^i; k ≥ r] <= r^i/r_(i)·m_(i)/n^i, a product over
+l < i of r·(m − l)/(n·(r − l)). These grow in l: the geometric mean of the first i is no more than
+that of all r, which is s. ∎
+
+*Corollary.* Whoever would answer, E[k/a] <= s. As ∫p^α·p'^(1−α) is jointly convex in p and p', the
+divergence is at most log(1 − s + s·exp((α − 1)·D_α))/(α − 1) for every α > 1: as if the client's
+answer were seen whenever it is drawn.
 """
 
 from functools import lru_cache
-from math import expm1, inf, log, pi
+from math import comb, expm1, inf, log, pi
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,8 +64,33 @@ _ERROR = 1e-6
 """What a sum over points may be off by, at most."""
 
 
+def share_that_hides(drawn: int, present: int, min_replies: int) -> float:
+    """Return the share s that a draw hides its clients like, whichever of them would answer.
+
+    Parameters
+    ----------
+    drawn : int
+        m, the number of clients that are drawn, >= 1.
+    present : int
+        n, the number of those that they are drawn from.
+    min_replies : int
+        r, the number of answers without which a round tells nothing, >= 1.
+
+    Returns
+    -------
+    float
+        s, at least m/n; see the module's theorem.
+    """
+    if min_replies in (1, drawn) or min_replies > drawn:
+        return drawn / present
+    logarithm = log(comb(drawn, min_replies)) / min_replies
+    return float(min_replies / present * np.exp(logarithm))
+
+
 @lru_cache(maxsize=256)
-def sampled_divergences(distance: float, energy: float, fraction: float) -> Float64:
+def sampled_divergences(
+    distance: float, energy: float, fraction: float, min_replies: int
+) -> Float64:
     """Bound the Rényi divergences of a round of hidden clients.
 
     Parameters
@@ -55,7 +101,9 @@ def sampled_divergences(distance: float, energy: float, fraction: float) -> Floa
     energy : float
         A number E of which the divergence of order α of its answers is at most α/2·E; μ² will do.
     fraction : float
-        q, the share of the clients that is drawn, in (0, 1].
+        s, see `share_that_hides`, in (0, 1].
+    min_replies : int
+        r, the number of answers without which a round tells nothing, >= 1.
 
     Returns
     -------
@@ -71,10 +119,13 @@ def sampled_divergences(distance: float, energy: float, fraction: float) -> Floa
     for order in _WHOLE:
         own = slice(order - 1)
         chosen = gammaln(order + 1) - gammaln(j[own] + 1) - gammaln(order - j[own] + 1)
-        moments.append(logsumexp([0.0, *(chosen + j[own] * log(fraction) + parts[own])]))
+        hidden = np.minimum(j[own], min_replies) * log(fraction)
+        moments.append(logsumexp([0.0, *(chosen + hidden + parts[own])]))
     # (α − 1)·D_α is convex in α, and 0 for α = 1: between whole orders it is below the chords.
     between = np.interp(ORDERS, [1, *_WHOLE], [0.0, *moments]) / (ORDERS - 1)
-    divergences: Float64 = np.minimum(without, between)
+    with np.errstate(divide="ignore"):  # of all clients
+        when_drawn = np.logaddexp(np.log1p(-fraction), log(fraction) + (ORDERS - 1) * without)
+    divergences: Float64 = np.minimum(without, np.minimum(between, when_drawn / (ORDERS - 1)))
     divergences.flags.writeable = False
     return divergences
 

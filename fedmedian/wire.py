@@ -8,11 +8,14 @@ little-endian float32.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from itertools import islice
 from math import inf
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fedmedian.logs import cut, shown
 
 WIRE_VERSION = 3
 """The version of the format; each side refuses any other."""
@@ -29,6 +32,12 @@ T = TypeVar("T")
 
 _REFUSAL = "perturb: "
 _LARGEST = float(np.finfo(np.float32).max)
+
+_MOST_ENTRIES = 1000
+"""The number of entries of ours that a message may have."""
+
+_LONGEST_LIST = 1 << 18
+"""The number of characters that a list may have as a text: what is longer is not parsed."""
 
 
 class WireError(ValueError):
@@ -62,11 +71,10 @@ class Reader:
     """
 
     def __init__(self, config: Mapping[str, Any], kind: str) -> None:
-        self._values = {
-            key.removeprefix(PREFIX): value
-            for key, value in config.items()
-            if key.startswith(PREFIX)
-        }
+        keys = [*islice((key for key in config if key.startswith(PREFIX)), _MOST_ENTRIES + 1)]
+        if len(keys) > _MOST_ENTRIES:
+            raise WireError(f"{kind} has more than {_MOST_ENTRIES} entries")
+        self._values = {key.removeprefix(PREFIX): config[key] for key in keys}
         version = self.required(kind, int)
         if version != WIRE_VERSION:
             raise WireError(f"{kind} is of version {version}, this is version {WIRE_VERSION}")
@@ -82,27 +90,33 @@ class Reader:
         """Return an entry, or None if it is not there; numbers are finite and not negative."""
         value = self._values.pop(key, None)
         if value is not None and not isinstance(value, wanted):
-            raise WireError(f"{PREFIX}{key} must be {wanted.__name__}, got {value!r}")
+            raise WireError(f"{PREFIX}{key} must be {wanted.__name__}, got {shown(value)}")
         if isinstance(value, int | float) and not 0 <= value < inf:
-            raise WireError(f"{PREFIX}{key} must be finite and not negative, got {value!r}")
+            raise WireError(f"{PREFIX}{key} must be finite and not negative, got {shown(value)}")
+        if isinstance(value, int) and value >= 2**63:
+            raise WireError(f"{PREFIX}{key} must fit 64 bits, got {shown(value)}")
         return value
 
     def choice(self, key: str, allowed: Sequence[str]) -> str:
         """Return an entry that must be one of the `allowed` strings."""
         value = self.required(key, str)
         if value not in allowed:
-            raise WireError(f"{PREFIX}{key} must be one of {sorted(allowed)}, got {value!r}")
+            raise WireError(f"{PREFIX}{key} must be one of {sorted(allowed)}, got {shown(value)}")
         return value
 
     def listed(self, key: str, wanted: type[T], *, required: bool = True) -> list[T]:
         """Return the items of a JSON list, all of one type; none if it is not there and may be."""
         text = self.required(key, str) if required else self.optional(key, str)
+        if text is not None and len(text) > _LONGEST_LIST:
+            raise WireError(f"{PREFIX}{key} has {len(text)} characters, more than {_LONGEST_LIST}")
         try:
             values = [] if text is None else json.loads(text)
         except (ValueError, RecursionError):
             values = None
         if not isinstance(values, list) or not all(type(value) is wanted for value in values):
-            raise WireError(f"{PREFIX}{key} must be a JSON list of {wanted.__name__}, got {text!r}")
+            raise WireError(
+                f"{PREFIX}{key} must be a JSON list of {wanted.__name__}, got {shown(text)}"
+            )
         return values
 
     def floats(self, key: str) -> Float32:
@@ -118,7 +132,7 @@ class Reader:
     def finish(self) -> None:
         """Raise if there is an entry that nobody has read: it may matter, and is not known here."""
         if self._values:
-            raise WireError(f"{PREFIX}{min(self._values)} is unknown here")
+            raise WireError(f"{PREFIX}{cut(min(self._values))} is unknown here")
 
 
 def with_prefix(message: Mapping[str, WireScalar]) -> dict[str, WireScalar]:

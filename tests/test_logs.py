@@ -1,12 +1,13 @@
 """The log: what others have said stands in one line of it, escaped, and not too long."""
 
 import logging
+import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmedian.logs import LONGEST, as_line, text_of, warn
+from fedmedian.logs import LONGEST, as_line, cut, shown, text_of, warn
 
 
 class Raises:
@@ -72,6 +73,41 @@ class TestTextOf:
 
     def test_is_no_more_than_can_be_sent(self):
         assert text_of(OSError("lone \ud800")).encode() == rb"lone \ud800"
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner),
+)
+
+
+class TestParts:
+    """Texts of others in messages of ours: their start, and never the whole of a long one."""
+
+    @given(ANYTHING)
+    def test_what_is_shown_is_the_repr_or_the_start_of_it(self, value):
+        assert shown(value, most=10**6) == repr(value)
+        found = shown(value, most=20)
+        assert found == repr(value) or (found[-1] == "…" and len(found) == 21)
+
+    @pytest.mark.parametrize(
+        "value",
+        ["x" * 10**6, b"x" * 10**6, [1] * 10**6, {"x" * 10**6: 1}, [[["x" * 10**6]]], 1 << 10**6],
+        ids=["text", "bytes", "list", "name", "deep", "integer"],
+    )
+    def test_no_more_is_made_than_is_shown(self, value):
+        tracemalloc.start()
+        try:
+            assert len(shown(value)) <= 201
+            assert tracemalloc.get_traced_memory()[1] < 20_000
+        finally:
+            tracemalloc.stop()
+
+    def test_what_is_cut_says_how_long_it_was_and_survives_in_a_line(self):
+        assert cut("x" * 200) == "x" * 200
+        assert cut("y" * 10**6) == f"{'y' * 200}… (cut, of 1000000 characters)"
+        line = as_line(f"error 0: {text_of(ValueError('y' * 10**6))}")
+        assert line.endswith("y… (cut, of 1000000 characters)")
 
 
 def test_a_warning_is_one_line_whatever_its_words_are(caplog):

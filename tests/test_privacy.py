@@ -276,11 +276,16 @@ class TestBudget:
     def test_clients_that_are_drawn_in_secret_need_less_noise_that_affords_just_their_rounds(
         self, kind
     ):
-        multiplier = noise_multiplier_for(3.0, 1e-6, 50, 0.1, kind=kind)
-        budget = PrivacyBudget(3.0, 1e-6, sampling=0.1)
-        assert Mechanism(2.0, 2 * multiplier, kind).rounds_within(budget) == 50
-        assert Mechanism(2.0, 1.99 * multiplier, kind).rounds_within(budget) < 50
-        assert multiplier < noise_multiplier_for(3.0, 1e-6, 50, kind=kind) / 3
+        budget, local = PrivacyBudget(3.0, 1e-6, sampling=0.1), PrivacyBudget(3.0, 1e-6)
+        found = [noise_multiplier_for(3.0, 1e-6, 50, kind=kind)]
+        for least in (1, 10):
+            multiplier = noise_multiplier_for(3.0, 1e-6, 50, 0.1, kind=kind, min_replies=least)
+            assert Mechanism(2.0, 2 * multiplier, kind).rounds_within(budget, least) == 50
+            assert Mechanism(2.0, 1.99 * multiplier, kind).rounds_within(budget, least) < 50
+            assert Mechanism(2.0, 2 * multiplier, kind).rounds_within(local) < 50
+            assert multiplier < found[-1]
+            found.append(multiplier)
+        assert found[-1] < found[0] / 3
 
     def test_a_budget_that_affords_much_is_given_the_least_multiplier(self):
         assert noise_multiplier_for(1e6, 1e-6, 1) == 0.2
@@ -320,6 +325,7 @@ class TestBudget:
             (lambda: Mechanism(1.0, 1.0).epsilon(0.0), ValueError, "delta"),
             (lambda: Mechanism(1.0, 1.0).epsilon(0.1, -1), ValueError, "rounds"),
             (lambda: Mechanism(1.0, 1.0).epsilon(0.1, 1, "one"), ValueError, "relation"),
+            (lambda: Mechanism(1.0, 1.0).epsilon(0.1, 1, min_replies=0), ValueError, "min_replies"),
             (lambda: noise_multiplier_for(1.0, 1e-5, 0), ValueError, "rounds"),
             (lambda: noise_multiplier_for(1.0, 1e-5, 1, kind="bit"), ValueError, "kind"),
         ],

@@ -45,6 +45,8 @@ RESULTS = Path(__file__).resolve().parents[1] / "results" / "privacy"
 DELTA = 1e-5
 EPSILONS = (1.0, 4.0, 8.0)
 ROUNDS = (1, 10, 30, 100, 300, 1000)
+DRAWN = 10
+"""The number of clients that are a hidden tenth in the table of noise; all must answer."""
 KINDS: dict[str, PayloadKind] = {"vector": "vector", "votes": "signs"}
 
 
@@ -150,7 +152,10 @@ def rules(study: Study) -> dict[str, Rule]:
 @cache
 def noise_of(kind: PayloadKind, setting: Setting, epsilon: float) -> float:
     """Return the noise multiplier σ with which a federation keeps within (ε, δ)."""
-    return noise_multiplier_for(epsilon, DELTA, setting.rounds, setting.fraction, kind=kind)
+    drawn = round(setting.fraction * setting.num_clients)
+    return noise_multiplier_for(
+        epsilon, DELTA, setting.rounds, setting.fraction, kind=kind, min_replies=drawn
+    )
 
 
 def run_rule(rule: str, study: Study, epsilon: float, clip: float, seed: int) -> Result:
@@ -237,10 +242,11 @@ def rounds_table() -> str:
 
 def noise_table() -> str:
     """Say what noise it takes for the rounds of one client, and for rounds of a hidden tenth."""
+    found = partial(noise_multiplier_for, delta=DELTA, min_replies=DRAWN)
     rows = [
         [
             f"{name}, ε = {epsilon:g}, {whom}",
-            *(f"{noise_multiplier_for(epsilon, DELTA, n, q, kind=kind):.2f}" for n in ROUNDS),
+            *(f"{found(epsilon, rounds=n, sampling=q, kind=kind):.2f}" for n in ROUNDS),
         ]
         for whom, q in (("local", 1.0), ("a hidden tenth", 0.1))
         for epsilon in EPSILONS

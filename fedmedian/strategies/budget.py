@@ -1,11 +1,13 @@
 """A run's privacy budget: what has been spent of it, and when it ends the run."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedmedian.diagnostics import Report
 from fedmedian.logs import warn
-from fedmedian.privacy import Mechanism, PrivacyBudget
+from fedmedian.privacy import Draw, Mechanism, PrivacyBudget
+from fedmedian.sampling import share_that_hides
 from fedmedian.strategies.checkpoint import Checkpoint
 from fedmedian.strategies.cohort import Reply
 from fedmedian.strategies.core import Core, Round
@@ -16,7 +18,8 @@ class Ledger:
     """Counts the rounds that a run's clients may have answered, and what they have told by it.
 
     A client is taken to answer in every round, whichever are sampled: one that comes back under
-    another name is still the same.
+    another name is still the same. Where the budget counts on sampling it is taken to be drawn
+    like any other, and no client is taken to answer: see `fedmedian.sampling`.
 
     Parameters
     ----------
@@ -27,6 +30,8 @@ class Ledger:
     checkpoint : Checkpoint or None
         Where the count is kept. It is written before clients are asked: what a process that was
         killed has asked for has been told all the same.
+    min_replies : int (default: 1)
+        The number of replies without which a round keeps the model.
 
     Raises
     ------
@@ -39,6 +44,7 @@ class Ledger:
         budget: PrivacyBudget,
         mechanism: Mechanism | NoMechanism,
         checkpoint: Checkpoint | None,
+        min_replies: int = 1,
     ) -> None:
         if isinstance(mechanism, NoMechanism):
             raise ValueError(
@@ -46,13 +52,15 @@ class Ledger:
                 f"got {budget!r}; there is none because of {mechanism}"
             )
         self._budget, self._mechanism, self._checkpoint = budget, mechanism, checkpoint
-        self._affordable = mechanism.rounds_within(budget)
+        self._draw = Draw(budget.sampling, min_replies)
+        self._affordable = mechanism.rounds_within(budget, min_replies)
         if self._affordable == 0:
             raise ValueError(
-                f"privacy_budget must afford a round, which costs epsilon {self._epsilon(1):.4g}, "
+                "privacy_budget must afford a round, which costs epsilon "
+                f"{self._epsilon({self._draw: 1}):.4g}, "
                 f"got {budget!r}; fedmedian.privacy.noise_multiplier_for finds the noise for one"
             )
-        self._answered = 0
+        self._answered: Counter[Draw] = Counter()
         self._has_warned = False
 
     @classmethod
@@ -75,7 +83,8 @@ class Ledger:
                 f"privacy_budget must have sampling >= {fraction_train:g}, the share of clients "
                 f"that is drawn in a round, got {budget!r}"
             )
-        return cls(budget, mechanism_of(core, fraction_evaluate), core.settings.checkpoint)
+        mechanism, settings = mechanism_of(core, fraction_evaluate), core.settings
+        return cls(budget, mechanism, settings.checkpoint, settings.min_replies)
 
     def __str__(self) -> str:
         return f"{self._budget}, which affords {self._affordable} rounds"
@@ -83,7 +92,8 @@ class Ledger:
     @property
     def rounds_left(self) -> int:
         """The number of rounds that the budget still affords."""
-        return max(0, self._affordable - self._answered)
+        budget, draw = self._budget, self._draw
+        return self._mechanism.rounds_within(budget, draw.min_replies, self._answered)
 
     @property
     def report(self) -> Report:
@@ -105,9 +115,13 @@ class Ledger:
         OSError
             If it cannot be read.
         """
-        stored = 0 if self._checkpoint is None else self._checkpoint.answered_rounds()
+        stored = Counter({} if self._checkpoint is None else self._checkpoint.answered_rounds())
         # Another run of this strategy's asks the same clients: what was spent before is spent.
-        self._answered = max(self._answered, stored, done)
+        if stored.total() > self._answered.total():
+            self._answered = stored
+        # Rounds that nobody has counted may have been asked of all.
+        if (others := done - self._answered.total()) > 0:
+            self._answered[Draw()] += others
 
     def spend(self, current: Round) -> None:
         """Take note of a round, before clients are asked.
@@ -121,20 +135,27 @@ class Ledger:
         ------
         ValueError
             If something in the model is in the way of the mechanism.
-        OSError
-            If the count cannot be written.
         """
         if reasons := [*against_model(current)]:
             raise ValueError(
                 f"privacy_budget must be None with this model, got {self._budget!r}; there is no "
                 f"mechanism because of {NoMechanism(tuple(reasons))}"
             )
-        if self._checkpoint is not None:
-            self._checkpoint.note_answered_rounds(self._answered + 1)
-        self._answered += 1
+        self._answered[self._draw] += 1
+        if self._checkpoint is None:
+            return
+        try:
+            self._checkpoint.note_answered_rounds(self._answered)
+        # The count in this process still holds, and the next one that is written has it all.
+        except OSError as error:
+            warn(
+                "round %d is asked though it could not be written to %s that it is: %s; should the "
+                "process end before that is mended, a run that resumes counts it as not asked",
+                *(current.number, self._checkpoint.folder, error),
+            )
 
     def is_hidden(self, drawn: int, present: int) -> bool:
-        """Tell whether no more clients were drawn for a round than the budget counts on.
+        """Tell whether the clients of a round are hidden as well as the budget counts on.
 
         Parameters
         ----------
@@ -148,19 +169,24 @@ class Ledger:
         bool
             Whether the round may be asked.
         """
-        if drawn <= self._budget.sampling * present:
+        sampling, min_replies = self._draw
+        share = share_that_hides(drawn, present, min_replies) if sampling < 1 else 1.0
+        if share <= sampling * (1 + 1e-12):
             return True
         warn(
-            "nobody is asked in this round: %d clients of %d were drawn, a larger share than that "
-            "of the privacy budget, %s",
-            *(drawn, present, self._budget),
+            "nobody is asked in this round: %d clients of %d were drawn, which hides them like a "
+            "share of %s with min_replies=%d, more than the sampling of the privacy budget, %s; "
+            "draw fewer, or set sampling to that, or min_replies to all that are drawn",
+            *(drawn, present, f"{share:.4g}", min_replies, self._budget),
         )
         return False
 
     def look_at(self, replies: Sequence[Reply[Any]]) -> None:
         """Warn, once, if clients send what ε does not count."""
+        if self._has_warned:
+            return
         names = {key for one in replies for key, value in one.metrics.items() if value != 1}
-        if self._has_warned or not (names or any(one.num_examples != 1 for one in replies)):
+        if not names and all(one.num_examples == 1 for one in replies):
             return
         self._has_warned = True
         warn(
@@ -169,6 +195,5 @@ class Ledger:
             sorted(names),
         )
 
-    def _epsilon(self, rounds: int) -> float:
-        budget = self._budget
-        return self._mechanism.epsilon(budget.delta, rounds, budget.relation, budget.sampling)
+    def _epsilon(self, rounds: Mapping[Draw, int]) -> float:
+        return self._mechanism.epsilon_of(rounds, self._budget.delta, self._budget.relation)

@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from fedmedian.logs import shown
 from fedmedian.payloads import Payload
 
 Source = TypeVar("Source")
@@ -56,8 +57,11 @@ class Answer(Reply[Source]):
         payload = self.payload
         for part in (payload.body, payload.exact, payload.scales, payload.magnitudes):
             digest.update(np.ascontiguousarray(part).data)
-        return self.num_examples, digest.digest(), repr(self.metrics)
+        return self.num_examples, digest.digest(), shown(self.metrics, most=_LONGEST_METRICS)
 
+
+_LONGEST_METRICS = 10_000
+"""The number of characters of a reply's metrics that its place in an order depends on."""
 
 AnyReply = TypeVar("AnyReply", bound=Reply[Any])
 

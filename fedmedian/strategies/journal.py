@@ -7,7 +7,7 @@ from typing import Any
 
 from fedmedian.layout import Arrays, Layout
 from fedmedian.logs import warn
-from fedmedian.strategies.checkpoint import Checkpoint, History, Saved
+from fedmedian.strategies.checkpoint import Checkpoint, History, Mark, Saved
 from fedmedian.strategies.core import Core
 from fedmedian.strategies.lock import FolderLock
 
@@ -37,6 +37,8 @@ class Journal:
         self._lock: FolderLock | None = None
         self._last: tuple[int, Arrays] | None = None
         self._stored = 0
+        self._earlier: Mark | None = None
+        self._latest: Mark | None = None
         self._begin(None)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -81,6 +83,27 @@ class Journal:
             core.restore(saved.arrays)
             self._begin(saved)
             _LOGGER.info("Going on after round %d, from %s", self.done, self._checkpoint.folder)
+
+    def hand_over(self) -> Arrays | None:
+        """Return `model`, to those that run the rounds after it."""
+        self._is_taken_over = True
+        return self.model
+
+    def require_taken_over(self) -> None:
+        """Raise if a round is to come after those of the checkpoint, and not from their model.
+
+        Raises
+        ------
+        RuntimeError
+            If nobody has called `hand_over`: the run would begin anew, and write over them.
+        """
+        if self.done and not self._is_taken_over and self._checkpoint is not None:
+            raise RuntimeError(
+                f"the model of round {self.done} in {self._checkpoint.folder} has not been taken "
+                "over: what drives this strategy must pass on what it returns, in the Message API "
+                f"of aggregate_train for each round until {self.done}, though nobody is asked in "
+                "them, in the older API of initialize_parameters"
+            )
 
     def note(self, phase: str, server_round: int, metrics: Mapping[str, Any]) -> None:
         """Remember a round's metrics for the next checkpoint."""
@@ -131,12 +154,13 @@ class Journal:
         number, model = self._last
         saved = Saved(number, _identity(core), {"model": model, **core.state}, self._history)
         try:
-            self._checkpoint.save(saved, before=self._stored)
+            mark = self._checkpoint.save(saved, self._stored, self._earlier)
         # Whatever keeps it from being written, the run is worth more.
         except Exception as error:
             warn("round %d is not stored, the run goes on without: %s", number, error)
         else:
             self._last, self._stored = None, number
+            self._earlier, self._latest = self._latest, mark
 
     def _begin(self, saved: Saved | None) -> None:
         self.done = 0 if saved is None else saved.server_round
@@ -144,6 +168,8 @@ class Journal:
         self._history: History = {} if saved is None else dict(saved.history)
         self._last = None
         self._stored = self.done
+        self._is_taken_over = False
+        self._earlier = self._latest = None
 
 
 def _require_same_run(

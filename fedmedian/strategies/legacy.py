@@ -8,6 +8,7 @@ its position, "0", "1", and so on.
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from statistics import fmean
 from typing import Any, TypeVar, Unpack
 
@@ -30,7 +31,7 @@ from fedmedian.client_steps import ClientStep, Rotation
 from fedmedian.decoding import DecodeRule
 from fedmedian.diagnostics import without_lists
 from fedmedian.layout import RUNNING_STATISTICS
-from fedmedian.logs import text_of, warn
+from fedmedian.logs import shown, text_of, warn
 from fedmedian.noise import Noise
 from fedmedian.optimizers import Optimizer
 from fedmedian.payloads import Payload
@@ -142,9 +143,10 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         self.metrics_per_block = {}
         parameters = super().initialize_parameters(client_manager)
         self._protocol.open(None if parameters is None else parameters_to_arrays(parameters))
+        self._protocol.affordable(1)
         if (line := self._protocol.describe_privacy(self.privacy)) is not None:
             _LOGGER.info(line)
-        model = self._protocol.journal.model
+        model = self._protocol.journal.hand_over()
         return parameters if model is None else arrays_to_parameters(model)
 
     def configure_fit(
@@ -164,10 +166,19 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         mu = self.core.settings.proximal_mu
         self._say_whom_it_waits_for(client_manager)
         told = instruction.encode() | ({} if mu is None else {"proximal_mu": mu})
+        before = max(client_manager.num_available(), self.min_available_clients)
         with self._protocol.sampling(server_round):
             asked = super().configure_fit(server_round, parameters, client_manager)
-        if not self._protocol.may_ask(len(asked), client_manager.num_available()):
+        # Clients come and go meanwhile, and the budget must not count on one that was not there.
+        present = max(len(asked), min(before, client_manager.num_available()))
+        if not self._protocol.may_ask(len(asked), present):
             asked = []
+        # Nothing reports the end of a run: as many rounds end it as may fail.
+        if not asked and self._protocol.pass_over() == self.core.settings.max_failed_rounds:
+            self._protocol.require_somebody(
+                f"fraction_fit={self.fraction_fit} and min_fit_clients={self.min_fit_clients}",
+                trains=self.fraction_fit > 0 or self.min_fit_clients > 0,
+            )
         self._asked, self._size = [client.cid for client, _ in asked], _size(parameters)
         return [(client, FitIns(ins.parameters, {**ins.config, **told})) for client, ins in asked]
 
@@ -180,7 +191,8 @@ class LegacyStrategy(ShowsArguments, FedAvg):
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Aggregate the usable results into a new model, and report on the round."""
         replies, reasons = _by_client("aggregate_train", results, failures)
-        heard = self._protocol.hear(self._asked, replies, _read, reasons)
+        read = partial(_read, most_arrays=self._protocol.most_arrays)
+        heard = self._protocol.hear(self._asked, replies, read, reasons)
         metrics: dict[str, Any] = {**heard.report}
         if results:
             metrics["uplink-bytes"] = fmean(_size(result.parameters) for _, result in results)
@@ -455,13 +467,14 @@ def _size(parameters: Parameters) -> int:
     return sum(map(len, parameters.tensors))
 
 
-def _read(trained: Trained) -> Said[FitRes]:
+def _read(trained: Trained, most_arrays: int) -> Said[FitRes]:
     _, result = trained
     _require_success(result)
     num_examples = require_examples("num_examples", result.num_examples)
     scalars = result.metrics if Payload.is_in(result.metrics) else None
     own = {key: value for key, value in result.metrics.items() if not key.startswith(PREFIX)}
-    return Said(parameters_to_arrays(result.parameters), scalars, num_examples, own, result)
+    arrays = parameters_to_arrays(result.parameters, most_arrays)
+    return Said(arrays, scalars, num_examples, own, result)
 
 
 def _read_evaluation(node: Node, evaluated: Evaluated) -> Reply[EvaluateRes]:
@@ -469,10 +482,10 @@ def _read_evaluation(node: Node, evaluated: Evaluated) -> Reply[EvaluateRes]:
     _require_success(result)
     num_examples = require_examples("num_examples", result.num_examples)
     if not is_averageable(result.loss):
-        raise WireError(f"loss must be finite, at most {LARGEST:g}, got {result.loss!r}")
+        raise WireError(f"loss must be finite, at most {LARGEST:g}, got {shown(result.loss)}")
     return Reply(node, num_examples, result.metrics, result)
 
 
 def _require_success(result: FitRes | EvaluateRes) -> None:
     if result.status.code != Code.OK:
-        raise WireError(f"client failed: {result.status.message!r}")
+        raise WireError(f"client failed: {shown(result.status.message)}")

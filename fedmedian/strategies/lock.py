@@ -2,8 +2,9 @@
 
 import os
 import sys
-from errno import ENOTSUP
+from errno import EINVAL, ENOTSUP
 from pathlib import Path
+from stat import S_ISREG
 from threading import current_thread
 from weakref import WeakValueDictionary, finalize
 
@@ -31,7 +32,7 @@ class FolderLock:
     RuntimeError
         If another run has it.
     OSError
-        If the folder cannot be written to.
+        If the folder cannot be written to, or the lock is a link.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,9 +43,15 @@ class FolderLock:
             if before._thread is not self._thread and before._thread.is_alive():
                 raise _in_use(folder, "this process")
             before.release()
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, mode=0o600)
+        path = folder / ".lock"
+        # What it holds is written over: it must be no link to what somebody else needs.
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        descriptor = os.open(path, flags, mode=0o600)
         self._close = finalize(self, os.close, descriptor)
         try:
+            status = os.fstat(descriptor)
+            if not S_ISREG(status.st_mode) or status.st_nlink > 1:
+                raise OSError(EINVAL, "the lock must be a file that has no other name", str(path))
             _lock(descriptor, folder)
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"{os.getpid()}\n".encode())

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from logging import INFO
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.logger import log
@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import FedAvg, Result
 
 from fedmedian.checks import require_type
 from fedmedian.diagnostics import without_lists
+from fedmedian.logs import text_of
 from fedmedian.payloads import Payload
 from fedmedian.privacy import Mechanism
 from fedmedian.records import to_arrays, to_record
@@ -176,7 +177,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
             the model is in the way of a mechanism.
         RunFailedError
             If `max_failed_rounds` rounds in a row have made no new model, or all clients of the
-            first have sent plain weights, with the commonest reason.
+            first have sent plain weights, with the commonest reason; if no client was ever asked.
         RuntimeError
             If another run has the checkpoint's folder.
         OSError
@@ -190,10 +191,9 @@ class MessageStrategy(ShowsArguments, FedAvg):
             )
         self._per_block = {}
         journal = self._protocol.journal
-        if self.core.settings.checkpoint is not None:
-            self._protocol.open(to_arrays(initial_arrays))
-            if evaluate_fn is not None:
-                evaluate_fn = partial(self._evaluate, evaluate_fn)
+        self._protocol.open(to_arrays(initial_arrays))
+        if self.core.settings.checkpoint is not None and evaluate_fn is not None:
+            evaluate_fn = partial(self._evaluate, evaluate_fn)
         try:
             if num_rounds < journal.done:
                 raise ValueError(
@@ -214,8 +214,12 @@ class MessageStrategy(ShowsArguments, FedAvg):
             journal.close(self.core)
             self._protocol.say_totals()
             self._protocol.say_why_it_ends(affordable, num_rounds)
+            self._protocol.require_somebody(
+                f"fraction_train={self.fraction_train} and min_train_nodes={self.min_train_nodes}",
+                trains=self.fraction_train > 0,
+            )
         finally:
-            journal.release()
+            self._protocol.release()
         reports = result.train_metrics_clientapp
         for server_round, lists in self._per_block.items():
             reports[server_round] = MetricRecord({**reports[server_round], **lists})
@@ -248,18 +252,17 @@ class MessageStrategy(ShowsArguments, FedAvg):
         """
         require_no_unfit_wrapper(self)
         instruction = self._protocol.ask(server_round, to_arrays(arrays))
-        self._model = arrays
+        self._model, self._asked = arrays, ()
         if instruction is None:
-            self._asked = ()
             return []
         # The caller's config serves every round: it must not pick up our keys.
         mu = self.core.settings.proximal_mu
         proximal = {} if mu is None else {"proximal-mu": mu}
         told = ConfigRecord({**config, **proximal, **instruction.encode()})
         with self._protocol.sampling(server_round):
-            self._asked = list(super().configure_train(server_round, arrays, told, grid))
-        if not self._protocol.may_ask(len(self._asked), len(list(grid.get_node_ids()))):
-            self._asked = ()
+            nodes = _CountingGrid(grid)
+            asked = list(super().configure_train(server_round, arrays, told, cast(Grid, nodes)))
+        self._asked = asked if self._protocol.may_ask(len(asked), nodes.present) else []
         return self._asked
 
     @paused_collector()
@@ -269,15 +272,17 @@ class MessageStrategy(ShowsArguments, FedAvg):
         """Aggregate the usable replies into a new model, and report on the round."""
         journal = self._protocol.journal
         if server_round <= journal.done:
-            stored = journal.model if server_round == journal.done else None
+            stored = journal.hand_over() if server_round == journal.done else None
             recalled = journal.recall("train", server_round)
             return _to_record(stored), self._without_lists(server_round, recalled)
         replies = list(replies)
-        if not replies and not self._asked:
+        sent, self._asked = _sent(self._asked, replies), ()
+        if not replies and not sent:
+            self._protocol.pass_over()
             return None, None
-        asked, replies_of = _by_node(self._asked, replies)
+        asked, replies_of = _by_node(sent, replies)
         heard = self._protocol.hear(asked, replies_of, self._read)
-        metrics: dict[str, Any] = {**heard.report, **self._count(self._asked, replies, self._model)}
+        metrics: dict[str, Any] = {**heard.report, **self._count(sent, replies, self._model)}
         if heard.usual:
             own = self._aggregate("train_metrics_aggr_fn", heard.usual)
             metrics = {**(own or {}), **metrics}
@@ -306,10 +311,11 @@ class MessageStrategy(ShowsArguments, FedAvg):
         if server_round < journal.done:
             return _to_metrics(journal.recall("evaluate", server_round))
         replies = list(replies)
-        if not replies and not self._asked_to_evaluate:
+        sent, self._asked_to_evaluate = _sent(self._asked_to_evaluate, replies), ()
+        if not replies and not sent:
             return None
-        asked, replies_of = _by_node(self._asked_to_evaluate, replies)
-        sizes = self._count(self._asked_to_evaluate, replies)
+        asked, replies_of = _by_node(sent, replies)
+        sizes = self._count(sent, replies)
         usual = self._protocol.hear_evaluation(
             server_round, asked, replies_of, self._read_evaluation, sizes
         )
@@ -367,7 +373,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
 
     def _read(self, reply: Message) -> Said[RecordDict]:
         content, metrics, num_examples = self._open(reply)
-        arrays = to_arrays(_only(ArrayRecord, content))
+        arrays = to_arrays(_only(ArrayRecord, content), self._protocol.most_arrays)
         scalars = next((r for r in _records(ConfigRecord, content) if Payload.is_in(r)), None)
         return Said(arrays, scalars, num_examples, metrics, content)
 
@@ -378,13 +384,39 @@ class MessageStrategy(ShowsArguments, FedAvg):
     def _open(self, reply: Message) -> tuple[RecordDict, MetricRecord, float]:
         """Return a reply's content, the metrics in it, and the client's weight."""
         if reply.has_error():
-            raise WireError(f"error {reply.error.code}: {reply.error.reason}")
+            raise WireError(f"error {reply.error.code}: {text_of(reply.error.reason)}")
         content = reply.content
         if self.numpy_clients:
             content = numpy_messages.read_reply(content)
         metrics = _only(MetricRecord, content)
         key = self.weighted_by_key
         return content, metrics, require_examples(key, metrics.get(key))
+
+
+class _CountingGrid:
+    """A grid that remembers how many nodes there were when somebody last asked."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self.present = 0
+
+    def get_node_ids(self) -> list[int]:
+        nodes = [*self._grid.get_node_ids()]
+        self.present = len(nodes)
+        return nodes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._grid, name)
+
+
+def _sent(asked: Sequence[Message], replies: Sequence[Message]) -> Sequence[Message]:
+    """Return the messages that were sent of those that we have made.
+
+    A subclass may leave some out, or all of them. A message gets its id when it is sent. Where
+    somebody brings the replies to them by hand no message has one.
+    """
+    sent = [message for message in asked if message.metadata.message_id]
+    return sent if sent or not replies else asked
 
 
 def _by_node(

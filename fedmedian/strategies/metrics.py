@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fedmedian.claims import capped_examples
-from fedmedian.logs import warn
+from fedmedian.logs import shown, warn
 from fedmedian.strategies.cohort import AnyReply, Node
 from fedmedian.wire import WireError
 
@@ -50,7 +50,7 @@ def require_examples(name: str, weight: Any) -> float:
     """
     is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
     if not is_number or not _is_finite(weight) or weight <= 0:
-        raise WireError(f"metric {name!r} must be a number > 0, got {weight!r}")
+        raise WireError(f"metric {name!r} must be a number > 0, got {shown(weight)}")
     return float(weight)
 
 
@@ -182,9 +182,9 @@ def _why_unfit(metrics: Mapping[str, Any]) -> str | None:
     for name, value in metrics.items():
         numbers = value if isinstance(value, list) else [value]
         if not all(map(_is_finite, numbers)):
-            return f"{name!r} is not finite"
+            return f"{shown(name)} is not finite"
         if not all(map(is_averageable, numbers)):
-            return f"{name!r} is too large to be averaged"
+            return f"{shown(name)} is too large to be averaged"
     return None
 
 

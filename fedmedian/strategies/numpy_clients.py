@@ -7,6 +7,7 @@ from typing import Any
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.common import Code
 
+from fedmedian.logs import shown
 from fedmedian.payloads import Payload
 from fedmedian.strategies.metrics import MOST_METRICS
 from fedmedian.strategies.options import FedAvgOptions
@@ -18,6 +19,10 @@ KEYS: FedAvgOptions = {
     "weighted_by_key": "num_examples",
 }
 """The names of a training message's parts for a NumPyClient."""
+
+
+_NUMBERS = ("num_examples", "loss")
+"""The parts of a reply that are a number by its name."""
 
 
 def as_evaluation(messages: Iterable[Message]) -> list[Message]:
@@ -52,12 +57,12 @@ def read_reply(content: RecordDict) -> RecordDict:
     parts = {key.partition(".")[2]: record for key, record in content.items()}
     status, own = parts.get("status"), parts.get("metrics")
     if not isinstance(status, Mapping) or not isinstance(own, Mapping):
-        raise WireError(f"is not a NumPyClient's reply, its records are {sorted(content)}")
+        raise WireError(f"is not a NumPyClient's reply, its records are {shown(list(content))}")
     if status.get("code") != Code.OK.value:
-        raise WireError(f"client failed: {status.get('message')!r}")
+        raise WireError(f"client failed: {shown(status.get('message'))}")
     numbers: dict[str, Any] = {}
     # Its own numbers first: they must not take the place of those that Flower gives a name to.
-    others = (record for record in content.values() if isinstance(record, MetricRecord))
+    others = (parts[name] for name in _NUMBERS if isinstance(parts.get(name), MetricRecord))
     for record in (own, *others):
         metrics = ((key, value) for key, value in record.items() if _is_metric(key, value))
         numbers |= islice(metrics, MOST_METRICS + 1)  # one too many tells, and all would take long

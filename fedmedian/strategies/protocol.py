@@ -14,6 +14,7 @@ from fedmedian.diagnostics import Report
 from fedmedian.instructions import Instruction
 from fedmedian.layout import Arrays
 from fedmedian.logs import warn
+from fedmedian.payloads import MOST_ARRAYS
 from fedmedian.privacy import Mechanism
 from fedmedian.randomness import seeded_sampling
 from fedmedian.strategies.budget import Ledger
@@ -32,7 +33,7 @@ from fedmedian.strategies.journal import Journal
 from fedmedian.strategies.mechanism import NoMechanism
 from fedmedian.strategies.metrics import with_usual_metrics
 from fedmedian.strategies.roster import Hearing, Roster
-from fedmedian.strategies.watch import Watch, describe_round
+from fedmedian.strategies.watch import RunFailedError, Watch, describe_round
 
 _LOGGER = logging.getLogger("flwr")
 
@@ -133,9 +134,13 @@ class RoundProtocol:
         self._watch = Watch(core)
         self._ledger = ledger
         self._is_over = False
+        self._is_open = self._is_fresh = False
+        self._has_trained = self._has_evaluated = False
+        self._silent_rounds = 0
+        self._model: Arrays = {}
 
     def open(self, initial: Arrays | None) -> None:
-        """Begin a run, or go on with the one that the checkpoint holds.
+        """Begin a run, or resume the one that the checkpoint holds.
 
         Parameters
         ----------
@@ -147,14 +152,53 @@ class RoundProtocol:
         ValueError, RuntimeError, OSError
             As `Journal.open` and `Ledger.open`.
         """
-        self._is_over = False
+        self._is_open = self._is_fresh = True
+        self._is_over = self._has_trained = self._has_evaluated = False
+        self._silent_rounds, self._model = 0, initial or {}
         self.journal.open(self.core, initial)
         if self._ledger is not None:
             try:
                 self._ledger.open(self.journal.done)
             except BaseException:
-                self.journal.release()
+                self.release()
                 raise
+
+    def release(self) -> None:
+        """Leave the checkpoint's folder to other runs: this one has ended."""
+        self._is_open = False
+        self.journal.release()
+
+    def pass_over(self) -> int:
+        """Take note of a round that has asked nobody to train, and return how many there were."""
+        self._silent_rounds += 1
+        return self._silent_rounds
+
+    def require_somebody(self, drawn: str, *, trains: bool) -> None:
+        """Raise if rounds have asked nobody, and none of the run has asked anybody.
+
+        Parameters
+        ----------
+        drawn : str
+            The arguments that decide how many clients are drawn.
+        trains : bool
+            Whether clients were to be trained; else it is enough that they were asked to evaluate.
+
+        Raises
+        ------
+        RunFailedError
+            If nobody was asked.
+        """
+        has_asked = self._has_trained if trains else self._has_trained or self._has_evaluated
+        if has_asked or self.journal.done or self._is_over or not self._silent_rounds:
+            return
+        raise RunFailedError(
+            f"no client was asked to {'train' if trains else 'do anything'} in "
+            f"{self._silent_rounds} rounds, so that the model is the initial one: {drawn} must "
+            "draw at least one of the connected nodes, a subclass's configure_train must return "
+            "messages, and a privacy budget's sampling must not be less than the share that is "
+            "drawn",
+            self._model,
+        )
 
     def affordable(self, num_rounds: int) -> int:
         """Return the number of a run's rounds that its privacy budget affords.
@@ -204,11 +248,16 @@ class RoundProtocol:
 
         Raises
         ------
-        ValueError, OSError
-            As `Ledger.spend`.
+        ValueError, RuntimeError, OSError
+            As `open`, which a run that another strategy drives has not called, and as
+            `Journal.require_taken_over`.
         """
+        if not self._is_open or (server_round == 1 and not self._is_fresh):
+            self.open(model)
+        self._is_fresh, self._model = False, model
         if server_round <= self.journal.done:
             return None
+        self.journal.require_taken_over()
         if server_round == 1:
             self._roster, self._watch = Roster(), Watch(self.core)
         if self._ledger is not None and not self._ledger.rounds_left:
@@ -221,20 +270,46 @@ class RoundProtocol:
             self._is_over = True
             return None
         instruction = self.core.begin(server_round, model)
-        if self._ledger is not None:
-            self._ledger.spend(self.core.current)
         if server_round == self.journal.done + 1:
             for doubt in doubts(self.core.current, tuple(self.core.settings.exact)):
                 warn("%s", doubt)
         return instruction
 
     def may_ask(self, drawn: int, present: int) -> bool:
-        """Tell whether those who were drawn for a round may be asked; see `Ledger.is_hidden`."""
-        return self._ledger is None or self._ledger.is_hidden(drawn, present)
+        """Decide whether the clients that were drawn are asked, and charge the budget if so.
+
+        Parameters
+        ----------
+        drawn : int
+            The number of clients that were drawn.
+        present : int
+            The number of connected clients that they were drawn from.
+
+        Returns
+        -------
+        bool
+            Whether they may be asked.
+
+        Raises
+        ------
+        ValueError
+            As `Ledger.spend`.
+        """
+        if self._ledger is None or not drawn:
+            return drawn > 0
+        if not self._ledger.is_hidden(drawn, present):
+            return False
+        self._ledger.spend(self.core.current)
+        return True
 
     def sampling(self, server_round: int) -> AbstractContextManager[None]:
         """Return a context in which Flower samples nodes as the seed says."""
         return seeded_sampling(self.core.settings.seed, server_round)
+
+    @property
+    def most_arrays(self) -> int:
+        """The number of arrays that a reply to training can have: the model's, or a payload's."""
+        return max(len(self.core.current.layout.specs), MOST_ARRAYS)
 
     def hear(
         self,
@@ -267,6 +342,7 @@ class RoundProtocol:
             If no round has begun.
         """
         core = self.core
+        self._has_trained = True
         hearing = Hearing("aggregate_train", asked, self._roster, failures)
         answers = []
         for node, reply in replies:
@@ -340,6 +416,7 @@ class RoundProtocol:
         list of Reply
             The replies.
         """
+        self._has_evaluated = True
         hearing = Hearing("aggregate_evaluate", asked, self._roster)
         read_ones = []
         for node, reply in replies:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from fedmedian.payloads import Payload
 from fedmedian.records import serialized_size
@@ -33,7 +33,7 @@ def mean_size(messages: Sequence[Message]) -> float:
     contents = {id(one.content): one.content for one in messages if one.has_content()}
     held = {key: header + _held(content) for key, content in contents.items()}
     return sum(
-        held[id(message.content)] if message.has_content() else serialized_size(message)
+        held[id(message.content)] if message.has_content() else _size_of_error(message)
         for message in messages
     ) / len(messages)
 
@@ -57,7 +57,7 @@ def mean_sizes_of_training(replies: Sequence[Message], model: ArrayRecord) -> tu
     header, weights = _header(replies[0]), _held(model)
     mean = with_fedavg = 0
     for reply in replies:
-        size = header if reply.has_content() else serialized_size(reply)
+        size = header if reply.has_content() else _size_of_error(reply)
         mean, with_fedavg = mean + size, with_fedavg + size
         for name, record in reply.content.items() if reply.has_content() else ():
             own, held = _in_text(name) + _headers()[_kind(record)], _held(record)
@@ -75,6 +75,11 @@ def mean_sizes_of_training(replies: Sequence[Message], model: ArrayRecord) -> tu
 def _header(message: Message) -> int:
     empty: Any = {"content": RecordDict(), "metadata": message.metadata}
     return serialized_size(Message(**empty))
+
+
+def _size_of_error(message: Message) -> int:
+    short: Any = {"error": Error(message.error.code, ""), "metadata": message.metadata}
+    return serialized_size(Message(**short)) + _in_text(message.error.reason or "")
 
 
 def _held(value: Any) -> int:

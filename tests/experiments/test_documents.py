@@ -28,7 +28,8 @@ from experiments.studies.commands import tables_of
 from experiments.studies.noise_choices import decoding_table
 from fedmedian.clients import InProcessGrid, Policy, perturb
 from fedmedian.clients.policy import VARIABLE
-from fedmedian.privacy import Mechanism, share_in_votes
+from fedmedian.privacy import Mechanism, noise_multiplier_for, share_in_votes
+from fedmedian.sampling import share_that_hides
 from fedmedian.strategies import SignSGD
 
 
@@ -446,6 +447,17 @@ def test_the_budget_that_is_shown_is_one_for_the_rounds_that_are_shown(page):
     assert names["strategy"].privacy.rounds_within(names["budget"]) == 100
 
 
+def test_the_price_of_clients_that_do_not_answer_is_the_one_that_is_counted(page):
+    (row,) = re.findall(r"^\| clients that do not answer \|.*", page("privacy"), re.MULTILINE)
+    ((one, all_of_ten),) = re.findall(r"σ = (\S+) in place of (\S+)\. ", row)
+    for shown, least in ((one, 1), (all_of_ten, 10)):
+        found = noise_multiplier_for(1.0, 1e-5, 100, 0.1, min_replies=least)
+        assert found == pytest.approx(float(shown), abs=0.05)
+    ((share, *draw),) = re.findall(r": (\S+) for (\d+) of (\d+) from (\d+)", row)
+    least, drawn, present = map(int, draw)
+    assert share_that_hides(drawn, present, least) == pytest.approx(float(share), abs=0.0005)
+
+
 def test_the_shares_of_votes_that_are_shown_are_those_that_are_counted(page):
     (row,) = re.findall(r"^\| votes \|.*", page("privacy"), re.MULTILINE)
     for share, sigma in re.findall(r"(\.\d+) for σ = (\d+)", row):
@@ -464,7 +476,8 @@ def test_the_tables_of_epsilon_and_noise_are_those_that_are_counted(page):
         sampling = 0.1 if "tenth" in whom else 1.0
         for rounds, cell in zip(columns, cells.split("|"), strict=True):
             sigma, epsilon = map(float, (value, cell) if given == "σ" else (cell, value))
-            found = Mechanism(1.0, sigma, kinds[sent]).epsilon(1e-5, rounds, sampling=sampling)
+            mechanism = Mechanism(1.0, sigma, kinds[sent])
+            found = mechanism.epsilon(1e-5, rounds, sampling=sampling, min_replies=10)
             assert found == pytest.approx(epsilon, rel=0.015, abs=0.005)
 
 

@@ -1,8 +1,10 @@
 """Which strategies are a privacy mechanism, and how a budget ends a run."""
 
 import logging
+import shutil
 from contextlib import suppress
 from dataclasses import dataclass
+from errno import ENOSPC
 from typing import ClassVar
 
 import numpy as np
@@ -20,8 +22,15 @@ from fedmedian import (
     TopUp,
     register_noise,
 )
-from fedmedian.privacy import Mechanism, PrivacyBudget
-from fedmedian.strategies import Checkpoint, MedianSGD, NoMechanism, SignSGD, legacy
+from fedmedian.privacy import Draw, Mechanism, PrivacyBudget
+from fedmedian.strategies import (
+    Checkpoint,
+    MedianSGD,
+    NoMechanism,
+    RunFailedError,
+    SignSGD,
+    legacy,
+)
 
 MODEL = {"0": np.linspace(-1, 1, 12, dtype=np.float32), "1": np.zeros(3, np.float32)}
 HIDDEN = {
@@ -231,6 +240,58 @@ class TestSampling:
         with pytest.raises(ValueError, match=r"^privacy_budget must have sampling >= 0\.75"):
             self.make(api, fraction_train=0.75)
 
+    def test_the_more_answers_a_round_takes_the_more_rounds_a_budget_affords(self, api, run):
+        rounds, options = [], {"fraction_train": 0.1, "min_train_nodes": 3}
+        budget = PrivacyBudget(3.0, 1e-5, sampling=0.1)
+        for least in (1, 3):
+            strategy = self.make(api, **options, min_replies=least, privacy_budget=budget)
+            outcome = run(strategy, train, MODEL, 30, 40)
+            rounds.append(len(outcome.reports))
+            last = outcome.reports[rounds[-1]]["epsilon"]
+            assert last == MECHANISM.epsilon(1e-5, rounds[-1], sampling=0.1, min_replies=least)
+        assert 1 < rounds[0] < rounds[1] / 2 < 20
+
+    def test_epsilon_is_the_same_whoever_answers(self, api, run):
+        def fail(model, partition):
+            if partition:
+                raise RuntimeError("not today")
+            return train(model, partition)
+
+        for client in (train, fail):
+            strategy = self.make(api, max_failed_rounds=None)
+            outcome = run(strategy, client, MODEL, 4, 8)
+            assert outcome.reports[8]["epsilon"] == MECHANISM.epsilon(1e-5, 8, sampling=0.25)
+
+    def test_a_draw_that_hides_less_for_answers_that_may_be_missing_is_not_asked(
+        self, api, run, caplog
+    ):
+        own = {"min_train_nodes": 3, "min_replies": 2}
+        with caplog.at_level(logging.WARNING), pytest.raises(RunFailedError):
+            run(self.make(api, **own), train, MODEL, 12, 3)
+        assert "3 clients of 12 were drawn, which hides them like a share of 0.2887" in caplog.text
+        budget = PrivacyBudget(5.0, 1e-5, sampling=0.29)
+        assert run(self.make(api, **own, privacy_budget=budget), train, MODEL, 12, 3).reports
+
+    def test_a_run_that_resumes_counts_each_round_as_it_was_drawn(self, api, run, tmp_path):
+        folder = {"checkpoint": Checkpoint(tmp_path)}
+        run(self.make(api, **folder, privacy_budget=BUDGET), train, MODEL, 4, 2)
+        run(self.make(api, **folder), train, MODEL, 4, 4)
+        outcome = run(self.make(api, **folder), train, MODEL, 4, 5)
+        counts = {Draw(): 2, Draw(0.25, 1): 3}
+        assert outcome.reports[5]["epsilon"] == MECHANISM.epsilon_of(counts, 1e-5)
+        assert Checkpoint(tmp_path).answered_rounds() == counts
+
+    def test_a_round_that_asks_nobody_is_not_spent(self, message_api, run):
+        class Often(type(message_api.make("SignSGD"))):
+            def configure_train(self, server_round, arrays, config, grid):
+                self.min_train_nodes = 1 if server_round % 2 else 3
+                return super().configure_train(server_round, arrays, config, grid)
+
+        options = {**OF_SIGNS, "fraction_train": 0.25, "privacy_budget": self.BUDGET}
+        outcome = run(Often(**options), train, MODEL, 4, 4)
+        spent = [report["epsilon"] for report in outcome.reports.values()]
+        assert spent == [MECHANISM.epsilon(1e-5, n, sampling=0.25) for n in (1, 2)]
+
     def test_nobody_is_asked_in_a_round_of_which_a_larger_share_was_drawn(self, api, run, caplog):
         asked = []
 
@@ -238,10 +299,12 @@ class TestSampling:
             asked.append(partition)
             return train(model, partition)
 
-        with caplog.at_level(logging.WARNING):
-            run(self.make(api, min_train_nodes=3), note, MODEL, 4, 2)
+        strategy = self.make(api, min_train_nodes=3)
+        with caplog.at_level(logging.WARNING), pytest.raises(RunFailedError, match="sampling"):
+            run(strategy, note, MODEL, 4, 3)
         assert not asked
         assert "3 clients of 4 were drawn" in caplog.text
+        assert "or set sampling to that, or min_replies" in caplog.text
 
 
 class Killed(BaseException):
@@ -288,20 +351,56 @@ class TestCheckpoint:
         outcome = run(self.make(api, tmp_path), train, MODEL, 3, 3)
         assert outcome.reports[3]["epsilon"] == MECHANISM.epsilon(1e-5, 3)
 
+    def test_a_folder_that_is_lost_in_mid_run_is_a_warning_and_the_budget_holds(
+        self, api, run, tmp_path, monkeypatch, warnings
+    ):
+        folder = tmp_path / "run"
+
+        def lose(model, partition):
+            if folder.is_dir() and (folder / "round-000001").exists():
+                shutil.rmtree(folder)
+                folder.write_text("in the way")
+            return train(model, partition)
+
+        outcome = run(self.make(api, folder), lose, MODEL, 3, AFFORDED + 2)
+        assert max(outcome.reports) == AFFORDED
+        assert outcome.reports[AFFORDED]["epsilon"] == MECHANISM.epsilon(1e-5, AFFORDED)
+        lost = warnings("round 3 is asked though it could not be written")
+        assert len(lost) == 1
+        assert str(folder) in lost[0]
+
+    def test_a_count_that_could_not_be_written_for_a_while_is_whole_again(
+        self, api, run, tmp_path, monkeypatch, warnings
+    ):
+        note, rounds = Checkpoint.note_answered_rounds, []
+
+        def fail(checkpoint, counts):
+            rounds.append(counts[Draw()])
+            if counts[Draw()] == 2:
+                raise OSError(ENOSPC, "No space left on device")
+            note(checkpoint, counts)
+
+        monkeypatch.setattr(Checkpoint, "note_answered_rounds", fail)
+        run(self.make(api, tmp_path), train, MODEL, 3, 3)
+        assert rounds == [1, 2, 3]
+        assert len(warnings("round 2 is asked though")) == 1
+        assert Checkpoint(tmp_path).answered_rounds() == {Draw(): 3}
+
     def test_a_damaged_count_is_refused_by_its_file(self, api, run, tmp_path):
-        Checkpoint(tmp_path).note_answered_rounds(2)
-        assert Checkpoint(tmp_path).answered_rounds() == 2
+        Checkpoint(tmp_path).note_answered_rounds({Draw(): 2})
+        assert Checkpoint(tmp_path).answered_rounds() == {Draw(): 2}
         (tmp_path / "answered-rounds.json").write_text("-1")
         with pytest.raises(ValueError, match=r"answered-rounds\.json cannot be read"):
             run(self.make(api, tmp_path), train, MODEL, 3, 1)
 
     def test_no_bit_of_a_count_can_flip_unseen(self, tmp_path):
         checkpoint, path = Checkpoint(tmp_path), tmp_path / "answered-rounds.json"
-        checkpoint.note_answered_rounds(37)
+        counts = {Draw(0.1, 8): 37, Draw(): 2}
+        checkpoint.note_answered_rounds(counts)
         whole = path.read_bytes()
         for bit in range(8 * len(whole)):
             damaged = bytearray(whole)
             damaged[bit // 8] ^= 1 << bit % 8
             path.write_bytes(damaged)
             with suppress(ValueError):
-                assert checkpoint.answered_rounds() == 37
+                assert checkpoint.answered_rounds() == counts

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import io
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from errno import ENOSPC
+from errno import EIO, ENOSPC, EPERM
 from itertools import pairwise
 from math import nan
 from threading import Thread
@@ -33,8 +34,10 @@ from fedmedian import (
     Rotation,
 )
 from fedmedian.clients import InProcessGrid
+from fedmedian.privacy import Draw
 from fedmedian.records import parameters_to_arrays
 from fedmedian.strategies import Checkpoint, MedianSGD, SignSGD, legacy
+from fedmedian.strategies import checkpoint as checkpoints
 from fedmedian.strategies.checkpoint import Saved
 
 NUM_CLIENTS = 4
@@ -384,7 +387,7 @@ class TestCheckpoint:
         Checkpoint(tmp_path).save(SAVED)
         (folder,) = tmp_path.iterdir()
         files = sorted(path.name for path in folder.iterdir())
-        assert files == ["SHA256SUMS", "arrays.npz", "state.json"]
+        assert files == ["SHA256SUMS", "arrays.npz", "history.jsonl", "state.json"]
         assert json.loads((folder / "state.json").read_text())["round"] == 7
         with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
             assert all(arrays[name].dtype != object for name in arrays.files)
@@ -431,6 +434,7 @@ class TestCheckpoint:
             "run": 0o700,
             "round-000007": 0o700,
             "arrays.npz": 0o600,
+            "history.jsonl": 0o600,
             "state.json": 0o600,
             "SHA256SUMS": 0o600,
         }
@@ -448,8 +452,158 @@ class TestCheckpoint:
             Checkpoint(**arguments)
 
 
+class TestHistory:
+    """Metrics of all rounds are kept, and what is written of them does not grow with the rounds."""
+
+    @pytest.fixture
+    @staticmethod
+    def written(monkeypatch):
+        """The numbers of bytes that each save has written as text."""
+        sizes, create, dumps = [0], checkpoints._create_text, json.dumps
+
+        def note_text(path, text):
+            sizes[-1] += len(text)
+            create(path, text)
+
+        def note_json(*arguments, **named):
+            text = dumps(*arguments, **named)
+            sizes[-1] += len(text)
+            return text
+
+        monkeypatch.setattr(checkpoints, "_create_text", note_text)
+        monkeypatch.setattr(checkpoints.json, "dumps", note_json)
+        return sizes
+
+    @pytest.mark.parametrize("every", [1, 3])
+    def test_a_save_after_fifty_rounds_costs_what_one_after_ten_does(
+        self, every, api, run, written, tmp_path
+    ):
+        def note(model, partition):
+            if partition == 0:
+                written.append(0)
+            return train(model, partition)
+
+        strategy = api.make("SignSGD", checkpoint=Checkpoint(tmp_path, every))
+        run(strategy, note, MODEL, NUM_CLIENTS, 61)
+        early, late = (max(written[start : start + 12]) for start in (10, 49))
+        assert 0 < late < 1.1 * early
+
+    def test_two_checkpoints_have_copies_of_their_own(self, play, message_api, tmp_path):
+        play(message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 9)
+        first, second = (path / "history.jsonl" for path in sorted(tmp_path.glob("round-*")))
+        assert not first.samefile(second)
+        lines = [set(path.read_text().splitlines()) for path in (first, second)]
+        assert len(lines[0]) == 15
+        assert len(lines[1] - lines[0]) == 2
+        assert lines[0] < lines[1]
+
+    @pytest.mark.parametrize("rounds", [3, 4, 7])
+    @pytest.mark.parametrize("links", [True, False], ids=["hard links", "none"])
+    def test_a_run_that_was_killed_again_and_again_has_all_of_it(
+        self, rounds, links, message_api, play, tmp_path, monkeypatch
+    ):
+        if not links:
+            monkeypatch.setattr(os, "link", Disk.refuse)
+        whole = play(message_api.make("SignSGD"), 12)
+        for last in range(rounds, 12, rounds):
+            strategy = message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path))
+            with pytest.raises(Killed):
+                play(kill(strategy, last), 12)
+        resumed = play(message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 12)
+        assert resumed.reports == whole.reports
+        assert resumed.evaluations == whole.evaluations
+
+    def test_a_run_that_has_gone_back_does_not_continue_what_it_has_left(
+        self, message_api, play, tmp_path
+    ):
+        whole = play(message_api.make("SignSGD"), 9)
+        play(message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 5)
+        wipe(tmp_path / "round-000005" / "arrays.npz")
+        play(message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 8)
+        wipe(tmp_path / "round-000008" / "history.jsonl")
+        resumed = play(message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 9)
+        assert resumed.reports == whole.reports
+        assert resumed.evaluations == whole.evaluations
+
+    def test_a_save_that_has_failed_leaves_both_checkpoints_before_it_whole(
+        self, api, run, play, disk, bits, tmp_path
+    ):
+        def fill(model, partition):
+            disk.full = int(model["2"]) + 1 >= 6
+            return train(model, partition)
+
+        whole = play(api.make("SignSGD"), 8)
+        run(api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), fill, MODEL, NUM_CLIENTS, 7)
+        disk.full = False
+        wipe(tmp_path / "round-000005" / "history.jsonl")
+        resumed = play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 8)
+        assert bits(resumed.model) == bits(whole.model)
+        assert resumed.reports[8] == whole.reports[8]
+
+
+class TestPlace:
+    """Where a checkpoint is does not change, and nothing is written through a link."""
+
+    def test_a_relative_folder_is_that_of_the_time_when_it_was_named(
+        self, api, play, tmp_path, monkeypatch
+    ):
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path)
+        strategies = [api.make("SignSGD", checkpoint=Checkpoint("runs/first")) for _ in range(2)]
+        play(strategies[0], 1)
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        play(strategies[1], 2)
+        assert names_in(tmp_path / "runs" / "first") == ["round-000001", "round-000002"]
+        assert names_in(tmp_path / "elsewhere") == []
+
+    def test_a_folder_that_is_a_link_is_the_one_that_it_points_to(self, api, play, tmp_path):
+        (tmp_path / "real").mkdir()
+        (tmp_path / "link").symlink_to("real")
+        for number in (1, 2):
+            play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path / "link")), number)
+        assert names_in(tmp_path / "real") == ["round-000001", "round-000002"]
+
+    @pytest.mark.parametrize("make_link", [os.symlink, os.link])
+    @pytest.mark.parametrize("name", [".lock", ".probe", ".draft", ".draft-answered-rounds.json"])
+    def test_a_file_that_a_link_points_to_is_left_as_it_is(
+        self, name, make_link, api, play, tmp_path
+    ):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "precious").write_text("precious")
+        make_link(tmp_path / "precious", tmp_path / "run" / name)
+        with suppress(OSError):
+            play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path / "run")), 2)
+        with suppress(OSError):
+            Checkpoint(tmp_path / "run").note_answered_rounds({Draw(): 1})
+        assert (tmp_path / "precious").read_text() == "precious"
+
+    @pytest.mark.parametrize("name", [".draft", "round-000002"])
+    def test_a_folder_that_a_link_points_to_is_left_as_it_is_and_the_run_is_stored(
+        self, name, api, play, tmp_path
+    ):
+        (tmp_path / "precious").mkdir()
+        (tmp_path / "precious" / "file").write_text("precious")
+        play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path / "run")), 1)
+        (tmp_path / "run" / name).symlink_to(tmp_path / "precious")
+        play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path / "run")), 2)
+        assert (tmp_path / "precious" / "file").read_text() == "precious"
+        assert names_in(tmp_path / "run") == ["round-000001", "round-000002"]
+
+    @pytest.mark.parametrize("target", ["there.json", "missing.json"])
+    def test_a_count_of_rounds_that_is_a_link_is_refused(self, target, tmp_path):
+        Checkpoint(tmp_path).note_answered_rounds({Draw(): 5})
+        (tmp_path / "answered-rounds.json").rename(tmp_path / "there.json")
+        (tmp_path / "answered-rounds.json").symlink_to(target)
+        with pytest.raises(OSError, match=r"answered-rounds\.json"):
+            Checkpoint(tmp_path).answered_rounds()
+
+
 class Disk:
     """A disk that can be full."""
+
+    @staticmethod
+    def refuse(*arguments):
+        raise OSError(EPERM, "Operation not permitted")
 
     full = False
 
@@ -716,8 +870,9 @@ class TestDamage:
         [
             (damage, name)
             for damage in (remove, empty, cut, lengthen, wipe, turn_into_a_folder)
-            for name in ("state.json", "arrays.npz", "SHA256SUMS")
-            if (damage, name) != (lengthen, "SHA256SUMS")  # an empty line more says nothing
+            for name in ("state.json", "arrays.npz", "history.jsonl", "SHA256SUMS")
+            # An empty line more says nothing, and what follows the history is not the checkpoint's.
+            if damage is not lengthen or name not in ("SHA256SUMS", "history.jsonl")
         ],
     )
     def test_a_damaged_file_is_named(self, damage, name, stored, tmp_path):
@@ -735,7 +890,11 @@ class TestDamage:
             (lambda state: {}, "state.json"),
             (lambda state: {**state, "format": 1}, "state.json .* format 1,"),
             (lambda state: {**state, "history": [1]}, "state.json"),
-            (lambda state: {**state, "history": {"train": {"one": {}}}}, "state.json"),
+            (lambda state: {**state, "history": {"entries": {}, "bytes": 3}}, "state.json"),
+            (
+                lambda state: {**state, "history": {"entries": {}, "bytes": 3, "sha256": "0"}},
+                "history.jsonl",
+            ),
             (lambda state: {**state, "arrays": {"model": ["a", "b", "c"]}}, "arrays.npz"),
             (lambda state: {**state, "arrays": {"model": 3}}, "state.json"),
         ],
@@ -751,15 +910,16 @@ class TestDamage:
         with pytest.raises(ValueError, match=r"arrays\.npz .*does not match"):
             Checkpoint(tmp_path).load()
 
+    @pytest.mark.parametrize("name", ["arrays.npz", "history.jsonl"])
     @pytest.mark.parametrize("damage", [remove, empty, cut, wipe])
     def test_a_damaged_checkpoint_gives_way_to_the_one_before(
-        self, damage, stored, tmp_path, warnings
+        self, damage, name, stored, tmp_path, warnings
     ):
-        Checkpoint(tmp_path).save(Saved(8, {}, {}), before=7)
-        damage(tmp_path / "round-000008" / "arrays.npz")
+        Checkpoint(tmp_path).save(Saved(8, {}, {}, SAVED.history), before=7)
+        damage(tmp_path / "round-000008" / name)
         assert Checkpoint(tmp_path).load().server_round == 7
         (warning,) = warnings("going back")
-        assert str(tmp_path / "round-000008" / "arrays.npz") in warning
+        assert str(tmp_path / "round-000008" / name) in warning
 
     def test_an_empty_checkpoint_gives_way_and_is_replaced(self, stored, tmp_path, warnings):
         (tmp_path / "round-000009").mkdir()
@@ -796,6 +956,35 @@ class TestDamage:
         wipe(tmp_path / "round-000003" / "state.json")
         play(message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path, every=4)), 4)
         assert names_in(tmp_path) == ["round-000002", "round-000004"]
+
+    def test_a_checkpoint_of_another_format_says_what_to_do(self, stored, tmp_path):
+        rewrite(stored, lambda state: {**state, "format": 2})
+        with pytest.raises(ValueError, match="format 2, this version reads 3: resume with"):
+            Checkpoint(tmp_path).load()
+
+    @pytest.mark.parametrize("error", [PermissionError, TimeoutError, OSError])
+    @pytest.mark.parametrize("name", ["arrays.npz", "history.jsonl", "state.json", "SHA256SUMS"])
+    def test_a_file_that_cannot_be_read_for_now_is_no_damage_and_nothing_is_deleted(
+        self, name, error, api, play, bits, tmp_path, monkeypatch, warnings
+    ):
+        whole = play(api.make("SignSGD"), 5)
+        play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 3)
+        before, opened = names_in(tmp_path), io.open
+
+        def fail(file, *arguments, **named):
+            if str(file).endswith(f"round-000003{os.sep}{name}"):
+                raise error(EIO, "not now")
+            return opened(file, *arguments, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(io, "open", fail)
+            patch.setattr("builtins.open", fail)
+            with pytest.raises(error, match="not now"):
+                play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 5)
+        assert names_in(tmp_path) == before
+        resumed = play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 5)
+        assert bits(resumed.model) == bits(whole.model)
+        assert not warnings("going back")
 
     def test_memory_that_does_not_suffice_is_not_taken_for_damage(
         self, stored, tmp_path, monkeypatch

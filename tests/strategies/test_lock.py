@@ -113,6 +113,17 @@ def test_the_lock_says_whose_it_is_to_nobody_but_its_owner(tmp_path):
     assert stat.S_IMODE((tmp_path / ".lock").stat().st_mode) == 0o600
 
 
+@pytest.mark.parametrize("make_link", [os.symlink, os.link])
+def test_a_lock_that_is_a_link_is_refused_and_what_it_points_to_is_left_as_it_is(
+    make_link, tmp_path
+):
+    (tmp_path / "precious").write_text("precious")
+    make_link(tmp_path / "precious", tmp_path / ".lock")
+    with pytest.raises(OSError, match=r"\.lock"):
+        FolderLock(tmp_path)
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
 def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, warnings):
     def flock(descriptor, operation):
         raise OSError(ENOLCK, "No locks available")

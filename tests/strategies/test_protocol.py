@@ -132,8 +132,11 @@ class TestAsk:
         second.journal.open(second.core, MODEL)
         assert second.ask(1, MODEL) is None
         assert second.journal.recall("train", 1) == {"loss": 0.5}
-        np.testing.assert_array_equal(second.journal.model["weight"], heard.model["weight"])
-        assert second.ask(2, MODEL).server_round == 2
+        with pytest.raises(RuntimeError, match=r"the model of round 1 in .* has not been taken"):
+            second.ask(2, MODEL)
+        resumed = second.journal.hand_over()
+        np.testing.assert_array_equal(resumed["weight"], heard.model["weight"])
+        assert second.ask(2, resumed).server_round == 2
 
     def test_a_seed_decides_whom_python_samples_while_asking_and_nothing_else(self):
         protocol = RoundProtocol(medians(seed=3))
