@@ -285,7 +285,7 @@ class Mechanism:
         TypeError, ValueError
             If an argument has the wrong type or is out of range.
         """
-        require_integer("rounds", rounds, low=0)
+        require_integer("rounds", rounds, low=0, high=MOST_ANSWERS)
         _require_sampling(relation, sampling)
         require_integer("min_replies", min_replies, low=1)
         return self.epsilon_of({Draw(sampling, min_replies): rounds}, delta, relation)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fedmedian.claims import SHARE, num_tolerated
 from fedmedian.clients import perturb
+from fedmedian.logs import shown
 from fedmedian.strategies.cohort import Reply
 from fedmedian.strategies.metrics import (
     LARGEST,
@@ -37,7 +38,7 @@ def test_a_number_of_examples_is_any_that_is_finite_and_positive(value):
 def test_a_number_of_examples_that_is_none_is_refused_by_name_and_value(value):
     with pytest.raises(WireError, match="'n'") as refused:
         require_examples("n", value)
-    assert repr(value) in str(refused.value)
+    assert shown(value) in str(refused.value)
 
 
 @pytest.mark.parametrize("examples", [[7], [5, 5], [3, 3, 5, 5], [10, 12, 12, 11, 12], [0.5] * 3])
