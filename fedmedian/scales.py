@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.checks import require_choice, require_integer, require_real
-from fedmedian.claims import agreed_size
+from fedmedian.claims import PROPORTION, agreed_size
 from fedmedian.payloads import LARGEST, Magnitude, PayloadKind
 
 Scales = NDArray[np.float64] | None
@@ -108,7 +108,8 @@ class Adaptive(ScaleRule):
     quantile : float (default: 0.5)
         Which quantile over clients, in [0, 1]; 0.5 is the median, 1 the maximum.
     max_change : float (default: 2.0)
-        The most by which a scale is multiplied or divided from one round to the next, > 1.
+        The most by which a scale is multiplied or divided from one round to the next, > 1. A scale
+        that is less than a quarter of what the median size asks for rises to that at once.
 
     Raises
     ------
@@ -143,6 +144,10 @@ class Adaptive(ScaleRule):
             return wanted
         # A scale of zero (nobody moved the block so far) has no size to grow from.
         bounded = np.clip(wanted, scales / self.max_change, scales * self.max_change)
+        # A scale that t clients have set far too small, in a cohort of few, recovers at once. They
+        # cannot set the median size too large.
+        least = self.factor * agreed_size(magnitudes) / PROPORTION
+        bounded = np.maximum(bounded, np.minimum(wanted, least))
         following = np.where(wanted == 0, scales, np.where(scales == 0, wanted, bounded))
         return np.minimum(following, LARGEST)
 
@@ -170,7 +175,8 @@ class TopUp(ScaleRule):
     quantile : float (default: 0.5)
         Which quantile over clients, in [0, 1]; 0.5 is the median, 1 the maximum.
     max_change : float (default: 2.0)
-        The most by which a level is multiplied or divided from one round to the next, > 1.
+        The most by which a level is multiplied or divided from one round to the next, > 1. A level
+        that is less than a quarter of what the median size asks for rises to that at once.
 
     Raises
     ------

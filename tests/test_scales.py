@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedmedian import Adaptive, ScaleRule, Theory, TopUp
-from fedmedian.claims import agreed_size
+from fedmedian.claims import agreed_size, num_tolerated
 from fedmedian.scales import Fixed, as_scale_rule
 
 RULES = [
@@ -203,7 +203,27 @@ def test_an_adaptive_scale_follows_what_is_wanted_within_the_allowed_change(
     (following,) = rule.following(np.array([scale]), magnitudes)
     (wanted,) = rule.following(None, magnitudes)
     expected = min(max(wanted, scale / change), scale * change)
-    assert following == pytest.approx(expected, rel=1e-12)
+    assert following == pytest.approx(max(expected, wanted / 4), rel=1e-12)
+
+
+@pytest.mark.parametrize("rule", [Adaptive(), TopUp(), Adaptive(quantile=1.0)])
+def test_a_scale_that_a_liar_of_two_made_tiny_recovers_in_the_next_honest_rounds(rule):
+    honest = np.array([[0.1], [0.1]])
+    tiny = rule.following(None, np.array([[1e-38], [0.1 if rule.quantile < 1 else 1e-38]]))
+    usual = rule.following(None, honest)
+    once = rule.following(tiny, honest)
+    assert once >= usual / 4
+    assert rule.following(rule.following(once, honest), honest) == usual
+
+
+@pytest.mark.parametrize("quantile", [0.5, 0.9, 1.0])
+def test_no_t_liars_make_a_scale_rise_faster_than_the_allowed_change(quantile):
+    rule = Adaptive(quantile=quantile)
+    for clients in (3, 5, 10, 25):
+        sizes = np.ones((clients, 1))
+        usual = rule.following(None, sizes)
+        sizes[: num_tolerated(clients)] = 1e9
+        assert rule.following(usual, sizes) <= 2 * usual
 
 
 @pytest.mark.parametrize("in_force", [None, np.array([3.0])], ids=["at first", "later"])

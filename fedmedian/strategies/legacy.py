@@ -193,13 +193,13 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         replies, reasons = _by_client("aggregate_train", results, failures)
         read = partial(_read, most_arrays=self._protocol.most_arrays)
         heard = self._protocol.hear(self._asked, replies, read, reasons)
-        metrics: dict[str, Any] = {**heard.report}
+        sizes: dict[str, float] = {}
         if results:
-            metrics["uplink-bytes"] = fmean(_size(result.parameters) for _, result in results)
+            sizes["uplink-bytes"] = fmean(_size(result.parameters) for _, result in results)
         if self._asked:
-            metrics["downlink-bytes"] = self._size
-        metrics = {**self._aggregate("fit_metrics_aggregation_fn", heard.usual), **metrics}
-        self._protocol.end(heard, metrics)
+            sizes["downlink-bytes"] = self._size
+        own = self._aggregate("fit_metrics_aggregation_fn", heard.usual)
+        metrics = self._protocol.end(heard, sizes, own)
         metrics, self.metrics_per_block[server_round] = without_lists(metrics)
         return None if heard.model is None else arrays_to_parameters(heard.model), metrics
 

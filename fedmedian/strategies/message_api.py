@@ -282,11 +282,9 @@ class MessageStrategy(ShowsArguments, FedAvg):
             return None, None
         asked, replies_of = _by_node(sent, replies)
         heard = self._protocol.hear(asked, replies_of, self._read)
-        metrics: dict[str, Any] = {**heard.report, **self._count(sent, replies, self._model)}
-        if heard.usual:
-            own = self._aggregate("train_metrics_aggr_fn", heard.usual)
-            metrics = {**(own or {}), **metrics}
-        self._protocol.end(heard, metrics)
+        sizes = self._count(sent, replies, self._model)
+        own = self._aggregate("train_metrics_aggr_fn", heard.usual) if heard.usual else None
+        metrics = self._protocol.end(heard, sizes, own or {})
         return _to_record(heard.model), self._without_lists(server_round, metrics)
 
     def configure_evaluate(

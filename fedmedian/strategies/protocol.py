@@ -369,20 +369,38 @@ class RoundProtocol:
         usual = self._with_usual_metrics(kept)
         return Heard(model, report, usual, len(asked), hearing.reasons, reason, kept)
 
-    def end(self, heard: Heard[Any], metrics: Mapping[str, Any]) -> None:
+    def end(
+        self, heard: Heard[Any], sizes: Mapping[str, float], own: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """End a round of training: store it, and what was reported of it, if it is time to.
+
+        Parameters
+        ----------
+        heard : Heard
+            The outcome of the round.
+        sizes : mapping of str to float
+            ``uplink-bytes`` and ``downlink-bytes``.
+        own : mapping
+            The clients' own metrics, aggregated. None of them takes the place of a measurement.
+
+        Returns
+        -------
+        dict
+            All metrics of the round.
 
         Raises
         ------
         RunFailedError
             If the run is lost; see `fedmedian.strategies.watch.Watch`.
         """
-        current = self.core.current
+        current, report = self.core.current, {**heard.report, **sizes}
+        metrics = {**own, **report}
         self.journal.note("train", current.number, metrics)
         self.journal.end_round(self.core, heard.model)
-        seen = {**heard.report, **metrics}
         answers = {self._roster.name(answer.node): answer.payload for answer in heard.answers}
-        self._watch.see(heard.asked, heard.reasons, seen, heard.no_step, answers)
+        # Not the clients' metrics: they may have the names of ours, and hold anything.
+        self._watch.see(heard.asked, heard.reasons, report, heard.no_step, answers)
+        return metrics
 
     def count(self, up: float, with_fedavg: float, down: float) -> None:
         """Count the bytes of a round of training or evaluation; see `Watch.count`."""

@@ -413,6 +413,26 @@ class TestLines:
         counts = {"replies-accepted": 2, "replies-rejected": 1, "replies-missing": 3}
         assert describe_round(counts) == "accepted 2 replies, dropped 1, missing 3"
 
+    @pytest.mark.parametrize("value", [[1.0, 2.0], [1e30] * 9, 1e30, 7])
+    @pytest.mark.parametrize(
+        "name", ["epsilon", "margin", "signal-to-noise", "noise-scale", "replies-missing"]
+    )
+    def test_a_clients_metric_with_the_name_of_a_measurement_is_not_taken_for_one(
+        self, name, value, message_api, run, lines, warnings
+    ):
+        def claim(model, partition):
+            after, metrics = train(model, partition)
+            return after, {**metrics, name: value}
+
+        strategy = message_api.make("MedianSGD", noise=None, diagnostics=False)
+        outcome = run(strategy, claim, MODEL, NUM_CLIENTS, 3)
+        assert [report["replies-accepted"] for report in outcome.reports.values()] == [5] * 3
+        assert not [line for line in lines("aggregate_train") if "epsilon" in line]
+        assert not [
+            line for line in lines("aggregate_train") if "margin" in line or "signal" in line
+        ]
+        assert not warnings("noise scale")
+
     def test_lists_with_an_entry_for_each_block_are_kept_and_not_in_the_log(
         self, any_client, run, caplog
     ):
