@@ -141,6 +141,33 @@ def voting_weights(examples: Sizes) -> Sizes:
     return np.asarray(weights / weights.sum())
 
 
+def clip_two(values: Sizes, start: Sizes) -> Sizes:
+    """Return two clients' values of an array, neither much further from the start than the other.
+
+    The L2 norm of either's change is clipped to `PROPORTION` times that of the other's. The median
+    of two is their mean, so that nothing else bounds one of them.
+
+    Parameters
+    ----------
+    values : (2, *shape) float64
+        The clients' values, finite.
+    start : (*shape) array
+        The value that both have started from, finite.
+
+    Returns
+    -------
+    (2, *shape) float64
+        The values.
+    """
+    changes = values - start
+    norms = np.sqrt(np.square(changes).reshape(2, -1).sum(axis=1))
+    most = PROPORTION * norms.min()
+    clipped = values.copy()
+    for client in np.flatnonzero(norms > most):
+        clipped[client] = start + changes[client] * (most / norms[client])
+    return clipped
+
+
 def mean_in_proportion(values: Sizes, weights: Sizes) -> Sizes:
     """Return the weighted mean of clients' values, those that are out of line moved into it.
 

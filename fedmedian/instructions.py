@@ -217,8 +217,10 @@ class Instruction:
         if payload.kind == "vector":
             _require_entries(payload.body)
         exact = layout.unpack_exact(payload.exact)
-        if (spoiled := first_spoiled(before or {}, exact)) is not None:
-            raise WireError(f"array {spoiled!r} holds NaN or infinity")
+        if (spoiled := first_spoiled(before or {}, exact, LARGEST)) is not None:
+            raise WireError(
+                f"array {spoiled!r} holds NaN or infinity, or an entry above {LARGEST:g}"
+            )
 
 
 def perturb_update(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.blocks import Blocks
+from fedmedian.claims import clip_two
 from fedmedian.logs import shown
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -79,7 +80,14 @@ class ArraySpec:
         if np.issubdtype(self.dtype, np.inexact):
             numbers = values.astype(np.float64)
             if before is None or np.isfinite(before).all():
-                return _rounded(centre(numbers), self.dtype)
+                combined = centre(numbers)
+                if before is not None and len(numbers) == 2:
+                    combined = centre(clip_two(numbers, before))
+                    # A variance stays positive: of two the larger is the one that may be honest.
+                    larger = numbers.max(axis=0)
+                    is_lost = (combined <= 0) & (before > 0) & (larger > 0)
+                    combined = np.where(is_lost, larger, combined)
+                return _rounded(combined, self.dtype)
             filled, known = _fill(numbers)
             return np.where(known, _rounded(centre(filled), self.dtype), before)
         # Float64 does not hold large integers, but small differences between them; those from one
@@ -420,8 +428,8 @@ def matches(pattern: str, name: str) -> bool:
     return name == pattern or fnmatchcase(name, pattern)
 
 
-def first_spoiled(before: Arrays, after: Arrays) -> str | None:
-    """Return the name of the first array that has become NaN or infinite, or None if none has.
+def first_spoiled(before: Arrays, after: Arrays, largest: float | None = None) -> str | None:
+    """Return the name of the first array that has become NaN or too large, or None if none has.
 
     Parameters
     ----------
@@ -429,7 +437,9 @@ def first_spoiled(before: Arrays, after: Arrays) -> str | None:
         Arrays, of which those of floating point may have entries that are not finite. An array
         that is not among them counts as finite.
     after : mapping of str to array
-        Arrays later: where an entry was finite it must still be.
+        Arrays later: where an entry was in range it must still be.
+    largest : float, optional
+        The largest magnitude that is in range; all that are finite if not given.
 
     Returns
     -------
@@ -438,10 +448,20 @@ def first_spoiled(before: Arrays, after: Arrays) -> str | None:
     """
     for name, array in after.items():
         if np.issubdtype(array.dtype, np.inexact):
-            finite = np.isfinite(array)
-            if not finite.all() and not (finite | ~np.isfinite(before.get(name, 0))).all():
+            is_good = _is_in_range(array, largest)
+            if (
+                not is_good.all()
+                and not (is_good | ~_is_in_range(np.asarray(before.get(name, 0.0)), largest)).all()
+            ):
                 return name
     return None
+
+
+def _is_in_range(array: NDArray[Any], largest: float | None) -> NDArray[np.bool_]:
+    is_finite = np.asarray(np.isfinite(array))
+    if largest is None or largest > np.finfo(array.dtype).max:
+        return is_finite
+    return np.asarray(is_finite & (np.abs(array) <= largest))
 
 
 def _is_surely_finite(array: NDArray[Any]) -> bool:

@@ -10,6 +10,7 @@ from fedmedian.claims import (
     PROPORTION,
     SHARE,
     capped_examples,
+    clip_two,
     count_out_of_proportion,
     in_proportion,
     mean_in_proportion,
@@ -161,3 +162,19 @@ class TestMeanInProportion:
             values = variances.copy()
             values[: num_tolerated(clients)] = claim
             assert np.all(mean_in_proportion(values, equal(clients)) > 0)
+
+
+class TestTwo:
+    def test_neither_changes_by_more_than_four_times_as_much_as_the_other(self):
+        start = np.array([1.0, 2.0])
+        values = np.array([[1.3, 2.4], [1.0, 1e12]])
+        clipped = clip_two(values, start)
+        np.testing.assert_array_equal(clipped[0], values[0])
+        np.testing.assert_allclose(clipped[1], [1.0, 2.0 + 4 * 0.5])
+
+    def test_changes_of_about_a_length_stay_as_they_are(self):
+        values = np.array([[1.0, -2.0], [3.0, 4.0]])
+        np.testing.assert_array_equal(clip_two(values, np.array([0.5, 0.5])), values)
+
+    def test_of_one_that_has_not_changed_neither_does_the_other(self):
+        assert clip_two(np.array([[1.0], [5.0]]), np.array([1.0])).tolist() == [[1.0], [1.0]]

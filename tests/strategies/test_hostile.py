@@ -20,6 +20,7 @@ from fedmedian import (
 )
 from fedmedian.claims import num_tolerated
 from fedmedian.instructions import perturb_update
+from fedmedian.layout import first_spoiled
 from fedmedian.strategies.core import NoStepError, ServerStep
 from fedmedian.strategies.median import MedianCore
 from fedmedian.strategies.protocol import RoundProtocol, Said
@@ -280,14 +281,28 @@ class TestValuesThatAreFarOut:
 
 class TestExactArraysOfOneClient:
     @both_kinds
-    @pytest.mark.parametrize("clients", [3, 5, 10])
-    @pytest.mark.parametrize("claim", [-1e6, 1e6, -LARGEST, LARGEST])
+    @pytest.mark.parametrize("clients", [2, 3, 5, 10])
+    @pytest.mark.parametrize("claim", [-payloads.LARGEST, -1e6, 1e6, payloads.LARGEST])
     def test_a_running_variance_stays_positive_and_among_the_others(self, kind, clients, claim):
         lied = {"norm.running_var": np.full(4, claim, np.float32)}
-        model, _ = run(core(kind, *DEFAULT), clients, lied=lied)
+        model, (heard,) = run(core(kind, *DEFAULT), clients, lied=lied)
+        assert heard.report["replies-accepted"] == clients
         # The others' are between .5 and 2.
         assert np.all(model["norm.running_var"] > 0)
         assert np.all(model["norm.running_var"] < 5)
+
+    @both_kinds
+    def test_an_entry_above_the_largest_costs_that_reply_alone_unless_the_model_has_it(self, kind):
+        lied = {"norm.running_var": np.full(4, -LARGEST, np.float32)}
+        model, (heard,) = run(core(kind, *DEFAULT), 5, lied=lied)
+        assert heard.report["replies-accepted"] == 4
+        assert "an entry above 1e+12" in str(heard.reasons[0])
+        assert np.all(model["norm.running_var"] > 0)
+        # A mask of the lowest number that float32 has is no lie.
+        layout = Layout.of_model({"mask": np.full(3, -LARGEST, np.float32)}, ["mask"])
+        kept = {"mask": np.full(3, -LARGEST, np.float32)}
+        assert first_spoiled(kept, kept, payloads.LARGEST) is None
+        assert layout.exact_bytes == 12
 
     @both_kinds
     def test_a_large_counter_stays_exact_whatever_one_client_counts(self, kind):
