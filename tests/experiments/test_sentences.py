@@ -100,7 +100,7 @@ SENTENCES = [
     ),
     (
         "robustness",
-        r"as the honest clients are spread and so far here: (\S+)\. It is worst",
+        r"as the honest clients are spread and so far here: (\S+)\. FedAvg",
         lambda lost: is_lost(lost, "a little is enough"),
     ),
     (
