@@ -42,6 +42,11 @@ that of all r, which is s. ∎
 *Corollary.* Whoever would answer, E[k/a] <= s. As ∫p^α·p'^(1−α) is jointly convex in p and p', the
 divergence is at most log(1 − s + s·exp((α − 1)·D_α))/(α − 1) for every α > 1: as if the client's
 answer were seen whenever it is drawn.
+
+**Many rounds.** Their divergences add up where a client's answer does not depend on the rounds that
+it was drawn in before. Where it does, as with client steps that remember, they do for r = 1: given
+the rounds that the client is drawn in, which its data do not decide, the divergences of its answers
+add up, and the mean over those rounds is the product of the corollary's bounds.
 """
 
 from functools import lru_cache

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedmedian.client_steps import Clip, DivideByLearningRate
 from fedmedian.diagnostics import Report
 from fedmedian.logs import warn
 from fedmedian.privacy import Draw, Mechanism, PrivacyBudget
@@ -12,6 +13,9 @@ from fedmedian.strategies.checkpoint import Checkpoint
 from fedmedian.strategies.cohort import Reply
 from fedmedian.strategies.core import Core, Round
 from fedmedian.strategies.mechanism import NoMechanism, against_model, mechanism_of
+
+_MEMORYLESS = (Clip, DivideByLearningRate)
+"""Client steps that are known to remember nothing from round to round; a custom one may."""
 
 
 class Ledger:
@@ -84,10 +88,14 @@ class Ledger:
                 f"that is drawn in a round, got {budget!r}"
             )
         mechanism, settings = mechanism_of(core, fraction_evaluate), core.settings
-        return cls(budget, mechanism, settings.checkpoint, settings.min_replies)
+        # That a round takes several answers is counted for answers that earlier draws do not change.
+        is_memoryless = all(type(step) in _MEMORYLESS for step in settings.client_steps)
+        min_replies = settings.min_replies if is_memoryless else 1
+        return cls(budget, mechanism, settings.checkpoint, min_replies)
 
     def __str__(self) -> str:
-        return f"{self._budget}, which affords {self._affordable} rounds"
+        rounds = "1 round" if self._affordable == 1 else f"{self._affordable} rounds"
+        return f"{self._budget}, which affords {rounds}"
 
     @property
     def rounds_left(self) -> int:
@@ -149,9 +157,9 @@ class Ledger:
         # The count in this process still holds, and the next one that is written has it all.
         except OSError as error:
             warn(
-                "round %d is asked though it could not be written to %s that it is: %s; should the "
-                "process end before that is mended, a run that resumes counts it as not asked",
-                *(current.number, self._checkpoint.folder, error),
+                "could not record in %s that round %d was asked (%s); if the process ends before a "
+                "later round is recorded, a resumed run will not count it",
+                *(self._checkpoint.folder, current.number, error),
             )
 
     def is_hidden(self, drawn: int, present: int) -> bool:
@@ -173,11 +181,13 @@ class Ledger:
         share = share_that_hides(drawn, present, min_replies) if sampling < 1 else 1.0
         if share <= sampling * (1 + 1e-12):
             return True
+        is_least = share <= drawn / present
         warn(
-            "nobody is asked in this round: %d clients of %d were drawn, which hides them like a "
-            "share of %s with min_replies=%d, more than the sampling of the privacy budget, %s; "
-            "draw fewer, or set sampling to that, or min_replies to all that are drawn",
-            *(drawn, present, f"{share:.4g}", min_replies, self._budget),
+            "nobody is asked in this round: %d clients of %d were drawn, which with min_replies=%d "
+            "counts as a share of %s, more than the sampling of the privacy budget, %s; draw "
+            "fewer, or set sampling to that share"
+            + ("" if is_least else ", or min_replies to the number drawn"),
+            *(drawn, present, min_replies, f"{share:.4g}", self._budget),
         )
         return False
 

@@ -105,9 +105,9 @@ class Checkpoint:
     Parameters
     ----------
     folder : str or Path
-        Where; made if need be. A relative one is below the folder that is the current one now,
-        whatever becomes the current one later. One folder belongs to one run: a second one at the
-        same time is refused, and to start anew, remove it.
+        Where; made if need be. A relative path is resolved when the `Checkpoint` is made. One
+        folder belongs to one run: a second one at the same time is refused, and to start anew,
+        remove it.
     every : int (default: 1)
         The number of rounds from one checkpoint to the next, >= 1.
 

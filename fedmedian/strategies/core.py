@@ -223,7 +223,7 @@ class Core(ABC):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The arguments that a run's model depends on, and two halves of it have in common."""
+        """The arguments that must not change when a run resumes, by name."""
         return {
             "kind": self.kind,
             "noise": self.noise,

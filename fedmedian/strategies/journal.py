@@ -5,8 +5,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from fedmedian.layout import Arrays, Layout
-from fedmedian.logs import warn
+from fedmedian.logs import as_line, warn
 from fedmedian.strategies.checkpoint import Checkpoint, History, Mark, Saved
 from fedmedian.strategies.core import Core
 from fedmedian.strategies.lock import FolderLock
@@ -46,7 +48,7 @@ class Journal:
         return {**vars(self), "_lock": None}
 
     def open(self, core: Core, initial: Arrays | None) -> None:
-        """Begin a run, or go on with the one that the checkpoint holds.
+        """Begin a run, or resume the one that the checkpoint holds.
 
         Parameters
         ----------
@@ -84,25 +86,50 @@ class Journal:
             self._begin(saved)
             _LOGGER.info("Going on after round %d, from %s", self.done, self._checkpoint.folder)
 
-    def hand_over(self) -> Arrays | None:
-        """Return `model`, to those that run the rounds after it."""
-        self._is_taken_over = True
-        return self.model
+    def require_continuation(self, model: Arrays) -> None:
+        """Check that a round after those of the checkpoint begins with the last round's model.
 
-    def require_taken_over(self) -> None:
-        """Raise if a round is to come after those of the checkpoint, and not from their model.
+        What has changed it since is in no checkpoint, which is logged once.
+
+        Parameters
+        ----------
+        model : mapping of str to array
+            The model that the round begins with.
 
         Raises
         ------
         RuntimeError
-            If nobody has called `hand_over`: the run would begin anew, and write over them.
+            If it is to be the first of a resumed run: that would continue another one, and write
+            over it.
         """
-        if self.done and not self._is_taken_over and self._checkpoint is not None:
+        if self._checkpoint is None or self._newest is None or _is_same(model, self._newest):
+            return
+        if self._newest is self.model:
             raise RuntimeError(
                 f"the model of round {self.done} in {self._checkpoint.folder} has not been taken "
-                "over: what drives this strategy must pass on what it returns, in the Message API "
-                f"of aggregate_train for each round until {self.done}, though nobody is asked in "
-                "them, in the older API of initialize_parameters"
+                "over: what drives this strategy must pass on unchanged what it returns, in the "
+                f"Message API of aggregate_train for each round until {self.done}, though nobody "
+                "is asked in them, in the older API of initialize_parameters"
+            )
+        if not self._has_warned:
+            warn(
+                "the model is not the one that the last round has returned: what has changed it is "
+                "not in the checkpoints in %s, and a run can resume from them only without that "
+                "change; pass on what aggregate_train or aggregate_fit returns (average_decay "
+                "keeps an average beside it), or leave the checkpoint out",
+                self._checkpoint.folder,
+            )
+        self._has_warned = True
+
+    def warn_of_unseen_rounds(self) -> None:
+        """Log what a run lacks that resumes and that this strategy's own ``start`` does not run."""
+        if self._checkpoint is not None and self.done > 1:
+            warn(
+                "resuming after round %d, from %s: rounds 1 to %d are not run again, so that an "
+                "evaluate_fn of what drives this strategy does not see their models, and a run of "
+                "fewer rounds ends with the model of round %d; let evaluate_fn pass over them, and "
+                "num_rounds be at least %d",
+                *(self.done, self._checkpoint.folder, self.done - 1, self.done, self.done),
             )
 
     def note(self, phase: str, server_round: int, metrics: Mapping[str, Any]) -> None:
@@ -127,19 +154,18 @@ class Journal:
         if self._checkpoint is None:
             return
         number = core.current.number
-        self._last = number, core.current.arrays if model is None else model
-        if number % self._checkpoint.every == 0:
-            self._save(core)
+        self._newest = core.current.arrays if model is None else model
+        self._last = number, self._newest
+        if number % self._checkpoint.every == 0 and (error := self._save(core)) is not None:
+            warn("round %d is not stored, the run continues without: %s", number, error)
 
     def close(self, core: Core) -> None:
         """Write the last round down, if it is not yet, and say so if it cannot be."""
-        self._save(core)
-        if self._checkpoint is not None and self._last is not None:
+        error = self._save(core)
+        if error is not None and self._checkpoint is not None and self._last is not None:
             _LOGGER.error(
-                "the run has ended after round %d, and what came after round %d is not in %s",
-                self._last[0],
-                self._stored,
-                self._checkpoint.folder,
+                "the run has ended after round %d, and what came after round %d is not in %s: %s",
+                *(self._last[0], self._stored, self._checkpoint.folder, as_line(error)),
             )
 
     def release(self) -> None:
@@ -148,27 +174,29 @@ class Journal:
             self._lock.release()
             self._lock = None
 
-    def _save(self, core: Core) -> None:
+    def _save(self, core: Core) -> Exception | None:
+        """Write the last round down, if it is not yet, and return what keeps it from being so."""
         if self._checkpoint is None or self._last is None:
-            return
+            return None
         number, model = self._last
         saved = Saved(number, _identity(core), {"model": model, **core.state}, self._history)
         try:
             mark = self._checkpoint.save(saved, self._stored, self._earlier)
         # Whatever keeps it from being written, the run is worth more.
         except Exception as error:
-            warn("round %d is not stored, the run goes on without: %s", number, error)
-        else:
-            self._last, self._stored = None, number
-            self._earlier, self._latest = self._latest, mark
+            return error
+        self._last, self._stored = None, number
+        self._earlier, self._latest = self._latest, mark
+        return None
 
     def _begin(self, saved: Saved | None) -> None:
         self.done = 0 if saved is None else saved.server_round
         self.model: Arrays | None = None if saved is None else saved.arrays["model"]
         self._history: History = {} if saved is None else dict(saved.history)
         self._last = None
+        self._newest = self.model
+        self._has_warned = False
         self._stored = self.done
-        self._is_taken_over = False
         self._earlier = self._latest = None
 
 
@@ -183,6 +211,12 @@ def _require_same_run(
             )
     if initial is not None and Layout.of_model(initial) != Layout.of_model(saved.arrays["model"]):
         raise ValueError(f"checkpoint {folder!r} is of another model than the initial one")
+
+
+def _is_same(model: Arrays, other: Arrays) -> bool:
+    return model.keys() == other.keys() and all(
+        np.array_equal(array, other[name], equal_nan=True) for name, array in model.items()
+    )
 
 
 def _identity(core: Core) -> dict[str, str]:

@@ -146,7 +146,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         self._protocol.affordable(1)
         if (line := self._protocol.describe_privacy(self.privacy)) is not None:
             _LOGGER.info(line)
-        model = self._protocol.journal.hand_over()
+        model = self._protocol.journal.model
         return parameters if model is None else arrays_to_parameters(model)
 
     def configure_fit(

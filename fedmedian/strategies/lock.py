@@ -78,7 +78,9 @@ def _lock(descriptor: int, folder: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         holder = os.read(descriptor, 32).decode(errors="replace").strip()
-        raise _in_use(folder, f"process {holder}") from error
+        # Who has just taken it may not have written that down yet.
+        where = f"process {holder}" if holder else "another process or thread"
+        raise _in_use(folder, where) from error
     except OSError as error:
         warn("%s cannot be locked here, see that no other run uses it: %s", folder, error)
 

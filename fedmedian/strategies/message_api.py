@@ -104,10 +104,6 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self._model: ArrayRecord | None = None
         self._per_block: dict[int, dict[str, Any]] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy is made of: messages under way are this strategy's own."""
-        return {**vars(self), "_asked": (), "_asked_to_evaluate": ()}
-
     numpy_clients = Argument[bool]()
 
     @property
@@ -272,9 +268,9 @@ class MessageStrategy(ShowsArguments, FedAvg):
         """Aggregate the usable replies into a new model, and report on the round."""
         journal = self._protocol.journal
         if server_round <= journal.done:
-            stored = journal.hand_over() if server_round == journal.done else None
+            # In every round, so that a run that somebody else drives and that ends early has it.
             recalled = journal.recall("train", server_round)
-            return _to_record(stored), self._without_lists(server_round, recalled)
+            return _to_record(journal.model), self._without_lists(server_round, recalled)
         replies = list(replies)
         sent, self._asked = _sent(self._asked, replies), ()
         if not replies and not sent:

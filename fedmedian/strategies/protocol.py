@@ -250,14 +250,15 @@ class RoundProtocol:
         ------
         ValueError, RuntimeError, OSError
             As `open`, which a run that another strategy drives has not called, and as
-            `Journal.require_taken_over`.
+            `Journal.require_continuation`.
         """
         if not self._is_open or (server_round == 1 and not self._is_fresh):
             self.open(model)
+            self.journal.warn_of_unseen_rounds()
         self._is_fresh, self._model = False, model
         if server_round <= self.journal.done:
             return None
-        self.journal.require_taken_over()
+        self.journal.require_continuation(model)
         if server_round == 1:
             self._roster, self._watch = Roster(), Watch(self.core)
         if self._ledger is not None and not self._ledger.rounds_left:

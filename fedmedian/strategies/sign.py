@@ -95,8 +95,8 @@ class SignCore(Core):
     def cost_of_few(self) -> tuple[int, str]:
         """Steps that are shorter, where they are; see `fedmedian.decoding.Ballot.step_lengths`."""
         return 3 * self.tops_up, (
-            "there is much noise in the votes of so few, and steps are shorter for it; those of "
-            "four or more are whole"
+            "the votes of so few are noisy, so that steps are shorter; with four or more they have "
+            "their full length"
         )
 
     def centre(self, values: Weights, weights: Weights) -> Weights:

@@ -192,7 +192,8 @@ class Watch:
     def _look_at_cohort(self, accepted: int) -> None:
         few, cost = self._core.cost_of_few
         if accepted <= few:
-            self._warn_once("few", "replies of %d clients in a round: %s", accepted, cost)
+            clients = "1 client" if accepted == 1 else f"{accepted} clients"
+            self._warn_once("few", "replies of %s in a round: %s", clients, cost)
 
     def _look_at_scales(self, scales: NDArray[np.float64]) -> None:
         if self._first_scales.shape != scales.shape:

@@ -22,6 +22,7 @@ from fedmedian import (
     TopUp,
     register_noise,
 )
+from fedmedian.client_steps import ClientStep, register_client_step
 from fedmedian.privacy import Draw, Mechanism, PrivacyBudget
 from fedmedian.strategies import (
     Checkpoint,
@@ -60,6 +61,17 @@ class OwnGaussian(Gaussian):
     """A family of somebody else's."""
 
     name: ClassVar[str] = "budget-test"
+
+
+@register_client_step
+@dataclass(frozen=True)
+class OwnStep(ClientStep):
+    """A step of somebody else's, which may remember anything."""
+
+    name: ClassVar[str] = "budget-test"
+
+    def apply(self, draft):
+        pass
 
 
 class TestMechanism:
@@ -194,6 +206,11 @@ class TestBudget:
         assert f"affords {AFFORDED} rounds" in caplog.text
         assert f"; epsilon {MECHANISM.epsilon(1e-5):.3g}" in caplog.text
 
+    def test_one_round_is_afforded_in_the_singular(self, api, run, caplog):
+        budget = PrivacyBudget(MECHANISM.epsilon(1e-5) * 1.01, 1e-5)
+        run(api.make("SignSGD", **OF_SIGNS, privacy_budget=budget), train, MODEL, 3, 2)
+        assert "which affords 1 round\n" in caplog.text
+
     def test_the_log_of_any_other_run_does_not_speak_of_it(self, api, run, caplog):
         with caplog.at_level(logging.INFO):
             run(api.make("SignSGD"), train, MODEL, 3)
@@ -251,6 +268,27 @@ class TestSampling:
             assert last == MECHANISM.epsilon(1e-5, rounds[-1], sampling=0.1, min_replies=least)
         assert 1 < rounds[0] < rounds[1] / 2 < 20
 
+    @pytest.mark.parametrize(
+        ("steps", "counted"),
+        [
+            ([], 3),
+            ([DivideByLearningRate(0.5)], 3),
+            ([ClientMomentum(0.9)], 1),
+            ([DivideByLearningRate(0.5), ClientMomentum(0.9)], 1),
+            ([OwnStep()], 1),
+        ],
+        ids=str,
+    )
+    def test_the_answers_that_a_round_takes_count_where_no_step_can_remember_earlier_draws(
+        self, steps, counted, api, run
+    ):
+        budget = PrivacyBudget(3.0, 1e-5, sampling=0.1)
+        options = {"fraction_train": 0.1, "min_train_nodes": 3, "min_replies": 3}
+        options |= {"client_steps": [*steps, Clip(2.0)], "privacy_budget": budget}
+        reports = run(self.make(api, **options), train, MODEL, 30, 2).reports
+        expected = MECHANISM.epsilon(1e-5, 2, sampling=0.1, min_replies=counted)
+        assert reports[2]["epsilon"] == expected
+
     def test_epsilon_is_the_same_whoever_answers(self, api, run):
         def fail(model, partition):
             if partition:
@@ -268,7 +306,11 @@ class TestSampling:
         own = {"min_train_nodes": 3, "min_replies": 2}
         with caplog.at_level(logging.WARNING), pytest.raises(RunFailedError):
             run(self.make(api, **own), train, MODEL, 12, 3)
-        assert "3 clients of 12 were drawn, which hides them like a share of 0.2887" in caplog.text
+        assert (
+            "3 clients of 12 were drawn, which with min_replies=2 counts as a share of 0.2887"
+            in caplog.text
+        )
+        assert "or min_replies to the number drawn" in caplog.text
         budget = PrivacyBudget(5.0, 1e-5, sampling=0.29)
         assert run(self.make(api, **own, privacy_budget=budget), train, MODEL, 12, 3).reports
 
@@ -304,7 +346,8 @@ class TestSampling:
             run(strategy, note, MODEL, 4, 3)
         assert not asked
         assert "3 clients of 4 were drawn" in caplog.text
-        assert "or set sampling to that, or min_replies" in caplog.text
+        assert "set sampling to that share" in caplog.text
+        assert "or min_replies to" not in caplog.text  # with one answer it hides no more
 
 
 class Killed(BaseException):
@@ -365,7 +408,9 @@ class TestCheckpoint:
         outcome = run(self.make(api, folder), lose, MODEL, 3, AFFORDED + 2)
         assert max(outcome.reports) == AFFORDED
         assert outcome.reports[AFFORDED]["epsilon"] == MECHANISM.epsilon(1e-5, AFFORDED)
-        lost = warnings("round 3 is asked though it could not be written")
+        lost = [
+            text for text in warnings("could not record in") if "that round 3 was asked" in text
+        ]
         assert len(lost) == 1
         assert str(folder) in lost[0]
 
@@ -383,7 +428,8 @@ class TestCheckpoint:
         monkeypatch.setattr(Checkpoint, "note_answered_rounds", fail)
         run(self.make(api, tmp_path), train, MODEL, 3, 3)
         assert rounds == [1, 2, 3]
-        assert len(warnings("round 2 is asked though")) == 1
+        (warning,) = warnings("could not record in")
+        assert "that round 2 was asked ([Errno 28] No space left on device)" in warning
         assert Checkpoint(tmp_path).answered_rounds() == {Draw(): 3}
 
     def test_a_damaged_count_is_refused_by_its_file(self, api, run, tmp_path):

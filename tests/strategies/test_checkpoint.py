@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from errno import EIO, ENOSPC, EPERM
 from itertools import pairwise
-from math import nan
+from math import inf, nan
 from threading import Thread
 from typing import ClassVar
 
@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from flwr.app import MetricRecord
 from flwr.server import SimpleClientManager
+from flwr.serverapp.strategy import Strategy
 
 from fedmedian import (
     Adam,
@@ -35,7 +36,7 @@ from fedmedian import (
 )
 from fedmedian.clients import InProcessGrid
 from fedmedian.privacy import Draw
-from fedmedian.records import parameters_to_arrays
+from fedmedian.records import arrays_to_parameters, parameters_to_arrays, to_arrays, to_record
 from fedmedian.strategies import Checkpoint, MedianSGD, SignSGD, legacy
 from fedmedian.strategies import checkpoint as checkpoints
 from fedmedian.strategies.checkpoint import Saved
@@ -702,7 +703,7 @@ class TestDiskThatFails:
         outcome = run(strategy, filling(2, 3), MODEL, NUM_CLIENTS, 5)
         assert bits(outcome.model) == bits(whole.model)
         assert warnings("round") == [
-            f"round {number} is not stored, the run goes on without: "
+            f"round {number} is not stored, the run continues without: "
             "[Errno 28] No space left on device"
             for number in (2, 3)
         ]
@@ -716,9 +717,10 @@ class TestDiskThatFails:
             return message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path, every=2))
 
         first = run(strategy(), filling(3, 4, 5), MODEL, NUM_CLIENTS, 5)
-        assert [warning[:7] for warning in warnings("round")] == ["round 4", "round 5"]
+        assert [warning[:7] for warning in warnings("round")] == ["round 4"]
         assert self.errors(caplog) == [
-            f"the run has ended after round 5, and what came after round 2 is not in {tmp_path}"
+            f"the run has ended after round 5, and what came after round 2 is not in {tmp_path}: "
+            "[Errno 28] No space left on device"
         ]
         disk.full = False
         assert names_in(tmp_path) == ["round-000002"]
@@ -741,6 +743,15 @@ class TestDiskThatFails:
         assert self.errors(caplog) == []
         assert names_in(tmp_path) == ["round-000001"]
 
+    def test_a_last_round_that_is_not_stored_is_a_warning_once_and_then_an_error(
+        self, message_api, run, filling, tmp_path, warnings, caplog
+    ):
+        strategy = message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path))
+        run(strategy, filling(2), MODEL, NUM_CLIENTS, 2)
+        assert len(warnings("round 2 is not stored")) == 1
+        (error,) = self.errors(caplog)
+        assert error.startswith("the run has ended after round 2, and what came after round 1")
+
     @pytest.mark.parametrize(
         ("metrics", "stored"),
         [({"raw": b"\x00", "mean": np.float32(0.5)}, True), ({(1, 2): 3.0}, False)],
@@ -757,6 +768,176 @@ class TestDiskThatFails:
         play(strategy, 2)
         assert len(warnings("round")) == (0 if stored else 2)
         assert names_in(tmp_path) == (["round-000001", "round-000002"] if stored else [])
+
+
+class Wrapped(Strategy):
+    """A strategy of a user's own around ours, whose ``start`` drives the rounds."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def configure_train(self, *args):
+        return self.inner.configure_train(*args)
+
+    def aggregate_train(self, server_round, replies):
+        return self.inner.aggregate_train(server_round, replies)
+
+    def configure_evaluate(self, *args):
+        return self.inner.configure_evaluate(*args)
+
+    def aggregate_evaluate(self, *args):
+        return self.inner.aggregate_evaluate(*args)
+
+    def summary(self):
+        self.inner.summary()
+
+
+class LeavesOutSilentRounds(Wrapped):
+    """Returns nothing where there are no replies, as if the round had not been."""
+
+    def aggregate_train(self, server_round, replies):
+        replies = list(replies)
+        return super().aggregate_train(server_round, replies) if replies else (None, None)
+
+
+class Blends(Wrapped):
+    """Blends each model with the last."""
+
+    last: ClassVar = None
+
+    def aggregate_train(self, server_round, replies):
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        if arrays is not None:
+            new = to_arrays(arrays)
+            if self.last is not None:
+                new["0"] = np.float32(0.9) * self.last["0"] + np.float32(0.1) * new["0"]
+            self.last, arrays = new, to_record(new)
+        return arrays, metrics
+
+
+class TestWhoDrivesTheRounds:
+    """What resumes is the run that was stored, whoever drives its rounds, or an error."""
+
+    @pytest.fixture
+    @staticmethod
+    def drive(make_app, as_record, message_api, tmp_path):
+        """Runs a wrapper around a strategy with a checkpoint, for a number of rounds."""
+
+        def drive(wrapper, num_rounds, every=1, **options):
+            strategy = message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path, every))
+            grid = InProcessGrid(make_app(train), NUM_CLIENTS)
+            return wrapper(strategy).start(grid, as_record(MODEL), num_rounds, **options)
+
+        return drive
+
+    def test_a_wrapped_strategy_resumes_as_if_nothing_had_happened(
+        self, drive, play, message_api, bits, warnings
+    ):
+        drive(Wrapped, 4)
+        resumed, whole = drive(Wrapped, 6), play(message_api.make("SignSGD"), 6)
+        assert bits(to_arrays(resumed.arrays)) == bits(whole.model)
+        assert resumed.train_metrics_clientapp.keys() == whole.reports.keys()
+        assert not warnings("the model is not")
+
+    def test_a_round_that_does_not_begin_where_the_stored_run_ended_is_refused(
+        self, drive, tmp_path
+    ):
+        drive(LeavesOutSilentRounds, 8)
+        before = names_in(tmp_path)
+        with pytest.raises(RuntimeError, match="model of round 8 in .* has not been taken over"):
+            drive(LeavesOutSilentRounds, 9)
+        assert names_in(tmp_path) == before == ["round-000007", "round-000008"]
+
+    def test_the_older_api_refuses_it_too(self, older_api, play, tmp_path, monkeypatch):
+        play(older_api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 3)
+        before = names_in(tmp_path)
+        strategy = older_api.make("SignSGD", checkpoint=Checkpoint(tmp_path))
+        initialize = strategy.initialize_parameters
+
+        def begin_anew(client_manager):
+            initialize(client_manager)
+            return arrays_to_parameters(MODEL)
+
+        strategy.initialize_parameters = begin_anew
+        with pytest.raises(RuntimeError, match="model of round 3 in .* has not been taken over"):
+            play(strategy, 4)
+        assert names_in(tmp_path) == before
+
+    @pytest.mark.parametrize("every", [1, 4])
+    def test_what_changes_a_model_between_rounds_is_said_once_not_to_be_stored(
+        self, every, drive, warnings
+    ):
+        drive(Blends, 5, every)
+        (warning,) = warnings("the model is not the one that the last round has returned")
+        assert "resume" in warning
+        with pytest.raises(RuntimeError, match="has not been taken over"):
+            drive(Blends, 6, every)
+
+    def test_so_is_what_a_subclass_changes(self, play, tmp_path, warnings):
+        class Ema(SignSGD):
+            last = None
+
+            def aggregate_train(self, server_round, replies):
+                arrays, metrics = super().aggregate_train(server_round, replies)
+                new = to_arrays(arrays)
+                if self.last is not None:
+                    new["0"] = np.float32(0.9) * self.last["0"] + np.float32(0.1) * new["0"]
+                self.last = new
+                return to_record(new), metrics
+
+        play(Ema(seed=1), 3)
+        assert not warnings("the model is not")  # there is nothing that it could be missing from
+        play(Ema(seed=1, checkpoint=Checkpoint(tmp_path)), 3)
+        assert len(warnings("the model is not")) == 1
+
+    def test_nothing_is_said_of_rounds_that_keep_the_model_nor_of_what_is_not_finite(
+        self, api, run, tmp_path, warnings
+    ):
+        model, asked = {**MODEL, "3": np.array([nan, inf, -0.0], np.float32)}, []
+
+        def fail_in_round_2(own, partition):
+            asked.append(partition)
+            if NUM_CLIENTS < len(asked) <= 2 * NUM_CLIENTS:
+                raise RuntimeError("not today")
+            trained, metrics = train(own, partition)
+            return {**own, **trained}, metrics
+
+        for num_rounds in (4, 6):
+            strategy = api.make("SignSGD", checkpoint=Checkpoint(tmp_path))
+            run(strategy, fail_in_round_2, model, NUM_CLIENTS, num_rounds)
+        assert warnings("round 2 keeps the model")
+        assert not warnings("the model is not")
+
+    def test_a_run_of_fewer_rounds_than_are_stored_ends_with_the_stored_model_and_says_so(
+        self, drive, bits, warnings
+    ):
+        stored = drive(Wrapped, 5).arrays
+        assert not warnings("resuming")
+        resumed = drive(Wrapped, 3).arrays
+        assert bits(to_arrays(resumed)) == bits(to_arrays(stored))
+        (warning,) = warnings("resuming after round 5")
+        assert "a run of fewer rounds ends with the model of round 5" in warning
+
+    def test_an_evaluate_fn_sees_the_stored_model_in_rounds_that_are_not_run_again_and_it_is_said(
+        self, drive, bits, warnings
+    ):
+        stored, seen = to_arrays(drive(Wrapped, 3).arrays), {}
+
+        def evaluate(number, arrays):
+            seen[number] = bits(to_arrays(arrays))
+
+        drive(Wrapped, 4, evaluate_fn=evaluate)
+        assert [seen[number] == bits(stored) for number in range(5)] == [0, 1, 1, 1, 0]
+        (warning,) = warnings("resuming after round 3")
+        assert "rounds 1 to 2 are not run again" in warning
+
+    def test_a_run_that_our_own_start_resumes_has_nothing_to_say_of_it(
+        self, api, play, tmp_path, warnings
+    ):
+        for num_rounds in (3, 5):
+            play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), num_rounds)
+        assert not warnings("resuming")
+        assert not warnings("the model is not")
 
 
 class TestTwoRuns:

@@ -6,8 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from flwr.app import ConfigRecord
 
 from fedmedian import Clip, Gaussian
+from fedmedian.clients import InProcessGrid
 from fedmedian.privacy import PrivacyBudget
 from fedmedian.strategies import Checkpoint
 
@@ -65,6 +67,22 @@ def test_a_copy_does_not_hold_the_folder_that_the_original_holds(make_copy, make
     with pytest.raises(RuntimeError, match="in use"):
         in_another_thread(lambda: make(checkpoint=Checkpoint(tmp_path))._protocol.open(MODEL))
     protocol.journal.release()
+
+
+@copied
+def test_a_copy_that_is_made_in_mid_round_ends_the_round_as_the_original_would(
+    make_copy, message_api, make_app, as_record, as_arrays, bits, warnings
+):
+    models = []
+    for copy_it in (lambda strategy: strategy, make_copy):
+        strategy, grid = message_api.make("SignSGD"), InProcessGrid(make_app(train), NUM_CLIENTS)
+        asked = strategy.configure_train(1, as_record(MODEL), ConfigRecord(), grid)
+        strategy = copy_it(strategy)
+        arrays, metrics = strategy.aggregate_train(1, grid.send_and_receive(asked))
+        assert metrics["replies-accepted"] == NUM_CLIENTS
+        models.append(bits(as_arrays(arrays)))
+    assert models[0] == models[1]
+    assert not warnings("round 1")
 
 
 @copied

@@ -77,6 +77,14 @@ def test_another_process_that_has_the_folder_is_named(tmp_path):
     FolderLock(tmp_path).release()
 
 
+def test_a_run_that_has_only_just_taken_the_folder_is_refused_in_whole_words(tmp_path):
+    (tmp_path / ".lock").touch()
+    with (tmp_path / ".lock").open() as file:  # whose process is not in it yet
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(RuntimeError, match=r"in use by another run, of another process or th"):
+            FolderLock(tmp_path)
+
+
 def test_a_run_of_another_thread_that_has_the_folder_keeps_it(tmp_path):
     with (
         held_by_another_thread(tmp_path),

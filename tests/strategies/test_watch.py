@@ -292,6 +292,8 @@ class TestWarnings:
             run(api.make(make), train, MODEL, few, 2)
             (warning,) = warnings(price)
             assert f"replies of {few} clients" in warning
+            run(api.make(make), train, MODEL, 1)
+            assert warnings("replies of 1 client in a round")
 
     def test_votes_whose_steps_are_never_shortened_have_no_such_price(self, api, run, warnings):
         run(api.make("SignSGD", None, Majority(), 0.1, rotation=None), train, MODEL, 2)
