@@ -88,7 +88,7 @@ class Ledger:
                 f"that is drawn in a round, got {budget!r}"
             )
         mechanism, settings = mechanism_of(core, fraction_evaluate), core.settings
-        # That a round takes several answers is counted for answers that earlier draws do not change.
+        # That a round takes several answers counts if they do not depend on earlier draws.
         is_memoryless = all(type(step) in _MEMORYLESS for step in settings.client_steps)
         min_replies = settings.min_replies if is_memoryless else 1
         return cls(budget, mechanism, settings.checkpoint, min_replies)

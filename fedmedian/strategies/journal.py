@@ -38,6 +38,8 @@ class Journal:
         self._checkpoint = checkpoint
         self._lock: FolderLock | None = None
         self._last: tuple[int, Arrays] | None = None
+        self._newest: Arrays | None = None
+        self._has_warned = False
         self._stored = 0
         self._earlier: Mark | None = None
         self._latest: Mark | None = None
