@@ -109,7 +109,7 @@ class Ledger:
         return {"epsilon": self._epsilon(self._answered)}
 
     def open(self, done: int) -> None:
-        """Begin a run, or go on with one.
+        """Begin a run, or resume one.
 
         Parameters
         ----------

@@ -93,8 +93,8 @@ class Checkpoint:
     the checksums of arrays and state, and the state that of the metrics. What is written does not
     grow with the number of rounds, where the file system has hard links. The folder appears whole
     or not at all, whenever the process is killed. The last two are kept, and a strategy that finds
-    some resumes from the last whole one, also where another strategy's ``start`` drives its rounds.
-    Only their owner can read them.
+    some resumes from the last whole one, also where another strategy's ``start`` drives its rounds
+    and passes on the models that it is given unchanged. Only their owner can read them.
 
     With a privacy budget ``answered-rounds.json`` beside them counts the rounds that clients have
     been asked in, before they are.

@@ -128,7 +128,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         return mechanism_of(self.core, self.fraction_evaluate, self.core.begun)
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters | None:
-        """Return the model to begin with, or to go on with from a checkpoint.
+        """Return the model to begin with, or to resume with from a checkpoint.
 
         Nothing tells when the run has ended: the checkpoint's folder is this run's until its
         process ends or its thread begins another.

@@ -175,7 +175,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
             If `max_failed_rounds` rounds in a row have made no new model, or all clients of the
             first have sent plain weights, with the commonest reason; if no client was ever asked.
         RuntimeError
-            If another run has the checkpoint's folder.
+            If another run has the checkpoint's folder, or a subclass changes the model that the
+            checkpoint holds before the run resumes from it.
         OSError
             If checkpoints cannot be written there. Once the first round has begun, that is a
             warning each time, and an error in the log at the end.

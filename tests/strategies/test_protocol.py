@@ -126,7 +126,7 @@ class TestAsk:
         first = RoundProtocol(medians(checkpoint=checkpoint))
         first.journal.open(first.core, MODEL)
         first.ask(1, MODEL)
-        heard = first.hear(NODES, replies_of(weights_of, *NODES), as_it_is)
+        heard = first.hear(NODES, replies_of(weights_of, *NODES[:3]), as_it_is)
         first.end(heard, {}, {"loss": 0.5})
         second = RoundProtocol(medians(checkpoint=checkpoint))
         second.journal.open(second.core, MODEL)
@@ -134,7 +134,7 @@ class TestAsk:
         assert second.journal.recall("train", 1)["loss"] == 0.5
         with pytest.raises(RuntimeError, match=r"the model of round 1 in .* has not been taken"):
             second.ask(2, MODEL)
-        resumed = second.journal.hand_over()
+        resumed = {name: array.copy() for name, array in second.journal.model.items()}
         np.testing.assert_array_equal(resumed["weight"], heard.model["weight"])
         assert second.ask(2, resumed).server_round == 2
 

@@ -283,6 +283,8 @@ class TestWarnings:
         assert not warnings("noise")
 
     def test_a_cohort_that_is_small_is_told_its_price_once(self, api, run, warnings):
+        least = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
+        alone = dict.fromkeys(least, 1)
         for make, price, few, enough in (
             ("SignSGD", "steps are shorter", 3, 4),
             ("MedianSGD", "does not keep a bad one out", 2, 3),
@@ -292,7 +294,7 @@ class TestWarnings:
             run(api.make(make), train, MODEL, few, 2)
             (warning,) = warnings(price)
             assert f"replies of {few} clients" in warning
-            run(api.make(make), train, MODEL, 1)
+            run(api.make(make, **alone), train, MODEL, 1)
             assert warnings("replies of 1 client in a round")
 
     def test_votes_whose_steps_are_never_shortened_have_no_such_price(self, api, run, warnings):
