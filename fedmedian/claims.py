@@ -17,7 +17,7 @@ SHARE = 1.25
 _EXCESS = 2.0
 """The most that a claim is above what t clients cannot raise without being cut or counted."""
 
-_LEAST = 1e-100
+_LEAST = 1e-200
 """The least that a client's examples count for, in units of the (t + 1)-th largest claim."""
 
 
