@@ -219,6 +219,11 @@ class InProcessGrid(Grid):
             return Message(error, reply_to=message)
         received = Message(content=_copy(message.content), metadata=message.metadata)  # type: ignore[call-overload]
         reply = self._client_app(received, context)
+        # A mod that refuses what the app has answered replies to that instead of the message.
+        reply.metadata.__dict__.update(
+            _src_node_id=message.metadata.dst_node_id,
+            _reply_to_message_id=message.metadata.message_id,
+        )
         if reply.has_content():
             # What it sends may be what it keeps.
             reply.content = _copy(reply.content)

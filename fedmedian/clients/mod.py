@@ -97,8 +97,12 @@ def _answer(
     message: Message, context: Context, call_next: ClientAppCallable, *own: Policy
 ) -> Message:
     twice = are_kept()
+    if twice and own:
+        return _refuse(
+            message, PolicyError("perturb_with(…) must stand in place of perturb, and only once")
+        )
     try:
-        policies = Policies(own) if twice else Policies.in_force(context, *own)
+        policies = Policies() if twice else Policies.in_force(context, *own)
     except ValueError as error:
         return _refuse(message, error)
     config = _instructed_config(message)

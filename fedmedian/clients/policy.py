@@ -1,6 +1,7 @@
 """A client's own rules about what leaves it, whatever a server asks for."""
 
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -336,7 +337,7 @@ class Policies:
             f"run config {CONFIG_KEY}": context.run_config.get(CONFIG_KEY),
         }
         for key in context.run_config:
-            if key != CONFIG_KEY and key.replace("_", "-").startswith(CONFIG_KEY):
+            if key != CONFIG_KEY and _normalized(key).startswith(CONFIG_KEY):
                 raise PolicyError(f"run config {key} is not {CONFIG_KEY}, the key of a policy")
         found = list(own)
         for source, text in sources.items():
@@ -484,6 +485,10 @@ def require_keeper(context: Context) -> None:
 
 def _refuse(rule: str, why: str) -> NoReturn:
     raise PolicyError(f"policy rule {rule!r}: {why}")
+
+
+def _normalized(key: str) -> str:
+    return re.sub(r"[_.]", "-", key).casefold()
 
 
 def _matches(patterns: Sequence[str], *names: str) -> bool:

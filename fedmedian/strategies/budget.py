@@ -30,7 +30,7 @@ class Ledger:
     budget : PrivacyBudget
         The most that may be told.
     mechanism : Mechanism or NoMechanism
-        What clients let out of themselves in a round.
+        What clients release in a round.
     checkpoint : Checkpoint or None
         Where the count is kept. It is written before clients are asked: what a process that was
         killed has asked for has been told all the same.

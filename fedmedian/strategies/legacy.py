@@ -124,7 +124,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
 
     @property
     def privacy(self) -> Mechanism | NoMechanism:
-        """What clients let out of themselves; see `fedmedian.strategies.SignSGD.privacy`."""
+        """What clients release; see `fedmedian.strategies.SignSGD.privacy`."""
         return mechanism_of(self.core, self.fraction_evaluate, self.core.begun)
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters | None:
@@ -137,7 +137,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         ------
         ValueError, RuntimeError, OSError
             As `fedmedian.strategies.SignSGD.start`; also if one of Flower's wrappers or workflows
-            is around it that it does not work with.
+            that it does not work with wraps it.
         """
         require_no_unfit_wrapper(self)
         self.metrics_per_block = {}
@@ -157,7 +157,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         Raises
         ------
         ValueError
-            If one of Flower's wrappers or workflows is around it that it does not work with.
+            If one of Flower's wrappers or workflows that it does not work with wraps it.
         """
         require_no_unfit_wrapper(self)
         instruction = self._protocol.ask(server_round, parameters_to_arrays(parameters))

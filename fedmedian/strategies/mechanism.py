@@ -43,7 +43,7 @@ def mechanism_of(
     Returns
     -------
     Mechanism or NoMechanism
-        What clients let out of themselves if they do as they are told, and their apps send no
+        What clients release if they do as they are told, and their apps send no
         metrics of their own.
     """
     clip, noise = _clip(core), core.client_noise

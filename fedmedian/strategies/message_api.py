@@ -124,7 +124,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
 
     @property
     def privacy(self) -> Mechanism | NoMechanism:
-        """What clients let out of themselves in a round, or the reasons why it has no bound.
+        """What clients release in a round, or the reasons why it has no bound.
 
         It holds for clients that do as they are told; a `fedmedian.clients.Policy` of their own
         sees to that, and to the metrics that their apps send. What may be in the way in the model
@@ -228,11 +228,11 @@ class MessageStrategy(ShowsArguments, FedAvg):
         Raises
         ------
         ValueError
-            If one of Flower's wrappers is around it that it does not work with.
+            If one of Flower's wrappers that it does not work with wraps it.
         """
         require_no_unfit_wrapper(self)
         own = ", ".join(f"{name}={value!r}" for name, value in self.core.unusual.items())
-        log(INFO, "\t├──> %s", own or "all as usual")
+        log(INFO, "\t├──> %s", own or "all defaults")
         if (line := self._protocol.describe_privacy(self.privacy)) is not None:
             log(INFO, "\t├──> %s", line)
         super().summary()
@@ -245,7 +245,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         Raises
         ------
         ValueError
-            If one of Flower's wrappers is around it that it does not work with.
+            If one of Flower's wrappers that it does not work with wraps it.
         """
         require_no_unfit_wrapper(self)
         instruction = self._protocol.ask(server_round, to_arrays(arrays))
@@ -290,13 +290,24 @@ class MessageStrategy(ShowsArguments, FedAvg):
         """Configure a round of evaluation as FedAvg does."""
         if server_round < self._protocol.journal.done:
             return []
-        told = ConfigRecord({**config, EVALUATION: WIRE_VERSION})
+        told = ConfigRecord(dict(config))
+        if not self._may_read_arrays():
+            told[EVALUATION] = WIRE_VERSION
         with self._protocol.sampling(server_round):
             messages = super().configure_evaluate(server_round, arrays, told, grid)
         if self.numpy_clients:
             messages = numpy_messages.as_evaluation(messages)
         self._asked_to_evaluate = list(messages)
         return self._asked_to_evaluate
+
+    def _may_read_arrays(self) -> bool:
+        """Tell whether code of the user's, which may read all of them, gets evaluation replies."""
+        ours = getattr(self.aggregate_evaluate, "__func__", None)
+        usual = FedAvg().evaluate_metrics_aggr_fn
+        return (
+            ours is not MessageStrategy.aggregate_evaluate
+            or self.evaluate_metrics_aggr_fn is not usual
+        )
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]

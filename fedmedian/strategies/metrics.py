@@ -123,8 +123,9 @@ def with_usual_metrics(
     (usual, count), *others = Counter(signatures).most_common(2)
     if others and others[0][1] == count:
         warn(
-            "left the metrics of all %d replies out, as many of which are like %s as like %s",
+            "left the metrics of all %d replies out: %d report %s, and as many %s",
             len(fit),
+            count,
             _describe(usual),
             _describe(others[0][0]),
         )

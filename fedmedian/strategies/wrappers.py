@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 _DIFFERENTIAL_PRIVACY = (
     "is made for the mean of clients' weights: its clipping and noise fit neither what clients "
-    "answer here nor its sensitivity. Have clients clip and add noise instead, {name}("
-    "Gaussian(σ·C), client_steps=[Clip(C)], privacy_budget=PrivacyBudget(…)), or wrap FedAvg"
+    "answer here nor its sensitivity. Have clients clip and add noise instead, for an L2 norm of 1 "
+    "as {name}(Gaussian(11.0), client_steps=[Clip(1.0)], {unweighted}fraction_evaluate=0.0, "
+    "privacy_budget=PrivacyBudget(8.0, 1e-6)), or wrap FedAvg"
 )
 _SECURE_SUM = (
     "shows the server nothing but a sum of weights, and here each client's answer is read by "
@@ -42,9 +43,9 @@ def require_no_unfit_wrapper(strategy: object) -> None:
         for start, why in _REFUSED.items():
             if any(name.startswith(start) for name in _flowers_names(caller)):
                 name = type(strategy).__name__
-                raise ValueError(
-                    f"{type(caller).__name__} must not be around {name}: it {why.format(name=name)}"
-                )
+                unweighted = "weighted=False, " if hasattr(strategy, "weighted") else ""
+                why = why.format(name=name, unweighted=unweighted)
+                raise ValueError(f"{type(caller).__name__} cannot wrap {name}: it {why}")
 
 
 def _flowers_callers() -> Iterator[object]:

@@ -13,6 +13,7 @@ from flwr.app import (
     ArrayRecord,
     ConfigRecord,
     Context,
+    Error,
     Message,
     MessageType,
     MetricRecord,
@@ -469,3 +470,26 @@ def test_an_argument_that_a_grid_cannot_use_is_named(argument, wrong, values):
     for value in values:
         with pytest.raises(wrong, match=f"^{argument} must "):
             InProcessGrid(**{"client_app": ClientApp(), "num_nodes": 2, argument: value})
+
+
+def test_a_mod_that_answers_the_apps_reply_answers_for_its_node(make_app):
+    """As Flower's mods do that refuse what the app has sent."""
+
+    def refuse(message, context, call_next):
+        return Message(Error(99, "not so"), reply_to=call_next(message, context))
+
+    app = ClientApp(mods=[refuse])
+
+    @app.query()
+    def query(message, context):
+        return Message(RecordDict(), reply_to=message)
+
+    grid = InProcessGrid(app, 3)
+    asked = [
+        Message(RecordDict(), dst_node_id=node, message_type="query")
+        for node in grid.get_node_ids()
+    ]
+    replies = grid.send_and_receive(asked)
+    for message, reply in zip(asked, replies, strict=True):
+        assert reply.metadata.src_node_id == message.metadata.dst_node_id
+        assert reply.metadata.reply_to_message_id == message.metadata.message_id

@@ -203,6 +203,27 @@ class TestEvaluation:
         without, _ = evaluated(FedAvg())
         assert [one.content for one in replies] == [one.content for one in without]
 
+    @pytest.mark.parametrize("base", [SignSGD, MedianSGD])
+    def test_a_subclass_that_reads_them_gets_what_the_app_answers(self, base, evaluated):
+        class Reading(base):
+            def aggregate_evaluate(self, server_round, replies):
+                replies = list(replies)
+                for reply in replies:
+                    np.testing.assert_array_equal(reply.content["arrays"]["steps"].numpy(), 3)
+                return super().aggregate_evaluate(server_round, replies)
+
+        replies, seen = evaluated(Reading(), perturb)
+        assert all(list(reply.content) == ["arrays", "more", "metrics"] for reply in replies)
+        assert not any(key.startswith(PREFIX) for config in seen for key in config)
+
+    @pytest.mark.parametrize("base", [SignSGD, MedianSGD])
+    def test_so_does_a_function_of_the_users_that_aggregates_their_metrics(self, base, evaluated):
+        def read(contents, key):
+            assert all("more" in content for content in contents)
+            return MetricRecord({"loss": 0.25})
+
+        evaluated(base(evaluate_metrics_aggr_fn=read), perturb)
+
     def test_clients_without_the_mod_are_asked_as_ever(self, evaluated):
         replies, _ = evaluated(SignSGD())
         assert all(list(reply.content) == ["arrays", "more", "metrics"] for reply in replies)

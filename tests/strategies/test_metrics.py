@@ -152,7 +152,7 @@ def test_metrics_beyond_what_a_client_may_send_are_left_out_even_if_most_are(
 def test_of_two_forms_that_are_equally_common_neither_is_aggregated(others, warnings):
     assert usual({"loss": 1.0}, *others) == []
     (warning,) = warnings("left the metrics of all ")
-    assert "loss (number)" in warning
+    assert "report ['loss (number)'], and as many [" in warning
 
 
 def test_what_is_left_out_plays_no_part_in_what_is_common():

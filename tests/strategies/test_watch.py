@@ -518,7 +518,7 @@ class TestLines:
 
     def test_the_banner_has_what_is_not_as_usual(self, message_api, run, lines):
         run(message_api.make("SignSGD", seed=None), train, MODEL, NUM_CLIENTS)
-        assert lines("all as usual")
+        assert lines("all defaults")
         strategy = message_api.make("SignSGD", seed=None, rotation=None, noise=Gaussian(2.0))
         run(strategy, train, MODEL, NUM_CLIENTS)
         assert lines("noise=Gaussian(scale=2.0), rotation=None")

@@ -1,5 +1,7 @@
 """Flower's wrappers and workflows around our strategies: those that spoil a run are refused."""
 
+import re
+
 import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
@@ -10,6 +12,8 @@ from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow, SecAggWork
 from flwr.serverapp import strategy as newer
 from flwr.serverapp.strategy import Strategy
 
+import fedmedian
+from fedmedian import privacy, strategies
 from fedmedian.clients import InProcessGrid
 from fedmedian.strategies.wrappers import require_no_unfit_wrapper
 
@@ -105,6 +109,18 @@ class TestWrappersForDifferentialPrivacy:
             wrapped.start(silent, as_record(MODEL), 1)
         for remedy in ("client_steps=[Clip(", "Gaussian(", "privacy_budget=", "FedAvg"):
             assert remedy in str(refused.value)
+
+    def test_what_is_advised_instead_can_be_made_and_run(
+        self, name, message_api, silent, make_app, as_record
+    ):
+        wrapper = "DifferentialPrivacyServerSideFixedClipping"
+        wrapped = getattr(newer, wrapper)(message_api.make(name), *ARGUMENTS[wrapper])
+        with pytest.raises(ValueError, match=f"^{wrapper} cannot wrap") as refused:
+            wrapped.start(silent, as_record(MODEL), 1)
+        (advice,) = re.findall(rf"{name}\(Gaussian.*\)\)", str(refused.value))
+        strategy = eval(advice, {**vars(fedmedian), **vars(strategies), **vars(privacy)})
+        result = strategy.start(InProcessGrid(make_app(train), 5), as_record(MODEL), 2)
+        assert result.train_metrics_clientapp[2]["epsilon"] < 8
 
     def test_they_are_where_another_wrapper_is_around_them(
         self, name, message_api, silent, as_record
