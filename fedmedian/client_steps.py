@@ -391,7 +391,7 @@ class Rotation(ClientStep):
         parts = before.split(draft.vector)
         rotated = np.empty(after.dim, dtype=np.float32)
         for number, (group, block) in enumerate(
-            zip(self._groups(before), after.split(rotated), strict=True)
+            zip(self.groups(before), after.split(rotated), strict=True)
         ):
             joined = np.concatenate([parts[index] for index in group])
             block[:] = rotate(joined, self._rng(number))
@@ -402,7 +402,7 @@ class Rotation(ClientStep):
         return Blocks(
             tuple(
                 padded_size(sum(before.sizes[index] for index in group))
-                for group in self._groups(before)
+                for group in self.groups(before)
             )
         )
 
@@ -411,7 +411,7 @@ class Rotation(ClientStep):
         original = np.empty(before.dim, dtype=np.float32)
         parts = before.split(original)
         rotated = self.blocks(before).split(direction)
-        for number, (group, block) in enumerate(zip(self._groups(before), rotated, strict=True)):
+        for number, (group, block) in enumerate(zip(self.groups(before), rotated, strict=True)):
             own = Blocks(tuple(before.sizes[index] for index in group))
             vector = rotate_back(block, own.dim, self._rng(number))
             for index, part in zip(group, own.split(vector), strict=True):
@@ -425,8 +425,8 @@ class Rotation(ClientStep):
             raise TypeError("seed is missing")
         return super().decode(parameters)
 
-    def _groups(self, before: Blocks) -> list[list[int]]:
-        """Return the blocks that are rotated together, by their index."""
+    def groups(self, before: Blocks) -> list[list[int]]:
+        """Return, for each block of the rotated update, those of `before` in it, by their index."""
         large = [[index] for index, size in enumerate(before.sizes) if size >= self.smallest]
         small = [index for index, size in enumerate(before.sizes) if size < self.smallest]
         return [*large, small] if small else large

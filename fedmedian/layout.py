@@ -1,5 +1,6 @@
 """A model's named arrays as one flat vector."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -20,6 +21,9 @@ Centre = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 RUNNING_STATISTICS = ("*running_mean", "*running_var", "*num_batches_tracked")
 """Name patterns of normalisation layers' buffers, as torch spells them."""
 
+
+_SCIKIT_LEARN = re.compile(r"coef|intercept|^\d+$")
+"""The names of arrays that may be those of a linear model: its own, or positions."""
 
 _REAL = "biuf"
 """The kinds of dtypes that a model's arrays may have: booleans, integers and real numbers."""
@@ -302,7 +306,7 @@ class Layout:
             if own != spec.shape and not is_number:
                 raise ValueError(
                     f"array {spec.name!r} has shape {own}, the model's is {spec.shape}"
-                    f"{_cause_of_shapes(own, spec.shape)}"
+                    f"{_cause_of_shapes(spec.name, own, spec.shape)}"
                 )
 
     def difference(self, before: Arrays, after: Arrays) -> NDArray[np.float32]:
@@ -523,18 +527,13 @@ def _require_real(name: str, dtype: np.dtype[Any]) -> None:
         )
 
 
-def _cause_of_shapes(own: tuple[int, ...], models: tuple[int, ...]) -> str:
+def _cause_of_shapes(name: str, own: tuple[int, ...], models: tuple[int, ...]) -> str:
     """Return what is likely wrong with an array whose shape is not the model's."""
-    if not own or not models or own[1:] != models[1:]:
-        return "; do server and clients make the same model?"
     causes = []
-    if own[0] < models[0]:
-        causes.append(
-            "scikit-learn leaves out classes that a client's data lack, and must be given all of "
-            "them"
-        )
-    if len(own) == 1:
-        causes.append(
-            "models whose arrays change their shape, as those of trees do, cannot be averaged"
-        )
+    if own and models and own[1:] == models[1:]:
+        # Both are so short that a log holds them: it cuts what is long.
+        if own[0] < models[0] and len(own) <= 2 and _SCIKIT_LEARN.search(name):
+            causes.append("scikit-learn leaves out classes that a client lacks: give it all")
+        if len(own) == 1:
+            causes.append("arrays of trees change their shape and cannot be averaged")
     return f"; {', or '.join(causes)}" if causes else "; do server and clients make the same model?"

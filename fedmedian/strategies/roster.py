@@ -125,7 +125,9 @@ class Hearing:
     def _say_who_is_out(self, missing: list[Node]) -> None:
         """Log the nodes without a usable reply, in one line for all that have the same reason."""
         if missing:
-            self._say("no reply from {}", "no reply from %d nodes: {}", missing)
+            # They may be the nodes that have replied that they failed.
+            what = "no usable reply" if self._failures else NO_REPLY
+            self._say(f"{what} from {{}}", f"{what} from %d nodes: {{}}", missing)
         for reason, nodes in self._rejected.items():
             self._say("dropped the reply of {}: %s", "dropped %d replies, of {}: %s", nodes, reason)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmedian.client_steps import AddNoise, Measure
+from fedmedian.client_steps import AddNoise, Measure, Rotation
 from fedmedian.layout import Arrays
 from fedmedian.logs import as_line, warn
 from fedmedian.payloads import Payload
@@ -18,7 +18,13 @@ from fedmedian.strategies.core import Core, PlainWeightsError, Round
 _LOGGER = logging.getLogger("flwr")
 
 RUNAWAY = 10.0
-"""The growth of a noise scale since the first round at which it has run away."""
+"""The growth of a noise scale since its first rounds at which it has run away."""
+
+_FIRST_ROUNDS = 10
+"""The rounds of a noise scale with whose largest later ones are compared.
+
+What starts at zero, or trains at a rate that warms up, moves little at first.
+"""
 
 STILL_ROUNDS = 3
 """A client that has sent no update in so many rounds, from its first on, is worth a warning."""
@@ -34,7 +40,17 @@ _REMEDIES = (
         "as where perturb is not the first of its ClientApp's mods",
     ),
     (
-        "(update of array|vector|array) .*holds NaN or infinity",
+        _IN_ERROR_REPLY + ".* requires the key 'clipping_norm'",
+        'pass start(train_config=ConfigRecord({"clipping_norm": 1.0})), or in the older API '
+        "on_fit_config_fn",
+    ),
+    (
+        _IN_ERROR_REPLY + ".*KeyError.*fitins.parameters",
+        "its clients are NumPyClients: numpy_clients=True",
+    ),
+    (
+        "(update of array|vector|array) .*holds NaN or infinity|"
+        "^(scales|magnitudes) must be from 0 to ",
         "training diverges there; a smaller learning rate of theirs helps",
     ),
     ("^no reply$", "are the nodes up, and is the timeout long enough?"),
@@ -91,6 +107,7 @@ class Watch:
         self._failed: list[int] = []
         self._reasons = Counter[str]()
         self._first_scales = np.zeros(0)
+        self._rounds_scaled = np.zeros(0, int)
         self._rounds = 0
         self._moved = set[str]()
         self._rounds_still = Counter[str]()
@@ -198,15 +215,17 @@ class Watch:
     def _look_at_scales(self, scales: NDArray[np.float64]) -> None:
         if self._first_scales.shape != scales.shape:
             self._first_scales = np.zeros_like(scales)
-        new = (self._first_scales == 0) & (scales > 0)
-        self._first_scales = np.where(new, scales, self._first_scales)
+            self._rounds_scaled = np.zeros(scales.shape, int)
+        self._rounds_scaled += scales > 0
+        is_first = self._rounds_scaled <= _FIRST_ROUNDS
+        np.maximum(self._first_scales, scales, out=self._first_scales, where=is_first)
         growth = scales / np.where(self._first_scales > 0, self._first_scales, 1)
         if growth.size and growth.max() >= RUNAWAY:
             block = int(growth.argmax())
             self._warn_once(
                 "scales",
-                "the noise scale of %s has grown to %s times its first: clients' updates of it do "
-                "not shrink, as where they keep an array to themselves and send it all the same; "
+                "the noise scale of %s has grown to %s times that of its first rounds: clients' "
+                "updates of it do not shrink, as where they keep an array to themselves and send it all the same; "
                 "leave such arrays out of the model that is sent, or let clients train less in a "
                 "round",
                 *(self._name_of_block(block), f"{growth.max():.0f}"),
@@ -238,8 +257,20 @@ class Watch:
             )
 
     def _name_of_block(self, block: int) -> str:
-        flat, blocks = self._core.current.layout.flat, self._core.current.blocks
-        return f"array {flat[block].name!r}" if len(flat) == len(blocks) else f"block {block}"
+        current = self._core.current
+        flat, rotation = current.layout.flat, current.instruction.find(Rotation)
+        groups = (
+            [[index] for index in range(len(flat))]
+            if rotation is None
+            else rotation.groups(current.layout.blocks)
+        )
+        if len(groups) != len(current.blocks):  # a custom step makes others
+            return f"block {block}"
+        first, *others = [repr(flat[index].name) for index in groups[block]]
+        if not others:
+            return f"array {first}"
+        more = f" and {len(others) - 2} more" if len(others) > 2 else ""
+        return f"arrays {', '.join([first, *others[:2]])}{more}"
 
     def _warn_once(self, key: str, template: str, *words: object) -> None:
         if key not in self._said:
@@ -270,9 +301,11 @@ def describe_round(metrics: Mapping[str, Any]) -> str:
 
 
 def _who_has_moved(answers: Mapping[str, Payload], current: Round) -> set[str] | None:
-    """Return the names of clients whose update is not zero; None where noise or votes hide it."""
-    instruction = current.instruction
-    if current.blocks.dim == 0:
+    """Return the names of clients whose update is not zero; None where that cannot be seen."""
+    instruction, flat = current.instruction, current.layout.flat
+    # An array that is not finite is never moved.
+    can_move = any(np.isfinite(current.arrays[spec.name]).all() for spec in flat)
+    if current.blocks.dim == 0 or not can_move:
         return None
     if instruction.find(Measure) is not None:
         return {name for name, payload in answers.items() if payload.magnitudes.any()}

@@ -1,5 +1,6 @@
 """What is heard of a run: a line for each round, warnings, and the end of one that is lost."""
 
+import ast
 import logging
 import pickle
 import re
@@ -7,6 +8,7 @@ import re
 import numpy as np
 import pytest
 from flwr.app import Error, Message, MetricRecord, RecordDict
+from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import fixedclipping_mod
 from flwr.common.constant import ErrorCode
@@ -20,6 +22,7 @@ from fedmedian.strategies.watch import RUNAWAY, describe_round
 from fedmedian.wire import PREFIX
 
 MODEL = {"0": np.zeros((4, 5), np.float32), "1": np.zeros(300, np.float32)}
+SMALL = {str(number): np.zeros(20, np.float32) for number in range(6)}
 NUM_CLIENTS = 5
 
 
@@ -174,6 +177,10 @@ def diverge(model, partition):
     return {name: array * np.float32(np.nan) for name, array in model.items()}, {"num-examples": 1}
 
 
+def diverge_far(model, partition):
+    return {name: array + np.float32(1e15) for name, array in model.items()}, {"num-examples": 1}
+
+
 LOG = "the clients' own log has more"
 ORDER = "perturb is not the first of its ClientApp's mods"
 NODES = "are the nodes up"
@@ -181,7 +188,9 @@ RELEASE = "the same release of fedmedian"
 RATE = "a smaller learning rate of theirs helps"
 PART = "must hold only the arrays that clients send"
 CLASSES = "leaves out classes"
-TREES = "as those of trees do"
+TREES = "arrays of trees change"
+NORM = 'ConfigRecord({"clipping_norm": 1.0})'
+NUMPY = "numpy_clients=True"
 
 UNAVAILABLE = Error(ErrorCode.NODE_UNAVAILABLE, "Error: Node Unavailable — no heartbeat")
 MOD = Error(ErrorCode.MOD_FAILED_PRECONDITION, "my mod needs the version of no reply, which failed")
@@ -193,12 +202,13 @@ SITUATIONS = {
     "the app has no mod": ("mods=[perturb]", train, []),
     "a mod after perturb refuses": (None, train, [perturb, replying(MOD)]),
     "a mod before perturb refuses": (None, train, [replying(MOD), perturb]),
-    "Flower's clipping is not told a norm": (None, train, [perturb, CLIPPING]),
+    "Flower's clipping is not told a norm": (NORM, train, [perturb, CLIPPING]),
     "Flower's clipping comes first": (ORDER, train, [telling_a_norm, CLIPPING, perturb]),
     "a node is gone": (None, train, [replying(UNAVAILABLE)]),
     "a server of another version": (RELEASE, train, [telling(instruction=99), perturb]),
     "a server that knows more": (None, train, [telling(surprise=1), perturb]),
     "training diverges": (RATE, diverge, [perturb]),
+    "training diverges to finite numbers": (RATE, diverge_far, [perturb]),
     "clients send a part": (PART, send_a_part, [perturb]),
     "a class is missing": (CLASSES, send((3, 5)), [perturb]),
     "arrays grow": (TREES, send(300), [perturb]),
@@ -208,18 +218,37 @@ SITUATIONS = {
 class TestHints:
     """Each is there where it is true, and no other is."""
 
-    HINTS = (LOG, ORDER, NODES, RELEASE, RATE, PART, CLASSES, TREES)
+    HINTS = (LOG, ORDER, NODES, RELEASE, RATE, PART, CLASSES, TREES, NORM, NUMPY)
 
     @pytest.mark.parametrize(("hint", "train", "mods"), SITUATIONS.values(), ids=SITUATIONS)
     def test_what_helps_is_said_where_it_does(self, hint, train, mods, api, run):
         model = {"0": np.zeros((4, 5), np.float32), "1": np.zeros((4, 5), np.float32)}
         if hint == TREES:
             model = {"0": np.zeros(299, np.float32)}
-        with pytest.raises(RunFailedError) as failed:
-            run(api.make("SignSGD", max_failed_rounds=1), train, model, 3, mods=mods)
+        for name in ["MedianSGD"] * (hint == RATE) + ["SignSGD"]:
+            with pytest.raises(RunFailedError) as failed:
+                run(api.make(name, max_failed_rounds=1), train, model, 3, mods=mods)
+            assert hint is None or hint in str(failed.value)
         said = str(failed.value)
-        assert hint is None or hint in said
         assert not [other for other in self.HINTS if other != hint and other in said]
+
+    @pytest.mark.parametrize("make", ["SignSGD", "MedianSGD"])
+    def test_numpyclients_that_nobody_has_named_are_named(self, make, message_api, run):
+        app = ClientApp(client_fn=lambda context: NumPyClient().to_client(), mods=[perturb])
+        with pytest.raises(RunFailedError, match=NUMPY) as failed:
+            run(message_api.make(make), app, MODEL, 3, 3)
+        assert LOG not in str(failed.value)
+
+    def test_with_the_norm_that_it_advises_flowers_clipping_works(self, api, run):
+        (advice,) = re.findall(r"ConfigRecord\((.*)\)", NORM)
+        outcome = run(
+            api.make("MedianSGD", None),
+            *(train, MODEL, 3),
+            mods=[perturb, CLIPPING],
+            train_config=ast.literal_eval(advice),
+        )
+        moved = np.concatenate([array.ravel() for array in outcome.model.values()])
+        assert np.linalg.norm(moved) == pytest.approx(1, rel=1e-4)
 
     def test_no_reply_is_no_clients_fault(self, message_api, run):
         class Silent(InProcessGrid):
@@ -241,7 +270,19 @@ class TestWarnings:
         assert warning.startswith("round 1: ")
         assert "no camera" in warning
 
-    def test_scales_that_run_away_are_a_warning_once_that_names_the_array(self, api, run, warnings):
+    @pytest.mark.parametrize(
+        ("model", "options", "named"),
+        [
+            (MODEL, {"rotation": None, "noise": Gaussian()}, "array '1'"),
+            (MODEL, {}, "array '1'"),
+            (SMALL, {}, "arrays '0', '1', '2' and 3 more"),
+            ({name: SMALL[name] for name in "012"}, {}, "arrays '0', '1', '2'"),
+        ],
+        ids=["not rotated", "a large one", "small ones", "three small ones"],
+    )
+    def test_scales_that_run_away_are_a_warning_once_that_names_the_arrays(
+        self, model, options, named, api, run, warnings
+    ):
         rounds = dict.fromkeys(range(NUM_CLIENTS), 0)
 
         def diverge(model, partition):
@@ -249,9 +290,25 @@ class TestWarnings:
             by = np.float32(3.0 ** rounds[partition])
             return {**model, "1": model["1"] + by}, {"num-examples": 1}
 
-        run(api.make("SignSGD", rotation=None, noise=Gaussian()), diverge, MODEL, NUM_CLIENTS, 6)
+        run(api.make("SignSGD", **options), diverge, model, NUM_CLIENTS, 15)
         (warning,) = warnings("has grown to")
-        assert "noise scale of array '1'" in warning
+        assert f"noise scale of {named} has grown" in warning
+
+    @pytest.mark.parametrize("late", [0, 12], ids=["from the first round on", "later"])
+    def test_scales_that_are_small_in_a_blocks_first_rounds_are_no_warning(
+        self, late, api, run, warnings
+    ):
+        """As of a layer that starts at zero, or of a rate that warms up."""
+        rounds = dict.fromkeys(range(NUM_CLIENTS), 0)
+
+        def warm_up(model, partition):
+            rounds[partition] += 1
+            since = rounds[partition] - late
+            by = np.float32(min(since, 9) ** 3 if since > 0 else 0)
+            return {"0": model["0"] + 1, "1": model["1"] + by}, {"num-examples": 1}
+
+        run(api.make("SignSGD"), warm_up, MODEL, NUM_CLIENTS, late + 15)
+        assert not warnings("has grown to")
 
     def test_scales_that_grow_by_less_are_no_warning(self, api, run, warnings):
         rounds = dict.fromkeys(range(NUM_CLIENTS), 0)
