@@ -1,6 +1,7 @@
 """Checks of constructor arguments: each error names the argument, its value and what is allowed."""
 
 from collections.abc import Collection
+from inspect import signature
 from math import inf, isfinite
 from numbers import Integral, Real
 from typing import Any
@@ -26,7 +27,19 @@ def require_type(name: str, value: Any, allowed: type | tuple[type, ...], wanted
         If `value` has another type.
     """
     if not isinstance(value, allowed):
-        raise TypeError(f"{name} must be {wanted}, got {value!r} ({type(value).__name__})")
+        remedy = f" ({type(value).__name__})"
+        if isinstance(value, type) and issubclass(value, allowed):
+            example = f"{value.__name__}({'…' if _has_required_arguments(value) else ''})"
+            remedy = f", not an instance, such as {example}"
+        raise TypeError(f"{name} must be {wanted}, got {value!r}{remedy}")
+
+
+def _has_required_arguments(made: type) -> bool:
+    try:
+        signature(made).bind()
+    except (TypeError, ValueError):
+        return True
+    return False
 
 
 def require_real(

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
 
+from fedmedian.checks import require_type
 from fedmedian.wire import WireError
 
 Kind = TypeVar("Kind")
@@ -92,10 +93,7 @@ class Registry(Generic[Kind]):
         ValueError
             If its class has not been registered.
         """
-        if not isinstance(value, self._base):
-            raise TypeError(
-                f"{argument} must be a {self._noun}, got {value!r} ({type(value).__name__})"
-            )
+        require_type(argument, value, self._base, f"a {self._noun}")
         if self._classes.get(getattr(value, "name", "")) is not type(value):
             raise ValueError(
                 f"{argument} must be a {self._noun} that clients know, got {value!r}: decorate "

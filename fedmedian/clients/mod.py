@@ -29,8 +29,8 @@ def perturb(message: Message, context: Context, call_next: ClientAppCallable) ->
     Works with apps of the Message API and, through ``ClientApp(client_fn=...)``, with NumPyClients.
 
     Of a reply to evaluation a fedmedian strategy reads metrics alone, as Flower's do: arrays in it
-    stay on the client. Any other strategy, a subclass that reads them among them, gets them as
-    before.
+    stay on the client. Any other strategy gets them as before, and so does one that may read them:
+    a subclass with its own `aggregate_evaluate`, or one with an `evaluate_metrics_aggr_fn`.
 
     It does what any server asks for, unless the environment or the run config holds a policy; see
     `perturb_with`.

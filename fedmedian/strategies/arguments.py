@@ -41,6 +41,11 @@ class Argument(Generic[Value]):
         if "core" in vars(strategy) and is_same(value, strategy.arguments[self._name]):
             return
         name, made = self._name, type(strategy).__name__
+        if "core" not in vars(strategy):
+            raise AttributeError(
+                f"{name} cannot be set before the strategy is made: call "
+                f"super().__init__({name}=…) first, and set it after that, to the same value"
+            )
         raise AttributeError(
             f"{name} cannot be set, it would have no effect: make another strategy, "
             f"{made}({name}=…); an attribute that a subclass adds needs another name"
@@ -96,6 +101,10 @@ def differing(strategy: object, usual: object, names: Sequence[str]) -> dict[str
     Functions are left out: they have no text that another process would understand.
     """
     own = {name: getattr(strategy, name) for name in names}
+    for phase in ("train", "evaluate"):
+        # Flower sets this one itself.
+        if own.get(f"fraction_{phase}") == own.get(f"min_{phase}_nodes") == 0:
+            del own[f"min_{phase}_nodes"]
     return {
         name: value
         for name, value in own.items()

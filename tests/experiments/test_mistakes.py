@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from fedmedian import Majority
+from fedmedian import Gaussian, Majority
 from fedmedian.clients import perturb
 from fedmedian.strategies import MedianSGD, SignSGD, legacy
 
 PAGE = Path(__file__).parents[2] / "docs" / "mistakes.md"
 TYPED = re.findall(r"^\| `(.*?)` \| (\w+Error): (.*) \|$", PAGE.read_text(), re.MULTILINE)
 NAMES = {
+    "Gaussian": Gaussian,
     "Majority": Majority,
     "MedianSGD": MedianSGD,
     "SignSGD": SignSGD,
@@ -23,7 +24,7 @@ NAMES = {
 
 
 def test_the_page_has_mistakes():
-    assert len(TYPED) == 15
+    assert len(TYPED) == 16
 
 
 @pytest.mark.parametrize(("typed", "error", "answer"), TYPED, ids=[typed for typed, _, _ in TYPED])

@@ -10,7 +10,7 @@ from flwr.common import ndarrays_to_parameters
 from flwr.serverapp.strategy import Result
 
 from fedmedian import Adam, Clip, Gaussian, Majority, Momentum
-from fedmedian.strategies import MedianSGD, SignSGD, legacy
+from fedmedian.strategies import Checkpoint, MedianSGD, SignSGD, legacy
 from fedmedian.strategies.message_api import AveragedResult
 
 STRATEGIES = (SignSGD, MedianSGD, legacy.SignSGD, legacy.MedianSGD)
@@ -83,6 +83,28 @@ class TestAttributes:
         assert (Own(5).seed, Own(5).history) == (5, [])
 
     @every_strategy
+    def test_one_that_a_subclass_sets_too_early_is_refused_with_the_order(self, strategy):
+        class Own(strategy):
+            def __init__(self, seed):
+                self.seed = seed
+                super().__init__(seed=seed)
+
+        with pytest.raises(AttributeError, match=r"^seed .*super\(\).__init__\(seed=…\) first"):
+            Own(5)
+
+    @every_strategy
+    def test_a_class_in_an_instances_place_is_named_with_how_to_make_one(self, strategy):
+        for name, value, example in (
+            ("noise", Gaussian, "Gaussian()"),
+            ("optimizer", Momentum, "Momentum()"),
+            ("client_steps", [Clip], "Clip(…)"),
+            ("checkpoint", Checkpoint, "Checkpoint(…)"),
+        ):
+            with pytest.raises(TypeError, match=f"^{name}") as refused:
+                strategy(**{name: value})
+            assert str(refused.value).endswith(f"an instance, such as {example}")
+
+    @every_strategy
     def test_a_subclass_may_have_a_class_attribute_or_a_property_of_an_arguments_name(
         self, strategy
     ):
@@ -116,6 +138,11 @@ class TestRepr:
         again = eval(repr(made), names)
         assert again.arguments == made.arguments
         assert repr(again) == repr(made)
+
+    @pytest.mark.parametrize("strategy", STRATEGIES)
+    def test_what_flower_has_set_by_itself_is_not_shown(self, strategy):
+        made = strategy(fraction_evaluate=0.0)
+        assert repr(made) == f"{strategy.__name__}(fraction_evaluate=0.0)"
 
     def test_arguments_that_only_one_strategy_has_are_shown(self):
         majority = Majority(calibrated=True)

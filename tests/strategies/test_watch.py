@@ -261,6 +261,14 @@ class TestHints:
 
 
 class TestWarnings:
+    def test_clients_that_have_replied_that_they_failed_are_not_said_to_be_silent(
+        self, older_api, run, warnings
+    ):
+        run(older_api.make("SignSGD"), fail, MODEL, NUM_CLIENTS)
+        assert warnings("a client failed: ")
+        assert warnings("aggregate_train: no usable reply from 5 nodes: ")
+        assert not warnings("no reply")
+
     def test_most_replies_lost_for_one_reason_are_a_warning_once(self, api, run, warnings):
         def mostly_fail(model, partition):
             return (fail if partition > 1 else train)(model, partition)
@@ -401,6 +409,15 @@ class TestClientsThatReturnWhatTheyWereSent:
         assert warning.startswith("5 of 5 clients (node ")
         assert "(partition 4)" in warning
         assert "returns its weights from after training" in warning
+
+    @every_strategy
+    def test_are_not_blamed_for_a_model_that_is_not_finite_and_so_never_moves(
+        self, make, options, api, run, warnings
+    ):
+        model = {name: np.full_like(array, np.nan) for name, array in MODEL.items()}
+        run(api.make(make, **options), train, model, NUM_CLIENTS, 5)
+        assert warnings("arrays that hold NaN or infinity are not trained")
+        assert not warnings("as it was sent")
 
     @each_way_to_see
     def test_are_counted_and_named_if_they_are_some_of_them(
