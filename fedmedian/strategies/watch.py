@@ -225,8 +225,8 @@ class Watch:
             self._warn_once(
                 "scales",
                 "the noise scale of %s has grown to %s times that of its first rounds: clients' "
-                "updates of it do not shrink, as where they keep an array to themselves and send it "
-                "all the same; leave such arrays out of the model that is sent, or let clients "
+                "updates of it do not shrink, as where they keep an array to themselves and send "
+                "it all the same; leave such arrays out of the model that is sent, or let clients "
                 "train less in a round",
                 *(self._name_of_block(block), f"{growth.max():.0f}"),
             )
