@@ -4,6 +4,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -41,8 +42,8 @@ _REMEDIES = (
     ),
     (
         _IN_ERROR_REPLY + ".* requires the key 'clipping_norm'",
-        'pass start(train_config=ConfigRecord({"clipping_norm": 1.0})), or in the older API '
-        "on_fit_config_fn",
+        'pass train_config=ConfigRecord({"clipping_norm": 1.0}) to start, or in the older API let '
+        "on_fit_config_fn return it",
     ),
     (
         _IN_ERROR_REPLY + ".*KeyError.*fitins.parameters",
@@ -151,8 +152,9 @@ class Watch:
             if 2 * count > asked:
                 self._warn_once(
                     f"reason: {reason}",  # no client's words are another warning's key
-                    "round %d: %d of %d replies are lost for one reason: %s",
-                    *(current.number, count, asked, _with_remedy(reason)),
+                    "round %d: %d of %d replies are lost for one reason: %s%s",
+                    # The log cuts a long word, and the remedy is not to be lost by that.
+                    *(current.number, count, asked, reason, _remedy_of(reason)),
                 )
         if not no_step:
             self._failed, self._reasons = [], Counter()
@@ -203,7 +205,7 @@ class Watch:
         (reason, count), total = self._reasons.most_common(1)[0], self._reasons.total()
         return (
             f"{rounds} made no new model; the commonest reason, of {count} in {total} replies: "
-            f"{_with_remedy(reason)}"
+            f"{reason}{_remedy_of(reason)}"
         )
 
     def _look_at_cohort(self, accepted: int) -> None:
@@ -327,6 +329,7 @@ def _in_units(size: float) -> str:
     return f"{size:.3g} TB"
 
 
-def _with_remedy(reason: str) -> str:
-    remedy = next((remedy for pattern, remedy in _REMEDIES if re.search(pattern, reason)), "")
-    return f"{reason} ({remedy})" if remedy else reason
+def _remedy_of(reason: str) -> str:
+    """Return what helps, in parentheses; nothing if that is not known."""
+    found = (remedy for pattern, remedy in _REMEDIES if re.search(pattern, reason))
+    return "".join(f" ({remedy})" for remedy in islice(found, 1))
