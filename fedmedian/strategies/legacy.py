@@ -230,11 +230,11 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         failures: list[Evaluated | BaseException],
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Aggregate the usable results' losses and metrics as FedAvg does."""
-        replies, _ = _by_client("aggregate_evaluate", results, failures)
+        replies, reasons = _by_client("aggregate_evaluate", results, failures)
         # What comes up are metrics: this API's replies to evaluation have no room for arrays.
         sizes = {"downlink-bytes": self._size}
         usual = self._protocol.hear_evaluation(
-            server_round, self._asked_to_evaluate, replies, _read_evaluation, sizes
+            server_round, self._asked_to_evaluate, replies, _read_evaluation, sizes, reasons
         )
         if not usual:
             return None, {}

@@ -418,6 +418,7 @@ class RoundProtocol:
         replies: Iterable[tuple[Node, Received]],
         read: Callable[[Node, Received], Reply[Source]],
         sizes: Mapping[str, float] | None = None,
+        failures: Sequence[str] = (),
     ) -> list[Reply[Source]]:
         """Return the replies to evaluation whose metrics can be aggregated.
 
@@ -429,6 +430,8 @@ class RoundProtocol:
             As for `hear`.
         sizes : mapping of str to float, optional
             ``uplink-bytes`` and ``downlink-bytes``, as far as they are known, for the log.
+        failures : sequence of str
+            As for `hear`.
 
         Returns
         -------
@@ -436,7 +439,7 @@ class RoundProtocol:
             The replies.
         """
         self._has_evaluated = True
-        hearing = Hearing("aggregate_evaluate", asked, self._roster)
+        hearing = Hearing("aggregate_evaluate", asked, self._roster, failures)
         read_ones = []
         for node, reply in replies:
             with hearing.reply_of(node):

@@ -235,7 +235,8 @@ def assert_logged(warnings):
     def assert_logged(phase, bad, swallowed):
         if swallowed:  # Flower does not tell whose it was
             assert [text for text in warnings("aggregate_") if bad.reason in text]
-            assert len(warnings(f"{phase}: no reply", BAD)) == 1
+            assert len(warnings(f"{phase}: no usable reply", BAD)) == 1
+            assert not warnings(f"{phase}: no reply")
         else:
             (dropped,) = warnings(f"{phase}: dropped", BAD)
             assert bad.reason in dropped
