@@ -17,8 +17,8 @@ SHARE = 1.25
 _EXCESS = 2.0
 """The most that a claim is above what t clients cannot raise without being cut or counted."""
 
-_LEAST = 1e-200
-"""The least that a client's examples count for, in units of the (t + 1)-th largest claim."""
+_MOST = 1e100
+"""The largest number of examples that counts as claimed; the smallest is its inverse."""
 
 
 def num_tolerated(num_clients: int) -> int:
@@ -112,15 +112,15 @@ def capped_examples(examples: Sizes) -> Sizes:
     (M,) float64
         The claims; those above the cap are replaced by it.
     """
-    ordered = np.sort(examples)
+    claims = np.clip(examples, 1 / _MOST, _MOST)
+    ordered = np.sort(claims)
     trusted = ordered[len(ordered) - 1 - num_tolerated(len(ordered))]
-    # In units of `trusted`: no sum overflows, and no share underflows to zero.
-    shares = np.maximum(np.minimum(ordered, trusted) / trusted, _LEAST)
+    shares = np.minimum(ordered, trusted) / trusted
     # Σ min(share, c) is the least over k of the k smallest shares and M − k times c, so that the
     # largest c that is at most SHARE times the mean is the least of these.
     counts = np.arange(1, len(ordered) + 1) - len(ordered) * (1 - 1 / SHARE)
     caps = np.cumsum(shares)[counts > 0] / counts[counts > 0]
-    return np.asarray(np.clip(examples, trusted * _LEAST, trusted * min(1.0, caps.min())))
+    return np.asarray(np.minimum(claims, trusted * min(1.0, caps.min())))
 
 
 def voting_weights(examples: Sizes) -> Sizes:

@@ -13,6 +13,7 @@ from experiments.studies import quickstarts
 from experiments.studies.harness import run
 from experiments.studies.plugging import REPLACEMENTS, PlugInError, plug_in
 from experiments.studies.quickstarts import NUM_CLIENTS, compare, loaded, main
+from fedmedian.claims import voting_weights
 from fedmedian.clients import perturb
 from fedmedian.strategies import MedianSGD, SignSGD
 
@@ -193,7 +194,8 @@ class TestBatchNorm:
     def test_running_statistics_are_the_clients_mean(self, trained, layer):
         states, examples, model = trained
         for name in (f"{layer}.running_mean", f"{layer}.running_var"):
-            mean = np.average([state[name] for state in states], axis=0, weights=examples)
+            weights = voting_weights(np.array(examples, float))
+            mean = np.average([state[name] for state in states], axis=0, weights=weights)
             assert np.ptp([state[name] for state in states], axis=0).min() > 1e-3
             np.testing.assert_allclose(model[name], mean, rtol=1e-6, atol=1e-7)
 
