@@ -213,7 +213,11 @@ class Core(ABC):
             If none has.
         """
         if self._round is None:
-            raise RuntimeError("replies were aggregated before a round was configured")
+            raise RuntimeError(
+                "replies were aggregated before a round was configured: a subclass's "
+                "configure_train must call super().configure_train and keep the keys 'fedmedian.…' "
+                "of the configs in its messages"
+            )
         return self._round
 
     @property

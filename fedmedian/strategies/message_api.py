@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import FedAvg, Result
 
 from fedmedian.checks import require_type
 from fedmedian.diagnostics import without_lists
+from fedmedian.instructions import Instruction
 from fedmedian.logs import text_of
 from fedmedian.payloads import Payload
 from fedmedian.privacy import Mechanism
@@ -245,7 +246,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
         Raises
         ------
         ValueError
-            If one of Flower's wrappers that it does not work with wraps it.
+            If one of Flower's wrappers that it does not work with wraps it, or a subclass's
+            messages lack the instruction.
         """
         require_no_unfit_wrapper(self)
         instruction = self._protocol.ask(server_round, to_arrays(arrays))
@@ -259,6 +261,11 @@ class MessageStrategy(ShowsArguments, FedAvg):
         with self._protocol.sampling(server_round):
             nodes = _CountingGrid(grid)
             asked = list(super().configure_train(server_round, arrays, told, cast(Grid, nodes)))
+        if not all(map(_is_instructed, asked)):
+            raise ValueError(
+                "messages of training lack the server's instruction: _construct_messages must keep "
+                "the keys 'fedmedian.…' of the config that it is given"
+            )
         self._asked = asked if self._protocol.may_ask(len(asked), nodes.present) else []
         return self._asked
 
@@ -413,6 +420,10 @@ class _CountingGrid:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._grid, name)
+
+
+def _is_instructed(message: Message) -> bool:
+    return any(map(Instruction.is_in, _records(ConfigRecord, message.content)))
 
 
 def _sent(asked: Sequence[Message], replies: Sequence[Message]) -> Sequence[Message]:

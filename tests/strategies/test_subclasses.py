@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.common import ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server.client_manager import SimpleClientManager
 from flwr.serverapp.strategy import Result
@@ -169,6 +169,38 @@ class TestProximalTerm:
             strategy = older_api.make(make, **options)
             for _, ins in strategy.configure_fit(1, parameters, Manager()):
                 assert ins.config.get("proximal_mu") == told
+
+
+class TestMessagesWithoutTheInstruction:
+    """Subclasses that make messages by themselves, as for any other strategy."""
+
+    def test_a_round_that_our_configure_train_has_not_seen_is_refused_with_what_to_call(
+        self, make_app, as_record
+    ):
+        class OwnMessages(SignSGD):
+            def configure_train(self, server_round, arrays, config, grid):
+                content = RecordDict({"arrays": arrays, "config": ConfigRecord({**config})})
+                return [
+                    Message(content, message_type=MessageType.TRAIN, dst_node_id=node)
+                    for node in grid.get_node_ids()
+                ]
+
+        grid = InProcessGrid(make_app(train), NUM_CLIENTS)
+        with pytest.raises(RuntimeError, match=r"must call super\(\)\.configure_train"):
+            OwnMessages().start(grid, as_record(MODEL), 1)
+
+    def test_messages_that_drop_our_keys_are_refused_before_anything_is_sent(
+        self, make_app, as_record
+    ):
+        class OwnConfigs(SignSGD):
+            def _construct_messages(self, content, node_ids, message_type):
+                bare = RecordDict({**content, "config": ConfigRecord({"flow": 1})})
+                return super()._construct_messages(bare, node_ids, message_type)
+
+        grid = InProcessGrid(make_app(train), NUM_CLIENTS)
+        with pytest.raises(ValueError, match="must keep the keys 'fedmedian"):
+            OwnConfigs().start(grid, as_record(MODEL), 1)
+        assert grid.bytes_up == 0
 
 
 class TestWaiting:
