@@ -84,14 +84,13 @@ class ArraySpec:
         if np.issubdtype(self.dtype, np.inexact):
             numbers = values.astype(np.float64)
             if before is None or np.isfinite(before).all():
-                combined = centre(numbers)
-                if before is not None and len(numbers) == 2:
-                    combined = centre(clip_two(numbers, before))
-                    # A variance stays positive: of two the larger is the one that may be honest.
-                    larger = numbers.max(axis=0)
-                    is_lost = (combined <= 0) & (before > 0) & (larger > 0)
-                    combined = np.where(is_lost, larger, combined)
-                return _rounded(combined, self.dtype)
+                if before is None or len(numbers) != 2:
+                    return _rounded(centre(numbers), self.dtype)
+                combined = centre(clip_two(numbers, before))
+                # A variance stays positive: of two the larger is the one that may be honest.
+                larger = numbers.max(axis=0)
+                is_lost = (combined <= 0) & (before > 0) & (larger > 0)
+                return _rounded(np.where(is_lost, larger, combined), self.dtype)
             filled, known = _fill(numbers)
             return np.where(known, _rounded(centre(filled), self.dtype), before)
         # Float64 does not hold large integers, but small differences between them; those from one
