@@ -9,11 +9,11 @@ from functools import partial
 import numpy as np
 
 from benchmarks.rounds import SIZES, STRATEGIES, ServerRound
-from fedmedian.aggregation import Aggregate, aggregate_signs, aggregate_vectors
-from fedmedian.blocks import Blocks
-from fedmedian.decoding import Counts, DecodeRule, Majority
-from fedmedian.noise import Gaussian
-from fedmedian.payloads import Payload
+from fedmedian.aggregators.aggregation import Aggregate, aggregate_signs, aggregate_vectors
+from fedmedian.aggregators.decoding import Counts, DecodeRule, Majority
+from fedmedian.model.blocks import Blocks
+from fedmedian.rules.noise import Gaussian
+from fedmedian.steps.payload import Payload
 
 
 @dataclass(frozen=True)

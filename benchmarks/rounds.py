@@ -24,8 +24,8 @@ from flwr.simulation import run_simulation
 
 from benchmarks.timing import Case, Timing
 from fedmedian.clients import InProcessGrid
-from fedmedian.instructions import Instruction, perturb_update
-from fedmedian.layout import Layout
+from fedmedian.model.layout import Layout
+from fedmedian.steps.instruction import Instruction, perturb_update
 from fedmedian.strategies import MedianSGD, SignSGD
 
 STRATEGIES: dict[str, Callable[..., FedAvg]] = {

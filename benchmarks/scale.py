@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 
 from benchmarks.rounds import STRATEGIES
 from fedmedian.clients import InProcessGrid
-from fedmedian.instructions import Instruction, perturb_update
-from fedmedian.layout import Layout
+from fedmedian.model.layout import Layout
 from fedmedian.records import to_record
+from fedmedian.steps.instruction import Instruction, perturb_update
 
 NAMES = ("SignSGD", "MedianSGD")
 CLIENTS = (10, 100, 1_000, 10_000)

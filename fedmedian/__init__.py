@@ -6,8 +6,18 @@ and `fedmedian.clients` the client's.
 
 from importlib.metadata import PackageNotFoundError, version
 
-from fedmedian.blocks import Blocks
-from fedmedian.client_steps import (
+from fedmedian.aggregators.decoding import Counts, DecodeRule, Majority, mean_from_votes
+from fedmedian.aggregators.smoothing import smoothed_median
+from fedmedian.kernels.medians import coordinate_median
+from fedmedian.kernels.signs import pack_signs, unpack_signs
+from fedmedian.kernels.votes import count_votes, majority_vote
+from fedmedian.model.blocks import Blocks
+from fedmedian.model.layout import Layout
+from fedmedian.rules.noise import Gaussian, Laplace, Logistic, Noise, Uniform, register_noise
+from fedmedian.rules.optimizers import Adam, Momentum, Optimizer
+from fedmedian.rules.scales import Adaptive, ScaleRule, Theory, TopUp
+from fedmedian.rules.schedules import Cosine, StepDecay
+from fedmedian.steps.client_steps import (
     ClientMomentum,
     ClientStep,
     Clip,
@@ -15,18 +25,8 @@ from fedmedian.client_steps import (
     Rotation,
     register_client_step,
 )
-from fedmedian.decoding import Counts, DecodeRule, Majority, mean_from_votes
-from fedmedian.instructions import Instruction
-from fedmedian.kernels.medians import coordinate_median
-from fedmedian.kernels.signs import pack_signs, unpack_signs
-from fedmedian.kernels.votes import count_votes, majority_vote
-from fedmedian.layout import Layout
-from fedmedian.noise import Gaussian, Laplace, Logistic, Noise, Uniform, register_noise
-from fedmedian.optimizers import Adam, Momentum, Optimizer
-from fedmedian.payloads import Payload
-from fedmedian.scales import Adaptive, ScaleRule, Theory, TopUp
-from fedmedian.schedules import Cosine, StepDecay
-from fedmedian.smoothing import smoothed_median
+from fedmedian.steps.instruction import Instruction
+from fedmedian.steps.payload import Payload
 
 try:
     __version__ = version("fedmedian")

@@ -13,10 +13,10 @@ from flwr.common import Parameters, ndarrays_to_parameters
 from flwr.supercore.inflatable.inflatable_object import InflatableObject
 from numpy.typing import NDArray
 
-from fedmedian.layout import Arrays
 from fedmedian.logs import shown
-from fedmedian.npy import read_npy, write_npy
-from fedmedian.wire import WireError
+from fedmedian.model.layout import Arrays
+from fedmedian.wire.npy import read_npy, write_npy
+from fedmedian.wire.scalars import WireError
 
 
 def to_arrays(record: ArrayRecord, most: float = inf) -> Arrays:

@@ -8,9 +8,9 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from hypothesis import settings
 
-from fedmedian.client_steps import CLIENT_STEPS
 from fedmedian.clients import perturb
-from fedmedian.noise import NOISE_FAMILIES
+from fedmedian.rules.noise import NOISE_FAMILIES
+from fedmedian.steps.client_steps import CLIENT_STEPS
 
 settings.register_profile("fedmedian", deadline=None, derandomize=True)
 settings.load_profile("fedmedian")

@@ -37,11 +37,11 @@ from fedmedian import (
     register_noise,
     smoothed_median,
 )
-from fedmedian.client_steps import CLIENT_STEPS
 from fedmedian.clients import InProcessGrid, perturb
 from fedmedian.kernels.encoding import pack_noisy_signs
-from fedmedian.noise import NOISE_FAMILIES
 from fedmedian.randomness import client_rng
+from fedmedian.rules.noise import NOISE_FAMILIES
+from fedmedian.steps.client_steps import CLIENT_STEPS
 from fedmedian.strategies import MedianSGD, SignSGD, legacy
 
 # ----------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from fedmedian.records import (
     to_arrays,
     to_record,
 )
-from fedmedian.wire import WireError
+from fedmedian.wire.scalars import WireError
 
 numbers = hnp.integer_dtypes() | hnp.floating_dtypes() | hnp.boolean_dtypes()
 models = st.dictionaries(

@@ -15,7 +15,7 @@ from experiments.claims.training import (
 )
 from experiments.studies.federation import Setting
 from fedmedian import Adaptive, Gaussian
-from fedmedian.schedules import StepDecay
+from fedmedian.rules.schedules import StepDecay
 
 NOISE = Gaussian(Adaptive(0.1, magnitude="max", quantile=1.0))
 NOISY = "b = .1 × maximum"

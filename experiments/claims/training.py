@@ -32,7 +32,7 @@ from experiments.studies.harness import App, StudyGrid, run
 from experiments.studies.jobs import Result, run_jobs
 from fedmedian import Majority, Noise
 from fedmedian.clients import FullBatchGradient, GradientClient, MiniBatchGradient, SignClient
-from fedmedian.schedules import Schedule
+from fedmedian.rules.schedules import Schedule
 from fedmedian.strategies import MedianSGD, SignSGD
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "paper"

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
-from fedmedian.strategies.checkpoint import Checkpoint, Saved
+from fedmedian.rounds.checkpoint import Checkpoint, Saved
 
 Outcomes = Counter[str]
 

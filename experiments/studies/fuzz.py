@@ -29,12 +29,12 @@ from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_t
 from experiments.studies import policies
 from fedmedian import Adaptive, Gaussian, Laplace, Layout, Majority
 from fedmedian.clients import InProcessGrid
-from fedmedian.instructions import Instruction, perturb_update
-from fedmedian.layout import Arrays
-from fedmedian.npy import write_npy
-from fedmedian.optimizers import Adam
+from fedmedian.model.layout import Arrays
 from fedmedian.records import arrays_to_parameters, parameters_to_arrays, to_arrays, to_record
+from fedmedian.rules.optimizers import Adam
+from fedmedian.steps.instruction import Instruction, perturb_update
 from fedmedian.strategies import MedianSGD, SignSGD, legacy
+from fedmedian.wire.npy import write_npy
 
 COHORT = 40
 HOSTILE = COHORT // 2

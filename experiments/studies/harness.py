@@ -21,7 +21,7 @@ from experiments.apps.heterogeneous.fedmedian_heterogeneous.measuring import (
     measure,
 )
 from fedmedian.clients import InProcessGrid
-from fedmedian.wire import is_refusal
+from fedmedian.wire.scalars import is_refusal
 
 
 class StudyGrid(MeteredGrid):

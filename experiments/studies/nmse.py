@@ -16,10 +16,10 @@ from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_t
 from experiments.studies.commands import show_tables
 from experiments.studies.peers import Eden
 from fedmedian import Adaptive, Counts, Gaussian, Instruction, Layout, Noise, Rotation, TopUp
-from fedmedian.aggregation import aggregate_signs, aggregate_vectors
-from fedmedian.blocks import Blocks
-from fedmedian.client_steps import AddNoise, ClientStep, Measure, Signs, TopUpNoise
-from fedmedian.instructions import perturb_update
+from fedmedian.aggregators.aggregation import aggregate_signs, aggregate_vectors
+from fedmedian.model.blocks import Blocks
+from fedmedian.steps.client_steps import AddNoise, ClientStep, Measure, Signs, TopUpNoise
+from fedmedian.steps.instruction import perturb_update
 
 Updates = NDArray[np.float32]
 

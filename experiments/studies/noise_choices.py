@@ -27,8 +27,8 @@ from experiments.studies.commands import show_tables
 from experiments.studies.harness import App, StudyGrid, run
 from experiments.studies.peers import Remembering
 from fedmedian import Adaptive, Gaussian, Layout, Majority, Momentum, mean_from_votes
-from fedmedian.noise import NOISE_FAMILIES
 from fedmedian.records import to_arrays
+from fedmedian.rules.noise import NOISE_FAMILIES
 from fedmedian.strategies import MedianSGD, SignSGD
 
 MakeStrategy = Callable[..., Strategy]

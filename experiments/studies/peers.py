@@ -20,13 +20,13 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
-from fedmedian.blocks import Blocks
-from fedmedian.client_steps import UpdateError
 from fedmedian.kernels.rotation import padded_size, rotate, rotate_back
 from fedmedian.kernels.signs import pack_signs, unpack_signs
-from fedmedian.layout import Arrays, Layout
+from fedmedian.model.blocks import Blocks
+from fedmedian.model.layout import Arrays, Layout
 from fedmedian.records import to_arrays, to_record
-from fedmedian.wire import refusal
+from fedmedian.steps.client_steps import UpdateError
+from fedmedian.wire.scalars import refusal
 
 Vector = NDArray[np.float32]
 Bytes = NDArray[np.uint8]

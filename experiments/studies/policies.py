@@ -24,7 +24,10 @@ from flwr.clientapp import ClientApp
 
 from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
 from fedmedian import Gaussian
-from fedmedian.client_steps import (
+from fedmedian.clients import InProcessGrid, Policy, perturb_with
+from fedmedian.model.layout import Arrays, Layout
+from fedmedian.records import to_record
+from fedmedian.steps.client_steps import (
     CLIENT_STEPS,
     AddNoise,
     ClientMomentum,
@@ -36,10 +39,7 @@ from fedmedian.client_steps import (
     Signs,
     register_client_step,
 )
-from fedmedian.clients import InProcessGrid, Policy, perturb_with
-from fedmedian.instructions import Instruction
-from fedmedian.layout import Arrays, Layout
-from fedmedian.records import to_record
+from fedmedian.steps.instruction import Instruction
 
 ROUNDS = 5
 """The rounds of a run, which begins with a policy, a model and clients of its own."""

@@ -36,9 +36,9 @@ from experiments.studies.jobs import Result, run_jobs
 from experiments.studies.random_basis import late, unseeded
 from fedmedian import Clip, Gaussian
 from fedmedian.clients import perturb
-from fedmedian.payloads import PayloadKind
 from fedmedian.privacy import Mechanism, noise_multiplier_for
 from fedmedian.strategies import MedianSGD, SignSGD
+from fedmedian.wire.scalars import PayloadKind
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "privacy"
 

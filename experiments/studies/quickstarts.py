@@ -28,7 +28,7 @@ from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_t
 from experiments.studies.commands import document, make_documenting_parser
 from experiments.studies.harness import App, StudyGrid, run
 from experiments.studies.plugging import plug_in
-from fedmedian.layout import Layout
+from fedmedian.model.layout import Layout
 from fedmedian.records import to_arrays
 
 NUM_CLIENTS = 10

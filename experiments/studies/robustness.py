@@ -27,7 +27,7 @@ from experiments.studies.peers import Remembering
 from experiments.studies.random_basis import late, unseeded
 from fedmedian.clients import perturb
 from fedmedian.clients.attacks import squared_distances
-from fedmedian.layout import Layout
+from fedmedian.model.layout import Layout
 from fedmedian.records import to_arrays, to_record
 from fedmedian.strategies import MedianSGD, SignSGD
 

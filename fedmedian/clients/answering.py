@@ -3,12 +3,12 @@
 from flwr.app import Context
 
 from fedmedian.clients.memory import recall, remember
-from fedmedian.instructions import Instruction, perturb_update
-from fedmedian.layout import Arrays, Layout
 from fedmedian.logs import warned_of
-from fedmedian.payloads import Payload
+from fedmedian.model.layout import Arrays, Layout
 from fedmedian.randomness import client_rng, secret_rng
-from fedmedian.wire import Float32
+from fedmedian.steps.instruction import Instruction, perturb_update
+from fedmedian.steps.payload import Payload
+from fedmedian.wire.scalars import Float32
 
 
 def answer(
@@ -36,7 +36,7 @@ def answer(
         The model after training, for its exact arrays.
     clip : float, optional
         The largest L2 norm of what noise is added to, for noise that has to hide something: see
-        `fedmedian.instructions.perturb_update`. The instruction's seed plays no part then.
+        `fedmedian.steps.instruction.perturb_update`. The instruction's seed plays no part then.
 
     Returns
     -------
@@ -46,7 +46,7 @@ def answer(
     Raises
     ------
     UpdateError, WireError
-        See `fedmedian.instructions.perturb_update`.
+        See `fedmedian.steps.instruction.perturb_update`.
     """
     named = "partition-id" in context.node_config
     # A node id stands in for the noise, but is no partition and may exceed a record's integers.

@@ -29,10 +29,10 @@ from numpy.typing import NDArray
 
 from fedmedian.checks import require_integer, require_real, require_type
 from fedmedian.clients.policy import EXAMPLES
-from fedmedian.layout import Layout
-from fedmedian.payloads import Payload
+from fedmedian.model.layout import Layout
 from fedmedian.records import to_arrays, to_record
-from fedmedian.wire import Float32
+from fedmedian.steps.payload import Payload
+from fedmedian.wire.scalars import Float32
 
 _KEPT = "replay."
 """The beginning of keys in ``Context.state``; not the one under which client steps remember."""

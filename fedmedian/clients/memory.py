@@ -3,9 +3,9 @@
 import numpy as np
 from flwr.app import Context
 
-from fedmedian.client_steps import Memory
 from fedmedian.records import to_arrays, to_record
-from fedmedian.wire import PREFIX
+from fedmedian.steps.client_steps import Memory
+from fedmedian.wire.scalars import PREFIX
 
 
 def recall(context: Context) -> Memory:

@@ -8,11 +8,11 @@ from flwr.common.constant import ErrorCode
 from fedmedian.checks import require_type
 from fedmedian.clients.answering import answer
 from fedmedian.clients.policy import Policies, Policy, PolicyError, are_kept, keeping
-from fedmedian.instructions import Instruction
-from fedmedian.layout import Arrays, Layout
 from fedmedian.logs import warn
+from fedmedian.model.layout import Arrays, Layout
 from fedmedian.records import to_arrays, to_record
-from fedmedian.wire import EVALUATION, PREFIX, WireError, refusal
+from fedmedian.steps.instruction import Instruction
+from fedmedian.wire.scalars import EVALUATION, PREFIX, WireError, refusal
 
 _FIT_METRICS = "fitres.metrics"
 _RECORD = "fedmedian"

@@ -13,12 +13,12 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
 
 from fedmedian.checks import require_integer, require_real, require_type
-from fedmedian.client_steps import AddNoise, ClientStep, Measure, Signs
-from fedmedian.instructions import Instruction
-from fedmedian.layout import Layout, matches
-from fedmedian.noise import Gaussian
-from fedmedian.privacy import MOST_ANSWERS, Mechanism, PrivacyBudget, Told
+from fedmedian.model.layout import Layout, matches
+from fedmedian.privacy.accounting import MOST_ANSWERS, Mechanism, PrivacyBudget, Told
 from fedmedian.randomness import secret_rng
+from fedmedian.rules.noise import Gaussian
+from fedmedian.steps.client_steps import AddNoise, ClientStep, Measure, Signs
+from fedmedian.steps.instruction import Instruction
 
 VARIABLE = "FEDMEDIAN_POLICY"
 """The environment variable that may hold a policy."""

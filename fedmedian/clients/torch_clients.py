@@ -15,10 +15,9 @@ from torch.utils.data import DataLoader
 from fedmedian.checks import require_integer, require_type
 from fedmedian.clients.answering import answer
 from fedmedian.clients.policy import require_keeper
-from fedmedian.instructions import Instruction
-from fedmedian.layout import Arrays, Layout
-from fedmedian.payloads import PayloadKind
-from fedmedian.wire import WireError
+from fedmedian.model.layout import Arrays, Layout
+from fedmedian.steps.instruction import Instruction
+from fedmedian.wire.scalars import PayloadKind, WireError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Maps a batch of outputs and of targets to the mean loss over the batch."""

@@ -31,7 +31,7 @@ _CHUNK = 1 << 16
 
 
 class VoteLaw(Protocol):
-    """The law of noise of variance 1, as far as votes depend on it; `fedmedian.noise.Noise` is one.
+    """The law of noise of variance 1, as far as votes depend on it; `Noise` is one.
 
     With F its distribution function, P(sign(u + b·ξ) = +1) = F(u/b).
     """

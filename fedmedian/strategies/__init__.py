@@ -1,10 +1,10 @@
 """Flower strategies (Message API) that know their clients' noise."""
 
-from fedmedian.strategies.checkpoint import Checkpoint
-from fedmedian.strategies.cohort import Cohort
-from fedmedian.strategies.mechanism import NoMechanism
+from fedmedian.rounds.checkpoint import Checkpoint
+from fedmedian.rounds.mechanism import NoMechanism
+from fedmedian.rounds.screening import Cohort
+from fedmedian.rounds.watch import RunFailedError
 from fedmedian.strategies.median import MedianSGD
 from fedmedian.strategies.sign import SignSGD
-from fedmedian.strategies.watch import RunFailedError
 
 __all__ = ["Checkpoint", "Cohort", "MedianSGD", "NoMechanism", "RunFailedError", "SignSGD"]

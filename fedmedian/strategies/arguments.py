@@ -5,16 +5,16 @@ from typing import Any, Generic, Self, TypeVar, overload
 
 from flwr.common import Parameters
 
-from fedmedian.client_steps import ClientStep, Rotation
 from fedmedian.logs import as_line
-from fedmedian.noise import Noise
-from fedmedian.optimizers import Optimizer
-from fedmedian.privacy import PrivacyBudget
-from fedmedian.schedules import Schedule
-from fedmedian.strategies.checkpoint import Checkpoint
-from fedmedian.strategies.cohort import CohortRule
-from fedmedian.strategies.core import Core, is_same
-from fedmedian.strategies.settings import ScaleFrom
+from fedmedian.privacy.accounting import PrivacyBudget
+from fedmedian.rounds.checkpoint import Checkpoint
+from fedmedian.rounds.core import Core, is_same
+from fedmedian.rounds.screening import CohortRule
+from fedmedian.rounds.settings import ScaleFrom
+from fedmedian.rules.noise import Noise
+from fedmedian.rules.optimizers import Optimizer
+from fedmedian.rules.schedules import Schedule
+from fedmedian.steps.client_steps import ClientStep, Rotation
 
 Value = TypeVar("Value")
 

@@ -27,42 +27,42 @@ from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import FedAvg
 from flwr.server.strategy.aggregate import weighted_loss_avg
 
-from fedmedian.client_steps import ClientStep, Rotation
-from fedmedian.decoding import DecodeRule
-from fedmedian.diagnostics import without_lists
-from fedmedian.layout import RUNNING_STATISTICS
+from fedmedian.aggregators.decoding import DecodeRule
+from fedmedian.aggregators.diagnostics import without_lists
 from fedmedian.logs import shown, text_of, warn
-from fedmedian.noise import Noise
-from fedmedian.optimizers import Optimizer
-from fedmedian.payloads import Payload
-from fedmedian.privacy import Mechanism, PrivacyBudget
+from fedmedian.model.layout import RUNNING_STATISTICS
+from fedmedian.privacy.accounting import Mechanism, PrivacyBudget
 from fedmedian.records import arrays_to_parameters, parameters_to_arrays
-from fedmedian.schedules import Schedule
-from fedmedian.strategies.arguments import Argument, ShowsArguments, differing
-from fedmedian.strategies.budget import Ledger
-from fedmedian.strategies.checkpoint import Checkpoint
-from fedmedian.strategies.cohort import CohortRule, Node, Reply, all_or_none
-from fedmedian.strategies.core import Core
-from fedmedian.strategies.mechanism import NoMechanism, mechanism_of
-from fedmedian.strategies.median import Estimator, MedianCore, NoiseAt
-from fedmedian.strategies.metrics import (
+from fedmedian.rounds.checkpoint import Checkpoint
+from fedmedian.rounds.core import Core
+from fedmedian.rounds.ledger import Ledger
+from fedmedian.rounds.mechanism import NoMechanism, mechanism_of
+from fedmedian.rounds.metrics import (
     LARGEST,
     fair_examples,
     is_averageable,
     require_examples,
     try_to_aggregate,
 )
-from fedmedian.strategies.options import LegacyFedAvgOptions, require_fedavg_options
-from fedmedian.strategies.protocol import RoundProtocol, Said, paused_collector
-from fedmedian.strategies.settings import (
+from fedmedian.rounds.protocol import RoundProtocol, Said, paused_collector
+from fedmedian.rounds.screening import CohortRule, Node, Reply, all_or_none
+from fedmedian.rounds.settings import (
     DEFAULT_NOISE,
     DEFAULT_ROTATION,
     ScaleFrom,
     Settings,
 )
+from fedmedian.rules.noise import Noise
+from fedmedian.rules.optimizers import Optimizer
+from fedmedian.rules.schedules import Schedule
+from fedmedian.steps.client_steps import ClientStep, Rotation
+from fedmedian.steps.payload import Payload
+from fedmedian.strategies.arguments import Argument, ShowsArguments, differing
+from fedmedian.strategies.median import Estimator, MedianCore, NoiseAt
+from fedmedian.strategies.options import LegacyFedAvgOptions, require_fedavg_options
 from fedmedian.strategies.sign import DEFAULT_DECODE, SignCore
 from fedmedian.strategies.wrappers import require_no_unfit_wrapper
-from fedmedian.wire import PREFIX, WireError
+from fedmedian.wire.scalars import PREFIX, WireError
 
 __all__ = ["MedianSGD", "SignSGD"]
 

@@ -5,30 +5,30 @@ from typing import Any, ClassVar, Literal, Unpack
 
 import numpy as np
 
-from fedmedian.aggregation import Aggregate, aggregate_vectors
+from fedmedian.aggregators.aggregation import Aggregate, aggregate_vectors
 from fedmedian.checks import require_choice
-from fedmedian.claims import agreed_size
-from fedmedian.client_steps import ClientStep, Rotation, top_up
-from fedmedian.layout import RUNNING_STATISTICS
-from fedmedian.noise import Noise, Uniform
-from fedmedian.optimizers import Optimizer
-from fedmedian.payloads import Payload, PayloadKind
-from fedmedian.privacy import PrivacyBudget
+from fedmedian.model.layout import RUNNING_STATISTICS
+from fedmedian.privacy.accounting import PrivacyBudget
 from fedmedian.randomness import server_rng
-from fedmedian.schedules import Schedule
-from fedmedian.strategies.arguments import Argument
-from fedmedian.strategies.checkpoint import Checkpoint
-from fedmedian.strategies.cohort import CohortRule
-from fedmedian.strategies.core import Core, Round, Weights
-from fedmedian.strategies.message_api import MessageStrategy
-from fedmedian.strategies.options import FedAvgOptions
-from fedmedian.strategies.settings import (
+from fedmedian.rounds.checkpoint import Checkpoint
+from fedmedian.rounds.core import Core, Round, Weights
+from fedmedian.rounds.screening import CohortRule
+from fedmedian.rounds.settings import (
     DEFAULT_NOISE,
     DEFAULT_ROTATION,
     ScaleFrom,
     Settings,
 )
-from fedmedian.wire import Float32
+from fedmedian.rules.noise import Noise, Uniform
+from fedmedian.rules.optimizers import Optimizer
+from fedmedian.rules.schedules import Schedule
+from fedmedian.rules.trust import agreed_size
+from fedmedian.steps.client_steps import ClientStep, Rotation, top_up
+from fedmedian.steps.payload import Payload
+from fedmedian.strategies.arguments import Argument
+from fedmedian.strategies.message_api import MessageStrategy
+from fedmedian.strategies.options import FedAvgOptions
+from fedmedian.wire.scalars import Float32, PayloadKind
 
 Estimator = Literal["median", "smoothed"]
 """The centre of the clients' vectors: their median, or its limit under averaged noise."""
@@ -85,7 +85,7 @@ class MedianCore(Core):
         scales: Float32 | None,
         current: Round,
     ) -> Aggregate:
-        """Take the median; see `fedmedian.aggregation.aggregate_vectors`."""
+        """Take the median; see `fedmedian.aggregators.aggregation.aggregate_vectors`."""
         smoothed, added = self.estimator == "smoothed", None
         if scales is not None and self.client_noise is None:
             added = scales

@@ -11,25 +11,25 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
+from fedmedian.aggregators.diagnostics import without_lists
 from fedmedian.checks import require_type
-from fedmedian.diagnostics import without_lists
-from fedmedian.instructions import Instruction
 from fedmedian.logs import text_of
-from fedmedian.payloads import Payload
-from fedmedian.privacy import Mechanism
+from fedmedian.privacy.accounting import Mechanism
 from fedmedian.records import to_arrays, to_record
+from fedmedian.rounds.core import Core
+from fedmedian.rounds.ledger import Ledger
+from fedmedian.rounds.mechanism import NoMechanism, mechanism_of
+from fedmedian.rounds.metrics import fair_examples, require_examples, try_to_aggregate
+from fedmedian.rounds.protocol import RoundProtocol, Said, paused_collector
+from fedmedian.rounds.screening import Node, Reply
+from fedmedian.steps.instruction import Instruction
+from fedmedian.steps.payload import Payload
 from fedmedian.strategies import numpy_clients as numpy_messages
 from fedmedian.strategies.arguments import Argument, ShowsArguments, differing
-from fedmedian.strategies.budget import Ledger
-from fedmedian.strategies.cohort import Node, Reply
-from fedmedian.strategies.core import Core
-from fedmedian.strategies.mechanism import NoMechanism, mechanism_of
-from fedmedian.strategies.metrics import fair_examples, require_examples, try_to_aggregate
 from fedmedian.strategies.options import FedAvgOptions, require_fedavg_options
-from fedmedian.strategies.protocol import RoundProtocol, Said, paused_collector
 from fedmedian.strategies.sizes import mean_size, mean_sizes_of_training
 from fedmedian.strategies.wrappers import require_no_unfit_wrapper
-from fedmedian.wire import EVALUATION, WIRE_VERSION, WireError
+from fedmedian.wire.scalars import EVALUATION, WIRE_VERSION, WireError
 
 Record = TypeVar("Record")
 EvaluateFunction = Callable[[int, ArrayRecord], MetricRecord | None]

@@ -8,10 +8,10 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.common import Code
 
 from fedmedian.logs import shown
-from fedmedian.payloads import Payload
-from fedmedian.strategies.metrics import MOST_METRICS
+from fedmedian.rounds.metrics import MOST_METRICS
+from fedmedian.steps.payload import Payload
 from fedmedian.strategies.options import FedAvgOptions
-from fedmedian.wire import PREFIX, WireError
+from fedmedian.wire.scalars import PREFIX, WireError
 
 KEYS: FedAvgOptions = {
     "arrayrecord_key": "fitins.parameters",

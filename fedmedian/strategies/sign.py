@@ -3,31 +3,31 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Unpack
 
-from fedmedian.aggregation import Aggregate, aggregate_signs
+from fedmedian.aggregators.aggregation import Aggregate, aggregate_signs
+from fedmedian.aggregators.decoding import Counts, DecodeRule
 from fedmedian.checks import require_type
-from fedmedian.claims import mean_in_proportion
-from fedmedian.client_steps import ClientStep, Rotation
-from fedmedian.decoding import Counts, DecodeRule
-from fedmedian.layout import RUNNING_STATISTICS
-from fedmedian.noise import Noise
-from fedmedian.optimizers import Optimizer
-from fedmedian.payloads import Payload, PayloadKind
-from fedmedian.privacy import PrivacyBudget
+from fedmedian.model.layout import RUNNING_STATISTICS
+from fedmedian.privacy.accounting import PrivacyBudget
 from fedmedian.randomness import server_rng
-from fedmedian.schedules import Schedule
-from fedmedian.strategies.arguments import Argument
-from fedmedian.strategies.checkpoint import Checkpoint
-from fedmedian.strategies.cohort import CohortRule
-from fedmedian.strategies.core import Core, Round, Weights
-from fedmedian.strategies.message_api import MessageStrategy
-from fedmedian.strategies.options import FedAvgOptions
-from fedmedian.strategies.settings import (
+from fedmedian.rounds.checkpoint import Checkpoint
+from fedmedian.rounds.core import Core, Round, Weights
+from fedmedian.rounds.screening import CohortRule
+from fedmedian.rounds.settings import (
     DEFAULT_NOISE,
     DEFAULT_ROTATION,
     ScaleFrom,
     Settings,
 )
-from fedmedian.wire import Float32
+from fedmedian.rules.noise import Noise
+from fedmedian.rules.optimizers import Optimizer
+from fedmedian.rules.schedules import Schedule
+from fedmedian.rules.trust import mean_in_proportion
+from fedmedian.steps.client_steps import ClientStep, Rotation
+from fedmedian.steps.payload import Payload
+from fedmedian.strategies.arguments import Argument
+from fedmedian.strategies.message_api import MessageStrategy
+from fedmedian.strategies.options import FedAvgOptions
+from fedmedian.wire.scalars import Float32, PayloadKind
 
 DEFAULT_DECODE = Counts()
 
@@ -80,7 +80,7 @@ class SignCore(Core):
         scales: Float32 | None,
         current: Round,
     ) -> Aggregate:
-        """Decode the votes; see `fedmedian.aggregation.aggregate_signs`."""
+        """Decode the votes; see `fedmedian.aggregators.aggregation.aggregate_signs`."""
         return aggregate_signs(
             payloads,
             weights,
@@ -93,14 +93,14 @@ class SignCore(Core):
 
     @property
     def cost_of_few(self) -> tuple[int, str]:
-        """Steps that are shorter, where they are; see `fedmedian.decoding.Ballot.step_lengths`."""
+        """Steps that are shorter, where they are; see `Ballot.step_lengths`."""
         return 3 * self.tops_up, (
             "the votes of so few are noisy, so that steps are shorter; with four or more they have "
             "their full length"
         )
 
     def centre(self, values: Weights, weights: Weights) -> Weights:
-        """Return the weighted mean over clients; see `fedmedian.claims.mean_in_proportion`."""
+        """Return the weighted mean over clients; see `fedmedian.rules.trust.mean_in_proportion`."""
         return mean_in_proportion(values, weights)
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from fedmedian.payloads import Payload
 from fedmedian.records import serialized_size
-from fedmedian.wire import PREFIX
+from fedmedian.steps.payload import Payload
+from fedmedian.wire.scalars import PREFIX
 
 
 def mean_size(messages: Sequence[Message]) -> float:

@@ -16,9 +16,9 @@ from fedmedian import (
     Instruction,
     Layout,
 )
-from fedmedian.client_steps import AddNoise, Signs, UpdateError
 from fedmedian.clients.answering import answer
 from fedmedian.clients.memory import recall
+from fedmedian.steps.client_steps import AddNoise, Signs, UpdateError
 
 NOISY = (AddNoise(Gaussian(), np.ones(1, np.float32)),)
 

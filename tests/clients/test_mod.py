@@ -32,7 +32,7 @@ from fedmedian import (
 from fedmedian.clients import InProcessGrid, Policy, perturb, perturb_with
 from fedmedian.records import serialized_size
 from fedmedian.strategies import MedianSGD, SignSGD
-from fedmedian.wire import PREFIX
+from fedmedian.wire.scalars import PREFIX
 
 MODEL = {
     "weight": np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -34,7 +34,11 @@ from fedmedian import (
     unpack_signs,
 )
 from fedmedian.chacha import ChaCha20
-from fedmedian.client_steps import (
+from fedmedian.clients import InProcessGrid, Policy, answering, perturb, perturb_with
+from fedmedian.clients.policy import CONFIG_KEY, VARIABLE, PolicyError
+from fedmedian.privacy.accounting import Mechanism, Told
+from fedmedian.records import to_record
+from fedmedian.steps.client_steps import (
     CLIENT_STEPS,
     AddNoise,
     Measure,
@@ -42,10 +46,6 @@ from fedmedian.client_steps import (
     TopUpNoise,
     register_client_step,
 )
-from fedmedian.clients import InProcessGrid, Policy, answering, perturb, perturb_with
-from fedmedian.clients.policy import CONFIG_KEY, VARIABLE, PolicyError
-from fedmedian.privacy import Mechanism, Told
-from fedmedian.records import to_record
 from fedmedian.strategies import MedianSGD, SignSGD
 
 POLICY = Policy(clip=1.0, noise_scale=0.5, rounds=100)

@@ -16,9 +16,9 @@ from fedmedian import (
     Payload,
     unpack_signs,
 )
-from fedmedian.client_steps import UpdateError
+from fedmedian.steps.client_steps import UpdateError
 from fedmedian.strategies import MedianSGD, SignSGD
-from fedmedian.wire import WireError
+from fedmedian.wire.scalars import WireError
 
 pytest.importorskip("torch")
 

@@ -28,8 +28,8 @@ from experiments.studies.commands import tables_of
 from experiments.studies.noise_choices import decoding_table
 from fedmedian.clients import InProcessGrid, Policy, perturb
 from fedmedian.clients.policy import VARIABLE
-from fedmedian.privacy import Mechanism, noise_multiplier_for, share_in_votes
-from fedmedian.sampling import share_that_hides
+from fedmedian.privacy.accounting import Mechanism, noise_multiplier_for, share_in_votes
+from fedmedian.privacy.amplification import share_that_hides
 from fedmedian.strategies import SignSGD
 
 

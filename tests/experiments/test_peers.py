@@ -20,11 +20,11 @@ from experiments.studies.peers import (
     compress,
 )
 from experiments.studies.random_basis import unseeded
-from fedmedian.blocks import Blocks
 from fedmedian.clients import InProcessGrid
 from fedmedian.kernels.rotation import padded_size
+from fedmedian.model.blocks import Blocks
 from fedmedian.records import serialized_size, to_arrays, to_record
-from fedmedian.wire import is_refusal
+from fedmedian.wire.scalars import is_refusal
 
 BLOCKS = Blocks((3000, 40, 0, 960))
 DIM = BLOCKS.dim

@@ -7,9 +7,9 @@ import pytest
 
 from experiments.studies import fuzz, policies
 from experiments.studies.policies import ALONE, NOISED, REFUSED, play
-from fedmedian import instructions
 from fedmedian.clients import answering
-from fedmedian.instructions import perturb_update
+from fedmedian.steps import instruction as instructions
+from fedmedian.steps.instruction import perturb_update
 
 
 def test_what_a_server_gets_depends_on_the_update_through_noise_within_the_clip_alone():

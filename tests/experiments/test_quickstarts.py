@@ -13,8 +13,8 @@ from experiments.studies import quickstarts
 from experiments.studies.harness import run
 from experiments.studies.plugging import REPLACEMENTS, PlugInError, plug_in
 from experiments.studies.quickstarts import NUM_CLIENTS, compare, loaded, main
-from fedmedian.claims import voting_weights
 from fedmedian.clients import perturb
+from fedmedian.rules.trust import voting_weights
 from fedmedian.strategies import MedianSGD, SignSGD
 
 APP_NAMES = [app.name for app in QUICKSTARTS]

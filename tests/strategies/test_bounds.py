@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmedian import Adaptive, Counts, Gaussian, Layout, Majority, Rotation, TopUp
-from fedmedian.claims import PROPORTION, SHARE, num_tolerated
-from fedmedian.client_steps import AddNoise
-from fedmedian.instructions import perturb_update
 from fedmedian.kernels.signs import pack_signs
-from fedmedian.payloads import LARGEST
-from fedmedian.strategies.cohort import Answer
+from fedmedian.rounds.screening import Answer
+from fedmedian.rounds.settings import Settings
+from fedmedian.rules.trust import PROPORTION, SHARE, num_tolerated
+from fedmedian.steps.client_steps import AddNoise
+from fedmedian.steps.instruction import perturb_update
 from fedmedian.strategies.median import MedianCore
-from fedmedian.strategies.settings import Settings
 from fedmedian.strategies.sign import SignCore
+from fedmedian.wire.scalars import LARGEST
 
 ROUNDS = 3
 SPREAD = 1e-3

@@ -22,8 +22,8 @@ from fedmedian import (
     TopUp,
     register_noise,
 )
-from fedmedian.client_steps import ClientStep, register_client_step
-from fedmedian.privacy import Draw, Mechanism, PrivacyBudget
+from fedmedian.privacy.accounting import Draw, Mechanism, PrivacyBudget
+from fedmedian.steps.client_steps import ClientStep, register_client_step
 from fedmedian.strategies import (
     Checkpoint,
     MedianSGD,

@@ -35,11 +35,11 @@ from fedmedian import (
     Rotation,
 )
 from fedmedian.clients import InProcessGrid
-from fedmedian.privacy import Draw
+from fedmedian.privacy.accounting import Draw
 from fedmedian.records import arrays_to_parameters, parameters_to_arrays, to_arrays, to_record
+from fedmedian.rounds import checkpoint as checkpoints
+from fedmedian.rounds.checkpoint import Saved
 from fedmedian.strategies import Checkpoint, MedianSGD, SignSGD, legacy
-from fedmedian.strategies import checkpoint as checkpoints
-from fedmedian.strategies.checkpoint import Saved
 
 NUM_CLIENTS = 4
 MODEL = {  # the older API knows arrays by their positions

@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord
 
 from fedmedian import Clip, Gaussian
 from fedmedian.clients import InProcessGrid
-from fedmedian.privacy import PrivacyBudget
+from fedmedian.privacy.accounting import PrivacyBudget
 from fedmedian.strategies import Checkpoint
 
 MODEL = {"0": np.zeros((20, 30), np.float32)}

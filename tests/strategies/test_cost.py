@@ -11,8 +11,8 @@ from flwr.common.constant import ErrorCode
 
 from fedmedian import records
 from fedmedian.clients import perturb
-from fedmedian.payloads import Payload
-from fedmedian.wire import PREFIX
+from fedmedian.steps.payload import Payload
+from fedmedian.wire.scalars import PREFIX
 
 MODEL = {str(number): np.linspace(-1, 1, 50, dtype=np.float32) + number for number in range(4)}
 NUM_CLIENTS = 4

@@ -16,16 +16,16 @@ from fedmedian import (
     Momentum,
     Rotation,
     TopUp,
-    payloads,
 )
-from fedmedian.claims import num_tolerated
-from fedmedian.instructions import perturb_update
-from fedmedian.layout import first_spoiled
-from fedmedian.strategies.core import NoStepError, ServerStep
+from fedmedian.model.layout import first_spoiled
+from fedmedian.rounds.core import NoStepError, ServerStep
+from fedmedian.rounds.protocol import RoundProtocol, Said
+from fedmedian.rounds.settings import Settings
+from fedmedian.rules.trust import num_tolerated
+from fedmedian.steps.instruction import perturb_update
 from fedmedian.strategies.median import MedianCore
-from fedmedian.strategies.protocol import RoundProtocol, Said
-from fedmedian.strategies.settings import Settings
 from fedmedian.strategies.sign import SignCore
+from fedmedian.wire import scalars
 
 MODEL = {
     "frozen": np.linspace(-1, 1, 300, dtype=np.float32),
@@ -146,7 +146,7 @@ class TestSizesThatOneClientClaims:
     @on_both_bases
     @both_kinds
     @pytest.mark.parametrize("clients", [2, 3, 10])
-    @pytest.mark.parametrize("value", [payloads.LARGEST, 1e6, 1.0])
+    @pytest.mark.parametrize("value", [scalars.LARGEST, 1e6, 1.0])
     def test_a_frozen_array_stays_frozen_and_no_reply_is_lost(
         self, kind, noise_and_rotation, clients, value
     ):
@@ -162,7 +162,7 @@ class TestSizesThatOneClientClaims:
     def test_a_moving_array_moves_on_as_far_as_without_the_lie(self, kind):
         for clients in (3, 10):
             honest, _ = run(core(kind, *DEFAULT), clients, rounds=6)
-            lie = claim_size(payloads.LARGEST, 1)
+            lie = claim_size(scalars.LARGEST, 1)
             model, _ = run(core(kind, *DEFAULT), clients, rounds=6, lie=lie)
             assert model["moving"].mean() == pytest.approx(honest["moving"].mean(), rel=0.4)
 
@@ -245,10 +245,10 @@ class TestArraysThatStopMoving:
 class TestValuesThatAreFarOut:
     @both_kinds
     def test_a_size_or_entry_above_the_largest_that_is_accepted_costs_that_reply_alone(self, kind):
-        above = np.nextafter(np.float32(payloads.LARGEST), np.float32(np.inf))
+        above = np.nextafter(np.float32(scalars.LARGEST), np.float32(np.inf))
         _, (heard,) = run(core(kind, *DEFAULT), 5, lie=claim_size(above, 1))
         assert heard.report["replies-accepted"] == 4
-        assert f"must be from 0 to {payloads.LARGEST:.3g}" in str(heard.reasons[0])
+        assert f"must be from 0 to {scalars.LARGEST:.3g}" in str(heard.reasons[0])
         lied = {"moving": np.full(400, 1e25, np.float32)}
         _, (heard,) = run(core("vectors"), 5, lied=lied)
         assert heard.report["replies-accepted"] == 4
@@ -256,7 +256,7 @@ class TestValuesThatAreFarOut:
 
     @pytest.mark.parametrize(("clients", "liars"), [(2, 1), (3, 2), (10, 5), (6, 5)])
     @pytest.mark.parametrize("optimizer", [None, Momentum(), Adam()], ids=["none", "m", "adam"])
-    @pytest.mark.parametrize("value", [3e38, 1e25, payloads.LARGEST])
+    @pytest.mark.parametrize("value", [3e38, 1e25, scalars.LARGEST])
     def test_whoever_sends_them_no_round_fails(self, clients, liars, optimizer, value):
         def lie(payload):
             return replace(payload, body=np.full_like(payload.body, value))
@@ -270,7 +270,7 @@ class TestValuesThatAreFarOut:
     def test_neither_of_two_clients_counts_for_more_than_four_times_the_other(self):
         honest, _ = run(core("vectors", *DEFAULT), 2)
         length = np.linalg.norm(honest["moving"])
-        for value in (10.0, 1e6, payloads.LARGEST):
+        for value in (10.0, 1e6, scalars.LARGEST):
 
             def lie(payload, value=value):
                 return replace(payload, body=np.full_like(payload.body, value))
@@ -282,7 +282,7 @@ class TestValuesThatAreFarOut:
 class TestExactArraysOfOneClient:
     @both_kinds
     @pytest.mark.parametrize("clients", [2, 3, 5, 10])
-    @pytest.mark.parametrize("claim", [-payloads.LARGEST, -1e6, 1e6, payloads.LARGEST])
+    @pytest.mark.parametrize("claim", [-scalars.LARGEST, -1e6, 1e6, scalars.LARGEST])
     def test_a_running_variance_stays_positive_and_among_the_others(self, kind, clients, claim):
         lied = {"norm.running_var": np.full(4, claim, np.float32)}
         model, (heard,) = run(core(kind, *DEFAULT), clients, lied=lied)
@@ -301,7 +301,7 @@ class TestExactArraysOfOneClient:
         # A mask of the lowest number that float32 has is no lie.
         layout = Layout.of_model({"mask": np.full(3, -LARGEST, np.float32)}, ["mask"])
         kept = {"mask": np.full(3, -LARGEST, np.float32)}
-        assert first_spoiled(kept, kept, payloads.LARGEST) is None
+        assert first_spoiled(kept, kept, scalars.LARGEST) is None
         assert layout.exact_bytes == 12
 
     @both_kinds

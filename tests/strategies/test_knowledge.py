@@ -23,11 +23,11 @@ from fedmedian import (
     count_votes,
     mean_from_votes,
 )
-from fedmedian.claims import PROPORTION
-from fedmedian.client_steps import AddNoise
 from fedmedian.clients import perturb
+from fedmedian.rules.trust import PROPORTION
+from fedmedian.steps.client_steps import AddNoise
 from fedmedian.strategies import MedianSGD, SignSGD
-from fedmedian.wire import PREFIX
+from fedmedian.wire.scalars import PREFIX
 
 ROTATED = {"seed": 1, "fraction_evaluate": 0.0}
 SEEDED = {"rotation": None, **ROTATED}

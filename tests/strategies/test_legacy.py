@@ -11,7 +11,7 @@ from flwr.common import parameters_to_ndarrays
 from flwr.server import ServerApp, ServerAppComponents, ServerConfig
 
 from fedmedian.clients import InProcessGrid, perturb
-from fedmedian.strategies.metrics import fair_examples
+from fedmedian.rounds.metrics import fair_examples
 
 NUM_CLIENTS = 5
 BAD = 2  # the client that misbehaves

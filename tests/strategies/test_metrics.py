@@ -8,11 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmedian.claims import SHARE, num_tolerated
 from fedmedian.clients import perturb
 from fedmedian.logs import shown
-from fedmedian.strategies.cohort import Reply
-from fedmedian.strategies.metrics import (
+from fedmedian.rounds.metrics import (
     LARGEST,
     LONGEST_NAME,
     MOST_ENTRIES,
@@ -22,8 +20,10 @@ from fedmedian.strategies.metrics import (
     try_to_aggregate,
     with_usual_metrics,
 )
-from fedmedian.strategies.protocol import paused_collector
-from fedmedian.wire import WireError
+from fedmedian.rounds.protocol import paused_collector
+from fedmedian.rounds.screening import Reply
+from fedmedian.rules.trust import SHARE, num_tolerated
+from fedmedian.wire.scalars import WireError
 
 NUM_CLIENTS = 4
 ODD = 2

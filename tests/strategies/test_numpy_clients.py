@@ -9,10 +9,10 @@ from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 
 from fedmedian.clients import perturb
+from fedmedian.rounds.metrics import MOST_METRICS, fair_examples
 from fedmedian.strategies import RunFailedError
-from fedmedian.strategies.metrics import MOST_METRICS, fair_examples
 from fedmedian.strategies.numpy_clients import read_reply
-from fedmedian.wire import PREFIX, WireError
+from fedmedian.wire.scalars import PREFIX, WireError
 
 NUM_CLIENTS = 4
 MODEL = {"weight": np.ones((3, 2), np.float32), "bias": np.zeros(2), "steps": np.array(0)}

@@ -21,17 +21,16 @@ from fedmedian import (
     Momentum,
     register_client_step,
 )
-from fedmedian.client_steps import CLIENT_STEPS
-from fedmedian.instructions import perturb_update
-from fedmedian.payloads import LARGEST
+from fedmedian.rounds.core import NoStepError, ServerStep
+from fedmedian.rounds.protocol import RoundProtocol, Said
+from fedmedian.rounds.screening import Answer, Reply
+from fedmedian.rounds.settings import Settings
+from fedmedian.steps.client_steps import CLIENT_STEPS
+from fedmedian.steps.instruction import perturb_update
 from fedmedian.strategies import Checkpoint
-from fedmedian.strategies.cohort import Answer, Reply
-from fedmedian.strategies.core import NoStepError, ServerStep
 from fedmedian.strategies.median import MedianCore
-from fedmedian.strategies.protocol import RoundProtocol, Said
-from fedmedian.strategies.settings import Settings
 from fedmedian.strategies.sign import SignCore
-from fedmedian.wire import PREFIX
+from fedmedian.wire.scalars import LARGEST, PREFIX
 
 MODEL = {
     "weight": np.arange(20, dtype=np.float32).reshape(4, 5),
@@ -399,8 +398,8 @@ BAD_ANSWERS = {
     "other noise than told": (scalar("noise", "uniform"), "'uniform'"),
     "no noise": (scalar("noise", None), "None"),
     "another scale than told": (scalar("scales", floats(0.6, 0.6)), "scale"),
-    "no scales": (scalar("scales", None), "fedmedian.scales"),
-    "scales of a wrong type": (scalar("scales", 1.0), "fedmedian.scales"),
+    "no scales": (scalar("scales", None), "fedmedian.rules.scales"),
+    "scales of a wrong type": (scalar("scales", 1.0), "fedmedian.rules.scales"),
     "scales of a strange length": (scalar("scales", b"123"), "3 bytes"),
     "too few scales": (scalar("scales", b""), "scales"),
     "scales of NaN": (scalar("scales", floats(nan, nan)), "scales"),

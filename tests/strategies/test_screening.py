@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from fedmedian import Gaussian
 from fedmedian.clients import InProcessGrid, perturb
-from fedmedian.payloads import Payload
 from fedmedian.records import to_record
-from fedmedian.strategies.metrics import fair_examples
-from fedmedian.wire import PREFIX
+from fedmedian.rounds.metrics import fair_examples
+from fedmedian.steps.payload import Payload
+from fedmedian.wire.scalars import PREFIX
 
 MODEL = {  # the older API knows arrays by their positions
     "0": np.arange(20, dtype=np.float32).reshape(4, 5),

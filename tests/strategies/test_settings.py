@@ -32,11 +32,11 @@ from fedmedian import (
     register_client_step,
     register_noise,
 )
-from fedmedian.client_steps import CLIENT_STEPS, AddNoise, Measure, Signs
-from fedmedian.noise import NOISE_FAMILIES
-from fedmedian.privacy import PrivacyBudget
+from fedmedian.privacy.accounting import PrivacyBudget
+from fedmedian.rounds.settings import Settings
+from fedmedian.rules.noise import NOISE_FAMILIES
+from fedmedian.steps.client_steps import CLIENT_STEPS, AddNoise, Measure, Signs
 from fedmedian.strategies import Checkpoint, MedianSGD, SignSGD, legacy
-from fedmedian.strategies.settings import Settings
 
 STRATEGIES = (SignSGD, MedianSGD, legacy.SignSGD, legacy.MedianSGD)
 OF_SIGNS = STRATEGIES[::2]

@@ -17,8 +17,8 @@ from fedmedian import (
     Majority,
     Uniform,
 )
-from fedmedian.client_steps import AddNoise, Measure
 from fedmedian.clients import perturb
+from fedmedian.steps.client_steps import AddNoise, Measure
 from fedmedian.strategies import SignSGD
 
 COPIES = 4000

@@ -18,7 +18,7 @@ from flwr.common import MetricsRecord, ParametersRecord
 from fedmedian.clients import InProcessGrid
 from fedmedian.records import serialized_size
 from fedmedian.strategies.sizes import mean_size, mean_sizes_of_training
-from fedmedian.wire import PREFIX
+from fedmedian.wire.scalars import PREFIX
 
 
 class Level(IntEnum):

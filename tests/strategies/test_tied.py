@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from fedmedian import Adam, Majority
-from fedmedian.claims import num_tolerated
 from fedmedian.clients import perturb
-from fedmedian.instructions import Instruction
-from fedmedian.layout import Layout
-from fedmedian.payloads import Payload
-from fedmedian.wire import PREFIX, WireError
+from fedmedian.model.layout import Layout
+from fedmedian.rules.trust import num_tolerated
+from fedmedian.steps.instruction import Instruction
+from fedmedian.steps.payload import Payload
+from fedmedian.wire.scalars import PREFIX, WireError
 
 RNG = np.random.default_rng(0)
 EMBEDDING = RNG.normal(size=(30, 20)).astype(np.float32)

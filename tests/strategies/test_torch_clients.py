@@ -5,7 +5,7 @@ import pytest
 from flwr.clientapp import ClientApp
 
 from fedmedian import DivideByLearningRate, Gaussian
-from fedmedian.claims import mean_in_proportion
+from fedmedian.rules.trust import mean_in_proportion
 
 pytest.importorskip("torch")
 

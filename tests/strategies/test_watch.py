@@ -17,9 +17,9 @@ from flwr.serverapp.strategy import FedAvg
 from fedmedian import Adaptive, Gaussian, Majority, Momentum
 from fedmedian.clients import InProcessGrid, perturb
 from fedmedian.records import to_arrays, to_record
+from fedmedian.rounds.watch import RUNAWAY, describe_round
 from fedmedian.strategies import Checkpoint, RunFailedError
-from fedmedian.strategies.watch import RUNAWAY, describe_round
-from fedmedian.wire import PREFIX
+from fedmedian.wire.scalars import PREFIX
 
 MODEL = {"0": np.zeros((4, 5), np.float32), "1": np.zeros(300, np.float32)}
 SMALL = {str(number): np.zeros(20, np.float32) for number in range(6)}

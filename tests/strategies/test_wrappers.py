@@ -13,8 +13,9 @@ from flwr.serverapp import strategy as newer
 from flwr.serverapp.strategy import Strategy
 
 import fedmedian
-from fedmedian import privacy, strategies
+from fedmedian import strategies
 from fedmedian.clients import InProcessGrid
+from fedmedian.privacy import accounting as privacy
 from fedmedian.strategies.wrappers import require_no_unfit_wrapper
 
 MODEL = {"0": np.zeros((20, 30), np.float32)}

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg, FedMedian, Strategy
 
 from fedmedian import Adaptive, Majority, Rotation, TopUp
-from fedmedian.noise import NOISE_FAMILIES, Noise
+from fedmedian.rules.noise import NOISE_FAMILIES, Noise
 from fedmedian.strategies import Checkpoint, MedianSGD, SignSGD
 
 from .measuring import MeteredGrid, Run, Tell, measure

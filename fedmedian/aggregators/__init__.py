@@ -1,0 +1,1 @@
+"""From clients' answers to a direction."""

@@ -1,0 +1,320 @@
+"""Measurements of a round's votes or vectors, for the round's report."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import pi, sin, sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmedian.aggregators.decoding import mean_per_vote
+from fedmedian.model.blocks import Blocks
+from fedmedian.rules.noise import Noise
+
+Float32 = NDArray[np.float32]
+
+_CHUNK = 1 << 14
+
+_ROUNDING = 1e-5
+"""The share of the votes' energy below which noise may as well be float32's rounding."""
+
+SAMPLE = 1 << 14
+"""The number of evenly spread coordinates, about, over which a median is taken."""
+
+PER_BLOCK = ("noise-scale", "signal-to-noise-per-block")
+"""The measurements that are a list, of as many entries as a round has blocks."""
+
+Report = dict[str, float | list[float]]
+"""Measurements that are worth reporting about a round, by name."""
+
+
+def describe_votes(
+    votes: Float32,
+    weights: NDArray[np.float64],
+    blocks: Blocks,
+    noise: Noise | None,
+    scales: NDArray[np.float64] | None = None,
+    sizes: NDArray[np.float64] | None = None,
+) -> Report:
+    """Describe weighted sums of signs.
+
+    A sum v = Σ_i w_i·s_i has the energy Σ_i w_i² + Σ_{i≠k} w_i·w_k·E[s_i·s_k] per coordinate. The
+    second part is what the clients have in common. Of the first a share q_i is each client's
+    update, see `shares_of_votes`, and the rest is noise: Σ_i w_i²·(1 − q_i). The q_i are at least
+    the mean of E[s_i·s_k] over all pairs, as they are for clients that are alike.
+
+    Where noise tops updates up, in a random basis, E[s_i·s_k] is (2/π)·arcsin ρ for updates whose
+    correlation is ρ. The part (2/π)·(arcsin ρ − ρ) is noise as well, with the ρ that the mean of
+    E[s_i·s_k] over all pairs implies.
+
+    Parameters
+    ----------
+    votes : (d,) float32
+        Σ_i w_{i,l}·s_{i,l} per coordinate, the decoded mean where the weights say so.
+    weights : (M, L) float64
+        The weight of each client's votes on each block.
+    blocks : Blocks
+        The votes' blocks.
+    noise : Noise or None
+        The clients' noise family.
+    scales : (M, L) float64, optional
+        The clients' noise scales b_i, or the levels that noise tops updates up to.
+    sizes : (M, L) float64, optional
+        The root mean squares of their updates, if they are known.
+
+    Returns
+    -------
+    dict
+        ``vote-agreement``, the mean over coordinates of |Σ w_i·s_i|/Σ w_i, in [0, 1]. With noise
+        also ``signal-to-noise``, the rest of the sums' energy over that of their noise, and
+        ``signal-to-noise-per-block``. A block counts for neither, and is 0 in the list, where its
+        votes weigh nothing, or all agree without topping up, or are one client's whose update's
+        size is not known; both are absent where that is all of them. And ``margin``, how many
+        clients of mean weight would have had to vote otherwise to turn a coordinate, the median
+        over a sample of coordinates.
+    """
+    agreement = signals = spreads = 0.0
+    ratios, excess, stride = [], [], sample_stride(blocks.dim)
+    updates = np.zeros_like(weights)
+    if noise is not None and scales is not None and sizes is not None:
+        updates = np.square(weights) * shares_of_votes(noise, scales, sizes)
+    in_random_basis = noise is not None and noise.rule.tops_up
+    for part, column, own in zip(blocks.split(votes), weights.T, updates.T, strict=True):
+        total, signal, spread = float(column.sum()), 0.0, 0.0
+        if total > 0 and part.size > 0:
+            agreement += _sum_of_magnitudes(part) / total
+            excess.append(np.abs(part[::stride]) * np.float32(len(weights) / total))
+            energy = float(np.vdot(part, part)) / part.size / total**2
+            alone, update = float(np.square(column).sum()) / total**2, float(own.sum()) / total**2
+            split = _split_in_random_basis if in_random_basis else _split_energy
+            signal, spread = split(energy, alone, update)
+            signal, spread = part.size * total**2 * signal, part.size * total**2 * spread
+        ratios.append(signal / spread if spread > 0 else 0.0)
+        signals, spreads = signals + signal, spreads + spread
+    report: Report = {"vote-agreement": agreement / max(blocks.dim, 1)}
+    report |= _margin(excess)
+    if noise is not None and spreads > 0:
+        report["signal-to-noise"] = signals / spreads
+        report["signal-to-noise-per-block"] = ratios
+    return report
+
+
+def shares_of_votes(
+    noise: Noise, scales: NDArray[np.float64], sizes: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the share of each client's update in the energy of its votes.
+
+    Where noise tops updates up to a level c, in a random basis, it is (2/π)·min(σ²/c², 1), and the
+    rest is the noise added and the rounding to one bit. In the parameters' own basis it is
+    E[(2F(u/b) − 1)²], for normal coordinates u.
+
+    Parameters
+    ----------
+    noise : Noise
+        The clients' noise family.
+    scales : (M, L) float64
+        The clients' noise scales b_i, or levels c.
+    sizes : (M, L) float64
+        The root mean squares σ_i of their updates.
+
+    Returns
+    -------
+    (M, L) float64
+        The shares, in [0, 1].
+    """
+    ratios = np.divide(sizes, scales, out=np.zeros_like(scales), where=scales > 0)
+    if noise.rule.tops_up:
+        return np.square(np.minimum(ratios, 1)) * 2 / pi
+    # Gauss-Hermite quadrature; the integrand is even.
+    nodes, weights = np.polynomial.hermite_e.hermegauss(8)
+    shares = np.zeros_like(ratios)
+    for node, weight in zip(nodes[4:], weights[4:], strict=True):
+        shares += weight * np.square(2 * noise.cdf(node * ratios) - 1)
+    return shares * 2 / sqrt(2 * pi)
+
+
+def _split_energy(energy: float, alone: float, update: float) -> tuple[float, float]:
+    """Return signal and noise in the energy of votes whose weights add up to 1.
+
+    `alone` is Σ_i w_i² and `update` the part of it that is known to be updates.
+    """
+    alike = max((energy - alone) / (1 - alone), 0.0) * alone if alone < 1 else 0.0
+    spread = alone - max(update, alike)
+    # One client's votes alone say nothing about its update.
+    if spread <= _ROUNDING * alone or (alone >= 1 and update == 0):
+        return 0.0, 0.0
+    return max(energy - spread, 0.0), spread
+
+
+def _split_in_random_basis(energy: float, alone: float, update: float) -> tuple[float, float]:
+    """Return the same where coordinates are normal and noise tops them up to one variance."""
+    pairs = 1 - alone
+    common = min(max((energy - alone) / pairs, -1.0), 1.0) if pairs > 0 else 0.0
+    signal = min(max(update + pairs * sin(pi / 2 * common) * 2 / pi, 0.0), energy)
+    return signal, energy - signal
+
+
+@dataclass
+class MeanGap:
+    """The distance between a median and the mean of the vectors, measured part by part.
+
+    Parameters
+    ----------
+    energy : float (default: 0.0)
+        Σ(median − mean)² over the coordinates seen so far.
+    opposite : int (default: 0)
+        The number of those coordinates where median and mean have opposite signs.
+    """
+
+    energy: float = 0.0
+    opposite: int = 0
+
+    def add(self, median: Float32, rows: Sequence[Float32]) -> None:
+        """Take in a part: its median, (n,) float32, and the vectors', M times (n,) float32."""
+        with np.errstate(over="ignore", invalid="ignore"):  # a bad client's values may be huge
+            for start in range(0, median.size, _CHUNK):
+                chunk = slice(start, start + _CHUNK)
+                mean = rows[0][chunk].copy()
+                for row in rows[1:]:
+                    mean += row[chunk]
+                mean /= np.float32(len(rows))
+                difference = median[chunk] - mean
+                self.energy += float(np.square(difference, dtype=np.float64).sum())
+                self.opposite += count_opposite_signs(median[chunk], mean)
+
+
+def describe_median(
+    median: Float32,
+    gap: MeanGap,
+    excess: Sequence[Float32],
+    num_rows: int,
+    scales: NDArray[np.float64],
+    blocks: Blocks,
+    noise: Noise | None,
+    levels: NDArray[np.float64] | None = None,
+) -> Report:
+    """Describe the median of vectors.
+
+    Per coordinate b²/M of its energy is noise, and so is what the median of M has more of than
+    their mean: V − 1/M for each unit of variance that the vectors do not have in common, V being
+    the `variance_of_median`. That is b², or (c² − energy)/(1 − V) where noise tops updates up to a
+    level c, in a random basis.
+
+    Parameters
+    ----------
+    median : (d,) float32
+        The median.
+    gap : MeanGap
+        What was measured between it and the mean.
+    excess : sequence of (n,) float32
+        By how many vectors one sign is more frequent than the other, at sampled coordinates.
+    num_rows : int
+        M, the number of vectors.
+    scales : (L,) float64
+        The scale b of the noise in each block of the vectors, the root mean square over them; 0
+        for none.
+    blocks : Blocks
+        The vectors' blocks.
+    noise : Noise or None
+        The family of that noise.
+    levels : (L,) float64, optional
+        The median vector's root mean square c, noise included, where noise tops updates up.
+
+    Returns
+    -------
+    dict
+        ``median-mean-gap``, the L2 norm of the median minus the mean of the vectors that it is
+        of, the quantity that the theory turns on; ``majority-contradicts-mean``, the fraction of
+        coordinates where the two have opposite signs; ``margin``, how many vectors would have had
+        to lie elsewhere to turn a coordinate, the median over the sample. Where noise was added
+        also ``signal-to-noise``, the rest of the median's energy over that of its noise, in the
+        blocks that got noise, and ``signal-to-noise-per-block``, 0 for a block that got none.
+    """
+    report: Report = {
+        "median-mean-gap": sqrt(gap.energy),
+        "majority-contradicts-mean": gap.opposite / max(median.size, 1),
+        **_margin(excess),
+    }
+    noisy = (scales > 0) & (np.array(blocks.sizes) > 0)
+    if noise is not None and noisy.any():
+        variance, counts = variance_of_median(noise, num_rows), np.array(blocks.sizes)[noisy]
+        energies = np.array([float(np.vdot(part, part)) for part in blocks.split(median)])[noisy]
+        added = apart = np.square(scales[noisy])
+        if levels is not None and variance < 1:
+            private = np.square(levels[noisy]) - energies / counts
+            apart = np.maximum(private / (1 - variance), added)
+        spreads = counts * (added / num_rows + (variance - 1 / num_rows) * apart)
+        ratios = np.zeros(len(blocks))
+        ratios[noisy] = np.maximum(energies / spreads - 1, 0)
+        report["signal-to-noise"] = max(float(energies.sum() / spreads.sum()) - 1, 0.0)
+        report["signal-to-noise-per-block"] = ratios.tolist()
+    return report
+
+
+def variance_of_median(noise: Noise, num_rows: int) -> float:
+    """Return about the variance of the median of M draws of a noise of scale 1.
+
+    It is 1/M for M ≤ 2 and tends to κ/M, κ = 1/(4·φ0²). Between them it is
+
+        κ / (M + (κ − 1)·(1 if M is odd, 2 if M is even)),
+
+    right to 3 % for Gaussian noise.
+
+    Parameters
+    ----------
+    noise : Noise
+        The family.
+    num_rows : int
+        M, >= 1.
+
+    Returns
+    -------
+    float
+        The variance.
+    """
+    limit = mean_per_vote(noise) ** 2
+    return limit / (num_rows + (limit - 1) * (2 - num_rows % 2))
+
+
+def without_lists(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """Return a round's metrics without those of each block, and the latter."""
+    lists = {name: metrics[name] for name in PER_BLOCK if name in metrics}
+    return {name: metrics[name] for name in metrics if name not in lists}, lists
+
+
+def sample_stride(dim: int) -> int:
+    """Return the distance between coordinates of a sample of about `SAMPLE` of them."""
+    return max(dim // SAMPLE, 1)
+
+
+def excess_of_signs(rows: Sequence[Float32]) -> Float32:
+    """Return by how many of M rows, (n,) float32, one sign is more frequent, (n,) float32."""
+    total = np.zeros(rows[0].size, dtype=np.float32)
+    for row in rows:
+        total += np.sign(row)
+    return np.abs(total)
+
+
+def _margin(excess: Sequence[Float32]) -> Report:
+    """Return the median number of voters that would have turned a coordinate, if there is one."""
+    sample = np.concatenate([np.zeros(0, dtype=np.float32), *excess])
+    if sample.size == 0:
+        return {}
+    # Rounding errors of weights must not turn an excess of two into less.
+    return {"margin": float(np.median(np.floor(sample / 2 + 1e-3) + 1))}
+
+
+def _sum_of_magnitudes(values: Float32) -> float:
+    chunks = range(0, values.size, _CHUNK)
+    return sum(
+        float(np.abs(values[start : start + _CHUNK]).sum(dtype=np.float64)) for start in chunks
+    )
+
+
+def count_opposite_signs(left: Float32 | NDArray[np.int8], right: Float32) -> int:
+    """Return the number of coordinates where two vectors have opposite signs."""
+    return sum(
+        int(np.count_nonzero(np.sign(left[chunk]) * np.sign(right[chunk]) < 0))
+        for chunk in (slice(start, start + _CHUNK) for start in range(0, left.size, _CHUNK))
+    )

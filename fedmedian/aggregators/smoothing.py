@@ -1,0 +1,114 @@
+"""The smoothed median: what the noisy median tends to when its noise is averaged out."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fedmedian.kernels.medians import coordinate_median
+from fedmedian.rules.noise import Noise, Uniform
+
+_BLOCK_VALUES = 1 << 18
+_NEWTON_STEPS = 12
+_BISECTIONS = 40
+_TOLERANCE = 1e-7
+
+
+def smoothed_median(
+    rows: Sequence[NDArray[np.floating]], noise: Noise, scale: ArrayLike
+) -> NDArray[np.float32]:
+    """Return the root m of Σ_i [2F((m − u_i)/b) − 1] = 0, per coordinate.
+
+    It is the median as b → 0 and the mean as b → ∞, without the variance that noise would bring,
+    and has bounded influence in between: one client moves it by O(b/M). It needs the clients'
+    vectors themselves, so it suits a server that may see them.
+
+    Parameters
+    ----------
+    rows : sequence of M (d,) floating-point arrays
+        The clients' vectors, M >= 1, finite.
+    noise : Noise
+        The family whose CDF is F; any but `Uniform`, whose flat tails leave the root undefined.
+    scale : float or (d,) array
+        The scale b, >= 0; where it is 0 the result is the median.
+
+    Returns
+    -------
+    (d,) float32
+        The roots, to 1e-6 of the larger of b and the root itself.
+
+    Raises
+    ------
+    ValueError
+        If the family is uniform, or `rows` are not what `coordinate_median` takes.
+
+    Examples
+    --------
+    >>> from fedmedian import Gaussian
+    >>> rows = [np.array([value]) for value in (1.0, 2.0, 10.0)]
+    >>> [round(float(smoothed_median(rows, Gaussian(), b)[0]), 2) for b in (0.1, 5.0, 100.0)]
+    [2.0, 4.02, 4.33]
+    """
+    if isinstance(noise, Uniform):
+        raise ValueError("noise must have a smooth CDF for a smoothed median, got Uniform")
+    roots = coordinate_median(rows).astype(np.float32, copy=False)
+    dim = roots.size
+    scales = np.broadcast_to(np.asarray(scale), (dim,))
+    block = max(_BLOCK_VALUES // len(rows), 1)
+    for start in range(0, dim, block):
+        part = slice(start, start + block)
+        moving = scales[part] > 0
+        scale_of = scales[part][moving].astype(np.float64)
+        values = np.stack([row[part][moving] for row in rows]).astype(np.float64)
+        roots[part][moving] = _root(values, noise, scale_of, roots[part][moving])
+    return roots
+
+
+def _root(
+    values: NDArray[np.float64],
+    noise: Noise,
+    scale: NDArray[np.float64],
+    start: NDArray[np.float32],
+) -> NDArray[np.float64]:
+    """Newton's method in a shrinking bracket, then bisection; a root that is found stays."""
+    low, high = _bracket(values, noise, scale)
+    root = np.clip(start.astype(np.float64), low, high)
+    is_moving = np.ones(root.shape, dtype=np.bool_)
+    for step in range(_NEWTON_STEPS + _BISECTIONS):
+        with np.errstate(over="ignore"):
+            centred = (root - values) / scale
+        excess = noise.cdf(centred).sum(axis=0) - len(values) / 2
+        high = np.where(excess >= 0, root, high)
+        low = np.where(excess <= 0, root, low)
+        middle = low + (high - low) / 2
+        following = middle
+        if step < _NEWTON_STEPS:
+            slope = noise.density(centred).sum(axis=0) / scale
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+                newton = root - excess / slope
+            following = np.where((newton >= low) & (newton <= high), newton, middle)
+        following = np.where(is_moving, following, root)
+        is_moving &= np.abs(following - root) > _TOLERANCE * np.maximum(scale, np.abs(root))
+        root = following
+        if not is_moving.any():
+            break
+    return root
+
+
+def _bracket(
+    values: NDArray[np.float64], noise: Noise, scale: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return bounds of the root that outliers cannot move.
+
+    k of M values, more than half, are at most u_(k), the k-th smallest. At r scales above u_(k)
+    each of them adds F(r) or more, and from F(r) >= M/(2k) on the sum is M/2 or more: the root is
+    below. The other bound follows by symmetry.
+    """
+    clients = len(values)
+    k = clients // 2 + 1
+    reaches = 2.0 ** np.arange(64)
+    reach = next((r for r in reaches if noise.cdf(r) >= clients / (2 * k)), np.inf)
+    ordered = np.partition(values, (clients - k, k - 1), axis=0)
+    low = np.maximum(ordered[clients - k] - reach * scale, values.min(axis=0))
+    high = np.minimum(ordered[k - 1] + reach * scale, values.max(axis=0))
+    return low, high

@@ -1,0 +1,1 @@
+"""A model's named arrays as one flat vector."""

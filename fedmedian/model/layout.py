@@ -1,0 +1,538 @@
+"""A model's named arrays as one flat vector."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from math import isfinite, prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmedian.logs import shown
+from fedmedian.model.blocks import Blocks
+from fedmedian.rules.trust import clip_two
+
+Arrays = Mapping[str, NDArray[Any]]
+Centre = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+RUNNING_STATISTICS = ("*running_mean", "*running_var", "*num_batches_tracked")
+"""Name patterns of normalisation layers' buffers, as torch spells them."""
+
+
+_SCIKIT_LEARN = re.compile(r"coef|intercept|^\d+$")
+"""The names of arrays that may be those of a linear model: its own, or positions."""
+
+_REAL = "biuf"
+"""The kinds of dtypes that a model's arrays may have: booleans, integers and real numbers."""
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One named array of a model: its shape, its dtype, and whether it is sent exactly.
+
+    Raises
+    ------
+    ValueError
+        If it is not of real numbers, integers or booleans, naming array and dtype.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+    exact: bool
+
+    def __post_init__(self) -> None:
+        _require_real(self.name, self.dtype)
+
+    @property
+    def size(self) -> int:
+        """The number of entries."""
+        return prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        """The number of bytes that the entries take in the array's own dtype."""
+        return self.size * self.dtype.itemsize
+
+    def combine(
+        self, values: NDArray[Any], centre: Centre, before: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """Return the centre of clients' values; of integers exactly, to the nearest one.
+
+        An entry of `before` that is not finite, as in a range that has seen no data, stays as it
+        is until most clients have a finite value for it.
+
+        Parameters
+        ----------
+        values : (M, *shape) array
+            The values, in the array's own dtype.
+        centre : callable
+            Returns the centre, (*shape), of (M, *shape) float64; where values move by a constant,
+            so does the centre, and it lies between the least and the largest of them.
+        before : (*shape) array, optional
+            The model's values, where some of them may not be finite; the clients' may not be
+            either then.
+
+        Returns
+        -------
+        (*shape) array
+            The centre, in the array's own dtype.
+        """
+        if np.issubdtype(self.dtype, np.inexact):
+            numbers = values.astype(np.float64)
+            if before is None or np.isfinite(before).all():
+                if before is None or len(numbers) != 2:
+                    return _rounded(centre(numbers), self.dtype)
+                combined = centre(clip_two(numbers, before))
+                # A variance stays positive: of two the larger is the one that may be honest.
+                larger = numbers.max(axis=0)
+                is_lost = (combined <= 0) & (before > 0) & (larger > 0)
+                return _rounded(np.where(is_lost, larger, combined), self.dtype)
+            filled, known = _fill(numbers)
+            return np.where(known, _rounded(centre(filled), self.dtype), before)
+        # Float64 does not hold large integers, but small differences between them; those from one
+        # in the middle stay small whatever a few clients send. Unsigned ones wrap around.
+        middle = np.sort(values, axis=0)[(len(values) - 1) // 2]
+        wide, base = values.astype(np.uint64), middle.astype(np.uint64)
+        below = values < middle
+        distances = np.where(below, base - wide, wide - base).astype(np.float64)
+        moved = np.rint(centre(np.where(below, -distances, distances)))
+        by = np.minimum(np.abs(moved), np.nextafter(2.0**64, 0)).astype(np.uint64)
+        with np.errstate(over="ignore"):  # scalars warn where arrays do not
+            return np.asarray(np.where(moved < 0, base - by, base + by)).astype(self.dtype)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A model's arrays, and where each stands in the flat vector of an update.
+
+    Floating-point arrays make up the *flat* float32 vector of dimension d, in the order of their
+    names in the model: the vector that clients perturb and that is aggregated. All others, and
+    those whose name matches a pattern, are *exact*: they travel as they are, in their own dtype,
+    one after the other as bytes.
+
+    Parameters
+    ----------
+    specs : tuple of ArraySpec
+        The model's arrays, in order.
+    """
+
+    specs: tuple[ArraySpec, ...]
+
+    @classmethod
+    def of_model(cls, arrays: Arrays, exact: Iterable[str] = RUNNING_STATISTICS) -> "Layout":
+        """Return the layout of a model whose exact arrays are given by name.
+
+        Parameters
+        ----------
+        arrays : mapping of str to array
+            The model's arrays by name.
+        exact : iterable of str (default: `RUNNING_STATISTICS`)
+            Patterns of the names of floating-point arrays that are exact; see `matches`.
+
+        Returns
+        -------
+        Layout
+            The layout.
+
+        Raises
+        ------
+        ValueError
+            If an array cannot be trained, naming it and its dtype.
+        """
+        patterns = tuple(exact)
+        return cls(
+            tuple(
+                ArraySpec(
+                    name,
+                    array.shape,
+                    array.dtype,
+                    exact=not np.issubdtype(array.dtype, np.floating)
+                    or any(matches(pattern, name) for pattern in patterns),
+                )
+                for name, array in arrays.items()
+            )
+        )
+
+    @classmethod
+    def with_exact_positions(cls, arrays: Arrays, exact: Iterable[int]) -> "Layout":
+        """Return the layout of a model whose exact arrays somebody else has chosen.
+
+        Parameters
+        ----------
+        arrays : mapping of str to array
+            The model's arrays by name.
+        exact : iterable of int
+            The positions of the exact arrays, as `exact_positions` of the other's layout.
+
+        Returns
+        -------
+        Layout
+            The layout.
+
+        Raises
+        ------
+        ValueError
+            If a position is none of the model's, an array cannot be trained, or one that is not
+            of floating point is to be part of the flat vector.
+        """
+        positions = set(exact)
+        if positions and max(positions) >= len(arrays):
+            raise ValueError(f"there is no array {max(positions)} in a model of {len(arrays)}")
+        layout = cls(
+            tuple(
+                ArraySpec(name, array.shape, array.dtype, exact=position in positions)
+                for position, (name, array) in enumerate(arrays.items())
+            )
+        )
+        for spec in layout.flat:
+            if not np.issubdtype(spec.dtype, np.floating):
+                raise ValueError(f"array {spec.name!r} of {spec.dtype} cannot be perturbed")
+        return layout
+
+    @property
+    def exact_positions(self) -> tuple[int, ...]:
+        """The positions of the exact arrays in the model, counted from 0."""
+        return tuple(position for position, spec in enumerate(self.specs) if spec.exact)
+
+    @cached_property
+    def flat(self) -> tuple[ArraySpec, ...]:
+        """The arrays that make up the flat vector."""
+        return tuple(spec for spec in self.specs if not spec.exact)
+
+    @cached_property
+    def exact(self) -> tuple[ArraySpec, ...]:
+        """The arrays that travel as they are."""
+        return tuple(spec for spec in self.specs if spec.exact)
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        """The flat vector's blocks, one per array."""
+        return Blocks(tuple(spec.size for spec in self.flat))
+
+    @property
+    def dim(self) -> int:
+        """d, the length of the flat vector."""
+        return self.blocks.dim
+
+    @property
+    def exact_bytes(self) -> int:
+        """The number of bytes of all exact arrays together."""
+        return sum(spec.num_bytes for spec in self.exact)
+
+    def tied(self, arrays: Arrays) -> tuple[tuple[int, ...], ...]:
+        """Return the arrays that may be one and the same, as a model's tied weights are.
+
+        Parameters
+        ----------
+        arrays : mapping of str to array
+            The model.
+
+        Returns
+        -------
+        tuple of tuple of int
+            Groups of two or more arrays of the flat vector, by their index in `flat`, that are
+            equal bit for bit; those of one value only, which many start with, are left out.
+        """
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for index, spec in enumerate(self.flat):
+            # A few entries tell most arrays apart, and no others are read.
+            few = arrays[spec.name].reshape(-1)[:8].tobytes()
+            groups.setdefault((spec.shape, spec.dtype, few), []).append(index)
+        found = []
+        for first, *others in groups.values():
+            array = arrays[self.flat[first].name]
+            equal = [i for i in others if np.array_equal(arrays[self.flat[i].name], array)]
+            # Masks of −inf are equal in all layers, and are not trained.
+            if equal and array.size and -np.inf < array.min() < array.max() < np.inf:
+                found.append((first, *equal))
+        return tuple(found)
+
+    def average_tied(self, direction: NDArray[np.float32], groups: Iterable[Sequence[int]]) -> None:
+        """Give the arrays of each group of tied ones, as `tied` has them, their mean direction.
+
+        Parameters
+        ----------
+        direction : (d,) float32
+            The direction, changed in place.
+        groups : iterable of sequence of int
+            The groups.
+        """
+        parts = list(self.blocks.split(direction))
+        for group in groups:
+            mean = np.mean([parts[index] for index in group], axis=0, dtype=np.float32)
+            for index in group:
+                parts[index][:] = mean
+
+    def named(self, arrays: Arrays) -> Arrays:
+        """Give arrays that are named "0", "1", …, as a NumPyClient's are, the model's names."""
+        by_position = [str(position) for position in range(len(self.specs))]
+        if list(arrays) != by_position:
+            return arrays
+        return dict(zip((spec.name for spec in self.specs), arrays.values(), strict=True))
+
+    def require_match(self, arrays: Arrays) -> None:
+        """Raise unless `arrays` are the arrays of this layout.
+
+        A number may have any number of axes of length 1: some conversions add one, others drop it.
+
+        Raises
+        ------
+        ValueError
+            If names, order or shapes differ, naming the first difference, or an array is not of
+            real numbers, integers or booleans.
+        """
+        if list(arrays) != [spec.name for spec in self.specs]:
+            missing = [spec.name for spec in self.specs if spec.name not in arrays]
+            extra = sorted(set(arrays) - {spec.name for spec in self.specs})
+            if not missing and not extra:
+                raise ValueError(f"arrays are not in the model's order: {shown(list(arrays))}")
+            by_position = list(arrays) == [str(position) for position in range(len(arrays))]
+            is_part = len(arrays) < len(self.specs) and (by_position or not extra)
+            # Before the names, which may be many: the log cuts what is long.
+            cause = ", which must hold only the arrays that clients send" if is_part else ""
+            raise ValueError(
+                f"arrays differ from the model's{cause}: missing {shown(missing)}, "
+                f"extra {shown(extra)}"
+            )
+        for spec in self.specs:
+            _require_real(spec.name, arrays[spec.name].dtype)
+            own = arrays[spec.name].shape
+            is_number = spec.size == arrays[spec.name].size == 1
+            if own != spec.shape and not is_number:
+                raise ValueError(
+                    f"array {spec.name!r} has shape {own}, the model's is {spec.shape}"
+                    f"{_cause_of_shapes(spec.name, own, spec.shape)}"
+                )
+
+    def difference(self, before: Arrays, after: Arrays) -> NDArray[np.float32]:
+        """Return the update `before` − `after` of the flat vector, which points uphill.
+
+        The difference is taken in each array's own precision, of halves in float32, and then
+        rounded to float32. It is 0 for an array that is not finite before, such as a mask with
+        −inf: `move` leaves it as it is.
+
+        Parameters
+        ----------
+        before, after : mapping of str to array
+            The model before and after local training, both of this layout.
+
+        Returns
+        -------
+        (d,) float32
+            The update.
+
+        Raises
+        ------
+        ValueError
+            If `after` does not match the layout.
+        """
+        self.require_match(after)
+        update = np.empty(self.dim, dtype=np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses what is not finite
+            for part, spec in zip(self.blocks.split(update), self.flat, strict=True):
+                old, new = before[spec.name], after[spec.name]
+                precision = np.result_type(old.dtype, new.dtype, np.float32)
+                part[:] = np.subtract(old, new, dtype=precision).reshape(-1)
+                if not _is_surely_finite(part) and not np.isfinite(old).all():
+                    part[:] = 0
+        return update
+
+    def move(
+        self, arrays: Arrays, direction: NDArray[np.float32], rate: float, exact: Arrays
+    ) -> dict[str, NDArray[Any]]:
+        """Return a model moved by −`rate` · `direction`, with its exact arrays replaced.
+
+        An array of the flat vector that is not finite stays as it is.
+
+        Parameters
+        ----------
+        arrays : mapping of str to array
+            The model, of this layout.
+        direction : (d,) float32
+            The direction, pointing uphill.
+        rate : float
+            The step size.
+        exact : mapping of str to array
+            The exact arrays' new values.
+
+        Returns
+        -------
+        dict of str to array
+            A new model, each array in its own dtype.
+        """
+        moved = {}
+        for spec, part in zip(self.flat, self.blocks.split(direction), strict=True):
+            step = np.asarray(part.reshape(spec.shape) * np.float32(rate))
+            out = step if spec.dtype == step.dtype else None  # one temporary array less
+            new = np.subtract(arrays[spec.name], step, out=out)
+            # numpy turns the arithmetic of arrays without dimensions into scalars.
+            array = np.asarray(new).astype(spec.dtype, copy=False)
+            old = arrays[spec.name]
+            stays = not _is_surely_finite(array) and not np.isfinite(old).all()
+            moved[spec.name] = old if stays else array
+        return {
+            spec.name: np.asarray((exact if spec.exact else moved)[spec.name])
+            for spec in self.specs
+        }
+
+    def pack_exact(self, arrays: Arrays) -> NDArray[np.uint8]:
+        """Return the exact arrays' bytes, one after the other, (exact_bytes,) uint8.
+
+        Raises
+        ------
+        ValueError
+            If one has values that the model's dtype cannot hold, naming it and both dtypes.
+            Rounding to the model's precision is no loss.
+        """
+        parts = (_as_in_model(spec, arrays[spec.name]).tobytes() for spec in self.exact)
+        return np.frombuffer(b"".join(parts), dtype=np.uint8)
+
+    def unpack_exact(self, packed: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """Return the exact arrays that `packed`, of `exact_bytes` bytes, stands for."""
+        arrays: dict[str, NDArray[Any]] = {}
+        data, start = packed.tobytes(), 0
+        for spec in self.exact:
+            part = np.frombuffer(data, dtype=spec.dtype, count=spec.size, offset=start)
+            arrays[spec.name] = part.reshape(spec.shape)
+            start += spec.num_bytes
+        return arrays
+
+    def stack_exact(
+        self, packed: Sequence[NDArray[np.uint8]]
+    ) -> Iterator[tuple[ArraySpec, NDArray[Any]]]:
+        """Yield each exact array with its values in the models of several clients.
+
+        Parameters
+        ----------
+        packed : sequence of M (exact_bytes,) uint8
+            The clients' exact arrays as `pack_exact` returns them.
+
+        Yields
+        ------
+        spec : ArraySpec
+            The array.
+        values : (M, *shape) array
+            The clients' values, in the array's own dtype.
+        """
+        clients = [self.unpack_exact(data) for data in packed]
+        for spec in self.exact:
+            yield spec, np.stack([client[spec.name] for client in clients])
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Tell whether a shell-style pattern stands for a name.
+
+    A name stands for itself, also where brackets in it would mean one of several characters.
+    """
+    return name == pattern or fnmatchcase(name, pattern)
+
+
+def first_spoiled(before: Arrays, after: Arrays, largest: float | None = None) -> str | None:
+    """Return the name of the first array that has become NaN or too large, or None if none has.
+
+    Parameters
+    ----------
+    before : mapping of str to array
+        Arrays, of which those of floating point may have entries that are not finite. An array
+        that is not among them counts as finite.
+    after : mapping of str to array
+        Arrays later: where an entry was in range it must still be.
+    largest : float, optional
+        The largest magnitude that is in range; all that are finite if not given.
+
+    Returns
+    -------
+    str or None
+        The name.
+    """
+    for name, array in after.items():
+        if np.issubdtype(array.dtype, np.inexact):
+            is_good = _is_in_range(array, largest)
+            if (
+                not is_good.all()
+                and not (is_good | ~_is_in_range(np.asarray(before.get(name, 0.0)), largest)).all()
+            ):
+                return name
+    return None
+
+
+def _is_in_range(array: NDArray[Any], largest: float | None) -> NDArray[np.bool_]:
+    is_finite = np.asarray(np.isfinite(array))
+    if largest is None or largest > np.finfo(array.dtype).max:
+        return is_finite
+    return np.asarray(is_finite & (np.abs(array) <= largest))
+
+
+def _is_surely_finite(array: NDArray[Any]) -> bool:
+    """Tell whether all entries are known to be finite, from their sum alone: it is quick."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return isfinite(array.sum())
+
+
+def _fill(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Replace what is not finite in clients' values, (M, *shape), by the median of what is.
+
+    Also return where most clients have finite values, (*shape); elsewhere all are replaced by 0.
+    """
+    finite = np.isfinite(values)
+    count = finite.sum(axis=0)
+    known = np.asarray(2 * count > len(values))
+    in_order = np.sort(np.where(finite, values, np.nan), axis=0)  # NaN comes last
+    middle = np.take_along_axis(in_order, np.maximum(count - 1, 0)[None] // 2, axis=0)
+    return np.where(known, np.where(finite, values, middle), 0.0), known
+
+
+def _rounded(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return values in a dtype of floating point, in which none becomes 0 that was not."""
+    wide = np.asarray(values)
+    rounded = wide.astype(dtype)
+    # A variance must not become zero because the dtype cannot hold it.
+    lost = (rounded == 0) & (wide != 0)
+    return np.where(lost, np.nextafter(rounded, np.where(wide < 0, -1, 1).astype(dtype)), rounded)
+
+
+def _as_in_model(spec: ArraySpec, array: NDArray[Any]) -> NDArray[Any]:
+    """Return a client's exact array in the model's dtype, if that holds its values."""
+    if array.dtype == spec.dtype:
+        return array
+    with np.errstate(all="ignore"):
+        if np.issubdtype(spec.dtype, np.inexact):
+            cast = _rounded(array, spec.dtype)
+            is_held = np.isfinite(cast) | ~np.isfinite(array)
+        else:
+            cast = array.astype(spec.dtype)
+            is_held = cast == array
+    if not is_held.all():
+        raise ValueError(
+            f"array {spec.name!r} is of {spec.dtype} in the model and of {array.dtype} in the "
+            f"reply, with values that {spec.dtype} cannot hold: send a model in which it is of "
+            f"{array.dtype}"
+        )
+    return cast
+
+
+def _require_real(name: str, dtype: np.dtype[Any]) -> None:
+    if dtype.kind not in _REAL:
+        # Flower's .npy bytes know no bfloat16: it arrives as two bytes without a meaning.
+        remedy = (
+            "; bfloat16 arrives as |V2 and must be cast to float32" if dtype.kind == "V" else ""
+        )
+        raise ValueError(
+            f"array {name!r} of {dtype} cannot be trained, only numbers that are real can{remedy}"
+        )
+
+
+def _cause_of_shapes(name: str, own: tuple[int, ...], models: tuple[int, ...]) -> str:
+    """Return what is likely wrong with an array whose shape is not the model's."""
+    causes = []
+    if own and models and own[1:] == models[1:]:
+        # Both are so short that a log holds them: it cuts what is long.
+        if own[0] < models[0] and len(own) <= 2 and _SCIKIT_LEARN.search(name):
+            causes.append("scikit-learn leaves out classes that a client lacks: give it all")
+        if len(own) == 1:
+            causes.append("arrays of trees change their shape and cannot be averaged")
+    return f"; {', or '.join(causes)}" if causes else "; do server and clients make the same model?"

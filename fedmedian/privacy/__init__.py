@@ -1,0 +1,5 @@
+"""What clients' answers reveal about their updates, in ε and δ."""
+
+from fedmedian.privacy.accounting import Draw, Mechanism, PrivacyBudget, noise_multiplier_for
+
+__all__ = ["Draw", "Mechanism", "PrivacyBudget", "noise_multiplier_for"]

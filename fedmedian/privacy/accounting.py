@@ -1,0 +1,522 @@
+"""What clients' answers tell about their updates, in ε and δ.
+
+A client's update u, clipped to an L2 norm of C, leaves it in Gaussian noise of scale b = σ·C, or
+as the signs of that, once a round. Two updates that a client may have had are Δ apart: 2·C, or C
+if one of them is zero. Everything here is an upper bound for a server that sees every answer,
+follows any plan, and knows all but which of the two updates it was.
+
+**The vector.** One answer is a Gaussian mechanism of μ = Δ/b, and T of them, each of which may
+depend on those before, are one of √T·μ (Dong, Roth and Su, arXiv 1905.02383), whose
+δ is exactly Φ(μ/2 − ε/μ) − e^ε·Φ(−μ/2 − ε/μ) (Balle and Wang, arXiv 1805.06530, Theorem 8).
+
+**The votes.** They are made of the vector, so all of this holds for them. They also tell less:
+
+*Theorem.* Let ‖u‖, ‖v‖ ≤ R·b, η(x) = log Φ(x) − log Φ(−x) and f = (η(R)/(2·R))². The Rényi
+divergence of order α > 1 of the votes of u from those of v is at most α/2·f·(‖u‖ + ‖v‖)²/b², and
+so at most α/2·f·Δ²/b², f times that of Gaussian vectors Δ apart. By ‖u‖ ≤ C, R = 1/σ; f is 2/π for
+R = 0, 0.65 for 1/2, 0.70 for 1.
+
+*Proof.* Vote j is a Bernoulli variable of natural parameter η(u_j/b). With A(η) = log(1 + e^η) and
+g(t) = A(η₀ + t·(η₁ − η₀)), the divergence of two of them is
+[g(α) − α·g(1) + (α − 1)·g(0)]/(α − 1). As A'' ≤ 1/4, h(t) = (η₁ − η₀)²·t²/8 − g(t) is convex, and
+with t = 1 between 0 and α, α·h(1) ≤ h(α) + (α − 1)·h(0). So the divergence is at most α·(η₁ −
+η₀)²/8. The coordinates' noise is independent, and their divergences add up: to α/8·‖η(u/b) −
+η(v/b)‖². η is odd, and its slope φ(x)/(Φ(x)·Φ(−x)) is the sum of the normal distribution's hazard
+rates at x and −x, which are convex (Sampford, 1953): the slope grows with |x|, so does η(x)/x, and
+|η(x)| ≤ |x|·η(R)/R for |x| ≤ R. Hence ‖η(u/b) − η(v/b)‖ ≤ (‖u‖ + ‖v‖)/b·η(R)/R. ∎
+
+With many coordinates that are alike, u = −v and much noise the bound is the truth.
+
+Divergences of answers that depend on those before add up, too (Mironov, arXiv 1702.07476,
+Proposition 1), and are turned into ε by Canonne, Kamath and Steinke (arXiv 2004.00010,
+Proposition 12). That loses what an exact law would keep, so that ε of votes is the lesser of both
+bounds.
+
+Votes of another law are bounded in this way by Chen, Özgür and Kairouz (arXiv 2207.09916), for
+whoever sees their sum alone; this is for whoever sees each.
+
+**Sampling.** A server knows whom it asks, and against it sampling hides nothing. Against who sees
+the models alone it does; see `fedmedian.privacy.amplification`.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import exp, expm1, inf, log, log1p, pi, sqrt
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy.optimize import brentq, minimize_scalar
+from scipy.special import log_ndtr
+
+from fedmedian.checks import require_choice, require_integer, require_real
+from fedmedian.privacy.amplification import epsilon_of_divergences, sampled_divergences
+from fedmedian.wire.scalars import PayloadKind
+
+__all__ = ["Draw", "Mechanism", "PrivacyBudget", "noise_multiplier_for"]
+
+Relation = Literal["replace", "zero"]
+"""What is to be hidden: which update it was, of any two; or whether it was one, or zero."""
+
+LEAST_MULTIPLIER = 0.2
+"""The noise multiplier below which rounding counts; see `fedmedian.kernels.encoding`."""
+
+MOST_ANSWERS = 2**63 - 1
+"""The largest number of answers that is counted, as in a record of Flower's."""
+
+_ROUNDING = 1e-5
+"""A part of the noise that is not counted on: norms, rotations and scales are of float32."""
+
+_LARGEST_MU = 1e3
+"""The μ from which a simple bound of ε will do."""
+
+
+@dataclass(frozen=True)
+class PrivacyBudget:
+    """The most that a run's answers may tell a server about a client's update.
+
+    Against a server, which knows whom it asks, each client is taken to answer in every round.
+    Against those who see the models alone a server that can be trusted may hide whom it has drawn,
+    by `sampling`. What a strategy with a budget has its clients do must be a mechanism, which
+    `fedmedian.strategies.SignSGD.privacy` describes.
+
+    Parameters
+    ----------
+    epsilon : float
+        ε, > 0.
+    delta : float
+        δ, in (0, 1); much less than one over the number of clients.
+    relation : {"replace", "zero"} (default: "replace")
+        What is to be hidden: ``"replace"``, which update it was of any two that the client may
+        have had, as local differential privacy asks; ``"zero"``, whether it was the client's
+        update or zero, which halves the distance.
+    sampling : float (default: 1.0)
+        The largest share of the clients that is drawn in a round, in (0, 1], where nobody that the
+        promise is against learns which: m of n clients are m/n, and m/(n − k) if k of them are
+        among those that it is against. Below 1 the relation must be ``"replace"``, and a round of
+        which a larger share was drawn is not asked. Clients that do not answer hide nobody, and no
+        count of answers is trusted to show how many would: how much is hidden depends on the
+        strategy's `min_replies`, the answers that a round takes. It is most where they are all that
+        are drawn, and with 1 little; for a number in between the share is r/n·C(m, r)^(1/r), more
+        than m/n. The module `amplification` has the proof. That the noise of several clients adds
+        up in the model is not counted: some may add none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or is out of range.
+
+    Examples
+    --------
+    >>> budget = PrivacyBudget(epsilon=8.0, delta=1e-6)
+    """
+
+    epsilon: float
+    delta: float
+    relation: Relation = "replace"
+    sampling: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_real("epsilon", self.epsilon, low=0.0, open_low=True)
+        _require_delta(self.delta)
+        _require_sampling(self.relation, self.sampling)
+
+    def __str__(self) -> str:
+        hidden = "" if self.sampling == 1 else f", a hidden {self.sampling:g} of the clients drawn"
+        start = f"epsilon {self.epsilon:g} at delta {self.delta:g}"
+        return f"{start}, relation {self.relation!r}{hidden}"
+
+
+class Draw(NamedTuple):
+    """How clients of a round were drawn: what the answers of a client tell depends on it.
+
+    Parameters
+    ----------
+    sampling : float (default: 1.0)
+        The share that hides them, see `PrivacyBudget`; 1 if nothing does.
+    min_replies : int (default: 1)
+        The number of answers without which the round keeps the model.
+    """
+
+    sampling: float = 1.0
+    min_replies: int = 1
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a client's answers have told of which of two updates they are of; adds up over them.
+
+    Parameters
+    ----------
+    as_vectors : float (default: 0.0)
+        The sum of Δ²/b², which is μ² of the Gaussian mechanism that all of them are.
+    as_sent : float (default: 0.0)
+        The same with the share in each that its signs have, where those were sent: α/2 times this
+        bounds the Rényi divergence of order α.
+    """
+
+    as_vectors: float = 0.0
+    as_sent: float = 0.0
+
+    @classmethod
+    def by_answer(
+        cls, kind: PayloadKind, noise_multiplier: float, relation: Relation = "replace"
+    ) -> "Told":
+        """Return what one answer tells; infinitely much where rounding counts.
+
+        Parameters
+        ----------
+        kind : {"signs", "vector"}
+            What is sent.
+        noise_multiplier : float
+            σ, > 0.
+        relation : {"replace", "zero"} (default: "replace")
+            See `PrivacyBudget`.
+
+        Returns
+        -------
+        Told
+            What it tells.
+        """
+        if noise_multiplier < LEAST_MULTIPLIER:
+            return cls(inf, inf)
+        reach = 1 / (noise_multiplier * (1 - _ROUNDING))
+        as_vector = (reach * (2 if relation == "replace" else 1)) ** 2
+        share = share_in_votes(reach) if kind == "signs" else 1.0
+        return cls(as_vector, share * as_vector)
+
+    def __add__(self, other: "Told") -> "Told":
+        return Told(self.as_vectors + other.as_vectors, self.as_sent + other.as_sent)
+
+    def __mul__(self, answers: int) -> "Told":
+        return Told(self.as_vectors * answers, self.as_sent * answers)
+
+    def epsilon(self, delta: float) -> float:
+        """Return ε at δ, the lesser of both bounds."""
+        if not 0 < self.as_vectors < inf:
+            return self.as_vectors
+        epsilon = gaussian_epsilon(sqrt(self.as_vectors), delta)
+        if self.as_sent < self.as_vectors:
+            epsilon = min(epsilon, renyi_epsilon(self.as_sent, delta))
+        return epsilon
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """What a client lets out of itself in a round: its clipped update in noise, or the signs of it.
+
+    Parameters
+    ----------
+    clip : float
+        C, the largest L2 norm of an update, > 0.
+    noise_scale : float
+        The Gaussian noise's scale b, in the same units; at least 0.2·C.
+    kind : {"signs", "vector"} (default: "signs")
+        What is sent of the noisy update.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or is out of range.
+
+    Examples
+    --------
+    >>> mechanism = Mechanism(clip=1.0, noise_scale=10.0)
+    >>> mechanism.noise_multiplier
+    10.0
+    >>> f"{mechanism.epsilon(delta=1e-6, rounds=100):.2f}"
+    '8.95'
+    >>> mechanism.rounds_within(PrivacyBudget(epsilon=8.0, delta=1e-6))
+    82
+    """
+
+    clip: float
+    noise_scale: float
+    kind: PayloadKind = "signs"
+
+    def __post_init__(self) -> None:
+        require_real("clip", self.clip, low=0.0, open_low=True)
+        require_real("noise_scale", self.noise_scale, low=LEAST_MULTIPLIER * self.clip)
+        require_choice("kind", self.kind, ("signs", "vector"))
+
+    def __str__(self) -> str:
+        sent = "the signs of" if self.kind == "signs" else "whole"
+        return (
+            f"{sent} updates of norm {self.clip:g} in Gaussian noise of {self.noise_scale:g}, "
+            f"a noise multiplier of {self.noise_multiplier:g}"
+        )
+
+    @property
+    def noise_multiplier(self) -> float:
+        """σ, the noise scale over the largest norm."""
+        return self.noise_scale / self.clip
+
+    def epsilon(
+        self,
+        delta: float,
+        rounds: int = 1,
+        relation: Relation = "replace",
+        sampling: float = 1.0,
+        min_replies: int = 1,
+    ) -> float:
+        """Return ε of a client that has answered a number of times, or may have.
+
+        Parameters
+        ----------
+        delta : float
+            δ, in (0, 1).
+        rounds : int (default: 1)
+            The number of answers, in [0, 2**63); with sampling, of rounds.
+        relation : {"replace", "zero"} (default: "replace")
+            See `PrivacyBudget`.
+        sampling : float (default: 1.0)
+            See `PrivacyBudget`.
+        min_replies : int (default: 1)
+            The number of answers without which a round keeps the model, >= 1; with sampling.
+
+        Returns
+        -------
+        float
+            ε, rounded up.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument has the wrong type or is out of range.
+        """
+        require_integer("rounds", rounds, low=0, high=MOST_ANSWERS)
+        _require_sampling(relation, sampling)
+        require_integer("min_replies", min_replies, low=1)
+        return self.epsilon_of({Draw(sampling, min_replies): rounds}, delta, relation)
+
+    def epsilon_of(
+        self, rounds: Mapping[Draw, int], delta: float, relation: Relation = "replace"
+    ) -> float:
+        """Return ε of a client that may have answered in rounds of several kinds.
+
+        Parameters
+        ----------
+        rounds : mapping of Draw to int
+            The number of rounds of each kind.
+        delta, relation
+            As for `epsilon`.
+
+        Returns
+        -------
+        float
+            ε, rounded up.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument has the wrong type or is out of range.
+        """
+        _require_delta(delta)
+        total = sum(rounds.values())
+        if total == 0:
+            return 0.0
+        told = Told.by_answer(self.kind, self.noise_multiplier, relation)
+        epsilon = (told * total).epsilon(delta)
+        is_sampled = relation == "replace" and any(draw.sampling < 1 for draw in rounds)
+        if is_sampled and 0 < epsilon < inf:
+            divergences = sum(
+                number * sampled_divergences(sqrt(told.as_vectors), told.as_sent, *draw)
+                for draw, number in rounds.items()
+            )
+            epsilon = min(epsilon, epsilon_of_divergences(np.asarray(divergences), delta))
+        return epsilon
+
+    def rounds_within(
+        self,
+        budget: PrivacyBudget,
+        min_replies: int = 1,
+        spent: Mapping[Draw, int] = MappingProxyType({}),
+    ) -> int:
+        """Return the number of rounds that a budget affords a client; it may be 0.
+
+        Parameters
+        ----------
+        budget : PrivacyBudget
+            The budget.
+        min_replies : int (default: 1)
+            As for `epsilon`.
+        spent : mapping of Draw to int (default: none)
+            Rounds before these.
+
+        Returns
+        -------
+        int
+            The largest number of rounds after which ε is within the budget.
+        """
+        draw = Draw(budget.sampling, min_replies)
+
+        def exceeds(rounds: int) -> bool:
+            counts = Counter(spent)
+            counts[draw] += rounds
+            return self.epsilon_of(counts, budget.delta, budget.relation) > budget.epsilon
+
+        if exceeds(0):
+            return 0
+        if not exceeds(MOST_ANSWERS):
+            return MOST_ANSWERS
+        low, high = 0, 1
+        while not exceeds(high):
+            low, high = high, min(2 * high, MOST_ANSWERS)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if exceeds(middle) else (middle, high)
+        return low
+
+
+def noise_multiplier_for(
+    epsilon: float,
+    delta: float,
+    rounds: int,
+    sampling: float = 1.0,
+    *,
+    kind: PayloadKind = "signs",
+    relation: Relation = "replace",
+    min_replies: int = 1,
+) -> float:
+    """Return the least noise multiplier σ with which a client may answer a number of times.
+
+    Parameters
+    ----------
+    epsilon : float
+        ε, > 0.
+    delta : float
+        δ, in (0, 1).
+    rounds : int
+        The number of answers, in [1, 2**63): that of a run's rounds.
+    sampling : float (default: 1.0)
+        The share of the clients that is drawn in a round, in (0, 1], where it stays hidden who: see
+        `PrivacyBudget`. It is no secret to the server, against which it is 1.
+    kind : {"signs", "vector"} (default: "signs")
+        What is sent: "signs" for `SignSGD`, "vector" for `MedianSGD`.
+    relation : {"replace", "zero"} (default: "replace")
+        See `PrivacyBudget`.
+    min_replies : int (default: 1)
+        The strategy's `min_replies`, on which depends what sampling hides: see `PrivacyBudget`.
+
+    Returns
+    -------
+    float
+        σ >= 0.2, to six digits and rounded up: the noise scale is σ times the norm of `Clip`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or is out of range.
+
+    Examples
+    --------
+    >>> sigma = noise_multiplier_for(epsilon=8.0, delta=1e-6, rounds=100)
+    >>> round(sigma, 2)
+    11.0
+    """
+    budget = PrivacyBudget(epsilon, delta, relation, sampling)
+    require_integer("rounds", rounds, low=1, high=MOST_ANSWERS)
+    require_choice("kind", kind, ("signs", "vector"))
+
+    def suffices(multiplier: float) -> bool:
+        mechanism = Mechanism(1.0, multiplier, kind)
+        spent = mechanism.epsilon(delta, rounds, relation, sampling, min_replies)
+        return spent <= budget.epsilon
+
+    low = high = LEAST_MULTIPLIER
+    while not suffices(high):
+        low, high = high, 2 * high
+    while high > low * (1 + 1e-6):
+        # The product of two very large ones is infinite.
+        middle = sqrt(low * high) if high < 1e150 else sqrt(low) * sqrt(high)
+        low, high = (low, middle) if suffices(middle) else (middle, high)
+    return high
+
+
+def gaussian_epsilon(mu: float, delta: float) -> float:
+    """Return ε of a Gaussian mechanism, exactly but for rounding up.
+
+    Parameters
+    ----------
+    mu : float
+        μ, the distance of the two means over the standard deviation, > 0.
+    delta : float
+        δ, in (0, 1).
+
+    Returns
+    -------
+    float
+        The least ε >= 0 with Φ(μ/2 − ε/μ) − e^ε·Φ(−μ/2 − ε/μ) ≤ δ.
+    """
+    # Φ(x) ≤ exp(−x²/2) for x ≤ 0.
+    enough = mu * mu / 2 + mu * sqrt(2 * -log(delta))
+    if mu > _LARGEST_MU:
+        return enough
+
+    def log_excess(epsilon: float) -> float:
+        first, second = log_ndtr([mu / 2 - epsilon / mu, -mu / 2 - epsilon / mu])
+        difference = min(epsilon + float(second) - float(first), -1e-300)
+        return float(first) + log(-expm1(difference)) - log(delta)
+
+    if log_excess(0.0) <= 0:
+        return 0.0
+    return float(brentq(log_excess, 0.0, enough, xtol=1e-12)) * (1 + 1e-9) + 1e-9
+
+
+def renyi_epsilon(energy: float, delta: float) -> float:
+    """Return an ε where the Rényi divergence of every order α > 1 is at most α/2·energy.
+
+    Parameters
+    ----------
+    energy : float
+        The factor, > 0; of a Gaussian mechanism μ².
+    delta : float
+        δ, in (0, 1).
+
+    Returns
+    -------
+    float
+        The least over α of α/2·energy + log(1 − 1/α) − log(α·δ)/(α − 1), found numerically; each
+        is an upper bound.
+    """
+
+    def bound(log_order: float) -> float:
+        excess = exp(log_order)  # α − 1
+        order = 1 + excess
+        return order * energy / 2 - log1p(1 / excess) - (log(delta) + log(order)) / excess
+
+    # The bound α/2·energy − log δ/(α − 1) is least at this α, and this one's least is near.
+    near = (log(2 * -log(delta)) - log(energy)) / 2
+    found = minimize_scalar(bound, bounds=(near - 3, near + 3), method="bounded")
+    return max(0.0, float(found.fun))
+
+
+def share_in_votes(reach: float) -> float:
+    """Return how much of a Gaussian vector's Rényi divergence its signs have at most.
+
+    Parameters
+    ----------
+    reach : float
+        R, the largest norm of an update over the noise scale, >= 0.
+
+    Returns
+    -------
+    float
+        (η(R)/(2·R))², or 1 if that is more; see the module's theorem.
+    """
+    if reach < 1e-6:
+        return 2 / pi * (1 + 1e-9)
+    log_odds = float(log_ndtr(reach)) - float(log_ndtr(-reach))
+    return min(1.0, (log_odds / (2 * reach)) ** 2)
+
+
+def _require_delta(delta: float) -> None:
+    require_real("delta", delta, low=0.0, high=1.0, open_low=True, open_high=True)
+
+
+def _require_sampling(relation: str, sampling: float) -> None:
+    require_choice("relation", relation, ("replace", "zero"))
+    require_real("sampling", sampling, low=0.0, high=1.0, open_low=True)
+    if sampling < 1 and relation != "replace":
+        raise ValueError(f"relation must be 'replace' with sampling={sampling!r}, got {relation!r}")

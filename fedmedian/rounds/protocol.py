@@ -1,0 +1,452 @@
+"""The protocol of a round, free of Flower: ask the clients, hear their replies, move the model.
+
+The strategies of both APIs translate Flower's messages for it; what a round is stands here.
+"""
+
+import gc
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from fedmedian.aggregators.diagnostics import Report
+from fedmedian.logs import warn
+from fedmedian.model.layout import Arrays
+from fedmedian.privacy.accounting import Mechanism
+from fedmedian.randomness import seeded_sampling
+from fedmedian.rounds.core import Core, Model, NoStepError
+from fedmedian.rounds.first_look import doubts
+from fedmedian.rounds.journal import Journal
+from fedmedian.rounds.ledger import Ledger
+from fedmedian.rounds.mechanism import NoMechanism
+from fedmedian.rounds.metrics import with_usual_metrics
+from fedmedian.rounds.roster import Hearing, Roster
+from fedmedian.rounds.screening import (
+    Answer,
+    AnyReply,
+    CohortRule,
+    Node,
+    Reply,
+    Source,
+    one_reply_per_node,
+)
+from fedmedian.rounds.watch import RunFailedError, Watch, describe_round
+from fedmedian.steps.instruction import Instruction
+from fedmedian.steps.payload import MOST_ARRAYS
+
+_LOGGER = logging.getLogger("flwr")
+
+Received = TypeVar("Received")
+
+
+@contextmanager
+def paused_collector() -> Iterator[None]:
+    """Keep Python's cyclic garbage collector away from a round's replies while they are heard.
+
+    They are many small objects in no cycles, which it would look at again and again: a fifth of
+    the time of a round of ten thousand clients.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@dataclass(frozen=True)
+class Said(Generic[Source]):
+    """The content of a reply to training, not yet judged.
+
+    Parameters
+    ----------
+    arrays : mapping of str to array
+        Its arrays.
+    scalars : mapping or None
+        The scalars of the payload in it; None for plain weights.
+    num_examples : float
+        The client's weight, > 0.
+    metrics : mapping
+        The client's own metrics.
+    source : object
+        The reply as Flower's API has it.
+    """
+
+    arrays: Arrays
+    scalars: Mapping[str, Any] | None
+    num_examples: float
+    metrics: Mapping[str, Any]
+    source: Source
+
+
+@dataclass(frozen=True)
+class Heard(Generic[Source]):
+    """The outcome of a round.
+
+    Parameters
+    ----------
+    model : dict of str to array or None
+        The new model; None if it is the one from before the round.
+    report : dict
+        What to report about the round.
+    usual : list of Answer
+        The accepted answers whose metrics can be aggregated.
+    asked : int
+        The number of clients that were asked.
+    reasons : list of str or Exception
+        Why replies were not used or did not come, one for each.
+    no_step : str
+        Why there is no new model, if there is none.
+    answers : list of Answer
+        The accepted answers.
+    """
+
+    model: Model | None
+    report: Report
+    usual: list[Answer[Source]]
+    asked: int
+    reasons: list[str | Exception]
+    no_step: str
+    answers: list[Answer[Source]]
+
+
+class RoundProtocol:
+    """The rounds of a run.
+
+    Parameters
+    ----------
+    core : Core
+        The strategy's own work.
+    rules : CohortRule
+        The rules by which replies are judged together, in training and in evaluation, after
+        "one reply per node that was asked". Those of the settings follow, in training alone.
+    ledger : Ledger, optional
+        The account of the privacy budget, if there is one.
+    """
+
+    def __init__(self, core: Core, *rules: CohortRule, ledger: Ledger | None = None) -> None:
+        self.core = core
+        self.journal = Journal(core.settings.checkpoint)
+        self._roster = Roster()
+        self._rules = (one_reply_per_node, *rules)
+        self._watch = Watch(core)
+        self._ledger = ledger
+        self._is_over = False
+        self._is_open = self._is_fresh = False
+        self._has_trained = self._has_evaluated = False
+        self._silent_rounds = 0
+        self._model: Arrays = {}
+
+    def open(self, initial: Arrays | None) -> None:
+        """Begin a run, or resume the one that the checkpoint holds.
+
+        Parameters
+        ----------
+        initial : mapping of str to array, or None
+            The model that the run would begin with, if it is known.
+
+        Raises
+        ------
+        ValueError, RuntimeError, OSError
+            As `Journal.open` and `Ledger.open`.
+        """
+        self._is_open = self._is_fresh = True
+        self._is_over = self._has_trained = self._has_evaluated = False
+        self._silent_rounds, self._model = 0, initial or {}
+        self.journal.open(self.core, initial)
+        if self._ledger is not None:
+            try:
+                self._ledger.open(self.journal.done)
+            except BaseException:
+                self.release()
+                raise
+
+    def release(self) -> None:
+        """Leave the checkpoint's folder to other runs: this one has ended."""
+        self._is_open = False
+        self.journal.release()
+
+    def pass_over(self) -> int:
+        """Take note of a round that has asked nobody to train, and return how many there were."""
+        self._silent_rounds += 1
+        return self._silent_rounds
+
+    def require_somebody(self, drawn: str, *, trains: bool) -> None:
+        """Raise if rounds have asked nobody, and none of the run has asked anybody.
+
+        Parameters
+        ----------
+        drawn : str
+            The arguments that decide how many clients are drawn.
+        trains : bool
+            Whether clients were to be trained; else it is enough that they were asked to evaluate.
+
+        Raises
+        ------
+        RunFailedError
+            If nobody was asked.
+        """
+        has_asked = self._has_trained if trains else self._has_trained or self._has_evaluated
+        if has_asked or self.journal.done or self._is_over or not self._silent_rounds:
+            return
+        raise RunFailedError(
+            f"no client was asked to {'train' if trains else 'do anything'} in "
+            f"{self._silent_rounds} rounds, so that the model is the initial one: {drawn} must "
+            "draw at least one of the connected nodes, a subclass's configure_train must return "
+            "messages, and a privacy budget's sampling must not be less than the share that is "
+            "drawn",
+            self._model,
+        )
+
+    def affordable(self, num_rounds: int) -> int:
+        """Return the number of a run's rounds that its privacy budget affords.
+
+        Raises
+        ------
+        ValueError
+            If it affords none, and none is stored.
+        """
+        if self._ledger is None:
+            return num_rounds
+        last = self.journal.done + self._ledger.rounds_left
+        if last == 0 < num_rounds:
+            raise ValueError(f"the privacy budget is spent: {self._ledger}")
+        return min(num_rounds, last)
+
+    def say_why_it_ends(self, last: int, num_rounds: int) -> None:
+        """Log that a run has ended before its last round, if it has."""
+        if last < num_rounds:
+            warn(
+                "the run ends after round %d of %d: another would exceed the privacy budget, %s",
+                *(last, num_rounds, self._ledger),
+            )
+
+    def describe_privacy(self, mechanism: Mechanism | NoMechanism) -> str | None:
+        """Return what to say at a run's start about privacy; None if there is none."""
+        if isinstance(mechanism, NoMechanism):
+            return None
+        budget = "" if self._ledger is None else f"; budget {self._ledger}"
+        return f"privacy: {mechanism}{budget}"
+
+    def ask(self, server_round: int, model: Arrays) -> Instruction | None:
+        """Begin a round of training.
+
+        Parameters
+        ----------
+        server_round : int
+            The round; 1 starts a run afresh.
+        model : mapping of str to array
+            The model.
+
+        Returns
+        -------
+        Instruction or None
+            What to ask of the clients; None if the checkpoint holds this round already, or the
+            privacy budget does not afford it.
+
+        Raises
+        ------
+        ValueError, RuntimeError, OSError
+            As `open`, which a run that another strategy drives has not called, and as
+            `Journal.require_continuation`.
+        """
+        if not self._is_open or (server_round == 1 and not self._is_fresh):
+            self.open(model)
+            self.journal.warn_of_unseen_rounds()
+        self._is_fresh, self._model = False, model
+        if server_round <= self.journal.done:
+            return None
+        self.journal.require_continuation(model)
+        if server_round == 1:
+            self._roster, self._watch = Roster(), Watch(self.core)
+        if self._ledger is not None and not self._ledger.rounds_left:
+            if not self._is_over:
+                warn(
+                    "nobody is asked from round %d on: another answer would exceed the privacy "
+                    "budget, %s",
+                    *(server_round, self._ledger),
+                )
+            self._is_over = True
+            return None
+        instruction = self.core.begin(server_round, model)
+        if server_round == self.journal.done + 1:
+            for doubt in doubts(self.core.current, tuple(self.core.settings.exact)):
+                warn("%s", doubt)
+        return instruction
+
+    def may_ask(self, drawn: int, present: int) -> bool:
+        """Decide whether the clients that were drawn are asked, and charge the budget if so.
+
+        Parameters
+        ----------
+        drawn : int
+            The number of clients that were drawn.
+        present : int
+            The number of connected clients that they were drawn from.
+
+        Returns
+        -------
+        bool
+            Whether they may be asked.
+
+        Raises
+        ------
+        ValueError
+            As `Ledger.spend`.
+        """
+        if self._ledger is None or not drawn:
+            return drawn > 0
+        if not self._ledger.is_hidden(drawn, present):
+            return False
+        self._ledger.spend(self.core.current)
+        return True
+
+    def sampling(self, server_round: int) -> AbstractContextManager[None]:
+        """Return a context in which Flower samples nodes as the seed says."""
+        return seeded_sampling(self.core.settings.seed, server_round)
+
+    @property
+    def most_arrays(self) -> int:
+        """The number of arrays that a reply to training can have: the model's, or a payload's."""
+        return max(len(self.core.current.layout.specs), MOST_ARRAYS)
+
+    def hear(
+        self,
+        asked: Collection[Node],
+        replies: Iterable[tuple[Node, Received]],
+        read: Callable[[Received], Said[Source]],
+        failures: Sequence[str] = (),
+    ) -> Heard[Source]:
+        """Make a step of the replies to training that can be used.
+
+        Parameters
+        ----------
+        asked : collection of int or str
+            The nodes that were asked.
+        replies : iterable of (int or str, object)
+            The nodes that have replied, each with its reply as Flower's API has it.
+        read : callable
+            Reads such a reply, or raises.
+        failures : sequence of str
+            Why clients have not replied, as far as that is known.
+
+        Returns
+        -------
+        Heard
+            The new model, and what to report. `end` is to be told how it was reported.
+
+        Raises
+        ------
+        RuntimeError
+            If no round has begun.
+        """
+        core = self.core
+        self._has_trained = True
+        hearing = Hearing("aggregate_train", asked, self._roster, failures)
+        answers = []
+        for node, reply in replies:
+            with hearing.reply_of(node):
+                said = read(reply)
+                payload = core.read(said.arrays, said.scalars)
+                self._roster.learn(node, payload.partition)
+                answer = Answer(node, said.num_examples, said.metrics, said.source, payload)
+                answers.append(answer)
+        rules = (*self._rules, *core.settings.cohort_rules)
+        kept, counts = hearing.judge(core.current.number, answers, rules)
+        report: Report = {**counts}
+        if self._ledger is not None:
+            report |= self._ledger.report
+            self._ledger.look_at(answers)
+        model, reason = None, ""
+        try:
+            step, own = core.finish(kept)
+            report |= own
+            model = core.move(step)
+        except NoStepError as error:
+            reason = str(error)
+            warn("round %d keeps the model as it is: %s", core.current.number, reason)
+        usual = self._with_usual_metrics(kept)
+        return Heard(model, report, usual, len(asked), hearing.reasons, reason, kept)
+
+    def end(
+        self, heard: Heard[Any], sizes: Mapping[str, float], own: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """End a round of training: store it, and what was reported of it, if it is time to.
+
+        Parameters
+        ----------
+        heard : Heard
+            The outcome of the round.
+        sizes : mapping of str to float
+            ``uplink-bytes`` and ``downlink-bytes``.
+        own : mapping
+            The clients' own metrics, aggregated. None of them takes the place of a measurement.
+
+        Returns
+        -------
+        dict
+            All metrics of the round.
+
+        Raises
+        ------
+        RunFailedError
+            If the run is lost; see `fedmedian.rounds.watch.Watch`.
+        """
+        current, report = self.core.current, {**heard.report, **sizes}
+        metrics = {**own, **report}
+        self.journal.note("train", current.number, metrics)
+        self.journal.end_round(self.core, heard.model)
+        answers = {self._roster.name(answer.node): answer.payload for answer in heard.answers}
+        # Not the clients' metrics: they may have the names of ours, and hold anything.
+        self._watch.see(heard.asked, heard.reasons, report, heard.no_step, answers)
+        return metrics
+
+    def count(self, up: float, with_fedavg: float, down: float) -> None:
+        """Count the bytes of a round of training or evaluation; see `Watch.count`."""
+        self._watch.count(up, with_fedavg, down)
+
+    def say_totals(self) -> None:
+        """Log what the run has sent, once it has ended."""
+        self._watch.say_totals()
+
+    def hear_evaluation(
+        self,
+        server_round: int,
+        asked: Collection[Node],
+        replies: Iterable[tuple[Node, Received]],
+        read: Callable[[Node, Received], Reply[Source]],
+        sizes: Mapping[str, float] | None = None,
+        failures: Sequence[str] = (),
+    ) -> list[Reply[Source]]:
+        """Return the replies to evaluation whose metrics can be aggregated.
+
+        Parameters
+        ----------
+        server_round : int
+            The round.
+        asked, replies, read
+            As for `hear`.
+        sizes : mapping of str to float, optional
+            ``uplink-bytes`` and ``downlink-bytes``, as far as they are known, for the log.
+        failures : sequence of str
+            As for `hear`.
+
+        Returns
+        -------
+        list of Reply
+            The replies.
+        """
+        self._has_evaluated = True
+        hearing = Hearing("aggregate_evaluate", asked, self._roster, failures)
+        read_ones = []
+        for node, reply in replies:
+            with hearing.reply_of(node):
+                read_ones.append(read(node, reply))
+        kept, counts = hearing.judge(server_round, read_ones, self._rules)
+        _LOGGER.info("aggregate_evaluate: %s", describe_round({**counts, **(sizes or {})}))
+        return self._with_usual_metrics(kept)
+
+    def _with_usual_metrics(self, replies: list[AnyReply]) -> list[AnyReply]:
+        return with_usual_metrics(replies, self._roster.name)

@@ -1,0 +1,139 @@
+"""The nodes of a run, and what becomes of their replies: no client can end a run."""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+
+from fedmedian.logs import text_of, warn
+from fedmedian.rounds.screening import AnyReply, Cohort, CohortRule, Node
+
+NO_REPLY = "no reply"
+"""The reason of a node that has not replied, where no other is known."""
+
+
+class Roster:
+    """The nodes by name, with their partitions once replies have told.
+
+    Nobody proves whose partition it is: the first claim of a node and of a partition stands, so
+    that no node goes by the name of another.
+    """
+
+    def __init__(self) -> None:
+        self._partition_of: dict[Node, int | None] = {}
+        self._node_of: dict[int, Node] = {}
+
+    def learn(self, node: Node, partition: int | None) -> None:
+        """Remember a node's partition, if it has told one that no other node has claimed."""
+        if partition is None or node in self._partition_of:
+            return
+        owner = self._node_of.setdefault(partition, node)
+        if owner == node:
+            self._partition_of[node] = partition
+        else:
+            self._partition_of[node] = None
+            warn("node %s claims partition %d, as node %s has done before", node, partition, owner)
+
+    def name(self, node: Node) -> str:
+        """Return the name of a node in the log."""
+        partition = self._partition_of.get(node)
+        return f"node {node}" if partition is None else f"node {node} (partition {partition})"
+
+
+class Hearing:
+    """The replies to one question: which can be used, and why the others cannot.
+
+    Parameters
+    ----------
+    phase : str
+        The beginning of what is logged.
+    asked : collection of int or str
+        The nodes that were asked.
+    roster : Roster
+        Their names.
+    failures : sequence of str
+        Why nodes have not replied, as far as that is known.
+
+    Attributes
+    ----------
+    reasons : list of str or Exception
+        Why replies cannot be used, or did not come: one for each, once they are judged.
+    """
+
+    def __init__(
+        self, phase: str, asked: Collection[Node], roster: Roster, failures: Sequence[str] = ()
+    ) -> None:
+        self._phase = phase
+        self._asked = asked
+        self._roster = roster
+        self._failures = failures
+        self._heard: set[Node] = set()
+        self._rejected: dict[str, list[Node]] = {}
+        self.reasons: list[str | Exception] = []
+
+    @contextmanager
+    def reply_of(self, node: Node) -> Iterator[None]:
+        """Reject a node's reply if reading it, in this context, raises."""
+        self._heard.add(node)
+        try:
+            yield
+        # Whatever a client sends, it must not end the run.
+        except Exception as error:
+            self._reject(node, error)
+
+    def judge(
+        self, server_round: int, replies: Sequence[AnyReply], rules: Sequence[CohortRule]
+    ) -> tuple[list[AnyReply], dict[str, int]]:
+        """Apply the rules to the replies that could be read, one rule after the other.
+
+        Parameters
+        ----------
+        server_round : int
+            The round.
+        replies : sequence of Reply
+            What was read.
+        rules : sequence of CohortRule
+            The rules.
+
+        Returns
+        -------
+        kept : list of Reply
+            The replies that no rule refuses.
+        counts : dict
+            The numbers of replies accepted, rejected and missing, for the round's report.
+        """
+        missing = [node for node in self._asked if node not in self._heard]
+        kept = list(replies)
+        for rule in rules:
+            cohort = Cohort(server_round, self._asked, kept, len(self.reasons), len(missing))
+            refused = rule(cohort)
+            for index, reason in refused.items():
+                self._reject(kept[index].node, reason)
+            kept = [reply for index, reply in enumerate(kept) if index not in refused]
+        counts = {
+            "replies-accepted": len(kept),
+            "replies-rejected": len(self.reasons),
+            "replies-missing": len(missing),
+        }
+        self._say_who_is_out(missing)
+        unknown = [NO_REPLY] * (len(missing) - len(self._failures))
+        self.reasons += [*self._failures, *unknown]
+        return kept, counts
+
+    def _reject(self, node: Node, reason: str | Exception) -> None:
+        self._rejected.setdefault(text_of(reason), []).append(node)
+        self.reasons.append(reason)
+
+    def _say_who_is_out(self, missing: list[Node]) -> None:
+        """Log the nodes without a usable reply, in one line for all that have the same reason."""
+        if missing:
+            # They may be the nodes that have replied that they failed.
+            what = "no usable reply" if self._failures else NO_REPLY
+            self._say(f"{what} from {{}}", f"{what} from %d nodes: {{}}", missing)
+        for reason, nodes in self._rejected.items():
+            self._say("dropped the reply of {}: %s", "dropped %d replies, of {}: %s", nodes, reason)
+
+    def _say(self, of_one: str, of_many: str, nodes: list[Node], *words: object) -> None:
+        # A word of the log is cut where it is too long, and no node may be lost: each is a word.
+        template = (of_one if len(nodes) == 1 else of_many).format(", ".join(["%s"] * len(nodes)))
+        names = map(self._roster.name, nodes)
+        count = [] if len(nodes) == 1 else [len(nodes)]
+        warn(f"%s: {template}", self._phase, *count, *names, *words)

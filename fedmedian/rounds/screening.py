@@ -1,0 +1,116 @@
+"""A round's answers as a whole, and the rules by which some of them are refused together."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from fedmedian.logs import shown
+from fedmedian.steps.payload import Payload
+
+Source = TypeVar("Source")
+
+Node = int | str
+"""A node's id, or the older API's name of a client."""
+
+
+@dataclass(frozen=True)
+class Reply(Generic[Source]):
+    """A reply that can be used as far as it can be judged by itself.
+
+    Parameters
+    ----------
+    node : int or str
+        The node that it comes from.
+    num_examples : float
+        The client's weight, > 0.
+    metrics : mapping
+        The client's own metrics.
+    source : object
+        The reply as Flower's API has it.
+    """
+
+    node: Node
+    num_examples: float
+    metrics: Mapping[str, Any]
+    source: Source
+
+
+@dataclass(frozen=True)
+class Answer(Reply[Source]):
+    """A reply to training.
+
+    Parameters
+    ----------
+    payload : Payload
+        The client's answer.
+    """
+
+    payload: Payload
+
+    @property
+    def key(self) -> tuple[float, bytes, str]:
+        """The key to sort by: metrics, which may hold times, only where all else is equal."""
+        digest = blake2b()
+        payload = self.payload
+        for part in (payload.body, payload.exact, payload.scales, payload.magnitudes):
+            digest.update(np.ascontiguousarray(part).data)
+        return self.num_examples, digest.digest(), shown(self.metrics, most=_LONGEST_METRICS)
+
+
+_LONGEST_METRICS = 10_000
+"""The number of characters of a reply's metrics that its place in an order depends on."""
+
+AnyReply = TypeVar("AnyReply", bound=Reply[Any])
+
+
+@dataclass(frozen=True)
+class Cohort(Generic[AnyReply]):
+    """A round's usable replies, before they are aggregated.
+
+    Parameters
+    ----------
+    server_round : int
+        The round.
+    asked : collection of int or str
+        The nodes that were asked.
+    replies : sequence of Reply
+        The replies that can be used, each by itself: `Answer` in training.
+    rejected : int
+        The number of those that cannot.
+    missing : int
+        The number of nodes that were asked and did not reply.
+    """
+
+    server_round: int
+    asked: Collection[Node]
+    replies: Sequence[AnyReply]
+    rejected: int
+    missing: int
+
+
+CohortRule = Callable[[Cohort[Any]], Mapping[int, str]]
+"""Returns the replies to refuse, by their index in the cohort, each with the reason."""
+
+
+def one_reply_per_node(cohort: Cohort[Any]) -> dict[int, str]:
+    """Refuse replies of nodes that were not asked, and all but the first reply of a node."""
+    refused: dict[int, str] = {}
+    heard: set[Node] = set()
+    asked = set(cohort.asked)
+    for index, reply in enumerate(cohort.replies):
+        if reply.node not in asked:
+            refused[index] = "it was not asked"
+        elif reply.node in heard:
+            refused[index] = "it has replied already"
+        heard.add(reply.node)
+    return refused
+
+
+def all_or_none(cohort: Cohort[Any]) -> dict[int, str]:
+    """Refuse every reply if one cannot be used or is missing."""
+    if not (cohort.rejected or cohort.missing):
+        return {}
+    return dict.fromkeys(range(len(cohort.replies)), "others failed, and accept_failures is False")

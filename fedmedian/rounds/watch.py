@@ -1,0 +1,335 @@
+"""What a person should hear of a run: a line for each round, a warning where one is due, an end."""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmedian.logs import as_line, warn
+from fedmedian.model.layout import Arrays
+from fedmedian.rounds.core import Core, PlainWeightsError, Round
+from fedmedian.steps.client_steps import AddNoise, Measure, Rotation
+from fedmedian.steps.payload import Payload
+
+_LOGGER = logging.getLogger("flwr")
+
+RUNAWAY = 10.0
+"""The growth of a noise scale since its first rounds at which it has run away."""
+
+_FIRST_ROUNDS = 10
+"""The rounds of a noise scale with whose largest later ones are compared.
+
+What starts at zero, or trains at a rate that warms up, moves little at first.
+"""
+
+STILL_ROUNDS = 3
+"""A client that has sent no update in so many rounds, from its first on, is worth a warning."""
+
+_START = 4096
+
+# The older API passes on the text of an error reply alone, without its code.
+_IN_ERROR_REPLY = r"(^error \d+: |\(reason: )"
+
+_REMEDIES = (
+    (
+        _IN_ERROR_REPLY + ".* expects the keys in the ArrayRecord",
+        "as where perturb is not the first of its ClientApp's mods",
+    ),
+    (
+        _IN_ERROR_REPLY + ".* requires the key 'clipping_norm'",
+        'pass train_config=ConfigRecord({"clipping_norm": 1.0}) to start, or in the older API let '
+        "on_fit_config_fn return it",
+    ),
+    (
+        _IN_ERROR_REPLY + ".*KeyError.*fitins.parameters",
+        "its clients are NumPyClients: numpy_clients=True",
+    ),
+    (
+        "(update of array|vector|array) .*holds NaN or infinity|"
+        "^(scales|magnitudes) must be from 0 to ",
+        "training diverges there; a smaller learning rate of theirs helps",
+    ),
+    ("^no reply$", "are the nodes up, and is the timeout long enough?"),
+    (
+        "(instruction|payload) is of version",
+        "server and clients need the same release of fedmedian",
+    ),
+    # Of an exception in the app, which Flower logs where it is raised.
+    (
+        r"^error [12]: |\(reason: (<class '|An exception was raised|(?!Error: )[A-Z]\w*: )",
+        "the clients' own log has more",
+    ),
+)
+"""Patterns of reasons, each with what helps; the first that is found counts."""
+
+
+class RunFailedError(RuntimeError):
+    """A run whose rounds fail one after the other: going on would look like success.
+
+    Parameters
+    ----------
+    message : str
+        The rounds, the commonest reason, and what helps.
+    arrays : mapping of str to array
+        The model.
+
+    Attributes
+    ----------
+    arrays : mapping of str to array
+        The model of the last round that has made one, or the initial model.
+    """
+
+    def __init__(self, message: str, arrays: Arrays) -> None:
+        super().__init__(message)
+        self.arrays = arrays
+
+    def __reduce__(self) -> tuple[type["RunFailedError"], tuple[str, Arrays]]:
+        """Let the error travel between processes, as from a worker of a pool, with its model."""
+        return type(self), (str(self), self.arrays)
+
+
+class Watch:
+    """Looks at each round of a run when it has ended.
+
+    Parameters
+    ----------
+    core : Core
+        The strategy's own work.
+    """
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._said = set[str]()
+        self._failed: list[int] = []
+        self._reasons = Counter[str]()
+        self._first_scales = np.zeros(0)
+        self._rounds_scaled = np.zeros(0, int)
+        self._rounds = 0
+        self._moved = set[str]()
+        self._rounds_still = Counter[str]()
+        self._rounds_seen = 0
+        self._up = self._down = self._up_with_fedavg = 0.0
+
+    def see(
+        self,
+        asked: int,
+        refused: Sequence[str | Exception],
+        metrics: Mapping[str, Any],
+        no_step: str,
+        answers: Mapping[str, Payload],
+    ) -> None:
+        """Look at a round: log its line, warn once of each thing that is wrong, end a lost run.
+
+        Parameters
+        ----------
+        asked : int
+            The number of clients that were asked.
+        refused : sequence of str or Exception
+            The reasons why replies were not used or did not come, one for each.
+        metrics : mapping
+            The round's report and metrics.
+        no_step : str
+            Why there is no new model; empty if there is one.
+        answers : mapping of str to Payload
+            The accepted answers, by the names of their nodes.
+
+        Raises
+        ------
+        RunFailedError
+            If there has been none for `max_failed_rounds` rounds, or all clients of the first
+            round have sent plain weights that cannot be used.
+        """
+        current = self._core.current
+        _LOGGER.info("aggregate_train: %s", describe_round(metrics))
+        self._rounds += 1
+        reasons = Counter(map(as_line, refused))
+        for reason, count in reasons.items():
+            if 2 * count > asked:
+                self._warn_once(
+                    f"reason: {reason}",  # no client's words are another warning's key
+                    "round %d: %d of %d replies are lost for one reason: %s%s",
+                    # The log cuts a long word, and the remedy is not to be lost by that.
+                    *(current.number, count, asked, reason, _remedy_of(reason)),
+                )
+        if not no_step:
+            self._failed, self._reasons = [], Counter()
+            self._look_at_cohort(int(metrics["replies-accepted"]))
+            self._look_at_scales(np.asarray(metrics.get("noise-scale", ())))
+            self._look_at_updates(answers)
+            return
+        self._failed.append(current.number)
+        self._reasons += reasons
+        never_moved = current.number == len(self._failed)
+        plain = bool(refused) and all(isinstance(one, PlainWeightsError) for one in refused)
+        # One client's plain weights say nothing about the app that the others run.
+        plain = plain and not metrics["replies-accepted"] and asked > 1
+        if (plain and never_moved) or len(self._failed) == self._core.settings.max_failed_rounds:
+            raise RunFailedError(self._failure(no_step), current.arrays)
+
+    def count(self, up: float, with_fedavg: float, down: float) -> None:
+        """Count the bytes of a round of training or evaluation.
+
+        Parameters
+        ----------
+        up : float
+            Those of all replies.
+        with_fedavg : float
+            Those that they would take from FedAvg's clients.
+        down : float
+            Those of all messages to the clients.
+        """
+        self._up += up
+        self._up_with_fedavg += with_fedavg
+        self._down += down
+
+    def say_totals(self) -> None:
+        """Log the bytes of the run, beside those of a run with FedAvg."""
+        if self._up:
+            _LOGGER.info(
+                "training and evaluation took %s up and %s down in %d rounds; FedAvg's clients "
+                "would have sent about %s up, %.1f times as much",
+                *(_in_units(self._up), _in_units(self._down), self._rounds),
+                *(_in_units(self._up_with_fedavg), self._up_with_fedavg / self._up),
+            )
+
+    def _failure(self, no_step: str) -> str:
+        first, last, number = self._failed[0], self._failed[-1], len(self._failed)
+        rounds = f"round {first} has" if number == 1 else f"rounds {first} to {last} have"
+        if not self._reasons:
+            return f"{rounds} made no new model: {no_step}"
+        (reason, count), total = self._reasons.most_common(1)[0], self._reasons.total()
+        return (
+            f"{rounds} made no new model; the commonest reason, of {count} in {total} replies: "
+            f"{reason}{_remedy_of(reason)}"
+        )
+
+    def _look_at_cohort(self, accepted: int) -> None:
+        few, cost = self._core.cost_of_few
+        if accepted <= few:
+            clients = "1 client" if accepted == 1 else f"{accepted} clients"
+            self._warn_once("few", "replies of %s in a round: %s", clients, cost)
+
+    def _look_at_scales(self, scales: NDArray[np.float64]) -> None:
+        if self._first_scales.shape != scales.shape:
+            self._first_scales = np.zeros_like(scales)
+            self._rounds_scaled = np.zeros(scales.shape, int)
+        self._rounds_scaled += scales > 0
+        is_first = self._rounds_scaled <= _FIRST_ROUNDS
+        np.maximum(self._first_scales, scales, out=self._first_scales, where=is_first)
+        growth = scales / np.where(self._first_scales > 0, self._first_scales, 1)
+        if growth.size and growth.max() >= RUNAWAY:
+            block = int(growth.argmax())
+            self._warn_once(
+                "scales",
+                "the noise scale of %s has grown to %s times that of its first rounds: clients' "
+                "updates of it do not shrink, as where they keep an array to themselves and send "
+                "it all the same; leave such arrays out of the model that is sent, or let clients "
+                "train less in a round",
+                *(self._name_of_block(block), f"{growth.max():.0f}"),
+            )
+
+    def _look_at_updates(self, answers: Mapping[str, Payload]) -> None:
+        current = self._core.current
+        moved = _who_has_moved(answers, current)
+        # What clients did before a run was resumed is not known.
+        if moved is None or self._rounds != current.number:
+            return
+        self._moved |= moved
+        self._rounds_still.update(answers.keys() - moved)
+        self._rounds_seen += 1
+        still = [name for name in answers if name not in self._moved]
+        if moved:
+            still = [name for name in still if self._rounds_still[name] >= STILL_ROUNDS]
+        # Clients return a finished model as it is, too, but then some have moved it before.
+        elif self._moved or self._rounds_seen < STILL_ROUNDS:
+            return
+        if still:
+            slots = ", ".join(["%s"] * len(still))
+            self._warn_once(
+                "still",
+                f"%d of %d clients ({slots}) have returned the model as it was sent to them in all "
+                "rounds so far, as if they did not train: check that their app trains the model "
+                "that it was sent, and returns its weights from after training",
+                *(len(still), len(answers), *still),
+            )
+
+    def _name_of_block(self, block: int) -> str:
+        current = self._core.current
+        flat, rotation = current.layout.flat, current.instruction.find(Rotation)
+        groups = (
+            [[index] for index in range(len(flat))]
+            if rotation is None
+            else rotation.groups(current.layout.blocks)
+        )
+        if len(groups) != len(current.blocks):  # a custom step makes others
+            return f"block {block}"
+        first, *others = [repr(flat[index].name) for index in groups[block]]
+        if not others:
+            return f"array {first}"
+        more = f" and {len(others) - 2} more" if len(others) > 2 else ""
+        return f"arrays {', '.join([first, *others[:2]])}{more}"
+
+    def _warn_once(self, key: str, template: str, *words: object) -> None:
+        if key not in self._said:
+            self._said.add(key)
+            warn(template, *words)
+
+
+def describe_round(metrics: Mapping[str, Any]) -> str:
+    """Return a round's line in the log: replies, ε, signal to noise, margin and bytes."""
+    replies = (
+        f"accepted {metrics['replies-accepted']} replies, dropped {metrics['replies-rejected']}"
+    )
+    if missing := metrics["replies-missing"]:
+        replies += f", missing {missing}"
+    quality = [
+        f"{name} {metrics[key]:.3g}"
+        for key, name in (("signal-to-noise", "signal to noise"), ("margin", "margin"))
+        if key in metrics
+    ]
+    size = [
+        f"{metrics[key]:,.0f} bytes {name}"
+        for key, name in (("uplink-bytes", "up"), ("downlink-bytes", "down"))
+        if key in metrics
+    ]
+    spent = f"epsilon {metrics['epsilon']:.3g}" if "epsilon" in metrics else ""
+    parts = [replies, spent, ", ".join(quality), " and ".join(size) + " per client" if size else ""]
+    return "; ".join(part for part in parts if part)
+
+
+def _who_has_moved(answers: Mapping[str, Payload], current: Round) -> set[str] | None:
+    """Return the names of clients whose update is not zero; None where that cannot be seen."""
+    instruction, flat = current.instruction, current.layout.flat
+    # An array that is not finite is never moved.
+    can_move = any(np.isfinite(current.arrays[spec.name]).all() for spec in flat)
+    if current.blocks.dim == 0 or not can_move:
+        return None
+    if instruction.find(Measure) is not None:
+        return {name for name, payload in answers.items() if payload.magnitudes.any()}
+    if instruction.kind == "vector" and instruction.find(AddNoise) is None:
+        # The first entries nearly always do.
+        return {
+            name
+            for name, payload in answers.items()
+            if payload.body[:_START].any() or payload.body.any()
+        }
+    return None
+
+
+def _in_units(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def _remedy_of(reason: str) -> str:
+    """Return what helps, in parentheses; nothing if that is not known."""
+    found = (remedy for pattern, remedy in _REMEDIES if re.search(pattern, reason))
+    return "".join(f" ({remedy})" for remedy in islice(found, 1))

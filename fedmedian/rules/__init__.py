@@ -1,0 +1,1 @@
+"""Noise, scales, optimizers, schedules and trust: frozen values with their state outside."""

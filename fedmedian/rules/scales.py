@@ -1,0 +1,283 @@
+"""Scale rules: the size of the clients' noise, per block and round.
+
+A rule is a value, not a state: the strategy keeps the scales in force and asks the rule for the
+next ones. Scales and magnitudes are float64 vectors with one entry per block.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmedian.checks import require_choice, require_integer, require_real
+from fedmedian.rules.trust import PROPORTION, agreed_size
+from fedmedian.wire.scalars import LARGEST, PayloadKind
+
+Magnitude = Literal["rms", "max"]
+"""The measure of a block of an update: root mean square, or largest absolute entry."""
+
+Scales = NDArray[np.float64] | None
+"""The noise scale of each block, (L,); None where each client is to choose its own."""
+
+
+class ScaleRule(ABC):
+    """A rule by which the noise scale b follows from what the server knows."""
+
+    magnitude: Magnitude | None = None
+    """The magnitude that clients report for each block; None for a rule that needs none."""
+
+    tops_up: ClassVar[bool] = False
+    """Whether the noise tops updates up to the scale, instead of having it."""
+
+    @property
+    def own_factor(self) -> float:
+        """A client that chooses its own scale takes `own_factor` times its magnitude."""
+        return 1.0
+
+    @abstractmethod
+    def first(self, num_blocks: int, kind: PayloadKind) -> Scales:
+        """Return the first round's scales, or None where each client is to choose its own."""
+
+    def following(self, scales: Scales, magnitudes: NDArray[np.float64]) -> Scales:
+        """Return the next round's scales; without adaptation those in force.
+
+        Parameters
+        ----------
+        scales : (L,) float64 or None
+            The scales in force; None after a round in which each client chose its own.
+        magnitudes : (M, L) float64
+            What the accepted clients reported, finite and not negative, M >= 1.
+
+        Returns
+        -------
+        (L,) float64 or None
+            The scales, never negative, infinite or NaN.
+        """
+        return scales
+
+    def learning_rate(self, kind: PayloadKind) -> float | None:
+        """Return the server's step δ that a theorem gives with these scales; None without one."""
+        return None
+
+
+@dataclass(frozen=True)
+class Fixed(ScaleRule):
+    """One noise scale for every block and round: what a plain number means.
+
+    Parameters
+    ----------
+    scale : float
+        The noise scale b, > 0, in units of the update; within float32's range, in which it
+        travels.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `scale` is not a number or out of range.
+    """
+
+    scale: float
+
+    def __post_init__(self) -> None:
+        require_real("scale", self.scale, low=0.0, open_low=True)
+        limits = np.finfo(np.float32)
+        if not float(limits.tiny) <= self.scale <= float(limits.max):
+            raise ValueError(f"scale must be within float32's range, got {self.scale!r}")
+
+    def first(self, num_blocks: int, kind: PayloadKind) -> Scales:
+        """Return the scale, once per block."""
+        return np.full(num_blocks, float(self.scale))
+
+
+@dataclass(frozen=True)
+class Adaptive(ScaleRule):
+    """A multiple of the size that the clients' updates had last round, per block.
+
+    b_l = factor · quantile over clients of the magnitude of block l, which moves by at most
+    `max_change` per round. The paper's CIFAR-10 rule is ``Adaptive(0.1, magnitude="max",
+    quantile=1.0)`` (arXiv 1906.01736, Section 6); a quantile below 1 keeps a single client from
+    setting everybody's noise, see `agreed_size`. In the first round each client uses `factor`
+    times its own magnitude. Clients that did not move a block are left out of its quantile, and a
+    block that only as many moved as may be liars keeps its scale, which is 0 from the beginning.
+
+    Parameters
+    ----------
+    factor : float (default: 3.0)
+        The multiple, > 0.
+    magnitude : {"rms", "max"} (default: "rms")
+        The measure: root mean square of the block's update, or its largest absolute entry.
+    quantile : float (default: 0.5)
+        Which quantile over clients, in [0, 1]; 0.5 is the median, 1 the maximum.
+    max_change : float (default: 2.0)
+        The most by which a scale is multiplied or divided from one round to the next, > 1. A scale
+        that is less than a quarter of what the median size asks for rises to that at once.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or is out of range.
+    """
+
+    factor: float = 3.0
+    magnitude: Magnitude = "rms"
+    quantile: float = 0.5
+    max_change: float = 2.0
+
+    def __post_init__(self) -> None:
+        require_real("factor", self.factor, low=0.0, open_low=True)
+        require_choice("magnitude", self.magnitude, ("rms", "max"))
+        require_real("quantile", self.quantile, low=0.0, high=1.0)
+        require_real("max_change", self.max_change, low=1.0, open_low=True)
+
+    @property
+    def own_factor(self) -> float:
+        """`factor`."""
+        return self.factor
+
+    def first(self, num_blocks: int, kind: PayloadKind) -> Scales:
+        """Return None: nothing is known yet, so each client scales its own noise."""
+        return None
+
+    def following(self, scales: Scales, magnitudes: NDArray[np.float64]) -> Scales:
+        """Return the scales for the next round; see `ScaleRule.following`."""
+        wanted = np.minimum(self.factor * agreed_size(magnitudes, self.quantile), LARGEST)
+        if scales is None:
+            return wanted
+        # A scale of zero (nobody moved the block so far) has no size to grow from.
+        bounded = np.clip(wanted, scales / self.max_change, scales * self.max_change)
+        # A scale that t clients have set far too small, in a cohort of few, recovers at once. They
+        # cannot set the median size too large.
+        least = self.factor * agreed_size(magnitudes) / PROPORTION
+        bounded = np.maximum(bounded, np.minimum(wanted, least))
+        following = np.where(wanted == 0, scales, np.where(scales == 0, wanted, bounded))
+        return np.minimum(following, LARGEST)
+
+
+@dataclass(frozen=True)
+class TopUp(ScaleRule):
+    """A level that every client's update is topped up to with noise, per block.
+
+    c_l = factor · quantile over clients of the root mean square σ of block l in the last round,
+    which moves by at most `max_change` per round. A client adds Gaussian noise of variance
+    max(c² − σ², 0), so that the coordinates of all clients have one variance. In a random basis
+    (`Rotation`) they are normal besides, and votes decode with c·√(π/2) into the mean update
+    without bias, except that a client's σ above c counts as c: no client moves the mean by more
+    than that.
+
+    The level's own noise falls with the number of clients M, the error that they have in common
+    where they are alike falls with the level only; so the default grows with M. In the first
+    round each client tops up to a multiple of its own σ.
+
+    Parameters
+    ----------
+    factor : float, optional
+        The multiple, > 0. If not given, M^0.08 for M clients: 1 for one, 1.2 for ten, 1.45 for a
+        hundred; and 1.2 for a client that chooses its own level.
+    quantile : float (default: 0.5)
+        Which quantile over clients, in [0, 1]; 0.5 is the median, 1 the maximum.
+    max_change : float (default: 2.0)
+        The most by which a level is multiplied or divided from one round to the next, > 1. A level
+        that is less than a quarter of what the median size asks for rises to that at once.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or is out of range.
+    """
+
+    factor: float | None = None
+    quantile: float = 0.5
+    max_change: float = 2.0
+
+    magnitude: Magnitude | None = field(default="rms", init=False, repr=False)
+
+    tops_up: ClassVar[bool] = True
+
+    _GROWTH: ClassVar[float] = 0.08
+
+    def __post_init__(self) -> None:
+        self._adaptive(1)  # which checks the arguments
+
+    @property
+    def own_factor(self) -> float:
+        """`factor`, or 1.2: a client does not know how many there are."""
+        return 1.2 if self.factor is None else self.factor
+
+    def first(self, num_blocks: int, kind: PayloadKind) -> Scales:
+        """Return None: nothing is known yet, so each client tops up to a level of its own."""
+        return None
+
+    def following(self, scales: Scales, magnitudes: NDArray[np.float64]) -> Scales:
+        """Return the levels for the next round; see `ScaleRule.following`."""
+        return self._adaptive(len(magnitudes)).following(scales, magnitudes)
+
+    def _adaptive(self, num_clients: int) -> Adaptive:
+        factor = num_clients**self._GROWTH if self.factor is None else self.factor
+        return Adaptive(factor, "rms", self.quantile, self.max_change)
+
+
+@dataclass(frozen=True)
+class Theory(ScaleRule):
+    """The constant scales of the paper's Theorems 5 and 6 (arXiv 1906.01736).
+
+    b = (Td)^{1/4} for signs, with server step δ = (Td)^{−1/2}; b = (Td)^{1/6} for the median,
+    with δ = (Td)^{−2/3}. They are worst-case choices for gradients of order 1, rarely the best.
+
+    Parameters
+    ----------
+    rounds : int
+        T, the number of rounds, >= 1.
+    dim : int
+        d, the number of voted parameters, >= 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not an integer or is out of range.
+    """
+
+    rounds: int
+    dim: int
+
+    _SCALE_EXPONENT: ClassVar[dict[PayloadKind, float]] = {"signs": 1 / 4, "vector": 1 / 6}
+    _RATE_EXPONENT: ClassVar[dict[PayloadKind, float]] = {"signs": -1 / 2, "vector": -2 / 3}
+
+    def __post_init__(self) -> None:
+        require_integer("rounds", self.rounds, low=1)
+        require_integer("dim", self.dim, low=1)
+
+    def learning_rate(self, kind: PayloadKind) -> float:
+        """Return the theorem's server step δ for majority votes or for the median."""
+        return float(self._product ** self._RATE_EXPONENT[kind])
+
+    def first(self, num_blocks: int, kind: PayloadKind) -> Scales:
+        """Return the theorem's noise scale b, once per block."""
+        return np.full(num_blocks, self._product ** self._SCALE_EXPONENT[kind])
+
+    @property
+    def _product(self) -> float:
+        return float(self.rounds) * float(self.dim)
+
+
+@dataclass(frozen=True)
+class DefaultScale:
+    """The scale of noise that was given none: a strategy puts its default rule in its place."""
+
+
+def as_scale_rule(scale: Any) -> ScaleRule:
+    """Return `scale` itself if it is a scale rule, else the `Fixed` rule of that number.
+
+    A `DefaultScale` that no strategy has replaced stands for ``Adaptive(3.0)``.
+
+    Raises
+    ------
+    TypeError
+        If `scale` is neither a number nor a scale rule.
+    ValueError
+        If it is a number that is not finite and positive.
+    """
+    if isinstance(scale, DefaultScale):
+        return Adaptive()
+    return scale if isinstance(scale, ScaleRule) else Fixed(scale)

@@ -1,0 +1,1 @@
+"""How scalars and arrays travel between server and clients."""

@@ -1,0 +1,205 @@
+"""The form of what server and clients tell each other beside arrays.
+
+A flat mapping of scalars and bytes under keys that start with ``fedmedian.``, which fits Flower's
+ConfigRecord as well as the older FitIns.config and FitRes.metrics. Numbers in bytes are
+little-endian float32.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from itertools import islice
+from math import inf
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmedian.logs import cut, shown
+
+WIRE_VERSION = 3
+"""The version of the format; each side refuses any other."""
+
+PREFIX = "fedmedian."
+"""The beginning of every key of ours in a message."""
+
+EVALUATION = PREFIX + "evaluation"
+"""The key by which a strategy says that it does not read arrays in replies to evaluation."""
+
+PayloadKind = Literal["signs", "vector"]
+"""The body of a payload: packed signs of an update, or the update itself."""
+
+LARGEST = 1e12
+"""The largest entry of a vector, magnitude or noise scale that is accepted.
+
+Neither sums of such values nor squares of them overflow float32."""
+
+WireScalar = int | float | str | bytes
+Float32 = NDArray[np.float32]
+T = TypeVar("T")
+
+_REFUSAL = "perturb: "
+_LARGEST = float(np.finfo(np.float32).max)
+
+_MOST_ENTRIES = 1000
+"""The number of entries of ours that a message may have."""
+
+_LONGEST_LIST = 1 << 18
+"""The number of characters that a list may have as a text: what is longer is not parsed."""
+
+
+class WireError(ValueError):
+    """A message that cannot be used; its text is the reason."""
+
+
+def refusal(error: ValueError) -> str:
+    """Return the reason that a client gives for not answering an instruction."""
+    return f"{_REFUSAL}{error}"
+
+
+def is_refusal(reason: str) -> bool:
+    """Tell whether the reason in an error reply is a `refusal`, or some other code's."""
+    return reason.startswith(_REFUSAL)
+
+
+class Reader:
+    """Typed entries of a message, read one by one, and the reason where one is wrong.
+
+    Parameters
+    ----------
+    config : mapping
+        A message's config or metrics; only keys that start with `PREFIX` are ours.
+    kind : str
+        The key that holds the version: "instruction" or "payload".
+
+    Raises
+    ------
+    WireError
+        If the message is of another version.
+    """
+
+    def __init__(self, config: Mapping[str, Any], kind: str) -> None:
+        keys = [*islice((key for key in config if key.startswith(PREFIX)), _MOST_ENTRIES + 1)]
+        if len(keys) > _MOST_ENTRIES:
+            raise WireError(f"{kind} has more than {_MOST_ENTRIES} entries")
+        self._values = {key.removeprefix(PREFIX): config[key] for key in keys}
+        version = self.required(kind, int)
+        if version != WIRE_VERSION:
+            raise WireError(f"{kind} is of version {version}, this is version {WIRE_VERSION}")
+
+    def required(self, key: str, wanted: type[T]) -> T:
+        """Return an entry, which must be there; numbers are finite and not negative."""
+        value = self.optional(key, wanted)
+        if value is None:
+            raise WireError(f"{PREFIX}{key} is missing")
+        return value
+
+    def optional(self, key: str, wanted: type[T]) -> T | None:
+        """Return an entry, or None if it is not there; numbers are finite and not negative."""
+        value = self._values.pop(key, None)
+        if value is not None and not isinstance(value, wanted):
+            raise WireError(f"{PREFIX}{key} must be {wanted.__name__}, got {shown(value)}")
+        if isinstance(value, int | float) and not 0 <= value < inf:
+            raise WireError(f"{PREFIX}{key} must be finite and not negative, got {shown(value)}")
+        if isinstance(value, int) and value >= 2**63:
+            raise WireError(f"{PREFIX}{key} must fit 64 bits, got {shown(value)}")
+        return value
+
+    def choice(self, key: str, allowed: Sequence[str]) -> str:
+        """Return an entry that must be one of the `allowed` strings."""
+        value = self.required(key, str)
+        if value not in allowed:
+            raise WireError(f"{PREFIX}{key} must be one of {sorted(allowed)}, got {shown(value)}")
+        return value
+
+    def listed(self, key: str, wanted: type[T], *, required: bool = True) -> list[T]:
+        """Return the items of a JSON list, all of one type; none if it is not there and may be."""
+        text = self.required(key, str) if required else self.optional(key, str)
+        if text is not None and len(text) > _LONGEST_LIST:
+            raise WireError(f"{PREFIX}{key} has {len(text)} characters, more than {_LONGEST_LIST}")
+        try:
+            values = [] if text is None else json.loads(text)
+        except (ValueError, RecursionError):
+            values = None
+        if not isinstance(values, list) or not all(type(value) is wanted for value in values):
+            raise WireError(
+                f"{PREFIX}{key} must be a JSON list of {wanted.__name__}, got {shown(text)}"
+            )
+        return values
+
+    def floats(self, key: str) -> Float32:
+        """Return a vector."""
+        return floats_from_bytes(self.required(key, bytes))
+
+    def below(self, key: str) -> dict[str, Any]:
+        """Return the entries whose keys go on after `key` and a dot, by the rest of the key."""
+        start = f"{key}."
+        found = [name for name in self._values if name.startswith(start)]
+        return {name.removeprefix(start): self._values.pop(name) for name in found}
+
+    def finish(self) -> None:
+        """Raise if there is an entry that nobody has read: it may matter, and is not known here."""
+        if self._values:
+            raise WireError(f"{PREFIX}{cut(min(self._values))} is unknown here")
+
+
+def with_prefix(message: Mapping[str, WireScalar]) -> dict[str, WireScalar]:
+    """Return a message's entries under the keys that they travel under."""
+    return {PREFIX + key: value for key, value in message.items()}
+
+
+def parameters_of(value: Any, *left_out: str) -> dict[str, WireScalar]:
+    """Return the fields of a dataclass as they travel; those that are None by default may be None.
+
+    Parameters
+    ----------
+    value : dataclass instance
+        A noise family or a client step.
+    *left_out : str
+        Fields that do not travel.
+
+    Returns
+    -------
+    dict
+        The parameters by name.
+
+    Raises
+    ------
+    TypeError
+        If a field is neither a number, a string nor bytes.
+    ValueError
+        If it is an integer of more than 64 bits.
+    """
+    parameters = {}
+    for field in fields(value):
+        parameter, name = getattr(value, field.name), f"{type(value).__name__}.{field.name}"
+        if field.name in left_out or (parameter is None and field.default is None):
+            continue
+        if not isinstance(parameter, int | float | str | bytes):
+            raise TypeError(
+                f"{name} must be a number, a string or bytes to travel to clients, got "
+                f"{parameter!r}"
+            )
+        if isinstance(parameter, int) and not -(2**63) <= parameter < 2**63:
+            raise ValueError(f"{name} must fit 64 bits to travel to clients, got {parameter!r}")
+        parameters[field.name] = parameter
+    return parameters
+
+
+def floats_to_bytes(values: Float32) -> bytes:
+    """Return a float32 vector as bytes."""
+    return values.astype("<f4").tobytes()
+
+
+def floats_from_bytes(data: bytes) -> Float32:
+    """Return the float32 vector that bytes stand for."""
+    if len(data) % 4:
+        raise WireError(f"a float32 vector cannot have {len(data)} bytes")
+    return np.frombuffer(data, dtype="<f4").astype(np.float32)
+
+
+def require_sizes(name: str, values: Float32, largest: float = _LARGEST) -> Float32:
+    """Return `values` if all are from 0 to `largest`, by default finite, else raise `WireError`."""
+    if not all(0 <= value <= largest for value in values.tolist()):  # a few: numpy would be slower
+        raise WireError(f"{name} must be from 0 to {largest:.3g}")
+    return values

@@ -1,0 +1,319 @@
+"""The contract of every scale rule, and what each rule does.
+
+A new rule is covered once an instance stands in `RULES`.
+"""
+
+from math import inf, nan
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fedmedian import Adaptive, ScaleRule, Theory, TopUp
+from fedmedian.rules.scales import Fixed, as_scale_rule
+from fedmedian.rules.trust import agreed_size, num_tolerated
+
+RULES = [
+    Fixed(0.1),
+    Adaptive(),
+    Adaptive(2.0, magnitude="max", quantile=1.0, max_change=1.5),
+    TopUp(),
+    TopUp(2.0, quantile=1.0, max_change=1.5),
+    Theory(rounds=100, dim=10),
+]
+
+KINDS = ["signs", "vector"]
+
+each_rule = pytest.mark.parametrize("rule", RULES, ids=repr)
+
+# As clients report them: float32, so neither tiny nor huge for a float64.
+reported = st.floats(0, float(np.float32(1e30)), width=32) | st.just(0.0)
+
+
+@st.composite
+def rounds_of_magnitudes(draw):
+    arrays = draw(st.integers(0, 4))
+    clients = st.integers(1, 6)
+    one_round = clients.flatmap(
+        lambda m: hnp.arrays(np.float64, (m, arrays), elements=reported, fill=st.nothing())
+    )
+    return arrays, draw(st.lists(one_round, min_size=1, max_size=5))
+
+
+@each_rule
+def test_a_rules_first_scales_are_positive_one_per_array_or_left_to_the_clients(rule):
+    for kind in KINDS:
+        scales = rule.first(3, kind)
+        if scales is None:
+            assert rule.magnitude in ("rms", "max")
+            assert rule.own_factor > 0
+        else:
+            assert scales.shape == (3,)
+            assert scales.dtype == np.float64
+            assert np.all(np.isfinite(scales))
+            assert np.all(scales > 0)
+
+
+@each_rule
+@given(rounds=rounds_of_magnitudes(), kind=st.sampled_from(KINDS))
+def test_a_rules_scales_stay_finite_and_not_negative_and_positive_ones_positive(rule, rounds, kind):
+    arrays, magnitudes = rounds
+    scales = rule.first(arrays, kind)
+    positive = np.zeros(arrays, bool) if scales is None else scales > 0
+    for reports in magnitudes:
+        scales = rule.following(scales, reports)
+        assert scales.shape == (arrays,)
+        assert np.all(np.isfinite(scales))
+        assert np.all(scales >= 0)
+        assert np.all(scales[positive] > 0)
+        positive |= scales > 0
+
+
+@each_rule
+def test_a_rule_leaves_scales_and_magnitudes_as_they_were(rule):
+    scales, magnitudes = np.array([1.0, 2.0]), np.array([[9.0, 0.0], [3.0, 1e-3]])
+    rule.following(scales, magnitudes)
+    assert scales.tolist() == [1.0, 2.0]
+    assert magnitudes.tolist() == [[9.0, 0.0], [3.0, 1e-3]]
+
+
+@each_rule
+def test_a_rule_is_a_value(rule):
+    assert isinstance(rule, ScaleRule)
+    assert as_scale_rule(rule) is rule
+    assert rule == type(rule)(**vars(rule))
+    assert hash(rule) == hash(type(rule)(**vars(rule)))
+
+
+@pytest.mark.parametrize("rule", [Fixed(0.3), Theory(7, 9)], ids=repr)
+def test_a_constant_rule_ignores_what_clients_report(rule):
+    scales = rule.first(2, "signs")
+    assert np.array_equal(rule.following(scales, np.array([[5.0, 0.0]])), scales)
+
+
+def test_a_plain_number_means_a_fixed_scale():
+    assert as_scale_rule(0.5) == Fixed(0.5)
+    assert as_scale_rule(np.float32(0.5)).first(2, "vector").tolist() == [0.5, 0.5]
+
+
+def test_a_fixed_scale_that_is_no_positive_number_of_float32_is_refused():
+    for scale in (0.0, -0.1, inf, nan, 1e-50, 1e300):
+        with pytest.raises(ValueError, match=r"^scale must "):
+            as_scale_rule(scale)
+    for scale in ("0.1", None, False, 1j, [0.1]):
+        with pytest.raises(TypeError, match=r"^scale must "):
+            as_scale_rule(scale)
+
+
+def test_an_adaptive_scale_is_each_clients_own_in_the_first_round():
+    assert Adaptive().first(3, "signs") is None
+
+
+def test_an_adaptive_scale_is_the_factor_times_the_median_magnitude_of_the_array():
+    magnitudes = np.array([[1.0, 10.0], [2.0, 30.0], [9.0, 20.0]])
+    assert Adaptive(3.0).following(None, magnitudes).tolist() == [6.0, 60.0]
+
+
+@given(
+    values=hnp.arrays(
+        np.float64,
+        st.tuples(st.integers(1, 11), st.integers(0, 4)),
+        elements=st.just(0.0) | st.floats(1e-6, 1e6),
+    ),
+    quantile=st.floats(0, 1),
+)
+def test_an_adaptive_scale_is_a_lower_quantile_of_the_clients_that_moved_the_array(
+    values, quantile
+):
+    clients = len(values)
+    above = clients - 1 - int(quantile * (clients - 1))
+    liars = min(max(clients // 5, 1), above)
+    sizes = agreed_size(values, quantile)
+    for column, size in zip(values.T, sizes, strict=True):
+        positive = [value for value in column if value > 0]
+        expected = np.quantile(positive, quantile, method="lower") if positive else 0.0
+        assert size == min(expected, sorted(column)[-1 - liars])
+    following = Adaptive(2.0, quantile=quantile).following(None, values)
+    np.testing.assert_array_equal(following, 2 * sizes)
+
+
+class TestWhatLiarsCanDoToASize:
+    """Of M = 2 … 11 clients f lie, h of the others moved the block; the h sizes are 1 … 2."""
+
+    def sizes_of(self, clients, liars, claim, moved):
+        """The agreed size, with the clients that moved the block between the liars and the rest."""
+        honest = np.zeros(clients - liars)
+        honest[:moved] = np.linspace(1, 2, moved)
+        return agreed_size(np.concatenate([np.full(liars, claim), honest])[:, None]).item()
+
+    def tolerated(self, clients):
+        return max(clients // 5, 1)
+
+    @pytest.mark.parametrize("clients", range(2, 12))
+    def test_a_frozen_block_has_size_zero_whatever_up_to_a_fifth_of_the_clients_claim(
+        self, clients
+    ):
+        for liars in range(1, clients):
+            size = self.sizes_of(clients, liars, claim=3e38, moved=0)
+            assert (size == 0) == (liars <= self.tolerated(clients))
+
+    @pytest.mark.parametrize("clients", range(2, 12))
+    def test_no_claim_raises_it_above_the_largest_honest_size_while_honest_clients_are_as_many(
+        self, clients
+    ):
+        for liars in range(1, clients):
+            for moved in range(1, clients - liars + 1):
+                size = self.sizes_of(clients, liars, claim=3e38, moved=moved)
+                assert (size <= 2) == (liars <= max(self.tolerated(clients), moved))
+
+    @pytest.mark.parametrize("clients", range(2, 12))
+    def test_no_claim_lowers_it_below_the_smallest_honest_size_while_honest_clients_are_more(
+        self, clients
+    ):
+        for liars in range(1, clients):
+            for moved in range(max(liars, self.tolerated(clients)) + 1, clients - liars + 1):
+                for claim in (0.0, 1e-30):
+                    assert self.sizes_of(clients, liars, claim=claim, moved=moved) >= 1
+
+    def test_the_largest_size_is_taken_only_by_who_asks_for_it(self):
+        sizes = np.array([[1.0], [2.0], [9.0]])
+        assert [agreed_size(sizes, q).item() for q in (0.0, 0.5, 0.99, 1.0)] == [1, 2, 2, 9]
+
+
+@each_rule
+def test_whatever_clients_claim_scales_and_their_squares_are_finite_in_float32(rule):
+    claims = np.full((3, 2), float(np.finfo(np.float32).max))
+    scales = rule.first(2, "signs")
+    for _ in range(3):
+        scales = rule.following(scales, claims)
+        assert np.isfinite(np.square(scales.astype(np.float32))).all()
+
+
+@given(
+    change=st.floats(1.01, 10),
+    scale=st.floats(1e-6, 1e6),
+    magnitudes=hnp.arrays(np.float64, (3, 1), elements=st.floats(1e-12, 1e9)),
+)
+def test_an_adaptive_scale_follows_what_is_wanted_within_the_allowed_change(
+    change, scale, magnitudes
+):
+    rule = Adaptive(max_change=change)
+    (following,) = rule.following(np.array([scale]), magnitudes)
+    (wanted,) = rule.following(None, magnitudes)
+    expected = min(max(wanted, scale / change), scale * change)
+    assert following == pytest.approx(max(expected, wanted / 4), rel=1e-12)
+
+
+@pytest.mark.parametrize("rule", [Adaptive(), TopUp(), Adaptive(quantile=1.0)])
+def test_a_scale_that_a_liar_of_two_made_tiny_recovers_in_the_next_honest_rounds(rule):
+    honest = np.array([[0.1], [0.1]])
+    tiny = rule.following(None, np.array([[1e-38], [0.1 if rule.quantile < 1 else 1e-38]]))
+    usual = rule.following(None, honest)
+    once = rule.following(tiny, honest)
+    assert once >= usual / 4
+    assert rule.following(rule.following(once, honest), honest) == usual
+
+
+@pytest.mark.parametrize("quantile", [0.5, 0.9, 1.0])
+def test_no_t_liars_make_a_scale_rise_faster_than_the_allowed_change(quantile):
+    rule = Adaptive(quantile=quantile)
+    for clients in (3, 5, 10, 25):
+        sizes = np.ones((clients, 1))
+        usual = rule.following(None, sizes)
+        sizes[: num_tolerated(clients)] = 1e9
+        assert rule.following(usual, sizes) <= 2 * usual
+
+
+@pytest.mark.parametrize("in_force", [None, np.array([3.0])], ids=["at first", "later"])
+def test_one_client_that_lies_a_millionfold_changes_an_adaptive_scale_by_less_than_two(in_force):
+    rule = Adaptive()
+    for clients in (3, 5, 10):
+        honest = np.random.default_rng(0).uniform(0.8, 1.25, (clients, 1))
+        usual = rule.following(in_force, honest)
+        for lie in (1e6, 1e-6):
+            attacked = honest.copy()
+            attacked[0] *= lie
+            assert 0.5 < (rule.following(in_force, attacked) / usual).item() < 2
+
+
+def test_a_lasting_liar_does_not_make_an_adaptive_scale_drift():
+    rule, scales = Adaptive(), None
+    for _ in range(100):
+        scales = rule.following(scales, np.array([[1.0], [1.1], [1.2], [1e6]]))
+    assert 3.0 <= scales.item() < 6.0
+
+
+def test_an_adaptive_scale_of_an_array_that_nobody_moved_stays():
+    rule = Adaptive(1.0)
+    assert rule.following(np.array([5.0]), np.zeros((3, 1))).tolist() == [5.0]
+    assert rule.following(None, np.zeros((3, 1))).tolist() == [0.0]
+
+
+def test_an_adaptive_scale_of_an_array_that_moves_for_the_first_time_is_there_at_once():
+    assert Adaptive(1.0).following(np.zeros(1), np.array([[100.0]])).tolist() == [100.0]
+
+
+@pytest.mark.parametrize(
+    ("argument", "out_of_range"),
+    [
+        ("factor", (0.0, -1.0, inf, nan)),
+        ("magnitude", ("mean", "")),
+        ("quantile", (-0.1, 1.1, nan)),
+        ("max_change", (1.0, 0.5, inf)),
+    ],
+)
+def test_an_argument_that_an_adaptive_scale_cannot_use_is_named(argument, out_of_range):
+    for value in out_of_range:
+        with pytest.raises(ValueError, match=f"^{argument} must "):
+            Adaptive(**{argument: value})
+    for value in (None, True, [1.5]):
+        with pytest.raises(TypeError, match=f"^{argument} must "):
+            Adaptive(**{argument: value})
+
+
+def test_the_quantile_of_an_adaptive_scale_may_be_the_least_and_the_largest():
+    magnitudes = np.array([[1.0], [2.0], [9.0]])
+    assert Adaptive(1.0, quantile=0).following(None, magnitudes) == 1
+    assert Adaptive(1.0, quantile=1).following(None, magnitudes) == 9
+
+
+@pytest.mark.parametrize(("clients", "factor"), [(1, 1.0), (2, 1.057), (10, 1.202), (100, 1.445)])
+def test_the_level_that_updates_are_topped_up_to_grows_with_the_number_of_clients(clients, factor):
+    (level,) = TopUp().following(None, np.full((clients, 1), 2.0))
+    assert level == pytest.approx(2 * factor, rel=1e-3)
+    assert TopUp(1.5).following(None, np.full((clients, 1), 2.0)) == pytest.approx(3.0)
+
+
+def test_a_client_that_chooses_its_own_level_tops_up_a_fifth_unless_told_otherwise():
+    assert TopUp().own_factor == 1.2
+    assert TopUp(1.5).own_factor == 1.5
+
+
+def test_the_theoretical_scale_and_rate_of_signs_are_those_of_theorem_5():
+    rule = Theory(rounds=16, dim=625)
+    assert rule.first(2, "signs").tolist() == pytest.approx([10.0, 10.0])
+    assert rule.learning_rate("signs") == pytest.approx(0.01)
+
+
+def test_the_theoretical_scale_and_rate_of_the_median_are_those_of_theorem_6():
+    rule = Theory(rounds=1000, dim=1000)
+    assert rule.first(2, "vector").tolist() == pytest.approx([10.0, 10.0])
+    assert rule.learning_rate("vector") == pytest.approx(1e-4)
+
+
+def test_the_theoretical_scale_of_numpys_integers_does_not_overflow():
+    rule = Theory(rounds=np.int32(10**5), dim=np.int32(10**7))
+    assert rule.first(1, "signs").item() == pytest.approx(1000.0)
+    assert rule.learning_rate("signs") == pytest.approx(1e-6)
+
+
+@pytest.mark.parametrize("argument", ["rounds", "dim"])
+def test_an_argument_of_a_theoretical_scale_that_is_no_positive_integer_is_named(argument):
+    for value in (0, -1):
+        with pytest.raises(ValueError, match=f"^{argument} must .*{value}"):
+            Theory(**{"rounds": 1, "dim": 1, argument: value})
+    for value in (1.0, "1", None, True):
+        with pytest.raises(TypeError, match=f"^{argument} must "):
+            Theory(**{"rounds": 1, "dim": 1, argument: value})

@@ -1,0 +1,124 @@
+"""Learning-rate schedules: their values, and what they refuse."""
+
+from itertools import pairwise
+from math import cos, inf, nan, pi
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedmedian import Cosine, StepDecay
+from fedmedian.rules.schedules import as_schedule
+
+rates = st.floats(1e-6, 1e3)
+
+
+@given(initial=rates, final=rates, rounds=st.integers(2, 500), data=st.data())
+def test_a_cosine_schedule_is_half_a_cosine(initial, final, rounds, data):
+    number = data.draw(st.integers(1, rounds))
+    angle = pi * (number - 1) / (rounds - 1)
+    expected = (initial + final) / 2 + (initial - final) / 2 * cos(angle)
+    assert Cosine(initial, rounds, final)(number) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_a_cosine_schedule_goes_from_the_initial_rate_to_the_final_one_and_stays():
+    rate = Cosine(1.0, rounds=101, final=0.2)
+    assert rate(1) == 1.0
+    assert rate(51) == pytest.approx(0.6)
+    assert {rate(number) for number in (101, 102, 10_000)} == {0.2}
+
+
+def test_a_cosine_schedule_may_rise():
+    rate = Cosine(0.1, rounds=3, final=1.0)
+    assert [rate(number) for number in (1, 2, 3)] == pytest.approx([0.1, 0.55, 1.0])
+
+
+@given(initial=rates, rounds=st.integers(1, 50))
+def test_a_cosine_schedule_never_rises_by_default_and_is_always_positive(initial, rounds):
+    values = [Cosine(initial, rounds)(number) for number in range(1, rounds + 10)]
+    assert all(later <= earlier * (1 + 1e-12) for earlier, later in pairwise(values))
+    assert min(values) > 0
+
+
+def test_a_cosine_schedule_ends_at_a_hundredth_of_the_initial_rate_by_default():
+    assert Cosine(0.5, rounds=10)(10) == pytest.approx(0.005)
+
+
+def test_a_cosine_schedule_of_a_single_round_is_the_initial_rate():
+    assert Cosine(1.0, rounds=1)(1) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("argument", "out_of_range", "of_another_type"),
+    [
+        ("initial", (0.0, -1.0, nan, inf), ("1", None, True, [1.0])),
+        ("rounds", (0, -1), (5.0, "5", None, True)),
+        ("final", (0.0, -1.0, nan, inf), ("1", True, [1.0])),
+    ],
+)
+def test_an_argument_that_a_cosine_schedule_cannot_use_is_named(
+    argument, out_of_range, of_another_type
+):
+    for wrong, values in ((ValueError, out_of_range), (TypeError, of_another_type)):
+        for value in values:
+            with pytest.raises(wrong, match=f"^{argument} must "):
+                Cosine(**{"initial": 1.0, "rounds": 5, argument: value})
+
+
+def test_a_step_decay_divides_as_the_paper_does_by_default():
+    """By 2, 10 and 20 after 1000, 3000 and 5000 rounds."""
+    divisors = {1: 1, 1000: 1, 1001: 2, 3000: 2, 3001: 10, 5000: 10, 5001: 20, 10**6: 20}
+    for number, divisor in divisors.items():
+        assert StepDecay(0.1)(number) == pytest.approx(0.1 / divisor), number
+
+
+def test_a_divisor_of_a_step_decay_replaces_the_one_before_it_in_whatever_order_they_stand():
+    for divisors in ({2: 3, 4: 4}, {4: 4, 2: 3}):
+        rate = StepDecay(12.0, divisors)
+        assert [rate(number) for number in range(1, 7)] == [12, 12, 4, 4, 3, 3]
+
+
+def test_a_step_decay_without_divisors_is_constant():
+    assert {StepDecay(0.3, {})(number) for number in (1, 10, 10_000)} == {0.3}
+
+
+def test_two_step_decays_do_not_share_their_default_divisors():
+    assert StepDecay(1.0).divisors is not StepDecay(1.0).divisors
+
+
+@pytest.mark.parametrize(
+    ("argument", "out_of_range", "of_another_type"),
+    [
+        ("initial", (0.0, -1.0, nan, inf), ("1", None, True)),
+        (
+            "divisors",
+            ({7: 0}, {7: -2}, {7: nan}, {7: inf}, {0: 2}),
+            (None, 2, [(7, 2)], {7: "2"}, {"7": 2}, {7.0: 2}),
+        ),
+    ],
+)
+def test_an_argument_that_a_step_decay_cannot_use_is_named(argument, out_of_range, of_another_type):
+    for wrong, values in ((ValueError, out_of_range), (TypeError, of_another_type)):
+        for value in values:
+            with pytest.raises(wrong, match=rf"^{argument}\b.* must "):
+                StepDecay(**{"initial": 1.0, argument: value})
+
+
+def test_a_number_is_a_schedule_of_the_same_rate_in_every_round():
+    for rate in (0.5, 2, 1e-9):
+        schedule = as_schedule(rate)
+        assert [schedule(number) for number in (1, 2, 10**6)] == [rate] * 3
+
+
+def test_a_callable_is_a_schedule_already():
+    for schedule in (Cosine(1.0, 5), StepDecay(1.0), lambda t: 1 / t):
+        assert as_schedule(schedule) is schedule
+
+
+def test_a_rate_that_is_no_schedule_is_refused():
+    for rate in (0.0, -1.0, nan, inf):
+        with pytest.raises(ValueError, match=r"^learning_rate must "):
+            as_schedule(rate)
+    for rate in ("fast", None, True, [0.1]):
+        with pytest.raises(TypeError, match=r"^learning_rate must "):
+            as_schedule(rate)

@@ -1,0 +1,135 @@
+"""Votes and medians in a random basis: the formulas of what they estimate, and of their error.
+
+Nine clients of norms from .3 to 1.9 hold lognormal updates of 4,096 coordinates; what is averaged
+is 400 rotations, with fixed seeds, and a standard error is that of their mean.
+"""
+
+from math import asin, pi, sqrt
+
+import numpy as np
+import pytest
+
+from fedmedian import Blocks, Gaussian, Rotation, coordinate_median, unpack_signs
+from fedmedian.kernels.rotation import padded_size
+from fedmedian.steps.client_steps import Draft, Measure, TopUpNoise
+
+CLIENTS, DIM, ROTATIONS = 9, 4096, 400
+NORMS = np.linspace(0.3, 1.9, CLIENTS)
+BLOCKS = Blocks((DIM,))
+
+
+def skewed_updates(norms, seed=0):
+    """Independent lognormal updates, one row per client, of these root mean squares."""
+    rng = np.random.default_rng(seed)
+    rows = rng.lognormal(size=(len(norms), DIM)) * rng.choice([-1, 1, 1], (len(norms), DIM))
+    return np.float32((rows.T / np.sqrt(np.mean(rows**2, axis=1)) * norms).T)
+
+
+def send(update, rotation, level, seed):
+    """A client's draft, rotated and topped up to a level."""
+    draft = Draft(update.copy(), BLOCKS, 1, np.random.default_rng(seed))
+    for step in (rotation, Measure("rms"), TopUpNoise(Gaussian(), np.float32([level]))):
+        step.apply(draft)
+    return draft
+
+
+def votes_mean(updates, level, seed):
+    """The mean as it is decoded from the clients' signs, after one rotation."""
+    rotation = Rotation(seed=seed)
+    total = 0
+    for client, update in enumerate(updates):
+        draft = send(update, rotation, level, (seed, client))
+        draft.draw_signs()
+        total = total + unpack_signs(draft.signs, draft.blocks.dim)
+    return rotation.undo(np.float32(level * sqrt(pi / 2) / len(updates)) * total, BLOCKS)
+
+
+def coefficients(updates, estimate):
+    """An estimate as a linear combination of the updates, by least squares."""
+    rows = updates.astype(np.float64)
+    return np.linalg.solve(rows @ rows.T, rows @ estimate)
+
+
+class TestCounts:
+    @pytest.mark.slow
+    @pytest.mark.parametrize("level", [1.0, 1.4])
+    def test_every_client_counts_in_full_up_to_the_level_and_beyond_it_as_if_clipped(self, level):
+        updates = skewed_updates(NORMS)
+        found = np.array(
+            [coefficients(updates, votes_mean(updates, level, seed)) for seed in range(ROTATIONS)]
+        )
+        error = found.mean(axis=0) * CLIENTS - np.minimum(1, level / NORMS)
+        allowed = 4 * found.std(axis=0) * CLIENTS / sqrt(ROTATIONS)
+        # A vector of 4,096 coordinates is normal but for a percent.
+        assert np.all(np.abs(error) < allowed + 0.01)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("level", [1.0, 1.2, 1.5, 2.0])
+    @pytest.mark.parametrize("alike", [True, False], ids=["all alike", "spread"])
+    def test_the_error_is_what_the_formula_says(self, level, alike):
+        """(1/M²)·[Σ(c²π/2 − σ_i²) + Σ_{i≠k} c²(arcsin ρ_ik − ρ_ik)], ρ = ⟨u_i, u_k⟩/(n·c²)."""
+        updates = skewed_updates(np.ones(CLIENTS))
+        if alike:
+            updates = np.repeat(updates[:1], CLIENTS, axis=0)
+        mean = updates.mean(axis=0)
+        measured = np.mean(
+            [np.mean((votes_mean(updates, level, seed) - mean) ** 2) for seed in range(100)]
+        )
+        rows = updates.astype(np.float64)
+        shared = rows @ rows.T / DIM / level**2
+        own = np.sum(level**2 * pi / 2 - np.diag(shared) * level**2)
+        np.fill_diagonal(shared, 0)
+        between = level**2 * np.sum(np.vectorize(asin)(np.minimum(shared, 1)) - shared)
+        assert measured == pytest.approx((own + between) / CLIENTS**2, rel=0.02)
+
+    @pytest.mark.parametrize("lie", [1e30, 1.0, 0.0])
+    def test_no_client_moves_the_mean_by_more_than_the_level_allows(self, lie):
+        """By 2·√(π/2)·c·√n/M in L2, from any one vote to its opposite, whatever it holds."""
+        updates, level = skewed_updates(np.ones(CLIENTS)), 1.2
+        honest = votes_mean(updates, level, 0)
+        updates[0] *= -lie
+        moved = np.linalg.norm(votes_mean(updates, level, 0) - honest)
+        assert moved <= 2 * sqrt(pi / 2) * level * sqrt(DIM) / CLIENTS * 1.01
+
+
+class TestMedian:
+    @pytest.mark.slow
+    @pytest.mark.parametrize("level", [0.0, 1.2])
+    def test_is_the_updates_weighed_by_their_chance_to_be_the_median(self, level):
+        """By Stein's lemma: the weights are the probabilities, and add up to 1."""
+        updates, found, chances = skewed_updates(NORMS), [], []
+        for seed in range(ROTATIONS):
+            rotation = Rotation(seed=seed)
+            rows = [
+                send(update, rotation, level, (seed, i)).vector for i, update in enumerate(updates)
+            ]
+            median = coordinate_median(rows)
+            chances.append([np.mean(row == median) for row in rows])
+            found.append(coefficients(updates, rotation.undo(median, BLOCKS)))
+        error = np.mean(found, axis=0) - np.mean(chances, axis=0)
+        assert np.sum(np.mean(chances, axis=0)) == pytest.approx(1, abs=1e-3)
+        assert np.all(np.abs(error) < 4 * np.std(found, axis=0) / sqrt(ROTATIONS) + 0.002)
+
+
+class TestBlocks:
+    MODEL = Blocks((300, 5, 0, 1000, 7))
+
+    def test_arrays_are_blocks_of_their_own_and_small_ones_together_the_last(self):
+        blocks = Rotation(smallest=256).blocks(self.MODEL)
+        assert blocks.sizes == tuple(padded_size(size) for size in (300, 1000, 12))
+        assert len(Rotation(smallest=6).blocks(self.MODEL)) == 4
+
+    @pytest.mark.parametrize("smallest", [1, 6, 256, 5000])
+    def test_what_is_rotated_is_rotated_back_to_its_place(self, smallest):
+        rotation = Rotation(smallest, seed=1)
+        update = np.random.default_rng(0).standard_normal(self.MODEL.dim, dtype=np.float32)
+        draft = Draft(update.copy(), self.MODEL, 1, np.random.default_rng(0))
+        rotation.apply(draft)
+        assert draft.blocks == rotation.blocks(self.MODEL)
+        np.testing.assert_allclose(rotation.undo(draft.vector, self.MODEL), update, atol=1e-5)
+
+    def test_an_update_of_no_coordinates_is_rotated_to_one_of_none(self):
+        draft = Draft(np.empty(0, np.float32), Blocks(()), 1, np.random.default_rng(0))
+        Rotation(seed=1).apply(draft)
+        assert draft.vector.size == len(draft.blocks) == 0
+        assert Rotation(seed=1).undo(draft.vector, Blocks(())).size == 0
