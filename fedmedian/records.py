@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from math import inf
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.common import Parameters, ndarrays_to_parameters
-from flwr.supercore.inflatable.inflatable_object import InflatableObject
 from numpy.typing import NDArray
 
 from fedmedian.logs import shown
@@ -72,7 +71,13 @@ def _require_at_most(most: float, number: int) -> None:
         raise WireError(f"sent {number} arrays, at most {most} are of use")
 
 
-def serialized_size(sent: Message | InflatableObject) -> int:
-    """Return the bytes of a Flower message, or a record in it, as sent: with all its headers."""
-    children: Mapping[str, InflatableObject] = sent.children or {}
-    return len(sent.deflate()) + sum(serialized_size(child) for child in children.values())
+def num_bytes(content: RecordDict) -> int:
+    """Return the bytes of a message's arrays, and of the byte strings beside them."""
+    size = 0
+    for record in content.values():
+        values = record.values()
+        if isinstance(record, ArrayRecord):
+            size += sum(len(array.data) for array in values)
+        else:
+            size += sum(len(value) for value in values if isinstance(value, bytes))
+    return size

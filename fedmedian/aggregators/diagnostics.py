@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmedian.aggregators.decoding import mean_per_vote
 from fedmedian.model.blocks import Blocks
-from fedmedian.rules.noise import Noise
+from fedmedian.rules.noise import Noise, mean_per_vote
 
 Float32 = NDArray[np.float32]
 

@@ -1,6 +1,6 @@
 """Stretches of a flat vector whose coordinates share a noise scale."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,8 @@ class Blocks:
     ----------
     sizes : tuple of L int
         The number of coordinates of each block, >= 0, in order.
+    members : tuple of L tuples of str, optional
+        The names of the arrays in each block, if it is made of whole arrays.
 
     Examples
     --------
@@ -30,6 +32,7 @@ class Blocks:
     """
 
     sizes: tuple[int, ...]
+    members: tuple[tuple[str, ...], ...] | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.sizes)

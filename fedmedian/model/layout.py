@@ -211,7 +211,8 @@ class Layout:
     @cached_property
     def blocks(self) -> Blocks:
         """The flat vector's blocks, one per array."""
-        return Blocks(tuple(spec.size for spec in self.flat))
+        sizes = tuple(spec.size for spec in self.flat)
+        return Blocks(sizes, tuple((spec.name,) for spec in self.flat))
 
     @property
     def dim(self) -> int:

@@ -21,7 +21,7 @@ from fedmedian.logs import warn
 from fedmedian.privacy.accounting import Draw
 from fedmedian.rounds.lock import FolderLock
 
-_FORMAT = 3
+_FORMAT = 4
 _KEPT = 2
 """The number of checkpoints in a folder: the last, and another for when it is damaged."""
 

@@ -5,16 +5,16 @@ from collections.abc import Iterator
 import numpy as np
 
 from fedmedian.model.layout import RUNNING_STATISTICS, matches
-from fedmedian.rounds.core import Round
+from fedmedian.rounds.recipe import Question
 
 
-def doubts(first: Round, exact: tuple[str, ...]) -> Iterator[str]:
+def doubts(first: Question, exact: tuple[str, ...]) -> Iterator[str]:
     """Yield what is probably not meant, each with its remedy.
 
     Parameters
     ----------
-    first : Round
-        The run's first round, which has begun.
+    first : Question
+        The run's first question.
     exact : tuple of str
         The patterns of the names of exact arrays.
 
@@ -30,7 +30,7 @@ def doubts(first: Round, exact: tuple[str, ...]) -> Iterator[str]:
             brackets = "; in a pattern [[] stands for a bracket" if "[" in pattern else ""
             yield f"exact: {pattern!r} matches no array of the model{brackets}; there are {names}"
     flat = [spec.name for spec in first.layout.flat]
-    if spoiled := [name for name in flat if not np.isfinite(first.arrays[name]).all()]:
+    if spoiled := [name for name in flat if not np.isfinite(first.model[name]).all()]:
         yield (
             "arrays that hold NaN or infinity are not trained and stay as they are; leave them out "
             f"of the model, or match them in exact, so that clients' values count: {spoiled}"

@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import numpy as np
 from fedmedian.logs import as_line, warn
 from fedmedian.model.layout import Arrays, Layout
 from fedmedian.rounds.checkpoint import Checkpoint, History, Mark, Saved
-from fedmedian.rounds.core import Core
+from fedmedian.rounds.recipe import Recipe
+from fedmedian.rounds.state import RunState
 from fedmedian.rounds.lock import FolderLock
 
 _LOGGER = logging.getLogger("flwr")
@@ -37,7 +39,7 @@ class Journal:
     def __init__(self, checkpoint: Checkpoint | None) -> None:
         self._checkpoint = checkpoint
         self._lock: FolderLock | None = None
-        self._last: tuple[int, Arrays] | None = None
+        self._last: Saved | None = None
         self._newest: Arrays | None = None
         self._has_warned = False
         self._stored = 0
@@ -49,15 +51,20 @@ class Journal:
         """Return what a copy is made of: the lock of the checkpoint's folder stays here."""
         return {**vars(self), "_lock": None}
 
-    def open(self, core: Core, initial: Arrays | None) -> None:
+    def open(self, recipe: Recipe, initial: Arrays | None) -> RunState:
         """Begin a run, or resume the one that the checkpoint holds.
 
         Parameters
         ----------
-        core : Core
-            Takes over the state that was stored.
+        recipe : Recipe
+            What the run's model depends on.
         initial : mapping of str to array, or None
             The model that the run would begin with, if it is known.
+
+        Returns
+        -------
+        RunState
+            The state to begin with.
 
         Raises
         ------
@@ -71,22 +78,23 @@ class Journal:
         self.release()
         self._begin(None)
         if self._checkpoint is None:
-            return
+            return RunState()
         self._lock = self._checkpoint.claim()
         try:
             saved = self._checkpoint.load()
             if saved is not None:
-                _require_same_run(self._checkpoint, saved, core, initial)
+                _require_same_run(self._checkpoint, saved, recipe, initial)
             stored = {"model": initial or {}} if saved is None else saved.arrays
             arrays = [array for group in stored.values() for array in group.values()]
             self._checkpoint.probe(sum(array.nbytes for array in arrays))
         except BaseException:
             self.release()
             raise
-        if saved is not None:
-            core.restore(saved.arrays)
-            self._begin(saved)
-            _LOGGER.info("Going on after round %d, from %s", self.done, self._checkpoint.folder)
+        if saved is None:
+            return RunState()
+        self._begin(saved)
+        _LOGGER.info("Resuming after round %d, from %s", self.done, self._checkpoint.folder)
+        return RunState.from_groups(saved.arrays)
 
     def require_continuation(self, model: Arrays) -> None:
         """Check that a round after those of the checkpoint begins with the last round's model.
@@ -104,7 +112,7 @@ class Journal:
             If it is to be the first of a resumed run: that would continue another one, and write
             over it.
         """
-        if self._checkpoint is None or self._newest is None or _is_same(model, self._newest):
+        if self._checkpoint is None or self._newest is None or is_same_model(model, self._newest):
             return
         if self._newest is self.model:
             raise RuntimeError(
@@ -117,8 +125,8 @@ class Journal:
             warn(
                 "the model is not the one that the last round has returned: what has changed it is "
                 "not in the checkpoints in %s, and a run can resume from them only without that "
-                "change; pass on what aggregate_train or aggregate_fit returns (average_decay "
-                "keeps an average beside it), or leave the checkpoint out",
+                "change; pass on what aggregate_train or aggregate_fit returns "
+                ", or leave the checkpoint out",
                 self._checkpoint.folder,
             )
         self._has_warned = True
@@ -143,31 +151,37 @@ class Journal:
         """Return a round's metrics, or None if there were none."""
         return self._history.get(phase, {}).get(server_round)
 
-    def end_round(self, core: Core, model: Arrays | None) -> None:
-        """Take note that a round has ended, and write a checkpoint if it is time to.
+    def end_round(
+        self, server_round: int, recipe: Recipe, model: Arrays, state: RunState
+    ) -> None:
+        """Take note that a round has ended, and write a checkpoint if one is due.
 
         Parameters
         ----------
-        core : Core
-            In the state after the round.
-        model : mapping of str to array, or None
-            The new model, or None if it is the one from before the round.
+        server_round : int
+            The round.
+        recipe : Recipe
+            What the run's model depends on.
+        model : mapping of str to array
+            The model after the round.
+        state : RunState
+            The state after the round.
         """
         if self._checkpoint is None:
             return
-        number = core.current.number
-        self._newest = core.current.arrays if model is None else model
-        self._last = number, self._newest
-        if number % self._checkpoint.every == 0 and (error := self._save(core)) is not None:
-            warn("round %d is not stored, the run continues without: %s", number, error)
+        self._newest = model
+        arrays = {"model": model, **state.to_groups()}
+        self._last = Saved(server_round, identity_of(recipe), arrays, self._history)
+        if server_round % self._checkpoint.every == 0 and (error := self._save()) is not None:
+            warn("round %d is not stored, the run continues without: %s", server_round, error)
 
-    def close(self, core: Core) -> None:
-        """Write the last round down, if it is not yet, and say so if it cannot be."""
-        error = self._save(core)
+    def close(self) -> None:
+        """Store the last round if it is not stored yet, and log an error if that fails."""
+        error = self._save()
         if error is not None and self._checkpoint is not None and self._last is not None:
             _LOGGER.error(
                 "the run has ended after round %d, and what came after round %d is not in %s: %s",
-                *(self._last[0], self._stored, self._checkpoint.folder, as_line(error)),
+                *(self._last.server_round, self._stored, self._checkpoint.folder, as_line(error)),
             )
 
     def release(self) -> None:
@@ -176,18 +190,17 @@ class Journal:
             self._lock.release()
             self._lock = None
 
-    def _save(self, core: Core) -> Exception | None:
-        """Write the last round down, if it is not yet, and return what keeps it from being so."""
-        if self._checkpoint is None or self._last is None:
+    def _save(self) -> Exception | None:
+        """Store the last round if it is not stored yet, and return what prevents that."""
+        saved = self._last
+        if self._checkpoint is None or saved is None:
             return None
-        number, model = self._last
-        saved = Saved(number, _identity(core), {"model": model, **core.state}, self._history)
         try:
             mark = self._checkpoint.save(saved, self._stored, self._earlier)
         # Whatever keeps it from being written, the run is worth more.
         except Exception as error:
             return error
-        self._last, self._stored = None, number
+        self._last, self._stored = None, saved.server_round
         self._earlier, self._latest = self._latest, mark
         return None
 
@@ -203,10 +216,10 @@ class Journal:
 
 
 def _require_same_run(
-    checkpoint: Checkpoint, saved: Saved, core: Core, initial: Arrays | None
+    checkpoint: Checkpoint, saved: Saved, recipe: Recipe, initial: Arrays | None
 ) -> None:
     folder = str(checkpoint.folder)
-    for name, own in _identity(core).items():
+    for name, own in identity_of(recipe).items():
         if (stored := saved.identity.get(name)) != own:
             raise ValueError(
                 f"checkpoint {folder!r} is of a run with {name}={stored}, this one has {name}={own}"
@@ -215,14 +228,16 @@ def _require_same_run(
         raise ValueError(f"checkpoint {folder!r} is of another model than the initial one")
 
 
-def _is_same(model: Arrays, other: Arrays) -> bool:
-    return model.keys() == other.keys() and all(
+def is_same_model(model: Arrays, other: Arrays) -> bool:
+    """Return whether two models have the same arrays, NaN for NaN."""
+    return model is other or model.keys() == other.keys() and all(
         np.array_equal(array, other[name], equal_nan=True) for name, array in model.items()
     )
 
 
-def _identity(core: Core) -> dict[str, str]:
-    return {name: _in_words(value) for name, value in core.identity.items()}
+def identity_of(recipe: Recipe) -> dict[str, str]:
+    """Return a recipe's fields in words: what must be the same where a run resumes."""
+    return {one.name: _in_words(getattr(recipe, one.name)) for one in fields(recipe)}
 
 
 def _in_words(value: Any) -> str:

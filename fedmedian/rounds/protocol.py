@@ -15,12 +15,13 @@ from fedmedian.logs import warn
 from fedmedian.model.layout import Arrays
 from fedmedian.privacy.accounting import Mechanism
 from fedmedian.randomness import seeded_sampling
-from fedmedian.rounds.core import Core, Model, NoStepError
 from fedmedian.rounds.first_look import doubts
-from fedmedian.rounds.journal import Journal
+from fedmedian.rounds.journal import Journal, is_same_model
 from fedmedian.rounds.ledger import Ledger
 from fedmedian.rounds.mechanism import NoMechanism
 from fedmedian.rounds.metrics import with_usual_metrics
+from fedmedian.rounds.options import RunOptions
+from fedmedian.rounds.recipe import Model, NoStepError, Question, Recipe, ServerStep
 from fedmedian.rounds.roster import Hearing, Roster
 from fedmedian.rounds.screening import (
     Answer,
@@ -31,9 +32,8 @@ from fedmedian.rounds.screening import (
     Source,
     one_reply_per_node,
 )
+from fedmedian.rounds.state import RunState
 from fedmedian.rounds.watch import RunFailedError, Watch, describe_round
-from fedmedian.steps.instruction import Instruction
-from fedmedian.steps.payload import MOST_ARRAYS
 
 _LOGGER = logging.getLogger("flwr")
 
@@ -87,6 +87,8 @@ class Heard(Generic[Source]):
 
     Parameters
     ----------
+    question : Question
+        The question that was answered.
     model : dict of str to array or None
         The new model; None if it is the one from before the round.
     report : dict
@@ -103,6 +105,7 @@ class Heard(Generic[Source]):
         The accepted answers.
     """
 
+    question: Question
     model: Model | None
     report: Report
     usual: list[Answer[Source]]
@@ -117,22 +120,34 @@ class RoundProtocol:
 
     Parameters
     ----------
-    core : Core
-        The strategy's own work.
+    recipe : Recipe
+        What the model depends on.
+    options : RunOptions
+        The other arguments of the strategy.
     rules : CohortRule
         The rules by which replies are judged together, in training and in evaluation, after
-        "one reply per node that was asked". Those of the settings follow, in training alone.
+        "one reply per node that was asked". Those of the options follow, in training alone.
     ledger : Ledger, optional
         The account of the privacy budget, if there is one.
     """
 
-    def __init__(self, core: Core, *rules: CohortRule, ledger: Ledger | None = None) -> None:
-        self.core = core
-        self.journal = Journal(core.settings.checkpoint)
+    def __init__(
+        self,
+        recipe: Recipe,
+        options: RunOptions,
+        *rules: CohortRule,
+        ledger: Ledger | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.options = options
+        self.journal = Journal(options.checkpoint)
         self._roster = Roster()
         self._rules = (one_reply_per_node, *rules)
-        self._watch = Watch(core)
+        self._watch = Watch(options.max_failed_rounds)
         self._ledger = ledger
+        self._states: list[tuple[Arrays, RunState]] = []
+        self._questions: list[Question] = []
+        self._round_heard = 0
         self._is_over = False
         self._is_open = self._is_fresh = False
         self._has_trained = self._has_evaluated = False
@@ -155,7 +170,9 @@ class RoundProtocol:
         self._is_open = self._is_fresh = True
         self._is_over = self._has_trained = self._has_evaluated = False
         self._silent_rounds, self._model = 0, initial or {}
-        self.journal.open(self.core, initial)
+        self._questions, self._round_heard = [], 0
+        state = self.journal.open(self.recipe, initial)
+        self._states = [(self.journal.model or {}, state)]
         if self._ledger is not None:
             try:
                 self._ledger.open(self.journal.done)
@@ -230,8 +247,17 @@ class RoundProtocol:
         budget = "" if self._ledger is None else f"; budget {self._ledger}"
         return f"privacy: {mechanism}{budget}"
 
-    def ask(self, server_round: int, model: Arrays) -> Instruction | None:
-        """Begin a round of training.
+    @property
+    def last_question(self) -> Question | None:
+        """The question that was asked last, or None if none was."""
+        return self._questions[-1] if self._questions else None
+
+    def ask(self, server_round: int, model: Arrays) -> Question | None:
+        """Ask a question.
+
+        Asked again about the same model in one round, it is the same question. About another
+        model, as of a second cluster of clients, it is another one; both stay open until the next
+        round.
 
         Parameters
         ----------
@@ -242,9 +268,9 @@ class RoundProtocol:
 
         Returns
         -------
-        Instruction or None
-            What to ask of the clients; None if the checkpoint holds this round already, or the
-            privacy budget does not afford it.
+        Question or None
+            The question; None if the checkpoint holds this round already, or the privacy budget
+            does not afford it.
 
         Raises
         ------
@@ -252,35 +278,56 @@ class RoundProtocol:
             As `open`, which a run that another strategy drives has not called, and as
             `Journal.require_continuation`.
         """
-        if not self._is_open or (server_round == 1 and not self._is_fresh):
+        asked = [one for one in self._questions if one.server_round == server_round]
+        if not self._is_open or (server_round == 1 and not self._is_fresh and not asked):
             self.open(model)
             self.journal.warn_of_unseen_rounds()
         self._is_fresh, self._model = False, model
         if server_round <= self.journal.done:
             return None
         self.journal.require_continuation(model)
-        if server_round == 1:
-            self._roster, self._watch = Roster(), Watch(self.core)
+        if server_round == 1 and not asked:
+            self._states = [(model, RunState())]
+            self._roster, self._watch = Roster(), Watch(self.options.max_failed_rounds)
         if self._ledger is not None and not self._ledger.rounds_left:
             if not self._is_over:
                 warn(
-                    "nobody is asked from round %d on: another answer would exceed the privacy "
+                    "no client is asked from round %d on: another answer would exceed the privacy "
                     "budget, %s",
                     *(server_round, self._ledger),
                 )
             self._is_over = True
             return None
-        instruction = self.core.begin(server_round, model)
+        for question in asked:
+            if is_same_model(question.model, model):
+                return question
+        question = self.recipe.ask(self._state_of(model), server_round, model)
         if server_round == self.journal.done + 1:
-            for doubt in doubts(self.core.current, tuple(self.core.settings.exact)):
+            for doubt in doubts(question, tuple(self.recipe.exact)):
                 warn("%s", doubt)
-        return instruction
+        self._questions = [*asked, question]
+        return question
 
-    def may_ask(self, drawn: int, present: int) -> bool:
+    def _state_of(self, model: Arrays) -> RunState:
+        """Return the state of the last round that has made this model, else of the last at all."""
+        if len(self._states) > 1:
+            for made, state in self._states:
+                if is_same_model(made, model):
+                    return state
+        return self._states[-1][1]
+
+    def _remember(self, question: Question, model: Arrays, state: RunState) -> None:
+        if question.server_round > self._round_heard:
+            self._states, self._round_heard = [], question.server_round
+        self._states.append((model, state))
+
+    def may_ask(self, question: Question, drawn: int, present: int) -> bool:
         """Decide whether the clients that were drawn are asked, and charge the budget if so.
 
         Parameters
         ----------
+        question : Question
+            What they are to be asked.
         drawn : int
             The number of clients that were drawn.
         present : int
@@ -300,20 +347,16 @@ class RoundProtocol:
             return drawn > 0
         if not self._ledger.is_hidden(drawn, present):
             return False
-        self._ledger.spend(self.core.current)
+        self._ledger.spend(question)
         return True
 
     def sampling(self, server_round: int) -> AbstractContextManager[None]:
         """Return a context in which Flower samples nodes as the seed says."""
-        return seeded_sampling(self.core.settings.seed, server_round)
-
-    @property
-    def most_arrays(self) -> int:
-        """The number of arrays that a reply to training can have: the model's, or a payload's."""
-        return max(len(self.core.current.layout.specs), MOST_ARRAYS)
+        return seeded_sampling(self.recipe.seed, server_round)
 
     def hear(
         self,
+        question: Question,
         asked: Collection[Node],
         replies: Iterable[tuple[Node, Received]],
         read: Callable[[Received], Said[Source]],
@@ -323,6 +366,8 @@ class RoundProtocol:
 
         Parameters
         ----------
+        question : Question
+            The question.
         asked : collection of int or str
             The nodes that were asked.
         replies : iterable of (int or str, object)
@@ -335,40 +380,43 @@ class RoundProtocol:
         Returns
         -------
         Heard
-            The new model, and what to report. `end` is to be told how it was reported.
-
-        Raises
-        ------
-        RuntimeError
-            If no round has begun.
+            The new model, and what to report. `end` is to be called with how it was reported.
         """
-        core = self.core
         self._has_trained = True
         hearing = Hearing("aggregate_train", asked, self._roster, failures)
         answers = []
         for node, reply in replies:
             with hearing.reply_of(node):
                 said = read(reply)
-                payload = core.read(said.arrays, said.scalars)
+                payload = question.read(node, said.arrays, said.scalars)
                 self._roster.learn(node, payload.partition)
                 answer = Answer(node, said.num_examples, said.metrics, said.source, payload)
                 answers.append(answer)
-        rules = (*self._rules, *core.settings.cohort_rules)
-        kept, counts = hearing.judge(core.current.number, answers, rules)
+        rules = (*self._rules, *self.options.cohort_rules)
+        kept, counts = hearing.judge(question.server_round, answers, rules)
         report: Report = {**counts}
         if self._ledger is not None:
             report |= self._ledger.report
             self._ledger.look_at(answers)
         model, reason = None, ""
         try:
-            step, own = core.finish(kept)
-            report |= own
-            model = core.move(step)
+            step, state, measured = self._step(question, kept)
+            report |= measured
+            model = question.move(step)
+            self._remember(question, model, state)
         except NoStepError as error:
             reason = str(error)
-            warn("round %d keeps the model as it is: %s", core.current.number, reason)
+            warn("round %d keeps the model as it is: %s", question.server_round, reason)
         usual = self._with_usual_metrics(kept)
-        return Heard(model, report, usual, len(asked), hearing.reasons, reason, kept)
+        return Heard(question, model, report, usual, len(asked), hearing.reasons, reason, kept)
+
+    def _step(
+        self, question: Question, answers: list[Answer[Any]]
+    ) -> tuple[ServerStep, RunState, Report]:
+        least, diagnostics = self.options.min_replies, self.options.diagnostics
+        if len(answers) < least:
+            raise NoStepError(f"{len(answers)} usable replies, min_replies is {least}")
+        return self.recipe.step(question, answers, question.state, diagnostics=diagnostics)
 
     def end(
         self, heard: Heard[Any], sizes: Mapping[str, float], own: Mapping[str, Any]
@@ -394,13 +442,17 @@ class RoundProtocol:
         RunFailedError
             If the run is lost; see `fedmedian.rounds.watch.Watch`.
         """
-        current, report = self.core.current, {**heard.report, **sizes}
+        question, report = heard.question, {**heard.report, **sizes}
         metrics = {**own, **report}
-        self.journal.note("train", current.number, metrics)
-        self.journal.end_round(self.core, heard.model)
+        self.journal.note("train", question.server_round, metrics)
+        model = question.model if heard.model is None else heard.model
+        self.journal.end_round(question.server_round, self.recipe, model, self._state_of(model))
         answers = {self._roster.name(answer.node): answer.payload for answer in heard.answers}
+        few = self.recipe.aggregator.cost_of_few(self.recipe.noise)
         # Not the clients' metrics: they may have the names of ours, and hold anything.
-        self._watch.see(heard.asked, heard.reasons, report, heard.no_step, answers)
+        self._watch.see(
+            question, heard.asked, heard.reasons, report, heard.no_step, answers, few
+        )
         return metrics
 
     def count(self, up: float, with_fedavg: float, down: float) -> None:

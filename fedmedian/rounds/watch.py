@@ -8,12 +8,14 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedmedian.logs import as_line, warn
+from fedmedian.model.blocks import Blocks
 from fedmedian.model.layout import Arrays
-from fedmedian.rounds.core import Core, PlainWeightsError, Round
-from fedmedian.steps.client_steps import AddNoise, Measure, Rotation
+from fedmedian.rounds.recipe import PlainWeightsError, Question
+from fedmedian.rounds.state import names_of
+from fedmedian.steps.encodings import Vector
+from fedmedian.steps.noise import AddNoise, Measure
 from fedmedian.steps.payload import Payload
 
 _LOGGER = logging.getLogger("flwr")
@@ -98,17 +100,17 @@ class Watch:
 
     Parameters
     ----------
-    core : Core
-        The strategy's own work.
+    max_failed_rounds : int or None
+        The number of rounds in a row without a new model that end the run.
     """
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, max_failed_rounds: int | None) -> None:
+        self._max_failed_rounds = max_failed_rounds
         self._said = set[str]()
         self._failed: list[int] = []
         self._reasons = Counter[str]()
-        self._first_scales = np.zeros(0)
-        self._rounds_scaled = np.zeros(0, int)
+        self._first_scales: dict[tuple[str, ...], float] = {}
+        self._rounds_scaled = Counter[tuple[str, ...]]()
         self._rounds = 0
         self._moved = set[str]()
         self._rounds_still = Counter[str]()
@@ -117,16 +119,20 @@ class Watch:
 
     def see(
         self,
+        question: Question,
         asked: int,
         refused: Sequence[str | Exception],
         metrics: Mapping[str, Any],
         no_step: str,
         answers: Mapping[str, Payload],
+        few: tuple[int, str],
     ) -> None:
         """Look at a round: log its line, warn once of each thing that is wrong, end a lost run.
 
         Parameters
         ----------
+        question : Question
+            What was asked.
         asked : int
             The number of clients that were asked.
         refused : sequence of str or Exception
@@ -137,6 +143,8 @@ class Watch:
             Why there is no new model; empty if there is one.
         answers : mapping of str to Payload
             The accepted answers, by the names of their nodes.
+        few : tuple of int and str
+            The cohort size at or below which a warning is due, and its words.
 
         Raises
         ------
@@ -144,7 +152,7 @@ class Watch:
             If there has been none for `max_failed_rounds` rounds, or all clients of the first
             round have sent plain weights that cannot be used.
         """
-        current = self._core.current
+        number = question.server_round
         _LOGGER.info("aggregate_train: %s", describe_round(metrics))
         self._rounds += 1
         reasons = Counter(map(as_line, refused))
@@ -154,22 +162,22 @@ class Watch:
                     f"reason: {reason}",  # no client's words are another warning's key
                     "round %d: %d of %d replies are lost for one reason: %s%s",
                     # The log cuts a long word, and the remedy is not to be lost by that.
-                    *(current.number, count, asked, reason, _remedy_of(reason)),
+                    *(number, count, asked, reason, _remedy_of(reason)),
                 )
         if not no_step:
             self._failed, self._reasons = [], Counter()
-            self._look_at_cohort(int(metrics["replies-accepted"]))
-            self._look_at_scales(np.asarray(metrics.get("noise-scale", ())))
-            self._look_at_updates(answers)
+            self._look_at_cohort(int(metrics["replies-accepted"]), *few)
+            self._look_at_scales(question.blocks, metrics.get("noise-scale", ()))
+            self._look_at_updates(question, answers)
             return
-        self._failed.append(current.number)
+        self._failed.append(number)
         self._reasons += reasons
-        never_moved = current.number == len(self._failed)
+        never_moved = number == len(self._failed)
         plain = bool(refused) and all(isinstance(one, PlainWeightsError) for one in refused)
         # One client's plain weights say nothing about the app that the others run.
         plain = plain and not metrics["replies-accepted"] and asked > 1
-        if (plain and never_moved) or len(self._failed) == self._core.settings.max_failed_rounds:
-            raise RunFailedError(self._failure(no_step), current.arrays)
+        if (plain and never_moved) or len(self._failed) == self._max_failed_rounds:
+            raise RunFailedError(self._failure(no_step), question.model)
 
     def count(self, up: float, with_fedavg: float, down: float) -> None:
         """Count the bytes of a round of training or evaluation.
@@ -208,36 +216,34 @@ class Watch:
             f"{reason}{_remedy_of(reason)}"
         )
 
-    def _look_at_cohort(self, accepted: int) -> None:
-        few, cost = self._core.cost_of_few
+    def _look_at_cohort(self, accepted: int, few: int, cost: str) -> None:
         if accepted <= few:
             clients = "1 client" if accepted == 1 else f"{accepted} clients"
             self._warn_once("few", "replies of %s in a round: %s", clients, cost)
 
-    def _look_at_scales(self, scales: NDArray[np.float64]) -> None:
-        if self._first_scales.shape != scales.shape:
-            self._first_scales = np.zeros_like(scales)
-            self._rounds_scaled = np.zeros(scales.shape, int)
-        self._rounds_scaled += scales > 0
-        is_first = self._rounds_scaled <= _FIRST_ROUNDS
-        np.maximum(self._first_scales, scales, out=self._first_scales, where=is_first)
-        growth = scales / np.where(self._first_scales > 0, self._first_scales, 1)
-        if growth.size and growth.max() >= RUNAWAY:
-            block = int(growth.argmax())
+    def _look_at_scales(self, blocks: Blocks, scales: Sequence[float]) -> None:
+        growth = {}
+        for names, scale in zip(names_of(blocks), scales, strict=False):
+            self._rounds_scaled[names] += scale > 0
+            first = self._first_scales.get(names, 0.0)
+            if self._rounds_scaled[names] <= _FIRST_ROUNDS:
+                self._first_scales[names] = first = max(first, scale)
+            growth[names] = scale / (first or 1.0)
+        names = max(growth, key=growth.__getitem__, default=())
+        if growth and growth[names] >= RUNAWAY:
             self._warn_once(
                 "scales",
                 "the noise scale of %s has grown to %s times that of its first rounds: clients' "
                 "updates of it do not shrink, as where they keep an array to themselves and send "
                 "it all the same; leave such arrays out of the model that is sent, or let clients "
                 "train less in a round",
-                *(self._name_of_block(block), f"{growth.max():.0f}"),
+                *(_name_of_block(names), f"{growth[names]:.0f}"),
             )
 
-    def _look_at_updates(self, answers: Mapping[str, Payload]) -> None:
-        current = self._core.current
-        moved = _who_has_moved(answers, current)
+    def _look_at_updates(self, question: Question, answers: Mapping[str, Payload]) -> None:
+        moved = _who_has_moved(answers, question)
         # What clients did before a run was resumed is not known.
-        if moved is None or self._rounds != current.number:
+        if moved is None or self._rounds != question.server_round:
             return
         self._moved |= moved
         self._rounds_still.update(answers.keys() - moved)
@@ -257,22 +263,6 @@ class Watch:
                 "that it was sent, and returns its weights from after training",
                 *(len(still), len(answers), *still),
             )
-
-    def _name_of_block(self, block: int) -> str:
-        current = self._core.current
-        flat, rotation = current.layout.flat, current.instruction.find(Rotation)
-        groups = (
-            [[index] for index in range(len(flat))]
-            if rotation is None
-            else rotation.groups(current.layout.blocks)
-        )
-        if len(groups) != len(current.blocks):  # a custom step makes others
-            return f"block {block}"
-        first, *others = [repr(flat[index].name) for index in groups[block]]
-        if not others:
-            return f"array {first}"
-        more = f" and {len(others) - 2} more" if len(others) > 2 else ""
-        return f"arrays {', '.join([first, *others[:2]])}{more}"
 
     def _warn_once(self, key: str, template: str, *words: object) -> None:
         if key not in self._said:
@@ -302,16 +292,28 @@ def describe_round(metrics: Mapping[str, Any]) -> str:
     return "; ".join(part for part in parts if part)
 
 
-def _who_has_moved(answers: Mapping[str, Payload], current: Round) -> set[str] | None:
+def _name_of_block(names: tuple[str, ...]) -> str:
+    first, *others = names
+    if not others:
+        return f"array {first!r}"
+    more = f" and {len(others) - 2} more" if len(others) > 2 else ""
+    return f"arrays {', '.join(map(repr, [first, *others[:2]]))}{more}"
+
+
+def _who_has_moved(answers: Mapping[str, Payload], question: Question) -> set[str] | None:
     """Return the names of clients whose update is not zero; None where that cannot be seen."""
-    instruction, flat = current.instruction, current.layout.flat
+    instruction, flat = question.instruction, question.layout.flat
     # An array that is not finite is never moved.
-    can_move = any(np.isfinite(current.arrays[spec.name]).all() for spec in flat)
-    if current.blocks.dim == 0 or not can_move:
+    can_move = any(np.isfinite(question.model[spec.name]).all() for spec in flat)
+    if question.blocks.dim == 0 or not can_move:
         return None
     if instruction.find(Measure) is not None:
-        return {name for name, payload in answers.items() if payload.magnitudes.any()}
-    if instruction.kind == "vector" and instruction.find(AddNoise) is None:
+        return {
+            name
+            for name, payload in answers.items()
+            if instruction.magnitudes_of(payload).any()
+        }
+    if isinstance(instruction.encoding, Vector) and instruction.find(AddNoise) is None:
         # The first entries nearly always do.
         return {
             name

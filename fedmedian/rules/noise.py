@@ -288,3 +288,8 @@ class Uniform(Noise):
 def _floating(x: ArrayLike) -> NDArray[np.floating]:
     values = np.asarray(x)
     return values if np.issubdtype(values.dtype, np.floating) else values.astype(np.float64)
+
+
+def mean_per_vote(noise: Noise) -> float:
+    """Return 1/(2·φ0): the mean update per unit of mean sign, in units of the noise scale."""
+    return 1.0 / (2.0 * noise.density_at_zero)

@@ -18,8 +18,11 @@ from fedmedian.wire.scalars import LARGEST, PayloadKind
 Magnitude = Literal["rms", "max"]
 """The measure of a block of an update: root mean square, or largest absolute entry."""
 
-Scales = NDArray[np.float64] | None
-"""The noise scale of each block, (L,); None where each client is to choose its own."""
+Scales = NDArray[np.float64]
+"""The noise scale of each block, (L,) float64; NaN where each client is to choose its own."""
+
+_MAX_CHANGE = 2.0
+"""A scale changes by at most this factor from one round to the next."""
 
 
 class ScaleRule(ABC):
@@ -38,22 +41,22 @@ class ScaleRule(ABC):
 
     @abstractmethod
     def first(self, num_blocks: int, kind: PayloadKind) -> Scales:
-        """Return the first round's scales, or None where each client is to choose its own."""
+        """Return the scales of blocks that no earlier round has seen."""
 
     def following(self, scales: Scales, magnitudes: NDArray[np.float64]) -> Scales:
         """Return the next round's scales; without adaptation those in force.
 
         Parameters
         ----------
-        scales : (L,) float64 or None
-            The scales in force; None after a round in which each client chose its own.
+        scales : (L,) float64
+            The scales in force; NaN where each client has chosen its own.
         magnitudes : (M, L) float64
             What the accepted clients reported, finite and not negative, M >= 1.
 
         Returns
         -------
-        (L,) float64 or None
-            The scales, never negative, infinite or NaN.
+        (L,) float64
+            The scales, never negative or infinite.
         """
         return scales
 
@@ -95,8 +98,8 @@ class Fixed(ScaleRule):
 class Adaptive(ScaleRule):
     """A multiple of the size that the clients' updates had last round, per block.
 
-    b_l = factor · quantile over clients of the magnitude of block l, which moves by at most
-    `max_change` per round. The paper's CIFAR-10 rule is ``Adaptive(0.1, magnitude="max",
+    b_l = factor · quantile over clients of the magnitude of block l, which at most doubles or halves per
+    round; a scale below a quarter of what the median size asks for rises to that at once. The paper's CIFAR-10 rule is ``Adaptive(0.1, magnitude="max",
     quantile=1.0)`` (arXiv 1906.01736, Section 6); a quantile below 1 keeps a single client from
     setting everybody's noise, see `agreed_size`. In the first round each client uses `factor`
     times its own magnitude. Clients that did not move a block are left out of its quantile, and a
@@ -110,9 +113,6 @@ class Adaptive(ScaleRule):
         The measure: root mean square of the block's update, or its largest absolute entry.
     quantile : float (default: 0.5)
         Which quantile over clients, in [0, 1]; 0.5 is the median, 1 the maximum.
-    max_change : float (default: 2.0)
-        The most by which a scale is multiplied or divided from one round to the next, > 1. A scale
-        that is less than a quarter of what the median size asks for rises to that at once.
 
     Raises
     ------
@@ -123,13 +123,11 @@ class Adaptive(ScaleRule):
     factor: float = 3.0
     magnitude: Magnitude = "rms"
     quantile: float = 0.5
-    max_change: float = 2.0
 
     def __post_init__(self) -> None:
         require_real("factor", self.factor, low=0.0, open_low=True)
         require_choice("magnitude", self.magnitude, ("rms", "max"))
         require_real("quantile", self.quantile, low=0.0, high=1.0)
-        require_real("max_change", self.max_change, low=1.0, open_low=True)
 
     @property
     def own_factor(self) -> float:
@@ -137,21 +135,21 @@ class Adaptive(ScaleRule):
         return self.factor
 
     def first(self, num_blocks: int, kind: PayloadKind) -> Scales:
-        """Return None: nothing is known yet, so each client scales its own noise."""
-        return None
+        """Return NaN: nothing is known yet, so each client scales its own noise."""
+        return np.full(num_blocks, np.nan)
 
     def following(self, scales: Scales, magnitudes: NDArray[np.float64]) -> Scales:
         """Return the scales for the next round; see `ScaleRule.following`."""
         wanted = np.minimum(self.factor * agreed_size(magnitudes, self.quantile), LARGEST)
-        if scales is None:
-            return wanted
         # A scale of zero (nobody moved the block so far) has no size to grow from.
-        bounded = np.clip(wanted, scales / self.max_change, scales * self.max_change)
+        is_new = np.isnan(scales) | (scales == 0)
+        bounded = np.clip(wanted, scales / _MAX_CHANGE, scales * _MAX_CHANGE)
         # A scale that t clients have set far too small, in a cohort of few, recovers at once. They
         # cannot set the median size too large.
         least = self.factor * agreed_size(magnitudes) / PROPORTION
         bounded = np.maximum(bounded, np.minimum(wanted, least))
-        following = np.where(wanted == 0, scales, np.where(scales == 0, wanted, bounded))
+        kept = (wanted == 0) & ~np.isnan(scales)
+        following = np.where(kept, scales, np.where(is_new, wanted, bounded))
         return np.minimum(following, LARGEST)
 
 
@@ -160,7 +158,8 @@ class TopUp(ScaleRule):
     """A level that every client's update is topped up to with noise, per block.
 
     c_l = factor · quantile over clients of the root mean square σ of block l in the last round,
-    which moves by at most `max_change` per round. A client adds Gaussian noise of variance
+    which at most doubles or halves per round; a level below a quarter of what the median size asks
+    for rises to that at once. A client adds Gaussian noise of variance
     max(c² − σ², 0), so that the coordinates of all clients have one variance. In a random basis
     (`Rotation`) they are normal besides, and votes decode with c·√(π/2) into the mean update
     without bias, except that a client's σ above c counts as c: no client moves the mean by more
@@ -177,9 +176,6 @@ class TopUp(ScaleRule):
         hundred; and 1.2 for a client that chooses its own level.
     quantile : float (default: 0.5)
         Which quantile over clients, in [0, 1]; 0.5 is the median, 1 the maximum.
-    max_change : float (default: 2.0)
-        The most by which a level is multiplied or divided from one round to the next, > 1. A level
-        that is less than a quarter of what the median size asks for rises to that at once.
 
     Raises
     ------
@@ -189,7 +185,6 @@ class TopUp(ScaleRule):
 
     factor: float | None = None
     quantile: float = 0.5
-    max_change: float = 2.0
 
     magnitude: Magnitude | None = field(default="rms", init=False, repr=False)
 
@@ -206,8 +201,8 @@ class TopUp(ScaleRule):
         return 1.2 if self.factor is None else self.factor
 
     def first(self, num_blocks: int, kind: PayloadKind) -> Scales:
-        """Return None: nothing is known yet, so each client tops up to a level of its own."""
-        return None
+        """Return NaN: nothing is known yet, so each client tops up to a level of its own."""
+        return np.full(num_blocks, np.nan)
 
     def following(self, scales: Scales, magnitudes: NDArray[np.float64]) -> Scales:
         """Return the levels for the next round; see `ScaleRule.following`."""
@@ -215,7 +210,7 @@ class TopUp(ScaleRule):
 
     def _adaptive(self, num_clients: int) -> Adaptive:
         factor = num_clients**self._GROWTH if self.factor is None else self.factor
-        return Adaptive(factor, "rms", self.quantile, self.max_change)
+        return Adaptive(factor, "rms", self.quantile)
 
 
 @dataclass(frozen=True)

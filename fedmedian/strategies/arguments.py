@@ -1,20 +1,34 @@
-"""A strategy's arguments as it shows them: attributes to read, and its repr."""
+"""The arguments that both APIs' strategies take and show."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Generic, Self, TypeVar, overload
+from dataclasses import fields
+from typing import Any, Generic, Self, TypeVar, Unpack, overload
 
 from flwr.common import Parameters
 
+from fedmedian.aggregators.base import Aggregator, NoiseAt
+from fedmedian.aggregators.medians import Median
+from fedmedian.aggregators.votes import Counts
 from fedmedian.logs import as_line
+from fedmedian.model.layout import RUNNING_STATISTICS
 from fedmedian.privacy.accounting import PrivacyBudget
 from fedmedian.rounds.checkpoint import Checkpoint
-from fedmedian.rounds.core import Core, is_same
+from fedmedian.rounds.options import RunOptions
+from fedmedian.rounds.recipe import (
+    DEFAULT_NOISE,
+    DEFAULT_ROTATION,
+    Recipe,
+    ScaleFrom,
+    is_same,
+)
 from fedmedian.rounds.screening import CohortRule
-from fedmedian.rounds.settings import ScaleFrom
 from fedmedian.rules.noise import Noise
 from fedmedian.rules.optimizers import Optimizer
 from fedmedian.rules.schedules import Schedule
-from fedmedian.steps.client_steps import ClientStep, Rotation
+from fedmedian.steps.base import ClientStep
+from fedmedian.steps.encodings import Vector
+from fedmedian.steps.rotation import Rotation
+from fedmedian.strategies.options import FlowerOptions
 
 Value = TypeVar("Value")
 
@@ -38,10 +52,10 @@ class Argument(Generic[Value]):
 
     def __set__(self, strategy: "ShowsArguments", value: Any) -> None:
         # A subclass may keep what it has passed on, under the same name.
-        if "core" in vars(strategy) and is_same(value, strategy.arguments[self._name]):
+        if "recipe" in vars(strategy) and is_same(value, strategy.arguments[self._name]):
             return
         name, made = self._name, type(strategy).__name__
-        if "core" not in vars(strategy):
+        if "recipe" not in vars(strategy):
             raise AttributeError(
                 f"{name} cannot be set before the strategy is made: call "
                 f"super().__init__({name}=…) first, and set it after that, to the same value"
@@ -57,41 +71,173 @@ class ShowsArguments:
 
     Attributes
     ----------
-    core : Core
-        The strategy's own work.
+    recipe : Recipe
+        What a run's model depends on.
+    options : RunOptions
+        The arguments that may change when a run resumes.
     """
 
-    core: Core
+    recipe: Recipe
+    options: RunOptions
+    _usual_aggregator: Aggregator
 
+    aggregator = Argument[Aggregator]()
     noise = Argument[Noise | None]()
     learning_rate = Argument[float | Schedule]()
     optimizer = Argument[Optimizer | None]()
-    average_decay = Argument[float | None]()
     client_steps = Argument[Sequence[ClientStep]]()
     rotation = Argument[Rotation | None]()
     scale_from = Argument[ScaleFrom]()
     exact = Argument[Sequence[str]]()
+    seed = Argument[int | None]()
     cohort_rules = Argument[Sequence[CohortRule]]()
     diagnostics = Argument[bool]()
     min_replies = Argument[int]()
     max_failed_rounds = Argument[int | None]()
     checkpoint = Argument[Checkpoint | None]()
     privacy_budget = Argument[PrivacyBudget | None]()
-    seed = Argument[int | None]()
-    proximal_mu = Argument[float | None]()
 
     @property
     def arguments(self) -> Mapping[str, Any]:
         """The arguments in force, by name; Flower's own are attributes that may be set."""
-        return self.core.arguments
+        both = (self.recipe, self.options)
+        values = {one.name: getattr(part, one.name) for part in both for one in fields(part)}
+        return {name: value for name, value in values.items() if hasattr(type(self), name)}
+
+    @property
+    def unusual(self) -> Mapping[str, Any]:
+        """The arguments in force that are not the defaults, by name; Flower's own left out."""
+        usual = {one.name: one.default for part in (Recipe, RunOptions) for one in fields(part)}
+        usual |= {"aggregator": self._usual_aggregator, "weighted": True, "learning_rate": 1.0}
+        return {
+            name: value for name, value in self.arguments.items() if not is_same(value, usual[name])
+        }
 
     def __repr__(self) -> str:
-        shown = {**self.core.unusual, **self._unusual_of_flower()}
+        shown = {**self.unusual, **self._unusual_of_flower()}
         arguments = ", ".join(f"{name}={_in_short(value)}" for name, value in shown.items())
         return f"{type(self).__name__}({arguments})"
 
     def _unusual_of_flower(self) -> Mapping[str, Any]:
-        """Return the arguments that the core does not know and are not as usual, by name."""
+        """Return the arguments of Flower's that are not the defaults, by name."""
+        raise NotImplementedError
+
+
+class SignArguments(ShowsArguments):
+    """The arguments of both APIs' `SignSGD`, which the Message API's describes."""
+
+    _usual_aggregator = Counts()
+
+    weighted = Argument[bool]()
+
+    def __init__(
+        self,
+        noise: Noise | None = DEFAULT_NOISE,
+        aggregator: Aggregator = _usual_aggregator,
+        learning_rate: float | Schedule | None = None,
+        *,
+        weighted: bool = True,
+        optimizer: Optimizer | None = None,
+        client_steps: Sequence[ClientStep] = (),
+        rotation: Rotation | None = DEFAULT_ROTATION,
+        scale_from: ScaleFrom = "server",
+        exact: Sequence[str] = RUNNING_STATISTICS,
+        cohort_rules: Sequence[CohortRule] = (),
+        diagnostics: bool = True,
+        min_replies: int = 1,
+        max_failed_rounds: int | None = 3,
+        checkpoint: Checkpoint | None = None,
+        privacy_budget: PrivacyBudget | None = None,
+        seed: int | None = None,
+        **flower: Unpack[FlowerOptions],
+    ) -> None:
+        if isinstance(aggregator, Aggregator) and isinstance(aggregator.encoding, Vector):
+            raise ValueError(
+                f"aggregator must be of signs such as Counts() or Majority(), got {aggregator!r}: "
+                "MedianSGD is for rules of whole updates"
+            )
+        recipe = Recipe(
+            aggregator=aggregator,
+            noise=noise,
+            learning_rate=learning_rate,
+            weighted=weighted,
+            optimizer=optimizer,
+            client_steps=client_steps,
+            rotation=rotation,
+            scale_from=scale_from,
+            exact=exact,
+            seed=seed,
+        )
+        options = RunOptions(
+            cohort_rules=cohort_rules,
+            diagnostics=diagnostics,
+            min_replies=min_replies,
+            max_failed_rounds=max_failed_rounds,
+            checkpoint=checkpoint,
+            privacy_budget=privacy_budget,
+        )
+        self._build(recipe, options, flower)
+
+    def _build(self, recipe: Recipe, options: RunOptions, flower: FlowerOptions) -> None:
+        raise NotImplementedError
+
+
+class MedianArguments(ShowsArguments):
+    """The arguments of both APIs' `MedianSGD`, which the Message API's describes."""
+
+    _usual_aggregator = Median()
+
+    noise_at = Argument[NoiseAt]()
+
+    def __init__(
+        self,
+        noise: Noise | None = DEFAULT_NOISE,
+        aggregator: Aggregator = _usual_aggregator,
+        learning_rate: float | Schedule | None = None,
+        *,
+        noise_at: NoiseAt = "client",
+        optimizer: Optimizer | None = None,
+        client_steps: Sequence[ClientStep] = (),
+        rotation: Rotation | None = DEFAULT_ROTATION,
+        scale_from: ScaleFrom = "server",
+        exact: Sequence[str] = RUNNING_STATISTICS,
+        cohort_rules: Sequence[CohortRule] = (),
+        diagnostics: bool = True,
+        min_replies: int = 1,
+        max_failed_rounds: int | None = 3,
+        checkpoint: Checkpoint | None = None,
+        privacy_budget: PrivacyBudget | None = None,
+        seed: int | None = None,
+        **flower: Unpack[FlowerOptions],
+    ) -> None:
+        if isinstance(aggregator, Aggregator) and not isinstance(aggregator.encoding, Vector):
+            raise ValueError(
+                "aggregator must be of whole updates such as Median() or SmoothedMedian(), got "
+                f"{aggregator!r}: SignSGD is for rules of signs"
+            )
+        recipe = Recipe(
+            aggregator=aggregator,
+            noise=noise,
+            learning_rate=learning_rate,
+            noise_at=noise_at,
+            optimizer=optimizer,
+            client_steps=client_steps,
+            rotation=rotation,
+            scale_from=scale_from,
+            exact=exact,
+            seed=seed,
+        )
+        options = RunOptions(
+            cohort_rules=cohort_rules,
+            diagnostics=diagnostics,
+            min_replies=min_replies,
+            max_failed_rounds=max_failed_rounds,
+            checkpoint=checkpoint,
+            privacy_budget=privacy_budget,
+        )
+        self._build(recipe, options, flower)
+
+    def _build(self, recipe: Recipe, options: RunOptions, flower: FlowerOptions) -> None:
         raise NotImplementedError
 
 

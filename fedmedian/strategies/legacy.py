@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from statistics import fmean
-from typing import Any, TypeVar, Unpack
+from typing import Any, TypeVar
 
 from flwr.common import (
     Code,
@@ -27,16 +27,12 @@ from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import FedAvg
 from flwr.server.strategy.aggregate import weighted_loss_avg
 
-from fedmedian.aggregators.decoding import DecodeRule
 from fedmedian.aggregators.diagnostics import without_lists
 from fedmedian.logs import shown, text_of, warn
-from fedmedian.model.layout import RUNNING_STATISTICS
-from fedmedian.privacy.accounting import Mechanism, PrivacyBudget
+from fedmedian.privacy.accounting import Mechanism
+from fedmedian.privacy.mechanism import NoMechanism
 from fedmedian.records import arrays_to_parameters, parameters_to_arrays
-from fedmedian.rounds.checkpoint import Checkpoint
-from fedmedian.rounds.core import Core
-from fedmedian.rounds.ledger import Ledger
-from fedmedian.rounds.mechanism import NoMechanism, mechanism_of
+from fedmedian.rounds.ledger import Ledger, mechanism_of_strategy
 from fedmedian.rounds.metrics import (
     LARGEST,
     fair_examples,
@@ -44,23 +40,22 @@ from fedmedian.rounds.metrics import (
     require_examples,
     try_to_aggregate,
 )
+from fedmedian.rounds.options import RunOptions
 from fedmedian.rounds.protocol import RoundProtocol, Said, paused_collector
-from fedmedian.rounds.screening import CohortRule, Node, Reply, all_or_none
-from fedmedian.rounds.settings import (
-    DEFAULT_NOISE,
-    DEFAULT_ROTATION,
-    ScaleFrom,
-    Settings,
+from fedmedian.rounds.recipe import Question, Recipe
+from fedmedian.rounds.screening import Node, Reply, all_or_none
+from fedmedian.steps.payload import MOST_ARRAYS, Payload
+from fedmedian.strategies.arguments import (
+    MedianArguments,
+    ShowsArguments,
+    SignArguments,
+    differing,
 )
-from fedmedian.rules.noise import Noise
-from fedmedian.rules.optimizers import Optimizer
-from fedmedian.rules.schedules import Schedule
-from fedmedian.steps.client_steps import ClientStep, Rotation
-from fedmedian.steps.payload import Payload
-from fedmedian.strategies.arguments import Argument, ShowsArguments, differing
-from fedmedian.strategies.median import Estimator, MedianCore, NoiseAt
-from fedmedian.strategies.options import LegacyFedAvgOptions, require_fedavg_options
-from fedmedian.strategies.sign import DEFAULT_DECODE, SignCore
+from fedmedian.strategies.options import (
+    FlowerOptions,
+    LegacyFedAvgOptions,
+    require_fedavg_options,
+)
 from fedmedian.strategies.wrappers import require_no_unfit_wrapper
 from fedmedian.wire.scalars import PREFIX, WireError
 
@@ -81,14 +76,18 @@ class LegacyStrategy(ShowsArguments, FedAvg):
 
     Parameters
     ----------
-    core : Core
-        The way from the clients' answers to a model.
+    recipe : Recipe
+        What a run's model depends on.
+    options : RunOptions
+        The arguments that may change when a run resumes.
     fedavg : dict
         The arguments of `flwr.server.strategy.FedAvg`.
 
     Attributes
     ----------
-    core : Core
+    recipe : Recipe
+        See above.
+    options : RunOptions
         See above.
     metrics_per_block : dict of int to dict
         What each round of the run has reported of each block, lists by name: they are not in
@@ -100,14 +99,16 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         If an argument has the wrong type or is out of range.
     """
 
-    def __init__(self, core: Core, fedavg: LegacyFedAvgOptions) -> None:
-        require_fedavg_options(type(self), fedavg, LegacyFedAvgOptions.__optional_keys__)
-        super().__init__(**fedavg)
-        self.core = core
+    def _build(self, recipe: Recipe, options: RunOptions, flower: FlowerOptions) -> None:
+        require_fedavg_options(type(self), flower, LegacyFedAvgOptions.__optional_keys__)
+        fedavg: dict[str, Any] = dict(flower)
+        FedAvg.__init__(self, **fedavg)
+        self.recipe, self.options = recipe, options
         self._protocol = RoundProtocol(
-            core,
+            recipe,
+            options,
             *(() if self.accept_failures else (all_or_none,)),
-            ledger=Ledger.of_strategy(core, self.fraction_fit, self.fraction_evaluate),
+            ledger=Ledger.of_strategy(recipe, options, self.fraction_fit, self.fraction_evaluate),
         )
         self._asked: list[Node] = []
         self._asked_to_evaluate: list[Node] = []
@@ -118,14 +119,11 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         return differing(self, FedAvg(), [*LegacyFedAvgOptions.__annotations__])
 
     @property
-    def averaged_parameters(self) -> Parameters | None:
-        """The exponential average of the model so far; None without a decay or a round."""
-        return None if self.core.average is None else arrays_to_parameters(self.core.average)
-
-    @property
     def privacy(self) -> Mechanism | NoMechanism:
         """What clients release; see `fedmedian.strategies.SignSGD.privacy`."""
-        return mechanism_of(self.core, self.fraction_evaluate, self.core.begun)
+        return mechanism_of_strategy(
+            self.recipe, self.fraction_evaluate, self._protocol.last_question
+        )
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters | None:
         """Return the model to begin with, or to resume with from a checkpoint.
@@ -160,27 +158,25 @@ class LegacyStrategy(ShowsArguments, FedAvg):
             If one of Flower's wrappers or workflows that it does not work with wraps it.
         """
         require_no_unfit_wrapper(self)
-        instruction = self._protocol.ask(server_round, parameters_to_arrays(parameters))
-        if instruction is None:
+        question = self._protocol.ask(server_round, parameters_to_arrays(parameters))
+        if question is None:
             return []
-        mu = self.core.settings.proximal_mu
         self._say_whom_it_waits_for(client_manager)
-        told = instruction.encode() | ({} if mu is None else {"proximal_mu": mu})
         before = max(client_manager.num_available(), self.min_available_clients)
         with self._protocol.sampling(server_round):
             asked = super().configure_fit(server_round, parameters, client_manager)
         # Clients come and go meanwhile, and the budget must not count on one that was not there.
         present = max(len(asked), min(before, client_manager.num_available()))
-        if not self._protocol.may_ask(len(asked), present):
+        if not self._protocol.may_ask(question, len(asked), present):
             asked = []
         # Nothing reports the end of a run: as many rounds end it as may fail.
-        if not asked and self._protocol.pass_over() == self.core.settings.max_failed_rounds:
+        if not asked and self._protocol.pass_over() == self.options.max_failed_rounds:
             self._protocol.require_somebody(
                 f"fraction_fit={self.fraction_fit} and min_fit_clients={self.min_fit_clients}",
                 trains=self.fraction_fit > 0 or self.min_fit_clients > 0,
             )
         self._asked, self._size = [client.cid for client, _ in asked], _size(parameters)
-        return [(client, FitIns(ins.parameters, {**ins.config, **told})) for client, ins in asked]
+        return [(client, _addressed(ins, question, client.cid)) for client, ins in asked]
 
     @paused_collector()
     def aggregate_fit(
@@ -190,13 +186,20 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         failures: list[Trained | BaseException],
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Aggregate the usable results into a new model, and report on the round."""
+        question = self._protocol.last_question
+        if question is None:
+            raise RuntimeError(
+                "results were aggregated before a round was configured: a subclass's configure_fit "
+                "must call super().configure_fit"
+            )
         replies, reasons = _by_client("aggregate_train", results, failures)
-        read = partial(_read, most_arrays=self._protocol.most_arrays)
-        heard = self._protocol.hear(self._asked, replies, read, reasons)
+        asked = _sent(self._asked, replies, reasons)
+        read = partial(_read, most_arrays=max(len(question.layout.specs), MOST_ARRAYS))
+        heard = self._protocol.hear(question, asked, replies, read, reasons)
         sizes: dict[str, float] = {}
         if results:
             sizes["uplink-bytes"] = fmean(_size(result.parameters) for _, result in results)
-        if self._asked:
+        if asked:
             sizes["downlink-bytes"] = self._size
         own = self._aggregate("fit_metrics_aggregation_fn", heard.usual)
         metrics = self._protocol.end(heard, sizes, own)
@@ -234,7 +237,12 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         # What comes up are metrics: this API's replies to evaluation have no room for arrays.
         sizes = {"downlink-bytes": self._size}
         usual = self._protocol.hear_evaluation(
-            server_round, self._asked_to_evaluate, replies, _read_evaluation, sizes, reasons
+            server_round,
+            _sent(self._asked_to_evaluate, replies, reasons),
+            replies,
+            _read_evaluation,
+            sizes,
+            reasons,
         )
         if not usual:
             return None, {}
@@ -266,21 +274,17 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         return try_to_aggregate(name, lambda: dict(function(own))) or {}
 
 
-class SignSGD(LegacyStrategy):
+class SignSGD(SignArguments, LegacyStrategy):
     """`fedmedian.strategies.SignSGD` for the older API.
 
     Clients need `fedmedian.clients.perturb`, or are `fedmedian.clients.SignClient`.
 
     Parameters
     ----------
-    noise, decode, learning_rate, weighted, optimizer, client_steps, rotation, scale_from
+    noise, aggregator, learning_rate, weighted, optimizer, client_steps, rotation, scale_from
         As for `fedmedian.strategies.SignSGD`.
     cohort_rules, diagnostics, min_replies, max_failed_rounds, seed
         As for `fedmedian.strategies.SignSGD`.
-    proximal_mu : float, optional
-        As there; clients find it in their config as ``"proximal_mu"``.
-    average_decay : float, optional
-        As there; the average is in ``averaged_parameters``.
     exact : sequence of str
         As there; the patterns match positions, ``exact=["2", "3"]`` for the running statistics of
         a model whose third and fourth array they are.
@@ -308,73 +312,22 @@ class SignSGD(LegacyStrategy):
     >>> strategy = SignSGD(fraction_fit=0.5)
     """
 
-    decode = Argument[DecodeRule]()
-    weighted = Argument[bool]()
 
-    def __init__(
-        self,
-        noise: Noise | None = DEFAULT_NOISE,
-        decode: DecodeRule = DEFAULT_DECODE,
-        learning_rate: float | Schedule | None = None,
-        *,
-        weighted: bool = True,
-        optimizer: Optimizer | None = None,
-        average_decay: float | None = None,
-        client_steps: Sequence[ClientStep] = (),
-        rotation: Rotation | None = DEFAULT_ROTATION,
-        scale_from: ScaleFrom = "server",
-        exact: Sequence[str] = RUNNING_STATISTICS,
-        cohort_rules: Sequence[CohortRule] = (),
-        diagnostics: bool = True,
-        min_replies: int = 1,
-        max_failed_rounds: int | None = 3,
-        checkpoint: Checkpoint | None = None,
-        privacy_budget: PrivacyBudget | None = None,
-        seed: int | None = None,
-        proximal_mu: float | None = None,
-        **fedavg: Unpack[LegacyFedAvgOptions],
-    ) -> None:
-        settings = Settings(
-            optimizer=optimizer,
-            average_decay=average_decay,
-            client_steps=client_steps,
-            rotation=rotation,
-            scale_from=scale_from,
-            exact=exact,
-            cohort_rules=cohort_rules,
-            diagnostics=diagnostics,
-            min_replies=min_replies,
-            max_failed_rounds=max_failed_rounds,
-            checkpoint=checkpoint,
-            privacy_budget=privacy_budget,
-            seed=seed,
-            proximal_mu=proximal_mu,
-        )
-        core = SignCore(
-            noise=noise,
-            decode=decode,
-            learning_rate=learning_rate,
-            weighted=weighted,
-            settings=settings,
-        )
-        super().__init__(core, fedavg)
-
-
-class MedianSGD(LegacyStrategy):
+class MedianSGD(MedianArguments, LegacyStrategy):
     """`fedmedian.strategies.MedianSGD` for the older API.
 
-    With ``noise_at="server"``, ``estimator="smoothed"`` or without noise unmodified clients will
+    With ``noise_at="server"``, ``aggregator=SmoothedMedian()`` or without noise unmodified clients will
     do; else they need `fedmedian.clients.perturb`, or are `fedmedian.clients.GradientClient`.
 
     Parameters
     ----------
-    noise, noise_at, learning_rate, estimator
+    noise, aggregator, learning_rate, noise_at
         As for `fedmedian.strategies.MedianSGD`.
-    optimizer, average_decay, client_steps, rotation, scale_from, exact, cohort_rules
+    optimizer, client_steps, rotation, scale_from, exact, cohort_rules
         As for `SignSGD`.
     diagnostics, min_replies, max_failed_rounds, checkpoint, privacy_budget, seed
         As for `SignSGD`.
-    proximal_mu, **fedavg
+    **fedavg
         As for `SignSGD`.
 
     Raises
@@ -386,57 +339,6 @@ class MedianSGD(LegacyStrategy):
     --------
     >>> strategy = MedianSGD(noise_at="server", fraction_fit=0.5)
     """
-
-    noise_at = Argument[NoiseAt]()
-    estimator = Argument[Estimator]()
-
-    def __init__(
-        self,
-        noise: Noise | None = DEFAULT_NOISE,
-        noise_at: NoiseAt = "client",
-        learning_rate: float | Schedule | None = None,
-        *,
-        estimator: Estimator = "median",
-        optimizer: Optimizer | None = None,
-        average_decay: float | None = None,
-        client_steps: Sequence[ClientStep] = (),
-        rotation: Rotation | None = DEFAULT_ROTATION,
-        scale_from: ScaleFrom = "server",
-        exact: Sequence[str] = RUNNING_STATISTICS,
-        cohort_rules: Sequence[CohortRule] = (),
-        diagnostics: bool = True,
-        min_replies: int = 1,
-        max_failed_rounds: int | None = 3,
-        checkpoint: Checkpoint | None = None,
-        privacy_budget: PrivacyBudget | None = None,
-        seed: int | None = None,
-        proximal_mu: float | None = None,
-        **fedavg: Unpack[LegacyFedAvgOptions],
-    ) -> None:
-        settings = Settings(
-            optimizer=optimizer,
-            average_decay=average_decay,
-            client_steps=client_steps,
-            rotation=rotation,
-            scale_from=scale_from,
-            exact=exact,
-            cohort_rules=cohort_rules,
-            diagnostics=diagnostics,
-            min_replies=min_replies,
-            max_failed_rounds=max_failed_rounds,
-            checkpoint=checkpoint,
-            privacy_budget=privacy_budget,
-            seed=seed,
-            proximal_mu=proximal_mu,
-        )
-        core = MedianCore(
-            noise=noise,
-            noise_at=noise_at,
-            learning_rate=learning_rate,
-            estimator=estimator,
-            settings=settings,
-        )
-        super().__init__(core, fedavg)
 
 
 def _by_client(
@@ -456,6 +358,27 @@ def _by_client(
         times = "" if count == 1 else f" ({count} clients)"
         warn(f"%s: %s{times}", phase, reason)
     return [(client.cid, (client, result)) for client, result in answered], reasons
+
+
+def _addressed(ins: FitIns, question: Question, client: Node) -> FitIns:
+    """Return what a client is sent: the round's question in place of the model alone."""
+    arrays, parameters = question.content_for(client), ins.parameters
+    if arrays is not question.model:
+        parameters = arrays_to_parameters(arrays)
+    return FitIns(parameters, {**ins.config, **question.instruction_for(client).encode()})
+
+
+def _sent(
+    asked: Sequence[Node], replies: Sequence[tuple[Node, Any]], failures: Sequence[str]
+) -> list[Node]:
+    """Return the clients that were asked in the end: a subclass may have chosen others.
+
+    Flower reports a result or a failure of each, and does not say which client has failed.
+    """
+    heard = [client for client, _ in replies]
+    if len(heard) + len(failures) == len(asked):
+        return [*asked]
+    return list(dict.fromkeys([*heard, *(f"without a reply, {i + 1}" for i in range(len(failures)))]))
 
 
 def _examples(replies: Sequence[Reply[Result]]) -> list[float]:

@@ -1,9 +1,11 @@
 """The part of the strategies that speaks Flower's Message API."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from logging import INFO
+from statistics import fmean
 from typing import Any, TypeVar, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -12,22 +14,22 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
 from fedmedian.aggregators.diagnostics import without_lists
-from fedmedian.checks import require_type
 from fedmedian.logs import text_of
+from fedmedian.model.layout import Arrays
 from fedmedian.privacy.accounting import Mechanism
-from fedmedian.records import to_arrays, to_record
-from fedmedian.rounds.core import Core
-from fedmedian.rounds.ledger import Ledger
-from fedmedian.rounds.mechanism import NoMechanism, mechanism_of
+from fedmedian.privacy.mechanism import NoMechanism
+from fedmedian.records import num_bytes, to_arrays, to_record
+from fedmedian.rounds.ledger import Ledger, mechanism_of_strategy
 from fedmedian.rounds.metrics import fair_examples, require_examples, try_to_aggregate
+from fedmedian.rounds.options import RunOptions
 from fedmedian.rounds.protocol import RoundProtocol, Said, paused_collector
+from fedmedian.rounds.recipe import Question, Recipe
 from fedmedian.rounds.screening import Node, Reply
 from fedmedian.steps.instruction import Instruction
-from fedmedian.steps.payload import Payload
+from fedmedian.steps.payload import MOST_ARRAYS, Payload
 from fedmedian.strategies import numpy_clients as numpy_messages
 from fedmedian.strategies.arguments import Argument, ShowsArguments, differing
-from fedmedian.strategies.options import FedAvgOptions, require_fedavg_options
-from fedmedian.strategies.sizes import mean_size, mean_sizes_of_training
+from fedmedian.strategies.options import FedAvgOptions, FlowerOptions, require_fedavg_options
 from fedmedian.strategies.wrappers import require_no_unfit_wrapper
 from fedmedian.wire.scalars import EVALUATION, WIRE_VERSION, WireError
 
@@ -36,29 +38,21 @@ EvaluateFunction = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
 @dataclass(repr=False)
-class AveragedResult(Result):
-    """Flower's Result of a run, with the average of the model over the rounds beside the last.
-
-    Parameters
-    ----------
-    averaged_arrays : ArrayRecord or None
-        The exponential average, or None if the strategy keeps none.
-    """
-
-    averaged_arrays: ArrayRecord | None = None
+class _ShortResult(Result):
+    """Flower's Result, whose text leaves out what a round reports of each block."""
 
     def __repr__(self) -> str:
         reports = self.train_metrics_clientapp
-        short = Result(
-            self.arrays,
-            {number: MetricRecord(without_lists(report)[0]) for number, report in reports.items()},
-            self.evaluate_metrics_clientapp,
-            self.evaluate_metrics_serverapp,
-        )
-        if self.averaged_arrays is None:
-            return repr(short)
-        megabytes = sum(len(array.data) for array in self.averaged_arrays.values()) / 1024**2
-        return f"{short!r}\nAveraged Arrays:\n\tArrayRecord ({megabytes:.3f} MB)\n"
+        short = {number: MetricRecord(without_lists(one)[0]) for number, one in reports.items()}
+        return repr(Result(**{**vars(self), "train_metrics_clientapp": short}))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The messages of one question, as `configure_train` has returned them."""
+
+    question: Question
+    messages: list[Message]
 
 
 class MessageStrategy(ShowsArguments, FedAvg):
@@ -69,16 +63,18 @@ class MessageStrategy(ShowsArguments, FedAvg):
 
     Parameters
     ----------
-    core : Core
-        The way from the clients' answers to a model.
-    numpy_clients : bool
-        Whether the clients are NumPyClients.
+    recipe : Recipe
+        What a run's model depends on.
+    options : RunOptions
+        The arguments that may change when a run resumes.
     fedavg : dict
-        The arguments of `flwr.serverapp.strategy.FedAvg`.
+        The arguments of `flwr.serverapp.strategy.FedAvg`, and `numpy_clients`.
 
     Attributes
     ----------
-    core : Core
+    recipe : Recipe
+        See above.
+    options : RunOptions
         See above.
 
     Raises
@@ -87,22 +83,22 @@ class MessageStrategy(ShowsArguments, FedAvg):
         If an argument has the wrong type or is out of range.
     """
 
-    def __init__(self, core: Core, numpy_clients: bool, fedavg: FedAvgOptions) -> None:
-        require_type("numpy_clients", numpy_clients, bool, "a bool")
-        require_fedavg_options(type(self), fedavg, FedAvgOptions.__optional_keys__)
-        if numpy_clients:
+    def _build(self, recipe: Recipe, options: RunOptions, flower: FlowerOptions) -> None:
+        require_fedavg_options(type(self), flower, FedAvgOptions.__optional_keys__)
+        fedavg: dict[str, Any] = dict(flower)
+        self._numpy_clients = fedavg.pop("numpy_clients", False)
+        if self._numpy_clients:
             for key in numpy_messages.KEYS:
                 if key in fedavg:
                     raise ValueError(f"{key} must not be given with numpy_clients=True")
-            fedavg = {**fedavg, **numpy_messages.KEYS}
-        super().__init__(**fedavg)
-        self.core = core
-        self._numpy_clients = numpy_clients
-        ledger = Ledger.of_strategy(core, self.fraction_train, self.fraction_evaluate)
-        self._protocol = RoundProtocol(core, ledger=ledger)
-        self._asked: Sequence[Message] = ()
-        self._asked_to_evaluate: Sequence[Message] = ()
-        self._model: ArrayRecord | None = None
+            fedavg |= numpy_messages.KEYS
+        FedAvg.__init__(self, **fedavg)
+        self.recipe, self.options = recipe, options
+        ledger = Ledger.of_strategy(recipe, options, self.fraction_train, self.fraction_evaluate)
+        self._protocol = RoundProtocol(recipe, options, ledger=ledger)
+        self._asked: list[_Asked] = []
+        self._heard: list[Question] = []
+        self._asked_to_evaluate: list[Message] = []
         self._per_block: dict[int, dict[str, Any]] = {}
 
     numpy_clients = Argument[bool]()
@@ -119,11 +115,6 @@ class MessageStrategy(ShowsArguments, FedAvg):
         return own | differing(self, usual, [*FedAvgOptions.__annotations__])
 
     @property
-    def averaged_arrays(self) -> ArrayRecord | None:
-        """The exponential average of the model so far; None without a decay or a round."""
-        return None if self.core.average is None else to_record(self.core.average)
-
-    @property
     def privacy(self) -> Mechanism | NoMechanism:
         """What clients release in a round, or the reasons why it has no bound.
 
@@ -131,7 +122,9 @@ class MessageStrategy(ShowsArguments, FedAvg):
         sees to that, and to the metrics that their apps send. What may be in the way in the model
         is known once a round has begun.
         """
-        return mechanism_of(self.core, self.fraction_evaluate, self.core.begun)
+        return mechanism_of_strategy(
+            self.recipe, self.fraction_evaluate, self._protocol.last_question
+        )
 
     def start(
         self,
@@ -143,7 +136,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: EvaluateFunction | None = None,
         **newer: Any,
-    ) -> AveragedResult:
+    ) -> Result:
         """Run federated learning; see `flwr.serverapp.strategy.Strategy.start`.
 
         With a `checkpoint` that has been written, the rounds until then are not run again: what
@@ -161,8 +154,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
 
         Returns
         -------
-        AveragedResult
-            Flower's Result, with ``averaged_arrays``.
+        Result
+            Flower's Result.
 
         Raises
         ------
@@ -190,7 +183,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self._per_block = {}
         journal = self._protocol.journal
         self._protocol.open(to_arrays(initial_arrays))
-        if self.core.settings.checkpoint is not None and evaluate_fn is not None:
+        if self.options.checkpoint is not None and evaluate_fn is not None:
             evaluate_fn = partial(self._evaluate, evaluate_fn)
         try:
             if num_rounds < journal.done:
@@ -209,7 +202,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
                 evaluate_fn,
                 **newer,
             )
-            journal.close(self.core)
+            journal.close()
             self._protocol.say_totals()
             self._protocol.say_why_it_ends(affordable, num_rounds)
             self._protocol.require_somebody(
@@ -220,8 +213,9 @@ class MessageStrategy(ShowsArguments, FedAvg):
             self._protocol.release()
         reports = result.train_metrics_clientapp
         for server_round, lists in self._per_block.items():
-            reports[server_round] = MetricRecord({**reports[server_round], **lists})
-        return AveragedResult(**vars(result), averaged_arrays=self.averaged_arrays)
+            own = reports.get(server_round, {})  # a subclass may report nothing
+            reports[server_round] = MetricRecord({**own, **lists})
+        return _ShortResult(**vars(result))
 
     def summary(self) -> None:
         """Log the configuration of the strategy: what is not as usual, then FedAvg's.
@@ -232,7 +226,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
             If one of Flower's wrappers that it does not work with wraps it.
         """
         require_no_unfit_wrapper(self)
-        own = ", ".join(f"{name}={value!r}" for name, value in self.core.unusual.items())
+        own = ", ".join(f"{name}={value!r}" for name, value in self.unusual.items())
         log(INFO, "\t├──> %s", own or "all defaults")
         if (line := self._protocol.describe_privacy(self.privacy)) is not None:
             log(INFO, "\t├──> %s", line)
@@ -250,14 +244,11 @@ class MessageStrategy(ShowsArguments, FedAvg):
             messages lack the instruction.
         """
         require_no_unfit_wrapper(self)
-        instruction = self._protocol.ask(server_round, to_arrays(arrays))
-        self._model, self._asked = arrays, ()
-        if instruction is None:
+        question = self._protocol.ask(server_round, to_arrays(arrays))
+        if question is None:
             return []
         # The caller's config serves every round: it must not pick up our keys.
-        mu = self.core.settings.proximal_mu
-        proximal = {} if mu is None else {"proximal-mu": mu}
-        told = ConfigRecord({**config, **proximal, **instruction.encode()})
+        told = ConfigRecord({**config, **question.instruction.encode()})
         with self._protocol.sampling(server_round):
             nodes = _CountingGrid(grid)
             asked = list(super().configure_train(server_round, arrays, told, cast(Grid, nodes)))
@@ -266,8 +257,25 @@ class MessageStrategy(ShowsArguments, FedAvg):
                 "messages of training lack the server's instruction: _construct_messages must keep "
                 "the keys 'fedmedian.…' of the config that it is given"
             )
-        self._asked = asked if self._protocol.may_ask(len(asked), nodes.present) else []
-        return self._asked
+        if not self._protocol.may_ask(question, len(asked), nodes.present):
+            asked = []
+        for message in asked:
+            self._address(message, question)
+        self._asked = [one for one in self._asked if one.question.server_round == server_round]
+        self._heard = [one for one in self._heard if one.server_round == server_round]
+        self._asked.append(_Asked(question, asked))
+        return asked
+
+    def _address(self, message: Message, question: Question) -> None:
+        """Put into a message what only its own node is sent, if anything."""
+        node = message.metadata.dst_node_id
+        arrays, instruction = question.content_for(node), question.instruction_for(node)
+        if arrays is question.model and instruction is question.instruction:
+            return
+        content = RecordDict({**message.content, self.arrayrecord_key: to_record(arrays)})
+        config = {**cast(ConfigRecord, content[self.configrecord_key]), **instruction.encode()}
+        content[self.configrecord_key] = ConfigRecord(config)
+        message.content = content
 
     @paused_collector()
     def aggregate_train(
@@ -280,16 +288,51 @@ class MessageStrategy(ShowsArguments, FedAvg):
             recalled = journal.recall("train", server_round)
             return _to_record(journal.model), self._without_lists(server_round, recalled)
         replies = list(replies)
-        sent, self._asked = _sent(self._asked, replies), ()
-        if not replies and not sent:
+        question, sent = self._question_of(replies)
+        if question is None or not (replies or sent):
             self._protocol.pass_over()
             return None, None
         asked, replies_of = _by_node(sent, replies)
-        heard = self._protocol.hear(asked, replies_of, self._read)
-        sizes = self._count(sent, replies, self._model)
+        read = partial(self._read, most_arrays=max(len(question.layout.specs), MOST_ARRAYS))
+        heard = self._protocol.hear(question, asked, replies_of, read)
+        sizes = self._count(sent, replies, question.model)
         own = self._aggregate("train_metrics_aggr_fn", heard.usual) if heard.usual else None
         metrics = self._protocol.end(heard, sizes, own or {})
         return _to_record(heard.model), self._without_lists(server_round, metrics)
+
+    def _question_of(self, replies: Sequence[Message]) -> tuple[Question | None, list[Message]]:
+        """Return the question that most replies answer, and those of its messages that were sent.
+
+        What a reply answers is said by the message that it replies to. Where that is not one of
+        ours, as in a subclass that builds its own, it is the first question that is not answered.
+        """
+        is_open = [one.question for one in self._asked if one.question not in self._heard]
+        question = is_open[0] if is_open else None
+        if replies:
+            question_of = {
+                message.metadata.message_id: one.question
+                for one in self._asked
+                for message in one.messages
+            }
+            question_of.pop("", None)
+            first = question or self._protocol.last_question
+            answered = Counter(
+                question_of.get(reply.metadata.reply_to_message_id, first) for reply in replies
+            )
+            question = answered.most_common(1)[0][0]
+            if question is None:
+                raise RuntimeError(
+                    "replies were aggregated before a round was configured: a subclass's "
+                    "configure_train must call super().configure_train"
+                )
+        messages = [it for one in self._asked if one.question is question for it in one.messages]
+        sent = _sent(messages, replies)
+        if question in self._heard:  # nodes that did not reply to it have been counted
+            answered_ids = {reply.metadata.reply_to_message_id for reply in replies}
+            sent = [one for one in sent if one.metadata.message_id in answered_ids]
+        elif question is not None:
+            self._heard.append(question)
+        return question, sent
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -304,8 +347,9 @@ class MessageStrategy(ShowsArguments, FedAvg):
             messages = super().configure_evaluate(server_round, arrays, told, grid)
         if self.numpy_clients:
             messages = numpy_messages.as_evaluation(messages)
-        self._asked_to_evaluate = list(messages)
-        return self._asked_to_evaluate
+        messages = list(messages)
+        self._asked_to_evaluate = messages
+        return messages
 
     def _may_read_arrays(self) -> bool:
         """Tell whether code of the user's, which may read all of them, gets evaluation replies."""
@@ -324,7 +368,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         if server_round < journal.done:
             return _to_metrics(journal.recall("evaluate", server_round))
         replies = list(replies)
-        sent, self._asked_to_evaluate = _sent(self._asked_to_evaluate, replies), ()
+        sent, self._asked_to_evaluate = _sent(self._asked_to_evaluate, replies), []
         if not replies and not sent:
             return None
         asked, replies_of = _by_node(sent, replies)
@@ -340,20 +384,18 @@ class MessageStrategy(ShowsArguments, FedAvg):
         return metrics
 
     def _count(
-        self, asked: Sequence[Message], replies: Sequence[Message], model: ArrayRecord | None = None
+        self, asked: Sequence[Message], replies: Sequence[Message], model: Arrays | None = None
     ) -> dict[str, float]:
         """Count a round's bytes, and return the mean sizes of its messages for the report.
 
         FedAvg's clients would have answered with the model where there is one.
         """
-        down = mean_size(asked) if asked else 0.0
-        if replies and model is not None:
-            up, with_fedavg = mean_sizes_of_training(replies, model)
-        else:
-            up = with_fedavg = mean_size(replies) if replies else 0.0
-        self._protocol.count(len(replies) * up, len(replies) * with_fedavg, len(asked) * down)
-        sizes = {"uplink-bytes": up, "downlink-bytes": down}
-        return {name: size for name, size in sizes.items() if size}
+        up, down = _sizes(replies), _sizes(asked)
+        held = 0 if model is None else sum(array.nbytes for array in model.values())
+        with_fedavg = sum(size if model is None else held for size in up if size)
+        self._protocol.count(sum(up), with_fedavg, sum(down))
+        means = {"uplink-bytes": up, "downlink-bytes": down}
+        return {name: fmean(sizes) for name, sizes in means.items() if any(sizes)}
 
     def _without_lists(
         self, server_round: int, metrics: Mapping[str, Any] | None
@@ -384,9 +426,9 @@ class MessageStrategy(ShowsArguments, FedAvg):
             journal.note("evaluate-server", server_round, metrics)
         return metrics
 
-    def _read(self, reply: Message) -> Said[RecordDict]:
+    def _read(self, reply: Message, most_arrays: int) -> Said[RecordDict]:
         content, metrics, num_examples = self._open(reply)
-        arrays = to_arrays(_only(ArrayRecord, content), self._protocol.most_arrays)
+        arrays = to_arrays(_only(ArrayRecord, content), most_arrays)
         scalars = next((r for r in _records(ConfigRecord, content) if Payload.is_in(r)), None)
         return Said(arrays, scalars, num_examples, metrics, content)
 
@@ -426,32 +468,43 @@ def _is_instructed(message: Message) -> bool:
     return any(map(Instruction.is_in, _records(ConfigRecord, message.content)))
 
 
-def _sent(asked: Sequence[Message], replies: Sequence[Message]) -> Sequence[Message]:
+def _sent(asked: Sequence[Message], replies: Sequence[Message]) -> list[Message]:
     """Return the messages that were sent of those that we have made.
 
     A subclass may leave some out, or all of them. A message gets its id when it is sent. Where
     somebody brings the replies to them by hand no message has one.
     """
     sent = [message for message in asked if message.metadata.message_id]
-    return sent if sent or not replies else asked
+    is_by_hand = any(not reply.metadata.reply_to_message_id for reply in replies)
+    return [*asked] if is_by_hand and not sent else sent
 
 
 def _by_node(
-    asked: Sequence[Message], replies: Sequence[Message]
+    sent: Sequence[Message], replies: Sequence[Message]
 ) -> tuple[list[Node], list[tuple[Node, Message]]]:
     """Return the nodes that were asked, and the replies with the nodes that they speak for.
 
-    The reply of a node that failed comes from the SuperLink, and only the id of the message, which
-    it gets when it is sent, tells whom it was sent to.
+    The reply of a node that failed comes from the SuperLink, and only the message that it replies
+    to names the node. A reply to a message that is not ours was asked for by a subclass.
     """
-    sent = [message.metadata for message in asked]
-    node_of = {metadata.message_id: metadata.dst_node_id for metadata in sent}
+    node_of = {one.metadata.message_id: one.metadata.dst_node_id for one in sent}
     node_of.pop("", None)
-    received = [(reply, reply.metadata) for reply in replies]
-    return [metadata.dst_node_id for metadata in sent], [
-        (node_of.get(metadata.reply_to_message_id, metadata.src_node_id), reply)
-        for reply, metadata in received
-    ]
+    asked: list[Node] = [message.metadata.dst_node_id for message in sent]
+    speaking: list[tuple[Node, Message]] = []
+    for reply in replies:
+        metadata = reply.metadata
+        node = node_of.get(metadata.reply_to_message_id, metadata.src_node_id)
+        if metadata.reply_to_message_id and metadata.reply_to_message_id not in node_of:
+            asked.append(node)
+        speaking.append((node, reply))
+    return list(dict.fromkeys(asked)), speaking
+
+
+def _sizes(messages: Sequence[Message]) -> list[int]:
+    # Strategies send one content to all nodes.
+    contents = {id(one.content): one.content for one in messages if one.has_content()}
+    held = {key: num_bytes(content) for key, content in contents.items()}
+    return [held[id(one.content)] if one.has_content() else 0 for one in messages]
 
 
 def _records(kind: type[Record], content: RecordDict) -> list[Record]:

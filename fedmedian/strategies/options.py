@@ -16,8 +16,9 @@ Evaluation = tuple[float, dict[str, Scalar]]
 
 
 class FedAvgOptions(TypedDict, total=False):
-    """The keyword arguments of `flwr.serverapp.strategy.FedAvg`; see there for each."""
+    """The keyword arguments of `flwr.serverapp.strategy.FedAvg`, and `numpy_clients`."""
 
+    numpy_clients: bool
     fraction_train: float
     fraction_evaluate: float
     min_train_nodes: int
@@ -45,6 +46,10 @@ class LegacyFedAvgOptions(TypedDict, total=False):
     initial_parameters: Parameters | None
     fit_metrics_aggregation_fn: MetricsAggregationFn | None
     evaluate_metrics_aggregation_fn: MetricsAggregationFn | None
+
+
+class FlowerOptions(FedAvgOptions, LegacyFedAvgOptions, total=False):
+    """The keyword arguments of both of Flower's APIs, of which a strategy takes its own."""
 
 
 _OF_BOTH_APIS = {
@@ -75,8 +80,8 @@ _IN_OTHER_WORDS = {
     **dict.fromkeys(("beta_1", "beta_2", "tau"), "optimizer=Adam(…)"),
     **dict.fromkeys(("noise_scale", "noise_multiplier", "sigma", "scale"), "noise=Gaussian(…)"),
     **dict.fromkeys(("clip", "clipping_norm"), "client_steps=[Clip(…)]"),
+    **dict.fromkeys(("decode", "estimator"), "aggregator="),
     **dict.fromkeys(("epsilon", "delta", "budget"), "privacy_budget=PrivacyBudget(…)"),
-    "mu": "proximal_mu=",
 }
 """What people call things that have another name here."""
 
@@ -136,7 +141,7 @@ def _require_fedavg_option(name: str, value: Any) -> None:
         require_type(name, value, str, "a string")
         if not value:
             raise ValueError(f"{name} must not be empty, got {value!r}")
-    elif name == "accept_failures":
+    elif name in ("accept_failures", "numpy_clients"):
         require_type(name, value, bool, "a bool")
     elif name == "initial_parameters":
         require_type(name, value, (Parameters, NoneType), "a flwr.common.Parameters, or None")

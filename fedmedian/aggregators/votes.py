@@ -1,23 +1,24 @@
-"""From votes to a direction: the rules by which a server that knows the noise decodes them."""
+"""Decoding of votes by a server that knows the noise."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb, pi, sqrt
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fedmedian.aggregators.base import Aggregator, Answers, Weights
+from fedmedian.aggregators.diagnostics import count_opposite_signs, describe_votes
 from fedmedian.checks import require_choice, require_type
 from fedmedian.kernels.signs import PackedSigns
-from fedmedian.kernels.votes import weighted_votes
+from fedmedian.kernels.votes import majority_vote, weighted_votes
 from fedmedian.model.blocks import Blocks
-from fedmedian.rules.noise import Noise
-from fedmedian.rules.trust import agreed_size, up_to_trusted
+from fedmedian.rules.noise import Noise, mean_per_vote
+from fedmedian.rules.trust import agreed_size, in_proportion, mean_in_proportion, up_to_trusted
+from fedmedian.steps.encodings import Signs
 from fedmedian.wire.scalars import Float32
-
-Weights = NDArray[np.float64]
 
 NOISE_ALLOWANCE = 0.25
 """The most noise that a step may hold, as a share of the energy of the clients' mean update."""
@@ -26,6 +27,9 @@ Ties = Literal["random", "unchanged"]
 """The meaning of a tied vote: a fair coin, or no step for that coordinate."""
 
 _CHUNK = 1 << 16
+
+# A multiple of the eight coordinates that a byte of votes stands for.
+_VOTES_PART = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Ballot:
     scales : (M, L) float64 or None
         The clients' noise scales b_i; None without noise.
     magnitudes : (M, L) float64, optional
-        The root mean squares σ_i of their updates, where noise tops these up to the scales.
+        The root mean squares σ_i of their updates, where clients report them.
     """
 
     packed: Sequence[PackedSigns]
@@ -54,6 +58,16 @@ class Ballot:
     noise: Noise | None
     scales: Weights | None
     magnitudes: Weights | None = None
+
+    @classmethod
+    def of(cls, answers: Answers) -> Self:
+        """Return the votes in a cohort's answers, in which no client's scale is an outlier."""
+        noise, scales, magnitudes = answers.noise, None, None
+        if noise is not None and answers.scales is not None:
+            scales = in_proportion(answers.scales, answers.weights)
+            if noise.rule.magnitude == "rms":
+                magnitudes = answers.magnitudes
+        return cls(answers.bodies, answers.weights, answers.blocks, noise, scales, magnitudes)
 
     def vote_weights(self) -> Weights:
         """Return the weights w_i of the clients' votes on each block, (M, L)."""
@@ -108,9 +122,11 @@ class Ballot:
         Returns
         -------
         (L,) float64
-            The factors, not negative; all 1 where the updates' energy is not known.
+            The factors, not negative; all 1 unless noise tops updates up.
         """
-        if self.magnitudes is None or self.scales is None:
+        if self.noise is None or self.magnitudes is None or self.scales is None:
+            return np.ones(len(self.blocks))
+        if not self.noise.rule.tops_up:
             return np.ones(len(self.blocks))
         squares = np.square(np.minimum(self.magnitudes, self.scales))
         noise = energy - np.square(self.weights) @ squares
@@ -126,28 +142,35 @@ class Ballot:
         return np.asarray(np.minimum(whole, np.sqrt(longest)))
 
 
-class DecodeRule(ABC):
-    """A rule by which votes become a direction.
+class VoteAggregator(Aggregator):
+    """An aggregator of signs: sums of votes, weighted and then decoded.
 
-    The votes are summed once, with the weights that the rule says, and the sum is turned into a
-    direction. A rule of one's own derives from this class; it is the server's own affair.
+    A custom one derives from this class and says how votes are weighted and what is made of their
+    sums.
     """
 
-    @property
-    def needs_noise(self) -> bool:
-        """Whether votes without noise mean nothing to this rule."""
-        return False
+    encoding = Signs()
 
-    def learning_rate(self, noise: Noise | None) -> float | None:
-        """Return the learning rate to take if none is given; None if one must be given."""
-        return 1.0
+    def direction(self, answers: Answers, rng: np.random.Generator) -> Float32:
+        """Return the decoded sums; see `Aggregator.direction`."""
+        ballot = Ballot.of(answers)
+        weights = self.weights(ballot)
+        votes = ballot.sum(weights)
+        if answers.report is not None:
+            answers.report |= describe_votes(
+                votes, weights, ballot.blocks, ballot.noise, ballot.scales, ballot.magnitudes
+            )
+            if ballot.noise is not None:
+                opposite = _contradictions(ballot, weights, votes)
+                answers.report["majority-contradicts-mean"] = opposite
+        return self.decode(votes, ballot, rng)
 
     @abstractmethod
     def weights(self, ballot: Ballot) -> Weights:
         """Return the weight of each client's votes on each block, (M, L) float64, >= 0."""
 
     @abstractmethod
-    def direction(self, votes: Float32, ballot: Ballot, rng: np.random.Generator) -> Float32:
+    def decode(self, votes: Float32, ballot: Ballot, rng: np.random.Generator) -> Float32:
         """Return the direction.
 
         Parameters
@@ -165,9 +188,20 @@ class DecodeRule(ABC):
             The direction, pointing uphill.
         """
 
+    def centre(self, values: Weights, weights: Weights) -> Weights:
+        """Return the weighted mean over clients, outliers clipped; see `mean_in_proportion`."""
+        return mean_in_proportion(values, weights)
+
+    def cost_of_few(self, noise: Noise | None) -> tuple[int, str]:
+        """Shorter steps, where noise tops updates up; see `Ballot.step_lengths`."""
+        return 3 * (noise is not None and noise.rule.tops_up), (
+            "the votes of so few are noisy, so that steps are shorter; with four or more they have "
+            "their full length"
+        )
+
 
 @dataclass(frozen=True)
-class Counts(DecodeRule):
+class Counts(VoteAggregator):
     """Decoding of the votes' sums into an estimate of the mean update.
 
     ĝ = Σ_i w_i·b_i/(2φ0)·s_i, see `mean_from_votes`. Clients whose noise is larger count for
@@ -184,14 +218,14 @@ class Counts(DecodeRule):
         """Return w_i·b_i/(2φ0)."""
         return ballot.mean_weights()
 
-    def direction(self, votes: Float32, ballot: Ballot, rng: np.random.Generator) -> Float32:
+    def decode(self, votes: Float32, ballot: Ballot, rng: np.random.Generator) -> Float32:
         """Return the sums, each block's times its step length."""
         lengths = ballot.step_lengths(np.square(ballot.mean_weights()).sum(axis=0))
         return ballot.scale(votes, lengths)
 
 
 @dataclass(frozen=True)
-class Majority(DecodeRule):
+class Majority(VoteAggregator):
     """The sign of the majority: Algorithms 1 and 3 of Chen et al. (arXiv 1906.01736).
 
     A majority that is not calibrated moves each coordinate by exactly the learning rate, and must
@@ -224,17 +258,17 @@ class Majority(DecodeRule):
         """Whether it is calibrated."""
         return self.calibrated
 
-    def learning_rate(self, noise: Noise | None) -> float | None:
+    def usual_rate(self, noise: Noise | None) -> float | None:
         """Return 1 if calibrated, else what the scale rule's theorem says, if any."""
         if self.calibrated:
             return 1.0
-        return None if noise is None else noise.rule.learning_rate("signs")
+        return None if noise is None else noise.rule.learning_rate(self.encoding.name)
 
     def weights(self, ballot: Ballot) -> Weights:
         """Return w_i."""
         return ballot.vote_weights()
 
-    def direction(self, votes: Float32, ballot: Ballot, rng: np.random.Generator) -> Float32:
+    def decode(self, votes: Float32, ballot: Ballot, rng: np.random.Generator) -> Float32:
         """Return the sums' signs, times what they are worth if calibrated."""
         for start in range(0, votes.size, _CHUNK):
             chunk = votes[start : start + _CHUNK]
@@ -296,11 +330,6 @@ def mean_from_votes(
     return mean_sign * (np.asarray(scale, dtype=np.float32) * np.float32(mean_per_vote(noise)))
 
 
-def mean_per_vote(noise: Noise) -> float:
-    """Return 1/(2·φ0): the mean update per unit of mean sign, in units of the noise scale."""
-    return 1.0 / (2.0 * noise.density_at_zero)
-
-
 def majority_gain(noise: Noise, weights: NDArray[np.float64]) -> float:
     """Return 2·κ_M: the expected majority per unit of mean update over noise scale.
 
@@ -331,3 +360,24 @@ def majority_gain(noise: Noise, weights: NDArray[np.float64]) -> float:
         pivotal = comb(odd - 1, odd // 2) / int(2 ** (odd - 1))
         return 2 * noise.density_at_zero * odd * pivotal
     return 2 * noise.density_at_zero * sqrt(2 / pi) / float(np.linalg.norm(weights))
+
+
+def _contradictions(ballot: Ballot, weights: Weights, votes: Float32) -> float:
+    """Return the fraction of coordinates where plain majority and decoded mean are opposite.
+
+    The sums of the votes are the decoded mean if their weights are the mean's.
+    """
+    blocks, opposite, mean_weights = ballot.blocks, 0, ballot.mean_weights()
+    mean = votes if np.array_equal(weights, mean_weights) else None
+    for start in range(0, blocks.dim, _VOTES_PART):
+        part = slice(start, min(start + _VOTES_PART, blocks.dim))
+        packed = [votes[start // 8 : -(-part.stop // 8)] for votes in ballot.packed]
+        sizes = blocks.sizes_within(part)
+        held = np.flatnonzero(sizes)
+        opposite += count_opposite_signs(
+            majority_vote(packed, part.stop - part.start),
+            weighted_votes(packed, sizes[held].tolist(), mean_weights[:, held])
+            if mean is None
+            else mean[part],
+        )
+    return opposite / max(blocks.dim, 1)

@@ -1,0 +1,250 @@
+"""What every aggregator is given and returns."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmedian.aggregators.diagnostics import (
+    MeanGap,
+    Report,
+    describe_median,
+    excess_of_signs,
+    sample_stride,
+)
+from fedmedian.model.blocks import Blocks
+from fedmedian.rules.noise import Noise
+from fedmedian.rules.trust import PROPORTION
+from fedmedian.steps.base import energy
+from fedmedian.steps.encodings import Encoding, Vector
+from fedmedian.steps.noise import top_up
+from fedmedian.wire.scalars import Float32
+
+Weights = NDArray[np.float64]
+
+NoiseAt = Literal["client", "server"]
+"""The side that adds the noise."""
+
+_PART = 1 << 16
+# Noise at the server copies a part of all clients' vectors.
+_NOISY_VALUES = 1 << 21
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A cohort's accepted answers to one question.
+
+    Parameters
+    ----------
+    bodies : sequence of M arrays
+        What the aggregator's encoding has made of the clients' updates; M >= 1. Not to be changed.
+    weights : (M,) float64
+        The clients' weights, which add up to 1.
+    blocks : Blocks
+        The L blocks of what clients send, d coordinates in all.
+    noise : Noise or None
+        The family of the noise.
+    scales : (M, L) float32, optional
+        The noise scale b of each client and block, or the level that noise tops updates up to.
+    magnitudes : (M, L) float64, optional
+        The magnitude of each client's update before noise, per block, where clients report it.
+    noise_at : {"client", "server"} or None
+        The side that adds the noise; None if nobody does.
+    metrics : sequence of M mappings
+        The clients' own metrics.
+    report : dict, optional
+        Takes measurements for the round's report; None if nobody wants them.
+    """
+
+    bodies: Sequence[NDArray[Any]]
+    weights: Weights
+    blocks: Blocks
+    noise: Noise | None = None
+    scales: Float32 | None = None
+    magnitudes: Weights | None = None
+    noise_at: NoiseAt | None = "client"
+    metrics: Sequence[Mapping[str, Any]] = ()
+    report: Report | None = field(default=None, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.bodies)
+
+    @property
+    def tops_up(self) -> bool:
+        """Whether noise tops updates up to its scale."""
+        return self.noise is not None and self.noise.rule.tops_up
+
+    def noise_scales(self) -> Float32:
+        """Return the scale of the noise that is added to each client's vector, (M, L)."""
+        if self.scales is None or self.noise_at is None:
+            return np.zeros((len(self), len(self.blocks)), dtype=np.float32)
+        if not self.tops_up or self.magnitudes is None:
+            return self.scales
+        return top_up(self.scales, self.magnitudes)
+
+    def parts(self, rng: np.random.Generator) -> Iterator[tuple[slice, list[Float32]]]:
+        """Yield the clients' vectors part by part, with the noise that the server adds.
+
+        Of two vectors each block of the longer is clipped to `PROPORTION` times the norm of the
+        other's: every center of two is their mean, so that nothing else bounds one of them.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+            Draws the noise: for one part of the coordinates after the other, client by client.
+
+        Yields
+        ------
+        part : slice
+            The part's coordinates.
+        rows : list of M (n,) float32
+            The clients' vectors there.
+        """
+        factors = self._factors_of_two() if len(self) == 2 else None
+        added = self.noise_scales() if self.noise_at == "server" and self.noise else None
+        length = _PART if added is None else max(_NOISY_VALUES // len(self), 1)
+        for start in range(0, self.blocks.dim, length):
+            part = slice(start, min(start + length, self.blocks.dim))
+            rows = [body[part] for body in self.bodies]
+            if factors is not None:
+                rows = [
+                    row * self.blocks.repeat_within(part, factor)
+                    for row, factor in zip(rows, factors, strict=True)
+                ]
+            if added is not None:
+                rows = [
+                    self._noisy(row, self.blocks.repeat_within(part, scale), rng)
+                    for row, scale in zip(rows, added, strict=True)
+                ]
+            yield part, rows
+
+    def vectors(self, rng: np.random.Generator) -> Float32:
+        """Return the clients' whole vectors, (M, d) float32, a copy; see `parts`."""
+        vectors = np.empty((len(self), self.blocks.dim), dtype=np.float32)
+        for part, rows in self.parts(rng):
+            vectors[:, part] = rows
+        return vectors
+
+    def _factors_of_two(self) -> Float32 | None:
+        """Return the factors that clip each block of two vectors, (2, L); None if all are 1."""
+        norms = np.sqrt([[energy(part) for part in self.blocks.split(one)] for one in self.bodies])
+        most = PROPORTION * norms.min(axis=0)
+        if (norms <= most).all():
+            return None
+        factors = np.ones_like(norms)
+        np.divide(most, norms, out=factors, where=norms > most)
+        return factors.astype(np.float32)
+
+    def _noisy(self, row: Float32, scale: Float32, rng: np.random.Generator) -> Float32:
+        assert self.noise is not None  # `parts` adds no noise without a family
+        noisy = self.noise.sample(rng, row.size)
+        noisy *= scale
+        noisy += row
+        return noisy
+
+
+class Aggregator(ABC):
+    """A rule that turns a cohort's answers into a direction.
+
+    An aggregator is a frozen value, and the server's own affair: clients only see its `encoding`.
+    It may change the answers and hand them to another, as `dataclasses.replace` does.
+    """
+
+    encoding: ClassVar[Encoding] = Vector()
+    """The form in which clients send their updates."""
+
+    integrates_noise: ClassVar[bool] = False
+    """Whether the rule averages the noise out by itself, so that neither side adds any."""
+
+    @property
+    def needs_noise(self) -> bool:
+        """Whether answers without noise mean nothing to this rule."""
+        return False
+
+    @abstractmethod
+    def direction(self, answers: Answers, rng: np.random.Generator) -> Float32:
+        """Return the direction.
+
+        Parameters
+        ----------
+        answers : Answers
+            The accepted answers.
+        rng : numpy.random.Generator
+            Draws whatever is random in the rule.
+
+        Returns
+        -------
+        (d,) float32
+            The direction in the answers' blocks, pointing uphill: the server steps against it.
+        """
+
+    def centre(self, values: Weights, weights: Weights) -> Weights:
+        """Return the center, (*shape), of the clients' values of an exact array, (M, *shape).
+
+        By default it is the median over clients.
+        """
+        return np.asarray(np.median(values, axis=0))
+
+    def usual_rate(self, noise: Noise | None) -> float | None:
+        """Return the learning rate to use if none is given; None if one must be given."""
+        return 1.0
+
+    def cost_of_few(self, noise: Noise | None) -> tuple[int, str]:
+        """Return the cohort size at or below which a warning is logged, and its words."""
+        return 0, ""
+
+    def require_noise(self, noise: Noise | None) -> None:
+        """Raise if the rule cannot work with this noise.
+
+        Raises
+        ------
+        ValueError
+            If there is no noise and the rule needs some.
+        """
+        if noise is None and self.needs_noise:
+            raise ValueError(f"noise must not be None with aggregator={self!r}")
+
+
+def coordinatewise(
+    answers: Answers,
+    rng: np.random.Generator,
+    centre: Callable[[slice, list[Float32]], Float32],
+) -> Float32:
+    """Apply a center coordinate by coordinate, and measure how far it is from the mean.
+
+    Parameters
+    ----------
+    answers : Answers
+        Answers whose bodies are vectors. The direction is the only thing as long as the model that
+        is allocated.
+    rng : numpy.random.Generator
+        See `Answers.parts`.
+    centre : callable
+        Maps a part and the clients' vectors there, M times (n,) float32, to their center, (n,).
+
+    Returns
+    -------
+    (d,) float32
+        The centers.
+    """
+    blocks = answers.blocks
+    direction = np.empty(blocks.dim, dtype=np.float32)
+    gap, excess, stride = MeanGap(), [], sample_stride(blocks.dim)
+    for part, rows in answers.parts(rng):
+        direction[part] = centre(part, rows)
+        if answers.report is not None:
+            gap.add(direction[part], rows)
+            excess.append(excess_of_signs([row[::stride] for row in rows]))
+    if answers.report is not None:
+        squares, levels = np.square(answers.noise_scales(), dtype=np.float64), None
+        if answers.tops_up and answers.magnitudes is not None:
+            totals = squares + np.square(answers.magnitudes)
+            levels = np.sqrt(np.median(totals, axis=0))
+        scales = np.sqrt(squares.mean(axis=0))
+        answers.report |= describe_median(
+            direction, gap, excess, len(answers), scales, blocks, answers.noise, levels
+        )
+    return direction
