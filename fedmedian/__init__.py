@@ -6,8 +6,10 @@ and `fedmedian.clients` the client's.
 
 from importlib.metadata import PackageNotFoundError, version
 
-from fedmedian.aggregators.decoding import Counts, DecodeRule, Majority, mean_from_votes
+from fedmedian.aggregators.base import Aggregator, Answers, coordinatewise
+from fedmedian.aggregators.medians import Median, SmoothedMedian
 from fedmedian.aggregators.smoothing import smoothed_median
+from fedmedian.aggregators.votes import Counts, Majority, VoteAggregator, mean_from_votes
 from fedmedian.kernels.medians import coordinate_median
 from fedmedian.kernels.signs import pack_signs, unpack_signs
 from fedmedian.kernels.votes import count_votes, majority_vote
@@ -17,16 +19,11 @@ from fedmedian.rules.noise import Gaussian, Laplace, Logistic, Noise, Uniform, r
 from fedmedian.rules.optimizers import Adam, Momentum, Optimizer
 from fedmedian.rules.scales import Adaptive, ScaleRule, Theory, TopUp
 from fedmedian.rules.schedules import Cosine, StepDecay
-from fedmedian.steps.client_steps import (
-    ClientMomentum,
-    ClientStep,
-    Clip,
-    DivideByLearningRate,
-    Rotation,
-    register_client_step,
-)
+from fedmedian.steps.base import ClientStep, register_client_step
 from fedmedian.steps.instruction import Instruction
 from fedmedian.steps.payload import Payload
+from fedmedian.steps.rotation import Rotation
+from fedmedian.steps.updates import ClientMomentum, Clip, DivideByLearningRate
 
 try:
     __version__ = version("fedmedian")
@@ -36,13 +33,14 @@ except PackageNotFoundError:
 __all__ = [
     "Adam",
     "Adaptive",
+    "Aggregator",
+    "Answers",
     "Blocks",
     "ClientMomentum",
     "ClientStep",
     "Clip",
     "Cosine",
     "Counts",
-    "DecodeRule",
     "DivideByLearningRate",
     "Gaussian",
     "Instruction",
@@ -50,17 +48,21 @@ __all__ = [
     "Layout",
     "Logistic",
     "Majority",
+    "Median",
     "Momentum",
     "Noise",
     "Optimizer",
     "Payload",
     "Rotation",
     "ScaleRule",
+    "SmoothedMedian",
     "StepDecay",
     "Theory",
     "TopUp",
     "Uniform",
+    "VoteAggregator",
     "coordinate_median",
+    "coordinatewise",
     "count_votes",
     "majority_vote",
     "mean_from_votes",

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from math import inf
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.common import Parameters, ndarrays_to_parameters
+from flwr.supercore.inflatable.inflatable_object import InflatableObject
 from numpy.typing import NDArray
 
 from fedmedian.logs import shown
@@ -75,9 +76,15 @@ def num_bytes(content: RecordDict) -> int:
     """Return the bytes of a message's arrays, and of the byte strings beside them."""
     size = 0
     for record in content.values():
-        values = record.values()
-        if isinstance(record, ArrayRecord):
-            size += sum(len(array.data) for array in values)
-        else:
-            size += sum(len(value) for value in values if isinstance(value, bytes))
+        for value in record.values():
+            if isinstance(value, Array):
+                size += len(value.data)
+            elif isinstance(value, bytes):
+                size += len(value)
     return size
+
+
+def serialized_size(sent: Message | InflatableObject) -> int:
+    """Return the bytes of a Flower message, or a record in it, as sent: with all its headers."""
+    children: Mapping[str, InflatableObject] = sent.children or {}
+    return len(sent.deflate()) + sum(serialized_size(child) for child in children.values())

@@ -18,8 +18,10 @@ from experiments.studies.peers import Eden
 from fedmedian import Adaptive, Counts, Gaussian, Instruction, Layout, Noise, Rotation, TopUp
 from fedmedian.aggregators.aggregation import aggregate_signs, aggregate_vectors
 from fedmedian.model.blocks import Blocks
-from fedmedian.steps.client_steps import AddNoise, ClientStep, Measure, Signs, TopUpNoise
+from fedmedian.steps.base import ClientStep
+from fedmedian.steps.encodings import Signs
 from fedmedian.steps.instruction import perturb_update
+from fedmedian.steps.noise import AddNoise, Measure, TopUpNoise
 
 Updates = NDArray[np.float32]
 

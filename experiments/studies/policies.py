@@ -27,19 +27,12 @@ from fedmedian import Gaussian
 from fedmedian.clients import InProcessGrid, Policy, perturb_with
 from fedmedian.model.layout import Arrays, Layout
 from fedmedian.records import to_record
-from fedmedian.steps.client_steps import (
-    CLIENT_STEPS,
-    AddNoise,
-    ClientMomentum,
-    ClientStep,
-    Clip,
-    DivideByLearningRate,
-    Draft,
-    Rotation,
-    Signs,
-    register_client_step,
-)
+from fedmedian.steps.base import CLIENT_STEPS, ClientStep, Draft, register_client_step
+from fedmedian.steps.encodings import Signs
 from fedmedian.steps.instruction import Instruction
+from fedmedian.steps.noise import AddNoise
+from fedmedian.steps.rotation import Rotation
+from fedmedian.steps.updates import ClientMomentum, Clip, DivideByLearningRate
 
 ROUNDS = 5
 """The rounds of a run, which begins with a policy, a model and clients of its own."""

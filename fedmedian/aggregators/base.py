@@ -244,7 +244,9 @@ def coordinatewise(
             totals = squares + np.square(answers.magnitudes)
             levels = np.sqrt(np.median(totals, axis=0))
         scales = np.sqrt(squares.mean(axis=0))
-        answers.report |= describe_median(
-            direction, gap, excess, len(answers), scales, blocks, answers.noise, levels
+        answers.report.update(
+            describe_median(
+                direction, gap, excess, len(answers), scales, blocks, answers.noise, levels
+            )
         )
     return direction

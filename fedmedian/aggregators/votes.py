@@ -157,8 +157,10 @@ class VoteAggregator(Aggregator):
         weights = self.weights(ballot)
         votes = ballot.sum(weights)
         if answers.report is not None:
-            answers.report |= describe_votes(
-                votes, weights, ballot.blocks, ballot.noise, ballot.scales, ballot.magnitudes
+            answers.report.update(
+                describe_votes(
+                    votes, weights, ballot.blocks, ballot.noise, ballot.scales, ballot.magnitudes
+                )
             )
             if ballot.noise is not None:
                 opposite = _contradictions(ballot, weights, votes)

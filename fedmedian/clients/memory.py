@@ -4,7 +4,7 @@ import numpy as np
 from flwr.app import Context
 
 from fedmedian.records import to_arrays, to_record
-from fedmedian.steps.client_steps import Memory
+from fedmedian.steps.base import Memory
 from fedmedian.wire.scalars import PREFIX
 
 

@@ -15,9 +15,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDic
 from fedmedian.checks import require_integer, require_real, require_type
 from fedmedian.model.layout import Layout, matches
 from fedmedian.privacy.accounting import MOST_ANSWERS, Mechanism, PrivacyBudget, Told
+from fedmedian.privacy.mechanism import least_scale, noise_of, obstacles
 from fedmedian.randomness import secret_rng
-from fedmedian.rules.noise import Gaussian
-from fedmedian.steps.client_steps import AddNoise, ClientStep, Measure, Signs
+from fedmedian.steps.encodings import Signs
 from fedmedian.steps.instruction import Instruction
 
 VARIABLE = "FEDMEDIAN_POLICY"
@@ -191,20 +191,24 @@ class Policy:
         PolicyError
             Naming the rule.
         """
-        if instruction.seed is not None:
-            _refuse("seed", "the server has chosen the seed of the noise")
-        if instruction.kind != "signs" and not self.vectors:
+        if type(instruction.encoding) is not Signs and not self.vectors:
             _refuse("vectors", "the server asks for the update, not for its signs")
-        if instruction.find(Measure) is not None:
-            _refuse("magnitudes", "the server asks for the size of the update")
-        if instruction.tied:
-            _refuse("tied", "the server asks whether arrays of the model are still the same one")
-        self._require_noise(instruction.steps[instruction.place_of_noise :])
         names = [spec.name for spec in layout.specs]
-        for position in instruction.exact:
-            # The names are the server's; `require_exact` looks at the client's own.
-            if not _matches(self.exact, names[position], str(position)):
-                self._refuse_exact(names[position])
+        # The names are the server's; `require_exact` looks at the client's own.
+        refused = [
+            names[position]
+            for position in instruction.exact
+            if not _matches(self.exact, names[position], str(position))
+        ]
+        for obstacle in obstacles(
+            instruction.steps,
+            seed=instruction.seed,
+            clip=self.clip,
+            exact=refused,
+            layout=layout,
+        ):
+            _refuse(obstacle.rule, str(obstacle))
+        self._require_scale(instruction)
 
     def require_budget_for(self, told: Told) -> None:
         """Raise if answers tell more than they may.
@@ -279,17 +283,10 @@ class Policy:
                     f"got {self.epsilon!r}"
                 )
 
-    def _require_noise(self, last: Sequence[ClientStep]) -> None:
-        step = last[0] if last else None
-        if not isinstance(step, AddNoise) or any(type(other) is not Signs for other in last[1:]):
-            _refuse("noise_scale", "the server asks for no noise, or for another step after it")
-        if type(step.noise) is not Gaussian:
-            _refuse("noise_scale", f"noise must be gaussian, the server asks for {step.noise.name}")
-        if type(step) is not AddNoise or step.scales is None:
-            _refuse("noise_scale", "the server asks for noise that depends on the update")
-        low = np.float32(self.noise_scale)
-        if not (step.scales >= low).all():
-            _refuse("noise_scale", f"must be >= {low!s}, the server asks for {step.scales.min()!s}")
+    def _require_scale(self, instruction: Instruction) -> None:
+        low, scale = np.float32(self.noise_scale), _least_scale(instruction)
+        if not scale >= low:
+            _refuse("noise_scale", f"must be >= {low!s}, the server asks for {scale!s}")
 
     def _refuse_exact(self, name: str) -> NoReturn:
         _refuse("exact", f"array {name!r} may not leave without noise")
@@ -445,12 +442,9 @@ class Policies:
         )
 
     def _told_by_answer(self, instruction: Instruction) -> Told:
-        noise, clip = instruction.steps[instruction.place_of_noise], self.clip
-        assert isinstance(noise, AddNoise)  # `require_permission` has seen to it
-        assert noise.scales is not None
-        assert clip is not None
-        least = float(noise.scales.min(initial=np.inf))  # without blocks nothing needs noise
-        return Told.by_answer(instruction.kind, least / clip)
+        assert self.clip is not None
+        multiplier = float(_least_scale(instruction)) / self.clip
+        return Told.by_answer(instruction.encoding.name, multiplier)
 
 
 _KEEPING: ContextVar[bool] = ContextVar("keeping", default=False)
@@ -485,6 +479,12 @@ def require_keeper(context: Context) -> None:
 
 def _refuse(rule: str, why: str) -> NoReturn:
     raise PolicyError(f"policy rule {rule!r}: {why}")
+
+
+def _least_scale(instruction: Instruction) -> np.float32:
+    noise = noise_of(instruction.steps)
+    assert noise is not None  # else a policy has refused it
+    return np.float32(least_scale(noise))
 
 
 def _normalized(key: str) -> str:

@@ -11,9 +11,9 @@ import numpy as np
 from fedmedian.logs import as_line, warn
 from fedmedian.model.layout import Arrays, Layout
 from fedmedian.rounds.checkpoint import Checkpoint, History, Mark, Saved
+from fedmedian.rounds.lock import FolderLock
 from fedmedian.rounds.recipe import Recipe
 from fedmedian.rounds.state import RunState
-from fedmedian.rounds.lock import FolderLock
 
 _LOGGER = logging.getLogger("flwr")
 
@@ -151,9 +151,7 @@ class Journal:
         """Return a round's metrics, or None if there were none."""
         return self._history.get(phase, {}).get(server_round)
 
-    def end_round(
-        self, server_round: int, recipe: Recipe, model: Arrays, state: RunState
-    ) -> None:
+    def end_round(self, server_round: int, recipe: Recipe, model: Arrays, state: RunState) -> None:
         """Take note that a round has ended, and write a checkpoint if one is due.
 
         Parameters
@@ -230,8 +228,9 @@ def _require_same_run(
 
 def is_same_model(model: Arrays, other: Arrays) -> bool:
     """Return whether two models have the same arrays, NaN for NaN."""
-    return model is other or model.keys() == other.keys() and all(
-        np.array_equal(array, other[name], equal_nan=True) for name, array in model.items()
+    return model is other or (
+        model.keys() == other.keys()
+        and all(np.array_equal(array, other[name], equal_nan=True) for name, array in model.items())
     )
 
 

@@ -8,11 +8,13 @@ from fedmedian.aggregators.diagnostics import Report
 from fedmedian.logs import warn
 from fedmedian.privacy.accounting import Draw, Mechanism, PrivacyBudget
 from fedmedian.privacy.amplification import share_that_hides
+from fedmedian.privacy.mechanism import NoMechanism
 from fedmedian.rounds.checkpoint import Checkpoint
-from fedmedian.rounds.core import Core, Round
-from fedmedian.rounds.mechanism import NoMechanism, against_model, mechanism_of
+from fedmedian.rounds.mechanism import against_model, mechanism_of_strategy
+from fedmedian.rounds.options import RunOptions
+from fedmedian.rounds.recipe import Question, Recipe
 from fedmedian.rounds.screening import Reply
-from fedmedian.steps.client_steps import Clip, DivideByLearningRate
+from fedmedian.steps.updates import Clip, DivideByLearningRate
 
 _MEMORYLESS = (Clip, DivideByLearningRate)
 """Client steps that are known to remember nothing from round to round; a custom one may."""
@@ -69,9 +71,9 @@ class Ledger:
 
     @classmethod
     def of_strategy(
-        cls, core: Core, fraction_train: float, fraction_evaluate: float
+        cls, recipe: Recipe, options: RunOptions, fraction_train: float, fraction_evaluate: float
     ) -> "Ledger | None":
-        """Return a strategy's ledger, or None if it has no budget; see `mechanism_of`.
+        """Return a strategy's ledger, or None if it has no budget; see `mechanism_of_strategy`.
 
         Raises
         ------
@@ -79,7 +81,7 @@ class Ledger:
             If there is no mechanism, the budget does not afford a round, or counts on hiding more
             than it does.
         """
-        budget = core.settings.privacy_budget
+        budget = options.privacy_budget
         if budget is None:
             return None
         if fraction_train > budget.sampling:
@@ -87,11 +89,11 @@ class Ledger:
                 f"privacy_budget must have sampling >= {fraction_train:g}, the share of clients "
                 f"that is drawn in a round, got {budget!r}"
             )
-        mechanism, settings = mechanism_of(core, fraction_evaluate), core.settings
+        mechanism = mechanism_of_strategy(recipe, fraction_evaluate)
         # That a round takes several answers counts if they do not depend on earlier draws.
-        is_memoryless = all(type(step) in _MEMORYLESS for step in settings.client_steps)
-        min_replies = settings.min_replies if is_memoryless else 1
-        return cls(budget, mechanism, settings.checkpoint, min_replies)
+        is_memoryless = all(type(step) in _MEMORYLESS for step in recipe.client_steps)
+        min_replies = options.min_replies if is_memoryless else 1
+        return cls(budget, mechanism, options.checkpoint, min_replies)
 
     def __str__(self) -> str:
         rounds = "1 round" if self._affordable == 1 else f"{self._affordable} rounds"
@@ -131,20 +133,20 @@ class Ledger:
         if (others := done - self._answered.total()) > 0:
             self._answered[Draw()] += others
 
-    def spend(self, current: Round) -> None:
+    def spend(self, question: Question) -> None:
         """Take note of a round, before clients are asked.
 
         Parameters
         ----------
-        current : Round
-            The round.
+        question : Question
+            What they are asked.
 
         Raises
         ------
         ValueError
             If something in the model is in the way of the mechanism.
         """
-        if reasons := [*against_model(current)]:
+        if reasons := [*map(str, against_model(question))]:
             raise ValueError(
                 f"privacy_budget must be None with this model, got {self._budget!r}; there is no "
                 f"mechanism because of {NoMechanism(tuple(reasons))}"
@@ -159,7 +161,7 @@ class Ledger:
             warn(
                 "could not record in %s that round %d was asked (%s); if the process ends before a "
                 "later round is recorded, a resumed run will not count it",
-                *(self._checkpoint.folder, current.number, error),
+                *(self._checkpoint.folder, question.server_round, error),
             )
 
     def is_hidden(self, drawn: int, present: int) -> bool:

@@ -14,11 +14,11 @@ from fedmedian.aggregators.diagnostics import Report
 from fedmedian.logs import warn
 from fedmedian.model.layout import Arrays
 from fedmedian.privacy.accounting import Mechanism
+from fedmedian.privacy.mechanism import NoMechanism
 from fedmedian.randomness import seeded_sampling
 from fedmedian.rounds.first_look import doubts
 from fedmedian.rounds.journal import Journal, is_same_model
 from fedmedian.rounds.ledger import Ledger
-from fedmedian.rounds.mechanism import NoMechanism
 from fedmedian.rounds.metrics import with_usual_metrics
 from fedmedian.rounds.options import RunOptions
 from fedmedian.rounds.recipe import Model, NoStepError, Question, Recipe, ServerStep
@@ -450,9 +450,7 @@ class RoundProtocol:
         answers = {self._roster.name(answer.node): answer.payload for answer in heard.answers}
         few = self.recipe.aggregator.cost_of_few(self.recipe.noise)
         # Not the clients' metrics: they may have the names of ours, and hold anything.
-        self._watch.see(
-            question, heard.asked, heard.reasons, report, heard.no_step, answers, few
-        )
+        self._watch.see(question, heard.asked, heard.reasons, report, heard.no_step, answers, few)
         return metrics
 
     def count(self, up: float, with_fedavg: float, down: float) -> None:

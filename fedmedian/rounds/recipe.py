@@ -1,5 +1,6 @@
 """Rounds as values: what to ask of clients, and the step that their answers make."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -40,6 +41,7 @@ Model = dict[str, NDArray[Any]]
 
 DEFAULT_NOISE = Gaussian(TopUp())
 DEFAULT_ROTATION = Rotation()
+DEFAULT_AGGREGATOR = Counts()
 
 ScaleFrom = Literal["server", "client"]
 """The side that chooses the noise scale of a round."""
@@ -104,6 +106,14 @@ class Question:
     def instruction_for(self, node: Node) -> Instruction:
         """Return what is asked of a node."""
         return self.instruction
+
+    def sizes_of(self, payload: Payload) -> tuple[Float32, Float32]:
+        """Return the noise scales and magnitudes of an accepted payload, (L,) each."""
+        blocks = self.blocks
+        return (
+            self.instruction.scales_of(payload, blocks),
+            self.instruction.magnitudes_of(payload, blocks),
+        )
 
     def content_for(self, node: Node) -> Arrays:
         """Return the arrays that a node is sent: the whole model."""
@@ -179,7 +189,7 @@ class Recipe:
         If an argument has the wrong type or is out of range, or arguments do not fit each other.
     """
 
-    aggregator: Aggregator = Counts()
+    aggregator: Aggregator = DEFAULT_AGGREGATOR
     noise: Noise | None = DEFAULT_NOISE
     learning_rate: float | Schedule | None = None
     noise_at: NoiseAt = "client"
@@ -246,6 +256,12 @@ class Recipe:
         instruction = Instruction(steps, server_round, self.seed, layout.exact_positions)
         return Question(server_round, model, layout, instruction, state)
 
+    @property
+    def usual_steps(self) -> tuple[ClientStep, ...]:
+        """The client steps for a model of one block, as far as they are known before a round."""
+        layout = Layout.of_model({"x": np.zeros(1, dtype=np.float32)})
+        return self._steps(RunState(), 1, layout, ())
+
     def step(
         self,
         question: Question,
@@ -283,15 +299,24 @@ class Recipe:
         """
         if self.seed is not None:
             # Replies arrive in any order, and sums of floats depend on it.
-            answers = sorted(answers, key=lambda answer: answer.key)
+            answers = sorted(answers, key=lambda one: one.key(*question.sizes_of(one.payload)))
+        payloads = [answer.payload for answer in answers]
+        used, reported = map(np.stack, zip(*map(question.sizes_of, payloads), strict=True))
+        sizes = reported.astype(np.float64)
         claims = np.array([one.num_examples if self.weighted else 1.0 for one in answers])
-        read = self._answers(question, answers, voting_weights(claims), state, diagnostics)
-        direction, optimizer = self._direction(question, read, answers, state)
-        used = _stack(question.instruction.scales_of, answers)
-        sizes = _stack(question.instruction.magnitudes_of, answers).astype(np.float64)
-        report: Report = {
-            "replies-out-of-proportion": count_out_of_proportion(claims, sizes, used)
-        }
+        read = Answers(
+            bodies=[payload.body for payload in payloads],
+            weights=voting_weights(claims),
+            blocks=question.blocks,
+            noise=self.noise,
+            scales=self._scales_in_force(question, state, used, sizes),
+            magnitudes=sizes if self._is_measured else None,
+            noise_at=None if self.aggregator.integrates_noise else self.noise_at,
+            metrics=[answer.metrics for answer in answers],
+            report={} if diagnostics else None,
+        )
+        direction, optimizer = self._direction(question, read, payloads, state)
+        report: Report = {"replies-out-of-proportion": count_out_of_proportion(claims, sizes, used)}
         scales = None
         if self.rule is not None and read.scales is not None:
             report["noise-scale"] = self._reported_scales(read).tolist()
@@ -299,7 +324,7 @@ class Recipe:
             scales = self.rule.following(before, sizes)
         rate = as_schedule(self.learning_rate)(question.server_round)
         require_real("learning_rate", rate, low=0.0, open_low=True)
-        step = ServerStep(direction, rate, self._exact(question, answers, read))
+        step = ServerStep(direction, rate, self._exact(question, payloads, read))
         following = state.following(question.blocks, question.layout, scales, optimizer)
         return step, following, {**report, **(read.report or {})}
 
@@ -307,8 +332,8 @@ class Recipe:
         if self.noise is not None:
             wanted = "a noise family such as Gaussian(0.1), or None"
             require_type("noise", self.noise, Noise, wanted)
-            noise = self.noise.with_scale(in_random_basis=self.rotation is not None)
-            object.__setattr__(self, "noise", noise)
+            scaled = self.noise.with_scale(in_random_basis=self.rotation is not None)
+            object.__setattr__(self, "noise", scaled)
         self.aggregator.require_noise(self.noise)
         if self.rule is not None and self.rule.tops_up and self.rotation is None:
             raise ValueError(
@@ -316,11 +341,12 @@ class Recipe:
                 "basis do noise and coordinates add up to normal ones; Gaussian(Adaptive(3.0)) "
                 "is for the parameters' own"
             )
-        if (noise := self.client_noise) is not None:
+        noise = self.client_noise
+        if noise is not None:
             NOISE_FAMILIES.require("noise", noise)
             AddNoise(noise).encode()  # raises if a parameter cannot travel
-        is_measured = noise is not None and noise.rule.magnitude is not None
-        if self.scale_from == "client" and not is_measured:
+        chooses = noise is not None and noise.rule.magnitude is not None
+        if self.scale_from == "client" and not chooses:
             raise ValueError(
                 "scale_from must be 'server' unless clients add noise in proportion to what they "
                 f"measure, got {self.scale_from!r} with client noise {noise!r}"
@@ -385,41 +411,27 @@ class Recipe:
         first = self.rule.first(len(blocks), self.aggregator.encoding.name)
         return np.where(np.isnan(known), first, known)
 
-    def _answers(
-        self,
-        question: Question,
-        answers: Sequence[Answer[Any]],
-        weights: NDArray[np.float64],
-        state: RunState,
-        diagnostics: bool,
-    ) -> Answers:
-        instruction = question.instruction
-        magnitudes = _stack(instruction.magnitudes_of, answers).astype(np.float64)
-        scales: Float32 | None = None
+    @property
+    def _is_measured(self) -> bool:
+        return self.rule is not None and self.rule.magnitude is not None
+
+    def _scales_in_force(
+        self, question: Question, state: RunState, used: Float32, sizes: NDArray[np.float64]
+    ) -> Float32 | None:
+        """Return each client's noise scales, or those that the server uses for all, (M, L)."""
+        if self.rule is None:
+            return None
         if self.client_noise is not None:
-            scales = _stack(instruction.scales_of, answers)
-        elif self.rule is not None:
-            known = self._scales(state, question.blocks, question.layout)
-            found = np.where(np.isnan(known), self.rule.following(known, magnitudes), known)
-            scales = np.broadcast_to(found.astype(np.float32), magnitudes.shape)
-        is_measured = self.rule is not None and self.rule.magnitude is not None
-        return Answers(
-            bodies=[one.payload.body for one in answers],
-            weights=weights,
-            blocks=question.blocks,
-            noise=self.noise,
-            scales=scales,
-            magnitudes=magnitudes if is_measured else None,
-            noise_at=None if self.aggregator.integrates_noise else self.noise_at,
-            metrics=[one.metrics for one in answers],
-            report={} if diagnostics else None,
-        )
+            return used
+        known = self._scales(state, question.blocks, question.layout)
+        found = np.where(np.isnan(known), self.rule.following(known, sizes), known)
+        return np.asarray(np.broadcast_to(found.astype(np.float32), used.shape))
 
     def _direction(
         self,
         question: Question,
         read: Answers,
-        answers: Sequence[Answer[Any]],
+        payloads: Sequence[Payload],
         state: RunState,
     ) -> tuple[Float32, dict[str, State]]:
         """Return the optimizer's step in the parameters' own basis, and its state by array."""
@@ -429,7 +441,7 @@ class Recipe:
             if read.magnitudes is not None:
                 _keep_frozen(direction, read.blocks, read.magnitudes)
             direction = question.instruction.undo(direction, question.layout)
-            question.layout.average_tied(direction, _still_tied(question.instruction, answers))
+            question.layout.average_tied(direction, _still_tied(question.instruction, payloads))
             if self.optimizer is None:
                 return direction, {}
             return _optimized(self.optimizer, direction, question.layout, state)
@@ -437,14 +449,14 @@ class Recipe:
     def _reported_scales(self, read: Answers) -> Float32:
         assert read.scales is not None
         if self.client_noise is None:
-            return read.scales[0]
-        return agreed_size(read.scales).astype(np.float32)
+            return np.asarray(read.scales[0])
+        return np.asarray(agreed_size(read.scales), dtype=np.float32)
 
     def _exact(
-        self, question: Question, answers: Sequence[Answer[Any]], read: Answers
+        self, question: Question, payloads: Sequence[Payload], read: Answers
     ) -> dict[str, NDArray[Any]]:
         centre = partial(self.aggregator.centre, weights=read.weights)
-        stacked = question.layout.stack_exact([one.payload.exact for one in answers])
+        stacked = question.layout.stack_exact([payload.exact for payload in payloads])
         return {
             spec.name: spec.combine(values, centre, question.model[spec.name])
             for spec, values in stacked
@@ -482,11 +494,6 @@ def _require_client_steps(steps: Sequence[ClientStep]) -> None:
         step.encode()  # raises if a parameter cannot travel
 
 
-def _stack(values_of: Any, answers: Sequence[Answer[Any]]) -> Float32:
-    """Return what a function says of each payload, one row for each."""
-    return np.stack([values_of(answer.payload) for answer in answers])
-
-
 def _keep_frozen(direction: Float32, blocks: Blocks, magnitudes: NDArray[np.float64]) -> None:
     """Set to zero, in place, the step of blocks that at most t clients have moved.
 
@@ -497,20 +504,15 @@ def _keep_frozen(direction: Float32, blocks: Blocks, magnitudes: NDArray[np.floa
             part[:] = 0
 
 
-def _still_tied(
-    instruction: Instruction, answers: Sequence[Answer[Any]]
-) -> list[tuple[int, ...]]:
+def _still_tied(instruction: Instruction, payloads: Sequence[Payload]) -> list[tuple[int, ...]]:
     """Return the groups that more than half of the clients report tied, and all but t of them.
 
     Of two clients both must: a liar that parts a tied group does no harm that clients' own next
     updates do not undo, and one that ties two layers would do so forever.
     """
-    tied = instruction.find(Tied)
-    if tied is None:
-        return []
-    found = np.sum([instruction.still_tied(one.payload) for one in answers], axis=0)
-    enough = max(len(answers) - num_tolerated(len(answers)), len(answers) // 2 + 1)
-    return [group for group, count in zip(tied.groups, found, strict=True) if count >= enough]
+    found = Counter(group for payload in payloads for group in instruction.still_tied(payload))
+    enough = max(len(payloads) - num_tolerated(len(payloads)), len(payloads) // 2 + 1)
+    return [group for group, count in found.items() if count >= enough]
 
 
 def _optimized(

@@ -308,11 +308,7 @@ def _who_has_moved(answers: Mapping[str, Payload], question: Question) -> set[st
     if question.blocks.dim == 0 or not can_move:
         return None
     if instruction.find(Measure) is not None:
-        return {
-            name
-            for name, payload in answers.items()
-            if instruction.magnitudes_of(payload).any()
-        }
+        return {name for name, payload in answers.items() if question.sizes_of(payload)[1].any()}
     if isinstance(instruction.encoding, Vector) and instruction.find(AddNoise) is None:
         # The first entries nearly always do.
         return {

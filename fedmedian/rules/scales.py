@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedmedian.checks import require_choice, require_integer, require_real
 from fedmedian.rules.trust import PROPORTION, agreed_size
-from fedmedian.wire.scalars import LARGEST, PayloadKind
+from fedmedian.wire.scalars import LARGEST
 
 Magnitude = Literal["rms", "max"]
 """The measure of a block of an update: root mean square, or largest absolute entry."""
@@ -40,7 +40,7 @@ class ScaleRule(ABC):
         return 1.0
 
     @abstractmethod
-    def first(self, num_blocks: int, kind: PayloadKind) -> Scales:
+    def first(self, num_blocks: int, encoding: str) -> Scales:
         """Return the scales of blocks that no earlier round has seen."""
 
     def following(self, scales: Scales, magnitudes: NDArray[np.float64]) -> Scales:
@@ -60,7 +60,7 @@ class ScaleRule(ABC):
         """
         return scales
 
-    def learning_rate(self, kind: PayloadKind) -> float | None:
+    def learning_rate(self, encoding: str) -> float | None:
         """Return the server's step δ that a theorem gives with these scales; None without one."""
         return None
 
@@ -89,7 +89,7 @@ class Fixed(ScaleRule):
         if not float(limits.tiny) <= self.scale <= float(limits.max):
             raise ValueError(f"scale must be within float32's range, got {self.scale!r}")
 
-    def first(self, num_blocks: int, kind: PayloadKind) -> Scales:
+    def first(self, num_blocks: int, encoding: str) -> Scales:
         """Return the scale, once per block."""
         return np.full(num_blocks, float(self.scale))
 
@@ -98,12 +98,13 @@ class Fixed(ScaleRule):
 class Adaptive(ScaleRule):
     """A multiple of the size that the clients' updates had last round, per block.
 
-    b_l = factor · quantile over clients of the magnitude of block l, which at most doubles or halves per
-    round; a scale below a quarter of what the median size asks for rises to that at once. The paper's CIFAR-10 rule is ``Adaptive(0.1, magnitude="max",
-    quantile=1.0)`` (arXiv 1906.01736, Section 6); a quantile below 1 keeps a single client from
-    setting everybody's noise, see `agreed_size`. In the first round each client uses `factor`
-    times its own magnitude. Clients that did not move a block are left out of its quantile, and a
-    block that only as many moved as may be liars keeps its scale, which is 0 from the beginning.
+    b_l = factor · quantile over clients of the magnitude of block l. A scale at most doubles or
+    halves per round, but one below a quarter of what the median size asks for rises to that at
+    once. The paper's CIFAR-10 rule is ``Adaptive(0.1, magnitude="max", quantile=1.0)``
+    (arXiv 1906.01736, Section 6); a quantile below 1 keeps a single client from setting everybody's
+    noise, see `agreed_size`. In the first round each client uses `factor` times its own magnitude.
+    Clients that did not move a block are left out of its quantile. A block moved by at most t
+    clients keeps its scale, which is 0 from the beginning.
 
     Parameters
     ----------
@@ -134,7 +135,7 @@ class Adaptive(ScaleRule):
         """`factor`."""
         return self.factor
 
-    def first(self, num_blocks: int, kind: PayloadKind) -> Scales:
+    def first(self, num_blocks: int, encoding: str) -> Scales:
         """Return NaN: nothing is known yet, so each client scales its own noise."""
         return np.full(num_blocks, np.nan)
 
@@ -200,7 +201,7 @@ class TopUp(ScaleRule):
         """`factor`, or 1.2: a client does not know how many there are."""
         return 1.2 if self.factor is None else self.factor
 
-    def first(self, num_blocks: int, kind: PayloadKind) -> Scales:
+    def first(self, num_blocks: int, encoding: str) -> Scales:
         """Return NaN: nothing is known yet, so each client tops up to a level of its own."""
         return np.full(num_blocks, np.nan)
 
@@ -236,20 +237,20 @@ class Theory(ScaleRule):
     rounds: int
     dim: int
 
-    _SCALE_EXPONENT: ClassVar[dict[PayloadKind, float]] = {"signs": 1 / 4, "vector": 1 / 6}
-    _RATE_EXPONENT: ClassVar[dict[PayloadKind, float]] = {"signs": -1 / 2, "vector": -2 / 3}
+    _SCALE_EXPONENT: ClassVar[dict[str, float]] = {"signs": 1 / 4, "vector": 1 / 6}
+    _RATE_EXPONENT: ClassVar[dict[str, float]] = {"signs": -1 / 2, "vector": -2 / 3}
 
     def __post_init__(self) -> None:
         require_integer("rounds", self.rounds, low=1)
         require_integer("dim", self.dim, low=1)
 
-    def learning_rate(self, kind: PayloadKind) -> float:
+    def learning_rate(self, encoding: str) -> float:
         """Return the theorem's server step δ for majority votes or for the median."""
-        return float(self._product ** self._RATE_EXPONENT[kind])
+        return float(self._product ** self._RATE_EXPONENT[encoding])
 
-    def first(self, num_blocks: int, kind: PayloadKind) -> Scales:
+    def first(self, num_blocks: int, encoding: str) -> Scales:
         """Return the theorem's noise scale b, once per block."""
-        return np.full(num_blocks, self._product ** self._SCALE_EXPONENT[kind])
+        return np.full(num_blocks, self._product ** self._SCALE_EXPONENT[encoding])
 
     @property
     def _product(self) -> float:

@@ -110,13 +110,19 @@ class ShowsArguments:
         usual = {one.name: one.default for part in (Recipe, RunOptions) for one in fields(part)}
         usual |= {"aggregator": self._usual_aggregator, "weighted": True, "learning_rate": 1.0}
         return {
-            name: value for name, value in self.arguments.items() if not is_same(value, usual[name])
+            name: value
+            for name, value in self.arguments.items()
+            if name in usual and not is_same(value, usual[name])
         }
 
     def __repr__(self) -> str:
         shown = {**self.unusual, **self._unusual_of_flower()}
         arguments = ", ".join(f"{name}={_in_short(value)}" for name, value in shown.items())
         return f"{type(self).__name__}({arguments})"
+
+    def _build(self, recipe: Recipe, options: RunOptions, flower: FlowerOptions) -> None:
+        """Make the strategy of its arguments, Flower's own among them."""
+        raise NotImplementedError
 
     def _unusual_of_flower(self) -> Mapping[str, Any]:
         """Return the arguments of Flower's that are not the defaults, by name."""
@@ -178,9 +184,6 @@ class SignArguments(ShowsArguments):
         )
         self._build(recipe, options, flower)
 
-    def _build(self, recipe: Recipe, options: RunOptions, flower: FlowerOptions) -> None:
-        raise NotImplementedError
-
 
 class MedianArguments(ShowsArguments):
     """The arguments of both APIs' `MedianSGD`, which the Message API's describes."""
@@ -236,9 +239,6 @@ class MedianArguments(ShowsArguments):
             privacy_budget=privacy_budget,
         )
         self._build(recipe, options, flower)
-
-    def _build(self, recipe: Recipe, options: RunOptions, flower: FlowerOptions) -> None:
-        raise NotImplementedError
 
 
 def differing(strategy: object, usual: object, names: Sequence[str]) -> dict[str, Any]:

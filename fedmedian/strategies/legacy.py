@@ -32,7 +32,8 @@ from fedmedian.logs import shown, text_of, warn
 from fedmedian.privacy.accounting import Mechanism
 from fedmedian.privacy.mechanism import NoMechanism
 from fedmedian.records import arrays_to_parameters, parameters_to_arrays
-from fedmedian.rounds.ledger import Ledger, mechanism_of_strategy
+from fedmedian.rounds.ledger import Ledger
+from fedmedian.rounds.mechanism import mechanism_of_strategy
 from fedmedian.rounds.metrics import (
     LARGEST,
     fair_examples,
@@ -316,8 +317,9 @@ class SignSGD(SignArguments, LegacyStrategy):
 class MedianSGD(MedianArguments, LegacyStrategy):
     """`fedmedian.strategies.MedianSGD` for the older API.
 
-    With ``noise_at="server"``, ``aggregator=SmoothedMedian()`` or without noise unmodified clients will
-    do; else they need `fedmedian.clients.perturb`, or are `fedmedian.clients.GradientClient`.
+    With ``noise_at="server"``, with ``aggregator=SmoothedMedian()`` or without noise unmodified
+    clients will do. Otherwise they need `fedmedian.clients.perturb`, or are
+    `fedmedian.clients.GradientClient`.
 
     Parameters
     ----------
@@ -378,7 +380,8 @@ def _sent(
     heard = [client for client, _ in replies]
     if len(heard) + len(failures) == len(asked):
         return [*asked]
-    return list(dict.fromkeys([*heard, *(f"without a reply, {i + 1}" for i in range(len(failures)))]))
+    silent = (f"without a reply, {number}" for number, _ in enumerate(failures, start=1))
+    return list(dict.fromkeys([*heard, *silent]))
 
 
 def _examples(replies: Sequence[Reply[Result]]) -> list[float]:

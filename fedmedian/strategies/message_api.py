@@ -19,7 +19,8 @@ from fedmedian.model.layout import Arrays
 from fedmedian.privacy.accounting import Mechanism
 from fedmedian.privacy.mechanism import NoMechanism
 from fedmedian.records import num_bytes, to_arrays, to_record
-from fedmedian.rounds.ledger import Ledger, mechanism_of_strategy
+from fedmedian.rounds.ledger import Ledger
+from fedmedian.rounds.mechanism import mechanism_of_strategy
 from fedmedian.rounds.metrics import fair_examples, require_examples, try_to_aggregate
 from fedmedian.rounds.options import RunOptions
 from fedmedian.rounds.protocol import RoundProtocol, Said, paused_collector
@@ -109,10 +110,12 @@ class MessageStrategy(ShowsArguments, FedAvg):
         return {**super().arguments, "numpy_clients": self._numpy_clients}
 
     def _unusual_of_flower(self) -> Mapping[str, Any]:
-        usual, own = FedAvg(), {}
+        usual, own = FedAvg(), dict[str, Any]()
         if self._numpy_clients:
-            usual, own = FedAvg(**numpy_messages.KEYS), {"numpy_clients": True}
-        return own | differing(self, usual, [*FedAvgOptions.__annotations__])
+            usual, own = _numpy_fedavg(), {"numpy_clients": True}
+        return own | differing(
+            self, usual, [*FedAvgOptions.__annotations__.keys() - {"numpy_clients"}]
+        )
 
     @property
     def privacy(self) -> Mechanism | NoMechanism:
@@ -213,7 +216,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
             self._protocol.release()
         reports = result.train_metrics_clientapp
         for server_round, lists in self._per_block.items():
-            own = reports.get(server_round, {})  # a subclass may report nothing
+            own = reports.get(server_round) or MetricRecord()  # a subclass may report nothing
             reports[server_round] = MetricRecord({**own, **lists})
         return _ShortResult(**vars(result))
 
@@ -446,6 +449,11 @@ class MessageStrategy(ShowsArguments, FedAvg):
         metrics = _only(MetricRecord, content)
         key = self.weighted_by_key
         return content, metrics, require_examples(key, metrics.get(key))
+
+
+def _numpy_fedavg() -> FedAvg:
+    keys: dict[str, Any] = {**numpy_messages.KEYS}
+    return FedAvg(**keys)
 
 
 class _CountingGrid:

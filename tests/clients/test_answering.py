@@ -18,7 +18,9 @@ from fedmedian import (
 )
 from fedmedian.clients.answering import answer
 from fedmedian.clients.memory import recall
-from fedmedian.steps.client_steps import AddNoise, Signs, UpdateError
+from fedmedian.steps.base import UpdateError
+from fedmedian.steps.encodings import Signs
+from fedmedian.steps.noise import AddNoise
 
 NOISY = (AddNoise(Gaussian(), np.ones(1, np.float32)),)
 

@@ -38,14 +38,9 @@ from fedmedian.clients import InProcessGrid, Policy, answering, perturb, perturb
 from fedmedian.clients.policy import CONFIG_KEY, VARIABLE, PolicyError
 from fedmedian.privacy.accounting import Mechanism, Told
 from fedmedian.records import to_record
-from fedmedian.steps.client_steps import (
-    CLIENT_STEPS,
-    AddNoise,
-    Measure,
-    Signs,
-    TopUpNoise,
-    register_client_step,
-)
+from fedmedian.steps.base import CLIENT_STEPS, register_client_step
+from fedmedian.steps.encodings import Signs
+from fedmedian.steps.noise import AddNoise, Measure, TopUpNoise
 from fedmedian.strategies import MedianSGD, SignSGD
 
 POLICY = Policy(clip=1.0, noise_scale=0.5, rounds=100)

@@ -21,8 +21,9 @@ from fedmedian import (
     unpack_signs,
 )
 from fedmedian.aggregators.aggregation import aggregate_signs, aggregate_vectors
-from fedmedian.steps.client_steps import AddNoise, Measure, Signs
+from fedmedian.steps.encodings import Signs
 from fedmedian.steps.instruction import perturb_update
+from fedmedian.steps.noise import AddNoise, Measure
 from fedmedian.wire.scalars import WireError
 
 any_sizes = st.lists(st.integers(0, 6), max_size=5).map(tuple)

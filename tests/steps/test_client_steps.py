@@ -28,15 +28,9 @@ from fedmedian import (
     unpack_signs,
 )
 from fedmedian.rules.noise import NOISE_FAMILIES
-from fedmedian.steps.client_steps import (
-    CLIENT_STEPS,
-    AddNoise,
-    Draft,
-    Measure,
-    Signs,
-    TopUpNoise,
-    UpdateError,
-)
+from fedmedian.steps.base import CLIENT_STEPS, Draft, UpdateError
+from fedmedian.steps.encodings import Signs
+from fedmedian.steps.noise import AddNoise, Measure, TopUpNoise
 from fedmedian.strategies import SignSGD
 from fedmedian.wire.scalars import WireError
 

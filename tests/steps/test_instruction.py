@@ -25,8 +25,10 @@ from fedmedian import (
     unpack_signs,
 )
 from fedmedian.rules.noise import NOISE_FAMILIES
-from fedmedian.steps.client_steps import AddNoise, Measure, Signs, UpdateError
+from fedmedian.steps.base import UpdateError
+from fedmedian.steps.encodings import Signs
 from fedmedian.steps.instruction import perturb_update
+from fedmedian.steps.noise import AddNoise, Measure
 from fedmedian.wire.scalars import PREFIX, WIRE_VERSION, WireError
 
 MODEL = {

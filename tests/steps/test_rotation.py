@@ -11,7 +11,8 @@ import pytest
 
 from fedmedian import Blocks, Gaussian, Rotation, coordinate_median, unpack_signs
 from fedmedian.kernels.rotation import padded_size
-from fedmedian.steps.client_steps import Draft, Measure, TopUpNoise
+from fedmedian.steps.base import Draft
+from fedmedian.steps.noise import Measure, TopUpNoise
 
 CLIENTS, DIM, ROTATIONS = 9, 4096, 400
 NORMS = np.linspace(0.3, 1.9, CLIENTS)

@@ -17,8 +17,8 @@ from fedmedian.kernels.signs import pack_signs
 from fedmedian.rounds.screening import Answer
 from fedmedian.rounds.settings import Settings
 from fedmedian.rules.trust import PROPORTION, SHARE, num_tolerated
-from fedmedian.steps.client_steps import AddNoise
 from fedmedian.steps.instruction import perturb_update
+from fedmedian.steps.noise import AddNoise
 from fedmedian.strategies.median import MedianCore
 from fedmedian.strategies.sign import SignCore
 from fedmedian.wire.scalars import LARGEST

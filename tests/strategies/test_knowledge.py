@@ -25,7 +25,7 @@ from fedmedian import (
 )
 from fedmedian.clients import perturb
 from fedmedian.rules.trust import PROPORTION
-from fedmedian.steps.client_steps import AddNoise
+from fedmedian.steps.noise import AddNoise
 from fedmedian.strategies import MedianSGD, SignSGD
 from fedmedian.wire.scalars import PREFIX
 

@@ -25,7 +25,7 @@ from fedmedian.rounds.core import NoStepError, ServerStep
 from fedmedian.rounds.protocol import RoundProtocol, Said
 from fedmedian.rounds.screening import Answer, Reply
 from fedmedian.rounds.settings import Settings
-from fedmedian.steps.client_steps import CLIENT_STEPS
+from fedmedian.steps.base import CLIENT_STEPS
 from fedmedian.steps.instruction import perturb_update
 from fedmedian.strategies import Checkpoint
 from fedmedian.strategies.median import MedianCore

@@ -35,7 +35,9 @@ from fedmedian import (
 from fedmedian.privacy.accounting import PrivacyBudget
 from fedmedian.rounds.settings import Settings
 from fedmedian.rules.noise import NOISE_FAMILIES
-from fedmedian.steps.client_steps import CLIENT_STEPS, AddNoise, Measure, Signs
+from fedmedian.steps.base import CLIENT_STEPS
+from fedmedian.steps.encodings import Signs
+from fedmedian.steps.noise import AddNoise, Measure
 from fedmedian.strategies import Checkpoint, MedianSGD, SignSGD, legacy
 
 STRATEGIES = (SignSGD, MedianSGD, legacy.SignSGD, legacy.MedianSGD)

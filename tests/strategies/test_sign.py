@@ -18,7 +18,7 @@ from fedmedian import (
     Uniform,
 )
 from fedmedian.clients import perturb
-from fedmedian.steps.client_steps import AddNoise, Measure
+from fedmedian.steps.noise import AddNoise, Measure
 from fedmedian.strategies import SignSGD
 
 COPIES = 4000
