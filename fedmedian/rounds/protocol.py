@@ -407,6 +407,7 @@ class RoundProtocol:
         except NoStepError as error:
             reason = str(error)
             warn("round %d keeps the model as it is: %s", question.server_round, reason)
+        kept = self.recipe.in_order(question, kept)  # averages of metrics depend on it, too
         usual = self._with_usual_metrics(kept)
         return Heard(question, model, report, usual, len(asked), hearing.reasons, reason, kept)
 

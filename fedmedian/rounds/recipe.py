@@ -16,7 +16,7 @@ from fedmedian.checks import require_choice, require_integer, require_real, requ
 from fedmedian.model.blocks import Blocks
 from fedmedian.model.layout import RUNNING_STATISTICS, Arrays, Layout, first_spoiled
 from fedmedian.randomness import rotation_seed, server_rng
-from fedmedian.rounds.screening import Answer, Node
+from fedmedian.rounds.screening import Answer, Node, Source
 from fedmedian.rounds.state import RunState
 from fedmedian.rules.noise import NOISE_FAMILIES, Gaussian, Noise
 from fedmedian.rules.optimizers import Optimizer, State
@@ -262,6 +262,15 @@ class Recipe:
         layout = Layout.of_model({"x": np.zeros(1, dtype=np.float32)})
         return self._steps(RunState(), 1, layout, ())
 
+    def in_order(
+        self, question: Question, answers: Sequence[Answer[Source]]
+    ) -> list[Answer[Source]]:
+        """Return answers in an order that does not depend on their arrival, if there is a seed."""
+        if self.seed is None:
+            return [*answers]
+        # Sums of floats depend on the order.
+        return sorted(answers, key=lambda one: one.key(*question.sizes_of(one.payload)))
+
     def step(
         self,
         question: Question,
@@ -297,9 +306,7 @@ class Recipe:
         NoStepError
             If the optimizer's state would not be finite.
         """
-        if self.seed is not None:
-            # Replies arrive in any order, and sums of floats depend on it.
-            answers = sorted(answers, key=lambda one: one.key(*question.sizes_of(one.payload)))
+        answers = self.in_order(question, answers)
         payloads = [answer.payload for answer in answers]
         used, reported = map(np.stack, zip(*map(question.sizes_of, payloads), strict=True))
         sizes = reported.astype(np.float64)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Generic, TypeVar
 
@@ -56,11 +57,17 @@ class Answer(Reply[Source]):
 
         `sizes` are the update's noise scales and magnitudes.
         """
-        digest = blake2b()
-        payload = self.payload
-        for part in (payload.body, payload.exact, *sizes):
+        digest = self._hashed.copy()
+        for part in sizes:
             digest.update(np.ascontiguousarray(part).data)
         return self.num_examples, digest.digest(), shown(self.metrics, most=_LONGEST_METRICS)
+
+    @cached_property
+    def _hashed(self) -> blake2b:
+        digest = blake2b()
+        for part in (self.payload.body, self.payload.exact):
+            digest.update(np.ascontiguousarray(part).data)
+        return digest
 
 
 _LONGEST_METRICS = 10_000
