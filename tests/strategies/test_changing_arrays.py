@@ -94,10 +94,10 @@ NOT_YET = {
     for change in ("a head, then all", "all, then all but the first", "by turns")
 } | {
     "another order each round": {"signs, Adam", "median, Adam"},
-    **dict.fromkeys(
-        ("one grows", "one shrinks, one grows, and they change places"),
-        {"signs, momentum", "signs, Adam", "median, momentum", "median, Adam"},
-    ),
+    "one grows": {"signs, momentum", "signs, Adam", "median, momentum", "median, Adam"},
+    "one shrinks, one grows, and they change places": {
+        *("signs, momentum", "signs, Adam", "median, momentum", "median, Adam")
+    },
 }
 
 
