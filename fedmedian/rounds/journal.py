@@ -77,9 +77,6 @@ class Journal:
             saved = self._checkpoint.load()
             if saved is not None:
                 _require_same_run(self._checkpoint, saved, core, initial)
-            stored = {"model": initial or {}} if saved is None else saved.arrays
-            arrays = [array for group in stored.values() for array in group.values()]
-            self._checkpoint.probe(sum(array.nbytes for array in arrays))
         except BaseException:
             self.release()
             raise

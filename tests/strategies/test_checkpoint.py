@@ -565,7 +565,7 @@ class TestPlace:
         assert names_in(tmp_path / "real") == ["round-000001", "round-000002"]
 
     @pytest.mark.parametrize("make_link", [os.symlink, os.link])
-    @pytest.mark.parametrize("name", [".lock", ".probe", ".draft", ".draft-answered-rounds.json"])
+    @pytest.mark.parametrize("name", [".lock", ".draft", ".draft-answered-rounds.json"])
     def test_a_file_that_a_link_points_to_is_left_as_it_is(
         self, name, make_link, api, play, tmp_path
     ):
@@ -673,27 +673,6 @@ class TestDiskThatFails:
         strategy = api.make("SignSGD", checkpoint=Checkpoint(tmp_path))
         with pytest.raises(PermissionError):
             run(strategy, no_training, MODEL, NUM_CLIENTS)
-
-    def test_room_is_asked_for_all_that_a_folder_will_hold(self, tmp_path, monkeypatch):
-        sizes, fsync = [], os.fsync
-
-        def note_size(descriptor):
-            sizes.append(os.fstat(descriptor).st_size)
-            fsync(descriptor)
-
-        checkpoint = Checkpoint(tmp_path)
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", note_size)
-            checkpoint.probe(3_000_000)
-        checkpoint.save(Saved(1, {}, {}))
-        checkpoint.save(Saved(2, {}, {}), before=1)
-        (tmp_path / ".probe").write_bytes(b"of a process that was killed")
-        (tmp_path / ".draft").mkdir()
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", note_size)
-            checkpoint.probe(3_000_000)
-        assert sizes == [9_000_000, 3_000_000]
-        assert names_in(tmp_path) == ["round-000001", "round-000002"]
 
     def test_a_run_goes_on_while_its_disk_is_full_and_stores_what_comes_after(
         self, api, play, run, bits, filling, tmp_path, warnings, caplog
