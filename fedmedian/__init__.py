@@ -16,7 +16,7 @@ from fedmedian.model.layout import Layout
 from fedmedian.rules.noise import Gaussian, Laplace, Logistic, Noise, Uniform, register_noise
 from fedmedian.rules.optimizers import Adam, Momentum, Optimizer
 from fedmedian.rules.scales import Adaptive, ScaleRule, Theory, TopUp
-from fedmedian.rules.schedules import Cosine, StepDecay
+from fedmedian.rules.schedules import Cosine
 from fedmedian.steps.client_steps import (
     ClientMomentum,
     ClientStep,
@@ -56,7 +56,6 @@ __all__ = [
     "Payload",
     "Rotation",
     "ScaleRule",
-    "StepDecay",
     "Theory",
     "TopUp",
     "Uniform",
