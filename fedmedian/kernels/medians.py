@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from fedmedian.kernels.networks import median_network
 
@@ -24,7 +24,7 @@ _TILE_VALUES = 1 << 18
 _SORT_ROWS = 512
 
 
-def coordinate_median(rows: Sequence[Floats], weights: ArrayLike | None = None) -> Floats:
+def coordinate_median(rows: Sequence[Floats]) -> Floats:
     """Return the median of M vectors, per coordinate.
 
     The server's rule in Algorithms 2 and 4 of arXiv 1906.01736.
@@ -34,8 +34,6 @@ def coordinate_median(rows: Sequence[Floats], weights: ArrayLike | None = None) 
     rows : sequence of M (d,) floating-point arrays, or an (M, d) array
         The clients' vectors, all of one dtype, M >= 1; need not be contiguous. They are read
         where they are; the scratch memory does not grow with d, and is below 32 MiB.
-    weights : (M,) numbers, optional
-        The clients' weights w_i >= 0, not all 0; without them all count alike.
 
     Returns
     -------
@@ -44,34 +42,19 @@ def coordinate_median(rows: Sequence[Floats], weights: ArrayLike | None = None) 
         overflow; NaN where any client has a NaN, or the two are −∞ and +∞. A zero is −0.0 or
         +0.0, as one of the clients has it.
 
-        With weights, the mean of the lower and the upper weighted median: the smallest of the
-        clients' values that, with the smaller ones, holds at least half of the weight, and the
-        smallest that holds more than half. They are the same value, unless the weight splits
-        into exactly equal halves between two values. What rounding of the weights' sums, in
-        float64, can account for is an exact half. Equal weights give the plain median; a client
-        of weight 0 does not count, not even its NaN.
-
     Raises
     ------
     ValueError
         If there is no vector, or they differ in length or dtype or are not one-dimensional
-        floating-point arrays, or if the weights are not M finite numbers >= 0 of positive sum.
+        floating-point arrays.
 
     Examples
     --------
     >>> rows = [np.array([1.0, 5.0]), np.array([2.0, -5.0]), np.array([10.0, 0.0])]
     >>> coordinate_median(rows).tolist()
     [2.0, 0.0]
-    >>> coordinate_median(rows, weights=[1, 1, 2]).tolist()
-    [6.0, 0.0]
     """
     _require_rows(rows)
-    if weights is not None:
-        shares = _require_weights(weights, len(rows))
-        rows = [row for row, share in zip(rows, shares, strict=True) if share > 0]
-        shares = shares[shares > 0]
-        if np.any(shares != shares[0]):
-            return _weighted_median(rows, shares)
     if len(rows) <= _NETWORK_ROWS:
         return _median_by_network(rows)
     return _median_by_sorting(rows)
@@ -104,26 +87,6 @@ def _median_by_sorting(rows: Sequence[Floats]) -> Floats:
         middle = columns[:, low]
         if low != high:
             middle = _mean(middle, columns[:, high])
-        median[start : start + len(columns)] = _nan_where_a_row_has_one(middle, block)
-    return median
-
-
-def _weighted_median(rows: Sequence[Floats], weights: NDArray[np.float64]) -> Floats:
-    half = weights.sum() / 2
-    rounding = len(rows) * np.finfo(np.float64).eps * half
-    median, work = _result_and_work_dtype(rows)
-    for start, block, columns in _transposed_tiles(rows, work):
-        order = np.argsort(columns, axis=1)
-        held = np.cumsum(weights[order], axis=1)
-        # How many values hold less than half of the weight is where the next one stands.
-        low, high = (
-            np.take_along_axis(order, np.count_nonzero(short, axis=1, keepdims=True), axis=1)
-            for short in (held < half - rounding, held <= half + rounding)
-        )
-        middle = _mean(
-            np.take_along_axis(columns, low, axis=1)[:, 0],
-            np.take_along_axis(columns, high, axis=1)[:, 0],
-        )
         median[start : start + len(columns)] = _nan_where_a_row_has_one(middle, block)
     return median
 
@@ -183,12 +146,3 @@ def _require_rows(rows: Sequence[Floats]) -> None:
                 f"rows must agree in length and dtype, got {first.dtype} of shape "
                 f"{first.shape} and {row.dtype} of shape {row.shape}"
             )
-
-
-def _require_weights(weights: ArrayLike, num_rows: int) -> NDArray[np.float64]:
-    values = np.asarray(weights, dtype=np.float64)
-    if values.shape != (num_rows,):
-        raise ValueError(f"weights must be {num_rows} numbers, got an array of {values.shape}")
-    if not (np.isfinite(values).all() and (values >= 0).all() and values.any()):
-        raise ValueError("weights must be finite and >= 0, and not all 0")
-    return values

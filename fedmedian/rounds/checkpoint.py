@@ -22,15 +22,11 @@ from fedmedian.privacy.accounting import Draw
 from fedmedian.rounds.lock import FolderLock
 
 _FORMAT = 4
-_KEPT = 2
-"""The number of checkpoints in a folder: the last, and another for when it is damaged."""
-
 _ARRAYS, _STATE, _SUMS = "arrays.npz", "state.json", "SHA256SUMS"
 _HISTORY = "history.jsonl"
 _NAME = re.compile(r"round-(\d+)")
-_DRAFT, _PROBE = ".draft", ".probe"
+_DRAFT = ".draft"
 _ANSWERED = "answered-rounds.json"
-_ZEROS = bytes(1 << 20)
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 """Refuses a link to another file; not every system knows it."""
 
@@ -130,46 +126,21 @@ class Checkpoint:
         object.__setattr__(self, "folder", Path(self.folder).absolute())
 
     def claim(self) -> FolderLock:
-        """Take the folder for a run of its own, and return the lock that is to be released.
+        """Make the folder, reserve it for one run, and return the lock to release afterwards.
 
         Raises
         ------
         RuntimeError
-            If another run has it.
+            If another run uses the folder.
         OSError
-            If it cannot be made, or written to.
-        """
-        return FolderLock(self._make_folder())
-
-    def probe(self, num_bytes: int) -> None:
-        """Make sure that the disk has room for checkpoints of a size.
-
-        Parameters
-        ----------
-        num_bytes : int
-            The size of one. As much is written, and removed, as the folder will hold while the
-            next to last is kept.
-
-        Raises
-        ------
-        OSError
-            If it cannot be written.
+            If the folder cannot be made or written to, as on a full disk.
         """
         folder = self._make_folder()
-        path = folder / _PROBE
-        missing = max(1, _KEPT + 1 - len(self._stored())) * max(1, num_bytes)
-        path.unlink(missing_ok=True)  # of a process that was killed, as is
-        _remove(folder / _DRAFT)
         try:
-            with _create(path) as file:
-                for start in range(0, missing, len(_ZEROS)):
-                    file.write(_ZEROS[: missing - start])
-            _sync(path)
+            return FolderLock(folder)
         except OSError as error:
-            reason = f"there is no way to store {missing} bytes of checkpoints: {error.strerror}"
-            raise OSError(error.errno, reason, str(path)) from error
-        finally:
-            path.unlink(missing_ok=True)
+            path = error.filename or str(folder)
+            raise OSError(error.errno, error.strerror, path) from error
 
     def save(self, saved: Saved, before: int = 0, earlier: Mark | None = None) -> Mark:
         """Write a checkpoint, and remove the others but for one.

@@ -55,6 +55,7 @@ class FolderLock:
             _lock(descriptor, folder)
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"{os.getpid()}\n".encode())
+            os.fsync(descriptor)  # a full disk may fail only here
         except BaseException:
             self._close()
             raise
