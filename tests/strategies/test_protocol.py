@@ -116,7 +116,11 @@ class TestAsk:
     def test_asking_says_what_the_settings_want_of_the_clients(self):
         core = signs(Gaussian(0.5), client_steps=[Clip(9.0)], exact=["*mean"], seed=7)
         instruction = RoundProtocol(core).ask(3, MODEL)
-        assert (instruction.kind, instruction.server_round, instruction.seed) == ("signs", 3, 7)
+        assert (instruction.encoding.name, instruction.server_round, instruction.seed) == (
+            "signs",
+            3,
+            7,
+        )
         assert instruction.exact == (2, 3)
         assert instruction.steps[0] == Clip(9.0)
 
@@ -392,19 +396,13 @@ BAD_ANSWERS = {
     "another round": (scalar("round", 2), "round 2"),
     "no round": (scalar("round", None), "fedmedian.round"),
     "a version in words": (scalar("payload", "2"), "fedmedian.payload"),
-    "another kind": (scalar("kind", "essay"), "fedmedian.kind"),
-    "no kind": (scalar("kind", None), "fedmedian.kind"),
-    "noise unheard of": (scalar("noise", "pink"), "'pink'"),
-    "other noise than told": (scalar("noise", "uniform"), "'uniform'"),
-    "no noise": (scalar("noise", None), "None"),
-    "another scale than told": (scalar("scales", floats(0.6, 0.6)), "scale"),
-    "no scales": (scalar("scales", None), "fedmedian.rules.scales"),
-    "scales of a wrong type": (scalar("scales", 1.0), "fedmedian.rules.scales"),
-    "scales of a strange length": (scalar("scales", b"123"), "3 bytes"),
-    "too few scales": (scalar("scales", b""), "scales"),
-    "scales of NaN": (scalar("scales", floats(nan, nan)), "scales"),
-    "negative magnitudes": (scalar("magnitudes", floats(-1, -1)), "magnitudes"),
-    "no magnitudes": (scalar("magnitudes", None), "fedmedian.magnitudes"),
+    "another encoding": (scalar("encoding", "essay"), "'essay'"),
+    "no encoding": (scalar("encoding", None), "fedmedian.encoding"),
+    "scales though they were told": (scalar("reports.noise", floats(0.6, 0.6)), "'noise'"),
+    "magnitudes that were not asked for": (scalar("reports.measure", floats(1, 1)), "'measure'"),
+    "a report of a step unheard of": (scalar("reports.pink", floats(1)), "'pink'"),
+    "a report of a wrong type": (scalar("reports.noise", 1.0), "fedmedian.reports.noise"),
+    "a report of a strange length": (scalar("reports.noise", b"123"), "3 bytes"),
     "a key that nobody knows": (added(f"{PREFIX}rotated", 1), "fedmedian.rotated"),
 }
 
@@ -551,7 +549,7 @@ SCALARS = (
 KEYS = st.sampled_from(
     [
         PREFIX + key
-        for key in ("payload", "round", "kind", "noise", "scales", "magnitudes", "partition")
+        for key in ("payload", "round", "encoding", "reports.noise", "reports.measure", "partition")
     ]
 ) | st.text(max_size=5)
 
@@ -598,7 +596,7 @@ class TestJunk:
     @given(
         make_core=any_core,
         sizes=st.binary(min_size=8, max_size=8),
-        key=st.sampled_from(["scales", "magnitudes"]),
+        key=st.sampled_from(["reports.noise", "reports.measure"]),
     )
     def test_junk_in_the_sizes_that_one_client_reports_does_not_end_the_round(
         self, make_core, sizes, key
