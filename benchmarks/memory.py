@@ -53,13 +53,14 @@ def estimator_peaks(clients: int = 101, dim: int = 10**7) -> Iterator[Peak]:
     rng = np.random.default_rng(0)
     votes, vector = rng.bytes(dim // 8), rng.standard_normal(dim, np.float32)
     nothing = np.empty(0, np.uint8)
-    signs = Payload("signs", "gaussian", scale, scale, np.frombuffer(votes, np.uint8), nothing, 1)
-    update = Payload("vector", None, scale, scale, vector, nothing, 1)
+    signs = Payload("signs", np.frombuffer(votes, np.uint8), nothing, 1)
+    update = Payload("vector", vector, nothing, 1)
     weights = np.full(clients, 1 / clients)
-    centre = partial(aggregate_vectors, [update] * clients, noise, blocks)
+    sizes = {name: np.ones((clients, 1), np.float32) for name in ("scales", "magnitudes")}
+    centre = partial(aggregate_vectors, [update] * clients, noise, blocks, **sizes)
 
     def decode(rule: DecodeRule) -> Aggregate:
-        return aggregate_signs([signs] * clients, weights, blocks, noise, rule, rng)
+        return aggregate_signs([signs] * clients, weights, blocks, noise, rule, rng, **sizes)
 
     estimators: dict[str, Callable[[], Aggregate]] = {
         "counts": lambda: decode(Counts()),

@@ -840,7 +840,7 @@ class TestWithoutChangingTheCode:
         allowing = "clip = 9.0, noise-scale = 1e-3, rounds = 1, metrics = ['*'], vectors = true"
         own = replace(POLICY, metrics=["loss", "accuracy"], vectors=True, noise_scale=0.25)
         careful = Client(as_record, perturb_with(own), model=TWO, run_config={CONFIG_KEY: allowing})
-        require_refusal(careful.ask(steps=(NOISE,)), "vectors")
+        require_refusal(careful.ask(steps=(NOISE, Vector())), "vectors")
         low = (AddNoise(Gaussian(), scales(0.4, 0.4)), Signs())
         require_refusal(careful.ask(steps=low), "noise_scale", 0.5)
         reply = careful.ask()

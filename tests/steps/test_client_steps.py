@@ -151,7 +151,11 @@ class TestEveryStep:
         arrived = CLIENT_STEPS.find(step.name).decode(parameters)
         assert type(arrived) is type(step)
         for field in fields(step):
-            np.testing.assert_array_equal(getattr(arrived, field.name), getattr(step, field.name))
+            value, expected = getattr(arrived, field.name), getattr(step, field.name)
+            if isinstance(expected, np.ndarray):
+                np.testing.assert_array_equal(value, expected)
+            else:
+                assert value == expected
         with pytest.raises(FrozenInstanceError):
             step.name = "another"
 
@@ -176,7 +180,7 @@ class TestEveryStep:
 
     def test_what_it_does_follows_from_the_generator(self, step):
         first, again = (self.apply(step, seed=3) for _ in range(2))
-        np.testing.assert_array_equal(first.signs, again.signs)
+        np.testing.assert_array_equal(first.body, again.body)
         np.testing.assert_array_equal(first.vector, again.vector)
 
 

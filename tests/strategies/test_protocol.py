@@ -402,7 +402,7 @@ BAD_ANSWERS = {
     "magnitudes that were not asked for": (scalar("reports.measure", floats(1, 1)), "'measure'"),
     "a report of a step unheard of": (scalar("reports.pink", floats(1)), "'pink'"),
     "a report of a wrong type": (scalar("reports.noise", 1.0), "fedmedian.reports.noise"),
-    "a report of a strange length": (scalar("reports.noise", b"123"), "3 bytes"),
+    "a report of a strange length": (scalar("reports.noise", b"123"), "float32 bytes"),
     "a key that nobody knows": (added(f"{PREFIX}rotated", 1), "fedmedian.rotated"),
 }
 
