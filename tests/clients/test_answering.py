@@ -87,7 +87,7 @@ class TestNoise:
         [({"partition-id": 3}, 3), ({"partition-id": "3"}, 3), ({}, None)],
     )
     def test_the_answer_tells_the_clients_partition_if_it_has_one(self, node_config, partition):
-        assert answer_with(a_context(node_config), ()).partition == partition
+        assert answer_with(a_context(node_config), [Clip(1.0)]).partition == partition
 
 
 class TestMemory:

@@ -21,7 +21,7 @@ from fedmedian import (
     unpack_signs,
 )
 from fedmedian.aggregators.aggregation import aggregate_signs, aggregate_vectors
-from fedmedian.steps.encodings import Signs
+from fedmedian.steps.encodings import Encoding, Signs, Vector
 from fedmedian.steps.instruction import perturb_update
 from fedmedian.steps.noise import AddNoise, Measure
 from fedmedian.wire.scalars import WireError
@@ -120,7 +120,8 @@ def updates():
 
 def instruct(*steps):
     """An instruction as clients read it."""
-    sent = Instruction(steps, 1, None, LAYOUT.exact_positions)
+    last = () if steps and isinstance(steps[-1], Encoding) else (Vector(),)
+    sent = Instruction((*steps, *last), 1, None, LAYOUT.exact_positions)
     return Instruction.decode(sent.encode())
 
 
