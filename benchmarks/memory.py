@@ -56,11 +56,15 @@ def estimator_peaks(clients: int = 101, dim: int = 10**7) -> Iterator[Peak]:
     signs = Payload("signs", np.frombuffer(votes, np.uint8), nothing, 1)
     update = Payload("vector", vector, nothing, 1)
     weights = np.full(clients, 1 / clients)
-    sizes = {name: np.ones((clients, 1), np.float32) for name in ("scales", "magnitudes")}
-    centre = partial(aggregate_vectors, [update] * clients, noise, blocks, **sizes)
+    ones = np.ones((clients, 1), np.float32)
+    centre = partial(
+        aggregate_vectors, [update] * clients, noise, blocks, scales=ones, magnitudes=ones
+    )
 
     def decode(rule: DecodeRule) -> Aggregate:
-        return aggregate_signs([signs] * clients, weights, blocks, noise, rule, rng, **sizes)
+        return aggregate_signs(
+            *([signs] * clients, weights, blocks, noise, rule, rng), scales=ones, magnitudes=ones
+        )
 
     estimators: dict[str, Callable[[], Aggregate]] = {
         "counts": lambda: decode(Counts()),

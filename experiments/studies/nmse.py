@@ -76,15 +76,15 @@ def one_round(
         for i, update in enumerate(updates)
     ]
     blocks, rng = instruction.blocks(layout), np.random.default_rng(seed)
-    sizes = {
-        "scales": np.stack([instruction.scales_of(one, blocks) for one in payloads]),
-        "magnitudes": np.stack([instruction.magnitudes_of(one, blocks) for one in payloads]),
-    }
+    used = np.stack([instruction.scales_of(one, blocks) for one in payloads])
+    sizes = np.stack([instruction.magnitudes_of(one, blocks) for one in payloads])
     if is_vote:
         weights = np.full(clients, 1 / clients)
-        aggregate = aggregate_signs(payloads, weights, blocks, noise, Counts(), rng, **sizes)
+        aggregate = aggregate_signs(
+            *(payloads, weights, blocks, noise, Counts(), rng), scales=used, magnitudes=sizes
+        )
     else:
-        aggregate = aggregate_vectors(payloads, noise, blocks, **sizes)
+        aggregate = aggregate_vectors(payloads, noise, blocks, scales=used, magnitudes=sizes)
     return instruction.undo(aggregate.direction, layout)
 
 
