@@ -99,6 +99,6 @@ class Payload:
 
 
 def _read_report(step: str, data: Any) -> Float32:
-    if not isinstance(data, bytes):
-        raise WireError(f"{PREFIX}{_REPORTS}.{cut(step)} must be bytes, got {shown(data)}")
+    if not isinstance(data, bytes) or len(data) % 4:
+        raise WireError(f"{PREFIX}{_REPORTS}.{cut(step)} must be float32 bytes, got {shown(data)}")
     return floats_from_bytes(data)

@@ -40,8 +40,7 @@ def votes_mean(updates, level, seed):
     total = 0
     for client, update in enumerate(updates):
         draft = send(update, rotation, level, (seed, client))
-        draft.draw_signs()
-        total = total + unpack_signs(draft.signs, draft.blocks.dim)
+        total = total + unpack_signs(draft.draw_signs(), draft.blocks.dim)
     return rotation.undo(np.float32(level * sqrt(pi / 2) / len(updates)) * total, BLOCKS)
 
 
