@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.rounds import SIZES, STRATEGIES, ServerRound
 from fedmedian.aggregators.aggregation import Aggregate, aggregate_signs, aggregate_vectors
-from fedmedian.aggregators.decoding import Counts, DecodeRule, Majority
+from fedmedian.aggregators.votes import Counts, DecodeRule, Majority
 from fedmedian.model.blocks import Blocks
 from fedmedian.rules.noise import Gaussian
 from fedmedian.steps.payload import Payload

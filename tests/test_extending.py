@@ -352,8 +352,8 @@ class TestClientStep:
     @pytest.mark.parametrize(
         ("strategy", "options"),
         [
-            (SignSGD, {"decode": Counts()}),
-            (SignSGD, {"decode": Majority(calibrated=True)}),
+            (SignSGD, {"aggregator": Counts()}),
+            (SignSGD, {"aggregator": Majority(calibrated=True)}),
             (MedianSGD, {}),
         ],
         ids=["counts", "majority", "median"],
@@ -369,7 +369,7 @@ class TestClientStep:
     @pytest.mark.parametrize("decode", [Counts(), Majority(calibrated=True)], ids=repr)
     def test_signs_that_noise_cannot_change_are_undone_before_the_model_moves(self, decode, run):
         # Uniform noise of scale 1/2 is below 0.87, updates are above 1: no vote is by chance.
-        options = {"noise": Uniform(0.5), "decode": decode, **SOME}
+        options = {"noise": Uniform(0.5), "aggregator": decode, **SOME}
         with_steps = run(SignSGD, client_steps=STEPS, **options)
         np.testing.assert_allclose(with_steps.moved, run(SignSGD, **options).moved, rtol=1e-5)
         assert (np.abs(with_steps.moved) > 0.1).all()
@@ -386,7 +386,7 @@ class TestClientStep:
         assert 0.1 * scale < off.max() <= SOME["rounds"] * sqrt(3) * scale + 1e-5
 
     def test_a_smoothed_median_of_unmodified_clients_is_that_without_the_steps(self, run):
-        options = {"noise": Gaussian(1.0), "estimator": "smoothed", "mods": [], **SOME}
+        options = {"noise": Gaussian(1.0), "aggregator": SmoothedMedian(), "mods": [], **SOME}
         with_steps = run(MedianSGD, client_steps=STEPS, **options)
         np.testing.assert_allclose(
             with_steps.moved, run(MedianSGD, **options).moved, rtol=1e-4, atol=1e-5
@@ -456,7 +456,7 @@ class TestNoiseFamily:
         np.testing.assert_allclose(outcome.moved, mean, rtol=1e-4, atol=1e-5)
 
     def test_a_median_is_smoothed_by_a_family_of_ones_own(self, run):
-        outcome = run(MedianSGD, noise=self.FAMILY, estimator="smoothed", mods=[])
+        outcome = run(MedianSGD, noise=self.FAMILY, aggregator=SmoothedMedian(), mods=[])
         smoothed = smoothed_median(UPDATES, self.FAMILY, 0.5)
         np.testing.assert_allclose(outcome.moved, smoothed, rtol=1e-4, atol=1e-5)
 
@@ -470,7 +470,7 @@ class TestDecodeRule:
     def test_votes_within_a_rules_dead_zone_do_not_move_the_model(self, run):
         # Uniform noise of scale 1/2 is below 0.87, updates are above 1: no vote is by chance.
         estimate = 0.5 * sqrt(3) * np.sign(UPDATES).mean(axis=0)
-        outcome = run(SignSGD, noise=Uniform(0.5), decode=CountsWithDeadZone(0.3))
+        outcome = run(SignSGD, noise=Uniform(0.5), aggregator=CountsWithDeadZone(0.3))
         small = np.abs(estimate) < 0.3
         assert 0 < small.sum() < DIM
         np.testing.assert_allclose(outcome.moved, np.where(small, 0, estimate), atol=1e-5)

@@ -9,7 +9,7 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from fedmedian import Noise
-from fedmedian.aggregators.decoding import DecodeRule
+from fedmedian.aggregators.votes import DecodeRule
 from fedmedian.clients import InProcessGrid, perturb
 from fedmedian.records import to_arrays, to_record
 from fedmedian.strategies import MedianSGD, SignSGD

@@ -187,15 +187,15 @@ def estimators_table() -> str:
             "FedAvg": fedavg,
             "SignSGD, b = 3 × RMS": sign,
             "the same, optimizer=Momentum(0.9)": partial(sign, optimizer=Momentum(0.9)),
-            "the same, decode=Majority(calibrated=True)": partial(
-                sign, decode=Majority(calibrated=True)
+            "the same, aggregator=Majority(calibrated=True)": partial(
+                sign, aggregator=Majority(calibrated=True)
             ),
             "SignSGD(None, Majority(), learning_rate=0.003)": partial(
                 SignSGD, None, Majority(), learning_rate=0.003, rotation=None
             ),
             "MedianSGD, b = 6 × RMS": more,
             "MedianSGD, b = 3 × RMS": less,
-            'MedianSGD, b = 6 × RMS, estimator="smoothed"': partial(more, estimator="smoothed"),
+            'MedianSGD, b = 6 × RMS, aggregator=SmoothedMedian()': partial(more, aggregator=SmoothedMedian()),
             "MedianSGD(None)": partial(MedianSGD, None, rotation=None),
         },
     )

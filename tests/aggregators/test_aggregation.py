@@ -30,7 +30,7 @@ from fedmedian import (
 )
 from fedmedian.aggregators import aggregation
 from fedmedian.aggregators.aggregation import aggregate_signs, aggregate_vectors
-from fedmedian.aggregators.decoding import majority_gain
+from fedmedian.aggregators.votes import majority_gain
 from fedmedian.kernels.votes import weighted_votes
 from fedmedian.rules.trust import PROPORTION, voting_weights
 

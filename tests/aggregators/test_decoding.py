@@ -27,7 +27,7 @@ from fedmedian import (
     pack_signs,
 )
 from fedmedian.aggregators.aggregation import aggregate_signs
-from fedmedian.aggregators.decoding import NOISE_ALLOWANCE, Ballot, majority_gain
+from fedmedian.aggregators.votes import NOISE_ALLOWANCE, Ballot, majority_gain
 
 FAMILIES = [Gaussian(), Logistic(), Laplace(), Uniform()]
 
@@ -336,7 +336,7 @@ class TestBallot:
         np.testing.assert_allclose(ballot().sum(weights), expected, rtol=1e-5, atol=1e-6)
 
 
-def topped_up(magnitudes, scales, weights=None, decode=None):
+def topped_up(magnitudes, scales, weights=None, aggregator=None):
     """A ballot on one block of 8 coordinates, whose noise tops these magnitudes up."""
     magnitudes = np.array(magnitudes, dtype=np.float64)[:, None]
     packed = [np.full(1, 255, np.uint8)] * len(magnitudes)  # all clients agree

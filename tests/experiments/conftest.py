@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import uuid
-from pathlib import Path
 
 import pytest
 
@@ -18,15 +17,9 @@ import psutil
 from experiments.apps import HETEROGENEOUS, read_config
 from experiments.apps.heterogeneous.fedmedian_heterogeneous import client_app, server_app
 from fedmedian.clients import InProcessGrid
+from tests.tools.places import ROOT
 
-ROOT = Path(__file__).parents[2]
 _MARK = "WATCHED_BY_TEST"
-
-
-@pytest.fixture(scope="session")
-def root():
-    """The repository."""
-    return ROOT
 
 
 class Watched:

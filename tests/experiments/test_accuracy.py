@@ -11,6 +11,7 @@ from flwr.clientapp import ClientApp
 from experiments.apps.heterogeneous.fedmedian_heterogeneous import client_app
 from fedmedian import Instruction, Payload
 from fedmedian.steps.noise import AddNoise
+from tests.tools.places import DOCS
 
 pytestmark = pytest.mark.slow
 
@@ -55,8 +56,8 @@ class TestAccuracyOnClientsOfOneClassEach:
         (run,) = compare("strategy='sign'", clients=lied_to).values()
         assert run.accuracy > runs["SignSGD"].accuracy - 0.03
 
-    def test_the_start_page_says_so(self, runs, root):
-        page = (root / "docs" / "index.md").read_text()
+    def test_the_start_page_says_so(self, runs):
+        page = (DOCS / "index.md").read_text()
         row = re.compile(r"^\| (.+?) +\| +(0\.\d+) \| +\d+ \| +([\d,]+) \|", flags=re.MULTILINE)
         rows = {name: (accuracy, size) for name, accuracy, size in row.findall(page)}
         assert list(rows) == list(runs)

@@ -18,6 +18,7 @@ from experiments.apps.heterogeneous.fedmedian_heterogeneous.report import (
 )
 from fedmedian import Adaptive, Gaussian, Laplace, TopUp
 from fedmedian.strategies import MedianSGD, SignSGD
+from tests.tools.places import ROOT
 
 QUICK = ["rounds=2", "num-clients=3", "batch-size=512"]
 
@@ -146,11 +147,11 @@ class TestComparison:
         once, twice = ({name: run.history for name, run in compare(*QUICK).items()} for _ in "12")
         assert once == twice
 
-    def test_the_command_prints_a_table_and_writes_a_report(self, root, tmp_path):
+    def test_the_command_prints_a_table_and_writes_a_report(self, tmp_path):
         command = [sys.executable, "-m", "experiments.studies.heterogeneous", *QUICK]
         done = subprocess.run(
             [*command, "strategy='fedavg,sign'", f"output='{tmp_path / 'out'}'"],
-            cwd=root,
+            cwd=ROOT,
             capture_output=True,
             text=True,
             check=False,

@@ -17,6 +17,7 @@ from experiments.apps.heterogeneous.fedmedian_heterogeneous.report import (
     compare_uplinks,
     read_runs,
 )
+from tests.tools.places import DOCS
 
 pytestmark = pytest.mark.slow
 
@@ -48,9 +49,9 @@ def running_in(folder):
 
 
 @pytest.fixture
-def shown(root):
+def shown():
     """The overrides in the ``flwr run`` of docs/simulation.md."""
-    text = (root / "docs" / "simulation.md").read_text()
+    text = (DOCS / "simulation.md").read_text()
     (command,) = re.findall(r"^flwr run .*", text, flags=re.MULTILINE)
     words = shlex.split(command)
     nodes = words[words.index("--federation-config") + 1]

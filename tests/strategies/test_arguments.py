@@ -150,7 +150,7 @@ class TestRepr:
             assert repr(sign(decode=majority, weighted=False)) == (
                 f"SignSGD(decode={majority!r}, weighted=False)"
             )
-            assert repr(median(noise_at="server", estimator="smoothed")) == (
+            assert repr(median(noise_at="server", aggregator=SmoothedMedian())) == (
                 "MedianSGD(noise_at='server', estimator='smoothed')"
             )
 

@@ -36,18 +36,18 @@ MODEL = {
 MODEL["tied"] = MODEL["b"].copy()
 
 
-def sign_core(noise=None, decode=None, learning_rate=None, *, rotation=None, **options):
+def sign_core(noise=None, aggregator=None, learning_rate=None, *, rotation=None, **options):
     options = {"seed": 1, "diagnostics": False, "rotation": rotation, **options}
     return SignCore(
         noise=noise,
-        decode=decode or Counts(),
+        aggregator=decode or Counts(),
         learning_rate=learning_rate,
         weighted=True,
         settings=Settings(**options),
     )
 
 
-def median_core(noise=None, estimator="median", rotation=None, noise_at="client"):
+def median_core(noise=None, aggregator=Median(), rotation=None, noise_at="client"):
     options = {"seed": 1, "diagnostics": False, "rotation": rotation}
     return MedianCore(
         noise=noise,

@@ -81,7 +81,7 @@ OPTIONS = {
     "signs, theory": ("SignSGD", Gaussian(Theory(2, 2)), {"learning_rate": 1.0}),
     "signs, momentum": ("SignSGD", Gaussian(TopUp()), QUICK),
     "signs, Adam": ("SignSGD", Gaussian(Adaptive(3.0)), QUICK_ADAM),
-    "majority": ("SignSGD", Gaussian(TopUp()), {"decode": Majority(calibrated=True)}),
+    "majority": ("SignSGD", Gaussian(TopUp()), {"aggregator": Majority(calibrated=True)}),
     "median, no noise": ("MedianSGD", None, {}),
     "median, adaptive": ("MedianSGD", Gaussian(Adaptive(0.5)), {"rotation": None}),
     "median, topped up": ("MedianSGD", Gaussian(TopUp()), {}),

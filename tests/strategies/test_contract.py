@@ -69,14 +69,14 @@ CASES = {
     "counts": Case("SignSGD", {"exact": ["7"]}, reports=NOISY_VOTES),
     "majority without noise, ties random": Case(
         "SignSGD",
-        {"noise": None, "decode": Majority(), "learning_rate": 0.01, "rotation": None},
+        {"noise": None, "aggregator": Majority(), "learning_rate": 0.01, "rotation": None},
         reports=VOTES,
     ),
     "majority without noise, ties unchanged": Case(
         "SignSGD",
         {
             "noise": None,
-            "decode": Majority("unchanged"),
+            "aggregator": Majority("unchanged"),
             "learning_rate": 0.01,
             "weighted": False,
             "rotation": None,
@@ -87,7 +87,7 @@ CASES = {
     ),
     "calibrated majority, clients' own scales": Case(
         "SignSGD",
-        {"noise": Laplace(), "decode": Majority(calibrated=True), "scale_from": "client"},
+        {"noise": Laplace(), "aggregator": Majority(calibrated=True), "scale_from": "client"},
         reports=NOISY_VOTES,
     ),
     "counts with all that a server and a client can do besides": Case(
@@ -110,7 +110,7 @@ CASES = {
         "SignSGD", {"noise": Gaussian(), "rotation": None}, reports=NOISY_VOTES
     ),
     "calibrated majority": Case(
-        "SignSGD", {"decode": Majority(calibrated=True)}, reports=NOISY_VOTES
+        "SignSGD", {"aggregator": Majority(calibrated=True)}, reports=NOISY_VOTES
     ),
     "median": Case("MedianSGD", weighted=False, reports=NOISY_GAP),
     "median of arrays rotated and topped up at the server": Case(
@@ -132,11 +132,11 @@ CASES = {
         reports=NOISY_GAP,
     ),
     "smoothed median": Case(
-        "MedianSGD", {"estimator": "smoothed"}, weighted=False, reports=GAP | {"noise-scale"}
+        "MedianSGD", {"aggregator": SmoothedMedian()}, weighted=False, reports=GAP | {"noise-scale"}
     ),
     "smoothed median without a rotation": Case(
         "MedianSGD",
-        {"noise": Gaussian(), "estimator": "smoothed", "rotation": None},
+        {"noise": Gaussian(), "aggregator": SmoothedMedian(), "rotation": None},
         random=False,
         weighted=False,
         reports=GAP | {"noise-scale"},

@@ -99,7 +99,7 @@ class TestSchedule:
     )
     @pytest.mark.parametrize("make", [MedianSGD, SignSGD])
     def test_a_schedule_sets_each_rounds_learning_rate(self, make, schedule, rates, steps):
-        options = {"decode": Majority()} if make is SignSGD else {}
+        options = {"aggregator": Majority()} if make is SignSGD else {}
         moved, _ = steps(make(learning_rate=schedule, **options, **PLAIN), np.ones((4, 3, 1)))
         np.testing.assert_allclose(moved[:, 0], rates, rtol=1e-6)
 

@@ -41,16 +41,16 @@ def core(
     kind,
     noise=None,
     rotation=None,
-    decode=None,
+    aggregator=None,
     noise_at="client",
-    estimator="median",
+    aggregator=Median(),
     **options,
 ):
     settings = Settings(**{"seed": 1, "rotation": rotation, **options})
     if kind == "votes":
         return SignCore(
             noise=noise,
-            decode=decode or Counts(),
+            aggregator=decode or Counts(),
             learning_rate=1.0,
             weighted=True,
             settings=settings,
@@ -207,11 +207,11 @@ class TestExamplesThatClientsClaim:
 ANY_ESTIMATOR = {
     "counts": lambda: core("votes", *DEFAULT),
     "counts in place": lambda: core("votes", *IN_PLACE),
-    "majority": lambda: core("votes", *IN_PLACE, decode=Majority(calibrated=True)),
+    "majority": lambda: core("votes", *IN_PLACE, aggregator=Majority(calibrated=True)),
     "median": lambda: core("vectors", *DEFAULT),
     "median in place": lambda: core("vectors", *IN_PLACE),
     "noise at the server": lambda: core("vectors", *DEFAULT, noise_at="server"),
-    "smoothed": lambda: core("vectors", *DEFAULT, estimator="smoothed"),
+    "smoothed": lambda: core("vectors", *DEFAULT, aggregator=SmoothedMedian()),
 }
 
 

@@ -396,7 +396,7 @@ class TestNoDrift:
 
     @pytest.mark.parametrize(
         "options",
-        [{"noise": None}, {"noise": Gaussian(), "estimator": "smoothed"}],
+        [{"noise": None}, {"noise": Gaussian(), "aggregator": SmoothedMedian()}],
         ids=["plain", "smoothed"],
     )
     def test_a_median_without_noise_leaves_what_nobody_moves_exactly(self, options, play):

@@ -133,7 +133,7 @@ class TestSmoothedMedian:
     def test_the_smoothed_median_is_the_step_whether_clients_know_of_it_or_not(
         self, noise, options, steps
     ):
-        strategy = MedianSGD(noise, estimator="smoothed", **QUIET)
+        strategy = MedianSGD(noise, aggregator=SmoothedMedian(), **QUIET)
         moved, outcome = steps(strategy, [self.SPREAD], **options)
         expected = smoothed_median(self.SPREAD, noise, outcome.reports[1]["noise-scale"][0])
         np.testing.assert_allclose(moved[0], expected, rtol=1e-5, atol=1e-6)
@@ -141,12 +141,12 @@ class TestSmoothedMedian:
     @pytest.mark.parametrize("noise", [None, Uniform(1.0)], ids=str)
     def test_the_smoothed_median_needs_a_smooth_noise_law(self, noise):
         with pytest.raises(ValueError, match=r"^noise must ") as refused:
-            MedianSGD(noise, estimator="smoothed")
+            MedianSGD(noise, aggregator=SmoothedMedian())
         assert repr(noise) in str(refused.value)
 
     def test_the_smoothed_median_goes_where_the_noisy_one_goes_on_average(self, step):
         updates = np.repeat([[1.0], [2.0], [10.0]], 40_000, axis=1)
-        smooth = step(MedianSGD(Gaussian(20.0), estimator="smoothed", **SEEDED), updates)
+        smooth = step(MedianSGD(Gaussian(20.0), aggregator=SmoothedMedian(), **SEEDED), updates)
         noisy = step(MedianSGD(Gaussian(20.0), **SEEDED), updates)
         # They differ by (c_3 − 1/6)·κ₃/b², κ₃ = 44.7 the third cumulant of (1, 2, 10).
         difference = (0.413 - 1 / 6) * 44.7 / 400

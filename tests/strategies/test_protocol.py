@@ -45,17 +45,17 @@ BAD = 13
 MAJORITY = Majority("unchanged")
 
 
-def signs(noise=None, decode=MAJORITY, learning_rate=0.5, weighted=True, **options):
+def signs(noise=None, aggregator=MAJORITY, learning_rate=0.5, weighted=True, **options):
     return SignCore(
         noise=noise,
-        decode=decode,
+        aggregator=decode,
         learning_rate=learning_rate,
         weighted=weighted,
         settings=Settings(**{"seed": 1, "rotation": None, **options}),
     )
 
 
-def medians(noise=None, noise_at="client", learning_rate=0.5, estimator="median", **options):
+def medians(noise=None, noise_at="client", learning_rate=0.5, aggregator=Median(), **options):
     return MedianCore(
         noise=noise,
         noise_at=noise_at,

@@ -67,7 +67,7 @@ OWN = {
 }
 OWN_OF_SIGNS = {
     "noise": Gaussian(Adaptive(0.5)),
-    "decode": Majority("unchanged", calibrated=True),
+    "aggregator": Majority("unchanged", calibrated=True),
     "learning_rate": 0.25,
     "weighted": False,
 }
@@ -75,7 +75,7 @@ OWN_OF_MEDIANS = {
     "noise": Gaussian(Adaptive(0.5)),
     "noise_at": "server",
     "learning_rate": 0.25,
-    "estimator": "smoothed",
+    "aggregator": SmoothedMedian(),
 }
 
 
@@ -321,7 +321,7 @@ class TestNoise:
 
     def test_clients_that_are_to_choose_the_scale_of_noise_that_they_do_not_add_are_refused(self):
         for strategy in OF_MEDIANS:
-            for options in ({"noise": None}, {"noise_at": "server"}, {"estimator": "smoothed"}):
+            for options in ({"noise": None}, {"noise_at": "server"}, {"aggregator": SmoothedMedian()}):
                 with pytest.raises(ValueError, match=r"^scale_from must .*'client'"):
                     strategy(**options, scale_from="client")
 
@@ -400,7 +400,7 @@ class TestNoiseWithoutAScale:
 
     def test_the_server_adds_the_same_noise_as_clients_would(self):
         for strategy in OF_MEDIANS:
-            for options in ({"noise_at": "server"}, {"estimator": "smoothed"}):
+            for options in ({"noise_at": "server"}, {"aggregator": SmoothedMedian()}):
                 assert strategy(Gaussian(), **options).noise == Gaussian(TopUp())
 
     def test_a_rule_that_reads_the_noise_reads_the_scale_in_force(self):

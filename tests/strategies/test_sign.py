@@ -215,7 +215,7 @@ class TestExactArrays:
         np.testing.assert_array_equal(model["norm.running_var"], 1.25)
 
     def test_any_array_can_be_sent_exactly(self, trained):
-        model = trained(SignSGD(decode=Counts(), seed=1, exact=["w", "*running*"]))
+        model = trained(SignSGD(aggregator=Counts(), seed=1, exact=["w", "*running*"]))
         np.testing.assert_allclose(model["w"], -1.0)
 
     def test_the_older_api_knows_exact_arrays_by_position(self, older_api, trained):

@@ -50,7 +50,7 @@ def run_tied(run, strategy, **options):
     ("make", "options"),
     [
         ("SignSGD", {}),
-        ("SignSGD", {"decode": Majority(), "learning_rate": 0.1}),
+        ("SignSGD", {"aggregator": Majority(), "learning_rate": 0.1}),
         ("SignSGD", {"optimizer": Adam()}),
         ("MedianSGD", {}),
         ("MedianSGD", {"noise_at": "server"}),

@@ -388,7 +388,7 @@ class TestClientsThatReturnWhatTheyWereSent:
         ("MedianSGD", {"noise": None}),
         ("MedianSGD", {"noise_at": "server"}),
         ("MedianSGD", {"noise_at": "server", "noise": Gaussian(0.5)}),
-        ("MedianSGD", {"estimator": "smoothed"}),
+        ("MedianSGD", {"aggregator": SmoothedMedian()}),
     )
     every_strategy = pytest.mark.parametrize(("make", "options"), STRATEGIES, ids=str)
     each_way_to_see = pytest.mark.parametrize(
@@ -457,7 +457,7 @@ class TestClientsThatReturnWhatTheyWereSent:
         ("make", "options"),
         [
             ("SignSGD", {"noise": Gaussian(0.5)}),
-            ("SignSGD", {"noise": None, "decode": Majority(), "learning_rate": 0.1}),
+            ("SignSGD", {"noise": None, "aggregator": Majority(), "learning_rate": 0.1}),
             ("MedianSGD", {"noise": Gaussian(0.5)}),
         ],
         ids=str,

@@ -1,8 +1,8 @@
 """Random servers against random policies: nothing but noise may depend on what is noised.
 
-``python -m experiments.studies.fuzz policy`` asks 100,000 random instructions that a random policy
+``python -m tests.tools.fuzz policy`` asks 100,000 random instructions that a random policy
 admits, with updates that overflow, of two clients whose updates differ, and prints what came of it;
-``python -m experiments.studies.fuzz policy 5000 7`` asks fewer, of another seed.
+``python -m tests.tools.fuzz policy 5000 7`` asks fewer, of another seed.
 """
 
 import logging
