@@ -26,7 +26,15 @@ from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_t
 from experiments.studies.commands import show_tables
 from experiments.studies.harness import App, StudyGrid, run
 from experiments.studies.peers import Remembering
-from fedmedian import Adaptive, Gaussian, Layout, Majority, Momentum, mean_from_votes
+from fedmedian import (
+    Adaptive,
+    Gaussian,
+    Layout,
+    Majority,
+    Momentum,
+    SmoothedMedian,
+    mean_from_votes,
+)
 from fedmedian.records import to_arrays
 from fedmedian.rules.noise import NOISE_FAMILIES
 from fedmedian.strategies import MedianSGD, SignSGD
@@ -195,7 +203,9 @@ def estimators_table() -> str:
             ),
             "MedianSGD, b = 6 × RMS": more,
             "MedianSGD, b = 3 × RMS": less,
-            'MedianSGD, b = 6 × RMS, aggregator=SmoothedMedian()': partial(more, aggregator=SmoothedMedian()),
+            "MedianSGD, b = 6 × RMS, aggregator=SmoothedMedian()": partial(
+                more, aggregator=SmoothedMedian()
+            ),
             "MedianSGD(None)": partial(MedianSGD, None, rotation=None),
         },
     )
