@@ -47,11 +47,11 @@ def estimator_peaks(clients: int = 101, dim: int = 10**7) -> Iterator[Peak]:
     Replies that are read in place are none of their memory, so that one stands for all of them.
     The smoothed median, which goes through its rows in the same blocks, would take minutes.
     """
-    rng, ones = np.random.default_rng(0), np.ones((clients, 1), np.float32)
-    weights = np.full(clients, 1 / clients)
+    rng, ones = np.random.default_rng(0), np.ones((clients, 1))
+    scales, weights = ones.astype(np.float32), np.full(clients, 1 / clients)
     votes, update = rng.integers(0, 256, dim // 8, np.uint8), rng.standard_normal(dim, np.float32)
     signs, vectors = (
-        Answers([body] * clients, weights, Blocks((dim,)), Gaussian(), ones, ones, report={})
+        Answers([body] * clients, weights, Blocks((dim,)), Gaussian(), scales, ones, report={})
         for body in (votes, update)
     )
     estimators: dict[str, Callable[[], object]] = {

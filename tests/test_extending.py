@@ -30,6 +30,7 @@ from fedmedian import (
     Gaussian,
     Majority,
     Noise,
+    SmoothedMedian,
     Uniform,
     count_votes,
     mean_from_votes,

@@ -81,7 +81,9 @@ def one_round(
     sizes = np.stack([instruction.magnitudes_of(one, blocks) for one in payloads])
     rule: Aggregator = Counts() if is_vote else Median()
     weights, bodies = np.full(clients, 1 / clients), [one.body for one in payloads]
-    direction = rule.direction(Answers(bodies, weights, blocks, noise, used, sizes), rng)
+    direction = rule.direction(
+        Answers(bodies, weights, blocks, noise, used, sizes.astype(np.float64)), rng
+    )
     return instruction.undo(direction, layout)
 
 

@@ -238,6 +238,7 @@ def coordinatewise(
         if answers.report is not None:
             gap.add(direction[part], rows)
             excess.append(excess_of_signs([row[::stride] for row in rows]))
+        del rows  # before the next part's noisy copies are made
     if answers.report is not None:
         squares, levels = np.square(answers.noise_scales(), dtype=np.float64), None
         if answers.tops_up and answers.magnitudes is not None:

@@ -292,9 +292,7 @@ class TestNoiseAddedToVectors:
         theirs = apply(Median(), sent, noise=noise, scales=scales, noise_at="client")
         ours = self.add(payloads, noise)
         np.testing.assert_array_equal(ours.direction, theirs.direction)
-        assert ours.report == {
-            name: pytest.approx(value) for name, value in theirs.report.items()
-        }
+        assert ours.report == {name: pytest.approx(value) for name, value in theirs.report.items()}
         assert "signal-to-noise" in ours.report
 
     def test_follows_from_the_generator(self, payloads):
@@ -391,9 +389,7 @@ class TestWhatOneClientCanDo:
         lied = sizes.copy()
         lied[0] = longer
         before, after = (
-            aggregate(
-                signs(rows, own, magnitudes=measured), (self.WIDTH,), noise=noise
-            ).direction
+            aggregate(signs(rows, own, magnitudes=measured), (self.WIDTH,), noise=noise).direction
             for rows, own, measured in ((usual, scales, sizes), (other, claimed, lied))
         )
         moved = np.linalg.norm(after.astype(np.float64) - before)
