@@ -10,7 +10,6 @@ import pytest
 from fedmedian import (
     Adam,
     Adaptive,
-    Counts,
     Gaussian,
     Majority,
     Median,
