@@ -35,8 +35,8 @@ def answer(
     after : mapping of str to array
         The model after training, for its exact arrays.
     clip : float, optional
-        The largest L2 norm of the vector that noise is added to, where the noise is for privacy; see
-        `fedmedian.steps.instruction.perturb_update`. The instruction's seed is then ignored.
+        The largest L2 norm of the vector that noise is added to, for privacy. The instruction's
+        seed is then ignored; see `fedmedian.steps.instruction.perturb_update`.
 
     Returns
     -------

@@ -19,12 +19,12 @@ _RECORD = "fedmedian"
 
 
 def perturb(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """A mod that answers fedmedian strategies; other strategies get the app's own replies.
+    """Answer a fedmedian strategy as a mod; other strategies get the app's own replies.
 
     The app trains as always. If the server sent an instruction, the client sends the update x − x_i
     in place of the trained weights: clipped, with noise, and as packed signs if the server asks for
-    signs. Use it as ``ClientApp(mods=[perturb])``. It must be the first mod, which is the outermost,
-    so that other mods see the weights that they expect.
+    signs. Use it as ``ClientApp(mods=[perturb])``. It must be the first mod, the outermost one, so
+    that other mods see the weights that they expect.
 
     It works with apps of the Message API and, through ``ClientApp(client_fn=...)``, with
     NumPyClients.
@@ -71,8 +71,8 @@ def perturb_with(policy: Policy) -> Mod:
     Returns
     -------
     mod
-        The mod. It answers what the policy refuses with an error reply that names the rule, with code
-        ``MOD_FAILED_PRECONDITION``.
+        The mod. It answers what the policy refuses with an error reply that names the rule, with
+        code ``MOD_FAILED_PRECONDITION``.
 
     Raises
     ------

@@ -70,8 +70,8 @@ class Policy:
     - ``exact``, ``rounds``, ``epsilon``, ``metrics``: see the parameters;
     - ``one answer per round``: a round that does not come after the last one.
 
-    If an update is not finite, or a step of the server fails on it, the client sends noise alone. An
-    error would reveal something about the data, without noise, as often as a server can cause it.
+    If an update is not finite, or a step of the server fails on it, the client sends only noise.
+    An error would reveal something about the data, without noise, whenever a server can cause one.
     The client logs the reason, and its memory stays unchanged. Errors after training depend only on
     the names, shapes and dtypes of what the app returns, or are raised by the app. For the same
     reason, training that fails counts as an answer.
@@ -82,7 +82,7 @@ class Policy:
     Parameters
     ----------
     clip : float
-        C, the largest L2 norm of an update, >= 1e-30, in units of the vector that noise is added to.
+        C, the largest L2 norm of an update, >= 1e-30, in units of the vector that gets the noise.
     noise_scale : float
         The least noise scale b = σ·C, > 0, in the same units.
     rounds : int

@@ -46,7 +46,11 @@ def payload(encoding, body, scales):
 def sizes_of(payloads):
     """The noise scales and magnitudes of payloads, by the name of aggregation's argument."""
     scales = np.stack([one.reports["noise"] for one in payloads])
-    return {"scales": scales, "magnitudes": np.zeros_like(scales)}
+    magnitudes = [
+        one.reports.get("measure", np.zeros_like(own))
+        for one, own in zip(payloads, scales, strict=True)
+    ]
+    return {"scales": scales, "magnitudes": np.stack(magnitudes)}
 
 
 def aggregate_signs(payloads, *rest, **options):
@@ -384,7 +388,7 @@ class TestWhatOneClientCanDo:
         before, after = (
             aggregate(
                 [
-                    replace(one, magnitudes=size)
+                    replace(one, reports={**one.reports, "measure": size})
                     for one, size in zip(signs(rows, own), measured, strict=True)
                 ],
                 (self.WIDTH,),
