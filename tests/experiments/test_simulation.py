@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from experiments.apps import HETEROGENEOUS, read_config
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.report import (
+from experiments.studies.report import (
     compare_uplinks,
     read_runs,
 )
