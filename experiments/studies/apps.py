@@ -1,7 +1,7 @@
 """The study of defaults: many kinds of app, each with FedAvg and with two lines changed.
 
 ``python -m experiments.studies.apps`` prints the table. Results are kept in experiments/results,
-and a study that was killed goes on where it was.
+and a study that was killed resumes there.
 """
 
 import logging

@@ -2,7 +2,7 @@
 
 ``python -m experiments.studies.robustness`` prints the tables of docs/robustness.md;
 ``python -m experiments.studies.robustness sorted`` prints one; so does flanders. Results are kept
-in experiments/results, and a study that was killed goes on where it was.
+in experiments/results, and a study that was killed resumes there.
 """
 
 import gc
