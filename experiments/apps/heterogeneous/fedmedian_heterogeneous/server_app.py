@@ -2,14 +2,14 @@
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from math import nan
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
 
-from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict, UserConfig
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, UserConfig
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg, FedMedian, Result, Strategy
 
@@ -28,11 +28,6 @@ PROGRESS = "» "
 """The beginning of each line of progress, which sets it apart from a log's other lines."""
 
 
-def uplink_bytes(replies: list[RecordDict], weighted_by_key: str) -> MetricRecord:
-    """Return the mean bytes of training replies, their message headers left out."""
-    return MetricRecord({"uplink-bytes": fmean(map(serialized_size, replies))})
-
-
 def for_all_clients(strategy: Callable[..., S], config: UserConfig) -> Callable[..., S]:
     """Return a strategy's class with the options that train all clients in every round."""
     clients = int(config["num-clients"])
@@ -41,7 +36,6 @@ def for_all_clients(strategy: Callable[..., S], config: UserConfig) -> Callable[
         fraction_evaluate=0.0,
         min_train_nodes=clients,
         min_available_nodes=clients,
-        train_metrics_aggr_fn=uplink_bytes,
     )
 
 
@@ -187,10 +181,22 @@ def _run(label: str, strategy: Strategy, grid: Grid, config: UserConfig) -> dict
             progress = f"round {server_round:3}/{rounds}  accuracy {accuracy:.3f}"
             print(f"{PROGRESS}{label:20} {progress}", flush=True)
 
+    aggregate, sizes = strategy.aggregate_train, list[int]()
+
+    def measured(server_round: int, replies: Iterable[Message]) -> Any:
+        replies = list(replies)
+        sizes.extend(serialized_size(reply) for reply in replies if reply.has_content())
+        return aggregate(server_round, replies)
+
+    strategy.aggregate_train = measured  # type: ignore[method-assign]
     random.seed(seed)  # Flower's choice of nodes follows it
-    metrics = train(strategy, grid, config, tell).train_metrics_clientapp.values()
-    sizes = [float(one["uplink-bytes"]) for one in metrics] or [nan]  # type: ignore[arg-type]
-    return {"strategy": label, "seed": seed, "history": history, "uplink_bytes": fmean(sizes)}
+    train(strategy, grid, config, tell)
+    return {
+        "strategy": label,
+        "seed": seed,
+        "history": history,
+        "uplink_bytes": fmean(sizes or [nan]),
+    }
 
 
 @app.main()
