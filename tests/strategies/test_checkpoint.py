@@ -1047,7 +1047,7 @@ class TestDamage:
     )
     def test_a_damaged_file_is_named(self, damage, name, stored, tmp_path):
         damage(stored / name)
-        with pytest.raises(ValueError, match=r"^cannot go on from any checkpoint") as broken:
+        with pytest.raises(ValueError, match=r"^cannot resume from any checkpoint") as broken:
             Checkpoint(tmp_path).load()
         assert str(stored) in str(broken.value)
         assert name in str(broken.value)
