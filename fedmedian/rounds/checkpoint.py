@@ -205,7 +205,7 @@ class Checkpoint:
                 broken.append(str(error))
                 continue
             for reason in broken:
-                warn("resuming from an earlier checkpoint, because %s", reason)
+                warn("going back to an earlier checkpoint, because %s", reason)
             return saved
         if broken:
             raise ValueError(f"cannot resume from any checkpoint, because {'; '.join(broken)}")

@@ -54,7 +54,7 @@ class Registry(Generic[Kind]):
         other = self._classes.get(name, cls)
         if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(
-                f"{cls.__name__}.name must be unique, {other.__name__} already has {name!r}"
+                f"{cls.__name__}.name must be unique, {name!r} is the name of {other.__name__}"
             )
         self._classes[name] = known
         return cls
