@@ -201,7 +201,7 @@ class Ledger:
         self._has_warned = True
         warn(
             "clients send their number of examples or their own metrics, %s, without noise, and "
-            "epsilon does not cover them; a client's Policy leaves them out",
+            "epsilon does not count them; a client's Policy leaves them out",
             sorted(names),
         )
 
