@@ -284,8 +284,8 @@ class FoolKrum(Omniscient):
     """The longest step against the signs of the honest mean that Krum still selects.
 
     All hostile clients send −λ · sign(mean), where λ is halved from a bound until Krum prefers it
-    to every honest update: Fang et al., USENIX Security 2020 (arXiv 1911.11815). FLANDERS, a baseline
-    of Flower's, calls the attack OPT.
+    to every honest update: Fang et al., USENIX Security 2020 (arXiv 1911.11815). FLANDERS, a
+    baseline of Flower's, calls the attack OPT.
 
     Parameters
     ----------
