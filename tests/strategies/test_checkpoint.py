@@ -1104,7 +1104,7 @@ class TestDamage:
         Checkpoint(tmp_path).save(Saved(8, {}, {}), before=7)
         cut(stored / "state.json")
         empty(tmp_path / "round-000008" / "arrays.npz")
-        with pytest.raises(ValueError, match="cannot go on") as broken:
+        with pytest.raises(ValueError, match="cannot resume") as broken:
             Checkpoint(tmp_path).load()
         for path in (stored / "state.json", tmp_path / "round-000008" / "arrays.npz"):
             assert str(path) in str(broken.value)
