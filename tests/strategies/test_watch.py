@@ -94,7 +94,7 @@ class TestRunsThatFail:
 
     def test_what_a_run_has_learned_before_it_is_lost_is_in_the_error(self, api, run):
         strategy = api.make("MedianSGD", noise=None)
-        with pytest.raises(RunFailedError, match=r"^rounds 3 to 5 have") as error:
+        with pytest.raises(RunFailedError, match=r"^rounds 3 to 5 made") as error:
             run(strategy, failing_in(3, 4, 5), MODEL, NUM_CLIENTS, 9)
         for array in error.value.arrays.values():
             np.testing.assert_allclose(array, 2, rtol=1e-5)
