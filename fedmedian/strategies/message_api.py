@@ -295,7 +295,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
             self._protocol.pass_over()
             return None, None
         asked, replies_of = _by_node(sent, replies)
-        read = partial(self._read, most_arrays=max(len(question.layout.specs), MOST_ARRAYS))
+        read = partial(self._read, names=[spec.name for spec in question.layout.specs])
         heard = self._protocol.hear(question, asked, replies_of, read)
         sizes = self._count(sent, replies, trains=True)
         own = self._aggregate("train_metrics_aggr_fn", heard.usual) if heard.usual else None
@@ -428,10 +428,12 @@ class MessageStrategy(ShowsArguments, FedAvg):
             journal.note("evaluate-server", server_round, metrics)
         return metrics
 
-    def _read(self, reply: Message, most_arrays: int) -> Said[RecordDict]:
+    def _read(self, reply: Message, names: Sequence[str]) -> Said[RecordDict]:
         content, metrics, num_examples = self._open(reply)
-        arrays = to_arrays(_only(ArrayRecord, content), most_arrays)
+        arrays = to_arrays(_only(ArrayRecord, content), max(len(names), MOST_ARRAYS))
         scalars = next((r for r in _records(ConfigRecord, content) if Payload.is_in(r)), None)
+        if self.numpy_clients and scalars is None and len(arrays) == len(names):
+            arrays = dict(zip(names, arrays.values(), strict=True))  # theirs are positions
         return Said(arrays, scalars, num_examples, metrics, content)
 
     def _read_evaluation(self, node: Node, reply: Message) -> Reply[RecordDict]:

@@ -90,7 +90,12 @@ CASES = {
     "an average beside the model": ("SignSGD", {"average_decay": 0.8}),
     "half of the clients": (
         "SignSGD",
-        {"noise": Gaussian(0.5), "aggregator": Majority(), "learning_rate": 0.1, "fraction_train": 0.5},
+        {
+            "noise": Gaussian(0.5),
+            "aggregator": Majority(),
+            "learning_rate": 0.1,
+            "fraction_train": 0.5,
+        },
     ),
     "median with momentum": ("MedianSGD", {"optimizer": Momentum(0.9)}),
     "median with noise at the server": ("MedianSGD", {"noise_at": "server"}),
