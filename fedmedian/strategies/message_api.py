@@ -15,7 +15,6 @@ from flwr.serverapp.strategy import FedAvg, Result
 
 from fedmedian.aggregators.diagnostics import without_lists
 from fedmedian.logs import text_of
-from fedmedian.model.layout import Arrays
 from fedmedian.privacy.accounting import Mechanism
 from fedmedian.privacy.mechanism import NoMechanism
 from fedmedian.records import num_bytes, to_arrays, to_record
@@ -297,7 +296,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         asked, replies_of = _by_node(sent, replies)
         read = partial(self._read, names=[spec.name for spec in question.layout.specs])
         heard = self._protocol.hear(question, asked, replies_of, read)
-        sizes = self._count(sent, replies, question.model)
+        sizes = self._count(sent, replies, trains=True)
         own = self._aggregate("train_metrics_aggr_fn", heard.usual) if heard.usual else None
         metrics = self._protocol.end(heard, sizes, own or {})
         return _to_record(heard.model), self._without_lists(server_round, metrics)
@@ -386,15 +385,15 @@ class MessageStrategy(ShowsArguments, FedAvg):
         return metrics
 
     def _count(
-        self, asked: Sequence[Message], replies: Sequence[Message], model: Arrays | None = None
+        self, asked: Sequence[Message], replies: Sequence[Message], *, trains: bool = False
     ) -> dict[str, float]:
         """Count a round's bytes, and return the mean sizes of its messages for the report.
 
-        FedAvg's clients would have answered with the model where there is one.
+        FedAvg's clients would have answered training with about as much as they were sent.
         """
         up, down = _sizes(replies), _sizes(asked)
-        held = 0 if model is None else sum(array.nbytes for array in model.values())
-        with_fedavg = sum(size if model is None else held for size in up if size)
+        weights = fmean(down or [0])
+        with_fedavg = sum(weights if trains else size for size in up if size)
         self._protocol.count(sum(up), with_fedavg, sum(down))
         means = {"uplink-bytes": up, "downlink-bytes": down}
         return {name: fmean(sizes) for name, sizes in means.items() if any(sizes)}
