@@ -194,7 +194,9 @@ def estimators_table() -> str:
             ),
             "MedianSGD, b = 6 × RMS": more,
             "MedianSGD, b = 3 × RMS": less,
-            'MedianSGD, b = 6 × RMS, aggregator=SmoothedMedian()': partial(more, aggregator=SmoothedMedian()),
+            "MedianSGD, b = 6 × RMS, aggregator=SmoothedMedian()": partial(
+                more, aggregator=SmoothedMedian()
+            ),
             "MedianSGD(None)": partial(MedianSGD, None, rotation=None),
         },
     )
