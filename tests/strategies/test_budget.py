@@ -18,6 +18,7 @@ from fedmedian import (
     Gaussian,
     Laplace,
     Rotation,
+    SmoothedMedian,
     Theory,
     TopUp,
     register_noise,
