@@ -26,6 +26,7 @@ RULES = [
 
 KINDS = ["signs", "vector"]
 
+
 def at_first(rule, magnitudes):
     """The scales that follow where none are known."""
     return rule.following(np.full(magnitudes.shape[1], nan), magnitudes)
