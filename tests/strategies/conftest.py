@@ -118,7 +118,6 @@ class Outcome:
     path: list
     reports: dict
     evaluations: dict
-    averaged: dict | None
     grid: InProcessGrid
 
     @property
@@ -178,12 +177,10 @@ def run_with_messages(strategy, grid, model, num_rounds, train_config, evaluate_
         evaluate_config=evaluate_config,
         evaluate_fn=lambda number, arrays: path.append(to_arrays(arrays)),
     )
-    average = result.averaged_arrays
     return Outcome(
         path,
         {number: dict(metrics) for number, metrics in result.train_metrics_clientapp.items()},
         {number: dict(metrics) for number, metrics in result.evaluate_metrics_clientapp.items()},
-        None if average is None else to_arrays(average),
         grid,
     )
 
@@ -206,9 +203,6 @@ def run_with_older_api(strategy, grid, model, num_rounds, train_config, evaluate
     server_app = ServerApp(server_fn=lambda context: components)
     server_app(grid, Context(1, 1, {}, RecordDict(), {}))
     history = server.history
-    average = strategy.averaged_parameters
-    if average is not None:
-        average = dict(zip(model, parameters_to_arrays(average).values(), strict=True))
     losses = {"loss": history.losses_distributed}
     reports = by_round(history.metrics_distributed_fit)
     for number, lists in strategy.metrics_per_block.items():
@@ -217,7 +211,6 @@ def run_with_older_api(strategy, grid, model, num_rounds, train_config, evaluate
         path,
         reports,
         by_round({**losses, **history.metrics_distributed}),
-        average,
         grid,
     )
 

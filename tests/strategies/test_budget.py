@@ -18,6 +18,7 @@ from fedmedian import (
     Gaussian,
     Laplace,
     Rotation,
+    SmoothedMedian,
     Theory,
     TopUp,
     register_noise,
@@ -119,7 +120,9 @@ class TestMechanism:
         assert "OwnGaussian" in str(found)
 
     @pytest.mark.parametrize(
-        "options", [{"noise": None}, {"noise_at": "server"}, {"aggregator": SmoothedMedian()}], ids=str
+        "options",
+        [{"noise": None}, {"noise_at": "server"}, {"aggregator": SmoothedMedian()}],
+        ids=str,
     )
     def test_noise_that_clients_do_not_add_hides_nothing(self, api, options):
         found = api.make("MedianSGD", **{**HIDDEN, **options}).privacy

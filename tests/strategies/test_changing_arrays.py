@@ -90,18 +90,6 @@ OPTIONS = {
 }
 IN_OLDER_API = ("signs, topped up", "signs, momentum", "majority", "median, Adam")
 
-# State by position: to be emptied.
-NOT_YET = {
-    change: {*OPTIONS} - {"median, no noise"}
-    for change in ("a head, then all", "all, then all but the first", "by turns")
-} | {
-    "another order each round": {"signs, Adam", "median, Adam"},
-    "one grows": {"signs, momentum", "signs, Adam", "median, momentum", "median, Adam"},
-    "one shrinks, one grows, and they change places": {
-        *("signs, momentum", "signs, Adam", "median, momentum", "median, Adam")
-    },
-}
-
 
 def table():
     """Yield each change under each option, all in one API and some in the other."""
@@ -110,11 +98,7 @@ def table():
             for change, (choose, after) in CHANGES.items():
                 if api == "older_api" and name not in IN_OLDER_API:
                     continue
-                fails = name in NOT_YET.get(change, ())
-                marks = pytest.mark.xfail(strict=True, reason="state by position") if fails else ()
-                yield pytest.param(
-                    api, *options, choose, after, id=f"{api}, {name}: {change}", marks=marks
-                )
+                yield pytest.param(api, *options, choose, after, id=f"{api}, {name}: {change}")
 
 
 @pytest.fixture
@@ -158,12 +142,6 @@ OPTIMIZERS = {
     "momentum": {"optimizer": Momentum()},
     "Adam": {"optimizer": Adam(), "learning_rate": 0.1},
 }
-BY_POSITION = pytest.mark.xfail(reason="state by position")
-
-
-def not_yet(request, options):
-    if options:
-        request.applymarker(BY_POSITION)
 
 
 @pytest.mark.parametrize("options", OPTIMIZERS.values(), ids=OPTIMIZERS)
@@ -181,8 +159,7 @@ class TestOptimizers:
 
         return paths
 
-    def test_arrays_by_turns_do_not_touch_each_other(self, paths, options, request):
-        not_yet(request, options)
+    def test_arrays_by_turns_do_not_touch_each_other(self, paths):
         path = paths(CHANGES["by turns"][0])
         head = paths(as_before, model=part(MODEL, "head"), num_rounds=3)
         rest = paths(as_before, model=part(MODEL, "body", "tail"), num_rounds=3)
@@ -193,22 +170,19 @@ class TestOptimizers:
                 rest[number][name] for name in ("body", "tail")
             ]
 
-    def test_a_new_array_begins_afresh_and_touches_no_other(self, paths, options, request):
-        not_yet(request, options)
+    def test_a_new_array_begins_afresh_and_touches_no_other(self, paths):
         path = paths(lambda number, model: model if number > 3 else part(model, "body"))
         body = paths(as_before, model=part(MODEL, "body"))
         head = paths(as_before, model=part(MODEL, "head"), num_rounds=3)
         assert [one["body"] for one in path] == [one["body"] for one in body]
         assert [one["head"] for one in path[3:]] == [one["head"] for one in head]
 
-    def test_an_array_that_is_away_for_some_rounds_resumes(self, paths, options, request):
-        not_yet(request, options)
+    def test_an_array_that_is_away_for_some_rounds_resumes(self, paths):
         path = paths(lambda number, model: part(model, "body") if number in (3, 4) else model)
         head = paths(as_before, model=part(MODEL, "head"), num_rounds=4)
         assert [path[number]["head"] for number in (0, 1, 2, 5, 6)] == [one["head"] for one in head]
 
-    def test_an_array_that_grows_begins_afresh_and_touches_no_other(self, paths, options, request):
-        not_yet(request, options)
+    def test_an_array_that_grows_begins_afresh_and_touches_no_other(self, paths):
         path = paths(
             as_before, lambda number, model: grown(model, "body") if number == 3 else model
         )
@@ -218,8 +192,7 @@ class TestOptimizers:
         assert [one["body"] for one in path[3:]] == [one["body"] for one in body]
         assert [one["head"] for one in path] == [one["head"] for one in head]
 
-    def test_the_order_of_the_arrays_does_not_matter(self, paths, options, request):
-        not_yet(request, options)
+    def test_the_order_of_the_arrays_does_not_matter(self, paths):
         assert paths(CHANGES["another order each round"][0]) == paths(as_before)
 
 
@@ -272,31 +245,26 @@ class TestScales:
 
         return alone
 
-    @BY_POSITION
     def test_the_order_of_the_arrays_does_not_matter(self, scales, alone):
         found = scales(CHANGES["another order each round"][0])
         for name in MODEL:
             assert [one[name] for one in found] == alone(name)
 
-    @BY_POSITION
     def test_arrays_by_turns_do_not_touch_each_other(self, scales, alone):
         found = scales(CHANGES["by turns"][0])
         for name in MODEL:
             assert [one[name] for one in found if name in one] == alone(name, 3)
 
-    @BY_POSITION
     def test_a_new_array_begins_afresh_and_touches_no_other(self, scales, alone):
         found = scales(lambda number, model: model if number > 3 else part(model, "tail"))
         assert [one["tail"] for one in found] == alone("tail")
         assert [one["body"] for one in found[3:]] == alone("body", 3)
 
-    @BY_POSITION
     def test_an_array_that_is_away_for_some_rounds_resumes(self, scales, alone):
         found = scales(lambda number, model: part(model, "tail") if number in (3, 4) else model)
         for name, num_rounds in (("tail", 6), ("head", 4)):
             assert [one[name] for one in found if name in one] == alone(name, num_rounds)
 
-    @BY_POSITION
     def test_an_array_that_grows_begins_afresh_and_touches_no_other(self, scales, alone):
         found = scales(
             as_before, lambda number, model: grown(model, "body") if number == 3 else model
@@ -311,9 +279,8 @@ class TestOlderApi:
 
     @pytest.mark.parametrize("options", OPTIMIZERS.values(), ids=OPTIMIZERS)
     def test_an_array_whose_shape_has_changed_begins_afresh_and_touches_no_other(
-        self, options, play, older_api, request
+        self, options, play, older_api
     ):
-        not_yet(request, options)
 
         def path(model, num_rounds, after=as_before):
             fixed = {"rotation": None, **options}

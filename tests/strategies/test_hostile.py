@@ -192,7 +192,11 @@ class TestExamplesThatClientsClaim:
         lied = {"moving": np.full(400, -0.1, np.float32)}
 
         def lie(payload, scales):
-            return replace(payload, scales=payload.scales * np.float32(100))
+            reports = {
+                step: values if step == "measure" else values * np.float32(100)
+                for step, values in payload.reports.items()
+            }
+            return replace(payload, reports=reports)
 
         def moved(examples):
             strategy = core("votes", *DEFAULT, scale_from=scale_from)
@@ -277,7 +281,7 @@ class TestValuesThatAreFarOut:
         length = np.linalg.norm(honest["moving"])
         for value in (10.0, 1e6, scalars.LARGEST):
 
-            def lie(payload, value=value):
+            def lie(payload, scales, value=value):
                 return replace(payload, body=np.full_like(payload.body, value))
 
             model, _ = run(core("vectors", *DEFAULT), 2, lie=lie)

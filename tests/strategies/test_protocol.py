@@ -18,18 +18,18 @@ from fedmedian import (
     Gaussian,
     Layout,
     Majority,
+    Median,
     Momentum,
     register_client_step,
 )
-from fedmedian.rounds.core import NoStepError, ServerStep
+from fedmedian.rounds.options import RunOptions
 from fedmedian.rounds.protocol import RoundProtocol, Said
+from fedmedian.rounds.recipe import Recipe, ServerStep
 from fedmedian.rounds.screening import Answer, Reply
-from fedmedian.rounds.settings import Settings
+from fedmedian.rounds.state import RunState
 from fedmedian.steps.base import CLIENT_STEPS
 from fedmedian.steps.instruction import perturb_update
 from fedmedian.strategies import Checkpoint
-from fedmedian.strategies.median import MedianCore
-from fedmedian.strategies.sign import SignCore
 from fedmedian.wire.scalars import LARGEST, PREFIX
 
 MODEL = {
@@ -45,24 +45,22 @@ BAD = 13
 MAJORITY = Majority("unchanged")
 
 
-def signs(noise=None, aggregator=MAJORITY, learning_rate=0.5, weighted=True, **options):
-    return SignCore(
-        noise=noise,
-        aggregator=decode,
-        learning_rate=learning_rate,
-        weighted=weighted,
-        settings=Settings(**{"seed": 1, "rotation": None, **options}),
+def recipe(aggregator, noise=None, **options):
+    return Recipe(
+        aggregator, noise, **{"learning_rate": 0.5, "seed": 1, "rotation": None, **options}
     )
 
 
-def medians(noise=None, noise_at="client", learning_rate=0.5, aggregator=Median(), **options):
-    return MedianCore(
-        noise=noise,
-        noise_at=noise_at,
-        learning_rate=learning_rate,
-        estimator=estimator,
-        settings=Settings(**{"seed": 1, "rotation": None, **options}),
-    )
+def signs(noise=None, aggregator=MAJORITY, **options):
+    return recipe(aggregator, noise, weighted=True, **options)
+
+
+def medians(noise=None, **options):
+    return recipe(Median(), noise, **options)
+
+
+def protocol_of(recipe, *rules, **options):
+    return RoundProtocol(recipe, RunOptions(**options), *rules)
 
 
 def trained(node):
@@ -76,8 +74,9 @@ def weights_of(node, metrics=None, num_examples=1.0):
     return Said(trained(node), None, num_examples, metrics or {"loss": 1.0 * node}, f"reply {node}")
 
 
-def payload_of(instruction, node):
+def payload_of(question, node):
     """A node's payload, as arrays by name and scalars."""
+    instruction = question.instruction
     layout = Layout.with_exact_positions(MODEL, instruction.exact)
     update = layout.difference(MODEL, trained(node))
     rng = np.random.default_rng(node)
@@ -86,9 +85,9 @@ def payload_of(instruction, node):
     return {str(i): body for i, body in enumerate(bodies)}, dict(scalars)
 
 
-def perturbed(instruction, node):
+def perturbed(question, node):
     """A node's reply with a payload."""
-    return Said(*payload_of(instruction, node), 1.0, {"loss": 1.0 * node}, f"reply {node}")
+    return Said(*payload_of(question, node), 1.0, {"loss": 1.0 * node}, f"reply {node}")
 
 
 @dataclass(frozen=True)
@@ -113,9 +112,9 @@ def replies_of(said, *nodes):
 
 
 class TestAsk:
-    def test_asking_says_what_the_settings_want_of_the_clients(self):
-        core = signs(Gaussian(0.5), client_steps=[Clip(9.0)], exact=["*mean"], seed=7)
-        instruction = RoundProtocol(core).ask(3, MODEL)
+    def test_asking_says_what_the_recipe_wants_of_the_clients(self):
+        recipe = signs(Gaussian(0.5), client_steps=[Clip(9.0)], exact=["*mean"], seed=7)
+        instruction = protocol_of(recipe).ask(3, MODEL).instruction
         assert (instruction.encoding.name, instruction.server_round, instruction.seed) == (
             "signs",
             3,
@@ -126,13 +125,13 @@ class TestAsk:
 
     def test_nothing_is_asked_in_rounds_that_the_checkpoint_holds(self, tmp_path):
         checkpoint = Checkpoint(tmp_path)
-        first = RoundProtocol(medians(checkpoint=checkpoint))
-        first.journal.open(first.core, MODEL)
-        first.ask(1, MODEL)
-        heard = first.hear(NODES, replies_of(weights_of, *NODES[:3]), as_it_is)
+        first = protocol_of(medians(), checkpoint=checkpoint)
+        first.open(MODEL)
+        question = first.ask(1, MODEL)
+        heard = first.hear(question, NODES, replies_of(weights_of, *NODES[:3]), as_it_is)
         first.end(heard, {}, {"loss": 0.5})
-        second = RoundProtocol(medians(checkpoint=checkpoint))
-        second.journal.open(second.core, MODEL)
+        second = protocol_of(medians(), checkpoint=checkpoint)
+        second.open(MODEL)
         assert second.ask(1, MODEL) is None
         assert second.journal.recall("train", 1)["loss"] == 0.5
         with pytest.raises(RuntimeError, match=r"the model of round 1 in .* was not loaded"):
@@ -142,7 +141,7 @@ class TestAsk:
         assert second.ask(2, resumed).server_round == 2
 
     def test_a_seed_decides_whom_python_samples_while_asking_and_nothing_else(self):
-        protocol = RoundProtocol(medians(seed=3))
+        protocol = protocol_of(medians(seed=3))
 
         def sampled(server_round):
             with protocol.sampling(server_round):
@@ -156,14 +155,10 @@ class TestAsk:
 
 
 class TestHear:
-    def test_hearing_without_having_asked_is_a_mistake(self):
-        with pytest.raises(RuntimeError):
-            RoundProtocol(medians()).hear(NODES, replies_of(weights_of, 11), as_it_is)
-
     def test_hearing_plain_weights_makes_a_step_and_a_report(self):
-        protocol = RoundProtocol(medians())
-        protocol.ask(1, MODEL)
-        heard = protocol.hear(NODES, replies_of(weights_of, 14, 15, 12), as_it_is)
+        protocol = protocol_of(medians())
+        question = protocol.ask(1, MODEL)
+        heard = protocol.hear(question, NODES, replies_of(weights_of, 14, 15, 12), as_it_is)
         # The updates are −1, 1 and 2: half of their median is taken off.
         np.testing.assert_array_equal(heard.model["weight"], MODEL["weight"] - np.float32(0.5))
         np.testing.assert_array_equal(heard.model["norm.running_mean"], np.full(5, -1, np.float32))
@@ -177,26 +172,26 @@ class TestHear:
         ]
 
     def test_hearing_payloads_makes_a_step(self):
-        protocol = RoundProtocol(signs())
-        instruction = protocol.ask(1, MODEL)
-        said = [(node, perturbed(instruction, node)) for node in (12, 14, 15)]
-        heard = protocol.hear(NODES, said, as_it_is)
+        protocol = protocol_of(signs())
+        question = protocol.ask(1, MODEL)
+        said = [(node, perturbed(question, node)) for node in (12, 14, 15)]
+        heard = protocol.hear(question, NODES, said, as_it_is)
         np.testing.assert_array_equal(heard.model["weight"], MODEL["weight"] - np.float32(0.5))
         np.testing.assert_allclose(heard.model["norm.running_mean"], -2 / 3, rtol=1e-6)
 
     def test_hearing_too_few_answers_keeps_the_model_and_their_metrics_and_says_so(self, warnings):
-        protocol = RoundProtocol(medians(min_replies=3))
-        protocol.ask(4, MODEL)
-        heard = protocol.hear(NODES, replies_of(weights_of, 11, 12), as_it_is)
+        protocol = protocol_of(medians(), min_replies=3)
+        question = protocol.ask(4, MODEL)
+        heard = protocol.hear(question, NODES, replies_of(weights_of, 11, 12), as_it_is)
         assert heard.model is None
         assert len(heard.usual) == 2
         (warning,) = warnings("round 4 ")
         assert "min_replies is 3" in warning
 
     def test_hearing_nobody_reports_who_is_missing(self, warnings):
-        protocol = RoundProtocol(medians())
-        protocol.ask(1, MODEL)
-        heard = protocol.hear(NODES, [], as_it_is)
+        protocol = protocol_of(medians())
+        question = protocol.ask(1, MODEL)
+        heard = protocol.hear(question, NODES, [], as_it_is)
         assert heard.model is None
         assert heard.report == {
             "replies-accepted": 0,
@@ -209,114 +204,108 @@ class TestHear:
         ]
 
     def test_a_node_that_has_told_its_partition_is_named_by_it_from_then_on(self, warnings):
-        protocol = RoundProtocol(signs())
+        protocol = protocol_of(signs())
         for server_round, nodes in [(1, NODES), (2, NODES[1:])]:
-            instruction = protocol.ask(server_round, MODEL)
-            said = [(node, perturbed(instruction, node)) for node in nodes]
-            protocol.hear(NODES, said, as_it_is)
+            question = protocol.ask(server_round, MODEL)
+            said = [(node, perturbed(question, node)) for node in nodes]
+            protocol.hear(question, NODES, said, as_it_is)
         (warning,) = warnings("aggregate_train: ")
         assert "node 11 (partition 0)" in warning
 
     def test_a_partition_that_another_node_has_claimed_is_no_name_but_the_answer_counts(
         self, warnings
     ):
-        protocol = RoundProtocol(signs())
-        instruction = protocol.ask(1, MODEL)
-        said = replies_of(lambda node: perturbed(instruction, node), *NODES)
+        protocol = protocol_of(signs())
+        question = protocol.ask(1, MODEL)
+        said = replies_of(lambda node: perturbed(question, node), *NODES)
         said[2][1].scalars[f"{PREFIX}partition"] = 0  # node 11's
-        assert protocol.hear(NODES, said, as_it_is).report["replies-accepted"] == len(NODES)
+        assert protocol.hear(question, NODES, said, as_it_is).report["replies-accepted"] == len(
+            NODES
+        )
         assert len(warnings(f"node {BAD} ")) == 1
-        protocol.ask(2, MODEL)
-        protocol.hear(NODES, [], as_it_is)
+        question = protocol.ask(2, MODEL)
+        protocol.hear(question, NODES, [], as_it_is)
         (text,) = warnings("aggregate_train: ")
         names = text.removeprefix("aggregate_train: no reply from 5 nodes: ").split(", ")
         assert names[0] == "node 11 (partition 0)"
         assert names[2] == f"node {BAD}"
 
     def test_a_run_that_starts_afresh_has_forgotten_who_claimed_what(self, warnings):
-        protocol = RoundProtocol(signs())
+        protocol = protocol_of(signs())
         for server_round, nodes in [(1, (11, 12)), (1, (21, 22)), (2, ())]:
-            instruction = protocol.ask(server_round, MODEL)
+            question = protocol.ask(server_round, MODEL)
             said = []
             for node in nodes:
-                arrays, scalars = payload_of(instruction, node)
+                arrays, scalars = payload_of(question, node)
                 scalars[f"{PREFIX}partition"] = node % 10
                 said.append((node, Said(arrays, scalars, 1.0, {}, None)))
-            protocol.hear((21, 22), said, as_it_is)
+            protocol.hear(question, (21, 22), said, as_it_is)
         assert warnings("node 2") == []
         assert warnings("aggregate_train: no reply from 2 nodes: node 21 (partition 1), node 22")
 
     def test_answers_in_any_order_make_the_same_model_if_there_is_a_seed(self):
         def model(order, metrics):
-            protocol = RoundProtocol(signs(Gaussian(0.5), Counts()))
-            instruction = protocol.ask(1, MODEL)
-            body, scalars = payload_of(instruction, NODES[0])
+            protocol = protocol_of(signs(Gaussian(0.5), Counts()))
+            question = protocol.ask(1, MODEL)
+            body, scalars = payload_of(question, NODES[0])
             said = []
             for node in order:
                 # Some differ in what is not voted on alone.
-                exact = payload_of(instruction, node)[0]["1"]
+                exact = payload_of(question, node)[0]["1"]
                 arrays = {"0": body["0"], "1": exact}
                 said.append((node, Said(arrays, scalars, 3.0, metrics(node), None)))
-            heard = protocol.hear(NODES, said, as_it_is)
+            heard = protocol.hear(question, NODES, said, as_it_is)
             return {name: array.tobytes() for name, array in heard.model.items()}, heard.report
 
         for metrics in (lambda node: {"loss": 0.1 * node}, lambda node: {}):
             assert model(NODES, metrics) == model(NODES[::-1], metrics)
 
     def test_examples_that_cannot_be_summed_do_no_harm_to_the_arithmetic(self):
-        protocol = RoundProtocol(signs(Gaussian(0.5), Counts()))
-        instruction = protocol.ask(1, MODEL)
-        said = [(node, perturbed(instruction, node)) for node in NODES]
+        protocol = protocol_of(signs(Gaussian(0.5), Counts()))
+        question = protocol.ask(1, MODEL)
+        said = [(node, perturbed(question, node)) for node in NODES]
         said = [(n, Said(s.arrays, s.scalars, 1.7e308, s.metrics, s.source)) for n, s in said]
-        model = protocol.hear(NODES, said, as_it_is).model
+        model = protocol.hear(question, NODES, said, as_it_is).model
         assert all(np.isfinite(array).all() for array in model.values())
 
 
 class TestStep:
-    """`finish` yields a step, of which the model follows."""
+    """A question and its answers make a step, of which the model follows."""
 
-    @pytest.fixture
-    def answers(self):
-        def answers(core, *nodes):
-            core.begin(1, MODEL)
-            read = [core.read(trained(node), None) for node in nodes]
-            return [
-                Answer(node, 1.0, {}, None, payload)
-                for node, payload in zip(nodes, read, strict=True)
-            ]
+    @staticmethod
+    def step_of(recipe, *nodes):
+        """The step that these nodes' answers make, and the report."""
+        state = RunState()
+        question = recipe.ask(state, 1, MODEL)
+        answers = [
+            Answer(node, 1.0, {}, None, question.read(node, trained(node), None)) for node in nodes
+        ]
+        step, _, report = recipe.step(question, answers, state)
+        return step, report
 
-        return answers
-
-    def test_finishing_a_round_gives_direction_rate_and_exact_arrays(self, answers):
-        core = medians(learning_rate=lambda server_round: 0.25 * server_round)
-        step, report = core.finish(answers(core, 11, 12, 15))
+    def test_a_step_has_direction_rate_and_exact_arrays(self):
+        recipe = medians(learning_rate=lambda server_round: 0.25 * server_round)
+        step, report = self.step_of(recipe, 11, 12, 15)
         np.testing.assert_array_equal(step.direction, np.full(25, -1, np.float32))
         assert step.rate == 0.25
         assert sorted(step.exact) == ["norm.running_mean", "steps"]
         assert step.exact["steps"] == 1
         assert "median-mean-gap" in report
 
-    def test_finishing_a_round_undoes_what_client_steps_have_done(self, answers, monkeypatch):
+    def test_a_step_undoes_what_client_steps_have_done(self, monkeypatch):
         monkeypatch.setattr(CLIENT_STEPS, "_classes", dict(CLIENT_STEPS._classes))
         register_client_step(Reverse)
-        usual, reversed_ = medians(), medians(client_steps=[Reverse(), Clip(1.0)])
-        usual_step, _ = usual.finish(answers(usual, 11, 12, 15))
-        step, _ = reversed_.finish(answers(reversed_, 11, 12, 15))
+        usual_step, _ = self.step_of(medians(), 11, 12, 15)
+        step, _ = self.step_of(medians(client_steps=[Reverse(), Clip(1.0)]), 11, 12, 15)
         ramp = np.arange(25) / np.linalg.norm(np.arange(25))
         assert np.ptp(usual_step.direction) == 0
         np.testing.assert_allclose(step.direction, -ramp, rtol=1e-5)
 
-    def test_finishing_a_round_with_too_few_answers_gives_no_step(self, answers):
-        core = medians(min_replies=2)
-        with pytest.raises(NoStepError, match="1 usable replies, min_replies is 2"):
-            core.finish(answers(core, 11))
-
     def test_the_model_follows_from_any_server_step(self):
-        core = medians()
-        core.begin(1, MODEL)
+        question = medians().ask(RunState(), 1, MODEL)
         direction = np.arange(25, dtype=np.float32)
         exact = {"norm.running_mean": np.full(5, 7, np.float32), "steps": np.array(3)}
-        model = core.move(ServerStep(direction, 2.0, exact))
+        model = question.move(ServerStep(direction, 2.0, exact))
         np.testing.assert_array_equal(
             model["weight"].ravel(), MODEL["weight"].ravel() - 2 * direction[:20]
         )
@@ -324,17 +313,6 @@ class TestStep:
         np.testing.assert_array_equal(model["norm.running_mean"], exact["norm.running_mean"])
         assert model["steps"] == 3
         assert [array.dtype for array in model.values()] == [a.dtype for a in MODEL.values()]
-
-    def test_moving_the_model_keeps_its_average(self):
-        core = medians(average_decay=0.75)
-        core.begin(1, MODEL)
-        exact = {"norm.running_mean": np.zeros(5, np.float32), "steps": np.array(3)}
-        first, second = (
-            core.move(ServerStep(np.full(25, size, np.float32), 1.0, exact)) for size in (1, 2)
-        )
-        expected = 0.75 * first["weight"] + 0.25 * second["weight"]
-        np.testing.assert_allclose(core.average["weight"], expected)
-        assert core.average["steps"] == 3
 
 
 # What can be wrong with an answer: a change to the arrays and scalars of one, and words of the
@@ -426,17 +404,17 @@ BAD_WEIGHTS = {
 class TestBadAnswers:
     """Each is dropped, counted and logged with the reason, and touches nothing."""
 
-    def assert_dropped(self, make_core, change, reason, warnings, plain=False):
+    def assert_dropped(self, make_recipe, change, reason, warnings, plain=False):
         def hear(nodes, spoil):
-            protocol = RoundProtocol(make_core())
-            instruction = protocol.ask(1, MODEL)
+            protocol = protocol_of(make_recipe())
+            question = protocol.ask(1, MODEL)
             said = []
             for node in nodes:
-                arrays, scalars = (trained(node), None) if plain else payload_of(instruction, node)
+                arrays, scalars = (trained(node), None) if plain else payload_of(question, node)
                 if node == spoil:
                     change(arrays, scalars)
                 said.append((node, Said(arrays, scalars, 1.0, {"loss": 1.0}, None)))
-            return protocol.hear(nodes, said, as_it_is)
+            return protocol.hear(question, nodes, said, as_it_is)
 
         expected = hear([node for node in NODES if node != BAD], None)
         assert warnings() == []
@@ -465,7 +443,7 @@ class TestBadAnswers:
         ("asked", "sent"), [(signs, medians), (medians, signs)], ids=["a vector", "signs"]
     )
     def test_an_answer_of_another_kind_than_asked_is_dropped(self, asked, sent, warnings):
-        other = payload_of(RoundProtocol(sent()).ask(1, MODEL), BAD)
+        other = payload_of(protocol_of(sent()).ask(1, MODEL), BAD)
 
         def swap(arrays, scalars):
             arrays.update(other[0])
@@ -474,14 +452,14 @@ class TestBadAnswers:
         self.assert_dropped(asked, swap, other[1][f"{PREFIX}encoding"], warnings)
 
     @pytest.mark.parametrize(
-        "make_core", [signs, lambda: medians(Gaussian(0.5))], ids=["signs", "noise at the client"]
+        "make_recipe", [signs, lambda: medians(Gaussian(0.5))], ids=["signs", "noise at the client"]
     )
     def test_plain_weights_where_the_mod_is_needed_are_dropped_with_a_hint(
-        self, make_core, warnings
+        self, make_recipe, warnings
     ):
-        protocol = RoundProtocol(make_core())
-        protocol.ask(1, MODEL)
-        heard = protocol.hear(NODES, replies_of(weights_of, BAD), as_it_is)
+        protocol = protocol_of(make_recipe())
+        question = protocol.ask(1, MODEL)
+        heard = protocol.hear(question, NODES, replies_of(weights_of, BAD), as_it_is)
         assert heard.report["replies-rejected"] == 1
         assert any("mods=[perturb]" in text for text in warnings("aggregate_train: dropped"))
 
@@ -489,9 +467,9 @@ class TestBadAnswers:
         def read(said):
             raise MemoryError("a shape of 999999999999")
 
-        protocol = RoundProtocol(medians())
-        protocol.ask(1, MODEL)
-        heard = protocol.hear([BAD], replies_of(weights_of, BAD), read)
+        protocol = protocol_of(medians())
+        question = protocol.ask(1, MODEL)
+        heard = protocol.hear(question, [BAD], replies_of(weights_of, BAD), read)
         assert (heard.model, heard.report["replies-rejected"]) == (None, 1)
         assert any("999999999999" in text for text in warnings("aggregate_train: dropped"))
 
@@ -506,7 +484,7 @@ def enormous(arrays, scalars):
 
 
 @pytest.mark.parametrize(
-    ("make_core", "change"),
+    ("make_recipe", "change"),
     [
         (lambda: signs(Gaussian(Adaptive(1.0)), Counts(), scale_from="client"), loud),
         (medians, enormous),
@@ -514,17 +492,17 @@ def enormous(arrays, scalars):
     ],
     ids=["an own noise scale", "values in a median", "values in a noisy median"],
 )
-def test_one_clients_enormous_numbers_do_not_outweigh_the_others(make_core, change):
+def test_one_clients_enormous_numbers_do_not_outweigh_the_others(make_recipe, change):
     def model(spoil):
-        protocol = RoundProtocol(make_core())
-        instruction = protocol.ask(1, MODEL)
+        protocol = protocol_of(make_recipe())
+        question = protocol.ask(1, MODEL)
         said = []
         for node in NODES:
-            arrays, scalars = payload_of(instruction, node)
+            arrays, scalars = payload_of(question, node)
             if node == spoil:
                 change(arrays, scalars)
             said.append((node, Said(arrays, scalars, 1.0, {}, None)))
-        heard = protocol.hear(NODES, said, as_it_is)
+        heard = protocol.hear(question, NODES, said, as_it_is)
         assert heard.report["replies-accepted"] == len(NODES)
         return heard.model
 
@@ -551,31 +529,33 @@ KEYS = st.sampled_from(
 class TestJunk:
     """Whatever a client sends, the round goes on."""
 
-    any_core = st.sampled_from(
+    any_recipe = st.sampled_from(
         [
             lambda: signs(Gaussian(Adaptive(1.0)), Counts(), scale_from="client"),
             lambda: medians(optimizer=Momentum()),
         ]
     )
 
-    def survives(self, make_core, change):
-        protocol = RoundProtocol(make_core())
-        instruction = protocol.ask(1, MODEL)
+    def survives(self, make_recipe, change):
+        protocol = protocol_of(make_recipe())
+        question = protocol.ask(1, MODEL)
         said = []
         for node in NODES:
-            arrays, scalars = payload_of(instruction, node)
+            arrays, scalars = payload_of(question, node)
             if node == BAD:
                 change(arrays, scalars)
             said.append((node, Said(arrays, scalars, 1.0, {}, None)))
-        heard = protocol.hear(NODES, said, as_it_is)
+        heard = protocol.hear(question, NODES, said, as_it_is)
         accepted, rejected = (heard.report[f"replies-{n}"] for n in ("accepted", "rejected"))
         assert accepted + rejected == len(NODES)
         assert accepted >= len(NODES) - 1
         assert all(np.isfinite(array).all() for array in heard.model.values())
 
     @settings(max_examples=50)
-    @given(make_core=any_core, junk=st.dictionaries(KEYS, SCALARS, max_size=6), whole=st.booleans())
-    def test_junk_in_one_clients_scalars_does_not_end_the_round(self, make_core, junk, whole):
+    @given(
+        make_recipe=any_recipe, junk=st.dictionaries(KEYS, SCALARS, max_size=6), whole=st.booleans()
+    )
+    def test_junk_in_one_clients_scalars_does_not_end_the_round(self, make_recipe, junk, whole):
         def change(arrays, scalars):
             if whole:
                 scalars.clear()
@@ -584,45 +564,45 @@ class TestJunk:
                 if value is None:
                     scalars.pop(key, None)
 
-        self.survives(make_core, change)
+        self.survives(make_recipe, change)
 
     @settings(max_examples=50)
     @given(
-        make_core=any_core,
+        make_recipe=any_recipe,
         sizes=st.binary(min_size=8, max_size=8),
         key=st.sampled_from(["reports.noise", "reports.measure"]),
     )
     def test_junk_in_the_sizes_that_one_client_reports_does_not_end_the_round(
-        self, make_core, sizes, key
+        self, make_recipe, sizes, key
     ):
-        self.survives(make_core, scalar(key, sizes))
+        self.survives(make_recipe, scalar(key, sizes))
 
     @settings(max_examples=50)
     @given(
-        make_core=any_core,
+        make_recipe=any_recipe,
         key=st.sampled_from(["0", "1"]),
         position=st.integers(0, 10_000),
         value=st.integers(0, 255),
     )
     def test_junk_in_one_byte_of_one_clients_array_does_not_end_the_round(
-        self, make_core, key, position, value
+        self, make_recipe, key, position, value
     ):
         def change(arrays, scalars):
             data = bytearray(arrays[key].tobytes())
             data[position % len(data)] = value
             arrays[key] = np.frombuffer(bytes(data), arrays[key].dtype)
 
-        self.survives(make_core, change)
+        self.survives(make_recipe, change)
 
 
 class TestHearEvaluation:
-    def hear(self, replies, asked=NODES, core=None, rules=()):
+    def hear(self, replies, asked=NODES, rules=(), **options):
         def read(node, reply):
             if reply is None:
                 raise ValueError("no loss")
             return Reply(node, 1.0, reply, f"reply {node}")
 
-        protocol = RoundProtocol(core or medians(), *rules)
+        protocol = protocol_of(medians(), *rules, **options)
         return [one.node for one in protocol.hear_evaluation(1, asked, replies, read)]
 
     def test_hearing_an_evaluation_returns_the_replies_whose_metrics_can_be_aggregated(
@@ -641,10 +621,10 @@ class TestHearEvaluation:
         replies = [(node, {"loss": 1.0}) for node in (11, 11, 99, 12)]
         assert self.hear(replies, asked=[11, 12]) == [11, 12]
 
-    def test_in_evaluation_the_protocols_rules_hold_and_not_the_settings(self):
+    def test_in_evaluation_the_protocols_rules_hold_and_not_the_options(self):
         def refuse_all(cohort):
             return dict.fromkeys(range(len(cohort.replies)), "not today")
 
         replies = [(11, {"loss": 1.0})]
-        assert self.hear(replies, core=medians(cohort_rules=[refuse_all])) == [11]
+        assert self.hear(replies, cohort_rules=[refuse_all]) == [11]
         assert self.hear(replies, rules=[refuse_all]) == []

@@ -321,7 +321,11 @@ class TestNoise:
 
     def test_clients_that_are_to_choose_the_scale_of_noise_that_they_do_not_add_are_refused(self):
         for strategy in OF_MEDIANS:
-            for options in ({"noise": None}, {"noise_at": "server"}, {"aggregator": SmoothedMedian()}):
+            for options in (
+                {"noise": None},
+                {"noise_at": "server"},
+                {"aggregator": SmoothedMedian()},
+            ):
                 with pytest.raises(ValueError, match=r"^scale_from must .*'client'"):
                     strategy(**options, scale_from="client")
 
