@@ -312,7 +312,7 @@ class HugeInThird(Median):
     def direction(self, answers, rng):
         direction = super().direction(answers, rng)
         if answers.metrics[0]["round"] == 3:
-            direction[5] = LARGEST
+            direction[MOVING] = LARGEST
         return direction
 
 
@@ -332,7 +332,7 @@ class TestStepsThatAreNotFinite:
             (
                 {"learning_rate": lambda number: 1e300 if number == 3 else 1.0},
                 Momentum(0.5),
-                "'moving' NaN",
+                "array 'frozen' NaN",
             ),
             ({"aggregator": HugeInThird()}, Adam(), "'v' of the optimizer NaN or infinite"),
         ],
