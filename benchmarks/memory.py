@@ -3,17 +3,16 @@
 import logging
 import tracemalloc
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from benchmarks.rounds import SIZES, STRATEGIES, ServerRound
-from fedmedian.aggregators.aggregation import Aggregate, aggregate_signs, aggregate_vectors
-from fedmedian.aggregators.votes import Counts, DecodeRule, Majority
+from fedmedian.aggregators.base import Answers
+from fedmedian.aggregators.medians import Median
+from fedmedian.aggregators.votes import Counts, Majority
 from fedmedian.model.blocks import Blocks
 from fedmedian.rules.noise import Gaussian
-from fedmedian.steps.payload import Payload
 
 
 @dataclass(frozen=True)
@@ -48,30 +47,21 @@ def estimator_peaks(clients: int = 101, dim: int = 10**7) -> Iterator[Peak]:
     Replies that are read in place are none of their memory, so that one stands for all of them.
     The smoothed median, which goes through its rows in the same blocks, would take minutes.
     """
-    noise, scale = Gaussian(), np.ones(1, np.float32)
-    blocks = Blocks((dim,))
-    rng = np.random.default_rng(0)
-    votes, vector = rng.bytes(dim // 8), rng.standard_normal(dim, np.float32)
-    nothing = np.empty(0, np.uint8)
-    signs = Payload("signs", np.frombuffer(votes, np.uint8), nothing, 1)
-    update = Payload("vector", vector, nothing, 1)
+    rng, ones = np.random.default_rng(0), np.ones((clients, 1), np.float32)
     weights = np.full(clients, 1 / clients)
-    ones = np.ones((clients, 1), np.float32)
-    centre = partial(
-        aggregate_vectors, [update] * clients, noise, blocks, scales=ones, magnitudes=ones
+    votes, update = rng.integers(0, 256, dim // 8, np.uint8), rng.standard_normal(dim, np.float32)
+    signs, vectors = (
+        Answers([body] * clients, weights, Blocks((dim,)), Gaussian(), ones, ones, report={})
+        for body in (votes, update)
     )
-
-    def decode(rule: DecodeRule) -> Aggregate:
-        return aggregate_signs(
-            *([signs] * clients, weights, blocks, noise, rule, rng), scales=ones, magnitudes=ones
-        )
-
-    estimators: dict[str, Callable[[], Aggregate]] = {
-        "counts": lambda: decode(Counts()),
-        "majority": lambda: decode(Majority()),
-        "calibrated majority": lambda: decode(Majority(calibrated=True)),
-        "median": lambda: centre(),
-        "median, noise at the server": lambda: centre(added=scale, rng=rng),
+    estimators: dict[str, Callable[[], object]] = {
+        "counts": lambda: Counts().direction(signs, rng),
+        "majority": lambda: Majority().direction(signs, rng),
+        "calibrated majority": lambda: Majority(calibrated=True).direction(signs, rng),
+        "median": lambda: Median().direction(vectors, rng),
+        "median, noise at the server": lambda: Median().direction(
+            replace(vectors, noise_at="server"), rng
+        ),
     }
     for name, estimate in estimators.items():
         yield _measure(f"estimate, M = {clients}, d = {dim:,}", name, estimate)

@@ -1,4 +1,4 @@
-"""Parts of one's own: a client step, a noise family, a decode rule and a cohort rule.
+"""Custom parts: a client step, a noise family, an aggregator and a cohort rule.
 
 Each is a class or a function that stands here, outside of the package, and takes part in rounds
 of both of Flower's APIs. An app has them in a module that server and clients both import.
@@ -117,8 +117,8 @@ class CountsWithDeadZone(Counts):
 
     width: float = 0.0
 
-    def direction(self, votes, ballot, rng):
-        estimate = super().direction(votes, ballot, rng)
+    def decode(self, votes, ballot, rng):
+        estimate = super().decode(votes, ballot, rng)
         estimate[np.abs(estimate) < self.width] = 0
         return estimate
 
@@ -366,10 +366,10 @@ class TestClientStep:
         assert joined.bits == run(strategy, **options).bits
         assert [len(report["noise-scale"]) for report in joined.reports] == [1, 1, 1]
 
-    @pytest.mark.parametrize("decode", [Counts(), Majority(calibrated=True)], ids=repr)
-    def test_signs_that_noise_cannot_change_are_undone_before_the_model_moves(self, decode, run):
+    @pytest.mark.parametrize("rule", [Counts(), Majority(calibrated=True)], ids=repr)
+    def test_signs_that_noise_cannot_change_are_undone_before_the_model_moves(self, rule, run):
         # Uniform noise of scale 1/2 is below 0.87, updates are above 1: no vote is by chance.
-        options = {"noise": Uniform(0.5), "aggregator": decode, **SOME}
+        options = {"noise": Uniform(0.5), "aggregator": rule, **SOME}
         with_steps = run(SignSGD, client_steps=STEPS, **options)
         np.testing.assert_allclose(with_steps.moved, run(SignSGD, **options).moved, rtol=1e-5)
         assert (np.abs(with_steps.moved) > 0.1).all()
@@ -466,7 +466,7 @@ class TestNoiseFamily:
         assert any(StudentT.name in line for line in warnings(caplog))
 
 
-class TestDecodeRule:
+class TestAggregator:
     def test_votes_within_a_rules_dead_zone_do_not_move_the_model(self, run):
         # Uniform noise of scale 1/2 is below 0.87, updates are above 1: no vote is by chance.
         estimate = 0.5 * sqrt(3) * np.sign(UPDATES).mean(axis=0)
@@ -509,4 +509,4 @@ class TestRegistration:
         monkeypatch.delitem(NOISE_FAMILIES._classes, StudentT.name)
         with pytest.raises(ValueError, match=r"^noise .*StudentT"):
             MedianSGD(StudentT())
-        assert MedianSGD(StudentT(), noise_at="server").core.noise == StudentT()
+        assert MedianSGD(StudentT(), noise_at="server").noise == StudentT()

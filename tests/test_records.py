@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, MetricRecord, RecordDict
 from flwr.common import Parameters, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from hypothesis import given
@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from fedmedian.records import (
     arrays_to_parameters,
+    num_bytes,
     parameters_to_arrays,
     serialized_size,
     to_arrays,
@@ -82,6 +83,19 @@ class TestParameters:
 def message_of(**records):
     metadata = Metadata(1, "a" * 64, 1, 1, "", "", 1.0, 1.0, "train")
     return Message(content=RecordDict(records), metadata=metadata)
+
+
+class TestNumBytes:
+    def test_are_those_of_arrays_and_of_byte_strings_and_of_nothing_else(self):
+        arrays = {"w": np.arange(50.0), "b": np.arange(3, dtype=np.int8)}
+        config = ConfigRecord({"scales": b"12345", "lr": 0.1, "name": "long", "many": [1.5] * 9})
+        content = RecordDict(
+            {"arrays": to_record(arrays), "config": config, "metrics": MetricRecord({"loss": 1.0})}
+        )
+        assert num_bytes(content) == (128 + 400) + (128 + 3) + 5
+
+    def test_of_nothing_are_none(self):
+        assert num_bytes(RecordDict()) == 0
 
 
 class TestSerializedSize:

@@ -9,7 +9,7 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from fedmedian import Noise
-from fedmedian.aggregators.votes import DecodeRule
+from fedmedian.aggregators.base import Aggregator
 from fedmedian.clients import InProcessGrid, perturb
 from fedmedian.records import to_arrays, to_record
 from fedmedian.strategies import MedianSGD, SignSGD
@@ -22,9 +22,9 @@ Look = Callable[[int, Points], None]
 _PLAINLY: Any = {"rotation": None, "seed": 0, "diagnostics": False, "fraction_evaluate": 0.0}
 
 
-def sign_descent(noise: Noise | None, decode: DecodeRule, rate: float | None) -> SignSGD:
+def sign_descent(noise: Noise | None, aggregator: Aggregator, rate: float | None) -> SignSGD:
     """Make Algorithm 1, or Algorithm 3 with noise; with `Counts` the server decodes."""
-    return SignSGD(noise, decode, rate, **_PLAINLY)
+    return SignSGD(noise, aggregator, rate, **_PLAINLY)
 
 
 def median_descent(noise: Noise | None, rate: float | None) -> MedianSGD:

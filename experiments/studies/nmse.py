@@ -12,11 +12,12 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
 from experiments.studies.commands import show_tables
 from experiments.studies.peers import Eden
+from experiments.studies.tables import make_table
 from fedmedian import Adaptive, Counts, Gaussian, Instruction, Layout, Noise, Rotation, TopUp
-from fedmedian.aggregators.aggregation import aggregate_signs, aggregate_vectors
+from fedmedian.aggregators.base import Aggregator, Answers
+from fedmedian.aggregators.medians import Median
 from fedmedian.model.blocks import Blocks
 from fedmedian.steps.base import ClientStep
 from fedmedian.steps.encodings import Signs, Vector
@@ -66,7 +67,7 @@ def one_round(
     """
     clients, layout = len(updates), Layout.of_model({"x": updates[0]})
     magnitudes = np.sqrt(np.mean(np.square(updates, dtype=np.float64), axis=1))[:, None]
-    scales = np.asarray(noise.rule.following(None, magnitudes), dtype=np.float32)
+    scales = np.asarray(noise.rule.following(np.full(1, np.nan), magnitudes), dtype=np.float32)
     steps: list[ClientStep] = [] if rotation is None else [replace(rotation, seed=seed)]
     add = TopUpNoise if noise.rule.tops_up else AddNoise
     steps += [Measure("rms"), add(noise, scales), Signs() if is_vote else Vector()]
@@ -78,14 +79,10 @@ def one_round(
     blocks, rng = instruction.blocks(layout), np.random.default_rng(seed)
     used = np.stack([instruction.scales_of(one, blocks) for one in payloads])
     sizes = np.stack([instruction.magnitudes_of(one, blocks) for one in payloads])
-    if is_vote:
-        weights = np.full(clients, 1 / clients)
-        aggregate = aggregate_signs(
-            *(payloads, weights, blocks, noise, Counts(), rng), scales=used, magnitudes=sizes
-        )
-    else:
-        aggregate = aggregate_vectors(payloads, noise, blocks, scales=used, magnitudes=sizes)
-    return instruction.undo(aggregate.direction, layout)
+    rule: Aggregator = Counts() if is_vote else Median()
+    weights, bodies = np.full(clients, 1 / clients), [one.body for one in payloads]
+    direction = rule.direction(Answers(bodies, weights, blocks, noise, used, sizes), rng)
+    return instruction.undo(direction, layout)
 
 
 def eden(updates: Updates, seed: int) -> Updates:

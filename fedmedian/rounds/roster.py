@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from fedmedian.logs import text_of, warn
 from fedmedian.rounds.screening import AnyReply, Cohort, CohortRule, Node
+from fedmedian.steps.instruction import OtherRoundError
 
 NO_REPLY = "no reply"
 """The reason for a node without a reply, if none is known."""
@@ -74,11 +75,14 @@ class Hearing:
     @contextmanager
     def reply_of(self, node: Node) -> Iterator[None]:
         """Reject a node's reply if the body of this context raises while reading it."""
-        self._heard.add(node)
         try:
             yield
+            self._heard.add(node)
+        except OtherRoundError as error:  # the answer to this one is still due
+            self._reject(node, error)
         # Nothing that a client sends may end the run.
         except Exception as error:
+            self._heard.add(node)
             self._reject(node, error)
 
     def judge(

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: callables from the round, 1 for the first, to the server's step δ."""
+"""Learning-rate schedules: callables from the round, starting at 1, to the server's step δ."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Any callable works: ``lambda server_round: 0.1 if server_round <= 50 else 0.01``
 
 @dataclass(frozen=True)
 class Cosine:
-    """Half a cosine from `initial` in the first round to `final` in the last.
+    """A schedule that falls along half a cosine, from `initial` in round 1 to `final` in the last.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ class Cosine:
     rounds : int
         The number of rounds, >= 1; later ones stay at `final`.
     final : float, optional
-        The learning rate of the last round, > 0; a hundredth of `initial` if not given.
+        The learning rate of the last round, > 0; by default ``initial / 100``.
 
     Raises
     ------
@@ -56,7 +56,7 @@ class Cosine:
 
 
 def as_schedule(learning_rate: Any) -> Schedule:
-    """Return `learning_rate` itself if it is callable, else the constant schedule of a number.
+    """Return a callable as it is, and a number as a constant schedule.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def as_schedule(learning_rate: Any) -> Schedule:
 
 @dataclass(frozen=True)
 class _Constant:
-    """One learning rate for every round; a class, because a closure cannot be pickled."""
+    """The same learning rate for every round; a class, because closures cannot be pickled."""
 
     rate: float
 

@@ -48,6 +48,10 @@ _LONGEST_SEED = 4300
 """The number of digits that Python turns into an integer, at most."""
 
 
+class OtherRoundError(WireError):
+    """Raised when an answer belongs to another round."""
+
+
 @dataclass(frozen=True, eq=False)
 class Instruction:
     """What the server asks a client to do in one round.
@@ -215,7 +219,7 @@ class Instruction:
             Naming the first fault: round, encoding, body, exact arrays, or a step's report.
         """
         if payload.server_round != self.server_round:
-            raise WireError(
+            raise OtherRoundError(
                 f"answers round {payload.server_round}, was asked in round {self.server_round}"
             )
         encoding = self.encoding

@@ -18,18 +18,18 @@ from fedmedian.wire.scalars import Float32, WireError
 class Rotation(ClientStep):
     """A random rotation of the update, which the server undoes on the aggregate.
 
-    In a random basis no coordinate is skewed or heavy-tailed: whatever the clients' updates, their
-    coordinates are close to jointly normal, so that a sign or a median of them needs little noise
-    to follow the mean, and no client's update stands out by single coordinates. See
+    In a random basis no coordinate is skewed or heavy-tailed. Whatever the updates are, their
+    coordinates are close to jointly normal. A sign or a median of them then needs little noise to
+    follow the mean, and no single coordinate makes an update an outlier. See
     `fedmedian.kernels.rotation` for the matrix.
 
-    Each array is rotated by itself, and is a block; arrays of fewer than `smallest` entries, which
-    could not be mixed by themselves, are rotated together as the last block.
+    Each array is rotated separately and is a block. Arrays of fewer than `smallest` entries are too
+    small to be mixed alone. They are rotated together, as the last block.
 
     Parameters
     ----------
     smallest : int (default: 256)
-        The number of entries from which an array is a block of its own, >= 1.
+        The smallest number of entries for which an array is a separate block, >= 1.
     seed : int, optional
         The seed of the matrix, >= 0. Strategies draw a fresh one for each round.
 
@@ -84,13 +84,13 @@ class Rotation(ClientStep):
 
     @classmethod
     def decode(cls, parameters: Mapping[str, Any]) -> Self:
-        """Return the step with these parameters, a seed among them; see `ClientStep.decode`."""
+        """Return the step with these parameters, which include a seed; see `ClientStep.decode`."""
         if "seed" not in parameters:
             raise TypeError("seed is missing")
         return super().decode(parameters)
 
     def groups(self, before: Blocks) -> list[list[int]]:
-        """Return, for each block of the rotated update, those of `before` in it, by their index."""
+        """Return, for each block of the rotated update, the indices of its blocks in `before`."""
         large = [[index] for index, size in enumerate(before.sizes) if size >= self.smallest]
         small = [index for index, size in enumerate(before.sizes) if size < self.smallest]
         return [*large, small] if small else large

@@ -23,7 +23,7 @@ from fedmedian.steps.base import (
 class DivideByLearningRate(ClientStep):
     """Division of the update by the clients' own learning rate.
 
-    It makes of x − x_i the gradient of one local step, or the sum of those of several.
+    It turns x − x_i into the gradient of one local step, or into the sum of several.
 
     Parameters
     ----------
@@ -55,10 +55,10 @@ class DivideByLearningRate(ClientStep):
 @register_client_step
 @dataclass(frozen=True)
 class ClientMomentum(ClientStep):
-    """An exponential average of the client's updates, sent in place of the last.
+    """An exponential average of the client's updates, sent in place of the latest one.
 
-    It is `Momentum` on the client's side, which remembers the average; a round that does not come
-    after the one that it remembers, or another model, begins it anew.
+    It is `Momentum` on the client, which remembers the average. It restarts if the round does not
+    increase or the model's size changes.
 
     Parameters
     ----------
@@ -79,13 +79,13 @@ class ClientMomentum(ClientStep):
         require_real("decay", self.decay, low=0.0, high=1.0, open_high=True)
 
     def apply(self, draft: Draft) -> None:
-        """Replace the draft by the average, and remember that."""
+        """Replace the draft by the average, and remember the average."""
         # One NaN in an average would stay in it.
         if not isfinite(energy(draft.vector)):
             raise UpdateError("an update that is not finite cannot be averaged")
         memory = draft.memory_of(self)
         rounds = np.array([draft.server_round], dtype=np.int64)
-        # Another model, or rounds that do not go on from the last: the server began another run.
+        # Another model, or a round that does not increase: the server started another run.
         if memory and (
             memory["m"].shape != draft.vector.shape
             or memory["last-round"] >= rounds
@@ -99,9 +99,9 @@ class ClientMomentum(ClientStep):
 @register_client_step
 @dataclass(frozen=True)
 class Clip(ClientStep):
-    """Clipping of the whole update to an L2 norm, by scaling it down.
+    """Clipping of the whole update to an L2 norm, by scaling.
 
-    An update that is not finite, which no factor would make shorter, becomes zero.
+    An update that is not finite becomes zero, since no factor makes it shorter.
 
     Parameters
     ----------

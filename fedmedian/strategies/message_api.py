@@ -15,7 +15,6 @@ from flwr.serverapp.strategy import FedAvg, Result
 
 from fedmedian.aggregators.diagnostics import without_lists
 from fedmedian.logs import text_of
-from fedmedian.model.layout import Arrays
 from fedmedian.privacy.accounting import Mechanism
 from fedmedian.privacy.mechanism import NoMechanism
 from fedmedian.records import num_bytes, to_arrays, to_record
@@ -48,12 +47,13 @@ class _ShortResult(Result):
         return repr(Result(**{**vars(self), "train_metrics_clientapp": short}))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Asked:
-    """The messages of one question, as `configure_train` has returned them."""
+    """The messages that one call of `configure_train` has returned."""
 
     question: Question
     messages: list[Message]
+    is_heard: bool = False
 
 
 class MessageStrategy(ShowsArguments, FedAvg):
@@ -98,7 +98,6 @@ class MessageStrategy(ShowsArguments, FedAvg):
         ledger = Ledger.of_strategy(recipe, options, self.fraction_train, self.fraction_evaluate)
         self._protocol = RoundProtocol(recipe, options, ledger=ledger)
         self._asked: list[_Asked] = []
-        self._heard: list[Question] = []
         self._asked_to_evaluate: list[Message] = []
         self._per_block: dict[int, dict[str, Any]] = {}
 
@@ -265,7 +264,6 @@ class MessageStrategy(ShowsArguments, FedAvg):
         for message in asked:
             self._address(message, question)
         self._asked = [one for one in self._asked if one.question.server_round == server_round]
-        self._heard = [one for one in self._heard if one.server_round == server_round]
         self._asked.append(_Asked(question, asked))
         return asked
 
@@ -298,44 +296,44 @@ class MessageStrategy(ShowsArguments, FedAvg):
         asked, replies_of = _by_node(sent, replies)
         read = partial(self._read, names=[spec.name for spec in question.layout.specs])
         heard = self._protocol.hear(question, asked, replies_of, read)
-        sizes = self._count(sent, replies, question.model)
+        sizes = self._count(sent, replies, trains=True)
         own = self._aggregate("train_metrics_aggr_fn", heard.usual) if heard.usual else None
         metrics = self._protocol.end(heard, sizes, own or {})
         return _to_record(heard.model), self._without_lists(server_round, metrics)
 
     def _question_of(self, replies: Sequence[Message]) -> tuple[Question | None, list[Message]]:
-        """Return the question that most replies answer, and those of its messages that were sent.
+        """Return the question that most replies answer, and the messages whose replies are due.
 
         What a reply answers is said by the message that it replies to. Where that is not one of
         ours, as in a subclass that builds its own, it is the first question that is not answered.
         """
-        is_open = [one.question for one in self._asked if one.question not in self._heard]
-        question = is_open[0] if is_open else None
-        if replies:
-            question_of = {
-                message.metadata.message_id: one.question
-                for one in self._asked
-                for message in one.messages
+        is_open = [one for one in self._asked if not one.is_heard]
+        if not replies:
+            answered = is_open[:1]
+        else:
+            of_message = {
+                message.metadata.message_id: one for one in self._asked for message in one.messages
             }
-            question_of.pop("", None)
-            first = question or self._protocol.last_question
-            answered = Counter(
-                question_of.get(reply.metadata.reply_to_message_id, first) for reply in replies
-            )
-            question = answered.most_common(1)[0][0]
-            if question is None:
+            of_message.pop("", None)
+            first = next(iter(is_open or reversed(self._asked)), None)
+            found = [of_message.get(one.metadata.reply_to_message_id, first) for one in replies]
+            if first is None:
                 raise RuntimeError(
                     "replies were aggregated before a round was configured: a subclass's "
                     "configure_train must call super().configure_train"
                 )
-        messages = [it for one in self._asked if one.question is question for it in one.messages]
-        sent = _sent(messages, replies)
-        if question in self._heard:  # nodes that did not reply to it have been counted
-            answered_ids = {reply.metadata.reply_to_message_id for reply in replies}
-            sent = [one for one in sent if one.metadata.message_id in answered_ids]
-        elif question is not None:
-            self._heard.append(question)
-        return question, sent
+            usual = Counter(one.question for one in found if one is not None).most_common(1)[0][0]
+            own = {id(one) for one in found}
+            answered = [one for one in self._asked if one.question is usual and id(one) in own]
+        sent: list[Message] = []
+        for one in answered:
+            due = _sent(one.messages, replies)
+            if one.is_heard:  # nodes that did not reply have been counted
+                ids = {reply.metadata.reply_to_message_id for reply in replies}
+                due = [message for message in due if message.metadata.message_id in ids]
+            sent += due
+            one.is_heard = True
+        return (answered[0].question if answered else None), sent
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -387,15 +385,15 @@ class MessageStrategy(ShowsArguments, FedAvg):
         return metrics
 
     def _count(
-        self, asked: Sequence[Message], replies: Sequence[Message], model: Arrays | None = None
+        self, asked: Sequence[Message], replies: Sequence[Message], *, trains: bool = False
     ) -> dict[str, float]:
         """Count a round's bytes, and return the mean sizes of its messages for the report.
 
-        FedAvg's clients would have answered with the model where there is one.
+        FedAvg's clients would have answered training with about as much as they were sent.
         """
         up, down = _sizes(replies), _sizes(asked)
-        held = 0 if model is None else sum(array.nbytes for array in model.values())
-        with_fedavg = sum(size if model is None else held for size in up if size)
+        weights = fmean(down or [0])
+        with_fedavg = sum(weights if trains else size for size in up if size)
         self._protocol.count(sum(up), with_fedavg, sum(down))
         means = {"uplink-bytes": up, "downlink-bytes": down}
         return {name: fmean(sizes) for name, sizes in means.items() if any(sizes)}

@@ -462,7 +462,7 @@ def test_the_mod_twice_does_what_it_does_once_and_says_so(ask, make_app, caplog)
     once = ask(make_app(train, (perturb,)), SIGNS)
     assert "twice" not in caplog.text
     twice = ask(make_app(train, (perturb, perturb)), SIGNS)
-    assert "perturb stands twice among a ClientApp's mods" in caplog.text
+    assert "perturb is listed twice in a ClientApp's mods" in caplog.text
     (first,), (second,) = (one.content.array_records.values() for one in (once, twice))
     assert {name: array.data for name, array in first.items()} == {
         name: array.data for name, array in second.items()

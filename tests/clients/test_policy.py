@@ -638,6 +638,22 @@ def test_a_server_that_asks_whether_arrays_are_alike_is_refused(client, trusting
     assert careful.trained == 0
 
 
+def test_a_custom_step_that_reports_something_of_the_update_is_refused(client, registries):
+    @register_client_step
+    @dataclass(frozen=True)
+    class Largest(ClientStep):
+        name: ClassVar[str] = "largest"
+        reveals: ClassVar[str] = "their largest entry"
+
+        def apply(self, draft):
+            draft.report(self, draft.vector.max(keepdims=True))
+
+    careful = client()
+    refused = careful.ask(steps=(Largest(), NOISE, Signs()))
+    require_refusal(refused, "reports", "clients report their largest entry, without noise")
+    assert careful.trained == 0
+
+
 class TestBudget:
     """Answers in noise of scale 8 to updates of norm 2 or less."""
 

@@ -16,6 +16,7 @@ import psutil
 
 from experiments.apps import HETEROGENEOUS, read_config
 from experiments.apps.heterogeneous.fedmedian_heterogeneous import client_app, server_app
+from experiments.studies.report import as_runs
 from fedmedian.clients import InProcessGrid
 from tests.tools.places import ROOT
 
@@ -88,7 +89,7 @@ def compare():
         grid = InProcessGrid(clients, int(config["num-clients"]), run_config=config)
         logging.getLogger("flwr").setLevel(logging.ERROR)
         try:
-            return {run.strategy: run for run in server_app.compare(grid, config)}
+            return {run.strategy: run for run in as_runs(server_app.compare(grid, config))}
         finally:
             logging.getLogger("flwr").setLevel(logging.DEBUG)
 

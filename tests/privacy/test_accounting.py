@@ -22,6 +22,7 @@ from fedmedian.privacy.accounting import (
     noise_multiplier_for,
     renyi_epsilon,
 )
+from fedmedian.rounds.state import RunState
 from fedmedian.steps.encodings import Signs, Vector
 from fedmedian.steps.instruction import perturb_update
 from fedmedian.strategies import MedianSGD, SignSGD
@@ -236,10 +237,10 @@ class TestAttack:
         own = {"weighted": False} if make is SignSGD else {}
         strategy = make(Gaussian(2.0), client_steps=[Clip(1.0)], fraction_evaluate=0.0, **own)
         model = {"x": np.zeros(4, np.float32)}
-        instruction = strategy.core.begin(1, model)
+        question = strategy.recipe.ask(RunState(), 1, model)
+        instruction, layout = question.instruction, question.layout
         clip, rotation, *noise = instruction.steps
         clipped = (clip, replace(rotation, seed=1))
-        layout = strategy.core.current.layout
         rng = np.random.default_rng(0)
 
         def answer(update, steps):

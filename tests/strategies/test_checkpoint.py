@@ -1051,7 +1051,7 @@ class TestDamage:
     )
     def test_a_damaged_file_is_named(self, damage, name, stored, tmp_path):
         damage(stored / name)
-        with pytest.raises(ValueError, match=r"^cannot go on from any checkpoint") as broken:
+        with pytest.raises(ValueError, match=r"^cannot resume from any checkpoint") as broken:
             Checkpoint(tmp_path).load()
         assert str(stored) in str(broken.value)
         assert name in str(broken.value)
@@ -1108,7 +1108,7 @@ class TestDamage:
         Checkpoint(tmp_path).save(Saved(8, {}, {}), before=7)
         cut(stored / "state.json")
         empty(tmp_path / "round-000008" / "arrays.npz")
-        with pytest.raises(ValueError, match="cannot go on") as broken:
+        with pytest.raises(ValueError, match="cannot resume") as broken:
             Checkpoint(tmp_path).load()
         for path in (stored / "state.json", tmp_path / "round-000008" / "arrays.npz"):
             assert str(path) in str(broken.value)

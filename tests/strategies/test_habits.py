@@ -205,7 +205,9 @@ class TestTwoModels:
         assert all(near_goal(model, 3) for model in models)
         assert not warned
 
-    def test_clusters_do_not_see_each_others_model(self, clusters):
+    def test_clusters_do_not_see_each_others_model(self, clusters, api):
+        if api.name == "older API":
+            pytest.skip("which question a result answers is not known there")
         starts = (GOAL - 8, GOAL + 8)
         models, *_ = clusters(*starts)
         for start, model in zip(starts, models, strict=True):
@@ -250,7 +252,7 @@ class TestLateReplies:
     LATE = 3
 
     def test_a_reply_to_an_earlier_round_does_not_take_the_place_of_one_to_this(
-        self, play, warnings
+        self, play, warnings, api
     ):
         held = []
 
@@ -263,7 +265,9 @@ class TestLateReplies:
         outcome, _ = play(3, hear=hear)
         reports = [counts(outcome.reports[number]) for number in (1, 2, 3)]
         others = NUM_CLIENTS - 1
-        assert reports == [(others, 0, 1), (NUM_CLIENTS, 1, 0), (NUM_CLIENTS, 0, 0)]
+        # Results that a subclass leaves out are missed only where messages say who was asked.
+        missing = int(api.name == "Message API")
+        assert reports == [(others, 0, missing), (NUM_CLIENTS, 1, 0), (NUM_CLIENTS, 0, 0)]
         assert near_goal(outcome.model, 3)
         (dropped,) = warnings("aggregate_train: dropped")
         assert "round 1" in dropped

@@ -19,6 +19,7 @@ from fedmedian import (
     Laplace,
     Majority,
     Payload,
+    SmoothedMedian,
     Uniform,
     count_votes,
     mean_from_votes,
@@ -386,7 +387,7 @@ class TestNoDrift:
             (SignSGD(Uniform(1.0), **SEEDED), 3),
             (SignSGD(Gaussian(Adaptive(3.0)), **SEEDED), 4),
             (MedianSGD(Gaussian(1.0), **SEEDED), 4),
-            (MedianSGD(Gaussian(1.0), "server", **SEEDED), 3),
+            (MedianSGD(Gaussian(1.0), noise_at="server", **SEEDED), 3),
         ],
         ids=["calibrated", "counts", "adaptive counts", "noisy median", "noise at the server"],
     )

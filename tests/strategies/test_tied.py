@@ -7,6 +7,7 @@ from fedmedian import Adam, Majority
 from fedmedian.clients import perturb
 from fedmedian.model.blocks import Blocks
 from fedmedian.model.layout import Layout
+from fedmedian.rounds.state import RunState
 from fedmedian.rules.trust import num_tolerated
 from fedmedian.steps.encodings import Vector
 from fedmedian.steps.instruction import Instruction, perturb_update
@@ -152,7 +153,8 @@ class TestOnTheWire:
 
     def test_a_model_without_tied_arrays_is_not_asked(self):
         model = {"0": EMBEDDING, "1": np.ones(3)}
-        assert SignSGD().core.begin(1, model).find(Tied) is None
+        question = SignSGD().recipe.ask(RunState(), 1, model)
+        assert question.instruction.find(Tied) is None
 
     @pytest.mark.parametrize("text", ["3", "[3]", "[[]]", "[[-1, 2]]", "[[true, 2]]", "[[", "{}"])
     def test_a_malformed_group_is_refused(self, text):

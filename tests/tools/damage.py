@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
+from experiments.studies.tables import make_table
 from fedmedian.rounds.checkpoint import Checkpoint, Saved
 
 Outcomes = Counter[str]

@@ -25,7 +25,7 @@ from flwr.common import Code, FitRes, Parameters, Status
 from flwr.server import SimpleClientManager
 from flwr.server.compat.grid_client_proxy import GridClientProxy
 
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
+from experiments.studies.tables import make_table
 from fedmedian import Adaptive, Gaussian, Laplace, Layout, Majority
 from fedmedian.clients import InProcessGrid
 from fedmedian.model.layout import Arrays

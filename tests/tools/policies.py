@@ -22,7 +22,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
+from experiments.studies.tables import make_table
 from fedmedian import Gaussian
 from fedmedian.clients import InProcessGrid, Policy, perturb_with
 from fedmedian.model.layout import Arrays, Layout

@@ -13,12 +13,10 @@ from hypothesis.extra import numpy as hnp
 from fedmedian import (
     Blocks,
     Counts,
-    DecodeRule,
     Gaussian,
     Laplace,
     Logistic,
     Majority,
-    Payload,
     Theory,
     TopUp,
     Uniform,
@@ -26,8 +24,8 @@ from fedmedian import (
     mean_from_votes,
     pack_signs,
 )
-from fedmedian.aggregators.aggregation import aggregate_signs
-from fedmedian.aggregators.votes import NOISE_ALLOWANCE, Ballot, majority_gain
+from fedmedian.aggregators.base import Answers
+from fedmedian.aggregators.votes import NOISE_ALLOWANCE, Ballot, VoteAggregator, majority_gain
 
 FAMILIES = [Gaussian(), Logistic(), Laplace(), Uniform()]
 
@@ -201,15 +199,15 @@ def test_the_majority_gain_of_unequal_weights_is_the_slope_of_the_weighted_major
 
 
 @dataclass(frozen=True)
-class Cautious(DecodeRule):
-    """A rule of one's own: a step of 1 where all but `dissenters` votes agree, else none."""
+class Cautious(VoteAggregator):
+    """A custom rule: a step of 1 where all but `dissenters` votes agree, else none."""
 
     dissenters: int = 0
 
     def weights(self, ballot):
         return np.ones((len(ballot.packed), len(ballot.blocks)))
 
-    def direction(self, votes, ballot, rng):
+    def decode(self, votes, ballot, rng):
         clear = np.abs(votes) >= len(ballot.packed) - 2 * self.dissenters
         return np.where(clear, np.sign(votes), np.float32(0))
 
@@ -233,11 +231,11 @@ def ballot(rows=ROWS, sizes=(30, 0, 20), noise=FAMILIES[0], scales=None, weights
 
 def decide(rule, ballot, seed=0):
     votes = ballot.sum(rule.weights(ballot))
-    return rule.direction(votes, ballot, np.random.default_rng(seed))
+    return rule.decode(votes, ballot, np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=repr)
-class TestEveryDecodeRule:
+class TestEveryVoteAggregator:
     def test_weighs_each_clients_votes_on_each_block(self, rule):
         weights = rule.weights(ballot())
         assert weights.shape == (6, 3)
@@ -255,16 +253,11 @@ class TestEveryDecodeRule:
         odd = ROWS[:5]  # no ties, which are tossed
         np.testing.assert_array_equal(decide(rule, ballot(-odd)), -decide(rule, ballot(odd)))
 
-    def test_is_the_servers_own_and_passed_to_aggregation_as_it_is(self, rule):
-        votes, draws = ballot(), np.random.default_rng(0)
-        scales = np.ones((6, 3), np.float32)
-        payloads = [Payload("signs", row, row[:0], 1) for row in votes.packed]
-        result = aggregate_signs(
-            *(payloads, equal(6), votes.blocks, votes.noise, rule, draws),
-            scales=scales,
-            magnitudes=scales,
-        )
-        np.testing.assert_array_equal(result.direction, decide(rule, votes))
+    def test_decodes_the_votes_in_a_cohorts_answers(self, rule):
+        votes, scales = ballot(), np.ones((6, 3), np.float32)
+        answers = Answers(votes.packed, equal(6), votes.blocks, votes.noise, scales, scales)
+        direction = rule.direction(answers, np.random.default_rng(0))
+        np.testing.assert_array_equal(direction, decide(rule, votes))
 
 
 def test_rules_that_need_no_noise_decode_votes_without_any():
@@ -277,13 +270,13 @@ def test_rules_that_need_no_noise_decode_votes_without_any():
 class TestDefaultLearningRate:
     def test_is_1_where_the_direction_has_the_size_of_an_update(self):
         for rule in (Counts(), Majority(calibrated=True)):
-            assert rule.learning_rate(Gaussian()) == 1.0
+            assert rule.usual_rate(Gaussian()) == 1.0
 
     def test_of_a_plain_majority_is_that_of_the_theorem_or_must_be_given(self):
         theory = Theory(rounds=4, dim=25)
-        assert Majority().learning_rate(Gaussian(theory)) == theory.learning_rate("signs")
-        assert Majority().learning_rate(Gaussian()) is None
-        assert Majority().learning_rate(None) is None
+        assert Majority().usual_rate(Gaussian(theory)) == theory.learning_rate("signs")
+        assert Majority().usual_rate(Gaussian()) is None
+        assert Majority().usual_rate(None) is None
 
 
 class TestMajorityRule:
@@ -412,13 +405,13 @@ class TestStepLengths:
         most = length(topped_up([1.0] + [0.1] * 3, 1.0))
         assert length(topped_up([claim] + [0.1] * 3, 1.0)) <= most
 
-    @pytest.mark.parametrize("decode", [Counts(), Majority(calibrated=True)], ids=repr)
-    def test_an_estimate_of_the_mean_takes_its_share(self, decode):
+    @pytest.mark.parametrize("rule", [Counts(), Majority(calibrated=True)], ids=repr)
+    def test_an_estimate_of_the_mean_takes_its_share(self, rule):
         ballot = topped_up([1.0, 1.0], 2**0.08)
-        votes = ballot.sum(decode.weights(ballot))
-        taken = decode.direction(votes.copy(), ballot, np.random.default_rng(0))
+        votes = ballot.sum(rule.weights(ballot))
+        taken = rule.decode(votes.copy(), ballot, np.random.default_rng(0))
         unknown = replace(ballot, magnitudes=None)
-        whole = decode.direction(votes.copy(), unknown, np.random.default_rng(0))
+        whole = rule.decode(votes.copy(), unknown, np.random.default_rng(0))
         assert 0 < taken[0] < whole[0]
         np.testing.assert_allclose(taken, taken[0])
 
@@ -426,7 +419,7 @@ class TestStepLengths:
         ballot = topped_up([1.0], 1.0)
         votes = ballot.sum(Majority().weights(ballot))
         np.testing.assert_array_equal(
-            Majority().direction(votes, ballot, np.random.default_rng(0)), 1.0
+            Majority().decode(votes, ballot, np.random.default_rng(0)), 1.0
         )
 
     def test_noise_that_does_not_top_up_leaves_the_step_as_it_is(self):

@@ -1,9 +1,10 @@
-"""From payloads to a direction: what it estimates, who counts how much, and what it costs."""
+"""From answers to a direction: what it estimates, who counts how much, and what it costs."""
 
 import tracemalloc
 from contextlib import contextmanager
 from dataclasses import replace
 from math import pi, sqrt
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from fedmedian import (
     Laplace,
     Logistic,
     Majority,
-    Payload,
+    Median,
+    SmoothedMedian,
     TopUp,
     Uniform,
     coordinate_median,
@@ -28,8 +30,9 @@ from fedmedian import (
     pack_signs,
     smoothed_median,
 )
-from fedmedian.aggregators import aggregation
-from fedmedian.aggregators.aggregation import aggregate_signs, aggregate_vectors
+from fedmedian.aggregators import base
+from fedmedian.aggregators import votes as votes_module
+from fedmedian.aggregators.base import Answers
 from fedmedian.aggregators.votes import majority_gain
 from fedmedian.kernels.votes import weighted_votes
 from fedmedian.rules.trust import PROPORTION, voting_weights
@@ -39,10 +42,28 @@ FAMILIES = [GAUSSIAN, Logistic(), Laplace(), Uniform()]
 UNCHANGED = Majority(ties="unchanged")
 
 
-def payload(kind, body, scales, noise="gaussian"):
-    scales = np.array(scales, np.float32)
+<<<<<<< HEAD:tests/aggregators/test_aggregation.py
+def payload(encoding, body, scales):
     nothing = np.empty(0, np.uint8)
-    return Payload(kind, noise, scales, np.zeros_like(scales), body, nothing, 1)
+    return Payload(encoding, body, nothing, 1, reports={"noise": np.array(scales, np.float32)})
+
+
+def sizes_of(payloads):
+    """The noise scales and magnitudes of payloads, by the name of aggregation's argument."""
+    scales = np.stack([one.reports["noise"] for one in payloads])
+    magnitudes = [
+        one.reports.get("measure", np.zeros_like(own))
+        for one, own in zip(payloads, scales, strict=True)
+    ]
+    return {"scales": scales, "magnitudes": np.stack(magnitudes)}
+
+
+def aggregate_signs(payloads, *rest, **options):
+    return aggregation.aggregate_signs(payloads, *rest, **sizes_of(payloads), **options)
+
+
+def aggregate_vectors(payloads, *rest, **options):
+    return aggregation.aggregate_vectors(payloads, *rest, **sizes_of(payloads), **options)
 
 
 def signs(rows, scales):
@@ -51,7 +72,27 @@ def signs(rows, scales):
 
 
 def vectors(rows, num_blocks=1):
-    return [payload("vector", row, [0.0] * num_blocks, None) for row in np.float32(rows)]
+    return [payload("vector", row, [0.0] * num_blocks) for row in np.float32(rows)]
+=======
+class Aggregated(NamedTuple):
+    """A direction, and what is reported of it."""
+
+    direction: np.ndarray
+    report: dict
+
+
+def signs(rows, scales, **known):
+    """Answers of signs, one per row of numbers, with each client's noise scales."""
+    bodies = [pack_signs(row) for row in rows]
+    scales = np.array(scales, np.float32)
+    return Answers(bodies, equal_weights(len(bodies)), Blocks(()), scales=scales, **known)
+
+
+def vectors(rows, sizes=None):
+    rows = np.float32(rows)
+    blocks = Blocks((rows.shape[1],) if sizes is None else sizes)
+    return Answers(list(rows), equal_weights(len(rows)), blocks)
+>>>>>>> t4:tests/aggregators/test_base.py
 
 
 def noisy_rows(updates, noise, scales, size, seed):
@@ -67,10 +108,24 @@ def equal_weights(clients):
     return np.full(clients, 1 / clients)
 
 
-def aggregate(payloads, sizes, weights=None, noise=GAUSSIAN, rule=None):
-    weights = equal_weights(len(payloads)) if weights is None else np.asarray(weights, float)
-    rng = np.random.default_rng(0)
-    return aggregate_signs(payloads, weights, Blocks(sizes), noise, rule or Counts(), rng)
+def apply(rule, answers, rng=None, **known):
+    answers = replace(answers, report={}, **known)
+    direction = rule.direction(answers, np.random.default_rng(0) if rng is None else rng)
+    return Aggregated(direction, answers.report)
+
+
+def aggregate(answers, sizes, weights=None, noise=GAUSSIAN, rule=None):
+    weights = answers.weights if weights is None else np.asarray(weights, float)
+    return apply(rule or Counts(), answers, weights=weights, blocks=Blocks(sizes), noise=noise)
+
+
+def median(answers, noise=None, added=None, smoothing=None, rng=None):
+    """The median, with noise of the scales `added`, or smoothed by scales."""
+    rule = Median() if smoothing is None else SmoothedMedian()
+    scales = added if smoothing is None else smoothing
+    scales = None if scales is None else np.tile(np.float32(scales), (len(answers), 1))
+    side = "server" if added is not None else None
+    return apply(rule, answers, rng, noise=noise, scales=scales, noise_at=side)
 
 
 @st.composite
@@ -107,7 +162,7 @@ class TestCounts:
     def test_of_equal_scales_and_weights_are_the_mean_from_votes(self, election, noise):
         rows, _, _, sizes = election
         payloads = signs(rows, np.full((len(rows), 2), 0.3))
-        counts = count_votes([one.body for one in payloads], sum(sizes))
+        counts = count_votes(payloads.bodies, sum(sizes))
         np.testing.assert_allclose(
             aggregate(payloads, sizes, noise=noise).direction,
             mean_from_votes(counts, len(rows), noise, 0.3),
@@ -163,7 +218,7 @@ class TestScalesThatClientsChoose:
         scales = np.array([[0.0, 1.0]] * 3)
         result = aggregate(signs(np.ones((3, 5)), scales), (3, 2))
         assert result.direction.tolist()[:3] == [0.0, 0.0, 0.0]
-        assert result.diagnostics["vote-agreement"] == pytest.approx(2 / 5)
+        assert result.report["vote-agreement"] == pytest.approx(2 / 5)
 
 
 class TestMajority:
@@ -189,14 +244,14 @@ class TestMajority:
     def test_weights_that_cancel_only_on_paper_are_a_tie(self):
         payloads = signs([[1.0], [-1.0], [-1.0]], np.ones((3, 1)))
         weights = np.array([3, 1, 2]) / 6
-        assert weighted_votes([one.body for one in payloads], [1], weights[:, None]) != 0
+        assert weighted_votes(payloads.bodies, [1], weights[:, None]) != 0
         assert aggregate(payloads, (1,), weights, rule=UNCHANGED).direction.tolist() == [0.0]
 
     @pytest.mark.parametrize("clients", [1, 10, 101])
     def test_of_equal_weights_is_the_majority_vote(self, clients):
         rows = np.random.default_rng(clients).standard_normal((clients, 200))
         payloads = signs(rows, np.ones((clients, 1)))
-        expected = majority_vote([one.body for one in payloads], 200)
+        expected = majority_vote(payloads.bodies, 200)
         direction = aggregate(payloads, (200,), rule=UNCHANGED).direction
         np.testing.assert_array_equal(direction, expected)
 
@@ -221,22 +276,22 @@ class TestVectors:
     @given(rows=vector_rows)
     def test_the_direction_is_the_coordinate_wise_median_of_three_or_more(self, rows):
         assume(len(rows) != 2)
-        direction = aggregate_vectors(vectors(rows), None, Blocks((rows.shape[1],))).direction
+        direction = median(vectors(rows)).direction
         assert direction.dtype == np.float32
         np.testing.assert_array_equal(direction, coordinate_median(rows))
 
     def test_of_two_the_longer_is_clipped_block_by_block_to_four_times_the_other(self):
         rows = np.float32([[3, 4, 1, 0, 0], [30, -40, -2, 5, 7]])
         clipped = np.float32([[3, 4, 1, 0, 0], [12, -16, -2, 0, 0]])
-        direction = aggregate_vectors(vectors(rows, 3), None, Blocks((2, 1, 2))).direction
+        direction = median(vectors(rows, (2, 1, 2))).direction
         np.testing.assert_allclose(direction, clipped.mean(axis=0), rtol=1e-6)
 
     @pytest.mark.parametrize("dim", [0, 1, 9])
     def test_each_block_is_smoothed_with_its_own_scale(self, dim):
         rows = np.random.default_rng(0).standard_normal((5, dim + 4)).astype(np.float32)
-        blocks, smoothing = Blocks((3, dim, 1)), np.float32([0.3, 2.0, 0.0])
-        result = aggregate_vectors(vectors(rows, 3), GAUSSIAN, blocks, smoothing=smoothing)
-        expected = smoothed_median(rows, GAUSSIAN, np.repeat(smoothing, blocks.sizes))
+        sizes, smoothing = (3, dim, 1), np.float32([0.3, 2.0, 0.0])
+        result = median(vectors(rows, sizes), GAUSSIAN, smoothing=smoothing)
+        expected = smoothed_median(rows, GAUSSIAN, np.repeat(smoothing, sizes))
         np.testing.assert_array_equal(result.direction, expected)
 
 
@@ -245,11 +300,11 @@ class TestNoiseAddedToVectors:
 
     @pytest.fixture
     def payloads(self):
-        return vectors(np.random.default_rng(0).standard_normal((7, 100)), 3)
+        return vectors(np.random.default_rng(0).standard_normal((7, 100)), self.BLOCKS.sizes)
 
     def add(self, payloads, noise=GAUSSIAN, seed=1):
         rng = np.random.default_rng(seed)
-        return aggregate_vectors(payloads, noise, self.BLOCKS, added=self.SCALES, rng=rng)
+        return median(payloads, noise, self.SCALES, rng=rng)
 
     @pytest.mark.parametrize(
         ("noise", "values"),
@@ -258,21 +313,27 @@ class TestNoiseAddedToVectors:
     )
     def test_is_as_if_the_clients_had_added_it(self, payloads, noise, values, monkeypatch):
         """For one part of the coordinates after the other, client by client."""
-        monkeypatch.setattr(aggregation, "_NOISY_VALUES", values)
+        monkeypatch.setattr(base, "_NOISY_VALUES", values)
         length, rng = max(values // 7, 1), np.random.default_rng(1)
-        noisy = np.stack([one.body for one in payloads])
+        noisy = np.stack(payloads.bodies)
         for start in range(0, 100, length):
             for row in noisy:
                 part = row[start : start + length]
                 scale = np.repeat(self.SCALES, self.BLOCKS.sizes)[start : start + length]
                 part += scale * noise.sample(rng, part.size)
-        sent = [payload("vector", row, self.SCALES, noise.name) for row in noisy]
+<<<<<<< HEAD:tests/aggregators/test_aggregation.py
+        sent = [payload("vector", row, self.SCALES) for row in noisy]
         theirs, ours = aggregate_vectors(sent, noise, self.BLOCKS), self.add(payloads, noise)
+=======
+        sent, scales = vectors(noisy, self.BLOCKS.sizes), np.tile(self.SCALES, (7, 1))
+        theirs = apply(Median(), sent, noise=noise, scales=scales, noise_at="client")
+        ours = self.add(payloads, noise)
+>>>>>>> t4:tests/aggregators/test_base.py
         np.testing.assert_array_equal(ours.direction, theirs.direction)
-        assert ours.diagnostics == {
-            name: pytest.approx(value) for name, value in theirs.diagnostics.items()
+        assert ours.report == {
+            name: pytest.approx(value) for name, value in theirs.report.items()
         }
-        assert "signal-to-noise" in ours.diagnostics
+        assert "signal-to-noise" in ours.report
 
     def test_follows_from_the_generator(self, payloads):
         first, again, other = (self.add(payloads, seed=seed).direction for seed in (1, 1, 2))
@@ -280,16 +341,16 @@ class TestNoiseAddedToVectors:
         assert np.all(first != other)
 
     def test_leaves_the_clients_vectors_as_they_are(self, payloads):
-        before = [one.body.copy() for one in payloads]
+        before = [one.copy() for one in payloads.bodies]
         self.add(payloads)
-        np.testing.assert_array_equal([one.body for one in payloads], before)
+        np.testing.assert_array_equal(payloads.bodies, before)
 
     @pytest.mark.parametrize("noise", FAMILIES, ids=lambda noise: noise.name)
     def test_has_each_blocks_scale_and_is_independent_between_clients(self, noise):
         n, scales = 100_000, np.float32([0.5, 2.0])
         for clients in (1, 2):
-            still, rng = vectors(np.zeros((clients, 2 * n)), 2), np.random.default_rng(3)
-            result = aggregate_vectors(still, noise, Blocks((n, n)), added=scales, rng=rng)
+            still, rng = vectors(np.zeros((clients, 2 * n)), (n, n)), np.random.default_rng(3)
+            result = median(still, noise, scales, rng=rng)
             # The median of two is their mean, of half the variance if they are independent.
             spread = result.direction.reshape(2, n).std(axis=1)
             assert spread == pytest.approx(scales / sqrt(clients), rel=0.02)
@@ -308,8 +369,8 @@ class TestPartByPart:
         @contextmanager
         def in_parts():
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(aggregation, "_VOTES_PART", length)
-                patch.setattr(aggregation, "_PART", length)
+                patch.setattr(votes_module, "_VOTES_PART", length)
+                patch.setattr(base, "_PART", length)
                 yield
 
         return in_parts
@@ -323,20 +384,18 @@ class TestPartByPart:
             with in_parts():
                 parts = aggregate(payloads, self.BLOCKS.sizes, weights, rule=rule)
             np.testing.assert_array_equal(parts.direction, whole.direction)
-            assert parts.diagnostics == whole.diagnostics
-            assert parts.diagnostics["majority-contradicts-mean"] > 0
+            assert parts.report == whole.report
+            assert parts.report["majority-contradicts-mean"] > 0
 
     def test_medians_are_the_same(self, in_parts):
         rows = np.random.default_rng(0).standard_normal((5, 100), dtype=np.float32)
         for smoothing in (None, np.float32([0.5, 1, 0, 2, 3])):
             with in_parts():
-                result = aggregate_vectors(
-                    vectors(rows, 5), GAUSSIAN, self.BLOCKS, smoothing=smoothing
-                )
+                result = median(vectors(rows, self.BLOCKS.sizes), GAUSSIAN, smoothing=smoothing)
             scale = 0 if smoothing is None else np.repeat(smoothing, self.BLOCKS.sizes)
             np.testing.assert_array_equal(result.direction, smoothed_median(rows, GAUSSIAN, scale))
             gap = np.linalg.norm(result.direction - rows.mean(axis=0))
-            assert result.diagnostics["median-mean-gap"] == pytest.approx(gap, rel=1e-5)
+            assert result.report["median-mean-gap"] == pytest.approx(gap, rel=1e-5)
 
 
 class TestWhatOneClientCanDo:
@@ -371,12 +430,16 @@ class TestWhatOneClientCanDo:
         lied[0] = longer
         before, after = (
             aggregate(
+<<<<<<< HEAD:tests/aggregators/test_aggregation.py
                 [
-                    replace(one, magnitudes=size)
+                    replace(one, reports={**one.reports, "measure": size})
                     for one, size in zip(signs(rows, own), measured, strict=True)
                 ],
                 (self.WIDTH,),
                 noise=noise,
+=======
+                signs(rows, own, magnitudes=measured), (self.WIDTH,), noise=noise
+>>>>>>> t4:tests/aggregators/test_base.py
             ).direction
             for rows, own, measured in ((usual, scales, sizes), (other, claimed, lied))
         )
@@ -409,9 +472,7 @@ class TestWhatOneClientCanDo:
         others = usual[1:]
         assume(len(others) > 1)
         for rows in (usual, other):
-            found = aggregate_vectors(
-                vectors(rows), GAUSSIAN, Blocks((self.WIDTH,)), smoothing=smoothing
-            ).direction
+            found = median(vectors(rows), GAUSSIAN, smoothing=smoothing).direction
             # A smoothed median may lie a noise scale and a bit beyond the outermost.
             slack = 0.0 if smoothing is None else 1.0
             assert np.all(found >= others.min(axis=0) - slack)
@@ -422,43 +483,40 @@ def model(dim):
     return Blocks((dim // 3, 5, dim - dim // 3 - 5))
 
 
-def votes(rule, own=False, weighted=False):
-    """Prepares an aggregation of M clients' signs; they share two clients' buffers."""
+def prepared(rule, own=False, weighted=False, **known):
+    """Prepares an aggregation of M clients' answers; they share two clients' buffers."""
 
     def prepare(clients, dim):
-        rng, blocks = np.random.default_rng(0), model(dim)
-        scales = rng.uniform(0.5, 1, (clients, 3)) if own else np.ones((clients, 3))
-        bodies = [rng.integers(0, 256, -(-dim // 8), np.uint8) for _ in range(2)]
-        payloads = [payload("signs", bodies[i % 2], row) for i, row in enumerate(scales)]
-        weights = rng.dirichlet(np.ones(clients)) if weighted else equal_weights(clients)
-        return lambda: aggregate_signs(payloads, weights, blocks, GAUSSIAN, rule, rng)
+        rng, ones = np.random.default_rng(0), np.ones((clients, 3), np.float32)
+        if isinstance(rule, Median):
+            bodies = [rng.standard_normal(dim, np.float32) for _ in range(2)]
+        else:
+            bodies = [rng.integers(0, 256, -(-dim // 8), np.uint8) for _ in range(2)]
+        answers = Answers(
+            [bodies[i % 2] for i in range(clients)],
+            rng.dirichlet(np.ones(clients)) if weighted else equal_weights(clients),
+            model(dim),
+            GAUSSIAN,
+            ones * rng.uniform(0.5, 1, (clients, 3)).astype(np.float32) if own else ones,
+            report={},
+            **known,
+        )
+        return lambda: rule.direction(answers, rng)
 
     return prepare
 
 
-def median(**options):
-    """Prepares an aggregation of M clients' vectors; they share two clients' buffers."""
-
-    def prepare(clients, dim):
-        rng, blocks = np.random.default_rng(0), model(dim)
-        bodies = [rng.standard_normal(dim, np.float32) for _ in range(2)]
-        payloads = [payload("vector", bodies[i % 2], [0.0] * 3) for i in range(clients)]
-        return lambda: aggregate_vectors(payloads, GAUSSIAN, blocks, rng=rng, **options)
-
-    return prepare
-
-
-ESTIMATORS = {
-    "counts": votes(Counts()),
-    "counts of own scales": votes(Counts(), own=True),
-    "weighted counts": votes(Counts(), weighted=True),
-    "majority": votes(Majority()),
-    "majority of own scales": votes(Majority(), own=True),
-    "weighted majority": votes(Majority(), weighted=True),
-    "calibrated majority": votes(Majority(calibrated=True), own=True),
-    "median": median(),
-    "median with noise added": median(added=np.float32([0.5, 1, 2])),
-    "smoothed median": median(smoothing=np.float32([0.5, 0, 2])),
+AGGREGATIONS = {
+    "counts": prepared(Counts()),
+    "counts of own scales": prepared(Counts(), own=True),
+    "weighted counts": prepared(Counts(), weighted=True),
+    "majority": prepared(Majority()),
+    "majority of own scales": prepared(Majority(), own=True),
+    "weighted majority": prepared(Majority(), weighted=True),
+    "calibrated majority": prepared(Majority(calibrated=True), own=True),
+    "median": prepared(Median()),
+    "median with noise added": prepared(Median(), noise_at="server"),
+    "smoothed median": prepared(SmoothedMedian(), noise_at=None),
 }
 
 
@@ -471,12 +529,12 @@ def peak_bytes(run):
     return peak
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
-def test_memory_is_the_direction_and_25_mib_for_101_clients(estimator):
+@pytest.mark.parametrize("prepare", AGGREGATIONS.values(), ids=AGGREGATIONS)
+def test_memory_is_the_direction_and_25_mib_for_101_clients(prepare):
     """At most 64 MiB for 10⁷ coordinates: 39 for the direction, 25 to work in."""
     clients, dim = 101, 80_000
-    estimator(clients, 9)()  # programs are kept
-    assert peak_bytes(estimator(clients, dim)) - 4 * dim < 25 * 2**20
+    prepare(clients, 9)()  # programs are kept
+    assert peak_bytes(prepare(clients, dim)) - 4 * dim < 25 * 2**20
     # Both are longer than what is worked on at once.
-    small, large = (peak_bytes(estimator(2, dim)) for dim in (1_100_000, 2_200_000))
+    small, large = (peak_bytes(prepare(2, dim)) for dim in (1_100_000, 2_200_000))
     assert large - small < 1.1 * 4 * 1_100_000
