@@ -12,15 +12,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedmedian import Adaptive, Counts, Gaussian, Layout, Majority, Rotation, TopUp
+from fedmedian import (
+    Adaptive,
+    Counts,
+    Gaussian,
+    Majority,
+    Median,
+    Rotation,
+    SmoothedMedian,
+    TopUp,
+)
 from fedmedian.kernels.signs import pack_signs
+from fedmedian.rounds.recipe import Question, Recipe
 from fedmedian.rounds.screening import Answer
-from fedmedian.rounds.settings import Settings
+from fedmedian.rounds.state import RunState
 from fedmedian.rules.trust import PROPORTION, SHARE, num_tolerated
 from fedmedian.steps.instruction import perturb_update
 from fedmedian.steps.noise import AddNoise
-from fedmedian.strategies.median import MedianCore
-from fedmedian.strategies.sign import SignCore
 from fedmedian.wire.scalars import LARGEST
 
 ROUNDS = 3
@@ -36,48 +44,38 @@ MODEL = {
 MODEL["tied"] = MODEL["b"].copy()
 
 
-def sign_core(noise=None, aggregator=None, learning_rate=None, *, rotation=None, **options):
-    options = {"seed": 1, "diagnostics": False, "rotation": rotation, **options}
-    return SignCore(
-        noise=noise,
-        aggregator=decode or Counts(),
-        learning_rate=learning_rate,
-        weighted=True,
-        settings=Settings(**options),
+def sign_recipe(noise=None, aggregator=None, learning_rate=None, *, rotation=None, **options):
+    aggregator = aggregator or Counts()
+    return Recipe(
+        aggregator, noise, learning_rate, weighted=True, rotation=rotation, seed=1, **options
     )
 
 
-def median_core(noise=None, aggregator=Median(), rotation=None, noise_at="client"):
-    options = {"seed": 1, "diagnostics": False, "rotation": rotation}
-    return MedianCore(
-        noise=noise,
-        noise_at=noise_at,
-        learning_rate=1.0,
-        estimator=estimator,
-        settings=Settings(**options),
-    )
+def median_recipe(noise=None, aggregator=None, rotation=None, noise_at="client"):
+    aggregator = aggregator or Median()
+    return Recipe(aggregator, noise, 1.0, noise_at=noise_at, rotation=rotation, seed=1)
 
 
 TOP_UP, IN_PLACE = Gaussian(TopUp()), Gaussian(Adaptive(3.0))
 
 COUNTS = {
-    "by default": lambda: sign_core(TOP_UP, rotation=Rotation()),
-    "in the parameters' basis": lambda: sign_core(IN_PLACE),
-    "scales from clients": lambda: sign_core(TOP_UP, rotation=Rotation(), scale_from="client"),
-    "own scales in the parameters' basis": lambda: sign_core(IN_PLACE, scale_from="client"),
-    "fixed noise": lambda: sign_core(Gaussian(0.3)),
+    "by default": lambda: sign_recipe(TOP_UP, rotation=Rotation()),
+    "in the parameters' basis": lambda: sign_recipe(IN_PLACE),
+    "scales from clients": lambda: sign_recipe(TOP_UP, rotation=Rotation(), scale_from="client"),
+    "own scales in the parameters' basis": lambda: sign_recipe(IN_PLACE, scale_from="client"),
+    "fixed noise": lambda: sign_recipe(Gaussian(0.3)),
 }
 MAJORITIES = {
-    "plain": lambda: sign_core(None, Majority(), 1.0),
-    "with noise": lambda: sign_core(IN_PLACE, Majority(), 1.0),
-    "calibrated": lambda: sign_core(IN_PLACE, Majority(calibrated=True)),
+    "plain": lambda: sign_recipe(None, Majority(), 1.0),
+    "with noise": lambda: sign_recipe(IN_PLACE, Majority(), 1.0),
+    "calibrated": lambda: sign_recipe(IN_PLACE, Majority(calibrated=True)),
 }
 MEDIANS = {
-    "by default": lambda: median_core(TOP_UP, rotation=Rotation()),
-    "without noise": median_core,
-    "noise at the server": lambda: median_core(TOP_UP, rotation=Rotation(), noise_at="server"),
-    "smoothed": lambda: median_core(TOP_UP, "smoothed", Rotation()),
-    "smoothed in place": lambda: median_core(Gaussian(0.05), "smoothed"),
+    "by default": lambda: median_recipe(TOP_UP, rotation=Rotation()),
+    "without noise": median_recipe,
+    "noise at the server": lambda: median_recipe(TOP_UP, rotation=Rotation(), noise_at="server"),
+    "smoothed": lambda: median_recipe(TOP_UP, SmoothedMedian(), Rotation()),
+    "smoothed in place": lambda: median_recipe(Gaussian(0.05), SmoothedMedian()),
 }
 
 
@@ -144,51 +142,52 @@ class Played:
     part: np.ndarray
     steps: tuple
     honest: list
-    instruction: object
-    blocks: object
+    question: Question
+
+    @property
+    def blocks(self):
+        """The blocks of what clients send."""
+        return self.question.blocks
 
     @property
     def magnitudes(self):
         """The largest magnitude of each block among honest clients."""
-        sizes = [self.instruction.magnitudes_of(one, self.blocks) for one in self.honest]
-        return np.max(sizes, axis=0)
+        return np.max([self.question.sizes_of(one)[1] for one in self.honest], axis=0)
 
     @property
     def scales(self):
         """The largest noise scale of each block among honest clients."""
-        scales = [self.instruction.scales_of(one, self.blocks) for one in self.honest]
-        return np.max(scales, axis=0)
+        return np.max([self.question.sizes_of(one)[0] for one in self.honest], axis=0)
 
 
-def play(core, clients, claims):
-    """Yield each round's outcome; the model goes on from one of the two steps."""
-    model, hostile = dict(MODEL), num_tolerated(clients)
+def play(recipe, clients, claims):
+    """Yield each round's outcome; the run continues with one of the two steps."""
+    model, state, hostile = dict(MODEL), RunState(), num_tolerated(clients)
     for number in range(1, ROUNDS + 1):
-        instruction = core.begin(number, model)
-        layout = Layout.with_exact_positions(model, instruction.exact)
+        question = recipe.ask(state, number, model)
+        instruction, layout = question.instruction, question.layout
         honest, liars = [], []
         for client in range(clients):
             update = honest_update(client, number, layout, clients)
             rng = np.random.default_rng((client, number, 1))
             payload = perturb_update(instruction, layout, update, model, rng, {}, client)
             (liars if client < hostile else honest).append(payload)
-        blocks = instruction.blocks(layout)
-        away = np.random.default_rng(number).normal(size=blocks.dim).astype(np.float32)
+        away = np.random.default_rng(number).normal(size=question.blocks.dim).astype(np.float32)
         away[away == 0] = 1
         steps = []
         for sign in (1, -1):
             sent = [spoiled(one, instruction, claims, sign * away) for one in liars]
             for one in sent:
-                instruction.require_answer(one, layout)
+                instruction.require_answer(one, layout, model)
             answers = [
                 *(Answer(i, claims.examples * 100, {}, None, one) for i, one in enumerate(sent)),
                 *(Answer(100 + i, 100.0, {}, None, one) for i, one in enumerate(honest)),
             ]
-            step, _ = core.finish(answers)
+            step, following, _ = recipe.step(question, answers, state, diagnostics=False)
             steps.append(step)
         first, second = (np.float64(step.direction) for step in steps)
-        yield Played((first - second) / 2, tuple(steps), honest, instruction, blocks)
-        model = core.move(steps[number % 2])
+        yield Played((first - second) / 2, tuple(steps), honest, question)
+        model, state = question.move(steps[number % 2]), following
 
 
 def any_cohort(cases):
@@ -210,7 +209,7 @@ few_examples = settings(max_examples=10, deadline=None)
 def test_t_clients_have_a_share_near_t_of_m_of_decoded_counts(case, clients, claims):
     share = SHARE * num_tolerated(clients) / clients
     for played in play(case(), clients, claims):
-        noise = played.instruction.find(AddNoise)
+        noise = played.question.instruction.find(AddNoise)
         sizes = played.magnitudes
         if noise.scales is None:
             # Twice the largest honest level; and who claims no noise only makes the step longer.
@@ -241,9 +240,8 @@ def test_t_clients_turn_no_coordinate_on_which_the_others_agree(case, clients, c
 @few_examples
 @given(claims=some_claims)
 def test_t_clients_move_a_median_no_farther_than_the_others_are(case, clients, claims):
-    core = case()
-    noise = core.noise
-    for played in play(core, clients, claims):
+    recipe = case()
+    for played in play(recipe, clients, claims):
         norms = np.stack(
             [
                 [np.linalg.norm(np.float64(part)) for part in played.blocks.split(one.body)]
@@ -251,7 +249,7 @@ def test_t_clients_move_a_median_no_farther_than_the_others_are(case, clients, c
             ]
         )
         scales = np.zeros(len(played.blocks))
-        if noise is not None and core.client_noise is None:
+        if recipe.noise is not None and recipe.client_noise is None:
             # What the server adds or smooths with, in the size that honest clients have at most.
             scales = 4 * np.maximum(played.magnitudes, 0.1) * np.sqrt(played.blocks.sizes)
         for step in played.steps:
@@ -273,8 +271,10 @@ def test_a_single_weight_may_move_by_more_than_its_share_in_a_random_basis(
     noise, rotation, least, most
 ):
     """One of ten knows the round's rotation, and votes as if one weight were all of its update."""
-    model, core = {"w": np.zeros(400, np.float32)}, sign_core(noise, rotation=rotation)
-    instruction, layout = core.begin(1, model), Layout.of_model(model)
+    model, recipe = {"w": np.zeros(400, np.float32)}, sign_recipe(noise, rotation=rotation)
+    state = RunState()
+    question = recipe.ask(state, 1, model)
+    instruction, layout = question.instruction, question.layout
     answers = []
     for client in range(10):
         rng = np.random.default_rng(client)
@@ -284,10 +284,8 @@ def test_a_single_weight_may_move_by_more_than_its_share_in_a_random_basis(
             update[7] = -20  # as long as the others
         payload = perturb_update(instruction, layout, update, model, rng, {}, client)
         answers.append(Answer(client, 1.0, {}, None, payload))
-    step, _ = core.finish([*answers])
-    without, _ = core.finish(answers[1:])
-    share = (
-        sqrt(pi / 2) * instruction.scales_of(answers[0].payload, core.current.blocks).item() / 10
-    )
+    step, *_ = recipe.step(question, answers, state)
+    without, *_ = recipe.step(question, answers[1:], state)
+    share = sqrt(pi / 2) * question.sizes_of(answers[0].payload)[0].item() / 10
     moved = abs(step.direction[7] - 0.9 * without.direction[7]) / share
     assert least <= moved <= most * (1 + SPREAD)

@@ -298,7 +298,7 @@ class TestIdentity:
         may_change = {"cohort_rules", "min_replies", "max_failed_rounds", "diagnostics"}
         may_change |= {"checkpoint", "privacy_budget", "numpy_clients"}
         arguments = inspect.signature(cls).parameters
-        assert set(arguments) - {*may_change, "fedavg"} <= set(identity_of(cls().recipe))
+        assert set(arguments) - {*may_change, "flower"} <= set(identity_of(cls().recipe))
         assert not may_change & set(identity_of(cls().recipe))
 
     def test_a_run_goes_on_with_another_cohort_rule_and_other_reports(

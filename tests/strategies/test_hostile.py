@@ -1,6 +1,6 @@
 """Usable-looking replies of a few hostile clients, and the little that they can do to a run."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import inf, nan
 
 import numpy as np
@@ -13,18 +13,19 @@ from fedmedian import (
     Gaussian,
     Layout,
     Majority,
+    Median,
     Momentum,
     Rotation,
+    SmoothedMedian,
     TopUp,
 )
 from fedmedian.model.layout import first_spoiled
-from fedmedian.rounds.core import NoStepError, ServerStep
+from fedmedian.rounds.options import RunOptions
 from fedmedian.rounds.protocol import RoundProtocol, Said
-from fedmedian.rounds.settings import Settings
+from fedmedian.rounds.recipe import NoStepError, Recipe, ServerStep
+from fedmedian.rounds.state import RunState
 from fedmedian.rules.trust import num_tolerated
 from fedmedian.steps.instruction import perturb_update
-from fedmedian.strategies.median import MedianCore
-from fedmedian.strategies.sign import SignCore
 from fedmedian.wire import scalars
 
 MODEL = {
@@ -37,30 +38,16 @@ MOVING = slice(300, 700)
 LARGEST = float(np.finfo(np.float32).max)
 
 
-def core(
-    kind,
-    noise=None,
-    rotation=None,
-    aggregator=None,
-    noise_at="client",
-    aggregator=Median(),
-    **options,
-):
-    settings = Settings(**{"seed": 1, "rotation": rotation, **options})
-    if kind == "votes":
-        return SignCore(
-            noise=noise,
-            aggregator=decode or Counts(),
-            learning_rate=1.0,
-            weighted=True,
-            settings=settings,
-        )
-    return MedianCore(
-        noise=noise,
-        noise_at=noise_at,
-        learning_rate=1.0,
-        estimator=estimator,
-        settings=settings,
+USUAL = {"votes": Counts(), "vectors": Median()}
+
+
+def recipe(kind, noise=None, rotation=None, aggregator=None, **options):
+    return Recipe(
+        aggregator or USUAL[kind],
+        noise,
+        weighted=kind == "votes",
+        rotation=rotation,
+        **{"seed": 1, "learning_rate": 1.0, **options},
     )
 
 
@@ -77,7 +64,7 @@ def no_lie(payload, scales):
 
 
 def run(
-    core,
+    recipe,
     num_clients,
     rounds=1,
     lie=no_lie,
@@ -91,10 +78,10 @@ def run(
 
     `stages` changes what all clients train, by the round; `path` is given each round's model.
     """
-    protocol, model, outcomes = RoundProtocol(core), dict(MODEL), []
+    protocol, model, outcomes = RoundProtocol(recipe, RunOptions()), dict(MODEL), []
     for number in range(1, rounds + 1):
-        instruction = protocol.ask(number, model)
-        layout = Layout.with_exact_positions(model, instruction.exact)
+        question = protocol.ask(number, model)
+        instruction, layout = question.instruction, question.layout
         replies = []
         for client in range(num_clients):
             hostile = client < liars
@@ -106,13 +93,12 @@ def run(
             update, rng = layout.difference(model, after), np.random.default_rng((number, client))
             payload = perturb_update(instruction, layout, update, after, rng, {}, client)
             if hostile:
-                scales = instruction.scales_of(payload, instruction.blocks(layout))
-                payload = lie(payload, scales)
+                payload = lie(payload, question.sizes_of(payload)[0])
             bodies, scalars = payload.encode()
             weight = examples if hostile and examples is not None else 100.0
             arrays = {str(index): body for index, body in enumerate(bodies)}
-            replies.append((client, Said(arrays, scalars, weight, {}, None)))
-        heard = protocol.hear(range(num_clients), replies, lambda said: said)
+            replies.append((client, Said(arrays, scalars, weight, {"round": number}, None)))
+        heard = protocol.hear(question, range(num_clients), replies, lambda said: said)
         outcomes.append(heard)
         model = model if heard.model is None else heard.model
         if path is not None:
@@ -151,7 +137,7 @@ class TestSizesThatOneClientClaims:
         self, kind, noise_and_rotation, clients, value
     ):
         lie = claim_size(value)
-        model, outcomes = run(core(kind, *noise_and_rotation), clients, rounds=6, lie=lie)
+        model, outcomes = run(recipe(kind, *noise_and_rotation), clients, rounds=6, lie=lie)
         # In round 1 each client chooses its scale, so that the lie is a scale of its own as well.
         accepted = [heard.report["replies-accepted"] for heard in outcomes]
         assert accepted == [clients] * 6 or accepted == [clients, *[clients - 1] * 5]
@@ -161,15 +147,15 @@ class TestSizesThatOneClientClaims:
     @both_kinds
     def test_a_moving_array_moves_on_as_far_as_without_the_lie(self, kind):
         for clients in (3, 10):
-            honest, _ = run(core(kind, *DEFAULT), clients, rounds=6)
+            honest, _ = run(recipe(kind, *DEFAULT), clients, rounds=6)
             lie = claim_size(scalars.LARGEST, 1)
-            model, _ = run(core(kind, *DEFAULT), clients, rounds=6, lie=lie)
+            model, _ = run(recipe(kind, *DEFAULT), clients, rounds=6, lie=lie)
             assert model["moving"].mean() == pytest.approx(honest["moving"].mean(), rel=0.4)
 
     def test_a_client_whose_claims_are_out_of_proportion_is_counted(self):
-        _, (heard,) = run(core("votes", *DEFAULT), 10, lie=claim_size(1e3, 1))
+        _, (heard,) = run(recipe("votes", *DEFAULT), 10, lie=claim_size(1e3, 1))
         assert heard.report["replies-out-of-proportion"] == 1
-        _, (heard,) = run(core("votes", *DEFAULT), 10)
+        _, (heard,) = run(recipe("votes", *DEFAULT), 10)
         assert heard.report["replies-out-of-proportion"] == 0
 
 
@@ -178,9 +164,11 @@ class TestExamplesThatClientsClaim:
     def test_among_clients_of_as_many_examples_a_claim_of_more_changes_nothing(self, clients):
         lied, liars = {"moving": np.full(400, 1e3, np.float32)}, num_tolerated(clients)
         told = {"lied": lied, "liars": liars}
-        honest, _ = run(core("votes", *DEFAULT), clients, 3, **told)
+        honest, _ = run(recipe("votes", *DEFAULT), clients, 3, **told)
         for examples in (400.0, 1e12, 1.7e308):
-            model, (heard, *_) = run(core("votes", *DEFAULT), clients, 3, examples=examples, **told)
+            model, (heard, *_) = run(
+                recipe("votes", *DEFAULT), clients, 3, examples=examples, **told
+            )
             # The order in which answers are added up depends on their examples.
             np.testing.assert_allclose(model["moving"], honest["moving"], atol=1e-5)
             assert heard.report["replies-out-of-proportion"] == liars
@@ -192,14 +180,11 @@ class TestExamplesThatClientsClaim:
         lied = {"moving": np.full(400, -0.1, np.float32)}
 
         def lie(payload, scales):
-            reports = {
-                step: values if step == "measure" else values * np.float32(100)
-                for step, values in payload.reports.items()
-            }
-            return replace(payload, reports=reports)
+            louder = {"top-up": payload.reports["top-up"] * np.float32(100)}
+            return replace(payload, reports={**payload.reports, **louder})
 
         def moved(examples):
-            strategy = core("votes", *DEFAULT, scale_from=scale_from)
+            strategy = recipe("votes", *DEFAULT, scale_from=scale_from)
             model, _ = run(strategy, 10, rounds, lie=lie, liars=2, examples=examples, lied=lied)
             return model["moving"].mean()
 
@@ -208,21 +193,21 @@ class TestExamplesThatClientsClaim:
         assert moved(1e9) > 0
 
 
-ANY_ESTIMATOR = {
-    "counts": lambda: core("votes", *DEFAULT),
-    "counts in place": lambda: core("votes", *IN_PLACE),
-    "majority": lambda: core("votes", *IN_PLACE, aggregator=Majority(calibrated=True)),
-    "median": lambda: core("vectors", *DEFAULT),
-    "median in place": lambda: core("vectors", *IN_PLACE),
-    "noise at the server": lambda: core("vectors", *DEFAULT, noise_at="server"),
-    "smoothed": lambda: core("vectors", *DEFAULT, aggregator=SmoothedMedian()),
+ANY_AGGREGATOR = {
+    "counts": lambda: recipe("votes", *DEFAULT),
+    "counts in place": lambda: recipe("votes", *IN_PLACE),
+    "majority": lambda: recipe("votes", *IN_PLACE, aggregator=Majority(calibrated=True)),
+    "median": lambda: recipe("vectors", *DEFAULT),
+    "median in place": lambda: recipe("vectors", *IN_PLACE),
+    "noise at the server": lambda: recipe("vectors", *DEFAULT, noise_at="server"),
+    "smoothed": lambda: recipe("vectors", *DEFAULT, aggregator=SmoothedMedian()),
 }
 
 
 class TestArraysThatStopMoving:
     """An array that clients train and then freeze, as in fine-tuning by stages."""
 
-    @pytest.mark.parametrize("make", ANY_ESTIMATOR.values(), ids=ANY_ESTIMATOR)
+    @pytest.mark.parametrize("make", ANY_AGGREGATOR.values(), ids=ANY_AGGREGATOR)
     @pytest.mark.parametrize("clients", [2, 5, 10])
     @pytest.mark.parametrize("hostile", [False, True])
     def test_stay_where_they_are_whatever_t_clients_claim(self, make, clients, hostile):
@@ -255,11 +240,11 @@ class TestValuesThatAreFarOut:
     @both_kinds
     def test_a_size_or_entry_above_the_largest_that_is_accepted_costs_that_reply_alone(self, kind):
         above = np.nextafter(np.float32(scalars.LARGEST), np.float32(np.inf))
-        _, (heard,) = run(core(kind, *DEFAULT), 5, lie=claim_size(above, 1))
+        _, (heard,) = run(recipe(kind, *DEFAULT), 5, lie=claim_size(above, 1))
         assert heard.report["replies-accepted"] == 4
         assert f"must be from 0 to {scalars.LARGEST:.3g}" in str(heard.reasons[0])
         lied = {"moving": np.full(400, 1e25, np.float32)}
-        _, (heard,) = run(core("vectors"), 5, lied=lied)
+        _, (heard,) = run(recipe("vectors"), 5, lied=lied)
         assert heard.report["replies-accepted"] == 4
         assert "an entry above 1e+12" in str(heard.reasons[0])
 
@@ -271,20 +256,20 @@ class TestValuesThatAreFarOut:
             return replace(payload, body=np.full_like(payload.body, value))
 
         for noise_and_rotation in ((None, None), DEFAULT, IN_PLACE):
-            strategy = core("vectors", *noise_and_rotation, optimizer=optimizer)
+            strategy = recipe("vectors", *noise_and_rotation, optimizer=optimizer)
             model, outcomes = run(strategy, clients, 5, lie=lie, liars=liars)
             assert [heard.no_step for heard in outcomes] == [""] * 5
             assert all(np.isfinite(array).all() for array in model.values())
 
     def test_neither_of_two_clients_counts_for_more_than_four_times_the_other(self):
-        honest, _ = run(core("vectors", *DEFAULT), 2)
+        honest, _ = run(recipe("vectors", *DEFAULT), 2)
         length = np.linalg.norm(honest["moving"])
         for value in (10.0, 1e6, scalars.LARGEST):
 
             def lie(payload, scales, value=value):
                 return replace(payload, body=np.full_like(payload.body, value))
 
-            model, _ = run(core("vectors", *DEFAULT), 2, lie=lie)
+            model, _ = run(recipe("vectors", *DEFAULT), 2, lie=lie)
             assert np.linalg.norm(model["moving"]) < 5 * length
 
 
@@ -294,7 +279,7 @@ class TestExactArraysOfOneClient:
     @pytest.mark.parametrize("claim", [-scalars.LARGEST, -1e6, 1e6, scalars.LARGEST])
     def test_a_running_variance_stays_positive_and_among_the_others(self, kind, clients, claim):
         lied = {"norm.running_var": np.full(4, claim, np.float32)}
-        model, (heard,) = run(core(kind, *DEFAULT), clients, lied=lied)
+        model, (heard,) = run(recipe(kind, *DEFAULT), clients, lied=lied)
         assert heard.report["replies-accepted"] == clients
         # The others' are between .5 and 2.
         assert np.all(model["norm.running_var"] > 0)
@@ -303,7 +288,7 @@ class TestExactArraysOfOneClient:
     @both_kinds
     def test_an_entry_above_the_largest_costs_that_reply_alone_unless_the_model_has_it(self, kind):
         lied = {"norm.running_var": np.full(4, -LARGEST, np.float32)}
-        model, (heard,) = run(core(kind, *DEFAULT), 5, lied=lied)
+        model, (heard,) = run(recipe(kind, *DEFAULT), 5, lied=lied)
         assert heard.report["replies-accepted"] == 4
         assert "an entry above 1e+12" in str(heard.reasons[0])
         assert np.all(model["norm.running_var"] > 0)
@@ -316,38 +301,61 @@ class TestExactArraysOfOneClient:
     @both_kinds
     def test_a_large_counter_stays_exact_whatever_one_client_counts(self, kind):
         for lied in ({}, {"steps": np.array(-(2**63))}, {"steps": np.array(2**63 - 1)}):
-            model, _ = run(core(kind, *DEFAULT), 10, lied=lied)
+            model, _ = run(recipe(kind, *DEFAULT), 10, lied=lied)
             assert model["steps"] == 2**60 + 1
+
+
+@dataclass(frozen=True)
+class HugeInThird(Median):
+    """A custom rule whose direction in round 3 has a square that overflows."""
+
+    def direction(self, answers, rng):
+        direction = super().direction(answers, rng)
+        if answers.metrics[0]["round"] == 3:
+            direction[MOVING] = LARGEST
+        return direction
 
 
 class TestStepsThatAreNotFinite:
     @pytest.mark.parametrize("value", [nan, inf, LARGEST])
-    def test_the_model_and_all_that_is_remembered_stay_and_the_reason_is_said(self, value):
-        strategy = core("vectors", *IN_PLACE, optimizer=Momentum(0.5), average_decay=0.5)
-        run(strategy, 3)
-        before, direction = strategy.state, np.zeros(700, np.float32)
+    def test_a_step_that_would_spoil_the_model_is_refused_by_the_array(self, value):
+        question = recipe("vectors").ask(RunState(), 1, MODEL)
+        direction = np.zeros(700, np.float32)
         direction[5] = value
         exact = {"norm.running_var": MODEL["norm.running_var"], "steps": MODEL["steps"]}
         with pytest.raises(NoStepError, match="its step would make array 'frozen' NaN"):
-            strategy.move(ServerStep(direction, 2.0, exact))
-        for group, arrays in before.items():
-            for name, array in arrays.items():
-                np.testing.assert_array_equal(strategy.state[group][name], array)
+            question.move(ServerStep(direction, 2.0, exact))
 
-    def test_nor_does_an_optimizer_remember_what_is_not(self):
-        strategy = core("vectors", optimizer=Adam())
-        run(strategy, 3)
-        before = strategy.state["optimizer"]
-        step = ServerStep(np.zeros(700, np.float32), 1.0, MODEL, None, {"v": np.float32([inf])})
-        with pytest.raises(NoStepError, match="'v' of the optimizer NaN or infinite"):
-            strategy.move(step)
-        assert strategy.state["optimizer"] is before
+    @pytest.mark.parametrize(
+        ("change", "optimizer", "reason"),
+        [
+            (
+                {"learning_rate": lambda number: 1e300 if number == 3 else 1.0},
+                Momentum(0.5),
+                "array 'frozen' NaN",
+            ),
+            ({"aggregator": HugeInThird()}, Adam(), "'v' of the optimizer NaN or infinite"),
+        ],
+        ids=["model", "optimizer"],
+    )
+    def test_the_model_and_all_that_is_remembered_stay_and_the_reason_is_said(
+        self, change, optimizer, reason
+    ):
+        path = []
+        strategy = recipe("vectors", *IN_PLACE, optimizer=optimizer, **change)
+        _, outcomes = run(strategy, 3, rounds=4, path=path)
+        assert [heard.model is None for heard in outcomes] == [False, False, True, False]
+        assert reason in outcomes[2].no_step
+        before, after = (outcomes[number].question for number in (2, 3))
+        assert before.state.arrays["moving"].optimizer
+        assert after.state is before.state
+        assert path[2] is path[1]
 
     def test_five_of_six_hostile_replies_move_a_model_anywhere_but_to_nan(self):
         for noise_and_rotation in ((None, None), (None, Rotation()), DEFAULT, IN_PLACE):
             for size in (LARGEST, -LARGEST):
                 lied = {"moving": np.full(400, size / 32, np.float32)}
-                strategy = core("vectors", *noise_and_rotation, optimizer=Momentum(0.5))
+                strategy = recipe("vectors", *noise_and_rotation, optimizer=Momentum(0.5))
                 model, outcomes = run(strategy, 6, rounds=3, lied=lied, liars=5)
                 assert len(outcomes) == 3
                 assert all(np.isfinite(array).all() for array in model.values())
