@@ -559,8 +559,9 @@ class _Reply:
         self.failed = self.message.has_error()
         if not self.failed:
             ((self._name, record),) = self.message.content.array_records.items()
-            self._names = list(record)
-            self._after = self._layout.named(to_arrays(record))
+            arrays = to_arrays(record)
+            self._names = self._layout.own_names(arrays)
+            self._after = self._layout.named(arrays)
 
     @property
     def update(self) -> Float32:

@@ -173,10 +173,10 @@ def _perturb(
     policies: Policies,
 ) -> None:
     """Put the answer to an instruction in place of the trained model, and take out what stays."""
-    own_arrays = _read_model(content)
-    after = layout.named(own_arrays)
+    own_arrays, unnamed = _read_model(content), _FIT_METRICS in content
+    after = layout.named(own_arrays, unnamed=unnamed)
     update = layout.difference(before, after)
-    policies.require_exact(instruction, list(own_arrays))
+    policies.require_exact(instruction, layout.own_names(own_arrays, unnamed=unnamed))
     payload = answer(context, instruction, layout, update, after, clip=policies.clip)
     policies.withhold(content)
     bodies, scalars = payload.encode()

@@ -267,30 +267,54 @@ class Layout:
             for index in group:
                 parts[index][:] = mean
 
-    def named(self, arrays: Arrays) -> Arrays:
-        """Give arrays that are named "0", "1", …, as a NumPyClient's are, the model's names."""
-        by_position = [str(position) for position in range(len(self.specs))]
-        if list(arrays) != by_position:
+    def own_names(self, arrays: Arrays, *, unnamed: bool = False) -> list[str]:
+        """Return the names that a client gives to the model's arrays, in the model's order.
+
+        They are the model's names, whatever the order of `arrays`. A client without names, such
+        as a NumPyClient, sends positions instead: "0", "1", and so on.
+
+        Parameters
+        ----------
+        arrays : mapping of str to array
+            The client's arrays.
+        unnamed : bool (default: False)
+            Whether the names are known to be positions. Otherwise they are only if they are not
+            the model's.
+
+        Returns
+        -------
+        list of str
+            The names, which `arrays` has unless it is not of this layout.
+        """
+        names, positions = [spec.name for spec in self.specs], _positions(len(self.specs))
+        has_names = arrays.keys() == set(names) and not unnamed
+        return positions if arrays.keys() == set(positions) and not has_names else names
+
+    def named(self, arrays: Arrays, *, unnamed: bool = False) -> Arrays:
+        """Return a client's arrays by the model's names; see `own_names`.
+
+        Arrays that are not of this layout are returned as they are, for `require_match` to refuse.
+        """
+        own = self.own_names(arrays, unnamed=unnamed)
+        if arrays.keys() != set(own):
             return arrays
-        return dict(zip((spec.name for spec in self.specs), arrays.values(), strict=True))
+        return {spec.name: arrays[name] for spec, name in zip(self.specs, own, strict=True)}
 
     def require_match(self, arrays: Arrays) -> None:
-        """Raise unless `arrays` are the arrays of this layout.
+        """Raise unless `arrays` are the arrays of this layout, in any order.
 
         A number may have any number of axes of length 1: some conversions add one, others drop it.
 
         Raises
         ------
         ValueError
-            If names, order or shapes differ, naming the first difference, or an array is not of
+            If names or shapes differ, naming the first difference, or an array is not of
             real numbers, integers or booleans.
         """
-        if list(arrays) != [spec.name for spec in self.specs]:
+        if arrays.keys() != {spec.name for spec in self.specs}:
             missing = [spec.name for spec in self.specs if spec.name not in arrays]
             extra = sorted(set(arrays) - {spec.name for spec in self.specs})
-            if not missing and not extra:
-                raise ValueError(f"arrays are not in the model's order: {shown(list(arrays))}")
-            by_position = list(arrays) == [str(position) for position in range(len(arrays))]
+            by_position = arrays.keys() == set(_positions(len(arrays)))
             is_part = len(arrays) < len(self.specs) and (by_position or not extra)
             # Before the names, which may be many: the log cuts what is long.
             cause = ", which must hold only the arrays that clients send" if is_part else ""
@@ -458,6 +482,11 @@ def first_spoiled(before: Arrays, after: Arrays, largest: float | None = None) -
             ):
                 return name
     return None
+
+
+def _positions(number: int) -> list[str]:
+    """Return what Flower names the arrays of a list: "0", "1", and so on."""
+    return [str(position) for position in range(number)]
 
 
 def _is_in_range(array: NDArray[Any], largest: float | None) -> NDArray[np.bool_]:

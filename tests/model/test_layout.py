@@ -344,10 +344,10 @@ class TestMatching:
         [
             ({"a": np.zeros(2)}, ["'b'"]),
             ({"a": np.zeros(2), "c": np.zeros(3), "d": np.zeros(0)}, ["'b'", "'c'", "'d'"]),
-            ({"b": np.zeros(3), "a": np.zeros(2)}, ["order", "['b', 'a']"]),
+            ({"b": np.zeros(2), "a": np.zeros(3)}, ["'a'", "(3,)", "(2,)"]),
             ({"a": np.zeros(2), "b": np.zeros((3, 1))}, ["'b'", "(3, 1)", "(3,)"]),
         ],
-        ids=["missing", "extra", "order", "shape"],
+        ids=["missing", "extra", "swapped shapes", "shape"],
     )
     def test_another_model_is_refused_with_the_difference(self, arrays, named):
         model = {"a": np.zeros(2), "b": np.zeros(3)}
@@ -422,16 +422,103 @@ class TestMatching:
             Layout.of_model(model).require_match({})
         assert self.PART in as_line(refused.value)
 
-    def test_arrays_named_by_position_are_given_the_models_names(self):
-        layout = Layout.of_model({"a": np.zeros(2), "b": np.zeros(3)})
-        named = layout.named({"0": np.ones(2), "1": np.ones(3)})
-        layout.require_match(named)
-        assert named["b"].tolist() == [1, 1, 1]
 
-    def test_arrays_not_named_by_position_keep_their_names(self):
-        layout = Layout.of_model({"a": np.zeros(2), "b": np.zeros(3)})
-        for names in (["a", "b"], ["0"], ["0", "1", "2"], ["1", "0"], []):
-            assert list(layout.named({name: np.zeros(1) for name in names})) == names
+def numbered(number, name=str):
+    """A model of as many arrays of one shape, each filled with its place."""
+    return {name(place): np.full(2, place, np.float32) for place in range(number)}
+
+
+def shuffled(data, arrays):
+    return dict(data.draw(st.permutations([*arrays.items()])))
+
+
+def values(arrays):
+    return {name: array.tolist() for name, array in arrays.items()}
+
+
+class TestNames:
+    """Names say which array is which; positions do where a client has no names."""
+
+    @given(data=st.data(), model=models())
+    def test_the_order_of_a_clients_arrays_does_not_matter(self, data, model):
+        model = {name: np.nan_to_num(array, posinf=1, neginf=-1) for name, array in model.items()}
+        layout = Layout.of_model(model, ["a", "b"])
+        after = {
+            name: array // 2 if array.dtype != bool else ~array for name, array in model.items()
+        }
+        other = layout.named(shuffled(data, after))
+        assert layout.own_names(other) == list(model)
+        update = layout.difference(model, after)
+        np.testing.assert_array_equal(layout.difference(model, other), update)
+        np.testing.assert_array_equal(layout.pack_exact(other), layout.pack_exact(after))
+        moved = layout.move(model, update, 1.0, after)
+        assert list(moved) == list(model)
+        for name, array in layout.move(shuffled(data, model), update, 1.0, other).items():
+            np.testing.assert_array_equal(array, moved[name])
+
+    @given(data=st.data(), number=st.integers(0, 12))
+    def test_numbers_are_names_where_they_are_the_models_in_whatever_order(self, data, number):
+        model = shuffled(data, numbered(number))
+        own = shuffled(data, model)
+        layout = Layout.of_model(model)
+        assert layout.own_names(own) == list(model)
+        assert values(layout.named(own)) == values(model)
+
+    @given(data=st.data(), number=st.integers(0, 12))
+    def test_numbers_are_positions_where_the_model_has_other_names(self, data, number):
+        model = numbered(number, "layer{}".format)
+        own = shuffled(data, numbered(number))
+        layout = Layout.of_model(model)
+        assert layout.own_names(own) == (list(numbered(number)) if number else [])
+        assert values(layout.named(own)) == values(model)
+
+    @given(data=st.data(), number=st.integers(0, 12))
+    def test_numbers_that_are_known_to_be_positions_are_never_names(self, data, number):
+        model = dict(zip(shuffled(data, numbered(number)), numbered(number).values(), strict=True))
+        layout = Layout.of_model(model)
+        own = shuffled(data, numbered(number))
+        assert layout.own_names(own, unnamed=True) == list(numbered(number))
+        assert values(layout.named(own, unnamed=True)) == values(model)
+
+    def test_two_numbers_are_not_taken_for_each_other(self):
+        before = {"1": np.zeros(2), "0": np.zeros(2)}
+        layout = Layout.of_model(before)
+        update = layout.difference(before, layout.named({"0": np.full(2, 7), "1": np.full(2, 8)}))
+        assert update.tolist() == [-8, -8, -7, -7]
+
+    def test_ten_numbers_that_were_sorted_as_text_are_not_taken_for_each_other(self):
+        model = numbered(11)
+        as_text = dict(sorted(model.items()))
+        assert list(as_text)[:3] == ["0", "1", "10"]
+        for names in (model, as_text, {f"layer{name}": array for name, array in model.items()}):
+            layout = Layout.of_model(names)
+            assert not layout.difference(names, layout.named(as_text)).any()
+            assert not layout.difference(names, layout.named(model)).any()
+
+    @given(data=st.data(), model=models(), unnamed=st.booleans())
+    def test_a_part_of_the_arrays_or_more_than_all_is_refused_as_it_is(self, data, model, unnamed):
+        layout = Layout.of_model(model)
+        names = st.sampled_from([*"abcdefgh", *"0123456"])
+        own = {name: np.zeros(2) for name in data.draw(st.lists(names, unique=True))}
+        if len(own) == len(model):
+            own["more"] = np.zeros(2)
+        assert layout.named(own, unnamed=unnamed) is own
+        with pytest.raises(ValueError, match="arrays differ from the model's"):
+            layout.require_match(own)
+
+    @given(data=st.data())
+    def test_exact_positions_are_those_of_the_model_that_was_sent(self, data):
+        sent = shuffled(data, batch_norm_model())
+        here = Layout.of_model(sent)
+        there = Layout.with_exact_positions(sent, here.exact_positions)
+        packed = there.pack_exact(there.named(shuffled(data, batch_norm_model())))
+        assert {spec.name for spec in there.exact} == {
+            "bn.running_mean",
+            "bn.num_batches_tracked",
+            "mask",
+        }
+        for name, array in here.unpack_exact(packed).items():
+            np.testing.assert_array_equal(array, batch_norm_model()[name])
 
 
 def combine(layout, packed, centre):

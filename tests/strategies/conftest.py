@@ -2,8 +2,9 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from types import ModuleType
 from typing import Any
@@ -18,7 +19,7 @@ from flwr.server import Server, ServerApp, ServerAppComponents, ServerConfig, Si
 
 from fedmedian import strategies
 from fedmedian.clients import InProcessGrid, perturb
-from fedmedian.records import parameters_to_arrays, to_arrays, to_record
+from fedmedian.records import arrays_to_parameters, parameters_to_arrays, to_arrays, to_record
 from fedmedian.strategies import legacy
 
 NODE_IDS = InProcessGrid(ClientApp(), 50).get_node_ids()
@@ -49,8 +50,12 @@ class Api:
 
     def make(self, strategy, *args, **options):
         """Make a strategy, called "SignSGD" or "MedianSGD", with a seed if no other is given."""
+        return self.make_own(getattr(self.module, strategy), *args, **options)
+
+    def make_own(self, subclass, *args, **options):
+        """Make a strategy of a subclass, with a seed if no other is given."""
         own = {self.words.get(name, name): value for name, value in options.items()}
-        return getattr(self.module, strategy)(*args, **{"seed": 1, **self.fixed, **own})
+        return subclass(*args, **{"seed": 1, **self.fixed, **own})
 
 
 MESSAGES = Api("Message API", strategies)
@@ -131,14 +136,18 @@ class ServerThatRemembers(Server):
 
 
 def make_numpy_app(names, train, evaluate, mods):
-    """Make an app of NumPyClients of the functions that `make_app` takes."""
+    """Make an app of NumPyClients of the functions that `make_app` takes.
+
+    Without names a model's arrays go by their positions.
+    """
 
     class Client(NumPyClient):
         def __init__(self, partition):
             self.partition = partition
 
         def named(self, parameters):
-            return dict(zip(names, parameters, strict=True))
+            positions = map(str, range(len(parameters)))
+            return dict(zip(names or positions, parameters, strict=True))
 
         def fit(self, parameters, config):
             trained, metrics = train(self.named(parameters), self.partition)
@@ -203,7 +212,7 @@ def run_with_older_api(strategy, grid, model, num_rounds, train_config, evaluate
     losses = {"loss": history.losses_distributed}
     reports = by_round(history.metrics_distributed_fit)
     for number, lists in strategy.metrics_per_block.items():
-        reports[number] = {**reports[number], **lists}
+        reports[number] = {**reports.get(number, {}), **lists}
     return Outcome(
         path,
         reports,
@@ -335,6 +344,146 @@ def bits():
         return {name: (array.dtype, array.shape, array.tobytes()) for name, array in model.items()}
 
     return bits
+
+
+@pytest.fixture(scope="session")
+def seeking(make_app):
+    """Makes an app whose clients go half of the way to what `aim(name, array)` returns.
+
+    Each aims a little aside, and all together on average at it.
+    """
+
+    def seeking(api, aim, mods=(perturb,), num_clients=5):
+        def train(model, partition):
+            aside = 0.1 * (partition - (num_clients - 1) / 2)
+            trained = {
+                name: (array + 0.5 * (aim(name, array) + aside - array)).astype(array.dtype)
+                for name, array in model.items()
+            }
+            return trained, {"num-examples": 10, "loss": 1.0}
+
+        if api is OLDER_API:
+            return make_numpy_app(None, train, evaluate_by_partition, mods)
+        return make_app(train, mods)
+
+    return seeking
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A question to a client, or its reply: whose it is, and what Flower's API has for it."""
+
+    partition: int
+    raw: Any
+    to: Callable[[int], "Letter"] | None = None
+
+
+def usually(number, argument, usual):
+    """Do in a round as the strategy does by itself."""
+    return usual(argument)
+
+
+def make_message_habits(base, model, ask, hear, ask_to_evaluate):
+    def letters(messages, strategy):
+        def sent_to(partition, message):
+            content, kind = message.content, message.metadata.message_type
+            (new,) = strategy._construct_messages(content, [NODE_IDS[partition]], kind)
+            return Letter(partition, new)
+
+        for message in messages:
+            place = NODE_IDS.index(message.metadata.dst_node_id)
+            yield Letter(place, message, partial(sent_to, message=message))
+
+    class Habitual(base):
+        def configure_train(self, server_round, arrays, config, grid):
+            def usual(own):
+                configure = super(Habitual, self).configure_train
+                return list(letters(configure(server_round, to_record(own), config, grid), self))
+
+            return [one.raw for one in ask(server_round, to_arrays(arrays), usual)]
+
+        def aggregate_train(self, server_round, replies):
+            def usual(heard):
+                aggregate = super(Habitual, self).aggregate_train
+                arrays, metrics = aggregate(server_round, [one.raw for one in heard])
+                return None if arrays is None else to_arrays(arrays), metrics
+
+            heard = [Letter(NODE_IDS.index(one.metadata.src_node_id), one) for one in replies]
+            arrays, metrics = hear(server_round, heard, usual)
+            return None if arrays is None else to_record(arrays), metrics
+
+        def configure_evaluate(self, server_round, arrays, config, grid):
+            def usual(own):
+                configure = super(Habitual, self).configure_evaluate
+                return list(letters(configure(server_round, to_record(own), config, grid), self))
+
+            return [one.raw for one in ask_to_evaluate(server_round, to_arrays(arrays), usual)]
+
+    return Habitual
+
+
+def make_older_habits(base, model, ask, hear, ask_to_evaluate):
+    def letters(asked, manager):
+        def sent_to(partition, ins):
+            return Letter(partition, (manager.all()[str(NODE_IDS[partition])], ins))
+
+        for client, ins in asked:
+            place = NODE_IDS.index(int(client.cid))
+            yield Letter(place, (client, ins), partial(sent_to, ins=ins))
+
+    def named(parameters, names):
+        return dict(zip(names, parameters_to_arrays(parameters).values(), strict=True))
+
+    class Habitual(base):
+        def configure_fit(self, server_round, parameters, client_manager):
+            def usual(own):
+                self.names = list(own)
+                configure = super(Habitual, self).configure_fit
+                asked = configure(server_round, arrays_to_parameters(own), client_manager)
+                return list(letters(asked, client_manager))
+
+            return [one.raw for one in ask(server_round, named(parameters, model), usual)]
+
+        def aggregate_fit(self, server_round, results, failures):
+            def usual(heard):
+                aggregate = super(Habitual, self).aggregate_fit
+                parameters, metrics = aggregate(server_round, [one.raw for one in heard], failures)
+                return None if parameters is None else named(parameters, self.names), metrics
+
+            heard = [Letter(NODE_IDS.index(int(one.cid)), (one, res)) for one, res in results]
+            arrays, metrics = hear(server_round, heard, usual)
+            return None if arrays is None else arrays_to_parameters(arrays), metrics or {}
+
+        def configure_evaluate(self, server_round, parameters, client_manager):
+            def usual(own):
+                configure = super(Habitual, self).configure_evaluate
+                asked = configure(server_round, arrays_to_parameters(own), client_manager)
+                return list(letters(asked, client_manager))
+
+            return [
+                one.raw for one in ask_to_evaluate(server_round, named(parameters, model), usual)
+            ]
+
+    return Habitual
+
+
+@pytest.fixture(scope="session")
+def habitual():
+    """Makes a strategy of a user's subclass, the same for each API.
+
+    Its methods get the round, a model or a list of `Letter`, and `usual`, which does what the
+    strategy itself does with such an argument. `ask` and `ask_to_evaluate` return letters, `hear`
+    a model or None, and metrics or None. `model` is the run's first.
+    """
+
+    def habitual(
+        api, make, model, *args, ask=usually, hear=usually, ask_to_evaluate=usually, **options
+    ):
+        derive = make_older_habits if api is OLDER_API else make_message_habits
+        base = getattr(api.module, make)
+        return api.make_own(derive(base, model, ask, hear, ask_to_evaluate), *args, **options)
+
+    return habitual
 
 
 @pytest.fixture
