@@ -53,13 +53,18 @@ def estimator_peaks(clients: int = 101, dim: int = 10**7) -> Iterator[Peak]:
     rng = np.random.default_rng(0)
     votes, vector = rng.bytes(dim // 8), rng.standard_normal(dim, np.float32)
     nothing = np.empty(0, np.uint8)
-    signs = Payload("signs", "gaussian", scale, scale, np.frombuffer(votes, np.uint8), nothing, 1)
-    update = Payload("vector", None, scale, scale, vector, nothing, 1)
+    signs = Payload("signs", np.frombuffer(votes, np.uint8), nothing, 1)
+    update = Payload("vector", vector, nothing, 1)
     weights = np.full(clients, 1 / clients)
-    centre = partial(aggregate_vectors, [update] * clients, noise, blocks)
+    ones = np.ones((clients, 1), np.float32)
+    centre = partial(
+        aggregate_vectors, [update] * clients, noise, blocks, scales=ones, magnitudes=ones
+    )
 
     def decode(rule: DecodeRule) -> Aggregate:
-        return aggregate_signs([signs] * clients, weights, blocks, noise, rule, rng)
+        return aggregate_signs(
+            *([signs] * clients, weights, blocks, noise, rule, rng), scales=ones, magnitudes=ones
+        )
 
     estimators: dict[str, Callable[[], Aggregate]] = {
         "counts": lambda: decode(Counts()),

@@ -17,16 +17,11 @@ from fedmedian.rules.noise import Gaussian, Laplace, Logistic, Noise, Uniform, r
 from fedmedian.rules.optimizers import Adam, Momentum, Optimizer
 from fedmedian.rules.scales import Adaptive, ScaleRule, Theory, TopUp
 from fedmedian.rules.schedules import Cosine, StepDecay
-from fedmedian.steps.client_steps import (
-    ClientMomentum,
-    ClientStep,
-    Clip,
-    DivideByLearningRate,
-    Rotation,
-    register_client_step,
-)
+from fedmedian.steps.base import ClientStep, register_client_step
 from fedmedian.steps.instruction import Instruction
 from fedmedian.steps.payload import Payload
+from fedmedian.steps.rotation import Rotation
+from fedmedian.steps.updates import ClientMomentum, Clip, DivideByLearningRate
 
 try:
     __version__ = version("fedmedian")

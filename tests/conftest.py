@@ -10,7 +10,7 @@ from hypothesis import settings
 
 from fedmedian.clients import perturb
 from fedmedian.rules.noise import NOISE_FAMILIES
-from fedmedian.steps.client_steps import CLIENT_STEPS
+from fedmedian.steps.base import CLIENT_STEPS
 
 settings.register_profile("fedmedian", deadline=None, derandomize=True)
 settings.load_profile("fedmedian")

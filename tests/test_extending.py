@@ -41,7 +41,7 @@ from fedmedian.clients import InProcessGrid, perturb
 from fedmedian.kernels.encoding import pack_noisy_signs
 from fedmedian.randomness import client_rng
 from fedmedian.rules.noise import NOISE_FAMILIES
-from fedmedian.steps.client_steps import CLIENT_STEPS
+from fedmedian.steps.base import CLIENT_STEPS
 from fedmedian.strategies import MedianSGD, SignSGD, legacy
 
 # ----------------------------------------------------------------------------------------------

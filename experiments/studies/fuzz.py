@@ -136,7 +136,7 @@ def mutate(rng: np.random.Generator, honest: Sent, earlier: list[Sent]) -> Sent:
 
 def _claim_numbers(rng: np.random.Generator, sent: Sent, _: list[Sent]) -> None:
     """Claim another noise scale or magnitude, of one block or of all."""
-    key = f"fedmedian.{rng.choice(['scales', 'magnitudes'])}"
+    key = f"fedmedian.reports.{rng.choice(['noise', 'top-up', 'measure', 'tied'])}"
     if not isinstance(sent.scalars.get(key), bytes):
         return
     values = np.frombuffer(sent.scalars[key][: len(sent.scalars[key]) // 4 * 4], "<f4").copy()

@@ -18,8 +18,10 @@ from experiments.studies.peers import Eden
 from fedmedian import Adaptive, Counts, Gaussian, Instruction, Layout, Noise, Rotation, TopUp
 from fedmedian.aggregators.aggregation import aggregate_signs, aggregate_vectors
 from fedmedian.model.blocks import Blocks
-from fedmedian.steps.client_steps import AddNoise, ClientStep, Measure, Signs, TopUpNoise
+from fedmedian.steps.base import ClientStep
+from fedmedian.steps.encodings import Signs, Vector
 from fedmedian.steps.instruction import perturb_update
+from fedmedian.steps.noise import AddNoise, Measure, TopUpNoise
 
 Updates = NDArray[np.float32]
 
@@ -67,18 +69,22 @@ def one_round(
     scales = np.asarray(noise.rule.following(None, magnitudes), dtype=np.float32)
     steps: list[ClientStep] = [] if rotation is None else [replace(rotation, seed=seed)]
     add = TopUpNoise if noise.rule.tops_up else AddNoise
-    steps += [Measure("rms"), add(noise, scales), *([Signs()] if is_vote else [])]
+    steps += [Measure("rms"), add(noise, scales), Signs() if is_vote else Vector()]
     instruction = Instruction(tuple(steps), 2, None, layout.exact_positions)
     payloads = [
         perturb_update(instruction, layout, update.copy(), {}, np.random.default_rng((seed, i)))
         for i, update in enumerate(updates)
     ]
     blocks, rng = instruction.blocks(layout), np.random.default_rng(seed)
+    used = np.stack([instruction.scales_of(one, blocks) for one in payloads])
+    sizes = np.stack([instruction.magnitudes_of(one, blocks) for one in payloads])
     if is_vote:
         weights = np.full(clients, 1 / clients)
-        aggregate = aggregate_signs(payloads, weights, blocks, noise, Counts(), rng)
+        aggregate = aggregate_signs(
+            *(payloads, weights, blocks, noise, Counts(), rng), scales=used, magnitudes=sizes
+        )
     else:
-        aggregate = aggregate_vectors(payloads, noise, blocks)
+        aggregate = aggregate_vectors(payloads, noise, blocks, scales=used, magnitudes=sizes)
     return instruction.undo(aggregate.direction, layout)
 
 

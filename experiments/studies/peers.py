@@ -25,7 +25,7 @@ from fedmedian.kernels.signs import pack_signs, unpack_signs
 from fedmedian.model.blocks import Blocks
 from fedmedian.model.layout import Arrays, Layout
 from fedmedian.records import to_arrays, to_record
-from fedmedian.steps.client_steps import UpdateError
+from fedmedian.steps.base import UpdateError
 from fedmedian.wire.scalars import refusal
 
 Vector = NDArray[np.float32]

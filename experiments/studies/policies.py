@@ -27,19 +27,12 @@ from fedmedian import Gaussian
 from fedmedian.clients import InProcessGrid, Policy, perturb_with
 from fedmedian.model.layout import Arrays, Layout
 from fedmedian.records import to_record
-from fedmedian.steps.client_steps import (
-    CLIENT_STEPS,
-    AddNoise,
-    ClientMomentum,
-    ClientStep,
-    Clip,
-    DivideByLearningRate,
-    Draft,
-    Rotation,
-    Signs,
-    register_client_step,
-)
+from fedmedian.steps.base import CLIENT_STEPS, ClientStep, Draft, register_client_step
+from fedmedian.steps.encodings import Signs, Vector
 from fedmedian.steps.instruction import Instruction
+from fedmedian.steps.noise import AddNoise
+from fedmedian.steps.rotation import Rotation
+from fedmedian.steps.updates import ClientMomentum, Clip, DivideByLearningRate
 
 ROUNDS = 5
 """The rounds of a run, which begins with a policy, a model and clients of its own."""
@@ -88,9 +81,9 @@ class Misbehave(ClientStep):
             case 2:
                 draft.replace(vector[:-1])
             case 3:
-                draft.magnitudes = np.abs(vector)
+                draft.report(self, np.abs(vector))
             case 4:
-                draft.draw_signs()
+                Signs().apply(draft)
             case 5:
                 memory["seen"] = object()  # type: ignore[assignment]
             case 6:
@@ -269,10 +262,10 @@ def random_instruction(
     with np.errstate(all="ignore"):
         scales = (low * (1 + rng.random(len(blocks), dtype=np.float32))).astype(np.float32)
     noise = AddNoise(Gaussian(), np.minimum(scales, np.finfo(np.float32).max))
-    last: list[ClientStep] = [] if policy.vectors and rng.random() < 0.5 else [Signs()]
+    last = Vector() if policy.vectors and rng.random() < 0.5 else Signs()
     # Now and then a round that is refused, as must be all the same for both clients.
     number = server_round - int(rng.random() < 0.05)
-    return Instruction((*chosen, noise, *last), number, None, layout.exact_positions)
+    return Instruction((*chosen, noise, last), number, None, layout.exact_positions)
 
 
 def _outcome(answers: list[RecordDict | str], spy: Spy, policy: Policy) -> str:

@@ -38,7 +38,6 @@ from fedmedian import Clip, Gaussian
 from fedmedian.clients import perturb
 from fedmedian.privacy import Mechanism, noise_multiplier_for
 from fedmedian.strategies import MedianSGD, SignSGD
-from fedmedian.wire.scalars import PayloadKind
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "privacy"
 
@@ -47,7 +46,7 @@ EPSILONS = (1.0, 4.0, 8.0)
 ROUNDS = (1, 10, 30, 100, 300, 1000)
 DRAWN = 10
 """The number of clients that are a hidden tenth in the table of noise; all must answer."""
-KINDS: dict[str, PayloadKind] = {"vector": "vector", "votes": "signs"}
+KINDS: dict[str, str] = {"vector": "vector", "votes": "signs"}
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ class Rule:
         Returns, of σ and C, the mods of the clients.
     """
 
-    kind: PayloadKind
+    kind: str
     strategy: Callable[[float, float, Setting], Strategies]
     mods: Callable[[float, float], Sequence[Mod]]
 
@@ -150,7 +149,7 @@ def rules(study: Study) -> dict[str, Rule]:
 
 
 @cache
-def noise_of(kind: PayloadKind, setting: Setting, epsilon: float) -> float:
+def noise_of(kind: str, setting: Setting, epsilon: float) -> float:
     """Return the noise multiplier σ with which a federation keeps within (ε, δ)."""
     drawn = round(setting.fraction * setting.num_clients)
     return noise_multiplier_for(
@@ -225,7 +224,7 @@ def accuracy_table(study: Study, seeds: Sequence[int] = (0,)) -> str:
     return make_table(["rule", *(f"ε = {epsilon:g}" for epsilon in EPSILONS)], rows)
 
 
-def epsilon_of(kind: PayloadKind, sigma: float, rounds: int) -> float:
+def epsilon_of(kind: str, sigma: float, rounds: int) -> float:
     """Return ε of a client that was asked in a number of rounds."""
     return Mechanism(1.0, sigma, kind).epsilon(DELTA, rounds)
 

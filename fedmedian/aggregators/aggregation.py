@@ -26,7 +26,8 @@ from fedmedian.kernels.votes import majority_vote, weighted_votes
 from fedmedian.model.blocks import Blocks
 from fedmedian.rules.noise import Noise
 from fedmedian.rules.trust import PROPORTION, in_proportion
-from fedmedian.steps.client_steps import energy, top_up
+from fedmedian.steps.base import energy
+from fedmedian.steps.noise import top_up
 from fedmedian.steps.payload import Payload
 from fedmedian.wire.scalars import Float32
 
@@ -61,6 +62,8 @@ def aggregate_signs(
     decode: DecodeRule,
     rng: np.random.Generator,
     *,
+    scales: Float32,
+    magnitudes: Float32,
     diagnostics: bool = True,
 ) -> Aggregate:
     """Turn the clients' signs into a direction.
@@ -79,6 +82,10 @@ def aggregate_signs(
         The rule.
     rng : numpy.random.Generator
         Tosses the rule's coins.
+    scales : (M, L) float32
+        The clients' noise scales.
+    magnitudes : (M, L) float32
+        The reported magnitudes of their updates.
     diagnostics : bool (default: True)
         Whether to measure what follows.
 
@@ -88,19 +95,19 @@ def aggregate_signs(
         The direction, with the diagnostics of `fedmedian.aggregators.diagnostics.describe_votes`.
     """
     packed = [payload.body for payload in payloads]
-    scales = sizes = magnitudes = None
+    used = sizes = topped_up = None
     if noise is not None:
-        scales = in_proportion(np.stack([payload.scales for payload in payloads]), weights)
+        used = in_proportion(scales, weights)
         if noise.rule.magnitude == "rms":
-            sizes = np.stack([payload.magnitudes for payload in payloads]).astype(np.float64)
+            sizes = magnitudes.astype(np.float64)
         if noise.rule.tops_up:
-            magnitudes = sizes
-    ballot = Ballot(packed, weights, blocks, noise, scales, magnitudes)
+            topped_up = sizes
+    ballot = Ballot(packed, weights, blocks, noise, used, topped_up)
     vote_weights = decode.weights(ballot)
     votes = ballot.sum(vote_weights)
     report: Report = {}
     if diagnostics:
-        report = describe_votes(votes, vote_weights, blocks, noise, scales, sizes)
+        report = describe_votes(votes, vote_weights, blocks, noise, used, sizes)
         if noise is not None:
             mean_weights = ballot.mean_weights()
             mean = votes if np.array_equal(vote_weights, mean_weights) else None
@@ -113,6 +120,8 @@ def aggregate_vectors(
     noise: Noise | None,
     blocks: Blocks,
     *,
+    scales: Float32,
+    magnitudes: Float32,
     smoothing: Float32 | None = None,
     added: Float32 | None = None,
     rng: np.random.Generator | None = None,
@@ -133,6 +142,8 @@ def aggregate_vectors(
         that the median is smoothed with.
     blocks : Blocks
         The vectors' blocks.
+    scales, magnitudes : (M, L) float32
+        Those of `aggregate_signs`.
     smoothing : (L,) float32, optional
         The scale of each block's `smoothed_median`; without it the median is taken.
     added : (L,) or (M, L) float32, optional
@@ -173,22 +184,21 @@ def aggregate_vectors(
             direction[part] = coordinate_median(rows)
         else:
             assert noise is not None  # the strategy's constructor refuses smoothing without noise
-            scale = blocks.repeat_within(part, smoothing)
-            direction[part] = smoothed_median(rows, noise, scale)
+            level = blocks.repeat_within(part, smoothing)
+            direction[part] = smoothed_median(rows, noise, level)
         if diagnostics:
             gap.add(direction[part], rows)
             excess.append(excess_of_signs([row[::stride] for row in rows]))
     report: Report = {}
     if diagnostics:
-        own = _noise_scales(payloads, noise) if added is None else added
+        own = _added(scales, magnitudes, noise) if added is None else added
         squares, levels = np.square(own, dtype=np.float64), None
         if noise is not None and noise.rule.tops_up:
-            sizes = np.stack([payload.magnitudes for payload in payloads])
-            totals = squares + np.square(sizes, dtype=np.float64)
+            totals = squares + np.square(magnitudes, dtype=np.float64)
             levels = np.sqrt(np.median(totals, axis=0))
-        scales = np.sqrt(squares.mean(axis=0))
+        spread = np.sqrt(squares.mean(axis=0))
         report = describe_median(
-            direction, gap, excess, len(payloads), scales, blocks, noise, levels
+            direction, gap, excess, len(payloads), spread, blocks, noise, levels
         )
     return Aggregate(direction, report)
 
@@ -204,12 +214,9 @@ def _factors_of_two(payloads: Sequence[Payload], blocks: Blocks) -> Float32 | No
     return factors.astype(np.float32)
 
 
-def _noise_scales(payloads: Sequence[Payload], noise: Noise | None) -> Float32:
+def _added(scales: Float32, magnitudes: Float32, noise: Noise | None) -> Float32:
     """Return the scales of the noise in the clients' vectors, (M, L)."""
-    scales = np.stack([payload.scales for payload in payloads])
-    if noise is None or not noise.rule.tops_up:
-        return scales
-    return top_up(scales, np.stack([payload.magnitudes for payload in payloads]))
+    return top_up(scales, magnitudes) if noise is not None and noise.rule.tops_up else scales
 
 
 def _with_noise(row: Float32, noise: Noise, scale: Float32, rng: np.random.Generator) -> Float32:

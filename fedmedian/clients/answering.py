@@ -1,4 +1,4 @@
-"""The answer of a client to an instruction, with its own noise and memory."""
+"""A client's answer to an instruction, with its noise and its memory."""
 
 from flwr.app import Context
 
@@ -25,7 +25,7 @@ def answer(
     Parameters
     ----------
     context : Context
-        The client's context; its memory in it is updated.
+        The client's context, which holds its memory. It is updated.
     instruction : Instruction
         What the server asks for.
     layout : Layout
@@ -35,13 +35,13 @@ def answer(
     after : mapping of str to array
         The model after training, for its exact arrays.
     clip : float, optional
-        The largest L2 norm of what noise is added to, for noise that has to hide something: see
-        `fedmedian.steps.instruction.perturb_update`. The instruction's seed plays no part then.
+        The largest L2 norm of the vector that noise is added to, for privacy. The instruction's
+        seed is then ignored; see `fedmedian.steps.instruction.perturb_update`.
 
     Returns
     -------
     Payload
-        The answer, with the client's partition if it has one.
+        The answer. It includes the client's partition if it has one.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def answer(
         See `fedmedian.steps.instruction.perturb_update`.
     """
     named = "partition-id" in context.node_config
-    # A node id stands in for the noise, but is no partition and may exceed a record's integers.
+    # A node id seeds the noise, but is no partition and may exceed a record's integers.
     partition = int(context.node_config.get("partition-id", context.node_id))
     rng = (
         client_rng(instruction.seed, partition, instruction.server_round)
@@ -63,6 +63,6 @@ def answer(
     if clip is None:
         remember(context, memory)
     else:
-        with warned_of("the memory of client steps stays as it was"):
+        with warned_of("the memory of client steps stays unchanged"):
             remember(context, memory)
     return payload

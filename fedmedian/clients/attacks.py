@@ -31,6 +31,7 @@ from fedmedian.checks import require_integer, require_real, require_type
 from fedmedian.clients.policy import EXAMPLES
 from fedmedian.model.layout import Layout
 from fedmedian.records import to_arrays, to_record
+from fedmedian.steps.noise import AddNoise, Measure, TopUpNoise
 from fedmedian.steps.payload import Payload
 from fedmedian.wire.scalars import Float32
 
@@ -446,14 +447,15 @@ class ClaimMagnitude:
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         """Replace the magnitudes in the payload, if there is one."""
-        return _claim(call_next(message, context), "magnitudes", self.value)
+        return _claim(call_next(message, context), (Measure.name,), self.value)
 
 
 @dataclass(frozen=True)
 class ClaimScale:
     """A noise scale of every block other than the one that was used, to mislead the decoding.
 
-    It belongs outside `perturb`; replies without noise stay as they are.
+    It belongs outside `perturb`; clients that the server told their scales report none, and their
+    replies stay unchanged.
 
     Parameters
     ----------
@@ -473,7 +475,7 @@ class ClaimScale:
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         """Replace the scales in the payload, if there is one."""
-        return _claim(call_next(message, context), "scales", self.value)
+        return _claim(call_next(message, context), (AddNoise.name, TopUpNoise.name), self.value)
 
 
 @dataclass(frozen=True)
@@ -589,19 +591,20 @@ def _replace_update(
     return reply.message if reply.failed else reply.send(change(reply.update))
 
 
-def _claim(reply: Message, what: str, value: float) -> Message:
-    """Replace one of the vectors that a payload reports; zeros, which report nothing, stay."""
+def _claim(reply: Message, steps: tuple[str, ...], value: float) -> Message:
+    """Replace what some steps report in a payload."""
     if not reply.has_content():
         return reply
     for key, record in reply.content.config_records.items():
         if Payload.is_in(record):
             (arrays,) = reply.content.array_records.values()
             payload = Payload.decode(list(to_arrays(arrays).values()), record)
-            reported = getattr(payload, what)
-            if reported.any():
-                claimed = np.full_like(reported, value)
-                _, scalars = replace(payload, **{what: claimed}).encode()
-                reply.content[key] = ConfigRecord({**record, **scalars})
+            reports = {
+                step: np.full_like(values, value) if step in steps else values
+                for step, values in payload.reports.items()
+            }
+            _, scalars = replace(payload, reports=reports).encode()
+            reply.content[key] = ConfigRecord({**record, **scalars})
     return reply
 
 

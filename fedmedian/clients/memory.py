@@ -4,7 +4,7 @@ import numpy as np
 from flwr.app import Context
 
 from fedmedian.records import to_arrays, to_record
-from fedmedian.steps.client_steps import Memory
+from fedmedian.steps.base import Memory
 from fedmedian.wire.scalars import PREFIX
 
 
@@ -19,7 +19,7 @@ def recall(context: Context) -> Memory:
     Returns
     -------
     dict of str to dict of str to array
-        Arrays that may be changed, by the step that remembers them; empty at first.
+        Arrays by step and name, copied so that they may be changed; empty at first.
     """
     return {
         key.removeprefix(PREFIX): {
@@ -38,9 +38,9 @@ def remember(context: Context, memory: Memory) -> None:
     context : Context
         The client's context.
     memory : dict of str to dict of str to array
-        The memory, by the step that remembers it.
+        The memory: arrays by step and name.
     """
     records = {PREFIX + step: to_record(arrays) for step, arrays in memory.items()}
-    # All of them or, if one cannot be stored, none.
+    # Converted first: if one cannot be stored, none is.
     for key, record in records.items():
         context.state[key] = record

@@ -1,4 +1,4 @@
-"""The mods that make an existing ClientApp answer with perturbed signs or updates."""
+"""Mods with which an existing ClientApp sends perturbed signs or updates."""
 
 import numpy as np
 from flwr.app import ConfigRecord, Context, Error, Message, MessageType, RecordDict
@@ -19,26 +19,28 @@ _RECORD = "fedmedian"
 
 
 def perturb(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Let a ClientApp answer a fedmedian strategy, and any other strategy as before.
+    """Answer a fedmedian strategy as a mod; other strategies get the app's own replies.
 
-    The app trains as it always does. If the server sent an instruction, what leaves the client
-    is not the trained weights but the update x − x_i, clipped, with noise, and as packed signs
-    if the server wants signs. Use it as ``ClientApp(mods=[perturb])``. It must be the first, that
-    is the outermost mod, so that other mods see the weights they expect.
+    The app trains as always. If the server sent an instruction, the client sends the update x − x_i
+    in place of the trained weights: clipped, with noise, and as packed signs if the server asks for
+    signs. Use it as ``ClientApp(mods=[perturb])``. It must be the first mod, the outermost one, so
+    that other mods see the weights that they expect.
 
-    Works with apps of the Message API and, through ``ClientApp(client_fn=...)``, with NumPyClients.
+    It works with apps of the Message API and, through ``ClientApp(client_fn=...)``, with
+    NumPyClients.
 
-    Of a reply to evaluation a fedmedian strategy reads metrics alone, as Flower's do: arrays in it
-    stay on the client. Any other strategy gets them as before, and so does one that may read them:
-    a subclass with its own `aggregate_evaluate`, or one with an `evaluate_metrics_aggr_fn`.
+    A fedmedian strategy reads only metrics from replies to evaluation, as Flower's strategies do.
+    Arrays in such a reply stay on the client. They are sent to any other strategy, and to one that
+    may read them: a subclass that overrides `aggregate_evaluate`, or one with an
+    `evaluate_metrics_aggr_fn`.
 
-    It does what any server asks for, unless the environment or the run config holds a policy; see
+    Without a policy in the environment or the run config, it does whatever the server asks; see
     `perturb_with`.
 
     Parameters
     ----------
     message : Message
-        The server's message. Its instruction is taken out before the app sees it.
+        The server's message. Its instruction is removed before the app sees it.
     context : Context
         The client's context; ``node_config["partition-id"]`` is its identity in simulation.
     call_next : callable
@@ -47,21 +49,19 @@ def perturb(message: Message, context: Context, call_next: ClientAppCallable) ->
     Returns
     -------
     Message
-        The reply. If the app's update cannot be sent (it is not finite, does not match the
-        model, the reply has not exactly one ArrayRecord, or a policy refuses it) an error reply
-        that says why, with code ``MOD_FAILED_PRECONDITION``. The client's own log has the same
-        line.
+        The reply. If the update cannot be sent, an error reply with the reason, with code
+        ``MOD_FAILED_PRECONDITION``: the update is not finite or does not match the model, the reply
+        does not have exactly one ArrayRecord, or a policy refuses. The client logs the same line.
     """
     return _answer(message, context, call_next)
 
 
 def perturb_with(policy: Policy) -> Mod:
-    """Return `perturb` as a mod that keeps a client's own policy, whatever the server asks for.
+    """Return a `perturb` mod that enforces a client's policy, whatever the server asks.
 
     Use it as ``ClientApp(mods=[perturb_with(Policy(...))])``. Where the code cannot be changed,
-    `perturb` itself keeps the policies that the environment variable ``FEDMEDIAN_POLICY`` and the
-    run config's ``fedmedian-policy`` hold; see `Policy.from_text`. Policies add up: what one of
-    them refuses is refused.
+    `perturb` enforces the policies in the environment variable ``FEDMEDIAN_POLICY`` and in the run
+    config's ``fedmedian-policy``; see `Policy.from_text`. What any policy refuses is refused.
 
     Parameters
     ----------
@@ -71,13 +71,13 @@ def perturb_with(policy: Policy) -> Mod:
     Returns
     -------
     mod
-        The mod. What the policy refuses is answered with an error reply that names the rule, with
+        The mod. It answers what the policy refuses with an error reply that names the rule, with
         code ``MOD_FAILED_PRECONDITION``.
 
     Raises
     ------
     TypeError
-        If `policy` is none.
+        If `policy` is not a `Policy`.
 
     Examples
     --------
@@ -108,7 +108,7 @@ def _answer(
     config = _instructed_config(message)
     if config is None:
         if twice and _is_training(message):
-            warn("perturb stands twice among a ClientApp's mods; the first of them does the work")
+            warn("perturb is listed twice in a ClientApp's mods; only the first one has an effect")
         return _pass_on(message, context, call_next, policies)
     return _follow(message, config, context, call_next, policies)
 
@@ -117,7 +117,7 @@ def _pass_on(
     message: Message, context: Context, call_next: ClientAppCallable, policies: Policies
 ) -> Message:
     """Let the app answer a message without an instruction."""
-    # Looked for first: the keys that ask are not for the app.
+    # Read before `_take_out_keys` removes the key.
     wants_no_arrays = _is_evaluation_of_ours(message)
     _take_out_keys(message)
     try:
@@ -141,7 +141,7 @@ def _follow(
     call_next: ClientAppCallable,
     policies: Policies,
 ) -> Message:
-    """Let the app train, and answer an instruction with its update."""
+    """Let the app train, and answer the instruction with its update."""
     try:
         instruction = Instruction.decode(config)
         before = _read_model(message.content)
@@ -181,7 +181,7 @@ def _perturb(
     policies.withhold(content)
     bodies, scalars = payload.encode()
     (name,) = content.array_records
-    # No model's names: another mod must not take these arrays for the model's.
+    # Not the model's names: another mod must not mistake these arrays for the model.
     content[name] = to_record({f"{PREFIX}{i}": body for i, body in enumerate(bodies)})
     # The older FitRes has room for scalars in its metrics only.
     record = _FIT_METRICS if _FIT_METRICS in content else _RECORD
@@ -190,7 +190,7 @@ def _perturb(
 
 
 def _take_out_keys(message: Message) -> None:
-    """Take out of a message, in place, all that is not for the app."""
+    """Remove from a message, in place, what is not for the app."""
     for config in message.content.config_records.values():
         for key in [key for key in config if key.startswith(PREFIX)]:
             del config[key]

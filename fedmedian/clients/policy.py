@@ -1,4 +1,4 @@
-"""A client's own rules about what leaves it, whatever a server asks for."""
+"""A client's own rules about what it sends, whatever a server asks."""
 
 import os
 import re
@@ -15,9 +15,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDic
 from fedmedian.checks import require_integer, require_real, require_type
 from fedmedian.model.layout import Layout, matches
 from fedmedian.privacy.accounting import MOST_ANSWERS, Mechanism, PrivacyBudget, Told
+from fedmedian.privacy.mechanism import least_scale, noise_of, obstacles
 from fedmedian.randomness import secret_rng
-from fedmedian.rules.noise import Gaussian
-from fedmedian.steps.client_steps import AddNoise, ClientStep, Measure, Signs
+from fedmedian.steps.encodings import Signs
 from fedmedian.steps.instruction import Instruction
 
 VARIABLE = "FEDMEDIAN_POLICY"
@@ -30,84 +30,85 @@ EXAMPLES = ("num-examples", "num_examples")
 """The number of examples as the two APIs spell it."""
 
 _STATE = "fedmedian-policy"
-"""The record in ``Context.state``; none under which client steps remember."""
+"""The record in ``Context.state``; no client step stores its memory under this name."""
 
 _NOTHING = {"answers": 0, "last-round": -1, "as-vectors": 0.0, "as-sent": 0.0}
-"""What it is taken to hold before the first answer."""
+"""Its contents before the first answer."""
 
 SHORTEST = 1e-30
-"""The least norm of clipping: float32 has fewer bits for the entries of much shorter vectors."""
+"""The smallest clip norm: float32 has fewer bits for the entries of much shorter vectors."""
 
 _STATUS = tuple(f"{what}res.status" for what in ("fit", "evaluate", "getproperties"))
-"""The records in which a client of the older API says whether it failed: no metrics."""
+"""The records in which a client of the older API reports whether it failed; not metrics."""
 
 
 class PolicyError(ValueError):
-    """What a client's policy refuses; the text names the rule."""
+    """Raised when a client's policy refuses something; the message names the rule."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """Rules that a client keeps, whatever server it is connected to.
+    """Rules that a client enforces, whatever server it is connected to.
 
-    What it releases in each round is a function of Gaussian noise of scale `noise_scale` or more on
-    an update whose L2 norm is `clip` or less: a Gaussian mechanism with a noise multiplier of
-    ``noise_scale / clip`` at least. The client clips by itself, where the noise is added, so
-    that no step before it makes the update longer. The noise is drawn by `secret_rng`.
+    In each round the client releases its update, clipped to an L2 norm of at most `clip`, with
+    Gaussian noise of scale at least `noise_scale`. This is a Gaussian mechanism with a noise
+    multiplier of at least ``noise_scale / clip``. The client clips right before it adds the noise,
+    so that no earlier step makes the update longer. The noise is drawn by `secret_rng`.
 
-    Refused, with an error reply that names the rule, and before the app trains if the server's
-    message alone tells:
+    The client refuses the following with an error reply that names the rule. It refuses before the
+    app trains if the server's message is enough to decide:
 
     - ``instruction``: training without an instruction, which would be answered with exact weights,
       and arrays in an answer to anything but training;
     - ``seed``: noise that the server can draw again;
-    - ``magnitudes``: the size of the update, which has no noise;
-    - ``tied``: whether arrays have the same update, which has none either;
-    - ``vectors``: the noisy update itself, unless `vectors` allows it;
-    - ``noise_scale``: no noise, less noise, noise that depends on the update, noise that is not
-      Gaussian, another step between it and the signs;
+    - ``magnitudes``: the size of the update, without noise;
+    - ``tied``: whether arrays have the same update, without noise;
+    - ``reports``: anything else that a custom step reports of the update, without noise;
+    - ``vectors``: any encoding of the noisy update but its signs, unless `vectors` allows it;
+    - ``noise_scale``: no noise, too little noise, noise that depends on the update, noise that is
+      not Gaussian, or another step between the noise and the encoding;
     - ``exact``, ``rounds``, ``epsilon``, ``metrics``: see the parameters;
     - ``one answer per round``: a round that does not come after the last one.
 
-    An update that is not finite, or with which the server's steps fail, is answered with noise
-    alone: an error would report something of the data, without noise, as often as a server can make
-    it happen. The client's own log has it, and its memory stays as it was. Errors that come after
-    training follow from the names, shapes and dtypes of what the app returns, or are the app's own.
-    For the same reason a training that fails counts as an answer.
+    If an update is not finite, or a step of the server fails on it, the client sends only noise.
+    An error would reveal something about the data, without noise, whenever a server can cause one.
+    The client logs the reason, and its memory stays unchanged. Errors after training depend only on
+    the names, shapes and dtypes of what the app returns, or are raised by the app. For the same
+    reason, training that fails counts as an answer.
 
-    Answers are counted in ``Context.state``. Flower keeps that for a run, and loses it when a
+    Answers are counted in ``Context.state``. Flower keeps it for a run, and loses it when a
     SuperNode ends.
 
     Parameters
     ----------
     clip : float
-        C, the largest L2 norm of an update, >= 1e-30, in units of what noise is added to.
+        C, the largest L2 norm of an update, >= 1e-30, in units of the vector that gets the noise.
     noise_scale : float
         The least noise scale b = σ·C, > 0, in the same units.
     rounds : int
-        How many rounds are answered at most, >= 1.
+        The largest number of rounds that are answered, >= 1.
     epsilon, delta : float, optional
-        The most that all answers together may tell of which of any two updates they are of, as ε
-        and δ; both or neither. The next answer that would exceed it is refused. What each
-        tells follows from the noise that the server asks for, see `fedmedian.privacy`: of more
-        than `noise_scale` there are more answers.
+        The bound on what all answers together reveal about which of any two updates they are from,
+        as ε and δ; both or neither. An answer that would exceed it is refused. The cost of an
+        answer follows from the noise that the server asks for, see `fedmedian.privacy`: more noise
+        than `noise_scale` allows more answers.
     exact : sequence of str (default: ())
-        Shell-style patterns of the names of arrays that may leave as they are, without noise. The
-        names are those that the app gives them; of a NumPyClient the positions, "0", "1", ….
+        Shell-style patterns of the names of arrays that may be sent exactly, without noise. The
+        names are those of the app; for a NumPyClient they are the positions, "0", "1", ….
     metrics : sequence of str (default: ())
-        Shell-style patterns of the names of metrics that may leave, of training and of
-        evaluation. Others are left out, and a number of examples that may not leave is sent as 1.
-        If evaluation has no metric that may leave it is refused.
+        Shell-style patterns of the names of metrics that may be sent, of training and of
+        evaluation. Others are removed, and a number of examples that may not be sent becomes 1.
+        Evaluation is refused if none of its metrics may be sent.
     vectors : bool (default: False)
-        Whether the noisy update may leave in full, and not its signs alone. Noise in floating
-        point hides less of it than the formulas say; see `fedmedian.kernels.encoding`.
+        Whether more of the noisy update than its signs may be sent. Noise in floating point hides
+        less of it than the formulas say; see `fedmedian.kernels.encoding`.
 
     Raises
     ------
     TypeError, ValueError
         If an argument has the wrong type or is out of range.
     ImportError
-        If randomgen, of the extra ``privacy``, is not installed.
+        If randomgen is not installed, which the extra ``privacy`` requires.
 
     Examples
     --------
@@ -142,12 +143,12 @@ class Policy:
 
     @classmethod
     def from_text(cls, text: str) -> "Policy":
-        """Return the policy that a text holds.
+        """Return the policy that a text describes.
 
         Parameters
         ----------
         text : str
-            The parameters as in an inline table of TOML, with dashes or underscores, each once.
+            The parameters as in a TOML inline table, with dashes or underscores, each once.
 
         Returns
         -------
@@ -157,7 +158,7 @@ class Policy:
         Raises
         ------
         TypeError, ValueError
-            If it is no such text, or a parameter is missing, unknown, there twice or out of range.
+            If the text is malformed, or a parameter is missing, unknown, repeated or out of range.
 
         Examples
         --------
@@ -177,12 +178,12 @@ class Policy:
         return cls(**{name: document["policy"][key] for name, key in spelled.items()})
 
     def require_permission(self, instruction: Instruction, layout: Layout) -> None:
-        """Raise if an instruction asks for what may not leave.
+        """Raise if an instruction asks for something that may not be sent.
 
         Parameters
         ----------
         instruction : Instruction
-            The server's wish.
+            What the server asks for.
         layout : Layout
             The model's layout, with the names that the server gives its arrays.
 
@@ -191,28 +192,32 @@ class Policy:
         PolicyError
             Naming the rule.
         """
-        if instruction.seed is not None:
-            _refuse("seed", "the server has chosen the seed of the noise")
-        if instruction.kind != "signs" and not self.vectors:
+        if type(instruction.encoding) is not Signs and not self.vectors:
             _refuse("vectors", "the server asks for the update, not for its signs")
-        if instruction.find(Measure) is not None:
-            _refuse("magnitudes", "the server asks for the size of the update")
-        if instruction.tied:
-            _refuse("tied", "the server asks whether arrays of the model are still the same one")
-        self._require_noise(instruction.steps[instruction.place_of_noise :])
         names = [spec.name for spec in layout.specs]
-        for position in instruction.exact:
-            # The names are the server's; `require_exact` looks at the client's own.
-            if not _matches(self.exact, names[position], str(position)):
-                self._refuse_exact(names[position])
+        # The names are the server's; `require_exact` looks at the client's own.
+        refused = [
+            names[position]
+            for position in instruction.exact
+            if not _matches(self.exact, names[position], str(position))
+        ]
+        for obstacle in obstacles(
+            instruction.steps,
+            seed=instruction.seed,
+            clip=self.clip,
+            exact=refused,
+            layout=layout,
+        ):
+            _refuse(obstacle.rule, str(obstacle))
+        self._require_scale(instruction)
 
     def require_budget_for(self, told: Told) -> None:
-        """Raise if answers tell more than they may.
+        """Raise if answers reveal more than the budget allows.
 
         Parameters
         ----------
         told : Told
-            What all of them tell, the next one included.
+            What all of them reveal, including the next one.
 
         Raises
         ------
@@ -226,14 +231,14 @@ class Policy:
             _refuse("epsilon", f"with this answer it would be {spent:.4g}, at most it is {limit}")
 
     def require_exact(self, instruction: Instruction, names: Sequence[str]) -> None:
-        """Raise if an array that may not leave as it is would do so.
+        """Raise if an array would be sent exactly that may not be.
 
         Parameters
         ----------
         instruction : Instruction
-            The server's wish.
+            What the server asks for.
         names : sequence of str
-            The names that the client gives to the model's arrays, in their order.
+            The client's names of the model's arrays, in the model's order.
 
         Raises
         ------
@@ -245,7 +250,7 @@ class Policy:
                 self._refuse_exact(names[position])
 
     def withhold(self, content: RecordDict) -> None:
-        """Take out of a reply, in place, what may not leave with its answer."""
+        """Remove from a reply, in place, what may not be sent with its answer."""
         for name, record in list(content.items()):
             if isinstance(record, ConfigRecord) and name not in _STATUS:
                 content[name] = ConfigRecord(self._permitted(record))
@@ -254,7 +259,7 @@ class Policy:
                 content[name] = MetricRecord(examples | self._permitted(record))
 
     def require_evaluation(self) -> None:
-        """Raise if nothing may leave that an evaluation would find out.
+        """Raise if no metric of an evaluation may be sent.
 
         Raises
         ------
@@ -262,7 +267,7 @@ class Policy:
             Naming the rule.
         """
         if not self.metrics:
-            _refuse("metrics", "none may leave")
+            _refuse("metrics", "no metrics may be sent")
 
     def _require_budget(self) -> None:
         if (self.epsilon is None) != (self.delta is None):
@@ -279,20 +284,13 @@ class Policy:
                     f"got {self.epsilon!r}"
                 )
 
-    def _require_noise(self, last: Sequence[ClientStep]) -> None:
-        step = last[0] if last else None
-        if not isinstance(step, AddNoise) or any(type(other) is not Signs for other in last[1:]):
-            _refuse("noise_scale", "the server asks for no noise, or for another step after it")
-        if type(step.noise) is not Gaussian:
-            _refuse("noise_scale", f"noise must be gaussian, the server asks for {step.noise.name}")
-        if type(step) is not AddNoise or step.scales is None:
-            _refuse("noise_scale", "the server asks for noise that depends on the update")
-        low = np.float32(self.noise_scale)
-        if not (step.scales >= low).all():
-            _refuse("noise_scale", f"must be >= {low!s}, the server asks for {step.scales.min()!s}")
+    def _require_scale(self, instruction: Instruction) -> None:
+        low, scale = np.float32(self.noise_scale), _least_scale(instruction)
+        if not scale >= low:
+            _refuse("noise_scale", f"must be >= {low!s}, the server asks for {scale!s}")
 
     def _refuse_exact(self, name: str) -> NoReturn:
-        _refuse("exact", f"array {name!r} may not leave without noise")
+        _refuse("exact", f"array {name!r} may not be sent without noise")
 
     def _permitted(self, record: ConfigRecord | MetricRecord) -> dict[str, Any]:
         return {key: value for key, value in record.items() if _matches(self.metrics, key)}
@@ -300,26 +298,26 @@ class Policy:
 
 @dataclass(frozen=True)
 class Policies:
-    """All the policies that a client keeps at once: what any of them refuses is refused.
+    """All policies that a client enforces at once: what any of them refuses is refused.
 
     Parameters
     ----------
     kept : tuple of Policy
-        The policies; with none of them everything may leave.
+        The policies; without any, everything may be sent.
     """
 
     kept: tuple[Policy, ...] = ()
 
     @classmethod
     def in_force(cls, context: Context, *own: Policy) -> "Policies":
-        """Return those of a client's code, of its environment and of the run config.
+        """Return the policies in a client's code, its environment and the run config.
 
         Parameters
         ----------
         context : Context
             The client's context.
         *own : Policy
-            Those of its code.
+            The policies in its code.
 
         Returns
         -------
@@ -329,8 +327,7 @@ class Policies:
         Raises
         ------
         PolicyError
-            If the environment or the run config has one that cannot be read, or the run config has
-            it under a key that is another spelling of the right one.
+            If a policy cannot be read, or the run config has one under a misspelled key.
         """
         sources = {
             f"environment variable {VARIABLE}": os.environ.get(VARIABLE),
@@ -350,7 +347,7 @@ class Policies:
 
     @property
     def clip(self) -> float | None:
-        """The largest L2 norm of what noise is added to; None without a policy."""
+        """The largest L2 norm of the vector that noise is added to; None without a policy."""
         return min((float(policy.clip) for policy in self.kept), default=None)
 
     def admit(self, instruction: Instruction, layout: Layout, context: Context) -> None:
@@ -373,21 +370,21 @@ class Policies:
         for policy in self.kept:
             policy.require_permission(instruction, layout)
         if self.kept:
-            # Also if training fails: that it did says something about the data.
+            # Before training: a failure reveals something about the data, too.
             self._count(context, instruction)
 
     def require_exact(self, instruction: Instruction, names: Sequence[str]) -> None:
-        """Raise if an array that may not leave as it is would do so; see `Policy.require_exact`."""
+        """Raise if an array must not be sent exactly; see `Policy.require_exact`."""
         for policy in self.kept:
             policy.require_exact(instruction, names)
 
     def withhold(self, content: RecordDict) -> None:
-        """Take out of a reply, in place, what may not leave with its answer."""
+        """Remove from a reply, in place, what may not be sent with its answer."""
         for policy in self.kept:
             policy.withhold(content)
 
     def require_uninstructed(self, is_training: bool) -> None:
-        """Raise unless a message without an instruction may be answered.
+        """Raise if a message without an instruction must not be answered.
 
         Parameters
         ----------
@@ -405,22 +402,22 @@ class Policies:
             policy.require_evaluation()
 
     def let_out(self, content: RecordDict) -> None:
-        """Take out of an answer to anything but training, in place, what may not leave.
+        """Remove from an answer to anything but training, in place, what may not be sent.
 
         Raises
         ------
         PolicyError
-            If it holds arrays, or a record of which nothing is left, naming the rule.
+            If it holds arrays, or nothing of a record may be sent, naming the rule.
         """
         if not self.kept:
             return
         if any(isinstance(record, ArrayRecord) for record in content.values()):
-            _refuse("instruction", "arrays may leave as an answer to one alone")
+            _refuse("instruction", "arrays may be sent only as an answer to an instruction")
         full = [name for name, record in content.items() if record]
         self.withhold(content)
         for name in full:
             if isinstance(content[name], MetricRecord) and not content[name]:
-                _refuse("metrics", f"nothing of record {name!r} may leave")
+                _refuse("metrics", f"nothing in record {name!r} may be sent")
 
     def _count(self, context: Context, instruction: Instruction) -> None:
         state = dict(context.state.config_records.get(_STATE, _NOTHING))
@@ -445,12 +442,9 @@ class Policies:
         )
 
     def _told_by_answer(self, instruction: Instruction) -> Told:
-        noise, clip = instruction.steps[instruction.place_of_noise], self.clip
-        assert isinstance(noise, AddNoise)  # `require_permission` has seen to it
-        assert noise.scales is not None
-        assert clip is not None
-        least = float(noise.scales.min(initial=np.inf))  # without blocks nothing needs noise
-        return Told.by_answer(instruction.kind, least / clip)
+        assert self.clip is not None
+        multiplier = float(_least_scale(instruction)) / self.clip
+        return Told.by_answer(instruction.encoding.name, multiplier)
 
 
 _KEEPING: ContextVar[bool] = ContextVar("keeping", default=False)
@@ -458,7 +452,7 @@ _KEEPING: ContextVar[bool] = ContextVar("keeping", default=False)
 
 @contextmanager
 def keeping() -> Iterator[None]:
-    """Let what is called in the meantime know that a mod keeps the policies."""
+    """Mark calls in this context as made by a mod that enforces the policies."""
     token = _KEEPING.set(True)
     try:
         yield
@@ -467,12 +461,12 @@ def keeping() -> Iterator[None]:
 
 
 def are_kept() -> bool:
-    """Tell whether a mod keeps the policies, and waits for what it has called."""
+    """Return whether a mod that enforces the policies is making the current call."""
     return _KEEPING.get()
 
 
 def require_keeper(context: Context) -> None:
-    """Raise if a policy is in force and no mod keeps it.
+    """Raise if a policy is in force and no mod enforces it.
 
     Raises
     ------
@@ -480,11 +474,17 @@ def require_keeper(context: Context) -> None:
         Saying what to do.
     """
     if not are_kept() and Policies.in_force(context).kept:
-        raise PolicyError("a policy is in force that nothing keeps: add mods=[perturb]")
+        raise PolicyError("a policy is in force that no mod enforces: add mods=[perturb]")
 
 
 def _refuse(rule: str, why: str) -> NoReturn:
     raise PolicyError(f"policy rule {rule!r}: {why}")
+
+
+def _least_scale(instruction: Instruction) -> np.float32:
+    noise = noise_of(instruction.steps)
+    assert noise is not None  # else a policy has refused it
+    return np.float32(least_scale(noise))
 
 
 def _normalized(key: str) -> str:

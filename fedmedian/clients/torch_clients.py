@@ -17,7 +17,7 @@ from fedmedian.clients.answering import answer
 from fedmedian.clients.policy import require_keeper
 from fedmedian.model.layout import Arrays, Layout
 from fedmedian.steps.instruction import Instruction
-from fedmedian.wire.scalars import PayloadKind, WireError
+from fedmedian.wire.scalars import WireError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Maps a batch of outputs and of targets to the mean loss over the batch."""
@@ -113,7 +113,7 @@ class LocalEpochs:
 class _PerturbedClient(NumPyClient):
     """The common part of `SignClient` and `GradientClient`."""
 
-    kind: ClassVar[PayloadKind]
+    encoding: ClassVar[str]
 
     def __init__(
         self,
@@ -177,8 +177,9 @@ class _PerturbedClient(NumPyClient):
         """
         require_keeper(self.context)
         instruction = Instruction.decode(config) if Instruction.is_in(config) else None
-        if instruction is not None and instruction.kind != self.kind:
-            raise WireError(f"{type(self).__name__} sends {self.kind!r}, not {instruction.kind!r}")
+        if instruction is not None and instruction.encoding.name != self.encoding:
+            wanted = instruction.encoding.name
+            raise WireError(f"{type(self).__name__} sends {self.encoding!r}, not {wanted!r}")
         self._load(parameters)
         before = dict(zip(self.model.state_dict(), parameters, strict=True))
         self.model.train()
@@ -255,7 +256,7 @@ class SignClient(_PerturbedClient):
         If an argument has the wrong type.
     """
 
-    kind: ClassVar[PayloadKind] = "signs"
+    encoding: ClassVar[str] = "signs"
 
 
 class GradientClient(_PerturbedClient):
@@ -265,7 +266,7 @@ class GradientClient(_PerturbedClient):
     1906.01736) with a torch model. For the parameters see `SignClient`.
     """
 
-    kind: ClassVar[PayloadKind] = "vector"
+    encoding: ClassVar[str] = "vector"
 
 
 def _arrays_of(model: nn.Module) -> dict[str, np.ndarray[Any, Any]]:

@@ -42,7 +42,7 @@ the models alone it does; see `fedmedian.privacy.amplification`.
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import exp, expm1, inf, log, log1p, pi, sqrt
+from math import exp, expm1, inf, log, log1p, sqrt
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
@@ -52,7 +52,7 @@ from scipy.special import log_ndtr
 
 from fedmedian.checks import require_choice, require_integer, require_real
 from fedmedian.privacy.amplification import epsilon_of_divergences, sampled_divergences
-from fedmedian.wire.scalars import PayloadKind
+from fedmedian.steps.encodings import encodings
 
 __all__ = ["Draw", "Mechanism", "PrivacyBudget", "noise_multiplier_for"]
 
@@ -161,7 +161,7 @@ class Told:
 
     @classmethod
     def by_answer(
-        cls, kind: PayloadKind, noise_multiplier: float, relation: Relation = "replace"
+        cls, kind: str, noise_multiplier: float, relation: Relation = "replace"
     ) -> "Told":
         """Return what one answer tells; infinitely much where rounding counts.
 
@@ -183,7 +183,7 @@ class Told:
             return cls(inf, inf)
         reach = 1 / (noise_multiplier * (1 - _ROUNDING))
         as_vector = (reach * (2 if relation == "replace" else 1)) ** 2
-        share = share_in_votes(reach) if kind == "signs" else 1.0
+        share = encodings()[kind].share(reach)
         return cls(as_vector, share * as_vector)
 
     def __add__(self, other: "Told") -> "Told":
@@ -233,12 +233,12 @@ class Mechanism:
 
     clip: float
     noise_scale: float
-    kind: PayloadKind = "signs"
+    kind: str = "signs"
 
     def __post_init__(self) -> None:
         require_real("clip", self.clip, low=0.0, open_low=True)
         require_real("noise_scale", self.noise_scale, low=LEAST_MULTIPLIER * self.clip)
-        require_choice("kind", self.kind, ("signs", "vector"))
+        require_choice("kind", self.kind, (*encodings(),))
 
     def __str__(self) -> str:
         sent = "the signs of" if self.kind == "signs" else "whole"
@@ -375,7 +375,7 @@ def noise_multiplier_for(
     rounds: int,
     sampling: float = 1.0,
     *,
-    kind: PayloadKind = "signs",
+    kind: str = "signs",
     relation: Relation = "replace",
     min_replies: int = 1,
 ) -> float:
@@ -490,25 +490,6 @@ def renyi_epsilon(energy: float, delta: float) -> float:
     near = (log(2 * -log(delta)) - log(energy)) / 2
     found = minimize_scalar(bound, bounds=(near - 3, near + 3), method="bounded")
     return max(0.0, float(found.fun))
-
-
-def share_in_votes(reach: float) -> float:
-    """Return how much of a Gaussian vector's Rényi divergence its signs have at most.
-
-    Parameters
-    ----------
-    reach : float
-        R, the largest norm of an update over the noise scale, >= 0.
-
-    Returns
-    -------
-    float
-        (η(R)/(2·R))², or 1 if that is more; see the module's theorem.
-    """
-    if reach < 1e-6:
-        return 2 / pi * (1 + 1e-9)
-    log_odds = float(log_ndtr(reach)) - float(log_ndtr(-reach))
-    return min(1.0, (log_odds / (2 * reach)) ** 2)
 
 
 def _require_delta(delta: float) -> None:

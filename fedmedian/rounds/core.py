@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -28,10 +28,13 @@ from fedmedian.rules.trust import (
     num_tolerated,
     voting_weights,
 )
-from fedmedian.steps.client_steps import AddNoise, ClientStep, Measure, Signs, TopUpNoise
+from fedmedian.steps.base import ClientStep
+from fedmedian.steps.encodings import Encoding, Vector
 from fedmedian.steps.instruction import Instruction, perturb_update
+from fedmedian.steps.noise import AddNoise, Measure, TopUpNoise
 from fedmedian.steps.payload import Payload
-from fedmedian.wire.scalars import Float32, PayloadKind, WireError
+from fedmedian.steps.tied import Tied
+from fedmedian.wire.scalars import Float32, WireError
 
 Weights = NDArray[np.float64]
 Model = dict[str, NDArray[Any]]
@@ -119,8 +122,8 @@ class Core(ABC):
         If an argument has the wrong type or is out of range.
     """
 
-    kind: ClassVar[PayloadKind]
-    """The kind of payload that clients are asked for."""
+    encoding: ClassVar[Encoding]
+    """The encoding that clients are asked for."""
 
     def __init__(
         self,
@@ -172,6 +175,8 @@ class Core(ABC):
         payloads: list[Payload],
         weights: Weights,
         scales: Float32 | None,
+        used: Float32,
+        magnitudes: Float32,
         current: Round,
     ) -> Aggregate:
         """Return the direction that the accepted payloads add up to.
@@ -185,6 +190,8 @@ class Core(ABC):
         scales : (L,) float32 or None
             The noise scale of each block, the median client's where they differ; None without
             noise.
+        used, magnitudes : (M, L) float32
+            Each client's noise scales, and the magnitudes that it reported.
         current : Round
             The round they belong to.
 
@@ -229,7 +236,7 @@ class Core(ABC):
     def identity(self) -> dict[str, Any]:
         """The arguments that must not change when a run resumes, by name."""
         return {
-            "kind": self.kind,
+            "kind": self.encoding.name,
             "noise": self.noise,
             "learning_rate": self.learning_rate,
             "weighted": self.weighted,
@@ -287,9 +294,13 @@ class Core(ABC):
         layout = Layout.of_model(model, settings.exact)
         if server_round == 1:
             self._scales, self._optimizer_state, self.average = None, {}, None
-        steps = self._steps(server_round, layout)
+        own = self._own_steps(server_round)
+        if server_round == 1 and self._rule is not None:
+            self._scales = self._rule.first(len(blocks_after(own, layout.blocks)), self._kind)
+        told = None if self._scales is None else np.asarray(self._scales, dtype=np.float32)
         tied = layout.tied(model)
-        instruction = Instruction(steps, server_round, settings.seed, layout.exact_positions, tied)
+        steps = (*([Tied(tied)] if tied else []), *own, *self._noise_steps(told))
+        instruction = Instruction(steps, server_round, settings.seed, layout.exact_positions)
         blocks = instruction.blocks(layout)
         self._round = Round(server_round, model, layout, instruction, blocks)
         return instruction
@@ -320,14 +331,14 @@ class Core(ABC):
         instruction, layout = current.instruction, current.layout
         if scalars is not None:
             payload = Payload.decode(list(arrays.values()), scalars)
-        elif instruction.kind == "vector" and instruction.find(AddNoise) is None:
+        elif type(instruction.encoding) is Vector and instruction.find(AddNoise) is None:
             after = layout.named(arrays)
             update = layout.difference(current.arrays, after)
             # Without noise and signs there is nothing to draw.
             payload = perturb_update(instruction, layout, update, after, np.random.default_rng(0))
         else:
             raise PlainWeightsError(
-                f"sent plain weights, was asked for {instruction.kind!r} with noise "
+                f"sent plain weights, was asked for {self._kind!r} with noise "
                 f"{self.client_noise!r}: does its ClientApp have mods=[perturb]?"
             )
         instruction.require_answer(payload, layout, current.arrays)
@@ -354,18 +365,26 @@ class Core(ABC):
             If there are too few answers.
         """
         current, settings = self.current, self.settings
+        instruction = current.instruction
+
+        def sizes_of(payload: Payload) -> tuple[Float32, Float32]:
+            return (
+                instruction.scales_of(payload, current.blocks),
+                instruction.magnitudes_of(payload, current.blocks),
+            )
+
         if len(answers) < settings.min_replies:
             raise NoStepError(
                 f"{len(answers)} usable replies, min_replies is {settings.min_replies}"
             )
         if settings.seed is not None:
             # Replies arrive in any order, and sums of floats depend on it.
-            answers.sort(key=lambda answer: answer.key)
+            answers.sort(key=lambda answer: answer.key(*sizes_of(answer.payload)))
         payloads = [answer.payload for answer in answers]
         examples = np.array([answer.num_examples if self.weighted else 1.0 for answer in answers])
         weights = voting_weights(examples)
-        magnitudes = np.stack([payload.magnitudes for payload in payloads]).astype(np.float64)
-        used = np.stack([payload.scales for payload in payloads])
+        used, reported = (np.stack(rows) for rows in zip(*map(sizes_of, payloads), strict=True))
+        magnitudes = reported.astype(np.float64)
         scales = self._scales_in_force(used, magnitudes)
         report: Report = {
             "replies-out-of-proportion": count_out_of_proportion(examples, magnitudes, used)
@@ -373,10 +392,10 @@ class Core(ABC):
         if scales is not None:
             report["noise-scale"] = scales.tolist()
         with np.errstate(over="ignore", invalid="ignore"):  # `move` refuses what is not finite
-            aggregate = self.aggregate_payloads(payloads, weights, scales, current)
+            aggregate = self.aggregate_payloads(payloads, weights, scales, used, reported, current)
             self._keep_frozen(aggregate.direction, magnitudes)
-            direction = current.instruction.undo(aggregate.direction, current.layout)
-            current.layout.average_tied(direction, _still_tied(current.instruction, payloads))
+            direction = instruction.undo(aggregate.direction, current.layout)
+            current.layout.average_tied(direction, _still_tied(instruction, payloads))
             # An optimiser replaces what it remembers: of the old state nothing is lost yet.
             state = dict(self._optimizer_state)
             if settings.optimizer is not None:
@@ -454,28 +473,41 @@ class Core(ABC):
             scales = self.noise.rule.following(None, magnitudes)
         return np.asarray(scales, dtype=np.float32)
 
-    def _steps(self, server_round: int, layout: Layout) -> tuple[ClientStep, ...]:
-        """Return the round's client steps: the user's, then those that the noise asks for."""
-        steps, rule = [*self.settings.client_steps], self._rule
-        if self.settings.rotation is not None:
-            seed = rotation_seed(self.settings.seed, server_round)
-            steps.append(replace(self.settings.rotation, seed=seed))
-        if rule is not None:
-            blocks = layout.blocks
-            for step in steps:
-                blocks = step.blocks(blocks)
-            if server_round == 1:
-                self._scales = rule.first(len(blocks), self.kind)
-            if rule.magnitude is not None:
-                steps.append(Measure(rule.magnitude))
-            if self.client_noise is not None:
-                told = self._scales if self.settings.scale_from == "server" else None
-                scales = None if told is None else np.asarray(told, dtype=np.float32)
-                add = TopUpNoise if rule.tops_up else AddNoise
-                steps.append(add(self.client_noise, scales, rule.own_factor))
-        if self.kind == "signs":
-            steps.append(Signs())
-        return tuple(steps)
+    @property
+    def usual_steps(self) -> tuple[ClientStep, ...]:
+        """The client steps of a model of one block, as far as they are known before a round."""
+        scales = None if self._rule is None else self._rule.first(1, self._kind)
+        return (*self._own_steps(1), *self._noise_steps(scales))
+
+    @property
+    def _kind(self) -> str:
+        return self.encoding.name
+
+    def _own_steps(self, server_round: int) -> tuple[ClientStep, ...]:
+        """Return the user's client steps and the rotation."""
+        settings = self.settings
+        if settings.rotation is None:
+            return tuple(settings.client_steps)
+        seed = rotation_seed(settings.seed, server_round)
+        return (*settings.client_steps, replace(settings.rotation, seed=seed))
+
+    def _noise_steps(self, scales: NDArray[Any] | None) -> tuple[ClientStep, ...]:
+        """Return the steps that the noise asks for, and the encoding."""
+        steps, rule = list[ClientStep](), self._rule
+        if rule is not None and rule.magnitude is not None:
+            steps.append(Measure(rule.magnitude))
+        if rule is not None and self.client_noise is not None:
+            told = scales if self.settings.scale_from == "server" else None
+            add = TopUpNoise if rule.tops_up else AddNoise
+            steps.append(add(self.client_noise, told, rule.own_factor))
+        return (*steps, self.encoding)
+
+
+def blocks_after(steps: Sequence[ClientStep], blocks: Blocks) -> Blocks:
+    """Return the blocks after some steps."""
+    for step in steps:
+        blocks = step.blocks(blocks)
+    return blocks
 
 
 def is_same(value: Any, other: Any) -> bool:
@@ -489,10 +521,10 @@ def _still_tied(instruction: Instruction, payloads: list[Payload]) -> list[tuple
     Of two clients both must: a liar that parts a tied group does no harm that clients' own next
     updates do not undo, and one that ties two layers would do so forever.
     """
-    found = Counter(number for payload in payloads for number in set(payload.tied))
+    found = Counter(group for payload in payloads for group in instruction.still_tied(payload))
     clients = len(payloads)
     enough = max(clients - num_tolerated(clients), clients // 2 + 1)
-    return [group for number, group in enumerate(instruction.tied) if found[number] >= enough]
+    return [group for group in found if found[group] >= enough]
 
 
 def _blend(old: Arrays | None, new: Arrays, decay: float) -> Model:

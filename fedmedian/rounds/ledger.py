@@ -8,11 +8,12 @@ from fedmedian.aggregators.diagnostics import Report
 from fedmedian.logs import warn
 from fedmedian.privacy.accounting import Draw, Mechanism, PrivacyBudget
 from fedmedian.privacy.amplification import share_that_hides
+from fedmedian.privacy.mechanism import NoMechanism
 from fedmedian.rounds.checkpoint import Checkpoint
 from fedmedian.rounds.core import Core, Round
-from fedmedian.rounds.mechanism import NoMechanism, against_model, mechanism_of
+from fedmedian.rounds.mechanism import against_model, mechanism_of_strategy
 from fedmedian.rounds.screening import Reply
-from fedmedian.steps.client_steps import Clip, DivideByLearningRate
+from fedmedian.steps.updates import Clip, DivideByLearningRate
 
 _MEMORYLESS = (Clip, DivideByLearningRate)
 """Client steps that are known to remember nothing from round to round; a custom one may."""
@@ -71,7 +72,7 @@ class Ledger:
     def of_strategy(
         cls, core: Core, fraction_train: float, fraction_evaluate: float
     ) -> "Ledger | None":
-        """Return a strategy's ledger, or None if it has no budget; see `mechanism_of`.
+        """Return a strategy's ledger, or None if it has no budget; see `mechanism_of_strategy`.
 
         Raises
         ------
@@ -87,7 +88,7 @@ class Ledger:
                 f"privacy_budget must have sampling >= {fraction_train:g}, the share of clients "
                 f"that is drawn in a round, got {budget!r}"
             )
-        mechanism, settings = mechanism_of(core, fraction_evaluate), core.settings
+        mechanism, settings = mechanism_of_strategy(core, fraction_evaluate), core.settings
         # That a round takes several answers counts if they do not depend on earlier draws.
         is_memoryless = all(type(step) in _MEMORYLESS for step in settings.client_steps)
         min_replies = settings.min_replies if is_memoryless else 1
@@ -144,7 +145,7 @@ class Ledger:
         ValueError
             If something in the model is in the way of the mechanism.
         """
-        if reasons := [*against_model(current)]:
+        if reasons := [*map(str, against_model(current))]:
             raise ValueError(
                 f"privacy_budget must be None with this model, got {self._budget!r}; there is no "
                 f"mechanism because of {NoMechanism(tuple(reasons))}"

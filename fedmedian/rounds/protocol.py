@@ -14,12 +14,12 @@ from fedmedian.aggregators.diagnostics import Report
 from fedmedian.logs import warn
 from fedmedian.model.layout import Arrays
 from fedmedian.privacy.accounting import Mechanism
+from fedmedian.privacy.mechanism import NoMechanism
 from fedmedian.randomness import seeded_sampling
 from fedmedian.rounds.core import Core, Model, NoStepError
 from fedmedian.rounds.first_look import doubts
 from fedmedian.rounds.journal import Journal
 from fedmedian.rounds.ledger import Ledger
-from fedmedian.rounds.mechanism import NoMechanism
 from fedmedian.rounds.metrics import with_usual_metrics
 from fedmedian.rounds.roster import Hearing, Roster
 from fedmedian.rounds.screening import (

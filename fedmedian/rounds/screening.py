@@ -6,6 +6,7 @@ from hashlib import blake2b
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedmedian.logs import shown
 from fedmedian.steps.payload import Payload
@@ -50,12 +51,14 @@ class Answer(Reply[Source]):
 
     payload: Payload
 
-    @property
-    def key(self) -> tuple[float, bytes, str]:
-        """The key to sort by: metrics, which may hold times, only where all else is equal."""
+    def key(self, *sizes: NDArray[np.float32]) -> tuple[float, bytes, str]:
+        """Return the key to sort by; metrics, which may hold times, count last.
+
+        `sizes` are the update's noise scales and magnitudes.
+        """
         digest = blake2b()
         payload = self.payload
-        for part in (payload.body, payload.exact, payload.scales, payload.magnitudes):
+        for part in (payload.body, payload.exact, *sizes):
             digest.update(np.ascontiguousarray(part).data)
         return self.num_examples, digest.digest(), shown(self.metrics, most=_LONGEST_METRICS)
 

@@ -12,14 +12,11 @@ from fedmedian.rounds.screening import CohortRule
 from fedmedian.rules.noise import Gaussian, Noise
 from fedmedian.rules.optimizers import Optimizer
 from fedmedian.rules.scales import TopUp
-from fedmedian.steps.client_steps import (
-    CLIENT_STEPS,
-    AddNoise,
-    ClientStep,
-    Measure,
-    Rotation,
-    Signs,
-)
+from fedmedian.steps.base import CLIENT_STEPS, ClientStep
+from fedmedian.steps.encodings import Encoding
+from fedmedian.steps.noise import AddNoise, Measure
+from fedmedian.steps.rotation import Rotation
+from fedmedian.steps.tied import Tied
 
 DEFAULT_NOISE = Gaussian(TopUp())
 DEFAULT_ROTATION = Rotation()
@@ -122,7 +119,7 @@ class Settings:
         for index, step in enumerate(steps):
             argument = f"client_steps[{index}]"
             CLIENT_STEPS.require(argument, step)
-            if isinstance(step, Rotation | Measure | AddNoise | Signs):
+            if isinstance(step, Rotation | Measure | AddNoise | Tied | Encoding):
                 raise ValueError(f"{argument} must not be one that strategies add, got {step!r}")
             if step.name in names:
                 raise ValueError(f"{argument} must not be the second of its kind, got {step!r}")

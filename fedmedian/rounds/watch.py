@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from fedmedian.logs import as_line, warn
 from fedmedian.model.layout import Arrays
 from fedmedian.rounds.core import Core, PlainWeightsError, Round
-from fedmedian.steps.client_steps import AddNoise, Measure, Rotation
+from fedmedian.steps.encodings import Vector
+from fedmedian.steps.noise import AddNoise, Measure
 from fedmedian.steps.payload import Payload
+from fedmedian.steps.rotation import Rotation
 
 _LOGGER = logging.getLogger("flwr")
 
@@ -310,8 +312,12 @@ def _who_has_moved(answers: Mapping[str, Payload], current: Round) -> set[str] |
     if current.blocks.dim == 0 or not can_move:
         return None
     if instruction.find(Measure) is not None:
-        return {name for name, payload in answers.items() if payload.magnitudes.any()}
-    if instruction.kind == "vector" and instruction.find(AddNoise) is None:
+        return {
+            name
+            for name, payload in answers.items()
+            if instruction.magnitudes_of(payload, current.blocks).any()
+        }
+    if type(instruction.encoding) is Vector and instruction.find(AddNoise) is None:
         # The first entries nearly always do.
         return {
             name

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedmedian.checks import require_choice, require_integer, require_real
 from fedmedian.rules.trust import PROPORTION, agreed_size
-from fedmedian.wire.scalars import LARGEST, PayloadKind
+from fedmedian.wire.scalars import LARGEST
 
 Magnitude = Literal["rms", "max"]
 """The measure of a block of an update: root mean square, or largest absolute entry."""
@@ -37,7 +37,7 @@ class ScaleRule(ABC):
         return 1.0
 
     @abstractmethod
-    def first(self, num_blocks: int, kind: PayloadKind) -> Scales:
+    def first(self, num_blocks: int, kind: str) -> Scales:
         """Return the first round's scales, or None where each client is to choose its own."""
 
     def following(self, scales: Scales, magnitudes: NDArray[np.float64]) -> Scales:
@@ -57,7 +57,7 @@ class ScaleRule(ABC):
         """
         return scales
 
-    def learning_rate(self, kind: PayloadKind) -> float | None:
+    def learning_rate(self, kind: str) -> float | None:
         """Return the server's step δ that a theorem gives with these scales; None without one."""
         return None
 
@@ -86,7 +86,7 @@ class Fixed(ScaleRule):
         if not float(limits.tiny) <= self.scale <= float(limits.max):
             raise ValueError(f"scale must be within float32's range, got {self.scale!r}")
 
-    def first(self, num_blocks: int, kind: PayloadKind) -> Scales:
+    def first(self, num_blocks: int, kind: str) -> Scales:
         """Return the scale, once per block."""
         return np.full(num_blocks, float(self.scale))
 
@@ -136,7 +136,7 @@ class Adaptive(ScaleRule):
         """`factor`."""
         return self.factor
 
-    def first(self, num_blocks: int, kind: PayloadKind) -> Scales:
+    def first(self, num_blocks: int, kind: str) -> Scales:
         """Return None: nothing is known yet, so each client scales its own noise."""
         return None
 
@@ -205,7 +205,7 @@ class TopUp(ScaleRule):
         """`factor`, or 1.2: a client does not know how many there are."""
         return 1.2 if self.factor is None else self.factor
 
-    def first(self, num_blocks: int, kind: PayloadKind) -> Scales:
+    def first(self, num_blocks: int, kind: str) -> Scales:
         """Return None: nothing is known yet, so each client tops up to a level of its own."""
         return None
 
@@ -241,18 +241,18 @@ class Theory(ScaleRule):
     rounds: int
     dim: int
 
-    _SCALE_EXPONENT: ClassVar[dict[PayloadKind, float]] = {"signs": 1 / 4, "vector": 1 / 6}
-    _RATE_EXPONENT: ClassVar[dict[PayloadKind, float]] = {"signs": -1 / 2, "vector": -2 / 3}
+    _SCALE_EXPONENT: ClassVar[dict[str, float]] = {"signs": 1 / 4, "vector": 1 / 6}
+    _RATE_EXPONENT: ClassVar[dict[str, float]] = {"signs": -1 / 2, "vector": -2 / 3}
 
     def __post_init__(self) -> None:
         require_integer("rounds", self.rounds, low=1)
         require_integer("dim", self.dim, low=1)
 
-    def learning_rate(self, kind: PayloadKind) -> float:
+    def learning_rate(self, kind: str) -> float:
         """Return the theorem's server step δ for majority votes or for the median."""
         return float(self._product ** self._RATE_EXPONENT[kind])
 
-    def first(self, num_blocks: int, kind: PayloadKind) -> Scales:
+    def first(self, num_blocks: int, kind: str) -> Scales:
         """Return the theorem's noise scale b, once per block."""
         return np.full(num_blocks, self._product ** self._SCALE_EXPONENT[kind])
 

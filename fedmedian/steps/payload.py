@@ -1,27 +1,29 @@
-"""Clients' answers: the signs of an update or the update itself, and the noise that is in it."""
+"""A client's answer to an instruction, and its wire format."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast, get_args
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmedian.logs import cut, shown
 from fedmedian.wire.scalars import (
     PREFIX,
     WIRE_VERSION,
     Float32,
-    PayloadKind,
     Reader,
     WireError,
     WireScalar,
+    floats_from_bytes,
     floats_to_bytes,
     with_prefix,
 )
 
 MOST_ARRAYS = 2
-"""The number of arrays that a payload has, at most."""
+"""The largest number of arrays in a payload."""
+
+_REPORTS = "reports"
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,57 +32,45 @@ class Payload:
 
     Parameters
     ----------
-    kind : {"signs", "vector"}
-        What `body` is.
-    noise : str or None
-        The family of the noise that was added, or None.
-    scales : (L,) float32
-        The noise scale b that was used for each block; zeros where there was no noise.
-    magnitudes : (L,) float32
-        The magnitude of each block of the update before noise; zeros where none was asked for.
-    body : (⌈d/8⌉,) uint8 or (d,) float32
-        Packed signs of the noisy update, or the noisy update.
+    encoding : str
+        The name of the encoding that made `body`.
+    body : array
+        The encoded update: (⌈d/8⌉,) uint8 of packed signs, (d,) float32 of a vector, or whatever a
+        custom encoding makes.
     exact : (exact_bytes,) uint8
         The exact arrays after training, as `Layout.pack_exact` returns them.
     server_round : int
         The round of the instruction that it answers.
     partition : int or None
-        The client's partition, for the server's log; None where it has none.
-    tied : tuple of int
-        The groups of tied arrays of the instruction that the client's training has left tied.
+        The client's partition, for the server's log; None for a client without one.
+    reports : mapping of str to (n,) float32
+        What client steps report, by the step's name.
     """
 
-    kind: PayloadKind
-    noise: str | None
-    scales: Float32
-    magnitudes: Float32
+    encoding: str
     body: NDArray[Any]
     exact: NDArray[np.uint8]
     server_round: int
     partition: int | None = None
-    tied: tuple[int, ...] = ()
+    reports: Mapping[str, Float32] = field(default_factory=dict)
 
     def encode(self) -> tuple[list[NDArray[Any]], dict[str, WireScalar]]:
-        """Return the payload's arrays, one or two, and the scalars that go with them."""
+        """Return the payload's arrays, one or two, and its scalars."""
         message: dict[str, WireScalar] = {
             "payload": WIRE_VERSION,
             "round": self.server_round,
-            "kind": self.kind,
-            "scales": floats_to_bytes(self.scales),
-            "magnitudes": floats_to_bytes(self.magnitudes),
+            "encoding": self.encoding,
         }
-        if self.noise is not None:
-            message["noise"] = self.noise
+        for step, values in self.reports.items():
+            message[f"{_REPORTS}.{step}"] = floats_to_bytes(values)
         if self.partition is not None:
             message["partition"] = self.partition
-        if self.tied:
-            message["tied"] = json.dumps(self.tied)
         arrays = [self.body, self.exact] if self.exact.size else [self.body]
         return arrays, with_prefix(message)
 
     @staticmethod
     def is_in(config: Mapping[str, Any]) -> bool:
-        """Tell whether a reply's config or metrics hold a payload's scalars."""
+        """Return whether a reply's config or metrics hold a payload's scalars."""
         return PREFIX + "payload" in config
 
     @classmethod
@@ -90,22 +80,25 @@ class Payload:
         Raises
         ------
         WireError
-            If it is of another version, malformed, or says something that is unknown here.
-            Whether it answers an instruction is for `Instruction.require_answer` to say.
+            If it has another version, is malformed, or holds an unknown entry. Whether it answers
+            an instruction is for `Instruction.require_answer` to judge.
         """
         read = Reader(config, "payload")
         if not 1 <= len(arrays) <= MOST_ARRAYS:
             raise WireError(f"a payload has one or two arrays, got {len(arrays)}")
         payload = cls(
-            kind=cast(PayloadKind, read.choice("kind", get_args(PayloadKind))),
-            noise=read.optional("noise", str),
-            scales=read.floats("scales"),
-            magnitudes=read.floats("magnitudes"),
+            encoding=read.required("encoding", str),
             body=arrays[0],
             exact=arrays[1] if len(arrays) == 2 else np.empty(0, dtype=np.uint8),
             server_round=read.required("round", int),
             partition=read.optional("partition", int),
-            tied=tuple(read.listed("tied", int, required=False)),
+            reports={step: _read_report(step, data) for step, data in read.below(_REPORTS).items()},
         )
         read.finish()
         return payload
+
+
+def _read_report(step: str, data: Any) -> Float32:
+    if not isinstance(data, bytes) or len(data) % 4:
+        raise WireError(f"{PREFIX}{_REPORTS}.{cut(step)} must be float32 bytes, got {shown(data)}")
+    return floats_from_bytes(data)

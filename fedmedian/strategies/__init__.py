@@ -1,7 +1,7 @@
 """Flower strategies (Message API) that know their clients' noise."""
 
+from fedmedian.privacy.mechanism import NoMechanism
 from fedmedian.rounds.checkpoint import Checkpoint
-from fedmedian.rounds.mechanism import NoMechanism
 from fedmedian.rounds.screening import Cohort
 from fedmedian.rounds.watch import RunFailedError
 from fedmedian.strategies.median import MedianSGD

@@ -14,7 +14,8 @@ from fedmedian.rounds.settings import ScaleFrom
 from fedmedian.rules.noise import Noise
 from fedmedian.rules.optimizers import Optimizer
 from fedmedian.rules.schedules import Schedule
-from fedmedian.steps.client_steps import ClientStep, Rotation
+from fedmedian.steps.base import ClientStep
+from fedmedian.steps.rotation import Rotation
 
 Value = TypeVar("Value")
 

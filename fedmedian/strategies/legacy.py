@@ -32,11 +32,12 @@ from fedmedian.aggregators.diagnostics import without_lists
 from fedmedian.logs import shown, text_of, warn
 from fedmedian.model.layout import RUNNING_STATISTICS
 from fedmedian.privacy.accounting import Mechanism, PrivacyBudget
+from fedmedian.privacy.mechanism import NoMechanism
 from fedmedian.records import arrays_to_parameters, parameters_to_arrays
 from fedmedian.rounds.checkpoint import Checkpoint
 from fedmedian.rounds.core import Core
 from fedmedian.rounds.ledger import Ledger
-from fedmedian.rounds.mechanism import NoMechanism, mechanism_of
+from fedmedian.rounds.mechanism import mechanism_of_strategy
 from fedmedian.rounds.metrics import (
     LARGEST,
     fair_examples,
@@ -55,8 +56,9 @@ from fedmedian.rounds.settings import (
 from fedmedian.rules.noise import Noise
 from fedmedian.rules.optimizers import Optimizer
 from fedmedian.rules.schedules import Schedule
-from fedmedian.steps.client_steps import ClientStep, Rotation
+from fedmedian.steps.base import ClientStep
 from fedmedian.steps.payload import Payload
+from fedmedian.steps.rotation import Rotation
 from fedmedian.strategies.arguments import Argument, ShowsArguments, differing
 from fedmedian.strategies.median import Estimator, MedianCore, NoiseAt
 from fedmedian.strategies.options import LegacyFedAvgOptions, require_fedavg_options
@@ -125,7 +127,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
     @property
     def privacy(self) -> Mechanism | NoMechanism:
         """What clients release; see `fedmedian.strategies.SignSGD.privacy`."""
-        return mechanism_of(self.core, self.fraction_evaluate, self.core.begun)
+        return mechanism_of_strategy(self.core, self.fraction_evaluate, self.core.begun)
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters | None:
         """Return the model to begin with, or to resume with from a checkpoint.

@@ -23,12 +23,15 @@ from fedmedian.rules.noise import Noise, Uniform
 from fedmedian.rules.optimizers import Optimizer
 from fedmedian.rules.schedules import Schedule
 from fedmedian.rules.trust import agreed_size
-from fedmedian.steps.client_steps import ClientStep, Rotation, top_up
+from fedmedian.steps.base import ClientStep
+from fedmedian.steps.encodings import Encoding, Vector
+from fedmedian.steps.noise import top_up
 from fedmedian.steps.payload import Payload
+from fedmedian.steps.rotation import Rotation
 from fedmedian.strategies.arguments import Argument
 from fedmedian.strategies.message_api import MessageStrategy
 from fedmedian.strategies.options import FedAvgOptions
-from fedmedian.wire.scalars import Float32, PayloadKind
+from fedmedian.wire.scalars import Float32
 
 Estimator = Literal["median", "smoothed"]
 """The centre of the clients' vectors: their median, or its limit under averaged noise."""
@@ -40,7 +43,7 @@ NoiseAt = Literal["client", "server"]
 class MedianCore(Core):
     """The core of `MedianSGD`, whose arguments it takes; `settings` are the rest of them."""
 
-    kind: ClassVar[PayloadKind] = "vector"
+    encoding: ClassVar[Encoding] = Vector()
 
     def __init__(
         self,
@@ -56,7 +59,7 @@ class MedianCore(Core):
         noise = settings.scaled(noise)
         if estimator == "smoothed" and (noise is None or isinstance(noise, Uniform)):
             raise ValueError(f"noise must have a smooth CDF with estimator='smoothed', got {noise}")
-        theory = None if noise is None else noise.rule.learning_rate(self.kind)
+        theory = None if noise is None else noise.rule.learning_rate(self.encoding.name)
         super().__init__(
             noise=noise,
             noise_at_client=noise_at == "client" and estimator == "median",
@@ -83,6 +86,8 @@ class MedianCore(Core):
         payloads: list[Payload],
         weights: Weights,
         scales: Float32 | None,
+        used: Float32,
+        magnitudes: Float32,
         current: Round,
     ) -> Aggregate:
         """Take the median; see `fedmedian.aggregators.aggregation.aggregate_vectors`."""
@@ -90,8 +95,7 @@ class MedianCore(Core):
         if scales is not None and self.client_noise is None:
             added = scales
             if self.tops_up:
-                sizes = np.stack([payload.magnitudes for payload in payloads])
-                added = top_up(scales, agreed_size(sizes) if smoothed else sizes)
+                added = top_up(scales, agreed_size(magnitudes) if smoothed else magnitudes)
         return aggregate_vectors(
             payloads,
             self.noise,
@@ -99,6 +103,8 @@ class MedianCore(Core):
             smoothing=added if smoothed else None,
             added=None if smoothed else added,
             rng=server_rng(self.settings.seed, current.number),
+            scales=used,
+            magnitudes=magnitudes,
             diagnostics=self.settings.diagnostics,
         )
 

@@ -15,10 +15,11 @@ from fedmedian.aggregators.diagnostics import without_lists
 from fedmedian.checks import require_type
 from fedmedian.logs import text_of
 from fedmedian.privacy.accounting import Mechanism
+from fedmedian.privacy.mechanism import NoMechanism
 from fedmedian.records import to_arrays, to_record
 from fedmedian.rounds.core import Core
 from fedmedian.rounds.ledger import Ledger
-from fedmedian.rounds.mechanism import NoMechanism, mechanism_of
+from fedmedian.rounds.mechanism import mechanism_of_strategy
 from fedmedian.rounds.metrics import fair_examples, require_examples, try_to_aggregate
 from fedmedian.rounds.protocol import RoundProtocol, Said, paused_collector
 from fedmedian.rounds.screening import Node, Reply
@@ -131,7 +132,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         sees to that, and to the metrics that their apps send. What may be in the way in the model
         is known once a round has begun.
         """
-        return mechanism_of(self.core, self.fraction_evaluate, self.core.begun)
+        return mechanism_of_strategy(self.core, self.fraction_evaluate, self.core.begun)
 
     def start(
         self,

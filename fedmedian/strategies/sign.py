@@ -22,12 +22,14 @@ from fedmedian.rules.noise import Noise
 from fedmedian.rules.optimizers import Optimizer
 from fedmedian.rules.schedules import Schedule
 from fedmedian.rules.trust import mean_in_proportion
-from fedmedian.steps.client_steps import ClientStep, Rotation
+from fedmedian.steps.base import ClientStep
+from fedmedian.steps.encodings import Encoding, Signs
 from fedmedian.steps.payload import Payload
+from fedmedian.steps.rotation import Rotation
 from fedmedian.strategies.arguments import Argument
 from fedmedian.strategies.message_api import MessageStrategy
 from fedmedian.strategies.options import FedAvgOptions
-from fedmedian.wire.scalars import Float32, PayloadKind
+from fedmedian.wire.scalars import Float32
 
 DEFAULT_DECODE = Counts()
 
@@ -35,7 +37,7 @@ DEFAULT_DECODE = Counts()
 class SignCore(Core):
     """The core of `SignSGD`, whose arguments it takes; `settings` are the rest of them."""
 
-    kind: ClassVar[PayloadKind] = "signs"
+    encoding: ClassVar[Encoding] = Signs()
 
     def __init__(
         self,
@@ -78,6 +80,8 @@ class SignCore(Core):
         payloads: list[Payload],
         weights: Weights,
         scales: Float32 | None,
+        used: Float32,
+        magnitudes: Float32,
         current: Round,
     ) -> Aggregate:
         """Decode the votes; see `fedmedian.aggregators.aggregation.aggregate_signs`."""
@@ -88,6 +92,8 @@ class SignCore(Core):
             self.noise,
             self.decode,
             server_rng(self.settings.seed, current.number),
+            scales=used,
+            magnitudes=magnitudes,
             diagnostics=self.settings.diagnostics,
         )
 

@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from itertools import islice
 from math import inf
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.logs import cut, shown
 
-WIRE_VERSION = 3
+WIRE_VERSION = 4
 """The version of the format; each side refuses any other."""
 
 PREFIX = "fedmedian."
@@ -25,9 +25,6 @@ PREFIX = "fedmedian."
 
 EVALUATION = PREFIX + "evaluation"
 """The key by which a strategy says that it does not read arrays in replies to evaluation."""
-
-PayloadKind = Literal["signs", "vector"]
-"""The body of a payload: packed signs of an update, or the update itself."""
 
 LARGEST = 1e12
 """The largest entry of a vector, magnitude or noise scale that is accepted.
@@ -115,17 +112,7 @@ class Reader:
     def listed(self, key: str, wanted: type[T], *, required: bool = True) -> list[T]:
         """Return the items of a JSON list, all of one type; none if it is not there and may be."""
         text = self.required(key, str) if required else self.optional(key, str)
-        if text is not None and len(text) > _LONGEST_LIST:
-            raise WireError(f"{PREFIX}{key} has {len(text)} characters, more than {_LONGEST_LIST}")
-        try:
-            values = [] if text is None else json.loads(text)
-        except (ValueError, RecursionError):
-            values = None
-        if not isinstance(values, list) or not all(type(value) is wanted for value in values):
-            raise WireError(
-                f"{PREFIX}{key} must be a JSON list of {wanted.__name__}, got {shown(text)}"
-            )
-        return values
+        return [] if text is None else list_from_json(f"{PREFIX}{key}", text, wanted)
 
     def floats(self, key: str) -> Float32:
         """Return a vector."""
@@ -184,6 +171,25 @@ def parameters_of(value: Any, *left_out: str) -> dict[str, WireScalar]:
             raise ValueError(f"{name} must fit 64 bits to travel to clients, got {parameter!r}")
         parameters[field.name] = parameter
     return parameters
+
+
+def list_from_json(name: str, text: Any, wanted: type[T]) -> list[T]:
+    """Return the items of a JSON list, all of one type.
+
+    Raises
+    ------
+    WireError
+        If `text` is anything else, or too long to be parsed.
+    """
+    if isinstance(text, str) and len(text) > _LONGEST_LIST:
+        raise WireError(f"{name} has {len(text)} characters, more than {_LONGEST_LIST}")
+    try:
+        values = json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        values = None
+    if not isinstance(values, list) or not all(type(value) is wanted for value in values):
+        raise WireError(f"{name} must be a JSON list of {wanted.__name__}, got {shown(text)}")
+    return values
 
 
 def floats_to_bytes(values: Float32) -> bytes:

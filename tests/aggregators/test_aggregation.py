@@ -29,7 +29,6 @@ from fedmedian import (
     smoothed_median,
 )
 from fedmedian.aggregators import aggregation
-from fedmedian.aggregators.aggregation import aggregate_signs, aggregate_vectors
 from fedmedian.aggregators.decoding import majority_gain
 from fedmedian.kernels.votes import weighted_votes
 from fedmedian.rules.trust import PROPORTION, voting_weights
@@ -39,10 +38,27 @@ FAMILIES = [GAUSSIAN, Logistic(), Laplace(), Uniform()]
 UNCHANGED = Majority(ties="unchanged")
 
 
-def payload(kind, body, scales, noise="gaussian"):
-    scales = np.array(scales, np.float32)
+def payload(encoding, body, scales):
     nothing = np.empty(0, np.uint8)
-    return Payload(kind, noise, scales, np.zeros_like(scales), body, nothing, 1)
+    return Payload(encoding, body, nothing, 1, reports={"noise": np.array(scales, np.float32)})
+
+
+def sizes_of(payloads):
+    """The noise scales and magnitudes of payloads, by the name of aggregation's argument."""
+    scales = np.stack([one.reports["noise"] for one in payloads])
+    magnitudes = [
+        one.reports.get("measure", np.zeros_like(own))
+        for one, own in zip(payloads, scales, strict=True)
+    ]
+    return {"scales": scales, "magnitudes": np.stack(magnitudes)}
+
+
+def aggregate_signs(payloads, *rest, **options):
+    return aggregation.aggregate_signs(payloads, *rest, **sizes_of(payloads), **options)
+
+
+def aggregate_vectors(payloads, *rest, **options):
+    return aggregation.aggregate_vectors(payloads, *rest, **sizes_of(payloads), **options)
 
 
 def signs(rows, scales):
@@ -51,7 +67,7 @@ def signs(rows, scales):
 
 
 def vectors(rows, num_blocks=1):
-    return [payload("vector", row, [0.0] * num_blocks, None) for row in np.float32(rows)]
+    return [payload("vector", row, [0.0] * num_blocks) for row in np.float32(rows)]
 
 
 def noisy_rows(updates, noise, scales, size, seed):
@@ -266,7 +282,7 @@ class TestNoiseAddedToVectors:
                 part = row[start : start + length]
                 scale = np.repeat(self.SCALES, self.BLOCKS.sizes)[start : start + length]
                 part += scale * noise.sample(rng, part.size)
-        sent = [payload("vector", row, self.SCALES, noise.name) for row in noisy]
+        sent = [payload("vector", row, self.SCALES) for row in noisy]
         theirs, ours = aggregate_vectors(sent, noise, self.BLOCKS), self.add(payloads, noise)
         np.testing.assert_array_equal(ours.direction, theirs.direction)
         assert ours.diagnostics == {
@@ -372,7 +388,7 @@ class TestWhatOneClientCanDo:
         before, after = (
             aggregate(
                 [
-                    replace(one, magnitudes=size)
+                    replace(one, reports={**one.reports, "measure": size})
                     for one, size in zip(signs(rows, own), measured, strict=True)
                 ],
                 (self.WIDTH,),

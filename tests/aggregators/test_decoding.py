@@ -257,11 +257,13 @@ class TestEveryDecodeRule:
 
     def test_is_the_servers_own_and_passed_to_aggregation_as_it_is(self, rule):
         votes, draws = ballot(), np.random.default_rng(0)
-        scales = np.ones(3, np.float32)
-        payloads = [
-            Payload("signs", "gaussian", scales, scales, row, row[:0], 1) for row in votes.packed
-        ]
-        result = aggregate_signs(payloads, equal(6), votes.blocks, votes.noise, rule, draws)
+        scales = np.ones((6, 3), np.float32)
+        payloads = [Payload("signs", row, row[:0], 1) for row in votes.packed]
+        result = aggregate_signs(
+            *(payloads, equal(6), votes.blocks, votes.noise, rule, draws),
+            scales=scales,
+            magnitudes=scales,
+        )
         np.testing.assert_array_equal(result.direction, decide(rule, votes))
 
 

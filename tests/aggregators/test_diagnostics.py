@@ -20,7 +20,7 @@ from fedmedian import (
     Uniform,
     pack_signs,
 )
-from fedmedian.aggregators.aggregation import aggregate_signs, aggregate_vectors
+from fedmedian.aggregators import aggregation
 from fedmedian.aggregators.diagnostics import (
     MeanGap,
     count_opposite_signs,
@@ -34,19 +34,38 @@ FAMILIES = [GAUSSIAN, Logistic(), Laplace(), Uniform()]
 RULES = [Counts(), Majority()]
 
 
+def payload(encoding, body, scales, magnitudes):
+    reports = {"noise": np.float32(scales), "measure": np.float32(magnitudes)}
+    return Payload(encoding, body, np.empty(0, np.uint8), 1, reports=reports)
+
+
+def sizes_of(payloads):
+    """The noise scales and magnitudes of payloads, by the name of aggregation's argument."""
+    return {
+        "scales": np.stack([one.reports["noise"] for one in payloads]),
+        "magnitudes": np.stack([one.reports["measure"] for one in payloads]),
+    }
+
+
+def aggregate_signs(payloads, *rest, **options):
+    return aggregation.aggregate_signs(payloads, *rest, **sizes_of(payloads), **options)
+
+
+def aggregate_vectors(payloads, *rest, **options):
+    return aggregation.aggregate_vectors(payloads, *rest, **sizes_of(payloads), **options)
+
+
 def signs(rows, scales, magnitudes=None):
     """The payloads of clients that vote as the signs of these rows."""
-    nothing = np.empty(0, np.uint8)
     magnitudes = np.zeros_like(scales) if magnitudes is None else magnitudes
     return [
-        Payload("signs", "gaussian", np.float32(own), np.float32(size), pack_signs(row), nothing, 1)
+        payload("signs", pack_signs(row), own, size)
         for row, own, size in zip(rows, scales, magnitudes, strict=True)
     ]
 
 
 def vectors(rows, scales=(0.0,)):
-    nothing, scales = np.empty(0, np.uint8), np.float32(scales)
-    return [Payload("vector", None, scales, scales, np.float32(row), nothing, 1) for row in rows]
+    return [payload("vector", np.float32(row), scales, scales) for row in rows]
 
 
 def report_of_votes(
@@ -397,9 +416,8 @@ class TestSignalToNoiseOfMedians:
         rows = np.float32(topped_up(updates, level))
         error = np.median(rows, axis=0) - updates.mean(axis=0)
         true = np.square(updates.mean(axis=0)).sum() / np.square(error).sum()
-        nothing, level = np.empty(0, np.uint8), np.float32([level])
         payloads = [
-            Payload("vector", "gaussian", level, np.float32(size), row, nothing, 1)
+            payload("vector", row, [level], size)
             for row, size in zip(rows, rms(updates), strict=True)
         ]
         report = aggregate_vectors(payloads, TOP_UP, Blocks((DIM,))).diagnostics
@@ -419,11 +437,7 @@ class TestSignalToNoiseOfMedians:
         rng, update = np.random.default_rng(0), 0.5
         own = np.array([[0.0], [1.0]])
         rows = np.float32(update + own * rng.standard_normal((2, DIM)))
-        nothing = np.empty(0, np.uint8)
-        payloads = [
-            Payload("vector", "gaussian", np.float32(b), np.float32([0.0]), row, nothing, 1)
-            for row, b in zip(rows, own, strict=True)
-        ]
+        payloads = [payload("vector", row, b, [0.0]) for row, b in zip(rows, own, strict=True)]
         report = aggregate_vectors(payloads, Gaussian(1.0), Blocks((DIM,))).diagnostics
         assert report["signal-to-noise"] == pytest.approx(update**2 / 0.25, rel=0.05)
 

@@ -18,7 +18,9 @@ from fedmedian import (
 )
 from fedmedian.clients.answering import answer
 from fedmedian.clients.memory import recall
-from fedmedian.steps.client_steps import AddNoise, Signs, UpdateError
+from fedmedian.steps.base import UpdateError
+from fedmedian.steps.encodings import Signs, Vector
+from fedmedian.steps.noise import AddNoise
 
 NOISY = (AddNoise(Gaussian(), np.ones(1, np.float32)),)
 
@@ -50,7 +52,8 @@ def context():
 def answer_with(context, steps, update=(0.0,) * 100, server_round=1, seed=1):
     vector = np.array(update, np.float32)
     layout = Layout.of_model({"x": np.zeros_like(vector)})
-    instruction = Instruction(tuple(steps), server_round, seed, layout.exact_positions)
+    last = () if isinstance(steps[-1], Signs) else (Vector(),)
+    instruction = Instruction((*steps, *last), server_round, seed, layout.exact_positions)
     return answer(context, instruction, layout, vector, {"x": np.zeros_like(vector)})
 
 
@@ -84,7 +87,7 @@ class TestNoise:
         [({"partition-id": 3}, 3), ({"partition-id": "3"}, 3), ({}, None)],
     )
     def test_the_answer_tells_the_clients_partition_if_it_has_one(self, node_config, partition):
-        assert answer_with(a_context(node_config), ()).partition == partition
+        assert answer_with(a_context(node_config), [Clip(1.0)]).partition == partition
 
 
 class TestMemory:

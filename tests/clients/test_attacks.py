@@ -372,24 +372,24 @@ class TestLies:
         )
         before, after = payloads_in(usual[4:]), payloads_in(replies[4:])
         for honest, hostile in zip(before, after, strict=True):
-            assert (hostile.magnitudes == np.float32(3e38)).all()
-            assert (honest.magnitudes < 100).all()
+            assert (hostile.reports["measure"] == np.float32(3e38)).all()
+            assert (honest.reports["measure"] < 100).all()
             np.testing.assert_array_equal(hostile.body, honest.body)
-            np.testing.assert_array_equal(hostile.scales, honest.scales)
+            np.testing.assert_array_equal(hostile.reports["top-up"], honest.reports["top-up"])
         assert [one.content for one in replies[:4]] == [one.content for one in usual[:4]]
 
     def test_a_claimed_scale_is_in_the_payload_of_a_client_that_chooses_its_own(self, play):
         strategy = SignSGD(Gaussian(Adaptive(3.0)), rotation=None, **QUIET)
         (replies,) = play([ClaimScale(1e-3), perturb], strategy)
         for payload in payloads_in(replies):
-            np.testing.assert_array_equal(payload.scales, np.float32(1e-3))
+            np.testing.assert_array_equal(payload.reports["noise"], np.float32(1e-3))
 
     def test_where_there_is_no_payload_and_no_noise_there_is_no_lie(self, play):
         (usual,), (lied) = play([perturb]), play([ClaimScale(2.0), ClaimMagnitude(2.0), perturb])
         assert [one.content for one in lied[0]] == [one.content for one in usual]
         strategy = MedianSGD(None, rotation=None, **QUIET)
         (replies,) = play([ClaimScale(2.0), ClaimMagnitude(2.0), perturb], strategy)
-        assert not any(one.scales.any() or one.magnitudes.any() for one in payloads_in(replies))
+        assert not any(one.reports for one in payloads_in(replies))
 
     def test_a_replay_is_the_payload_of_the_first_round(self, play):
         mods = [Hostile(Replay(), partitions=HOSTILE), perturb]

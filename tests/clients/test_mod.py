@@ -111,17 +111,17 @@ class TestReply:
 
     def test_signs_are_one_bit_for_each_entry_of_the_update(self, app, ask):
         payload = payload_of(ask(app, SIGNS))
-        assert payload.kind == "signs"
+        assert payload.encoding == "signs"
         np.testing.assert_array_equal(unpack_signs(payload.body, UPDATE.size), np.sign(UPDATE))
 
     def test_a_vector_without_noise_is_the_update(self, app, ask):
         payload = payload_of(ask(app, VECTORS))
-        assert payload.kind == "vector"
+        assert payload.encoding == "vector"
         np.testing.assert_array_equal(payload.body, UPDATE)
 
     def test_noise_has_the_scale_that_the_server_told(self, app, ask):
         payload = payload_of(ask(app, MedianSGD(Gaussian(1e-3), rotation=None, seed=1)))
-        np.testing.assert_allclose(payload.scales, 1e-3)
+        assert payload.reports == {}
         assert 0 < np.abs(payload.body - UPDATE).max() < 1e-2
 
     def test_magnitudes_are_reported_to_a_server_that_adapts_and_to_no_other(self, app, ask):
@@ -130,8 +130,8 @@ class TestReply:
             payload_of(ask(app, SignSGD(noise, rotation=None, seed=1)))
             for noise in (Gaussian(Adaptive(3.0)), Gaussian(0.5))
         )
-        np.testing.assert_allclose(adaptive.magnitudes, rms, rtol=1e-6)
-        assert not fixed.magnitudes.any()
+        np.testing.assert_allclose(adaptive.reports["measure"], rms, rtol=1e-6)
+        assert fixed.reports == {}
 
     def test_running_statistics_and_counters_are_sent_exactly(self, app, ask):
         expected = trained(MODEL)["norm.running_mean"].tobytes() + np.array(4).tobytes()
@@ -253,7 +253,7 @@ class TestInstruction:
         app = make_app(train, mods=(listen, perturb))
         ask(app, SignSGD(Gaussian(0.5), client_steps=steps, seed=3))
         instruction = told[0]
-        assert (instruction.kind, instruction.seed) == ("signs", 3)
+        assert (instruction.encoding.name, instruction.seed) == ("signs", 3)
         assert list(instruction.steps[:2]) == steps
         assert [step.name for step in instruction.steps[2:]] == ["rotation", "noise", "signs"]
 
@@ -462,7 +462,7 @@ def test_the_mod_twice_does_what_it_does_once_and_says_so(ask, make_app, caplog)
     once = ask(make_app(train, (perturb,)), SIGNS)
     assert "twice" not in caplog.text
     twice = ask(make_app(train, (perturb, perturb)), SIGNS)
-    assert "perturb stands twice among a ClientApp's mods" in caplog.text
+    assert "perturb is listed twice in a ClientApp's mods" in caplog.text
     (first,), (second,) = (one.content.array_records.values() for one in (once, twice))
     assert {name: array.data for name, array in first.items()} == {
         name: array.data for name, array in second.items()

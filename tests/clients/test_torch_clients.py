@@ -16,7 +16,7 @@ from fedmedian import (
     Payload,
     unpack_signs,
 )
-from fedmedian.steps.client_steps import UpdateError
+from fedmedian.steps.base import UpdateError
 from fedmedian.strategies import MedianSGD, SignSGD
 from fedmedian.wire.scalars import WireError
 

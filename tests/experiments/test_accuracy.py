@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 
 from experiments.apps.heterogeneous.fedmedian_heterogeneous import client_app
 from fedmedian import Instruction, Payload
-from fedmedian.steps.client_steps import AddNoise
+from fedmedian.steps.noise import AddNoise
 
 pytestmark = pytest.mark.slow
 

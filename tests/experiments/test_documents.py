@@ -28,8 +28,9 @@ from experiments.studies.commands import tables_of
 from experiments.studies.noise_choices import decoding_table
 from fedmedian.clients import InProcessGrid, Policy, perturb
 from fedmedian.clients.policy import VARIABLE
-from fedmedian.privacy.accounting import Mechanism, noise_multiplier_for, share_in_votes
+from fedmedian.privacy.accounting import Mechanism, noise_multiplier_for
 from fedmedian.privacy.amplification import share_that_hides
+from fedmedian.steps.encodings import Signs
 from fedmedian.strategies import SignSGD
 
 
@@ -461,7 +462,7 @@ def test_the_price_of_clients_that_do_not_answer_is_the_one_that_is_counted(page
 def test_the_shares_of_votes_that_are_shown_are_those_that_are_counted(page):
     (row,) = re.findall(r"^\| votes \|.*", page("privacy"), re.MULTILINE)
     for share, sigma in re.findall(r"(\.\d+) for σ = (\d+)", row):
-        assert share_in_votes(1 / float(sigma)) == pytest.approx(float(share), abs=0.005)
+        assert Signs.share(1 / float(sigma)) == pytest.approx(float(share), abs=0.005)
     votes, vector = (Mechanism(1.0, 10.0, kind).epsilon(1e-6, 100) for kind in ("signs", "vector"))
     assert "for σ = 10 and 100 rounds a fifth less" in row
     assert votes / vector == pytest.approx(0.8, abs=0.03)

@@ -21,8 +21,9 @@ from fedmedian import (
     unpack_signs,
 )
 from fedmedian.aggregators.aggregation import aggregate_signs, aggregate_vectors
-from fedmedian.steps.client_steps import AddNoise, Measure, Signs
+from fedmedian.steps.encodings import Encoding, Signs, Vector
 from fedmedian.steps.instruction import perturb_update
+from fedmedian.steps.noise import AddNoise, Measure
 from fedmedian.wire.scalars import WireError
 
 any_sizes = st.lists(st.integers(0, 6), max_size=5).map(tuple)
@@ -119,7 +120,8 @@ def updates():
 
 def instruct(*steps):
     """An instruction as clients read it."""
-    sent = Instruction(steps, 1, None, LAYOUT.exact_positions)
+    last = () if steps and isinstance(steps[-1], Encoding) else (Vector(),)
+    sent = Instruction((*steps, *last), 1, None, LAYOUT.exact_positions)
     return Instruction.decode(sent.encode())
 
 
@@ -138,12 +140,22 @@ def told(count):
     return AddNoise(Gaussian(), np.full(count, 0.5, np.float32))
 
 
+def sizes_of(instruction, answers):
+    """The noise scales and magnitudes of the answers, by the name of aggregation's argument."""
+    blocks = instruction.blocks(LAYOUT)
+    return {
+        "scales": np.stack([instruction.scales_of(one, blocks) for one in answers]),
+        "magnitudes": np.stack([instruction.magnitudes_of(one, blocks) for one in answers]),
+    }
+
+
 def elect(rule, *steps):
     """The direction of the model that a rule makes of the clients' signs, and the report."""
     instruction, answers = ask(*steps, Signs())
     weights, rng = np.array([0.45, 0.25, 0.1, 0.1, 0.1]), np.random.default_rng(9)
     blocks = instruction.blocks(LAYOUT)
-    result = aggregate_signs(answers, weights, blocks, Gaussian(), rule, rng)
+    sizes = sizes_of(instruction, answers)
+    result = aggregate_signs(answers, weights, blocks, Gaussian(), rule, rng, **sizes)
     return instruction.undo(result.direction, LAYOUT), result.diagnostics
 
 
@@ -152,6 +164,7 @@ def centre(*steps, **wanted):
     instruction, answers = ask(*steps)
     blocks, rng = instruction.blocks(LAYOUT), np.random.default_rng(9)
     options = {name: np.full(len(blocks), 0.5, np.float32) for name in wanted}
+    options |= sizes_of(instruction, answers)
     result = aggregate_vectors(answers, Gaussian(), blocks, rng=rng, **options)
     return instruction.undo(result.direction, LAYOUT), result.diagnostics
 
@@ -171,8 +184,8 @@ class TestOtherBlocksThanOnePerArray:
         for update, payload in zip(updates(), answers, strict=True):
             padded = np.concatenate([update, np.zeros(sum(sizes) - DIM, np.float32)])
             expected = [np.abs(part).max() for part in Blocks(sizes).split(padded)]
-            assert payload.magnitudes == pytest.approx(expected)
-            assert payload.scales == pytest.approx(2 * payload.magnitudes)
+            assert payload.reports["measure"] == pytest.approx(expected)
+            assert payload.reports["noise"] == pytest.approx(2 * payload.reports["measure"])
             assert payload.body.shape == (sum(sizes),)
 
     def test_scales_for_each_array_are_refused(self, steps, sizes):
@@ -229,12 +242,13 @@ class TestReportOfOtherBlocks:
         _, answers = ask(Join(2), Measure("rms"), AddNoise(Gaussian()))
         for update, payload in zip(updates(), answers, strict=True):
             rms = [np.linalg.norm(update[:130]) / sqrt(130), np.linalg.norm(update[130:]) / sqrt(7)]
-            assert payload.scales == pytest.approx(rms)
+            assert payload.reports["noise"] == pytest.approx(rms)
 
     def test_padding_that_did_not_move_has_no_noise_and_no_say(self):
         instruction, answers = ask(Pad(9), Measure("rms"), AddNoise(Gaussian()), Signs())
         blocks, rng = instruction.blocks(LAYOUT), np.random.default_rng(0)
-        result = aggregate_signs(answers, np.full(5, 0.2), blocks, Gaussian(), Counts(), rng)
-        assert [payload.scales[-1] for payload in answers] == [0.0] * CLIENTS
+        sizes, equal = sizes_of(instruction, answers), np.full(5, 0.2)
+        result = aggregate_signs(answers, equal, blocks, Gaussian(), Counts(), rng, **sizes)
+        assert sizes["scales"][:, -1].tolist() == [0.0] * CLIENTS
         assert result.direction[DIM:].tolist() == [0.0] * 9
         assert result.diagnostics["signal-to-noise-per-block"][-1] == 0.0

@@ -21,8 +21,8 @@ from fedmedian.privacy.accounting import (
     gaussian_epsilon,
     noise_multiplier_for,
     renyi_epsilon,
-    share_in_votes,
 )
+from fedmedian.steps.encodings import Signs, Vector
 from fedmedian.steps.instruction import perturb_update
 from fedmedian.strategies import MedianSGD, SignSGD
 
@@ -141,12 +141,12 @@ class TestVotes:
     def test_the_theorem_holds_for_a_vote(self, reach, first, second, order):
         p, q = ndtr(reach * first), ndtr(reach * second)
         sums = p**order * q ** (1 - order) + (1 - p) ** order * (1 - q) ** (1 - order)
-        bound = share_in_votes(reach) * order / 2 * (reach * (abs(first) + abs(second))) ** 2
+        bound = Signs.share(reach) * order / 2 * (reach * (abs(first) + abs(second))) ** 2
         assert np.log(sums) / (order - 1) <= bound * (1 + 1e-9) + 1e-12
 
     def test_small_entries_tell_two_over_pi_of_what_their_vector_does(self):
-        assert share_in_votes(0) == pytest.approx(2 / pi)
-        shares = [share_in_votes(reach) for reach in np.linspace(0, 3, 50)]
+        assert Signs.share(0) == pytest.approx(2 / pi)
+        shares = [Signs.share(reach) for reach in np.linspace(0, 3, 50)]
         assert shares == sorted(shares)
         assert shares[-1] == 1  # votes are made of the vector, and never tell more
 
@@ -156,7 +156,7 @@ class TestVotes:
         for order in (1.5, 4.0, 30.0):
             sums = p**order * (1 - p) ** (1 - order) + (1 - p) ** order * p ** (1 - order)
             told = dim * np.log(sums) / (order - 1)
-            bound = share_in_votes(reach) * order / 2 * (2 * reach) ** 2
+            bound = Signs.share(reach) * order / 2 * (2 * reach) ** 2
             assert bound == pytest.approx(told, rel=1e-3)
 
     @pytest.mark.parametrize("relation", RELATIONS)
@@ -248,7 +248,7 @@ class TestAttack:
 
         long = np.array([30.0, -40.0, 50.0, 0.1], np.float32)  # what clipping is for
         updates = [long, -long]
-        hidden = [answer(update, clipped).body for update in updates]
+        hidden = [answer(update, (*clipped, Vector())).body for update in updates]
         assert np.linalg.norm(hidden[0]) == pytest.approx(1)
         evidence = []
         for update in updates:
@@ -387,7 +387,7 @@ class TestExtremes:
     def test_each_bound_is_a_number_for_any_distance(self, size, delta):
         assert gaussian_epsilon(size, delta) >= 0
         assert renyi_epsilon(size, delta) >= 0
-        assert 0 < share_in_votes(size) <= 1
+        assert 0 < Signs.share(size) <= 1
         for kind in KINDS:
             assert Told.by_answer(kind, size).epsilon(delta) >= 0
 

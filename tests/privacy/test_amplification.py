@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.special import ndtr
 from scipy.stats import hypergeom, norm
 
-from fedmedian.privacy.accounting import Mechanism, share_in_votes
+from fedmedian.privacy.accounting import Mechanism
 from fedmedian.privacy.amplification import (
     ORDERS,
     _log_moments,
@@ -19,6 +19,7 @@ from fedmedian.privacy.amplification import (
     sampled_divergences,
     share_that_hides,
 )
+from fedmedian.steps.encodings import Signs
 
 DELTA = 1e-5
 MANY = 1000  # answers, all of those that were drawn
@@ -100,7 +101,7 @@ def test_who_sees_the_votes_of_hidden_clients_learns_no_more_than_the_bound(
             total += votes / len(subsets)
         return total
 
-    distance, share = 2 * reach, share_in_votes(reach)
+    distance, share = 2 * reach, Signs.share(reach)
     bound = sampled_divergences(distance, share * distance**2, drawn / clients, drawn)
     assert (divergences(law(1.0), law(-1.0)) <= bound * (1 + 1e-9) + 1e-12).all()
 
@@ -115,7 +116,7 @@ def test_a_bound_is_never_above_that_without_sampling_and_grows_with_the_share()
 
 def test_signs_tell_less_than_their_vectors_also_where_clients_are_hidden():
     vector = sampled_divergences(0.4, 0.16, 0.1, MANY)
-    votes = sampled_divergences(0.4, share_in_votes(0.2) * 0.16, 0.1, MANY)
+    votes = sampled_divergences(0.4, Signs.share(0.2) * 0.16, 0.1, MANY)
     told = [epsilon_of_divergences(100 * one, DELTA) for one in (votes, vector)]
     assert told[0] < 0.87 * told[1]
 
@@ -167,7 +168,7 @@ class TestClientsThatDoNotAnswer:
             found = np.concatenate(outcomes)
             return found[found > 0]
 
-        distance, share = 2 * reach, share_in_votes(reach)
+        distance, share = 2 * reach, Signs.share(reach)
         hidden = share_that_hides(drawn, present, least)
         bound = sampled_divergences(distance, share * distance**2, hidden, least)
         assert (divergences(law(1.0), law(-1.0)) <= bound * (1 + 1e-9) + 1e-12).all()

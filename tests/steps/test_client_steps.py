@@ -28,15 +28,10 @@ from fedmedian import (
     unpack_signs,
 )
 from fedmedian.rules.noise import NOISE_FAMILIES
-from fedmedian.steps.client_steps import (
-    CLIENT_STEPS,
-    AddNoise,
-    Draft,
-    Measure,
-    Signs,
-    TopUpNoise,
-    UpdateError,
-)
+from fedmedian.steps.base import CLIENT_STEPS, Draft, UpdateError
+from fedmedian.steps.encodings import Signs, Vector
+from fedmedian.steps.noise import AddNoise, Measure, TopUpNoise
+from fedmedian.steps.tied import Tied
 from fedmedian.strategies import SignSGD
 from fedmedian.wire.scalars import WireError
 
@@ -130,10 +125,13 @@ STEPS = [
     Measure("max"),
     AddNoise(Gaussian(), np.float32([0.5, 0.25])),
     AddNoise(StudentT(df=4.0), None, 3.0),
+    AddNoise(Gaussian(), np.float32([0.5, np.nan]), 3.0),
     TopUpNoise(Gaussian(), np.float32([5, 0.1])),
     TopUpNoise(Gaussian(), None, 1.5),
     Rotation(smallest=4, seed=3),
+    Tied(((0,), (0, 1))),
     Signs(),
+    Vector(),
     Reverse(3.0),
 ]
 
@@ -153,7 +151,11 @@ class TestEveryStep:
         arrived = CLIENT_STEPS.find(step.name).decode(parameters)
         assert type(arrived) is type(step)
         for field in fields(step):
-            np.testing.assert_array_equal(getattr(arrived, field.name), getattr(step, field.name))
+            value, expected = getattr(arrived, field.name), getattr(step, field.name)
+            if isinstance(expected, np.ndarray):
+                np.testing.assert_array_equal(value, expected)
+            else:
+                assert value == expected
         with pytest.raises(FrozenInstanceError):
             step.name = "another"
 
@@ -178,7 +180,7 @@ class TestEveryStep:
 
     def test_what_it_does_follows_from_the_generator(self, step):
         first, again = (self.apply(step, seed=3) for _ in range(2))
-        np.testing.assert_array_equal(first.signs, again.signs)
+        np.testing.assert_array_equal(first.body, again.body)
         np.testing.assert_array_equal(first.vector, again.vector)
 
 
@@ -253,18 +255,19 @@ class TestClip:
 class TestMeasure:
     def test_rms_of_each_block(self):
         expected = [sqrt((1 + 4 + 4 + 16) / 6), sqrt((0.09 + 0.16) / 2)]
-        assert after(Measure("rms")).magnitudes == pytest.approx(expected)
+        assert after(Measure("rms")).reports["measure"] == pytest.approx(expected)
 
     def test_largest_absolute_entry_of_each_block(self):
-        assert after(Measure("max")).magnitudes == pytest.approx([4.0, 0.4])
+        assert after(Measure("max")).reports["measure"] == pytest.approx([4.0, 0.4])
 
     @pytest.mark.parametrize("magnitude", ["rms", "max"])
     def test_is_float32_zero_without_movement_or_entries_and_of_any_size(self, magnitude):
         update, blocks = [0.0] * 3 + [1e-30] * 2 + [-1e30] * 2, Blocks((3, 0, 2, 2))
         draft = after(Measure(magnitude), update, blocks=blocks)
-        assert draft.magnitudes.dtype == np.float32
+        magnitudes = draft.reports["measure"]
+        assert magnitudes.dtype == np.float32
         expected = np.float32([0.0, 0.0, 1e-30, 1e30])
-        np.testing.assert_allclose(draft.magnitudes, expected, rtol=1e-6)
+        np.testing.assert_allclose(magnitudes, expected, rtol=1e-6)
         assert draft.vector.tolist() == np.float32(update).tolist()
 
 
@@ -356,15 +359,40 @@ class TestAddNoise:
     def test_told_scales_are_used_as_told(self):
         told = np.float32([0.5, 0.25])
         draft = after(AddNoise(Uniform(), told, factor=99.0))
-        assert draft.scales.tolist() == [0.5, 0.25]
-        assert draft.noise == Uniform()
+        noise = draft.vector - np.float32(UPDATE)
+        assert (np.abs(noise) <= sqrt(3) * np.repeat(told, BLOCKS.sizes) + 1e-6).all()
+        assert "noise" not in draft.reports
 
     @pytest.mark.parametrize("magnitude", ["rms", "max"])
     def test_otherwise_a_client_takes_the_factor_times_what_it_has_measured(self, magnitude):
         draft = after(Measure(magnitude))
         AddNoise(Gaussian(), factor=3.0).apply(draft)
-        assert draft.scales.dtype == np.float32
-        assert draft.scales == pytest.approx(3 * draft.magnitudes)
+        reported = draft.reports["noise"]
+        assert reported.dtype == np.float32
+        assert reported == pytest.approx(3 * draft.reports["measure"])
+
+    def test_a_scale_of_nan_is_the_clients_own_and_the_others_are_as_told(self):
+        draft = after(Measure("max"))
+        step = AddNoise(Uniform(), np.float32([0.5, np.nan]), factor=3.0)
+        step.apply(draft)
+        assert draft.reports["noise"] == pytest.approx([0.5, 1.2])
+        step.check(draft.reports["noise"], BLOCKS)
+
+    @pytest.mark.parametrize(
+        ("told", "reported", "named"),
+        [
+            ([0.5, np.nan], [0.6, 1.2], "other noise scales"),
+            ([0.5, np.nan], None, "scales are missing"),
+            ([0.5, np.nan], [0.5, np.nan], "scales must be from 0"),
+            ([0.5, np.nan], [0.5], r"scales.*\(2,\).*\(1,\)"),
+            ([0.5, 0.25], [0.5, 0.25], "'noise' has a report"),
+            (None, None, "scales are missing"),
+        ],
+    )
+    def test_scales_that_differ_from_what_was_told_are_refused(self, told, reported, named):
+        step = AddNoise(Gaussian(), None if told is None else np.float32(told))
+        with pytest.raises(WireError, match=named):
+            step.check(None if reported is None else np.float32(reported), BLOCKS)
 
     def test_with_neither_scales_nor_a_magnitude_it_is_refused(self):
         with pytest.raises(WireError, match="scales"):
@@ -407,7 +435,7 @@ class TestAddNoise:
             [
                 *[("family", value) for value in (3, b"gaussian")],
                 *[("factor", value) for value in ("3", None, nan, inf, -1.0)],
-                *[("scales", np.float32(value).tobytes()) for value in (nan, inf, -1)],
+                *[("scales", np.float32(value).tobytes()) for value in (inf, -1)],
                 *[("family.df", 3.0), ("family.a.b", 3.0)],
             ]
         )
@@ -425,11 +453,11 @@ class TestAddNoise:
 class TestSigns:
     def test_without_noise_are_those_of_the_update_and_a_coin_for_each_zero(self):
         update = np.array([1.0, -2.0, 3.0, -1e-30, 0.3, -0.0, 0.0, -0.4], np.float32)
-        signs = after(Signs(), update).signs
+        signs = after(Signs(), update).body
         np.testing.assert_array_equal(signs, pack_signs(update, np.random.default_rng(0)))
         draft = long_draft(0.0)
         Signs().apply(draft)
-        assert abs(unpack_signs(draft.signs, 50_000).sum()) < 5 * sqrt(50_000)
+        assert abs(unpack_signs(draft.body, 50_000).sum()) < 5 * sqrt(50_000)
 
     @pytest.mark.parametrize("noise", [Gaussian, StudentT], ids=lambda noise: noise.name)
     def test_with_noise_have_its_law_whether_or_not_a_step_has_looked_at_the_vector(self, noise):
@@ -439,7 +467,7 @@ class TestSigns:
             if look:
                 assert draft.vector.size == 100_000
             Signs().apply(draft)
-            means = unpack_signs(draft.signs, 100_000).reshape(2, -1).mean(axis=1)
+            means = unpack_signs(draft.body, 100_000).reshape(2, -1).mean(axis=1)
             expected = 2 * noise().cdf(np.array([0.5, -0.25])) - 1
             assert means == pytest.approx(expected, abs=5 / sqrt(50_000))
 

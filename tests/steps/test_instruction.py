@@ -25,8 +25,10 @@ from fedmedian import (
     unpack_signs,
 )
 from fedmedian.rules.noise import NOISE_FAMILIES
-from fedmedian.steps.client_steps import AddNoise, Measure, Signs, UpdateError
+from fedmedian.steps.base import UpdateError
+from fedmedian.steps.encodings import Encoding, Signs, Vector
 from fedmedian.steps.instruction import perturb_update
+from fedmedian.steps.noise import AddNoise, Measure
 from fedmedian.wire.scalars import PREFIX, WIRE_VERSION, WireError
 
 MODEL = {
@@ -45,11 +47,20 @@ INSTRUCTION = Instruction(
     seed=7,
     exact=(1, 3),
 )
-VECTOR = replace(INSTRUCTION, steps=INSTRUCTION.steps[:-1])
+VECTOR = replace(INSTRUCTION, steps=(*INSTRUCTION.steps[:-1], Vector()))
 
 
 def asking(*steps, server_round=1):
-    return Instruction(steps, server_round, None, (1, 3))
+    last = () if steps and isinstance(steps[-1], Encoding) else (Vector(),)
+    return Instruction((*steps, *last), server_round, None, (1, 3))
+
+
+def reporting(payload, **reports):
+    return replace(payload, reports={**payload.reports, **reports})
+
+
+def measured(*steps, **situation):
+    return answer(*steps, **situation).reports["measure"]
 
 
 def answer(*steps, update=UPDATE, seed=0, memory=None, server_round=1):
@@ -119,7 +130,7 @@ changes = st.tuples(
 instructions = st.builds(
     Instruction,
     steps=st.builds(
-        lambda steps, last: (*steps, *last), changes, st.sampled_from([(), (Signs(),)])
+        lambda steps, last: (*steps, *last), changes, st.sampled_from([(Vector(),), (Signs(),)])
     ),
     server_round=st.integers(0, 2**31),
     seed=st.none() | st.integers(0, 2**130),
@@ -151,8 +162,8 @@ class TestWireForm:
         read = Instruction.decode(message)
         assert read.encode() == message
         assert [type(step) for step in read.steps] == [type(step) for step in sent.steps]
-        assert (read.kind, read.server_round, read.seed, read.exact) == (
-            sent.kind,
+        assert (read.encoding, read.server_round, read.seed, read.exact) == (
+            sent.encoding,
             sent.server_round,
             sent.seed,
             sent.exact,
@@ -169,8 +180,8 @@ class TestWireForm:
         assert PREFIX + "seed" not in message
         assert Instruction.decode(message).seed is None
 
-    def test_its_kind_follows_from_its_steps(self):
-        assert (INSTRUCTION.kind, VECTOR.kind, asking().kind) == ("signs", "vector", "vector")
+    def test_its_encoding_is_its_last_step(self):
+        assert (INSTRUCTION.encoding, VECTOR.encoding) == (Signs(), Vector())
 
     def test_a_step_is_found_by_its_class(self):
         assert INSTRUCTION.find(Clip) == Clip(1.0)
@@ -190,6 +201,9 @@ MALFORMED = [
     *[("exact", value) for value in (*LISTS, [1], '"12"', '[1, "a"]', "[-1]")],
     *[("steps", value) for value in (*LISTS, ["clip"], '"signs"', '["clip", 1]')],
     ("steps", '["signs", "clip", "measure", "noise"]'),
+    ("steps", '["clip", "measure", "noise"]'),
+    ("steps", '["clip", "measure", "noise", "vector", "signs"]'),
+    ("steps", "[]"),
     ("steps", '["clip", "clip"]'),
     *[("clip.norm", value) for value in ("1", 0.0, -1.0, nan, inf)],
     *[("measure.magnitude", value) for value in (1, "mean")],
@@ -261,15 +275,13 @@ class TestWhatIsRefused:
 
 EXACT = LAYOUT.pack_exact(MODEL)
 SIGNS_PAYLOAD = Payload(
-    kind="signs",
-    noise="gaussian",
-    scales=SCALES,
-    magnitudes=np.float32([0.1, 0.0]),
+    encoding="signs",
     body=np.uint8([255]),
     exact=EXACT,
     server_round=4,
+    reports={"measure": np.float32([0.1, 0.0])},
 )
-VECTOR_PAYLOAD = replace(SIGNS_PAYLOAD, kind="vector", body=np.arange(8, dtype=np.float32))
+VECTOR_PAYLOAD = replace(SIGNS_PAYLOAD, encoding="vector", body=np.arange(8, dtype=np.float32))
 
 
 class TestRequireAnswer:
@@ -278,19 +290,19 @@ class TestRequireAnswer:
         VECTOR.require_answer(VECTOR_PAYLOAD, LAYOUT)
 
     def test_a_client_may_choose_its_scales_where_none_were_told(self):
-        own = replace(SIGNS_PAYLOAD, scales=np.float32([9.0, 0.0]))
+        own = reporting(SIGNS_PAYLOAD, noise=np.float32([9.0, 0.0]))
         asking(Measure("rms"), AddNoise(Gaussian()), Signs(), server_round=4).require_answer(
             own, LAYOUT
         )
-        with pytest.raises(WireError, match="scale"):
+        with pytest.raises(WireError, match="'noise' has a report"):
             INSTRUCTION.require_answer(own, LAYOUT)
 
-    def test_an_answer_without_noise_is_one_to_an_instruction_without(self):
-        plain = replace(VECTOR_PAYLOAD, noise=None)
+    def test_a_report_that_was_not_asked_for_is_refused_and_a_missing_one_too(self):
+        plain = replace(VECTOR_PAYLOAD, reports={})
         asking(server_round=4).require_answer(plain, LAYOUT)
-        with pytest.raises(WireError, match=r"noise None.*'gaussian'"):
+        with pytest.raises(WireError, match="magnitudes are missing"):
             VECTOR.require_answer(plain, LAYOUT)
-        with pytest.raises(WireError, match=r"noise 'gaussian'.*None"):
+        with pytest.raises(WireError, match=r"'measure'.*not asked for"):
             asking(server_round=4).require_answer(VECTOR_PAYLOAD, LAYOUT)
 
     @given(server_round=st.sampled_from([0, 3, 5]))
@@ -300,22 +312,23 @@ class TestRequireAnswer:
             VECTOR.require_answer(other, LAYOUT)
 
     def test_that_an_answer_is_to_another_round_is_said_before_anything_else_is_wrong(self):
-        other = replace(SIGNS_PAYLOAD, server_round=3, noise=None, body=np.zeros(2, np.uint8))
+        other = replace(SIGNS_PAYLOAD, server_round=3, reports={}, body=np.zeros(2, np.uint8))
         with pytest.raises(WireError, match="round 3"):
             VECTOR.require_answer(other, LAYOUT)
 
     @given(
         case=st.sampled_from(
             [
-                ({"kind": "vector"}, r"'vector'.*'signs'"),
-                ({"noise": "laplace"}, r"'laplace'.*'gaussian'"),
+                ({"encoding": "vector"}, r"'vector'.*'signs'"),
                 ({"body": np.zeros(2, np.uint8)}, r"signs.*\(1,\).*\(2,\)"),
                 ({"body": np.zeros((1, 1), np.uint8)}, r"signs.*\(1,\).*\(1, 1\)"),
                 ({"body": np.zeros(1, np.float32)}, r"signs.*uint8.*float32"),
                 ({"exact": np.zeros(0, np.uint8)}, r"exact.*\(16,\).*\(0,\)"),
                 ({"exact": np.zeros(16, np.int8)}, r"exact.*uint8.*int8"),
-                ({"scales": np.zeros(3, np.float32)}, r"scales.*\(2,\).*\(3,\)"),
-                ({"magnitudes": np.zeros(1, np.float32)}, r"magnitudes.*\(2,\).*\(1,\)"),
+                (
+                    {"reports": {"measure": np.zeros(1, np.float32)}},
+                    r"magnitudes.*\(2,\).*\(1,\)",
+                ),
             ]
         )
     )
@@ -338,18 +351,19 @@ class TestRequireAnswer:
         statistics = {**MODEL, "running_mean": np.float32([1, value])}
         for changes, named in (
             ({"body": body}, "vector"),
-            ({"scales": np.float32([0.5, value])}, "scales"),
-            ({"magnitudes": np.float32([0.5, value])}, "magnitudes"),
+            ({"reports": {"measure": np.float32([0.5, value])}}, "magnitudes"),
             ({"exact": LAYOUT.pack_exact(statistics)}, "'running_mean'"),
         ):
             with pytest.raises(WireError, match=named):
                 VECTOR.require_answer(replace(VECTOR_PAYLOAD, **changes), LAYOUT)
 
     def test_no_size_of_an_answer_is_negative(self):
-        for name in ("scales", "magnitudes"):
-            payload = replace(SIGNS_PAYLOAD, **{name: np.float32([0.5, -1.0])})
+        asked = asking(Measure("rms"), AddNoise(Gaussian()), server_round=4)
+        good = reporting(VECTOR_PAYLOAD, noise=np.float32([0.5, 0.0]))
+        asked.require_answer(good, LAYOUT)
+        for step, name in (("noise", "scales"), ("measure", "magnitudes")):
             with pytest.raises(WireError, match=name):
-                INSTRUCTION.require_answer(payload, LAYOUT)
+                asked.require_answer(reporting(good, **{step: np.float32([0.5, -1.0])}), LAYOUT)
 
 
 class TestPerturbUpdate:
@@ -368,7 +382,7 @@ class TestPerturbUpdate:
             )
         ),
         count=st.integers(0, 7),
-        last=st.sampled_from([(), (Signs(),)]),
+        last=st.sampled_from([(Vector(),), (Signs(),)]),
     )
     def test_any_order_of_steps_is_followed_by_who_reads_it_to_an_answer_that_is_taken(
         self, steps, count, last
@@ -393,9 +407,8 @@ class TestPerturbUpdate:
         payload = answer()
         assert payload.body.dtype == np.float32
         assert payload.body.tolist() == np.float32(UPDATE).tolist()
-        assert payload.noise is None
-        assert not payload.scales.any()
-        assert not payload.magnitudes.any()
+        assert payload.encoding == "vector"
+        assert payload.reports == {}
 
     def test_with_the_sign_step_sends_one_bit_for_each_coordinate(self):
         update = [1.0, -2.0, 3.0, 2.0, -1.0, -4.0, 0.3, -0.4]
@@ -404,18 +417,26 @@ class TestPerturbUpdate:
         assert unpack_signs(payload.body, 8).tolist() == np.sign(update).tolist()
 
     def test_says_which_noise_and_magnitudes_it_has_used(self):
-        payload = answer(Measure("max"), AddNoise(Uniform(), None, 3.0))
-        assert payload.noise == "uniform"
-        assert payload.magnitudes == pytest.approx([4.0, 0.4])
-        assert payload.scales == pytest.approx([12.0, 1.2])
+        steps = Measure("max"), AddNoise(Uniform(), None, 3.0)
+        payload, asked = answer(*steps), asking(*steps)
+        assert asked.magnitudes_of(payload, LAYOUT.blocks) == pytest.approx([4.0, 0.4])
+        assert asked.scales_of(payload, LAYOUT.blocks) == pytest.approx([12.0, 1.2])
+
+    def test_what_the_server_told_is_not_reported_and_what_was_not_asked_for_is_zero(self):
+        told = AddNoise(Gaussian(), SCALES)
+        payload, asked = answer(told), asking(told)
+        assert payload.reports == {}
+        assert asked.scales_of(payload, LAYOUT.blocks).tolist() == SCALES.tolist()
+        assert asked.magnitudes_of(payload, LAYOUT.blocks).tolist() == [0, 0]
+        assert asking().scales_of(answer(), LAYOUT.blocks).tolist() == [0, 0]
 
     def test_takes_the_steps_in_their_order(self):
         long = [3.0, 0, 0, 0, 0, 0, 4.0, 0]
         divide, clip = DivideByLearningRate(0.5), Clip(5.0)
         assert answer(clip, divide, update=long).body == pytest.approx(np.multiply(long, 2))
         assert answer(divide, clip, update=long).body == pytest.approx(long)
-        assert answer(clip, Measure("max"), divide, update=long).magnitudes == pytest.approx([3, 4])
-        assert answer(divide, Measure("max"), update=long).magnitudes == pytest.approx([6, 8])
+        assert measured(clip, Measure("max"), divide, update=long) == pytest.approx([3, 4])
+        assert measured(divide, Measure("max"), update=long) == pytest.approx([6, 8])
 
     def test_momentum_remembers_what_comes_before_it_and_nothing_that_comes_after(self):
         memory, noise = {}, AddNoise(Gaussian(), np.float32([1e3, 1e3]))
@@ -426,7 +447,7 @@ class TestPerturbUpdate:
 
     def test_noise_is_no_part_of_the_magnitudes(self):
         measure, noise = Measure("rms"), AddNoise(Gaussian(), np.float32([1e3, 1e3]))
-        np.testing.assert_array_equal(answer(measure, noise).magnitudes, answer(measure).magnitudes)
+        np.testing.assert_array_equal(measured(measure, noise), measured(measure))
 
     def test_the_answer_follows_from_the_generator(self):
         steps = Measure("rms"), AddNoise(Gaussian())
@@ -436,8 +457,8 @@ class TestPerturbUpdate:
 
     def test_exact_arrays_are_sent_as_they_are_whatever_the_steps(self):
         noise = AddNoise(Gaussian(), np.float32([9, 9]))
-        for last in ((), (Signs(),)):
-            exact = LAYOUT.unpack_exact(answer(Clip(1e-3), noise, *last).exact)
+        for last in (Vector(), Signs()):
+            exact = LAYOUT.unpack_exact(answer(Clip(1e-3), noise, last).exact)
             assert exact["running_mean"].tolist() == [0.5, -0.5]
             assert exact["steps"] == 3
 

@@ -19,13 +19,11 @@ bodies = {
     "vector": hnp.arrays(np.float32, st.integers(0, 20), elements=st.floats(-1, 1, width=32)),
 }
 payloads = st.sampled_from(sorted(bodies)).flatmap(
-    lambda kind: st.builds(
+    lambda encoding: st.builds(
         Payload,
-        kind=st.just(kind),
-        noise=st.none() | st.sampled_from(["gaussian", "another"]),
-        scales=sizes,
-        magnitudes=sizes,
-        body=bodies[kind],
+        encoding=st.just(encoding),
+        reports=st.dictionaries(st.sampled_from(["measure", "noise", "two-bits"]), sizes),
+        body=bodies[encoding],
         exact=hnp.arrays(np.uint8, st.integers(0, 9)),
         server_round=st.integers(0, 2**62),
         partition=st.none() | st.integers(0, 2**62),
@@ -33,14 +31,12 @@ payloads = st.sampled_from(sorted(bodies)).flatmap(
 )
 
 ARRAYS, MESSAGE = Payload(
-    kind="signs",
-    noise="gaussian",
-    scales=np.float32([0.5, 0.25]),
-    magnitudes=np.float32([0.1, 0.0]),
+    encoding="signs",
     body=np.uint8([255, 224]),
     exact=np.uint8([1, 2, 3]),
     server_round=4,
     partition=7,
+    reports={"measure": np.float32([0.1, 0.0])},
 ).encode()
 
 
@@ -58,29 +54,33 @@ def test_a_payload_is_read_back_from_scalars_and_one_or_two_arrays(sent):
         if isinstance(expected, np.ndarray):
             assert value.dtype == expected.dtype
             np.testing.assert_array_equal(value, expected)
+        elif isinstance(expected, dict):
+            assert {step: one.tolist() for step, one in value.items()} == {
+                step: one.tolist() for step, one in expected.items()
+            }
         else:
             assert value == expected
 
 
 def test_a_payload_is_found_in_a_reply_among_other_keys():
     assert Payload.is_in({"loss": 1.0, **MESSAGE})
-    assert Payload.decode(ARRAYS, {"loss": 1.0, "kind": "nonsense", **MESSAGE}).kind == "signs"
+    assert Payload.decode(ARRAYS, {"loss": 1.0, "encoding": "x", **MESSAGE}).encoding == "signs"
     assert not Payload.is_in({"loss": 1.0, "payload": WIRE_VERSION})
     assert not Payload.is_in({PREFIX + "instruction": WIRE_VERSION})
 
 
-@given(key=st.sampled_from(["payload", "round", "kind", "scales", "magnitudes"]))
+@given(key=st.sampled_from(["payload", "round", "encoding"]))
 def test_a_payload_without_a_field_is_refused_by_its_key(key):
     message = {name: value for name, value in MESSAGE.items() if name != PREFIX + key}
     with pytest.raises(WireError, match=PREFIX + key):
         Payload.decode(ARRAYS, message)
 
 
-def test_a_payload_may_be_without_noise_and_without_a_partition():
-    left_out = {PREFIX + "noise", PREFIX + "partition"}
+def test_a_payload_may_be_without_reports_and_without_a_partition():
+    left_out = {PREFIX + "reports.measure", PREFIX + "partition"}
     message = {key: value for key, value in MESSAGE.items() if key not in left_out}
     read = Payload.decode(ARRAYS, message)
-    assert (read.noise, read.partition) == (None, None)
+    assert (read.reports, read.partition) == ({}, None)
 
 
 @given(
@@ -90,10 +90,10 @@ def test_a_payload_may_be_without_noise_and_without_a_partition():
             ("payload", 1.0),
             ("round", "first"),
             ("round", -1),
-            ("kind", "sign"),
-            ("noise", 3),
-            ("scales", [0.5]),
-            ("magnitudes", 0.5),
+            ("encoding", 3),
+            ("reports.measure", [0.5]),
+            ("reports.measure", b"\0" * 3),
+            ("reports", b""),
             ("partition", "first"),
             ("partition", -1),
             ("future", 1),

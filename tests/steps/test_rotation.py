@@ -11,7 +11,8 @@ import pytest
 
 from fedmedian import Blocks, Gaussian, Rotation, coordinate_median, unpack_signs
 from fedmedian.kernels.rotation import padded_size
-from fedmedian.steps.client_steps import Draft, Measure, TopUpNoise
+from fedmedian.steps.base import Draft
+from fedmedian.steps.noise import Measure, TopUpNoise
 
 CLIENTS, DIM, ROTATIONS = 9, 4096, 400
 NORMS = np.linspace(0.3, 1.9, CLIENTS)
@@ -39,8 +40,7 @@ def votes_mean(updates, level, seed):
     total = 0
     for client, update in enumerate(updates):
         draft = send(update, rotation, level, (seed, client))
-        draft.draw_signs()
-        total = total + unpack_signs(draft.signs, draft.blocks.dim)
+        total = total + unpack_signs(draft.draw_signs(), draft.blocks.dim)
     return rotation.undo(np.float32(level * sqrt(pi / 2) / len(updates)) * total, BLOCKS)
 
 

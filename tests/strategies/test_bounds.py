@@ -17,8 +17,8 @@ from fedmedian.kernels.signs import pack_signs
 from fedmedian.rounds.screening import Answer
 from fedmedian.rounds.settings import Settings
 from fedmedian.rules.trust import PROPORTION, SHARE, num_tolerated
-from fedmedian.steps.client_steps import AddNoise
 from fedmedian.steps.instruction import perturb_update
+from fedmedian.steps.noise import AddNoise
 from fedmedian.strategies.median import MedianCore
 from fedmedian.strategies.sign import SignCore
 from fedmedian.wire.scalars import LARGEST
@@ -119,16 +119,21 @@ def scaled(values, factor):
 
 def spoiled(payload, instruction, claims, direction):
     """An honest payload with other content and claims, as it would still be accepted."""
-    noise = instruction.find(AddNoise)
-    own = noise is not None and noise.scales is None
-    is_votes = payload.kind == "signs"
+    is_votes = payload.encoding == "signs"
+    factors = {
+        "measure": claims.magnitude,
+        "noise": claims.scale,
+        "top-up": claims.scale,
+        "tied": 0.0,
+    }
+    reports = {step: scaled(one, factors[step]) for step, one in payload.reports.items()}
+    if claims.ties and "tied" in reports:
+        reports["tied"] += 1
     body = pack_signs(direction) if is_votes else scaled(direction, claims.length)
     return replace(
         payload,
         body=body,
-        scales=scaled(payload.scales, claims.scale) if own else payload.scales,
-        magnitudes=scaled(payload.magnitudes, claims.magnitude),
-        tied=tuple(range(len(instruction.tied))) if claims.ties else (),
+        reports=reports,
     )
 
 
@@ -141,6 +146,18 @@ class Played:
     honest: list
     instruction: object
     blocks: object
+
+    @property
+    def magnitudes(self):
+        """The largest magnitude of each block among honest clients."""
+        sizes = [self.instruction.magnitudes_of(one, self.blocks) for one in self.honest]
+        return np.max(sizes, axis=0)
+
+    @property
+    def scales(self):
+        """The largest noise scale of each block among honest clients."""
+        scales = [self.instruction.scales_of(one, self.blocks) for one in self.honest]
+        return np.max(scales, axis=0)
 
 
 def play(core, clients, claims):
@@ -194,11 +211,10 @@ def test_t_clients_have_a_share_near_t_of_m_of_decoded_counts(case, clients, cla
     share = SHARE * num_tolerated(clients) / clients
     for played in play(case(), clients, claims):
         noise = played.instruction.find(AddNoise)
-        sizes = np.stack([one.magnitudes for one in played.honest]).max(axis=0)
+        sizes = played.magnitudes
         if noise.scales is None:
             # Twice the largest honest level; and who claims no noise only makes the step longer.
-            level = np.stack([one.scales for one in played.honest]).max(axis=0)
-            most, longer = 2 * level, 1 / (1 - share)
+            most, longer = 2 * played.scales, 1 / (1 - share)
         else:
             most = noise.scales
             longer = np.maximum(1, sizes / np.maximum(most, 1e-30))
@@ -237,8 +253,7 @@ def test_t_clients_move_a_median_no_farther_than_the_others_are(case, clients, c
         scales = np.zeros(len(played.blocks))
         if noise is not None and core.client_noise is None:
             # What the server adds or smooths with, in the size that honest clients have at most.
-            magnitudes = np.stack([one.magnitudes for one in played.honest]).max(axis=0)
-            scales = 4 * np.maximum(magnitudes, 0.1) * np.sqrt(played.blocks.sizes)
+            scales = 4 * np.maximum(played.magnitudes, 0.1) * np.sqrt(played.blocks.sizes)
         for step in played.steps:
             moved = np.linalg.norm(np.float64(step.direction))
             if clients == 2:
@@ -271,6 +286,8 @@ def test_a_single_weight_may_move_by_more_than_its_share_in_a_random_basis(
         answers.append(Answer(client, 1.0, {}, None, payload))
     step, _ = core.finish([*answers])
     without, _ = core.finish(answers[1:])
-    share = sqrt(pi / 2) * answers[0].payload.scales.item() / 10
+    share = (
+        sqrt(pi / 2) * instruction.scales_of(answers[0].payload, core.current.blocks).item() / 10
+    )
     moved = abs(step.direction[7] - 0.9 * without.direction[7]) / share
     assert least <= moved <= most * (1 + SPREAD)

@@ -23,7 +23,7 @@ from fedmedian import (
     register_noise,
 )
 from fedmedian.privacy.accounting import Draw, Mechanism, PrivacyBudget
-from fedmedian.steps.client_steps import ClientStep, register_client_step
+from fedmedian.steps.base import ClientStep, register_client_step
 from fedmedian.strategies import (
     Checkpoint,
     MedianSGD,

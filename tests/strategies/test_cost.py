@@ -103,7 +103,7 @@ HOSTILE = {
     "a status of a text that cannot be encoded": status(SURROGATES),
     **{
         f"{what} as {key}": scalar(key, value)
-        for key in ("kind", "noise", "scales", "round", "tied")
+        for key in ("encoding", "reports.measure", "round")
         for what, value in {
             "a long text": "x" * SIZE,
             "a text that cannot be encoded": SURROGATES,
@@ -111,8 +111,7 @@ HOSTILE = {
             "a long list": [1.5] * (SIZE // 8),
         }.items()
     },
-    "a long list as a text": scalar("tied", f"[{'1,' * (SIZE // 2)}1]"),
-    "a deep list as a text": scalar("tied", "[" * SIZE),
+    "a report of a step of a long name": scalar("reports." + "x" * SIZE, b""),
     "a long unknown key": scalar("x" * SIZE, 1),
     "many unknown keys": lambda reply: [scalar(f"{i:08}", 1)(reply) for i in range(SIZE // 80)],
     "many arrays": arrays(SIZE // 400),

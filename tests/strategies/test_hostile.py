@@ -72,7 +72,7 @@ def trained(client, model):
     return {**model, **changed}
 
 
-def no_lie(payload):
+def no_lie(payload, scales):
     return payload
 
 
@@ -106,7 +106,8 @@ def run(
             update, rng = layout.difference(model, after), np.random.default_rng((number, client))
             payload = perturb_update(instruction, layout, update, after, rng, {}, client)
             if hostile:
-                payload = lie(payload)
+                scales = instruction.scales_of(payload, instruction.blocks(layout))
+                payload = lie(payload, scales)
             bodies, scalars = payload.encode()
             weight = examples if hostile and examples is not None else 100.0
             arrays = {str(index): body for index, body in enumerate(bodies)}
@@ -131,13 +132,12 @@ both_kinds = pytest.mark.parametrize("kind", ["votes", "vectors"])
 def claim_size(value, block=0):
     """Claim another magnitude of a block, and noise of that size where it was one's own."""
 
-    def lie(payload):
-        magnitudes, scales = payload.magnitudes.copy(), payload.scales.copy()
-        own = not scales[block]  # no noise: the first round, in which clients choose
-        magnitudes[block] = value
-        if own:
-            scales[block] = value
-        return replace(payload, magnitudes=magnitudes, scales=scales)
+    def lie(payload, scales):
+        reports = {step: values.copy() for step, values in payload.reports.items()}
+        for step, values in reports.items():
+            if step == "measure" or not values[block]:
+                values[block] = value
+        return replace(payload, reports=reports)
 
     return lie
 
@@ -191,8 +191,12 @@ class TestExamplesThatClientsClaim:
     ):
         lied = {"moving": np.full(400, -0.1, np.float32)}
 
-        def lie(payload):
-            return replace(payload, scales=payload.scales * np.float32(100))
+        def lie(payload, scales):
+            reports = {
+                step: values if step == "measure" else values * np.float32(100)
+                for step, values in payload.reports.items()
+            }
+            return replace(payload, reports=reports)
 
         def moved(examples):
             strategy = core("votes", *DEFAULT, scale_from=scale_from)
@@ -224,10 +228,15 @@ class TestArraysThatStopMoving:
     def test_stay_where_they_are_whatever_t_clients_claim(self, make, clients, hostile):
         frozen_at = 4
 
-        def lie(payload):
-            magnitudes = np.maximum(payload.magnitudes, payload.scales)
-            body = payload.body + np.float32(1) if payload.kind == "vector" else ~payload.body
-            return replace(payload, magnitudes=magnitudes, body=body)
+        def lie(payload, scales):
+            magnitudes = np.maximum(payload.reports.get("measure", 0), scales)
+            reports = {
+                step: magnitudes if step == "measure" else values
+                for step, values in payload.reports.items()
+            }
+            is_vector = payload.encoding == "vector"
+            body = payload.body + np.float32(1) if is_vector else ~payload.body
+            return replace(payload, reports=reports, body=body)
 
         def stages(model, number):
             if number <= frozen_at:
@@ -258,7 +267,7 @@ class TestValuesThatAreFarOut:
     @pytest.mark.parametrize("optimizer", [None, Momentum(), Adam()], ids=["none", "m", "adam"])
     @pytest.mark.parametrize("value", [3e38, 1e25, scalars.LARGEST])
     def test_whoever_sends_them_no_round_fails(self, clients, liars, optimizer, value):
-        def lie(payload):
+        def lie(payload, scales):
             return replace(payload, body=np.full_like(payload.body, value))
 
         for noise_and_rotation in ((None, None), DEFAULT, IN_PLACE):
@@ -272,7 +281,7 @@ class TestValuesThatAreFarOut:
         length = np.linalg.norm(honest["moving"])
         for value in (10.0, 1e6, scalars.LARGEST):
 
-            def lie(payload, value=value):
+            def lie(payload, scales, value=value):
                 return replace(payload, body=np.full_like(payload.body, value))
 
             model, _ = run(core("vectors", *DEFAULT), 2, lie=lie)

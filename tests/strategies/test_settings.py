@@ -35,7 +35,10 @@ from fedmedian import (
 from fedmedian.privacy.accounting import PrivacyBudget
 from fedmedian.rounds.settings import Settings
 from fedmedian.rules.noise import NOISE_FAMILIES
-from fedmedian.steps.client_steps import CLIENT_STEPS, AddNoise, Measure, Signs
+from fedmedian.steps.base import CLIENT_STEPS
+from fedmedian.steps.encodings import Signs, Vector
+from fedmedian.steps.noise import AddNoise, Measure
+from fedmedian.steps.tied import Tied
 from fedmedian.strategies import Checkpoint, MedianSGD, SignSGD, legacy
 
 STRATEGIES = (SignSGD, MedianSGD, legacy.SignSGD, legacy.MedianSGD)
@@ -259,7 +262,9 @@ class TestClientSteps:
         assert repr(Clip(2.0)) in message
 
     @pytest.mark.parametrize(
-        "step", [Rotation(), Measure("rms"), AddNoise(Gaussian()), Signs()], ids=repr
+        "step",
+        [Rotation(), Measure("rms"), AddNoise(Gaussian()), Tied(()), Signs(), Vector()],
+        ids=repr,
     )
     def test_a_client_step_that_strategies_add_themselves_is_refused(self, step):
         assert repr(step) in refuses(Settings, ValueError, "client_steps[0]", [step])

@@ -18,7 +18,7 @@ from fedmedian import (
     Uniform,
 )
 from fedmedian.clients import perturb
-from fedmedian.steps.client_steps import AddNoise, Measure
+from fedmedian.steps.noise import AddNoise, Measure
 from fedmedian.strategies import SignSGD
 
 COPIES = 4000
@@ -147,7 +147,11 @@ class TestInstruction:
         told = asked(strategy)
         assert [told[r].server_round for r in told] == [1, 2]
         for instruction in told.values():
-            assert (instruction.kind, instruction.seed, instruction.exact) == ("signs", 7, (1,))
+            assert (instruction.encoding.name, instruction.seed, instruction.exact) == (
+                "signs",
+                7,
+                (1,),
+            )
             assert instruction.find(Clip) == Clip(9.0)
             assert isinstance(instruction.find(AddNoise).noise, Laplace)
             np.testing.assert_array_equal(instruction.find(AddNoise).scales, [0.5])

@@ -5,10 +5,14 @@ import pytest
 
 from fedmedian import Adam, Majority
 from fedmedian.clients import perturb
+from fedmedian.model.blocks import Blocks
 from fedmedian.model.layout import Layout
 from fedmedian.rules.trust import num_tolerated
-from fedmedian.steps.instruction import Instruction
+from fedmedian.steps.encodings import Vector
+from fedmedian.steps.instruction import Instruction, perturb_update
 from fedmedian.steps.payload import Payload
+from fedmedian.steps.tied import Tied
+from fedmedian.strategies import SignSGD
 from fedmedian.wire.scalars import PREFIX, WireError
 
 RNG = np.random.default_rng(0)
@@ -81,7 +85,7 @@ def test_two_clients_of_five_can(api, run):
 @pytest.mark.parametrize("clients", [2, 3, 4, 5, 6, 10])
 def test_no_t_clients_tie_what_the_others_train_apart(clients, message_api, run, spoiling):
     def claim_all(content):
-        content["fedmedian"][PREFIX + "tied"] = "[0]"
+        content["fedmedian"][PREFIX + "reports.tied"] = np.float32([1]).tobytes()
 
     mods = [spoiling(claim_all, i, only=None) for i in range(num_tolerated(clients))]
     strategy = message_api.make("SignSGD", min_train_nodes=1, min_available_nodes=1)
@@ -123,19 +127,39 @@ class TestWhatMayBeTied:
 
 
 class TestOnTheWire:
-    def test_groups_travel_both_ways(self):
-        asked = Instruction((), 1, None, (), ((0, 2), (3, 4, 5)))
-        assert Instruction.decode(asked.encode()).tied == asked.tied
-        nothing = np.zeros(1, np.float32)
-        body, exact = np.zeros(3, np.float32), np.zeros(0, np.uint8)
-        answer = Payload("vector", None, nothing, nothing, body, exact, 1, tied=(1,))
-        arrays, scalars = answer.encode()
-        assert Payload.decode(arrays, scalars).tied == (1,)
+    def test_groups_travel_to_clients_and_what_is_still_tied_travels_back(self):
+        asked = Instruction((Tied(((0, 2), (1, 2))), Vector()), 1, None, ())
+        read = Instruction.decode(asked.encode())
+        assert read.steps == asked.steps
+        layout, rng = Layout.of_model(dict.fromkeys("abc", np.zeros(2))), np.random.default_rng(0)
+        payload = perturb_update(read, layout, np.float32([1, 2, 3, 4, 1, 2]), {}, rng)
+        answer = Payload.decode(*payload.encode())
+        asked.require_answer(answer, layout)
+        assert asked.still_tied(answer) == [(0, 2)]
 
-    def test_without_groups_nothing_is_said_of_them(self):
-        assert PREFIX + "tied" not in Instruction((), 1, None, ()).encode()
+    @pytest.mark.parametrize(
+        ("reported", "named"),
+        [
+            (None, "missing"),
+            (np.float32([1]), r"\(2,\)"),
+            (np.float32([1, np.nan]), "0 or 1"),
+            (np.float32([0.5, 1]), "0 or 1"),
+        ],
+    )
+    def test_a_malformed_report_is_refused(self, reported, named):
+        with pytest.raises(WireError, match=f"tied arrays .*{named}"):
+            Tied(((0, 1), (2, 3))).check(reported, Blocks((1, 1, 1, 1)))
+
+    def test_a_model_without_tied_arrays_is_not_asked(self):
+        model = {"0": EMBEDDING, "1": np.ones(3)}
+        assert SignSGD().core.begin(1, model).find(Tied) is None
 
     @pytest.mark.parametrize("text", ["3", "[3]", "[[]]", "[[-1, 2]]", "[[true, 2]]", "[[", "{}"])
     def test_a_malformed_group_is_refused(self, text):
-        with pytest.raises(WireError, match=f"{PREFIX}tied must be"):
-            Instruction.decode({**Instruction((), 1, None, ()).encode(), PREFIX + "tied": text})
+        asked = Instruction((Tied(((0, 1),)), Vector()), 1, None, ())
+        with pytest.raises(WireError, match=r"'tied'.*groups must be"):
+            Instruction.decode({**asked.encode(), PREFIX + "tied.groups": text})
+
+    def test_groups_of_arrays_that_the_model_has_not_are_refused(self):
+        with pytest.raises(WireError, match="groups must be arrays of the model"):
+            Tied(((0, 3),)).blocks(Blocks((1, 1)))

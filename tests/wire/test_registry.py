@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fedmedian import ClientStep, Noise, register_client_step, register_noise
 from fedmedian.rules.noise import NOISE_FAMILIES
-from fedmedian.steps.client_steps import CLIENT_STEPS
+from fedmedian.steps.base import CLIENT_STEPS
 from fedmedian.wire.registry import Registry
 from fedmedian.wire.scalars import WireError
 

@@ -1,0 +1,189 @@
+"""What a client's answer releases, for the server's budget and for a client's policy."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedmedian.model.layout import Layout
+from fedmedian.privacy.accounting import LEAST_MULTIPLIER, Mechanism
+from fedmedian.rules.noise import Gaussian
+from fedmedian.steps.base import ClientStep
+from fedmedian.steps.encodings import Encoding
+from fedmedian.steps.noise import AddNoise, Measure
+from fedmedian.steps.rotation import Rotation
+from fedmedian.steps.tied import Tied
+from fedmedian.steps.updates import Clip
+
+_KEEP_THE_NORM = (Rotation, Measure)
+
+
+@dataclass(frozen=True)
+class NoMechanism:
+    """The reasons why clients' answers have no bound in ε and δ.
+
+    Parameters
+    ----------
+    reasons : tuple of str
+        The reasons, each with the argument or the arrays of the model that cause it.
+    """
+
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "; ".join(self.reasons)
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """One reason why an answer has no bound in ε and δ.
+
+    Parameters
+    ----------
+    rule : str
+        The rule of a client's policy that refuses it.
+    cause : str
+        The argument, step or arrays that cause it.
+    why : str
+        What they do.
+    """
+
+    rule: str
+    cause: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.cause}: {self.why}"
+
+
+def mechanism_of(
+    steps: Sequence[ClientStep],
+    *,
+    seed: int | None = None,
+    clip: float | None = None,
+) -> Mechanism | NoMechanism:
+    """Return what a client releases that takes these steps.
+
+    Parameters
+    ----------
+    steps : sequence of ClientStep
+        The steps of an instruction. The last one is an encoding.
+    seed : int, optional
+        The instruction's seed.
+    clip : float, optional
+        The L2 norm to which the client itself clips what noise is added to. Without it, the norm is
+        that of the `Clip` among the steps.
+
+    Returns
+    -------
+    Mechanism or NoMechanism
+        The mechanism, or the reasons why there is none.
+    """
+    reasons = [*map(str, obstacles(steps, seed=seed, clip=clip))]
+    norm, noise = norm_of(steps) if clip is None else clip, noise_of(steps)
+    if norm is not None and noise is not None and not reasons:
+        scale, encoding = least_scale(noise), steps[-1]
+        if scale >= LEAST_MULTIPLIER * norm:
+            return Mechanism(norm, scale, encoding.name)
+        reasons.append(
+            f"noise={noise.noise!r}: the scale is less than {LEAST_MULTIPLIER} times the norm "
+            f"that updates are clipped to, {norm:g}"
+        )
+    return NoMechanism(tuple(reasons))
+
+
+def obstacles(
+    steps: Sequence[ClientStep],
+    *,
+    seed: int | None = None,
+    clip: float | None = None,
+    exact: Sequence[str] = (),
+    layout: Layout | None = None,
+) -> Iterator[Obstacle]:
+    """Yield the reasons why a client that takes these steps runs no Gaussian mechanism at all.
+
+    How much noise there is does not matter here.
+
+    Parameters
+    ----------
+    steps, seed, clip
+        Those of `mechanism_of`.
+    exact : sequence of str
+        The names of the arrays that are sent exactly.
+    layout : Layout, optional
+        The model's layout, for the names of tied arrays.
+    """
+    if seed is not None:
+        yield Obstacle("seed", f"seed={seed}", "the server can draw the noise again")
+    yield from _in_reports(steps, layout)
+    yield from _in_noise(steps)
+    if clip is None:
+        yield from _in_clipping(steps)
+    if exact:
+        yield Obstacle("exact", "exact", f"arrays {[*exact]} leave clients without noise")
+
+
+def noise_of(steps: Sequence[ClientStep]) -> AddNoise | None:
+    """Return the noise that counts, which is right before the encoding; None without it."""
+    *_, last = [None, *steps[:-1]]
+    return last if isinstance(last, AddNoise) else None
+
+
+def least_scale(noise: AddNoise) -> float:
+    """Return the least scale that the server asks for; infinity for a model without parameters."""
+    assert noise.scales is not None  # else the scales depend on the update
+    return float(noise.scales.min(initial=np.inf))
+
+
+def norm_of(steps: Sequence[ClientStep]) -> float | None:
+    """Return the norm of the `Clip` among the steps, or None."""
+    return next((step.norm for step in steps if type(step) is Clip), None)
+
+
+def _in_reports(steps: Sequence[ClientStep], layout: Layout | None) -> Iterator[Obstacle]:
+    noise = next((step.noise for step in steps if isinstance(step, AddNoise)), None)
+    for step in steps:
+        match step:
+            case Measure():
+                cause = repr(step) if noise is None else f"noise={noise!r}"
+                yield Obstacle("magnitudes", cause, f"clients report {step.reveals}, without noise")
+            case Tied() if layout is not None:
+                for group in step.groups:
+                    names = [layout.flat[index].name for index in group]
+                    why = "clients report, without noise, whether they remain so"
+                    yield Obstacle("tied", f"arrays {names} are tied", why)
+            case _ if step.reveals:
+                rule = "tied" if isinstance(step, Tied) else "reports"
+                yield Obstacle(rule, repr(step), f"clients report {step.reveals}, without noise")
+
+
+def _in_noise(steps: Sequence[ClientStep]) -> Iterator[Obstacle]:
+    """Yield the first fault of the noise."""
+    step, every = noise_of(steps), [one for one in steps if isinstance(one, AddNoise)]
+    if not every:
+        yield Obstacle("noise_scale", "noise", "clients add none")
+    elif step is None:
+        after = steps[-2]
+        yield Obstacle("noise_scale", repr(after), "it is another step after the noise")
+    elif type(step.noise) is not Gaussian:
+        why = f"only Gaussian noise hides what has a bounded L2 norm, not {step.noise.name}"
+        yield Obstacle("noise_scale", f"noise={step.noise!r}", why)
+    elif (type(step) is not AddNoise or step.has_own_scales) and not any(
+        isinstance(one, Measure) for one in steps
+    ):
+        why = "the noise scale depends on the update"
+        yield Obstacle("noise_scale", f"noise={step.noise!r}", why)
+
+
+def _in_clipping(steps: Sequence[ClientStep]) -> Iterator[Obstacle]:
+    """Yield the first reason why what noise is added to may have any norm."""
+    places = [index for index, step in enumerate(steps) if type(step) is Clip]
+    if not places:
+        yield Obstacle("clip", "client_steps", "without Clip(…) an update may have any norm")
+        return
+    clip = steps[places[-1]]
+    for step in steps[places[-1] + 1 :]:
+        if not isinstance(step, AddNoise | Encoding) and type(step) not in _KEEP_THE_NORM:
+            why = f"{step!r} comes after {clip!r} and may lengthen the update"
+            yield Obstacle("clip", "client_steps", why)
+            return

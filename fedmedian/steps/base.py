@@ -1,0 +1,287 @@
+"""Client steps: what a client does to its update before it sends it.
+
+A step is a frozen value with a name on the wire. The server lists the steps of a round in its
+`Instruction`. Clients apply them in order; the last one is an encoding, which makes the body of
+the payload. The server undoes steps on the aggregate, last one first. A custom step derives from
+`ClientStep`, is decorated with `register_client_step` in a module that server and clients import,
+and is passed to a strategy as one of its ``client_steps``.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite, sqrt
+from typing import Any, ClassVar, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmedian.kernels.encoding import pack_noisy_signs
+from fedmedian.kernels.signs import PackedSigns, pack_signs
+from fedmedian.model.blocks import Blocks
+from fedmedian.rules.noise import Noise
+from fedmedian.rules.optimizers import State
+from fedmedian.wire.registry import Registry
+from fedmedian.wire.scalars import Float32, WireError, WireScalar, parameters_of
+
+Memory = dict[str, State]
+"""A client's memory between rounds: arrays by name, for each step by its name."""
+
+_CHUNK = 1 << 14
+
+
+class UpdateError(ValueError):
+    """Raised when an update cannot be sent; the message is the reason."""
+
+
+class Draft:
+    """A payload in the making: the update, which client steps change in turn.
+
+    Parameters
+    ----------
+    vector : (d,) float32
+        The update. It is overwritten.
+    blocks : Blocks
+        Its blocks.
+    server_round : int
+        The round.
+    rng : numpy.random.Generator
+        Draws the noise, and the sign of every exact zero.
+    memory : dict of str to dict, optional
+        The client's memory between rounds, updated in place. None for a client without memory.
+
+    Attributes
+    ----------
+    body : array or None
+        The body of the payload, once an encoding has made it.
+    reports : dict of str to (n,) float32
+        What steps report to the server, by the step's name.
+    """
+
+    def __init__(
+        self,
+        vector: Float32,
+        blocks: Blocks,
+        server_round: int,
+        rng: np.random.Generator,
+        memory: Memory | None = None,
+    ) -> None:
+        self._vector = vector
+        self._noise: tuple[Noise, Float32] | None = None  # not yet added
+        self._memory = memory
+        self.blocks = blocks
+        self.server_round = server_round
+        self.rng = rng
+        self.body: NDArray[Any] | None = None
+        self.reports: dict[str, Float32] = {}
+
+    @property
+    def vector(self) -> Float32:
+        """The current update, (d,) float32; may be written to."""
+        if self._noise is not None:
+            noise, scales = self._noise
+            for part, scale in zip(self.blocks.split(self._vector), scales, strict=True):
+                part += scale * noise.sample(self.rng, part.size)
+            self._noise = None
+        return self._vector
+
+    def replace(self, vector: Float32, blocks: Blocks | None = None) -> None:
+        """Replace the update, and its blocks if they have changed."""
+        self._vector = np.asarray(vector, dtype=np.float32)
+        self._noise = None
+        self.blocks = self.blocks if blocks is None else blocks
+
+    def memory_of(self, step: "ClientStep") -> State:
+        """Return a step's own memory, to be changed in place.
+
+        Raises
+        ------
+        WireError
+            If this client has no memory.
+        """
+        if self._memory is None:
+            raise WireError(f"instruction asks for {step.name}, which needs a client with memory")
+        return self._memory.setdefault(step.name, {})
+
+    def report(self, step: "ClientStep", values: Float32) -> None:
+        """Report numbers to the server, (n,) float32; `ClientStep.check` judges them there."""
+        self.reports[step.name] = np.asarray(values, dtype=np.float32)
+
+    def add_noise(self, noise: Noise, scales: Float32) -> None:
+        """Add b·ξ to every coordinate.
+
+        Parameters
+        ----------
+        noise : Noise
+            The family of ξ.
+        scales : (L,) float32
+            The scale b of each block.
+        """
+        self._vector = self.vector  # adds earlier noise
+        self._noise = noise, scales
+
+    def draw_signs(self) -> PackedSigns:
+        """Return the packed signs of the update, (⌈d/8⌉,) uint8.
+
+        Noise that is never read is never sampled: the signs are drawn directly.
+        """
+        if self._noise is None:
+            return pack_signs(self._vector, self.rng)
+        noise, scales = self._noise
+        return pack_noisy_signs(self._vector, self.blocks.sizes, noise, scales, self.rng)
+
+
+@dataclass(frozen=True)
+class ClientStep(ABC):
+    """A change that a client makes to its update before it is sent.
+
+    The fields of a subclass, numbers, strings or bytes, are its parameters and travel to the
+    clients.
+    """
+
+    name: ClassVar[str]
+    """The step's name on the wire."""
+
+    reveals: ClassVar[str] = ""
+    """What the step's report reveals about the update, without noise; empty for a step that reports
+    nothing about it. Clients with a `fedmedian.clients.Policy` refuse what reveals something."""
+
+    @abstractmethod
+    def apply(self, draft: Draft) -> None:
+        """Change the draft, on the client.
+
+        Raises
+        ------
+        UpdateError, WireError
+            If the update cannot be sent, or the step does not fit it.
+        """
+
+    def blocks(self, before: Blocks) -> Blocks:
+        """Return the blocks of the vector after this step.
+
+        Raises
+        ------
+        WireError
+            If the step does not fit the blocks before it, whatever the update.
+        """
+        return before
+
+    def check(self, reported: Float32 | None, blocks: Blocks) -> None:
+        """Judge on the server what a client reports; by default it must report nothing.
+
+        Parameters
+        ----------
+        reported : (n,) float32 or None
+            The report. None if the client sent none.
+        blocks : Blocks
+            The blocks before this step.
+
+        Raises
+        ------
+        WireError
+            If the server cannot use the report.
+        """
+        if reported is not None:
+            raise WireError(f"step {self.name!r} has a report, was asked for none")
+
+    def undo(self, direction: Float32, before: Blocks) -> Float32:
+        """Undo the step on the server, on the aggregate; by default nothing is undone.
+
+        Parameters
+        ----------
+        direction : (d',) float32
+            The aggregate, in the blocks after this step. It may be overwritten.
+        before : Blocks
+            The blocks before this step, of d coordinates.
+
+        Returns
+        -------
+        (d,) float32
+            The aggregate in the blocks before it.
+        """
+        return direction
+
+    def encode(self) -> dict[str, WireScalar]:
+        """Return the step's parameters as they travel, by name."""
+        return parameters_of(self)
+
+    @classmethod
+    def decode(cls, parameters: Mapping[str, Any]) -> Self:
+        """Return the step with these parameters.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a parameter is unknown, missing or out of range.
+        """
+        return cls(**parameters)
+
+
+CLIENT_STEPS: Registry[ClientStep] = Registry(ClientStep, "client step", "register_client_step")
+"""Every client step that clients can be asked to take, by its name on the wire."""
+
+Step = TypeVar("Step", bound=ClientStep)
+
+
+def register_client_step(step: type[Step]) -> type[Step]:
+    """Register a client step under its name; a decorator.
+
+    Server and clients must both import the module that uses it.
+
+    Parameters
+    ----------
+    step : type
+        A frozen dataclass that derives from `ClientStep`, with a ``name`` that no other step has.
+
+    Returns
+    -------
+    type
+        The step.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it does not derive from `ClientStep`, or its name is malformed or taken.
+    """
+    return CLIENT_STEPS.add(step)
+
+
+def require_vector(
+    name: str, values: NDArray[Any] | None, size: int, dtype: type[np.generic] = np.float32
+) -> NDArray[Any]:
+    """Return `values` if they are a vector of this size and dtype.
+
+    Raises
+    ------
+    WireError
+        If they are not, or missing.
+    """
+    if values is None:
+        raise WireError(f"{name} are missing")
+    if values.dtype != dtype or values.shape != (size,):
+        raise WireError(
+            f"{name} must be {np.dtype(dtype).name} of shape {(size,)}, "
+            f"got {values.dtype} of shape {values.shape}"
+        )
+    return values
+
+
+def shorten(vector: Float32, norm: float) -> None:
+    """Clip a vector to an L2 norm, in place, up to rounding; one that is not finite becomes 0."""
+    length = sqrt(energy(vector))
+    if not isfinite(length):
+        vector[:] = 0
+    elif length > norm:
+        # In float32 the factor of a very long update might have few bits left, or none.
+        factor = norm / length
+        np.multiply(vector, factor, out=vector, dtype=np.float64, casting="same_kind")
+
+
+def energy(values: Float32) -> float:
+    """Return the sum of squares in float64, finite if and only if all values are."""
+    total = 0.0
+    for start in range(0, values.size, _CHUNK):
+        wide = values[start : start + _CHUNK].astype(np.float64)
+        # Not np.dot: BLAS threads wait for each other where clients share cores.
+        total += float(np.einsum("i,i->", wide, wide))
+    return total

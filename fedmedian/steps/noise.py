@@ -1,0 +1,190 @@
+"""Steps that measure the update and add noise to it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmedian.checks import require_choice, require_real
+from fedmedian.model.blocks import Blocks
+from fedmedian.rules.noise import NOISE_FAMILIES, Noise
+from fedmedian.rules.scales import Magnitude
+from fedmedian.steps.base import ClientStep, Draft, energy, register_client_step, require_vector
+from fedmedian.wire.scalars import (
+    LARGEST,
+    Float32,
+    WireError,
+    WireScalar,
+    floats_from_bytes,
+    floats_to_bytes,
+    require_sizes,
+)
+
+
+@register_client_step
+@dataclass(frozen=True)
+class Measure(ClientStep):
+    """A report of each block's magnitude; strategies add it where a scale rule needs it.
+
+    Parameters
+    ----------
+    magnitude : {"rms", "max"}
+        The measure: root mean square, or largest absolute entry.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `magnitude` is anything else.
+    """
+
+    magnitude: Magnitude
+
+    name: ClassVar[str] = "measure"
+    reveals: ClassVar[str] = "the size of their updates"
+
+    def __post_init__(self) -> None:
+        require_choice("magnitude", self.magnitude, ("rms", "max"))
+
+    def apply(self, draft: Draft) -> None:
+        """Measure the draft, which stays unchanged, and report (L,) magnitudes."""
+        parts = draft.blocks.split(draft.vector)
+        draft.report(self, np.array([self._of(part) for part in parts], dtype=np.float32))
+
+    def check(self, reported: Float32 | None, blocks: Blocks) -> None:
+        """Require a magnitude for each block; see `ClientStep.check`."""
+        require_sizes("magnitudes", require_vector("magnitudes", reported, len(blocks)), LARGEST)
+
+    def _of(self, part: Float32) -> float:
+        if part.size == 0:
+            return 0.0
+        if self.magnitude == "max":
+            return max(float(part.max()), -float(part.min()))
+        return sqrt(energy(part) / part.size)
+
+
+@register_client_step
+@dataclass(frozen=True, eq=False)
+class AddNoise(ClientStep):
+    """Noise b·ξ on every coordinate; strategies add it for their `noise`.
+
+    A client that chooses a scale itself reports all of them.
+
+    Parameters
+    ----------
+    noise : Noise
+        The family of ξ; its own scale is ignored.
+    scales : (L,) float32, optional
+        The noise scale b of each block, in units of the update. NaN leaves a block's scale to the
+        client, which uses `factor` times the magnitude that it measured. None does so for all
+        blocks.
+    factor : float (default: 1.0)
+        See `scales`.
+    """
+
+    noise: Noise
+    scales: Float32 | None = None
+    factor: float = 1.0
+
+    name: ClassVar[str] = "noise"
+
+    def apply(self, draft: Draft) -> None:
+        """Add the noise."""
+        draft.add_noise(self.noise, self._scales(draft))
+
+    def blocks(self, before: Blocks) -> Blocks:
+        """Return the same blocks; if scales are given, there must be one for each."""
+        if self.scales is not None and self.scales.size != len(before):
+            raise WireError(
+                f"instruction has noise scales for {self.scales.size} blocks, "
+                f"the update has {len(before)}"
+            )
+        return before
+
+    @property
+    def has_own_scales(self) -> bool:
+        """Whether the client chooses any scale itself, by the size of its update."""
+        return self.scales is None or bool(np.isnan(self.scales).any())
+
+    def check(self, reported: Float32 | None, blocks: Blocks) -> None:
+        """Require scales if the client chooses any, unchanged where it was told one."""
+        if not self.has_own_scales:
+            super().check(reported, blocks)
+            return
+        scales = require_vector("scales", reported, len(blocks))
+        require_sizes("scales", scales, LARGEST)
+        if self.scales is not None:
+            told = ~np.isnan(self.scales)
+            if not np.array_equal(scales[told], self.scales[told]):
+                raise WireError("used other noise scales than it was told")
+
+    def encode(self) -> dict[str, WireScalar]:
+        """Return the parameters, including those of the noise family."""
+        message: dict[str, WireScalar] = {"family": self.noise.name, "factor": float(self.factor)}
+        if self.scales is not None:
+            message["scales"] = floats_to_bytes(self.scales)
+        return message | {f"family.{key}": value for key, value in self.noise.parameters.items()}
+
+    @classmethod
+    def decode(cls, parameters: Mapping[str, Any]) -> Self:
+        """Return the step with these parameters; see `ClientStep.decode`."""
+        own, family, factor, scales = {}, None, None, None
+        for key, value in parameters.items():
+            match key.split("."):
+                case ["family"]:
+                    family = value
+                case ["family", parameter] if parameter != "scale":  # the rule is the server's
+                    own[parameter] = value
+                case ["factor"]:
+                    factor = value
+                case ["scales"]:
+                    scales = value
+                case _:
+                    raise TypeError(f"{key} is unknown")
+        if not isinstance(family, str):
+            raise TypeError(f"family must be a string, got {family!r}")
+        noise = NOISE_FAMILIES.make(family, own)
+        if scales is not None:
+            scales = floats_from_bytes(scales)
+            require_sizes("scales", scales[~np.isnan(scales)])
+        return cls(noise, scales, require_real("factor", factor, low=0.0))
+
+    def _scales(self, draft: Draft) -> Float32:
+        """Return the scales in force, and report them if the client chose any."""
+        self.blocks(draft.blocks)  # raises if the scales are those of other blocks
+        if self.scales is not None and not self.has_own_scales:
+            return self.scales
+        own = np.float32(self.factor) * _measured(draft)
+        scales = own if self.scales is None else np.where(np.isnan(self.scales), own, self.scales)
+        draft.report(self, scales)
+        return scales
+
+
+@register_client_step
+@dataclass(frozen=True, eq=False)
+class TopUpNoise(AddNoise):
+    """Noise that tops each block up to a level; strategies add it for a `TopUp` scale.
+
+    A block of root mean square σ gets noise of variance max(c² − σ², 0). Its coordinates then have
+    the variance c² for every client whose σ is at most c. The scales are the levels c.
+    """
+
+    name: ClassVar[str] = "top-up"
+
+    def apply(self, draft: Draft) -> None:
+        """Add the noise."""
+        draft.add_noise(self.noise, top_up(self._scales(draft), _measured(draft)))
+
+
+def top_up(level: NDArray[Any], rms: NDArray[Any]) -> Float32:
+    """Return the scale of noise that tops an update up to a level, elementwise: √(c² − σ²)."""
+    missing = np.square(level, dtype=np.float64) - np.square(rms, dtype=np.float64)
+    return np.asarray(np.sqrt(np.maximum(missing, 0)), dtype=np.float32)
+
+
+def _measured(draft: Draft) -> Float32:
+    if Measure.name not in draft.reports:
+        raise WireError("instruction asks for noise scales by a magnitude that it does not measure")
+    return draft.reports[Measure.name]

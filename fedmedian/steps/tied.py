@@ -1,0 +1,66 @@
+"""The step that reports which tied arrays training has left tied."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from fedmedian.model.blocks import Blocks
+from fedmedian.steps.base import ClientStep, Draft, register_client_step, require_vector
+from fedmedian.wire.scalars import Float32, WireError, WireScalar, list_from_json
+
+
+@register_client_step
+@dataclass(frozen=True)
+class Tied(ClientStep):
+    """A report of which equal arrays have equal updates; the first step where a model has any.
+
+    Parameters
+    ----------
+    groups : tuple of tuple of int
+        Groups of equal arrays, by their index in the flat vector; see `Layout.tied`.
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+
+    name: ClassVar[str] = "tied"
+    reveals: ClassVar[str] = "whether arrays remain tied"
+
+    def apply(self, draft: Draft) -> None:
+        """Report (G,) numbers: 1 for each group whose arrays have one update, else 0."""
+        self.blocks(draft.blocks)
+        parts = draft.blocks.split(draft.vector)
+        equal = [_are_equal(parts, group) for group in self.groups]
+        draft.report(self, np.array(equal, dtype=np.float32))
+
+    def blocks(self, before: Blocks) -> Blocks:
+        """Return the same blocks, which must include those of all groups."""
+        if any(max(group) >= len(before) for group in self.groups):
+            raise WireError(f"groups must be arrays of the model, got {self.groups!r}")
+        return before
+
+    def check(self, reported: Float32 | None, blocks: Blocks) -> None:
+        """Require 0 or 1 for each group; see `ClientStep.check`."""
+        if not np.isin(require_vector("tied arrays", reported, len(self.groups)), (0, 1)).all():
+            raise WireError("tied arrays must be 0 or 1")
+
+    def encode(self) -> dict[str, WireScalar]:
+        """Return the groups as JSON."""
+        return {"groups": json.dumps(self.groups)}
+
+    @classmethod
+    def decode(cls, parameters: Mapping[str, Any]) -> Self:
+        """Return the step with these parameters; see `ClientStep.decode`."""
+        if set(parameters) != {"groups"}:
+            raise TypeError(f"tied takes groups, got {sorted(parameters)}")
+        groups = list_from_json("groups", parameters["groups"], list)
+        if not all(group and all(type(i) is int and i >= 0 for i in group) for group in groups):
+            raise WireError(f"groups must be lists of positions, got {groups!r}")
+        return cls(tuple(tuple(group) for group in groups))
+
+
+def _are_equal(parts: Sequence[Float32], group: tuple[int, ...]) -> bool:
+    first, *others = group
+    return all(np.array_equal(parts[first], parts[other]) for other in others)

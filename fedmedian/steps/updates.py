@@ -1,0 +1,126 @@
+"""Steps that change the update itself: learning rate, momentum, clipping."""
+
+from dataclasses import dataclass
+from math import isfinite
+from typing import ClassVar
+
+import numpy as np
+
+from fedmedian.checks import require_real
+from fedmedian.rules.optimizers import Momentum
+from fedmedian.steps.base import (
+    ClientStep,
+    Draft,
+    UpdateError,
+    energy,
+    register_client_step,
+    shorten,
+)
+
+
+@register_client_step
+@dataclass(frozen=True)
+class DivideByLearningRate(ClientStep):
+    """Division of the update by the clients' own learning rate.
+
+    It turns x − x_i into the gradient of one local step, or into the sum of several.
+
+    Parameters
+    ----------
+    learning_rate : float
+        The clients' learning rate, > 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `learning_rate` is not a number or out of range.
+    """
+
+    learning_rate: float
+
+    name: ClassVar[str] = "learning-rate"
+
+    def __post_init__(self) -> None:
+        require_real("learning_rate", self.learning_rate, low=0.0, open_low=True)
+
+    def apply(self, draft: Draft) -> None:
+        """Divide the draft."""
+        vector = draft.vector
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            vector /= np.float32(self.learning_rate)
+        if not isfinite(energy(vector)):
+            raise UpdateError(f"update over learning rate {self.learning_rate} is not finite")
+
+
+@register_client_step
+@dataclass(frozen=True)
+class ClientMomentum(ClientStep):
+    """An exponential average of the client's updates, sent in place of the latest one.
+
+    It is `Momentum` on the client, which remembers the average. It restarts if the round does not
+    increase or the model's size changes.
+
+    Parameters
+    ----------
+    decay : float (default: 0.9)
+        The decay, in [0, 1).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `decay` is not a number or out of range.
+    """
+
+    decay: float = 0.9
+
+    name: ClassVar[str] = "momentum"
+
+    def __post_init__(self) -> None:
+        require_real("decay", self.decay, low=0.0, high=1.0, open_high=True)
+
+    def apply(self, draft: Draft) -> None:
+        """Replace the draft by the average, and remember the average."""
+        # One NaN in an average would stay in it.
+        if not isfinite(energy(draft.vector)):
+            raise UpdateError("an update that is not finite cannot be averaged")
+        memory = draft.memory_of(self)
+        rounds = np.array([draft.server_round], dtype=np.int64)
+        # Another model, or a round that does not increase: the server started another run.
+        if memory and (
+            memory["m"].shape != draft.vector.shape
+            or memory["last-round"] >= rounds
+            or not isfinite(energy(memory["m"]))
+        ):
+            memory.clear()
+        memory["last-round"] = rounds
+        draft.replace(Momentum(self.decay).step(draft.vector, memory))
+
+
+@register_client_step
+@dataclass(frozen=True)
+class Clip(ClientStep):
+    """Clipping of the whole update to an L2 norm, by scaling.
+
+    An update that is not finite becomes zero, since no factor makes it shorter.
+
+    Parameters
+    ----------
+    norm : float
+        The largest norm, > 0, in units of the update.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `norm` is not a number or out of range.
+    """
+
+    norm: float
+
+    name: ClassVar[str] = "clip"
+
+    def __post_init__(self) -> None:
+        require_real("norm", self.norm, low=0.0, open_low=True)
+
+    def apply(self, draft: Draft) -> None:
+        """Scale the draft down if its norm is larger."""
+        shorten(draft.vector, self.norm)
