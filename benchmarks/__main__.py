@@ -16,8 +16,8 @@ from benchmarks.memory import estimator_peaks, round_peaks
 from benchmarks.rounds import grid_timings, round_cases
 from benchmarks.scale import COST_COLUMNS, cost_rows, plot_round_costs, round_costs
 from benchmarks.timing import Timing, compare, read_bandwidth
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
 from experiments.studies.nmse import error_table, measure
+from experiments.studies.tables import make_table
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = (*CASES, "rounds", "memory", "grid", "growth", "scale", "nmse")

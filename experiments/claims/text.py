@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.measuring import Tell
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
 from experiments.claims.claim import Claim, Findings
 from experiments.studies.figures import COLOURS
-from experiments.studies.harness import App, StudyGrid, run
+from experiments.studies.harness import App, StudyGrid, Tell, run
 from experiments.studies.jobs import Result, run_jobs
 from experiments.studies.random_basis import STRATEGIES
+from experiments.studies.tables import make_table
 from fedmedian.clients import perturb
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "text"

@@ -3,9 +3,9 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
 from experiments.claims.claim import Claim, Findings
 from experiments.claims.descent import Points, descend, median_descent, sign_descent
+from experiments.studies.tables import make_table
 from fedmedian import Gaussian, Majority, Theory
 from fedmedian.strategies import MedianSGD, SignSGD
 

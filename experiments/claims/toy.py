@@ -10,9 +10,9 @@ from scipy.integrate import quad
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
 from experiments.claims.claim import Claim, Findings
 from experiments.claims.descent import Points, descend, median_descent, sign_descent
+from experiments.studies.tables import make_table
 from fedmedian import Counts, Gaussian, Majority, coordinate_median
 from fedmedian.strategies import MedianSGD, SignSGD
 

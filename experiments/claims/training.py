@@ -24,12 +24,11 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.measuring import Tell
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
 from experiments.claims.claim import Findings
 from experiments.studies.federation import Setting, load, make_network, split
-from experiments.studies.harness import App, StudyGrid, run
+from experiments.studies.harness import App, StudyGrid, Tell, run
 from experiments.studies.jobs import Result, run_jobs
+from experiments.studies.tables import make_table
 from fedmedian import Majority, Noise
 from fedmedian.clients import FullBatchGradient, GradientClient, MiniBatchGradient, SignClient
 from fedmedian.rules.schedules import Schedule

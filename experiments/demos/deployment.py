@@ -11,11 +11,7 @@ from collections.abc import Callable
 from flwr.app import UserConfig
 
 from experiments.apps import HETEROGENEOUS
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.report import (
-    PROGRESS,
-    compare_uplinks,
-    read_runs,
-)
+from experiments.apps.heterogeneous.fedmedian_heterogeneous.server_app import PROGRESS
 from experiments.demos.deployment_runtime import SuperNode, superlink_options, write_certificates
 from experiments.demos.flower_runtime import (
     FlowerError,
@@ -24,6 +20,7 @@ from experiments.demos.flower_runtime import (
     flower_runtime,
     wait_until,
 )
+from experiments.studies.report import report
 
 _NUM_SUPERNODES = 3
 _CONFIG: UserConfig = {
@@ -80,7 +77,7 @@ def _demonstrate(runtime: FlowerRuntime) -> None:
     _let_die_and_return(run, supernodes[-1])
     _follow(run, lambda: not run.running, "the end of the run")
     runtime.require_completed()
-    print(compare_uplinks(read_runs(output)))
+    report(output)
 
 
 def _let_die_and_return(run: LoggedProcess, supernode: SuperNode) -> None:

@@ -7,12 +7,9 @@ import sys
 from pathlib import Path
 
 from experiments.apps import HETEROGENEOUS, read_config
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.report import (
-    PROGRESS,
-    compare_uplinks,
-    read_runs,
-)
+from experiments.apps.heterogeneous.fedmedian_heterogeneous.server_app import PROGRESS
 from experiments.demos.flower_runtime import FlowerError, flower_runtime
+from experiments.studies.report import report
 
 _RESULTS = Path(__file__).resolve().parents[1] / "results" / "demo"
 
@@ -37,7 +34,7 @@ def main() -> None:
         raise SystemExit(f"{error}; the log is in {log_file}") from error
     except KeyboardInterrupt:
         raise SystemExit("interrupted; everything that was started has been stopped") from None
-    print(compare_uplinks(read_runs(folder)))
+    report(folder)
     print(f"Written: {folder / 'accuracy.png'} and {results.name}")
 
 

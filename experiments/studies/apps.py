@@ -1,7 +1,7 @@
 """The study of defaults: many kinds of app, each with FedAvg and with two lines changed.
 
 ``python -m experiments.studies.apps`` prints the table. Results are kept in experiments/results,
-and a study that was killed goes on where it was.
+and a study that was killed resumes there.
 """
 
 import logging
@@ -15,13 +15,13 @@ from typing import Any
 from datasets import disable_progress_bars
 
 from experiments.apps import QUICKSTARTS
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
 from experiments.studies.commands import show_tables
 from experiments.studies.federation import Setting
 from experiments.studies.jobs import Result, run_jobs
 from experiments.studies.plugging import plug_in
 from experiments.studies.quickstarts import try_app
 from experiments.studies.random_basis import late, run_setting
+from experiments.studies.tables import make_table
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "apps"
 

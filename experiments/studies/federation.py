@@ -26,8 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from experiments.apps.heterogeneous.fedmedian_heterogeneous import task
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.measuring import Tell
-from experiments.studies.harness import App, StudyGrid, run
+from experiments.studies.harness import App, StudyGrid, Tell, run
 from experiments.studies.hub import HUB, load_split
 from experiments.studies.jobs import Result
 from fedmedian.clients.attacks import (

@@ -1,9 +1,10 @@
 """The harness of all studies: strategies on an app's clients, in this process, seed by seed."""
 
+import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from math import nan
 from statistics import fmean
 from typing import Any, cast
 from unittest.mock import patch
@@ -14,20 +15,52 @@ from flwr.app import ArrayRecord, Message, MessageType, UserConfig
 from flwr.clientapp import ClientApp
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.measuring import (
-    MeteredGrid,
-    Run,
-    Tell,
-    measure,
-)
 from fedmedian.clients import InProcessGrid
+from fedmedian.records import serialized_size
 from fedmedian.wire.scalars import is_refusal
 
+Tell = Callable[[int, float], None]
+"""Takes a round, 0 before the first, and the test accuracy after it."""
 
-class StudyGrid(MeteredGrid):
-    """A metered Grid that keeps the clients' evaluations and lets no client fail.
 
-    Clients answer in the order of their partitions, whichever Flower asks first.
+@dataclass(frozen=True)
+class Run:
+    """One strategy's run from one seed.
+
+    Parameters
+    ----------
+    strategy : str
+        The strategy's name in tables and figures.
+    seed : int
+        The seed.
+    history : list of (int, float)
+        Rounds, and the test accuracy after each; 0 stands for before the first.
+    uplink_bytes, downlink_bytes : float
+        Mean bytes of a training reply, and of the message that asks for it; nan if nothing was
+        sent, or if only the other was measured.
+    """
+
+    strategy: str
+    seed: int
+    history: list[tuple[int, float]]
+    uplink_bytes: float
+    downlink_bytes: float = nan
+
+    @property
+    def rounds(self) -> int:
+        """The number of rounds."""
+        return self.history[-1][0]
+
+    @property
+    def accuracy(self) -> float:
+        """Test accuracy after the last round."""
+        return self.history[-1][1]
+
+
+class StudyGrid(InProcessGrid):
+    """An in-process Grid that lets no client fail, and keeps evaluations and training bytes.
+
+    Clients answer in the order of their partitions, whatever order Flower asks in.
 
     Attributes
     ----------
@@ -38,9 +71,19 @@ class StudyGrid(MeteredGrid):
     """
 
     def __init__(self, client_app: ClientApp, config: UserConfig) -> None:
-        super().__init__(InProcessGrid(client_app, int(config["num-clients"]), run_config=config))
+        super().__init__(client_app, int(config["num-clients"]), run_config=config)
         self.evaluations: list[tuple[int, float]] = []
         self.model = ArrayRecord()
+        self._trainings = [(0, 0), (0, 0)]
+
+    @property
+    def bytes_of_training(self) -> tuple[float, float]:
+        """Mean bytes of training replies and of what asks for them; nan if there were none.
+
+        Errors do not count.
+        """
+        up, down = (size / number if number else nan for size, number in self._trainings)
+        return up, down
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -54,10 +97,19 @@ class StudyGrid(MeteredGrid):
             A client whose training has diverged and who says so has not.
         """
         messages = sorted(messages, key=lambda message: message.metadata.dst_node_id)
-        replies = list(super().send_and_receive(messages, timeout=timeout))
-        for reply in replies:
-            if reply.has_error() and not _has_diverged(reply.error.reason):
-                raise RuntimeError(f"a client failed: {reply.error.reason}")
+        up, down = self.bytes_up, self.bytes_down
+        replies = super().send_and_receive(messages, timeout=timeout)
+        errors = [reply for reply in replies if reply.has_error()]
+        for error in errors:
+            if not _has_diverged(error.error.reason):
+                raise RuntimeError(f"a client failed: {error.error.reason}")
+        if messages and messages[0].metadata.message_type == MessageType.TRAIN:
+            heard = self.bytes_up - up - sum(map(serialized_size, errors))
+            new = (heard, len(replies) - len(errors)), (self.bytes_down - down, len(messages))
+            self._trainings = [
+                (size + more, number + others)
+                for (size, number), (more, others) in zip(self._trainings, new, strict=True)
+            ]
         if messages and messages[0].metadata.message_type == MessageType.EVALUATE:
             (self.model,) = messages[0].content.array_records.values()
             accuracies, examples = (
@@ -110,14 +162,16 @@ def run(strategy: str, app: App, config: UserConfig, seeds: Iterable[int]) -> li
     RuntimeError
         If a client fails.
     """
-    runs = []
-    for seed in seeds:
-        seeded: UserConfig = {**config, "seed": seed}
-        grid = StudyGrid(app.client_app, seeded)
-        # The clients share the machine's cores with each other and with whatever else runs.
-        with threadpool_limits(limits=1), _no_entropy(seed):
-            runs.append(measure(strategy, seed, grid, partial(app.serve, seeded)))
-    return runs
+    return [_run_once(strategy, app, {**config, "seed": seed}, seed) for seed in seeds]
+
+
+def _run_once(strategy: str, app: App, config: UserConfig, seed: int) -> Run:
+    grid, history = StudyGrid(app.client_app, config), list[tuple[int, float]]()
+    random.seed(seed)  # Flower's choice of nodes follows it
+    # The clients share the machine's cores with each other and with whatever else runs.
+    with threadpool_limits(limits=1), _no_entropy(seed):
+        app.serve(config, grid, lambda *reached: history.append(reached))
+    return Run(strategy, seed, history, *grid.bytes_of_training)
 
 
 def _has_diverged(reason: str | None) -> bool:

@@ -5,18 +5,26 @@
 
 import logging
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from flwr.app import Context, RecordDict
 
 from experiments.apps import HETEROGENEOUS, read_config
 from experiments.apps.heterogeneous.fedmedian_heterogeneous import client_app, server_app
+from experiments.studies.report import report
 from fedmedian.clients import InProcessGrid
 
 
 def main() -> None:
-    """Compare the strategies, and print and write what the app does."""
+    """Compare the strategies, print a table, and keep results and figure in ``output``, if any."""
     config = read_config(HETEROGENEOUS, sys.argv[1:])
     logging.getLogger("flwr").setLevel(logging.ERROR)
     grid = InProcessGrid(client_app.app, int(config["num-clients"]), run_config=config)
-    server_app.run_comparison(grid, config)
+    with TemporaryDirectory() as temporary:
+        config["output"] = config["output"] or temporary
+        server_app.app(grid, Context(1, 1, {}, RecordDict(), config))
+        report(Path(str(config["output"])))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
 from experiments.studies.commands import show_tables
 from experiments.studies.peers import Eden
+from experiments.studies.tables import make_table
 from fedmedian import Adaptive, Counts, Gaussian, Instruction, Layout, Noise, Rotation, TopUp
 from fedmedian.aggregators.aggregation import aggregate_signs, aggregate_vectors
 from fedmedian.model.blocks import Blocks

@@ -21,11 +21,10 @@ from scipy.special import ndtri
 
 from experiments.apps import HETEROGENEOUS, read_config
 from experiments.apps.heterogeneous.fedmedian_heterogeneous import client_app, server_app
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.measuring import Run, Tell
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
 from experiments.studies.commands import show_tables
-from experiments.studies.harness import App, StudyGrid, run
+from experiments.studies.harness import App, Run, StudyGrid, Tell, run
 from experiments.studies.peers import Remembering
+from experiments.studies.tables import make_table
 from fedmedian import Adaptive, Gaussian, Layout, Majority, Momentum, mean_from_votes
 from fedmedian.records import to_arrays
 from fedmedian.rules.noise import NOISE_FAMILIES

@@ -29,11 +29,11 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
 from experiments.studies.commands import show_tables
 from experiments.studies.federation import Setting, simulate
 from experiments.studies.jobs import Result, run_jobs
 from experiments.studies.random_basis import late, unseeded
+from experiments.studies.tables import make_table
 from fedmedian import Clip, Gaussian
 from fedmedian.clients import perturb
 from fedmedian.privacy import Mechanism, noise_multiplier_for

@@ -23,11 +23,10 @@ from flwr.common.config import get_project_config
 from flwr.serverapp import ServerApp
 
 from experiments.apps import QUICKSTARTS, read_config
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.measuring import Run, Tell
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
 from experiments.studies.commands import document, make_documenting_parser
-from experiments.studies.harness import App, StudyGrid, run
+from experiments.studies.harness import App, Run, StudyGrid, Tell, run
 from experiments.studies.plugging import plug_in
+from experiments.studies.tables import make_table
 from fedmedian.model.layout import Layout
 from fedmedian.records import to_arrays
 

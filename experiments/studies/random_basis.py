@@ -16,11 +16,11 @@ from typing import Any
 
 from flwr.serverapp.strategy import FedAvg, FedMedian, FedTrimmedAvg, Krum, Strategy
 
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
 from experiments.studies.commands import show_tables
 from experiments.studies.federation import ATTACKS, Setting, simulate
 from experiments.studies.jobs import Result, run_jobs
 from experiments.studies.peers import Decoding, Eden, compress
+from experiments.studies.tables import make_table
 from fedmedian import Adaptive, Gaussian, Rotation, TopUp
 from fedmedian.clients import perturb
 from fedmedian.strategies import MedianSGD, SignSGD

@@ -2,7 +2,7 @@
 
 ``python -m experiments.studies.robustness`` prints the tables of docs/robustness.md;
 ``python -m experiments.studies.robustness sorted`` prints one; so does flanders. Results are kept
-in experiments/results, and a study that was killed goes on where it was.
+in experiments/results, and a study that was killed resumes there.
 """
 
 import gc
@@ -19,12 +19,12 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Bulyan, FedAvg, FedMedian, FedTrimmedAvg, Krum, Strategy
 from numpy.typing import NDArray
 
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
 from experiments.studies.commands import show_tables
 from experiments.studies.federation import Setting, simulate
 from experiments.studies.jobs import Result, run_jobs
 from experiments.studies.peers import Remembering
 from experiments.studies.random_basis import late, unseeded
+from experiments.studies.tables import make_table
 from fedmedian.clients import perturb
 from fedmedian.clients.attacks import squared_distances
 from fedmedian.model.layout import Layout

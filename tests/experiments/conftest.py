@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import uuid
-from pathlib import Path
 
 import pytest
 
@@ -17,16 +16,11 @@ import psutil
 
 from experiments.apps import HETEROGENEOUS, read_config
 from experiments.apps.heterogeneous.fedmedian_heterogeneous import client_app, server_app
+from experiments.studies.report import as_runs
 from fedmedian.clients import InProcessGrid
+from tests.tools.places import ROOT
 
-ROOT = Path(__file__).parents[2]
 _MARK = "WATCHED_BY_TEST"
-
-
-@pytest.fixture(scope="session")
-def root():
-    """The repository."""
-    return ROOT
 
 
 class Watched:
@@ -95,7 +89,7 @@ def compare():
         grid = InProcessGrid(clients, int(config["num-clients"]), run_config=config)
         logging.getLogger("flwr").setLevel(logging.ERROR)
         try:
-            return {run.strategy: run for run in server_app.compare(grid, config)}
+            return {run.strategy: run for run in as_runs(server_app.compare(grid, config))}
         finally:
             logging.getLogger("flwr").setLevel(logging.DEBUG)
 

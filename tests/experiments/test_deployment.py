@@ -33,6 +33,7 @@ from experiments.demos.deployment_runtime import (
     write_key,
 )
 from fedmedian.clients import InProcessGrid
+from tests.tools.places import DOCS, ROOT
 
 PATIENCE = 400.0
 
@@ -114,8 +115,8 @@ class TestDemo:
         assert output.index("round   1/3") < output.index(killed) < output.index(lost)
         assert output.index(lost) < output.index(round_2) < output.index("round   2/3")
 
-    def test_the_guide_quotes_the_server(self, outcome, root):
-        guide = (root / "docs" / "deployment.md").read_text()
+    def test_the_guide_quotes_the_server(self, outcome):
+        guide = (DOCS / "deployment.md").read_text()
         (quoted,) = re.findall(r"^(WARNING .*?) …$", guide, flags=re.MULTILINE)
         (lost,) = self.lines(outcome, "dropped the reply of node")
         assert re.sub(r"node \d+", "node", quoted) in re.sub(r"node \d+", "node", lost)
@@ -201,8 +202,8 @@ def flags(words):
 class TestGuide:
     @pytest.fixture(scope="class")
     @classmethod
-    def guide(cls, root):
-        return (root / "docs" / "deployment.md").read_text()
+    def guide(cls):
+        return (DOCS / "deployment.md").read_text()
 
     def fences(self, guide, language):
         return re.findall(rf"^```{language}\n(.*?)^```", guide, flags=re.DOTALL | re.MULTILINE)
@@ -288,10 +289,10 @@ class TestGuide:
                 assert told.exit_code == 0
                 assert all(option in told.output for option in flags(words))
 
-    def test_make_runs_the_demo(self, root):
+    def test_make_runs_the_demo(self):
         plan = subprocess.run(
             ["make", "--dry-run", "deploy-demo"],
-            cwd=root,
+            cwd=ROOT,
             capture_output=True,
             text=True,
             check=True,

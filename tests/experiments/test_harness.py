@@ -4,15 +4,13 @@ from math import isnan
 
 import numpy as np
 import pytest
-from flwr.app import Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.measuring import MeteredGrid, measure
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
-from experiments.studies.harness import App, run
-from fedmedian.clients import InProcessGrid
-from fedmedian.strategies import Checkpoint, SignSGD
+from experiments.studies.harness import App, StudyGrid, run
+from experiments.studies.tables import make_table
+from fedmedian.strategies import SignSGD
 
 CONFIG = {"num-clients": 3, "rounds": 2}
 
@@ -55,7 +53,6 @@ class TestRun:
             assert [server_round for server_round, _ in one.history] == [0, 1, 2]
             assert one.history[0] == (0, 0.0)
             assert (one.rounds, one.accuracy) == one.history[-1]
-            assert one.seconds > 0
 
     @pytest.mark.parametrize("strategy", [FedAvg, SignSGD])
     def test_a_seed_decides_the_run_of_an_app_and_a_strategy_without_one(
@@ -114,44 +111,35 @@ class TestRun:
 
 
 class TestMeter:
-    def test_it_counts_messages_and_bytes_of_each_kind_in_both_directions(
-        self, make_app, as_record
-    ):
-        grid = InProcessGrid(make_app(lambda model, _: (model, {"num-examples": 1})), 3)
-        metered = MeteredGrid(grid)
-        FedAvg().start(metered, as_record({"x": np.zeros(8)}), num_rounds=2)
-        for counted in (metered.sent, metered.received):
-            assert counted == {MessageType.TRAIN: 6, MessageType.EVALUATE: 6}
-        assert metered.bytes_up.total() == grid.bytes_up
-        assert metered.bytes_down.total() == grid.bytes_down
+    """Bytes of training alone count, and those of errors do not."""
+
+    def train(self, client_app, as_record, strategy):
+        grid = StudyGrid(client_app, CONFIG)
+        strategy.start(grid, as_record({"x": np.zeros(8)}), num_rounds=2)
+        return grid
+
+    def test_means_are_those_of_all_messages_and_replies_of_training(self, make_app, as_record):
+        metrics = {"num-examples": 1, "accuracy": 0.5}
+        app = make_app(lambda model, _: (model, metrics), evaluate=lambda *_: metrics)
+        grid = self.train(app, as_record, FedAvg(fraction_evaluate=0.0))
+        assert grid.bytes_of_training == (grid.bytes_up / 6, grid.bytes_down / 6)
+        evaluating = self.train(app, as_record, FedAvg())
+        assert evaluating.bytes_of_training == pytest.approx(grid.bytes_of_training, rel=0.01)
+        assert evaluating.bytes_up > 1.3 * grid.bytes_up
 
     def test_errors_do_not_count_as_replies(self, make_app, as_record):
-        def fail_once(model, partition):
-            if partition == 0:
-                raise ValueError
-            return model, {"num-examples": 1}
+        def diverge(model, partition):
+            return {"x": model["x"] * (np.nan if partition else 1.0)}, {"num-examples": 1}
 
-        metered = MeteredGrid(InProcessGrid(make_app(fail_once), 3))
-        FedAvg(fraction_evaluate=0.0).start(metered, as_record({"x": np.zeros(8)}), num_rounds=1)
-        assert metered.sent == {MessageType.TRAIN: 3}
-        assert metered.received == {MessageType.TRAIN: 2}
+        one, all_of_them = (
+            self.train(make_app(train), as_record, SignSGD(fraction_evaluate=0.0, seed=1))
+            for train in (diverge, lambda model, _: (model, {"num-examples": 1}))
+        )
+        assert one.bytes_of_training == pytest.approx(all_of_them.bytes_of_training, rel=0.05)
 
-    def test_a_run_that_a_checkpoint_has_finished_has_an_accuracy_and_no_bytes(
-        self, make_app, as_record, tmp_path
-    ):
-        def serve(grid, tell):
-            SignSGD(checkpoint=Checkpoint(tmp_path), fraction_evaluate=0.0).start(
-                grid,
-                as_record({"x": np.zeros(8)}),
-                num_rounds=2,
-                evaluate_fn=lambda server_round, _: tell(server_round, 0.5),
-            )
-
-        grid = InProcessGrid(make_app(lambda model, _: (model, {"num-examples": 1})), 3)
-        whole, again = (measure("SignSGD", 1, MeteredGrid(grid), serve) for _ in range(2))
-        assert whole.uplink_bytes > 0
-        assert isnan(again.uplink_bytes)
-        assert again.history[-1] == (2, 0.5)
+    def test_without_training_there_is_no_mean(self, make_app):
+        grid = StudyGrid(make_app(noisy_step), CONFIG)
+        assert all(map(isnan, grid.bytes_of_training))
 
 
 class TestTable:

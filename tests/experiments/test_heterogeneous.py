@@ -9,15 +9,15 @@ import pytest
 
 from experiments.apps import HETEROGENEOUS, read_config
 from experiments.apps.heterogeneous.fedmedian_heterogeneous import server_app, task
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.measuring import Run
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.report import (
+from experiments.studies.harness import Run
+from experiments.studies.report import (
     compare_uplinks,
     plot_accuracy,
     read_runs,
-    write_report,
 )
 from fedmedian import Adaptive, Gaussian, Laplace, TopUp
 from fedmedian.strategies import MedianSGD, SignSGD
+from tests.tools.places import ROOT
 
 QUICK = ["rounds=2", "num-clients=3", "batch-size=512"]
 
@@ -146,11 +146,11 @@ class TestComparison:
         once, twice = ({name: run.history for name, run in compare(*QUICK).items()} for _ in "12")
         assert once == twice
 
-    def test_the_command_prints_a_table_and_writes_a_report(self, root, tmp_path):
+    def test_the_command_prints_a_table_and_writes_a_report(self, tmp_path):
         command = [sys.executable, "-m", "experiments.studies.heterogeneous", *QUICK]
         done = subprocess.run(
             [*command, "strategy='fedavg,sign'", f"output='{tmp_path / 'out'}'"],
-            cwd=root,
+            cwd=ROOT,
             capture_output=True,
             text=True,
             check=False,
@@ -159,12 +159,23 @@ class TestComparison:
         runs = read_runs(tmp_path / "out")
         assert [run.strategy for run in runs] == ["FedAvg", "SignSGD"]
         assert compare_uplinks(runs) in done.stdout
+        assert json.loads((tmp_path / "out" / "results.json").read_text())["config"]["rounds"] == 2
+        assert (tmp_path / "out" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_a_run_that_a_checkpoint_has_finished_has_an_accuracy_and_no_bytes(
+        self, compare, tmp_path
+    ):
+        stored = ("strategy='sign'", f"checkpoint='{tmp_path}'", *QUICK)
+        (whole,), (again,) = (compare(*stored).values() for _ in "12")
+        assert whole.uplink_bytes > 0
+        assert np.isnan(again.uplink_bytes)
+        assert again.history[-1] == whole.history[-1]
 
 
 class TestReport:
     RUNS = (
-        Run("FedAvg", 1, [(0, 0.1), (1, 0.5), (2, 0.9)], 400_000.0, 400_000.0, 1.0),
-        Run("SignSGD", 1, [(0, 0.1), (1, 0.4), (2, 0.8)], 10_000.0, 400_000.0, 1.0),
+        Run("FedAvg", 1, [(0, 0.1), (1, 0.5), (2, 0.9)], 400_000.0),
+        Run("SignSGD", 1, [(0, 0.1), (1, 0.4), (2, 0.8)], 10_000.0),
     )
 
     def test_the_table_compares_uplinks_with_fedavgs_if_it_is_there(self):
@@ -186,9 +197,3 @@ class TestReport:
         (legend,) = figure.legends
         texts = [text.get_text() for text in legend.get_texts()]
         assert texts == ["FedAvg: 0.90", "SignSGD: 0.80"]
-
-    def test_runs_and_configuration_are_written_beside_the_figure(self, tmp_path):
-        write_report(tmp_path / "new", self.RUNS, {"rounds": 2}, "Digits")
-        assert read_runs(tmp_path / "new") == list(self.RUNS)
-        assert json.loads((tmp_path / "new" / "results.json").read_text())["config"]["rounds"] == 2
-        assert (tmp_path / "new" / "accuracy.png").read_bytes().startswith(b"\x89PNG")

@@ -16,6 +16,7 @@ from experiments.studies.quickstarts import NUM_CLIENTS, compare, loaded, main
 from fedmedian.clients import perturb
 from fedmedian.rules.trust import voting_weights
 from fedmedian.strategies import MedianSGD, SignSGD
+from tests.tools.places import ROOT
 
 APP_NAMES = [app.name for app in QUICKSTARTS]
 TORCH_APP, _, NUMPY_APP = QUICKSTARTS
@@ -65,8 +66,8 @@ def sources(app):
 
 
 class TestTheChange:
-    def test_it_is_the_one_that_the_readme_shows(self, root, write_app, tmp_path):
-        (diff,) = re.findall(r"```diff\n(.*?)```", (root / "README.md").read_text(), re.DOTALL)
+    def test_it_is_the_one_that_the_readme_shows(self, write_app, tmp_path):
+        (diff,) = re.findall(r"```diff\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
         server, client = re.split(r"^ # \w+\.py\n", diff, flags=re.MULTILINE)[1:]
 
         def lines(part, sign):

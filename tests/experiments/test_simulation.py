@@ -13,15 +13,16 @@ import psutil
 import pytest
 
 from experiments.apps import HETEROGENEOUS, read_config
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.report import (
+from experiments.studies.report import (
     compare_uplinks,
     read_runs,
 )
+from tests.tools.places import DOCS
 
 pytestmark = pytest.mark.slow
 
 SMALL = ["strategy='fedavg,sign'", "rounds=2", "num-clients=2", "batch-size=512"]
-PATIENCE = 180.0
+PATIENCE = 600.0
 
 
 @pytest.fixture
@@ -48,9 +49,9 @@ def running_in(folder):
 
 
 @pytest.fixture
-def shown(root):
+def shown():
     """The overrides in the ``flwr run`` of docs/simulation.md."""
-    text = (root / "docs" / "simulation.md").read_text()
+    text = (DOCS / "simulation.md").read_text()
     (command,) = re.findall(r"^flwr run .*", text, flags=re.MULTILINE)
     words = shlex.split(command)
     nodes = words[words.index("--federation-config") + 1]
@@ -97,7 +98,7 @@ class TestInterruptedRun:
         assert Path(home).exists()
         assert any(process.name().startswith("ray::") for process in running_in(home))
         watched.process.send_signal(signal.SIGINT)
-        watched.process.communicate(timeout=60)
+        watched.process.communicate(timeout=PATIENCE)
         assert watched.process.returncode not in (0, None)
         assert watched.running() == []
         assert running_in(home) == []

@@ -7,7 +7,6 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
 from experiments.claims.bits.study import (
     HOLE,
     HOLE_CIFAR_10,
@@ -22,6 +21,7 @@ from experiments.claims.bits.study import (
 )
 from experiments.claims.claim import Claim, Findings, Page
 from experiments.studies.figures import COLOURS
+from experiments.studies.tables import make_table
 
 UPLINK = 10e6
 """The bits per second that each client's line carries up, all clients' at once."""

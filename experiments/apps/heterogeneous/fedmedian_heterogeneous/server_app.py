@@ -1,32 +1,41 @@
 """The server: runs each strategy from the same start on the same clients, and compares them."""
 
-from collections.abc import Callable
+import json
+import random
+from collections.abc import Callable, Iterable
 from functools import partial
+from math import nan
 from pathlib import Path
-from typing import TypeVar
+from statistics import fmean
+from typing import Any, TypeVar
 
-from flwr.app import ArrayRecord, Context, MetricRecord, UserConfig
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, UserConfig
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import FedAvg, FedMedian, Strategy
+from flwr.serverapp.strategy import FedAvg, FedMedian, Result, Strategy
 
 from fedmedian import Adaptive, Majority, Rotation, TopUp
+from fedmedian.records import serialized_size
 from fedmedian.rules.noise import NOISE_FAMILIES, Noise
 from fedmedian.strategies import Checkpoint, MedianSGD, SignSGD
 
-from .measuring import MeteredGrid, Run, Tell, measure
-from .report import compare_uplinks, print_progress, write_report
 from .task import evaluate, load_test_set, make_network
 
 app = ServerApp()
 
 S = TypeVar("S", bound=Strategy)
 
+PROGRESS = "» "
+"""The beginning of each line of progress, which sets it apart from a log's other lines."""
+
 
 def for_all_clients(strategy: Callable[..., S], config: UserConfig) -> Callable[..., S]:
     """Return a strategy's class with the options that train all clients in every round."""
     clients = int(config["num-clients"])
     return partial(
-        strategy, fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients
+        strategy,
+        fraction_evaluate=0.0,
+        min_train_nodes=clients,
+        min_available_nodes=clients,
     )
 
 
@@ -102,7 +111,9 @@ def make_noise(config: UserConfig) -> Noise:
     return family(Adaptive(scale or 3.0, magnitude=rule))  # type: ignore[arg-type]  # it checks
 
 
-def train(strategy: Strategy, grid: Grid, config: UserConfig, tell: Tell) -> None:
+def train(
+    strategy: Strategy, grid: Grid, config: UserConfig, tell: Callable[[int, float], None]
+) -> Result:
     """Train the network from the seed's start, and test it before the first round and after each.
 
     Parameters
@@ -115,6 +126,11 @@ def train(strategy: Strategy, grid: Grid, config: UserConfig, tell: Tell) -> Non
         The run configuration.
     tell : callable
         Takes the number of each round and the test accuracy after it.
+
+    Returns
+    -------
+    Result
+        What the strategy returns.
     """
     images, labels = load_test_set()
     model = make_network(int(config["seed"]))
@@ -126,7 +142,7 @@ def train(strategy: Strategy, grid: Grid, config: UserConfig, tell: Tell) -> Non
         tell(server_round, accuracy)
         return MetricRecord({"accuracy": accuracy})
 
-    strategy.start(
+    return strategy.start(
         grid=grid,
         initial_arrays=ArrayRecord(initial),
         num_rounds=int(config["rounds"]),
@@ -134,7 +150,7 @@ def train(strategy: Strategy, grid: Grid, config: UserConfig, tell: Tell) -> Non
     )
 
 
-def compare(grid: Grid, config: UserConfig) -> list[Run]:
+def compare(grid: Grid, config: UserConfig) -> list[dict[str, Any]]:
     """Run every strategy that the configuration names, one after the other.
 
     Parameters
@@ -146,48 +162,49 @@ def compare(grid: Grid, config: UserConfig) -> list[Run]:
 
     Returns
     -------
-    list of Run
-        The runs.
+    list of dict
+        Of each run ``strategy``, ``seed``, ``history`` (pairs of a round and the test accuracy
+        after it) and ``uplink_bytes``.
     """
     names = [name.strip() for name in str(config["strategy"]).split(",")]
     strategies = [make_strategy(name, config) for name in names]  # a wrong name ends it here
-    return [
-        measure(label, int(config["seed"]), MeteredGrid(grid), partial(_serve, label, one, config))
-        for label, one in strategies
-    ]
+    return [_run(label, one, grid, config) for label, one in strategies]
 
 
-def _serve(label: str, strategy: Strategy, config: UserConfig, grid: Grid, tell: Tell) -> None:
-    rounds = int(config["rounds"])
+def _run(label: str, strategy: Strategy, grid: Grid, config: UserConfig) -> dict[str, Any]:
+    seed, rounds = int(config["seed"]), int(config["rounds"])
+    history: list[tuple[int, float]] = []
 
-    def tell_and_print(server_round: int, accuracy: float) -> None:
-        tell(server_round, accuracy)
+    def tell(server_round: int, accuracy: float) -> None:
+        history.append((server_round, accuracy))
         if server_round % max(rounds // 10, 1) == 0:
-            print_progress(label, server_round, rounds, accuracy)
+            progress = f"round {server_round:3}/{rounds}  accuracy {accuracy:.3f}"
+            print(f"{PROGRESS}{label:20} {progress}", flush=True)
 
-    train(strategy, grid, config, tell_and_print)
+    aggregate, sizes = strategy.aggregate_train, list[int]()
 
+    def measured(server_round: int, replies: Iterable[Message]) -> Any:
+        replies = list(replies)
+        sizes.extend(serialized_size(reply) for reply in replies if reply.has_content())
+        return aggregate(server_round, replies)
 
-def describe(config: UserConfig) -> str:
-    """Return the clients and their data in words."""
-    classes = int(config["classes-per-client"])
-    kinds = {
-        "classes": f"{classes} {'class' if classes == 1 else 'classes'} each",
-        "dirichlet": f"Dirichlet({config['alpha']})",
-        "iid": "iid",
+    strategy.aggregate_train = measured  # type: ignore[method-assign]
+    random.seed(seed)  # Flower's choice of nodes follows it
+    train(strategy, grid, config, tell)
+    return {
+        "strategy": label,
+        "seed": seed,
+        "history": history,
+        "uplink_bytes": fmean(sizes or [nan]),
     }
-    return f"Digits, {config['num-clients']} clients, {kinds[str(config['partition'])]}"
-
-
-def run_comparison(grid: Grid, config: UserConfig) -> None:
-    """Compare the strategies, print a table, and write the report if a folder is given."""
-    runs = compare(grid, config)
-    print(compare_uplinks(runs), flush=True)
-    if config["output"]:
-        write_report(Path(str(config["output"])), runs, dict(config), describe(config))
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the comparison that the run configuration describes."""
-    run_comparison(grid, context.run_config)
+    """Run the comparison that the run configuration describes, and write results.json."""
+    config = context.run_config
+    results = json.dumps({"runs": compare(grid, config), "config": dict(config)}, indent=1)
+    if config["output"]:
+        folder = Path(str(config["output"]))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "results.json").write_text(results + "\n")

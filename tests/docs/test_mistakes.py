@@ -1,15 +1,15 @@
 """docs/mistakes.md: what is typed is answered as the page says."""
 
 import re
-from pathlib import Path
 
 import pytest
 
 from fedmedian import Gaussian, Majority
 from fedmedian.clients import perturb
 from fedmedian.strategies import MedianSGD, SignSGD, legacy
+from tests.tools.places import DOCS
 
-PAGE = Path(__file__).parents[2] / "docs" / "mistakes.md"
+PAGE = DOCS / "mistakes.md"
 TYPED = re.findall(r"^\| `(.*?)` \| (\w+Error): (.*) \|$", PAGE.read_text(), re.MULTILINE)
 NAMES = {
     "Gaussian": Gaussian,

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.tools.places import ROOT
+
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
 LINKS = {"clients": "fedmedian/clients", "strategies": "fedmedian/strategies"}
 
 A_FLOWER_APP = """

@@ -7,6 +7,8 @@ import re
 
 import pytest
 
+pytest.importorskip("torch")
+
 from experiments.claims.__main__ import PAGES
 from experiments.studies.commands import DOCS, printed_table
 
@@ -125,7 +127,7 @@ NOT_MEASURED = {
     "noise": {
         *("1906.01736", "2108.08842"),
         *(".05", ".08", "1.45", ".57", "1.25"),  # a rate, rules, laws
-        *(".66", ".81", ".93"),  # computed, see tests/test_decoding.py
+        *(".66", ".81", ".93"),  # computed, see tests/aggregators/test_decoding.py
     },
     "existing-apps": {".02", "1.25"},
     "robustness": {".001", "1.25"},

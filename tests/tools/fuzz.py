@@ -1,9 +1,9 @@
 """Replies that are mutated at random, half of each cohort: no strategy may give way to them.
 
-``python -m experiments.studies.fuzz`` sends a million of them to strategies of both of Flower's
-APIs, and prints what came of it; ``python -m experiments.studies.fuzz 20000 7`` sends fewer, of
-another seed. ``python -m experiments.studies.fuzz policy`` is for the clients' side: see
-`experiments.studies.policies`.
+``python -m tests.tools.fuzz`` sends a million of them to strategies of both of Flower's
+APIs, and prints what came of it; ``python -m tests.tools.fuzz 20000 7`` sends fewer, of
+another seed. ``python -m tests.tools.fuzz policy`` is for the clients' side: see
+`tests.tools.policies`.
 """
 
 import logging
@@ -25,8 +25,7 @@ from flwr.common import Code, FitRes, Parameters, Status
 from flwr.server import SimpleClientManager
 from flwr.server.compat.grid_client_proxy import GridClientProxy
 
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
-from experiments.studies import policies
+from experiments.studies.tables import make_table
 from fedmedian import Adaptive, Gaussian, Laplace, Layout, Majority
 from fedmedian.clients import InProcessGrid
 from fedmedian.model.layout import Arrays
@@ -35,6 +34,7 @@ from fedmedian.rules.optimizers import Adam
 from fedmedian.steps.instruction import Instruction, perturb_update
 from fedmedian.strategies import MedianSGD, SignSGD, legacy
 from fedmedian.wire.npy import write_npy
+from tests.tools import policies
 
 COHORT = 40
 HOSTILE = COHORT // 2

@@ -1,12 +1,12 @@
-"""Mutated replies, half of each cohort: seconds of what ``experiments.studies.fuzz`` does."""
+"""Mutated replies, half of each cohort: seconds of what ``tests.tools.fuzz`` does."""
 
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from experiments.studies import fuzz
-from experiments.studies.fuzz import ACCEPTED, APIS, HOSTILE, REFUSED, STRATEGIES, play
+from tests.tools import fuzz
+from tests.tools.fuzz import ACCEPTED, APIS, HOSTILE, REFUSED, STRATEGIES, play
 
 both_apis = pytest.mark.parametrize("api", APIS)
 

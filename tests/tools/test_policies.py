@@ -1,15 +1,15 @@
-"""Random servers against random policies: seconds of ``experiments.studies.fuzz policy``."""
+"""Random servers against random policies: seconds of ``tests.tools.fuzz policy``."""
 
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from experiments.studies import fuzz, policies
-from experiments.studies.policies import ALONE, NOISED, REFUSED, play
 from fedmedian.clients import answering
 from fedmedian.steps import instruction as instructions
 from fedmedian.steps.instruction import perturb_update
+from tests.tools import fuzz, policies
+from tests.tools.policies import ALONE, NOISED, REFUSED, play
 
 
 def test_what_a_server_gets_depends_on_the_update_through_noise_within_the_clip_alone():

@@ -3,7 +3,7 @@
 Its command does 10,000 flips and 100 kills.
 """
 
-from experiments.studies.damage import (
+from tests.tools.damage import (
     FOUND,
     WHOLE,
     WHOLE_WITH_DRAFT,

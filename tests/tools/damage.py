@@ -1,7 +1,7 @@
 """Damage to checkpoints: bits that flip on the disk, and processes that are killed in a save.
 
-``python -m experiments.studies.damage`` flips 10,000 bits and kills 100 processes in some minutes,
-and prints what came of it; ``python -m experiments.studies.damage 100 5`` does less.
+``python -m tests.tools.damage`` flips 10,000 bits and kills 100 processes in some minutes,
+and prints what came of it; ``python -m tests.tools.damage 100 5`` does less.
 """
 
 import logging
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
+from experiments.studies.tables import make_table
 from fedmedian.rounds.checkpoint import Checkpoint, Saved
 
 Outcomes = Counter[str]

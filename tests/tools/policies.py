@@ -1,8 +1,8 @@
 """Random servers against random policies: nothing but noise may depend on what is noised.
 
-``python -m experiments.studies.fuzz policy`` asks 100,000 random instructions that a random policy
+``python -m tests.tools.fuzz policy`` asks 100,000 random instructions that a random policy
 admits, with updates that overflow, of two clients whose updates differ, and prints what came of it;
-``python -m experiments.studies.fuzz policy 5000 7`` asks fewer, of another seed.
+``python -m tests.tools.fuzz policy 5000 7`` asks fewer, of another seed.
 """
 
 import logging
@@ -22,7 +22,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.tables import make_table
+from experiments.studies.tables import make_table
 from fedmedian import Gaussian
 from fedmedian.clients import InProcessGrid, Policy, perturb_with
 from fedmedian.model.layout import Arrays, Layout

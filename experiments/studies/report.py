@@ -1,32 +1,20 @@
-"""The report of a comparison: lines of progress, a table, results.json and accuracy.png."""
+"""The report on runs of the app in experiments/apps/heterogeneous: a table and accuracy.png."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from flwr.app import UserConfig
 from matplotlib.figure import Figure
 
-from .measuring import Run
-from .tables import make_table
+from experiments.studies.harness import Run
+from experiments.studies.tables import make_table
 
 # Okabe and Ito's palette: told apart by everybody, and in grey.
 _COLOURS = ("#000000", "#E69F00", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9")
 _STYLES = ("-", "--", ":", "-", "-.")
-
-
-PROGRESS = "» "
-"""The beginning of each line of progress, which tells it from a log's other lines."""
-
-
-def print_progress(strategy: str, server_round: int, rounds: int, accuracy: float) -> None:
-    """Print one line of progress."""
-    print(
-        f"{PROGRESS}{strategy:20} round {server_round:3}/{rounds}  accuracy {accuracy:.3f}",
-        flush=True,
-    )
 
 
 def compare_uplinks(runs: Sequence[Run]) -> str:
@@ -68,27 +56,30 @@ def plot_accuracy(runs: Sequence[Run], title: str) -> Figure:
     return figure
 
 
-def write_report(folder: Path, runs: Sequence[Run], config: UserConfig, title: str) -> None:
-    """Write results.json and accuracy.png into a folder, which is made if need be.
+def describe(config: UserConfig) -> str:
+    """Return the clients and their data in words."""
+    classes = int(config["classes-per-client"])
+    kinds = {
+        "classes": f"{classes} {'class' if classes == 1 else 'classes'} each",
+        "dirichlet": f"Dirichlet({config['alpha']})",
+        "iid": "iid",
+    }
+    return f"Digits, {config['num-clients']} clients, {kinds[str(config['partition'])]}"
 
-    Parameters
-    ----------
-    folder : Path
-        The folder.
-    runs : sequence of Run
-        The runs.
-    config : dict
-        The run configuration, to be kept with it.
-    title : str
-        The figure's title.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    results = {"runs": [asdict(run) for run in runs], "config": config}
-    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    plot_accuracy(runs, title).savefig(folder / "accuracy.png", dpi=120)
+
+def report(folder: Path) -> None:
+    """Print the table of the runs that the app wrote into a folder, and draw accuracy.png there."""
+    runs = read_runs(folder)
+    print(compare_uplinks(runs), flush=True)
+    config = json.loads((folder / "results.json").read_text())["config"]
+    plot_accuracy(runs, describe(config)).savefig(folder / "accuracy.png", dpi=120)
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """Return the runs whose report is in a folder."""
-    runs = json.loads((folder / "results.json").read_text())["runs"]
-    return [Run(**{**run, "history": [tuple(pair) for pair in run["history"]]}) for run in runs]
+    """Return the runs that the app wrote into a folder."""
+    return as_runs(json.loads((folder / "results.json").read_text())["runs"])
+
+
+def as_runs(found: Iterable[Mapping[str, Any]]) -> list[Run]:
+    """Return what the app measured as runs."""
+    return [Run(**{**run, "history": [tuple(pair) for pair in run["history"]]}) for run in found]

@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-from pathlib import Path
 
 import pytest
 
@@ -12,8 +11,8 @@ import fedmedian
 from fedmedian import clients, privacy, strategies
 from fedmedian.clients import attacks
 from fedmedian.strategies import legacy
+from tests.tools.places import ROOT
 
-ROOT = Path(__file__).parents[1]
 SITE = ROOT / "docs" / "site"
 PAGES = {"noise.md", "deployment.md", "api/parts.md", "demo.png", "SECURITY.md"}
 
@@ -97,7 +96,7 @@ class TestLinks:
         ("page", "link"),
         [
             ("noise.md", "[`a`](../experiments/apps)"),
-            ("SECURITY.md", "[`a`](tests/test_site.py)"),
+            ("SECURITY.md", "[`a`](tests/docs/test_site.py)"),
             ("noise.md", "[`a`](../README.md)"),
         ],
     )

@@ -2,9 +2,8 @@
 
 import re
 import subprocess
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tests.tools.places import ROOT
 
 
 def test_make_alone_lists_every_target_with_a_sentence():

@@ -11,6 +11,9 @@ from io import BytesIO
 import flwr.server.strategy
 import numpy as np
 import pytest
+
+pytest.importorskip("torch")
+
 import torch
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.cli.build import build_fab_from_files
@@ -32,17 +35,18 @@ from fedmedian.privacy.accounting import Mechanism, noise_multiplier_for
 from fedmedian.privacy.amplification import share_that_hides
 from fedmedian.steps.encodings import Signs
 from fedmedian.strategies import SignSGD
+from tests.tools.places import DOCS, ROOT
 
 
 @pytest.fixture(scope="module")
-def readme(root):
-    return (root / "README.md").read_text()
+def readme():
+    return (ROOT / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
-def page(root):
+def page():
     """Returns the text of a page of docs/."""
-    return lambda name: (root / "docs" / f"{name}.md").read_text()
+    return lambda name: (DOCS / f"{name}.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -58,24 +62,22 @@ def commands(text):
     return [line for fence in fences(text, "console") for line in fence.splitlines()]
 
 
-def test_every_command_is_known_to_a_test(readme, root):
+def test_every_command_is_known_to_a_test(readme):
     known = (
         *("git clone", "make demo", "pip install", "flwr run experiments/apps/heterogeneous "),
         ".venv/bin/python -m experiments.studies.quickstarts",
         ".venv/bin/python -m experiments.studies.heterogeneous",
         f"export {FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION}=1",
     )
-    guide = root / "docs" / "deployment.md"  # see test_deployment.py
-    pages = [path.read_text() for path in (root / "docs").rglob("*.md") if path != guide]
+    guide = DOCS / "deployment.md"  # see test_deployment.py
+    pages = [path.read_text() for path in DOCS.rglob("*.md") if path != guide]
     for text in (readme, *pages):
         for command in commands(text):
             assert command.startswith(known)
 
 
-def test_every_page_with_a_snippet_is_known_to_a_test(readme, root):
-    pages = {
-        path.stem for path in (root / "docs").rglob("*.md") if fences(path.read_text(), "python")
-    }
+def test_every_page_with_a_snippet_is_known_to_a_test(readme):
+    pages = {path.stem for path in DOCS.rglob("*.md") if fences(path.read_text(), "python")}
     here = {"index", "choose", "costs", "simulation", "existing-apps", "noise", "privacy"}
     assert pages == here | {"deployment"}
     assert not fences(readme, "python")
@@ -89,10 +91,10 @@ def test_every_page_with_a_snippet_is_known_to_a_test(readme, root):
         ("test", "-m pytest"),
     ],
 )
-def test_make_sets_up_and_runs(root, target, does):
+def test_make_sets_up_and_runs(target, does):
     plan = subprocess.run(
         ["make", "--dry-run", "--always-make", target],
-        cwd=root,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
@@ -101,9 +103,9 @@ def test_make_sets_up_and_runs(root, target, does):
 
 
 @pytest.mark.slow
-def test_it_installs_without_the_repository(root, tmp_path):
+def test_it_installs_without_the_repository(tmp_path):
     install = [*(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"), "."]
-    subprocess.run([*install, "--target", str(tmp_path)], cwd=root, check=True)
+    subprocess.run([*install, "--target", str(tmp_path)], cwd=ROOT, check=True)
     assert (tmp_path / "fedmedian" / "py.typed").exists()
     code = (
         "import fedmedian, fedmedian.clients as c, fedmedian.strategies as s, sys;"
@@ -121,13 +123,13 @@ def test_it_installs_without_the_repository(root, tmp_path):
     assert done.stdout.endswith("False\n")
 
 
-def test_the_quick_comparison_runs(root, page):
+def test_the_quick_comparison_runs(page):
     (command,) = (
         line for line in commands(page("simulation")) if "experiments.studies.heterogeneous" in line
     )
     _, *arguments = shlex.split(command)
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=root, capture_output=True, text=True, check=True
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert "SignSGD" in done.stdout
 
@@ -312,24 +314,22 @@ WRITTEN_WHOLE = ("paper", "bits")
 
 
 @pytest.mark.parametrize("document", ["SECURITY.md", "docs/robustness.md", "docs/privacy.md"])
-def test_each_test_that_a_promise_names_is_there(document, root):
+def test_each_test_that_a_promise_names_is_there(document):
     named = re.findall(
-        r"`((?:\w+/)*test_\w+\.py)(?:::(\w+))?(?:::(\w+))?`", (root / document).read_text()
+        r"`((?:\w+/)*test_\w+\.py)(?:::(\w+))?(?:::(\w+))?`", (ROOT / document).read_text()
     )
     assert len(named) >= 3
     for file, *names in named:
-        text = (root / "tests" / file.removeprefix("tests/")).read_text()
+        text = (ROOT / "tests" / file.removeprefix("tests/")).read_text()
         for name in filter(None, names):
             assert re.search(rf"^ *(def|class) {name}\b", text, re.MULTILINE), (file, name)
 
 
-def test_every_table_of_measurements_is_one_that_a_command_has_printed(root, readme):
+def test_every_table_of_measurements_is_one_that_a_command_has_printed(readme):
     kept = {
-        table
-        for file in (root / "docs" / "tables").glob("*.md")
-        for table in tables_of(file.read_text())
+        table for file in (DOCS / "tables").glob("*.md") for table in tables_of(file.read_text())
     }
-    pages = [path for path in (root / "docs").glob("*.md") if path.stem not in WRITTEN_WHOLE]
+    pages = [path for path in DOCS.glob("*.md") if path.stem not in WRITTEN_WHOLE]
     number = re.compile(r"[-+−]?[\d.,]*\d( / [\d.]+)?")
     shown = set()
     for table in tables_of("\n\n".join([readme, *(page.read_text() for page in pages)])):

@@ -1,15 +1,15 @@
 """The parts of one's own that CONTRIBUTING.md shows, as they stand there."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fedmedian.clients import InProcessGrid
 from fedmedian.strategies import SignSGD
+from tests.tools.places import ROOT
 
-TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 
 
 @pytest.fixture(scope="module")

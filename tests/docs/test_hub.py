@@ -12,7 +12,6 @@ import tomllib
 import zipfile
 from io import BytesIO
 from itertools import chain
-from pathlib import Path
 
 import pytest
 from flwr.cli.auth_plugin.oidc_cli_plugin import OidcCliPlugin
@@ -22,8 +21,8 @@ from flwr.supercore.constant import APP_VERSION_PATTERN
 from packaging.requirements import Requirement
 
 from experiments.apps import HETEROGENEOUS
+from tests.tools.places import ROOT
 
-ROOT = Path(__file__).parents[1]
 publishing = importlib.import_module("flwr.cli.app_cmd.publish")  # Flower's name is the function's
 # What is imported by another name than it is installed by; datasets is what flwr-datasets gives.
 INSTALLED_AS = {"sklearn": "scikit-learn", "datasets": "flwr-datasets"}
