@@ -51,7 +51,6 @@ __all__ = [
     "Payload",
     "Rotation",
     "ScaleRule",
-    "StepDecay",
     "Theory",
     "TopUp",
     "Uniform",

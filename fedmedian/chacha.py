@@ -1,4 +1,4 @@
-"""The cipher ChaCha20 as a bit generator of NumPy's; needs the extra ``privacy``."""
+"""The cipher ChaCha20 as a NumPy bit generator; needs the extra ``privacy``."""
 
 import secrets
 from collections.abc import Iterable
@@ -7,15 +7,15 @@ from randomgen import ChaCha
 
 
 class ChaCha20(ChaCha):  # type: ignore[misc]
-    """The key stream of ChaCha20 (RFC 8439), for noise that nobody must be able to draw again.
+    """The key stream of ChaCha20 (RFC 8439), for noise that must not be reproducible by others.
 
-    The cipher is randomgen's. Its own seeds pass through a SeedSequence, which is no cryptographic
-    function and leaves 128 bits of them; here they are the key.
+    The cipher is randomgen's. randomgen passes seeds through a SeedSequence, which is not
+    cryptographic and keeps only 128 bits; here the seed is the key itself.
 
     Parameters
     ----------
     seed : iterable of int, optional
-        Four integers below 2⁶⁴ that make up the key. Without them the key is the operating
+        Four integers below 2⁶⁴ that form the key. By default the key comes from the operating
         system's entropy.
     """
 

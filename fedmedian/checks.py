@@ -13,18 +13,25 @@ def require_type(name: str, value: Any, allowed: type | tuple[type, ...], wanted
     Parameters
     ----------
     name : str
-        The argument, as its user spells it.
+        The argument's name.
     value : Any
-        What was passed.
+        Its value.
     allowed : type or tuple of types
-        What ``isinstance`` must accept.
+        The allowed types.
     wanted : str
-        The same in words, for the error message.
+        The same in words, for the message.
 
     Raises
     ------
     TypeError
         If `value` has another type.
+
+    Examples
+    --------
+    >>> require_type("folder", 3, str, "a string")
+    Traceback (most recent call last):
+        ...
+    TypeError: folder must be a string, got 3 (int)
     """
     if not isinstance(value, allowed):
         remedy = f" ({type(value).__name__})"
@@ -56,13 +63,13 @@ def require_real(
     Parameters
     ----------
     name : str
-        The argument, as its user spells it.
+        The argument's name.
     value : Any
-        What was passed; a bool is not a number here.
+        Its value; a bool does not count as a number.
     low, high : float
         The allowed range, ends included.
     open_low, open_high : bool
-        Exclude that end.
+        Whether that end is excluded.
 
     Returns
     -------
@@ -80,7 +87,7 @@ def require_real(
         raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
     try:
         number = float(value)
-    except OverflowError:  # an integer or a fraction that no float comes near
+    except OverflowError:  # an integer or a fraction too large for a float
         number = inf
     too_low = number <= low if open_low else number < low
     too_high = number >= high if open_high else number > high
@@ -100,9 +107,9 @@ def require_integer(name: str, value: Any, *, low: int, high: int | None = None)
     Parameters
     ----------
     name : str
-        The argument, as its user spells it.
+        The argument's name.
     value : Any
-        What was passed; a bool is not an integer here.
+        Its value; a bool does not count as an integer.
     low : int
         The smallest allowed value.
     high : int, optional
@@ -135,9 +142,9 @@ def require_choice(name: str, value: Any, allowed: Collection[str]) -> None:
     Parameters
     ----------
     name : str
-        The argument, as its user spells it.
+        The argument's name.
     value : Any
-        What was passed.
+        Its value.
     allowed : collection of str
         The allowed values.
 
@@ -146,7 +153,7 @@ def require_choice(name: str, value: Any, allowed: Collection[str]) -> None:
     TypeError
         If `value` is not a string.
     ValueError
-        If it is another string.
+        If it is not allowed.
     """
     require_type(name, value, str, "a string")
     if value not in allowed:

@@ -1,4 +1,4 @@
-"""Flower's log, and how what others have said gets into it."""
+"""Safe text from other parties in Flower's log and in error messages."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -7,28 +7,28 @@ from contextlib import contextmanager
 _LOGGER = logging.getLogger("flwr")
 
 LONGEST = 300
-"""The number of characters of a text that stand in the log, at most."""
+"""The largest number of characters of a text in the log."""
 
 _LONGEST_PART = 200
-"""The number of characters of a text in a message of ours, at most."""
+"""The largest number of characters of a text within a message."""
 
 
 def warn(template: str, *words: object) -> None:
-    """Log a warning; whatever its words are, they can neither forge a line nor fill the disk.
+    """Log a warning whose words can neither forge a line nor fill the disk.
 
     Parameters
     ----------
     template : str
-        The warning, with a %s or %d for each word.
+        The warning, with one %s or %d per word.
     *words : object
-        What goes into it: integers as they are, all else by `as_line`.
+        The values: integers unchanged, all else through `as_line`.
     """
     _LOGGER.warning(template, *(w if isinstance(w, int) else as_line(w) for w in words))
 
 
 @contextmanager
 def warned_of(consequence: str) -> Iterator[None]:
-    """Log whatever is raised in this context instead of raising it; Ctrl-C alone is raised.
+    """Log any exception in this context instead of raising it, except Ctrl-C.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def warned_of(consequence: str) -> Iterator[None]:
 
 
 def as_line(source: object) -> str:
-    """Return the text of something as a part of one line of the log.
+    """Return the text of any object as part of one log line.
 
     Parameters
     ----------
@@ -55,8 +55,13 @@ def as_line(source: object) -> str:
     Returns
     -------
     str
-        Its text with all that is not printable escaped, and cut after `LONGEST` characters: no
-        more of it is copied.
+        Its text, with unprintable characters escaped, truncated after `LONGEST` characters. No
+        more than that is copied.
+
+    Examples
+    --------
+    >>> as_line(KeyError("loss"))
+    "'loss'"
     """
     text = _text_of(source)
     start = text[:LONGEST]
@@ -68,7 +73,7 @@ def as_line(source: object) -> str:
 
 
 def text_of(source: object) -> str:
-    """Return the text of something, even if it cannot be printed, to become a part of another.
+    """Return the text of any object as part of another text, even if it cannot be printed.
 
     Parameters
     ----------
@@ -78,16 +83,15 @@ def text_of(source: object) -> str:
     Returns
     -------
     str
-        What ``str`` makes of it, `cut`, with surrogates escaped: no encoding takes them.
+        Its ``str`` after `cut`, with surrogates escaped, which no encoding accepts.
     """
     return cut(_text_of(source)).encode(errors="backslashreplace").decode()
 
 
 def cut(text: str) -> str:
-    """Return a text, or its start and its length: a part of a message that is no line of its own.
+    """Return a text as part of a message, truncated to 200 characters plus its length.
 
-    What is cut where a message is made need not be copied with it. 200 characters stay, so that
-    the message is no more than a line may be.
+    Truncating early avoids copies of a long text, and lets the message fit one log line.
     """
     if len(text) <= _LONGEST_PART:
         return text
@@ -95,20 +99,25 @@ def cut(text: str) -> str:
 
 
 def shown(value: object, most: int = _LONGEST_PART) -> str:
-    """Return the ``repr`` of something that somebody else has sent, or the start of it.
+    """Return the ``repr`` of a received value, or the start of it.
 
     Parameters
     ----------
     value : object
-        Numbers, texts and bytes, also in lists and mappings, of any length; or anything else whose
-        ``repr`` is short.
+        Numbers, texts and bytes of any length, also in lists and mappings; or anything else with
+        a short ``repr``.
     most : int (default: 200)
-        The number of characters that are shown, about. No more than these are made.
+        The approximate number of characters to show. Not many more are ever built.
 
     Returns
     -------
     str
-        The ``repr``, cut if it is longer.
+        The ``repr``, truncated if it is longer.
+
+    Examples
+    --------
+    >>> shown([1, 2, 3], most=5)
+    '[1, 2…'
     """
     parts, length = [], 0
     for part in _repr_in_parts(value, most):
@@ -137,7 +146,7 @@ def _repr_in_parts(value: object, most: int) -> Iterator[str]:
             yield from _repr_in_parts(entry, most)
         yield "]"
     elif isinstance(value, int) and value.bit_length() > 4 * most:
-        yield f"an integer of {value.bit_length()} bits"  # Python refuses to print the longest
+        yield f"an integer of {value.bit_length()} bits"  # Python refuses to print very long ones
     else:
         yield repr(value)
 
@@ -147,7 +156,7 @@ def _text_of(source: object) -> str:
         return str(source)
     except KeyboardInterrupt:
         raise
-    # An exception may be of a class of a client's own.
+    # An exception may be of a custom class.
     except BaseException:
         return f"a {type(source).__name__} that cannot be printed"
 

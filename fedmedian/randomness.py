@@ -1,4 +1,4 @@
-"""Where random numbers come from: a seed in simulation, the operating system elsewhere."""
+"""Random generators, from a seed in simulation or from the operating system otherwise."""
 
 import random
 from collections.abc import Iterator
@@ -8,15 +8,15 @@ import numpy as np
 
 
 def client_rng(seed: int | None, partition: int, server_round: int) -> np.random.Generator:
-    """Return the generator of one client's noise in one round.
+    """Return the generator for one client's noise in one round.
 
     Parameters
     ----------
     seed : int or None
         The strategy's seed. None draws from the operating system's entropy; see `secret_rng` for
-        noise that has to hide something.
+        noise that must protect privacy.
     partition : int
-        The client's partition, >= 0; each has a stream of its own.
+        The client's partition, >= 0; each has its own stream.
     server_round : int
         The round, >= 0.
 
@@ -24,17 +24,23 @@ def client_rng(seed: int | None, partition: int, server_round: int) -> np.random
     -------
     numpy.random.Generator
         The generator.
+
+    Examples
+    --------
+    >>> one, again = (client_rng(1, partition=2, server_round=3) for _ in range(2))
+    >>> float(one.random()) == float(again.random())
+    True
     """
     return _generator(seed, (0, partition, server_round))
 
 
 def secret_rng() -> np.random.Generator:
-    """Return a generator for noise that has to hide something.
+    """Return a cryptographic generator, for noise that must protect privacy.
 
-    ChaCha20 under a key of the operating system's entropy: nothing of what else it draws follows
-    from what has been seen of it, unless the cipher is broken. PCG64, NumPy's own, is no such
-    generator. Drawing 10⁶ normal values takes less than twice PCG64's time; ``python -m
-    benchmarks generators`` measures it.
+    ChaCha20 with a key from the operating system's entropy. Unless the cipher is broken, known
+    output reveals nothing about the rest, which PCG64, NumPy's default, does not guarantee. Drawing
+    10⁶ normal values takes less than twice PCG64's time; ``python -m benchmarks generators``
+    measures it.
 
     Returns
     -------
@@ -44,19 +50,19 @@ def secret_rng() -> np.random.Generator:
     Raises
     ------
     ImportError
-        If randomgen, of the extra ``privacy``, is not installed.
+        If randomgen, from the extra ``privacy``, is not installed.
     """
     try:
         from fedmedian.chacha import ChaCha20
     except ModuleNotFoundError as error:
         raise ImportError(
-            "noise that hides something needs randomgen: pip install 'fedmedian[privacy]'"
+            "noise that protects privacy needs randomgen: pip install 'fedmedian[privacy]'"
         ) from error
     return np.random.Generator(ChaCha20())
 
 
 def server_rng(seed: int | None, server_round: int) -> np.random.Generator:
-    """Return the generator of the server's own coins and noise in one round.
+    """Return the generator for the server's coin flips and noise in one round.
 
     Parameters
     ----------
@@ -74,7 +80,7 @@ def server_rng(seed: int | None, server_round: int) -> np.random.Generator:
 
 
 def rotation_seed(seed: int | None, server_round: int) -> int:
-    """Return the seed of a round's rotation, public to those who take part in it.
+    """Return the seed of a round's rotation, which all participants know.
 
     Parameters
     ----------
@@ -86,19 +92,19 @@ def rotation_seed(seed: int | None, server_round: int) -> int:
     Returns
     -------
     int
-        A number of 63 bits; nothing of the strategy's seed follows from it.
+        A 63-bit number that does not reveal the strategy's seed.
     """
     return int(_generator(seed, (2, server_round)).integers(0, 1 << 63))
 
 
 @contextmanager
 def seeded_sampling(seed: int | None, server_round: int) -> Iterator[None]:
-    """Let Python's own generator, which Flower samples nodes with, follow from a seed for a while.
+    """Seed Python's global generator, which Flower samples nodes with, within this context.
 
     Parameters
     ----------
     seed : int or None
-        The strategy's seed. None leaves the generator as it is.
+        The strategy's seed. None leaves the generator unchanged.
     server_round : int
         The round.
     """

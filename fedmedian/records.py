@@ -1,7 +1,7 @@
-"""Flower's records as arrays and back, and their size as they are sent.
+"""Conversion between Flower's records and arrays, and the size of records on the wire.
 
-Beside `fedmedian.clients` and `fedmedian.strategies`, which both need it, the one module that
-knows Flower.
+The only module outside `fedmedian.clients` and `fedmedian.strategies` that imports Flower; both
+need it.
 """
 
 from collections.abc import Mapping
@@ -25,8 +25,8 @@ def to_arrays(record: ArrayRecord, most: float = inf) -> Arrays:
     Raises
     ------
     WireError
-        If there are more than `most`, none of which is read then, or the bytes of one are not an
-        array's, naming it.
+        If there are more than `most`, in which case none is read, or if the bytes of one are not
+        an array; the message names it.
     """
     _require_at_most(most, len(record))
     return {name: _read(name, array.data) for name, array in record.items()}
@@ -43,12 +43,12 @@ def to_record(arrays: Arrays) -> ArrayRecord:
 
 
 def parameters_to_arrays(parameters: Parameters, most: float = inf) -> Arrays:
-    """Return the arrays of the older API's Parameters, named "0", "1", and so on.
+    """Return the arrays of the older API's Parameters, named "0", "1" and so on.
 
     Raises
     ------
     WireError
-        As `to_arrays`.
+        As for `to_arrays`.
     """
     _require_at_most(most, len(parameters.tensors))
     tensors = enumerate(parameters.tensors)
@@ -69,10 +69,10 @@ def _read(name: str, data: bytes) -> NDArray[Any]:
 
 def _require_at_most(most: float, number: int) -> None:
     if number > most:
-        raise WireError(f"sent {number} arrays, at most {most} are of use")
+        raise WireError(f"sent {number} arrays, at most {most} are accepted")
 
 
 def serialized_size(sent: Message | InflatableObject) -> int:
-    """Return the bytes of a Flower message, or a record in it, as sent: with all its headers."""
+    """Return the bytes of a Flower message or record on the wire, headers included."""
     children: Mapping[str, InflatableObject] = sent.children or {}
     return len(sent.deflate()) + sum(serialized_size(child) for child in children.values())

@@ -1,6 +1,7 @@
 """Figure 3 of the paper: a ResNet without BatchNorm, and noise that follows the gradients."""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 
 from experiments.claims.claim import Claim, Findings
@@ -15,7 +16,6 @@ from experiments.claims.training import (
 )
 from experiments.studies.federation import Setting
 from fedmedian import Adaptive, Gaussian
-from fedmedian.rules.schedules import StepDecay
 
 NOISE = Gaussian(Adaptive(0.1, magnitude="max", quantile=1.0))
 NOISY = "b = .1 × maximum"
@@ -26,6 +26,19 @@ STAND_IN = Setting(
     examples=2000, network="narrow resnet-20", partition="classes", rounds=420, batch_size=32
 )
 PAPERS = Setting("cifar-10", 50_000, "resnet-20", "classes", rounds=7000, batch_size=128)
+
+
+@dataclass(frozen=True)
+class StepDecay:
+    """A learning rate: `initial`, divided by ``divisors[t]`` after round t."""
+
+    initial: float
+    divisors: Mapping[int, float]
+
+    def __call__(self, server_round: int) -> float:
+        """Return the learning rate of a round."""
+        passed = [after for after in self.divisors if after < server_round]
+        return self.initial / self.divisors[max(passed)] if passed else self.initial
 
 
 def descents(setting: Setting, rate: float) -> Groups:

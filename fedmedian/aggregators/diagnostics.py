@@ -1,4 +1,4 @@
-"""Measurements of a round's votes or vectors, for the round's report."""
+"""Diagnostics of a round's votes or vectors, for its report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ Float32 = NDArray[np.float32]
 _CHUNK = 1 << 14
 
 _ROUNDING = 1e-5
-"""The share of the votes' energy below which noise may as well be float32's rounding."""
+"""The share of the votes' energy below which noise may be float32 rounding."""
 
 SAMPLE = 1 << 14
-"""The number of evenly spread coordinates, about, over which a median is taken."""
+"""The approximate number of evenly spaced coordinates that a median is taken over."""
 
 PER_BLOCK = ("noise-scale", "signal-to-noise-per-block")
-"""The measurements that are a list, of as many entries as a round has blocks."""
+"""The measurements that are lists, with one entry per block."""
 
 Report = dict[str, float | list[float]]
-"""Measurements that are worth reporting about a round, by name."""
+"""A round's measurements by name."""
 
 
 def describe_votes(
@@ -40,9 +40,9 @@ def describe_votes(
     """Describe weighted sums of signs.
 
     A sum v = Σ_i w_i·s_i has the energy Σ_i w_i² + Σ_{i≠k} w_i·w_k·E[s_i·s_k] per coordinate. The
-    second part is what the clients have in common. Of the first a share q_i is each client's
+    second part is what the clients have in common. Of the first, a share q_i is each client's
     update, see `shares_of_votes`, and the rest is noise: Σ_i w_i²·(1 − q_i). The q_i are at least
-    the mean of E[s_i·s_k] over all pairs, as they are for clients that are alike.
+    the mean of E[s_i·s_k] over all pairs, as for clients that are alike.
 
     Where noise tops updates up, in a random basis, E[s_i·s_k] is (2/π)·arcsin ρ for updates whose
     correlation is ρ. The part (2/π)·(arcsin ρ − ρ) is noise as well, with the ρ that the mean of
@@ -61,7 +61,7 @@ def describe_votes(
     scales : (M, L) float64, optional
         The clients' noise scales b_i, or the levels that noise tops updates up to.
     sizes : (M, L) float64, optional
-        The root mean squares of their updates, if they are known.
+        The root mean squares of their updates, if known.
 
     Returns
     -------
@@ -148,7 +148,7 @@ def _split_energy(energy: float, alone: float, update: float) -> tuple[float, fl
 
 
 def _split_in_random_basis(energy: float, alone: float, update: float) -> tuple[float, float]:
-    """Return the same where coordinates are normal and noise tops them up to one variance."""
+    """Return the same for normal coordinates that noise tops up to one variance."""
     pairs = 1 - alone
     common = min(max((energy - alone) / pairs, -1.0), 1.0) if pairs > 0 else 0.0
     signal = min(max(update + pairs * sin(pi / 2 * common) * 2 / pi, 0.0), energy)
@@ -171,7 +171,7 @@ class MeanGap:
     opposite: int = 0
 
     def add(self, median: Float32, rows: Sequence[Float32]) -> None:
-        """Take in a part: its median, (n,) float32, and the vectors', M times (n,) float32."""
+        """Add a part: its median, (n,) float32, and the vectors, M times (n,) float32."""
         with np.errstate(over="ignore", invalid="ignore"):  # a bad client's values may be huge
             for start in range(0, median.size, _CHUNK):
                 chunk = slice(start, start + _CHUNK)
@@ -253,13 +253,13 @@ def describe_median(
 
 
 def variance_of_median(noise: Noise, num_rows: int) -> float:
-    """Return about the variance of the median of M draws of a noise of scale 1.
+    """Return the approximate variance of the median of M draws of noise of scale 1.
 
     It is 1/M for M ≤ 2 and tends to κ/M, κ = 1/(4·φ0²). Between them it is
 
         κ / (M + (κ − 1)·(1 if M is odd, 2 if M is even)),
 
-    right to 3 % for Gaussian noise.
+    accurate to 3 % for Gaussian noise.
 
     Parameters
     ----------
@@ -278,7 +278,7 @@ def variance_of_median(noise: Noise, num_rows: int) -> float:
 
 
 def without_lists(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """Return a round's metrics without those of each block, and the latter."""
+    """Split a round's metrics into those without and those with one entry per block."""
     lists = {name: metrics[name] for name in PER_BLOCK if name in metrics}
     return {name: metrics[name] for name in metrics if name not in lists}, lists
 
@@ -289,7 +289,7 @@ def sample_stride(dim: int) -> int:
 
 
 def excess_of_signs(rows: Sequence[Float32]) -> Float32:
-    """Return by how many of M rows, (n,) float32, one sign is more frequent, (n,) float32."""
+    """Return how many more of M rows, (n,) float32, have one sign than the other, (n,) float32."""
     total = np.zeros(rows[0].size, dtype=np.float32)
     for row in rows:
         total += np.sign(row)
@@ -297,7 +297,7 @@ def excess_of_signs(rows: Sequence[Float32]) -> Float32:
 
 
 def _margin(excess: Sequence[Float32]) -> Report:
-    """Return the median number of voters that would have turned a coordinate, if there is one."""
+    """Return the median number of voters needed to flip a coordinate, if there is any."""
     sample = np.concatenate([np.zeros(0, dtype=np.float32), *excess])
     if sample.size == 0:
         return {}

@@ -1,4 +1,4 @@
-"""The smoothed median: what the noisy median tends to when its noise is averaged out."""
+"""The smoothed median: the limit of the noisy median when its noise averages out."""
 
 from collections.abc import Sequence
 
@@ -19,9 +19,9 @@ def smoothed_median(
 ) -> NDArray[np.float32]:
     """Return the root m of Σ_i [2F((m − u_i)/b) − 1] = 0, per coordinate.
 
-    It is the median as b → 0 and the mean as b → ∞, without the variance that noise would bring,
-    and has bounded influence in between: one client moves it by O(b/M). It needs the clients'
-    vectors themselves, so it suits a server that may see them.
+    It tends to the median as b → 0 and to the mean as b → ∞, without the variance of noise. Between
+    them its influence is bounded: one client moves it by O(b/M). It needs the clients' vectors
+    without noise, so the server must be allowed to see them.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def _root(
     scale: NDArray[np.float64],
     start: NDArray[np.float32],
 ) -> NDArray[np.float64]:
-    """Newton's method in a shrinking bracket, then bisection; a root that is found stays."""
+    """Newton's method in a shrinking bracket, then bisection; converged roots stay fixed."""
     low, high = _bracket(values, noise, scale)
     root = np.clip(start.astype(np.float64), low, high)
     is_moving = np.ones(root.shape, dtype=np.bool_)
@@ -98,7 +98,7 @@ def _root(
 def _bracket(
     values: NDArray[np.float64], noise: Noise, scale: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return bounds of the root that outliers cannot move.
+    """Return bounds on the root that outliers cannot move.
 
     k of M values, more than half, are at most u_(k), the k-th smallest. At r scales above u_(k)
     each of them adds F(r) or more, and from F(r) >= M/(2k) on the sum is M/2 or more: the root is

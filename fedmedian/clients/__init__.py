@@ -1,6 +1,6 @@
 """Flower's client side: the mod, client classes for torch models, and a Grid without Ray.
 
-The client classes need torch and are imported only when they are asked for.
+The client classes need torch and are imported on first use.
 """
 
 from typing import TYPE_CHECKING, Any

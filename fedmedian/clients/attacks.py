@@ -1,18 +1,18 @@
-"""Hostile clients for simulations: attacks as mods of a ClientApp, and the arithmetic of each.
+"""Hostile clients for simulations: attacks as mods of a ClientApp.
 
-The place among the mods says what an attack sees:
+The position among the mods determines what an attack sees:
 
 - ``ClientApp(mods=[perturb, Hostile(SignFlip(), partitions=(8, 9))])``: inside `perturb`, where
-  replies hold trained weights. `SignFlip` and `GaussianNoise` need no more than the client's own
-  update, and work in every engine, with every strategy.
+  replies hold trained weights. `SignFlip` and `GaussianNoise` need only the client's own update,
+  and work in every engine, with every strategy.
 - ``ClientApp(mods=[perturb, Collusion(MinMax(), partitions=(8, 9))])``: `ALittleIsEnough`,
   `InnerProduct`, `Mimic`, `MinMax`, `MinSum` and `FoolKrum` know the honest clients' updates, and
   work with an `InProcessGrid`.
 - ``ClientApp(mods=[Hostile(Replay(), partitions=(8, 9)), perturb])``: outside `perturb`, where
-  replies are as they travel. `ClaimExamples`, `ClaimMagnitude` and `ClaimScale` lie about what is
-  in them, and `Replay` sends an old one.
+  replies are as sent. `ClaimExamples`, `ClaimMagnitude` and `ClaimScale` lie about their content,
+  and `Replay` sends an old one.
 
-Flipped labels are not a mod but other data: see `flip_labels`.
+Flipped labels change the data and need no mod: see `flip_labels`.
 """
 
 from abc import ABC, abstractmethod
@@ -36,14 +36,14 @@ from fedmedian.steps.payload import Payload
 from fedmedian.wire.scalars import Float32
 
 _KEPT = "replay."
-"""The beginning of keys in ``Context.state``; not the one under which client steps remember."""
+"""The prefix of keys in ``Context.state``; client steps use another one."""
 
 _LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
 class Hostile:
-    """An attack by some of the clients; the others are honest.
+    """A mod that attacks on some clients; the others stay honest.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ class Hostile:
         _require_partitions(self.partitions)
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        """Let the attack answer, or the client itself."""
+        """Answer with the attack on hostile clients, else with the client."""
         if context.node_config.get("partition-id") in self.partitions:
             return self.attack(message, context, call_next)
         return call_next(message, context)
@@ -81,19 +81,24 @@ class Hostile:
 
 @dataclass(frozen=True)
 class SignFlip:
-    """The client's own update turned round: −factor · u.
+    """The client's own update, reversed: −factor · u.
 
     Li et al., AAAI 2019 (arXiv 1811.03761); bit flip in Karimireddy et al. (arXiv 2006.09365).
 
     Parameters
     ----------
     factor : float (default: 1.0)
-        The length of what is sent, in lengths of the update, >= 0.
+        The length of the sent vector relative to the update, >= 0.
 
     Raises
     ------
     TypeError, ValueError
         If `factor` is not a number or out of range.
+
+    Examples
+    --------
+    >>> SignFlip(factor=2.0).update(np.array([1.0, -3.0], np.float32)).tolist()
+    [-2.0, 6.0]
     """
 
     factor: float = 1.0
@@ -112,7 +117,7 @@ class SignFlip:
 
 @dataclass(frozen=True)
 class GaussianNoise:
-    """Normal noise in place of the update: N(0, deviation²) in each coordinate.
+    """Normal noise instead of the update: N(0, deviation²) in each coordinate.
 
     Blanchard et al., NeurIPS 2017 (arXiv 1703.02757).
 
@@ -121,8 +126,8 @@ class GaussianNoise:
     deviation : float (default: 10.0)
         The standard deviation, in units of the update, >= 0.
     seed : int, optional
-        The seed, >= 0, of which noise follows with the client's partition and the round; None for
-        the operating system's entropy.
+        The seed, >= 0, which determines the noise together with partition and round; None for the
+        operating system's entropy.
 
     Raises
     ------
@@ -151,11 +156,11 @@ class GaussianNoise:
 
 
 class Omniscient(ABC):
-    """An attack that knows the updates of a round's honest clients; see `Collusion`."""
+    """Base class of attacks that know a round's honest updates; see `Collusion`."""
 
     @abstractmethod
     def update(self, honest: Float32) -> Float32:
-        """Return what each hostile client sends in place of its update.
+        """Return what each hostile client sends instead of its update.
 
         Parameters
         ----------
@@ -165,13 +170,13 @@ class Omniscient(ABC):
         Returns
         -------
         (d,) float32
-            The update that is sent.
+            The update to send.
         """
 
 
 @dataclass(frozen=True)
 class ALittleIsEnough(Omniscient):
-    """The honest mean less a few standard deviations of each coordinate, which hides in them.
+    """The honest mean minus a few standard deviations per coordinate, close enough to hide.
 
     Baruch et al., NeurIPS 2019 (arXiv 1902.06156).
 
@@ -199,14 +204,14 @@ class ALittleIsEnough(Omniscient):
 
 @dataclass(frozen=True)
 class InnerProduct(Omniscient):
-    """A negative multiple of the honest mean, so that the product with it is negative.
+    """A negative multiple of the honest mean, so that the inner product with it is negative.
 
     Inner product manipulation, Xie et al., UAI 2019 (arXiv 1903.03936).
 
     Parameters
     ----------
     factor : float (default: 0.1)
-        ε, the length of what is sent in lengths of the mean, >= 0.
+        ε, the length of the sent vector relative to the mean, >= 0.
 
     Raises
     ------
@@ -226,7 +231,7 @@ class InnerProduct(Omniscient):
 
 @dataclass(frozen=True)
 class Mimic(Omniscient):
-    """The update of the first honest client, which counts for all that send it too.
+    """A copy of the first honest client's update, which gains weight by repetition.
 
     Karimireddy et al., ICLR 2022 (arXiv 2006.09365).
     """
@@ -238,10 +243,10 @@ class Mimic(Omniscient):
 
 @dataclass(frozen=True)
 class MinMax(Omniscient):
-    """The honest mean less as many standard deviations as keep it no outlier, by its distances.
+    """The honest mean minus as many standard deviations as its largest distance allows.
 
-    mean − γ · std with the largest γ for which no honest update is further from it than the two
-    honest ones that are furthest apart: Shejwalkar and Houmansadr, NDSS 2021.
+    mean − γ · std with the largest γ for which it is no farther from any honest update than the two
+    most distant honest updates are from each other: Shejwalkar and Houmansadr, NDSS 2021.
     """
 
     def update(self, honest: Float32) -> Float32:
@@ -259,11 +264,10 @@ class MinMax(Omniscient):
 
 @dataclass(frozen=True)
 class MinSum(Omniscient):
-    """The honest mean less as many standard deviations as keep it central, by its distances.
+    """The honest mean minus as many standard deviations as its summed distances allow.
 
-    mean − γ · std with the largest γ for which the squared distances to the honest updates add up
-    to no more than those of the honest one for which they add up to most: Shejwalkar and
-    Houmansadr, NDSS 2021.
+    mean − γ · std with the largest γ for which the sum of squared distances to the honest updates
+    does not exceed the largest such sum of an honest update: Shejwalkar and Houmansadr, NDSS 2021.
     """
 
     def update(self, honest: Float32) -> Float32:
@@ -278,16 +282,16 @@ class MinSum(Omniscient):
 
 @dataclass(frozen=True)
 class FoolKrum(Omniscient):
-    """The longest step against the honest mean's signs that Krum still selects.
+    """The longest step against the signs of the honest mean that Krum still selects.
 
-    −λ · sign(mean), where λ is halved from a bound until Krum prefers it, sent by all hostile
-    clients, to every honest update: Fang et al., USENIX Security 2020 (arXiv 1911.11815), the
-    attack that FLANDERS, a baseline of Flower's, calls OPT.
+    All hostile clients send −λ · sign(mean), where λ is halved from a bound until Krum prefers it
+    to every honest update: Fang et al., USENIX Security 2020 (arXiv 1911.11815). FLANDERS, a
+    baseline of Flower's, calls the attack OPT.
 
     Parameters
     ----------
     num_hostile : int
-        f, the number of hostile clients, of which Krum is told, >= 1.
+        f, the number of hostile clients that Krum is configured for, >= 1.
 
     Raises
     ------
@@ -324,17 +328,17 @@ class FoolKrum(Omniscient):
 
 
 _HALVINGS = 20
-"""After as many, what is sent is a millionth of the bound, and no attack."""
+"""After this many the step is a millionth of the bound, too short for an attack."""
 
 
 class Collusion:
-    """An omniscient attack by some of the clients, who know what the others send in a round.
+    """A mod for an omniscient attack by some clients, who know the others' updates.
 
-    One object for all clients of a simulation in one process. It hears of each honest client's
-    update, and computes of them what the hostile ones send. These must come last: an
-    `InProcessGrid` asks clients in the order of their partitions, so that theirs must be the
-    highest, and a strategy of the Message API sends it a round's messages together. In Ray, where
-    clients are in many processes, and over the older API, it does not work and says so.
+    One object serves all clients of a simulation in one process. It collects the honest clients'
+    updates and computes from them what the hostile ones send. Hostile clients must come last: an
+    `InProcessGrid` asks clients in the order of their partitions, so theirs must be the highest,
+    and a strategy of the Message API sends all messages of a round together. With Ray, where
+    clients run in many processes, and with the older API, it does not work and reports that.
 
     Parameters
     ----------
@@ -364,7 +368,7 @@ class Collusion:
         self._sent: Float32 | None = None
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        """Listen to an honest client, and replace the update of a hostile one.
+        """Record the update of an honest client, and replace that of a hostile one.
 
         Raises
         ------
@@ -395,12 +399,12 @@ class Collusion:
 
 @dataclass(frozen=True)
 class ClaimExamples:
-    """A number of examples that the client does not have, to weigh more or less than it should.
+    """A false number of examples, to gain or lose weight.
 
     Parameters
     ----------
     num_examples : int
-        The number that is claimed, >= 0.
+        The claimed number, >= 0.
 
     Raises
     ------
@@ -425,14 +429,14 @@ class ClaimExamples:
 
 @dataclass(frozen=True)
 class ClaimMagnitude:
-    """A magnitude of every block of the update other than its own, to set the next round's scale.
+    """A false magnitude of every block, to set the next round's noise scale.
 
-    It belongs outside `perturb`; replies to strategies that ask for no magnitude stay as they are.
+    Place it outside `perturb`. Replies without magnitudes stay unchanged.
 
     Parameters
     ----------
     value : float
-        The magnitude that is claimed, finite in float32, >= 0.
+        The claimed magnitude, finite in float32, >= 0.
 
     Raises
     ------
@@ -452,7 +456,7 @@ class ClaimMagnitude:
 
 @dataclass(frozen=True)
 class ClaimScale:
-    """A noise scale of every block other than the one that was used, to mislead the decoding.
+    """A false noise scale of every block, to mislead decoding.
 
     It belongs outside `perturb`; clients that the server told their scales report none, and their
     replies stay unchanged.
@@ -460,7 +464,7 @@ class ClaimScale:
     Parameters
     ----------
     value : float
-        The scale that is claimed, finite in float32, >= 0.
+        The claimed scale, finite in float32, >= 0.
 
     Raises
     ------
@@ -482,8 +486,8 @@ class ClaimScale:
 class Replay:
     """The client's first reply to training, sent again in every later round.
 
-    Outside `perturb` it is a payload that is sent again, inside it, or without, a trained model.
-    The client keeps it in its ``Context.state``.
+    Outside `perturb` it resends a payload; inside it, or without it, a trained model. The client
+    keeps the reply in its ``Context.state``.
     """
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -505,10 +509,10 @@ class Replay:
 
 
 def flip_labels(labels: NDArray[Any], num_classes: int) -> NDArray[Any]:
-    """Return labels for a client to train on that has them all wrong: C − 1 − labels.
+    """Return flipped labels for a hostile client to train on: C − 1 − labels.
 
-    Label flip as in Karimireddy et al. (arXiv 2006.09365). It is the client's data that is
-    hostile, not its reply: apply it where the app loads them.
+    Label flip as in Karimireddy et al. (arXiv 2006.09365). It changes the client's data, not its
+    reply: apply it where the app loads the data.
 
     Parameters
     ----------
@@ -520,12 +524,17 @@ def flip_labels(labels: NDArray[Any], num_classes: int) -> NDArray[Any]:
     Returns
     -------
     (n,) integer array
-        The flipped labels; with an odd number of classes the middle one is its own.
+        The flipped labels; with an odd number of classes the middle one stays the same.
 
     Raises
     ------
     TypeError, ValueError
         If `num_classes` is not an integer or out of range.
+
+    Examples
+    --------
+    >>> flip_labels(np.array([0, 1, 9]), num_classes=10).tolist()
+    [9, 8, 0]
     """
     return require_integer("num_classes", num_classes, low=2) - 1 - labels
 
@@ -541,7 +550,7 @@ def squared_distances(vectors: NDArray[np.floating]) -> NDArray[np.floating]:
     Returns
     -------
     (M, M) array
-        The distance of each to each.
+        The squared distance of each pair.
     """
     products = vectors @ vectors.T
     norms = products.diagonal()
@@ -551,7 +560,7 @@ def squared_distances(vectors: NDArray[np.floating]) -> NDArray[np.floating]:
 
 
 class _Reply:
-    """A client's reply to training, as model and as update."""
+    """A client's reply to training, as a model and as an update."""
 
     def __init__(self, message: Message, context: Context, call_next: ClientAppCallable) -> None:
         (record,) = message.content.array_records.values()
@@ -567,11 +576,11 @@ class _Reply:
 
     @property
     def update(self) -> Float32:
-        """The update of all arrays of floating point, (d,)."""
+        """The update of all floating-point arrays, (d,)."""
         return self._layout.difference(self._before, self._after)
 
     def send(self, update: Float32) -> Message:
-        """Return the reply with another update in it."""
+        """Return the reply with a different update."""
         model = self._layout.move(self._before, update, 1.0, self._after)
         renamed = dict(zip(self._names, model.values(), strict=True))
         self.message.content[self._name] = to_record(renamed)
@@ -584,7 +593,7 @@ def _replace_update(
     call_next: ClientAppCallable,
     change: Callable[[Float32], Float32],
 ) -> Message:
-    """Answer training with a change of the client's own update, and all else as the client does."""
+    """Change the client's update in replies to training; other replies stay unchanged."""
     if not _is_training(message):
         return call_next(message, context)
     reply = _Reply(message, context, call_next)
@@ -609,7 +618,7 @@ def _claim(reply: Message, steps: tuple[str, ...], value: float) -> Message:
 
 
 def _deviations(honest: Float32) -> tuple[Float32, Float32, Float32, Float32]:
-    """Return the mean, the deviations of coordinates and of clients, and the former's energy."""
+    """Return the mean, its standard deviations, the centered updates, and std · std."""
     mean, spread = np.asarray(honest.mean(axis=0)), np.asarray(honest.std(axis=0))
     return mean, spread, honest - mean, spread @ spread
 
@@ -619,7 +628,7 @@ def _is_training(message: Message) -> bool:
 
 
 def _round_of(message: Message) -> int:
-    """Return the round, as Flower's strategies or its older server tell it, or 0."""
+    """Return the round that Flower's strategies or its older server report, or 0."""
     for record in message.content.config_records.values():
         if isinstance(told := record.get("server-round"), int):
             return told

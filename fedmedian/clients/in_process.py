@@ -1,4 +1,4 @@
-"""A Flower Grid whose nodes live in this process: simulation without Ray."""
+"""A Flower Grid whose nodes run in this process: simulation without Ray."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -37,12 +37,12 @@ _FIRST_NODE_ID = SUPERLINK_NODE_ID + 1
 class InProcessGrid(Grid):
     """A Grid that calls a ClientApp in this process, one node after the other.
 
-    For tests, notebooks and quick experiments: a round takes milliseconds where Ray takes a
-    quarter of a second. Nodes answer in the order of their partitions, whichever a strategy
-    names first. Each node has its own Context, whose state lives as long as the grid;
-    messages are copied, so that no node sees what another does to its own. Whatever the ClientApp
-    raises becomes an error reply, as in Flower's other engines; only Ctrl-C ends the run. No node
-    can join: a strategy that waits for more of them is ended by a ``ValueError``.
+    For tests, notebooks and quick experiments: a round takes milliseconds; Ray takes a quarter of
+    a second. Nodes answer in the order of their partitions, whatever the order of the messages.
+    Each node has its own Context, whose state lives as long as the grid. Messages are copied, so
+    nodes do not see each other's changes. Exceptions in the ClientApp become error replies, as in
+    Flower's other engines; only Ctrl-C ends the run. Nodes cannot join: a strategy that waits for
+    more of them gets a ``ValueError``.
 
     Parameters
     ----------
@@ -52,12 +52,12 @@ class InProcessGrid(Grid):
         The number of nodes, >= 1. Node i has ``node_config`` ``{"partition-id": i,
         "num-partitions": num_nodes}``.
     run_config : dict, optional
-        The run configuration that the nodes see.
+        The run configuration of the nodes.
 
     Attributes
     ----------
     bytes_up, bytes_down : int
-        The bytes of all replies, and of all messages to the nodes, as Flower would send them.
+        Bytes of all replies, and of all messages to the nodes, as Flower would send them.
 
     Raises
     ------
@@ -130,7 +130,7 @@ class InProcessGrid(Grid):
         Raises
         ------
         ValueError
-            If a strategy asks that waits for more nodes than there are: none can join.
+            If the calling strategy waits for more nodes than there are.
         """
         node_ids = list(self._contexts)
         wanted, arguments = _awaited_nodes()
@@ -142,7 +142,7 @@ class InProcessGrid(Grid):
         return node_ids
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Let the nodes answer messages, and return the messages' ids."""
+        """Deliver messages to the nodes, which answer, and return the messages' ids."""
         with self._lock:
             return self._push(list(messages))
 
@@ -150,15 +150,15 @@ class InProcessGrid(Grid):
         for message in messages:
             self._give_id(message)
         self.bytes_down += sum(_sizes(messages))
-        # Flower shuffles the nodes, and what a node does may depend on those before it: on the
-        # global generators of NumPy and torch, or on what hostile clients overhear.
+        # Flower shuffles the nodes, but a node may depend on those before it: through global
+        # generators of NumPy and torch, or through colluding clients.
         for message in sorted(messages, key=lambda message: message.metadata.dst_node_id):
             try:
                 reply, size = self._measured(self._answer(message))
             except KeyboardInterrupt:
                 raise
-            # What a ClientApp raises, or replies that cannot be sent, is its own affair, and the
-            # server's to hear of: also what would end its own process, were it in one.
+            # The server must hear of any error in a ClientApp, and of replies that cannot be sent,
+            # even of errors that would end the client's process if it had its own.
             except BaseException as error:
                 self._log_once(error)
                 reason = f"{type(error).__name__}: {text_of(error)}"
@@ -169,9 +169,9 @@ class InProcessGrid(Grid):
         return [message.metadata.message_id for message in messages]
 
     def _log_once(self, error: BaseException) -> None:
-        """Log an error with its traceback, unless another of its type came the same way.
+        """Log an error with its traceback, unless one like it is logged already.
 
-        The server is told its reason in any case, and logs it with the node.
+        The server gets its reason in any case, and logs it with the node.
         """
         lines = {(one.filename, one.lineno) for one in extract_tb(error.__traceback__)}
         if (key := (type(error).__qualname__, frozenset(lines))) not in self._logged:
@@ -180,25 +180,25 @@ class InProcessGrid(Grid):
             log(ERROR, "ClientApp raised an exception\n%s", "\n".join(map(as_line, trace)))
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Return the replies to messages that were pushed, each once."""
+        """Return the replies to pushed messages, each once."""
         return [self._replies.pop(key) for key in message_ids if key in self._replies]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
-        """Let the nodes answer messages, and return the replies.
+        """Deliver messages to the nodes and return their replies.
 
         Parameters
         ----------
         messages : iterable of Message
             The messages.
         timeout : float, optional
-            Without effect: the nodes are called one after the other and always answer.
+            Ignored: nodes run one after the other and always answer.
 
         Returns
         -------
         list of Message
-            One reply to each message, in their order.
+            One reply per message, in the same order.
         """
         return self.pull_messages(self.push_messages(messages))
 
@@ -209,7 +209,7 @@ class InProcessGrid(Grid):
 
     def _give_id(self, message: Message) -> None:
         # Flower's own grids set the id when they send, and it has no public setter.
-        # As long as Flower's, a hash in hexadecimals, so that bytes are counted right.
+        # As long as Flower's hexadecimal hash, so that byte counts are right.
         message.metadata.__dict__["_message_id"] = f"{next(self._message_ids):064x}"
 
     def _answer(self, message: Message) -> Message:
@@ -219,20 +219,20 @@ class InProcessGrid(Grid):
             return Message(error, reply_to=message)
         received = Message(content=_copy(message.content), metadata=message.metadata)  # type: ignore[call-overload]
         reply = self._client_app(received, context)
-        # A mod that refuses what the app has answered replies to that instead of the message.
+        # A mod that rejects the app's answer replies to that answer instead of the message.
         reply.metadata.__dict__.update(
             _src_node_id=message.metadata.dst_node_id,
             _reply_to_message_id=message.metadata.message_id,
         )
         if reply.has_content():
-            # What it sends may be what it keeps.
+            # The node may keep what it sends.
             reply.content = _copy(reply.content)
         return reply
 
 
 def _sizes(messages: list[Message]) -> list[int]:
     """Return the bytes of messages as Flower would send them."""
-    # Of copies: what Flower leaves in an array that it measures can be neither copied nor pickled.
+    # Copies, because measuring leaves data in arrays that cannot be copied or pickled.
     copies = {
         id(message.content): RecordDict(
             {name: _copy_for_measuring(record) for name, record in message.content.items()}
@@ -260,10 +260,10 @@ def _copy_for_measuring(record: Any) -> Any:
 
 
 def _awaited_nodes() -> tuple[int, str]:
-    """Return for how many nodes a strategy waits, if one asks who is there, and its arguments.
+    """Return how many nodes the calling strategy waits for, if any, and the arguments that set it.
 
-    Flower asks again and again until that many are there. It says for how many to nobody: only the
-    frames of the functions that ask have it.
+    Flower polls until that many nodes exist. The number is available only in the frames of the
+    functions that poll.
     """
     frame = currentframe()
     while frame is not None:
@@ -272,7 +272,7 @@ def _awaited_nodes() -> tuple[int, str]:
                 wanted = frame.f_locals.get("min_available_nodes", 0)
                 return wanted, "min_available_nodes, min_train_nodes and min_evaluate_nodes"
             case "flwr.server.compat.app_utils", "wrapped_method":
-                # Without arguments, but where clients are sampled.
+                # Called with arguments only to sample clients.
                 by_place = zip(
                     ("num_clients", "min_num_clients"), frame.f_locals.get("args", ()), strict=False
                 )
@@ -288,13 +288,13 @@ def _copy(content: RecordDict) -> RecordDict:
 
 
 def _copy_record(record: Any) -> Any:
-    # Arrays are never written to; lists of scalars might be.
+    # Arrays are never modified; lists of scalars might be.
     values = {key: list(v) if isinstance(v, list) else v for key, v in record.items()}
     return type(record)(values)
 
 
 def _identify_this_process() -> None:
-    """Let messages be created here, unless this process is a ServerApp's own already."""
+    """Allow messages to be created, unless this process already runs a ServerApp."""
     with suppress(RuntimeError):
         if TaskIdentity.run_id:
             return

@@ -26,7 +26,7 @@ Batches = DataLoader[Any]
 
 
 class LocalWork(Protocol):
-    """The work of a client in one round between receiving the model and sending its update."""
+    """A client's work in one round, from the received model to the update."""
 
     def __call__(self, model: nn.Module, batches: Batches, loss: Loss) -> dict[str, Tensor]:
         """Return the update of each parameter by name, pointing uphill.
@@ -34,7 +34,7 @@ class LocalWork(Protocol):
         Parameters
         ----------
         model : torch.nn.Module
-            The server's model; its buffers are left as training leaves them.
+            The server's model; its buffers keep the values from training.
         batches : torch.utils.data.DataLoader
             The client's data.
         loss : callable
@@ -79,7 +79,7 @@ class LocalEpochs:
     Parameters
     ----------
     optimizer : callable
-        Maps the model's parameters to a fresh torch optimiser, such as
+        Maps the model's parameters to a new torch optimizer, such as
         ``functools.partial(torch.optim.SGD, lr=0.05)``.
     epochs : int (default: 1)
         Passes over the client's data per round, >= 1.
@@ -99,7 +99,7 @@ class LocalEpochs:
         require_integer("epochs", self.epochs, low=1)
 
     def __call__(self, model: nn.Module, batches: Batches, loss: Loss) -> dict[str, Tensor]:
-        """Return what training took off each parameter; see `LocalWork`."""
+        """Return each parameter before training minus after; see `LocalWork`."""
         before = {name: value.detach().clone() for name, value in _parameters(model)}
         optimizer = self.optimizer(model.parameters())
         for _ in range(self.epochs):
@@ -147,7 +147,7 @@ class _PerturbedClient(NumPyClient):
     def fit(
         self, parameters: NDArrays, config: dict[str, Scalar]
     ) -> tuple[NDArrays, int, dict[str, Scalar]]:
-        """Work on the server's model and answer its instruction.
+        """Train the server's model and answer its instruction.
 
         Parameters
         ----------
@@ -155,7 +155,7 @@ class _PerturbedClient(NumPyClient):
             The model, in the order of its state dict.
         config : dict
             The server's configuration. Without an instruction in it the answer is the locally
-            trained model, as FedAvg expects it.
+            trained model, as FedAvg expects.
 
         Returns
         -------
@@ -164,16 +164,16 @@ class _PerturbedClient(NumPyClient):
         num_examples : int
             The number of the client's examples.
         metrics : dict
-            The payload's scalars, or nothing.
+            The payload's scalars, or empty.
 
         Raises
         ------
         WireError
-            If the instruction asks for what this client does not send.
+            If the instruction asks for a kind of payload that this client does not send.
         UpdateError
             If the update is not finite.
         PolicyError
-            If the environment or the run config has a policy and the app no mod that keeps it.
+            If the environment or the run config sets a policy but no mod of the app enforces it.
         """
         require_keeper(self.context)
         instruction = Instruction.decode(config) if Instruction.is_in(config) else None
@@ -205,7 +205,7 @@ class _PerturbedClient(NumPyClient):
         ValueError
             If the client was made without a `test_loader`.
         PolicyError
-            If the environment or the run config has a policy and the app no mod that keeps it.
+            If the environment or the run config sets a policy but no mod of the app enforces it.
         """
         require_keeper(self.context)
         if self.test_loader is None:
@@ -223,7 +223,7 @@ class _PerturbedClient(NumPyClient):
 
     def _load(self, parameters: NDArrays) -> None:
         names = self.model.state_dict()
-        # np.array copies: torch must not write into Flower's read-only arrays.
+        # np.array copies: torch must not write to Flower's read-only arrays.
         tensors = (torch.from_numpy(np.array(array)) for array in parameters)
         self.model.load_state_dict(dict(zip(names, tensors, strict=True)))
 
@@ -239,12 +239,12 @@ class SignClient(_PerturbedClient):
     context : Context
         The client's context, as ``client_fn`` receives it.
     model : torch.nn.Module
-        The model, on the CPU. Its state dict's order is that of the server's arrays.
+        The model, on the CPU. The server's arrays have the order of its state dict.
     train_loader : torch.utils.data.DataLoader
         The client's training data, in batches of inputs and targets.
     work : callable (default: ``FullBatchGradient()``)
-        What to do in a round: `FullBatchGradient`, `MiniBatchGradient`, `LocalEpochs`, or any
-        other `LocalWork`.
+        The work of a round: `FullBatchGradient`, `MiniBatchGradient`, `LocalEpochs`, or any other
+        `LocalWork`.
     loss : callable (default: ``torch.nn.functional.cross_entropy``)
         Maps outputs and targets to the mean loss.
     test_loader : torch.utils.data.DataLoader, optional
@@ -278,7 +278,7 @@ def _backward(loss: Tensor) -> None:
 
 
 def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield every parameter, one that layers share under each of its names as in the state dict."""
+    """Yield every parameter; a shared one under each of its names, as in the state dict."""
     return model.named_parameters(remove_duplicate=False)
 
 
@@ -291,7 +291,7 @@ def _gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _flat_update(layout: Layout, update_of: Arrays) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Return the update as a flat vector; parameters that the work does not name did not move."""
+    """Return the update as a flat vector, 0 for parameters that the work does not name."""
     flat = np.zeros(layout.dim, dtype=np.float32)
     for part, spec in zip(layout.blocks.split(flat), layout.flat, strict=True):
         if spec.name in update_of:

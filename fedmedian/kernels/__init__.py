@@ -1,4 +1,4 @@
 """Fast functions from vectors to vectors: signs, votes, medians, and the encoding of noisy signs.
 
-They know nothing of the rest of the package: no rules, no models, no messages.
+They depend on nothing else in the package.
 """

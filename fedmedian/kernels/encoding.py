@@ -1,17 +1,16 @@
-"""From a float update to the packed signs of the update with noise, in one pass.
+"""Packed signs of an update with noise, drawn directly in one pass.
 
-The sign of u + b·ξ is +1 with probability p = F(u/b), so no ξ need be drawn: a uniform U is
-compared with p. Its first byte decides nearly always, even against a rough and fast p; where it
-comes close, in one coordinate of 128, the exact p is computed and U gets its further bits. The
+The sign of u + b·ξ is +1 with probability p = F(u/b), so ξ is never sampled: a uniform U is
+compared with p. The first byte of U nearly always decides, even against a fast, rough p. Where it
+comes close, in one coordinate of 128, the exact p is computed and U gets its remaining bits. The
 law of the votes is exact, whatever the rough p.
 
-As a privacy mechanism votes do not have the hole of noise in floating point (Mironov, CCS 2012),
-through which the low bits of u + b·ξ, of which only some can come of a given u, give u away: no
-such sum is formed, and all that is released of a coordinate is a bit, either value of which any u
-may have. What rounding leaves is p: of the ratio u/b, a part in 2²⁴ of it, which is as if b were
-by so much smaller; of F and of U, 2⁻⁵² or so, which is nothing beside p as long as |u| ≤ 5·b, and
-a noise multiplier of 0.2 or more is enough for that. Noise that is added to a vector and sent does
-have the hole.
+As a privacy mechanism, votes avoid the flaw of floating-point noise (Mironov, CCS 2012): only some
+low bits of u + b·ξ are possible for a given u, and they reveal it. Here no such sum is formed. One
+bit is released per coordinate, and any u may produce either value. Rounding only affects p. In the
+ratio u/b it is one part in 2²⁴, as if b were smaller by that much. In F and U it is about 2⁻⁵²,
+negligible against p while |u| ≤ 5·b, which a noise multiplier of at least 0.2 guarantees. Noise
+that is added to a vector and sent does have the flaw.
 """
 
 from bisect import bisect_right
@@ -31,7 +30,7 @@ _CHUNK = 1 << 16
 
 
 class VoteLaw(Protocol):
-    """The law of noise of variance 1, as far as votes depend on it; `Noise` is one.
+    """The part of a noise law of variance 1 that votes depend on; `Noise` has it.
 
     With F its distribution function, P(sign(u + b·ξ) = +1) = F(u/b).
     """
@@ -64,32 +63,39 @@ def pack_noisy_signs(
     noise : VoteLaw
         The law of ξ.
     scales : (L,) float32
-        The noise scale b >= 0 of each block. Without noise, b = 0, the sign is that of u, and a
-        fair coin where u = 0.
+        The noise scale b >= 0 of each block. Where b = 0 the sign is that of u, and a fair coin
+        if u = 0.
     rng : numpy.random.Generator
-        The signs follow from its state, which moves on. All randomness comes of bit generators of
-        its kind, which can be seeded with a list of integers below 2⁶³.
+        Its state determines the signs, and advances. All randomness comes from bit generators of
+        its class, which must accept a list of integers below 2⁶³ as seed.
 
     Returns
     -------
     (⌈d/8⌉,) uint8
         The packed signs.
+
+    Examples
+    --------
+    >>> from fedmedian import Gaussian
+    >>> update, scales = np.array([9.0, -9.0], np.float32), np.ones(1, np.float32)
+    >>> pack_noisy_signs(update, [2], Gaussian(), scales, np.random.default_rng(0)).tolist()
+    [128]
     """
     packed = np.empty(packed_size(update.size), dtype=np.uint8)
-    # Two streams, so that what one coordinate takes does not depend on any other.
+    # Two streams, so that no coordinate shifts the random numbers of another.
     kind, seeds = type(rng.bit_generator), rng.integers(0, 1 << 63, (2, 4)).tolist()
     first_bytes, further_bits = (np.random.Generator(kind(seed)) for seed in seeds)
     ratios = np.empty(_CHUNK, dtype=np.float32)
     error = np.float32(128 * ROUGH_ERROR)
     ends = np.cumsum(sizes, dtype=np.int64).tolist()
-    # Ratios may overflow, which is right, and be 0/0, which is seen to.
+    # Ratios may overflow, which is correct; 0/0 is handled below.
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         for start in range(0, update.size, _CHUNK):
             ratio = ratios[: update.size - start]
             _divide(update, ends, scales, start, ratio)
             words = first_bytes.integers(0, 1 << 64, packed_size(ratio.size), dtype=np.uint64)
             drawn = words.view(np.uint8)[: ratio.size]
-            # 256·p is at least this, and less than 2 more than its whole part.
+            # 256·p is at least this, and exceeds its integer part by less than 2.
             rough = noise.rough_vote(ratio)
             rough *= np.float32(128)
             rough += np.float32(128) - error
@@ -109,7 +115,7 @@ def _divide(
     start: int,
     ratio: NDArray[np.float32],
 ) -> None:
-    """Write u/b of the coordinates from `start` on, 0 for 0/0."""
+    """Write u/b of the coordinates from `start` on into `ratio`, 0 for 0/0."""
     stop = start + ratio.size
     position = start
     for block in range(bisect_right(ends, start), len(ends)):

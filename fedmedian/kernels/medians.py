@@ -1,30 +1,30 @@
 """The coordinate-wise median of the clients' vectors.
 
-Two ways, both on blocks of coordinates that stay in the processor's cache: a selection network
-that reads the clients' vectors where they are, and beyond `_NETWORK_ROWS` of them, where it
-loses its lead, tiles that are transposed so that NumPy can sort the values of each coordinate.
+Two methods, both on blocks of coordinates that fit the processor's cache. Up to `_NETWORK_ROWS`
+clients, a selection network reads their vectors in place. Above, where it is no longer faster,
+transposed tiles let NumPy sort the values of each coordinate.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from fedmedian.kernels.networks import median_network
 
 Floats = NDArray[np.floating]
 
-# Measured: the network needs 1.3 ns a value for 101 rows, 3 for 201, as sorting does from there on.
+# Measured: the network takes 1.3 ns a value for 101 rows, 3 for 201; sorting takes 3 from there on.
 _NETWORK_ROWS = 200
-# Blocks so long that a NumPy call's overhead does not count, and still in cache.
+# Long enough to hide the overhead of a NumPy call, short enough for the cache.
 _NETWORK_BLOCK_BYTES = 1 << 16
 _TILE_VALUES = 1 << 18
 # The largest number of values that NumPy sorts faster than it partitions them.
 _SORT_ROWS = 512
 
 
-def coordinate_median(rows: Sequence[Floats], weights: ArrayLike | None = None) -> Floats:
+def coordinate_median(rows: Sequence[Floats]) -> Floats:
     """Return the median of M vectors, per coordinate.
 
     The server's rule in Algorithms 2 and 4 of arXiv 1906.01736.
@@ -32,46 +32,29 @@ def coordinate_median(rows: Sequence[Floats], weights: ArrayLike | None = None) 
     Parameters
     ----------
     rows : sequence of M (d,) floating-point arrays, or an (M, d) array
-        The clients' vectors, all of one dtype, M >= 1; need not be contiguous. They are read
-        where they are; the scratch memory does not grow with d, and is below 32 MiB.
-    weights : (M,) numbers, optional
-        The clients' weights w_i >= 0, not all 0; without them all count alike.
+        The clients' vectors, all of one dtype, M >= 1; need not be contiguous. They are not
+        copied; scratch memory does not grow with d and stays below 32 MiB.
 
     Returns
     -------
     (d,) array of that dtype
-        The middle value for odd M, the mean of the two middle values for even M, which does not
-        overflow; NaN where any client has a NaN, or the two are −∞ and +∞. A zero is −0.0 or
-        +0.0, as one of the clients has it.
-
-        With weights, the mean of the lower and the upper weighted median: the smallest of the
-        clients' values that, with the smaller ones, holds at least half of the weight, and the
-        smallest that holds more than half. They are the same value, unless the weight splits
-        into exactly equal halves between two values. What rounding of the weights' sums, in
-        float64, can account for is an exact half. Equal weights give the plain median; a client
-        of weight 0 does not count, not even its NaN.
+        The middle value for odd M, the mean of the two middle values for even M, without
+        overflow. NaN where any client has a NaN, or where the two are −∞ and +∞. A zero has the
+        sign of some client's zero.
 
     Raises
     ------
     ValueError
-        If there is no vector, or they differ in length or dtype or are not one-dimensional
-        floating-point arrays, or if the weights are not M finite numbers >= 0 of positive sum.
+        If there are no vectors, or they differ in length or dtype, or are not one-dimensional
+        floating-point arrays.
 
     Examples
     --------
     >>> rows = [np.array([1.0, 5.0]), np.array([2.0, -5.0]), np.array([10.0, 0.0])]
     >>> coordinate_median(rows).tolist()
     [2.0, 0.0]
-    >>> coordinate_median(rows, weights=[1, 1, 2]).tolist()
-    [6.0, 0.0]
     """
     _require_rows(rows)
-    if weights is not None:
-        shares = _require_weights(weights, len(rows))
-        rows = [row for row, share in zip(rows, shares, strict=True) if share > 0]
-        shares = shares[shares > 0]
-        if np.any(shares != shares[0]):
-            return _weighted_median(rows, shares)
     if len(rows) <= _NETWORK_ROWS:
         return _median_by_network(rows)
     return _median_by_sorting(rows)
@@ -84,7 +67,7 @@ def _median_by_network(rows: Sequence[Floats]) -> Floats:
     scratch = np.empty((program.num_scratch, length), dtype=work)
     for start in range(0, median.size, length or 1):
         out = median[start : start + length]
-        # No copy, unless numpy cannot compute in this dtype as it is.
+        # A copy only if NumPy cannot compute in this dtype.
         block = [row[start : start + length].astype(work, copy=False) for row in rows]
         low, high = program.run(block, list(scratch[:, : out.size]))
         out[:] = low if low is high else _mean(low, high)
@@ -98,7 +81,7 @@ def _median_by_sorting(rows: Sequence[Floats]) -> Floats:
         if len(rows) <= _SORT_ROWS:
             columns.sort(axis=1)
         else:
-            columns.partition(high, axis=1)  # numpy is slow at two positions at once
+            columns.partition(high, axis=1)  # NumPy is slow at two positions at once
             if low != high:
                 columns[:, low] = columns[:, :high].max(axis=1)
         middle = columns[:, low]
@@ -108,28 +91,8 @@ def _median_by_sorting(rows: Sequence[Floats]) -> Floats:
     return median
 
 
-def _weighted_median(rows: Sequence[Floats], weights: NDArray[np.float64]) -> Floats:
-    half = weights.sum() / 2
-    rounding = len(rows) * np.finfo(np.float64).eps * half
-    median, work = _result_and_work_dtype(rows)
-    for start, block, columns in _transposed_tiles(rows, work):
-        order = np.argsort(columns, axis=1)
-        held = np.cumsum(weights[order], axis=1)
-        # How many values hold less than half of the weight is where the next one stands.
-        low, high = (
-            np.take_along_axis(order, np.count_nonzero(short, axis=1, keepdims=True), axis=1)
-            for short in (held < half - rounding, held <= half + rounding)
-        )
-        middle = _mean(
-            np.take_along_axis(columns, low, axis=1)[:, 0],
-            np.take_along_axis(columns, high, axis=1)[:, 0],
-        )
-        median[start : start + len(columns)] = _nan_where_a_row_has_one(middle, block)
-    return median
-
-
 def _result_and_work_dtype(rows: Sequence[Floats]) -> tuple[Floats, np.dtype[Any]]:
-    """Return an empty result, and the dtype to compute in: native, and not the slow float16."""
+    """Return an empty result and the dtype to compute in: native, and not the slow float16."""
     dtype = rows[0].dtype
     work = np.dtype(np.float32) if dtype.itemsize == 2 else dtype.newbyteorder("=")
     return np.empty(rows[0].size, dtype=dtype), work
@@ -138,7 +101,7 @@ def _result_and_work_dtype(rows: Sequence[Floats]) -> tuple[Floats, np.dtype[Any
 def _transposed_tiles(
     rows: Sequence[Floats], work: np.dtype[Any]
 ) -> Iterator[tuple[int, Floats, Floats]]:
-    """Yield the rows block by block, as they are and with a coordinate's values side by side."""
+    """Yield the rows block by block, unchanged and transposed."""
     dim = rows[0].size
     length = max(_TILE_VALUES // len(rows) // 64, 1) * 64
     stack = np.empty((len(rows), min(length, dim)), dtype=work)
@@ -148,20 +111,20 @@ def _transposed_tiles(
         for out, row in zip(block, rows, strict=True):
             out[:] = row[start : start + length]
         columns = tile[: dim - start]
-        # Cache lines of a whole stack at once would evict each other.
+        # Transposing a whole stack at once would thrash the cache.
         for first in range(0, len(columns), 64):
             columns[first : first + 64] = block[:, first : first + 64].T
         yield start, block, columns
 
 
 def _nan_where_a_row_has_one(middle: Floats, block: Floats) -> Floats:
-    # Of maximum's results, unlike those of a sum, only a NaN's is NaN.
+    # Unlike a sum, a maximum is NaN only if some value is.
     return np.where(np.isnan(np.maximum.reduce(block, axis=0)), np.nan, middle)
 
 
 def _mean(low: Floats, high: Floats) -> Floats:
-    """Return (low + high)/2 as np.mean does, except that the sum may overflow."""
-    with np.errstate(over="ignore", invalid="ignore"):  # (−inf + inf)/2 is NaN, and is meant to be
+    """Return (low + high)/2 as np.mean does, but without overflow."""
+    with np.errstate(over="ignore", invalid="ignore"):  # (−inf + inf)/2 is NaN on purpose
         mean = (low + high) / 2
     overflown = np.flatnonzero(np.isinf(mean))
     mean[overflown] = low[overflown] / 2 + high[overflown] / 2
@@ -183,12 +146,3 @@ def _require_rows(rows: Sequence[Floats]) -> None:
                 f"rows must agree in length and dtype, got {first.dtype} of shape "
                 f"{first.shape} and {row.dtype} of shape {row.shape}"
             )
-
-
-def _require_weights(weights: ArrayLike, num_rows: int) -> NDArray[np.float64]:
-    values = np.asarray(weights, dtype=np.float64)
-    if values.shape != (num_rows,):
-        raise ValueError(f"weights must be {num_rows} numbers, got an array of {values.shape}")
-    if not (np.isfinite(values).all() and (values >= 0).all() and values.any()):
-        raise ValueError("weights must be finite and >= 0, and not all 0")
-    return values

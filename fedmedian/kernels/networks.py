@@ -1,4 +1,4 @@
-"""Selection networks: the median of M numbers by a fixed sequence of minima and maxima."""
+"""Selection networks, which find medians by a fixed sequence of minima and maxima."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -13,12 +13,11 @@ def median_network(num_rows: int) -> Program:
     """Return the program that selects the middle of M rows, elementwise.
 
     A pairwise sorting network (Parberry, "The pairwise sorting network", Parallel Processing
-    Letters 2, 1992), of which only the minima and maxima remain that the middle depends on. After
-    that it is shorter than Batcher's odd-even merge sort for every M: 48 operations against 52
-    for M = 11, 1480 against 1706 for M = 101.
+    Letters 2, 1992), reduced to the minima and maxima that the middle depends on. The result is
+    shorter than Batcher's odd-even merge sort for every M: 48 operations against 52 for M = 11,
+    1480 against 1706 for M = 101.
 
-    A NaN in any row comes through: the middle depends on every row, and neither minimum nor
-    maximum drops a NaN.
+    A NaN in any row gives NaN: the middle depends on every row, and minima and maxima keep NaN.
 
     Parameters
     ----------
@@ -28,7 +27,15 @@ def median_network(num_rows: int) -> Program:
     Returns
     -------
     Program
-        Its two outputs are the two middle values, the same one twice for odd M.
+        Its two outputs are the two middle values, which are the same row for odd M.
+
+    Examples
+    --------
+    >>> program = median_network(3)
+    >>> rows = [np.array([value]) for value in (5.0, 1.0, 2.0)]
+    >>> scratch = [np.empty(1) for _ in range(program.num_scratch)]
+    >>> [row.tolist() for row in program.run(rows, scratch)]
+    [[2.0], [2.0]]
     """
     builder = ProgramBuilder(num_rows)
     wires = list(range(num_rows))
@@ -45,12 +52,12 @@ def pairwise_comparators(wires: range) -> Iterator[tuple[int, int]]:
     Parameters
     ----------
     wires : range
-        The wires to sort, of any number.
+        The wires to sort.
 
     Yields
     ------
     (int, int)
-        A wire that gets the smaller, and one that gets the larger of their two values.
+        The wire that receives the smaller of two values, and the one that receives the larger.
     """
     if len(wires) < 2:
         return
@@ -58,8 +65,8 @@ def pairwise_comparators(wires: range) -> Iterator[tuple[int, int]]:
     yield from zip(smaller, larger, strict=False)
     yield from pairwise_comparators(smaller)
     yield from pairwise_comparators(larger)
-    # Both halves are sorted, and pair by pair in order; what remains is to compare each larger
-    # one with smaller ones of pairs further on, at distances of 2^k − 1, halved each time.
+    # Both halves are sorted, and so is each pair. It remains to compare each larger value with
+    # smaller values of later pairs, at distances of 2^k − 1 that halve each time.
     reach = 1 << ((len(wires) - 1).bit_length() - 1)
     while reach > 1:
         yield from zip(larger, wires[reach::2], strict=False)

@@ -1,9 +1,9 @@
-"""Straight-line programs of elementwise operations over rows: what the fast kernels are made of.
+"""Straight-line programs of elementwise operations on rows, which the fast kernels run.
 
-A selection network for the median and a carry-save adder for votes are both a fixed sequence of
-binary ufuncs on rows, the same for every block of columns. Here such a sequence is written down
-once, freed of the operations that its outputs do not need, and given as few scratch rows as
-possible, so that a block and its scratch stay in the processor's cache.
+A selection network for medians and a carry-save adder for votes are both a fixed sequence of
+binary ufuncs on rows, the same for every block of columns. A program is such a sequence, compiled
+once: without the operations that no output needs, and with few scratch rows, so that a block and
+its scratch fit the processor's cache.
 """
 
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ class Program:
     Parameters
     ----------
     num_inputs : int
-        The number of rows that it reads. They are never written to.
+        The number of rows that it reads; it never writes to them.
     num_scratch : int
         The number of scratch rows that it needs.
     steps : tuple of (ufunc, int, int, int)
-        Operation, its two operands and its result, as positions in inputs + scratch.
+        An operation, its two operands and its result, as positions in inputs + scratch.
     outputs : tuple of int
-        Where the results stand at the end.
+        The positions of the results.
     """
 
     num_inputs: int
@@ -62,7 +62,7 @@ class Program:
 
 
 class ProgramBuilder:
-    """Writes a program down, one operation after the other.
+    """Builds a program, one operation at a time.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ class ProgramBuilder:
         return self._num_inputs + len(self._operations) - 1
 
     def compile(self, outputs: Sequence[Row]) -> Program:
-        """Return the program that computes `outputs`, and nothing else."""
+        """Return the program that computes `outputs` and nothing else."""
         last_use = self._last_uses(outputs)
         place = dict(enumerate(range(self._num_inputs)))
         free: list[int] = []
@@ -90,8 +90,8 @@ class ProgramBuilder:
             row = self._num_inputs + index
             if row not in last_use:
                 continue
-            # Elementwise operations may write over what they read. The row freed last is the
-            # one most likely in the cache.
+            # Elementwise operations may overwrite their operands. The row freed last is the most
+            # likely one in the cache.
             operands = place[first], place[second]
             free += [
                 place[operand]
@@ -111,7 +111,7 @@ class ProgramBuilder:
         )
 
     def _last_uses(self, outputs: Sequence[Row]) -> dict[Row, int]:
-        """Return the index of the last operation that needs each row; no entry: none does."""
+        """Return the index of the last operation that needs each row; unneeded rows are absent."""
         last_use = dict.fromkeys(outputs, len(self._operations))
         for index in range(len(self._operations) - 1, -1, -1):
             if self._num_inputs + index in last_use:

@@ -1,12 +1,12 @@
-"""Random orthogonal transforms of long vectors, in the time of a few passes over them.
+"""Fast random orthogonal transforms of long vectors.
 
-A vector is multiplied with random signs, padded with zeros, written into a nearly square matrix
-row by row, and the orthonormal DCT-II of the matrix is taken along both axes. Every coordinate of
-the result is a sum over all of the vector's, so that it is close to normal whatever the vector,
-with the vector's mean square as its variance.
+A rotation multiplies a vector with random signs, pads it with zeros, writes it row by row into a
+nearly square matrix, and takes the orthonormal DCT-II along both axes. Every coordinate of the
+result is a sum over all coordinates of the vector. So it is close to normal for any vector, with
+the vector's mean square as its variance.
 
-Against a DCT along one axis of the whole length, two short ones take half of the time and next to
-no memory, and both lengths have small factors only, at a padding of a percent or so.
+Two short DCTs take half the time of one over the whole length and almost no memory. Padding by
+about one percent gives both lengths small factors only.
 """
 
 from collections.abc import Callable
@@ -35,8 +35,13 @@ def matrix_shape(size: int) -> tuple[int, int]:
     Returns
     -------
     (int, int)
-        Rows and columns, both without large prime factors and within a factor of about two of √n,
-        such that their product is as little above n as can be.
+        Rows and columns, both without large prime factors and within a factor of about two of √n.
+        Their product is the smallest possible one of at least n.
+
+    Examples
+    --------
+    >>> matrix_shape(1000)
+    (40, 25)
     """
     if size == 0:
         return 0, 0
@@ -56,19 +61,28 @@ def padded_size(size: int) -> int:
 
 
 def rotate(vector: Float32, rng: np.random.Generator) -> Float32:
-    """Return Q·x, Q a random orthogonal matrix that follows from the generator's state.
+    """Return Q·x for a random orthogonal matrix Q that the generator's state determines.
 
     Parameters
     ----------
     vector : (n,) float32
         x. It is not changed.
     rng : numpy.random.Generator
-        Draws the signs, a byte for eight of them.
+        Draws the signs, eight per byte.
 
     Returns
     -------
     (n',) float32
-        The rotated vector, n' = `padded_size(n)`. It has the same L2 norm.
+        The rotated vector, n' = `padded_size(n)`, with the same L2 norm.
+
+    Examples
+    --------
+    >>> x = np.array([3.0, 4.0, 0.0], np.float32)
+    >>> y = rotate(x, np.random.default_rng(0))
+    >>> round(float(np.linalg.norm(y)), 3)
+    5.0
+    >>> np.allclose(rotate_back(y, 3, np.random.default_rng(0)), x, atol=1e-6)
+    True
     """
     matrix = np.zeros(matrix_shape(vector.size), dtype=np.float32)
     flat = matrix.reshape(-1)[: vector.size]
@@ -78,7 +92,7 @@ def rotate(vector: Float32, rng: np.random.Generator) -> Float32:
 
 
 def rotate_back(rotated: Float32, size: int, rng: np.random.Generator) -> Float32:
-    """Return Qᵀ·y: the vector of which y is the rotation, if it is one.
+    """Return Qᵀ·y, which undoes `rotate`.
 
     Parameters
     ----------
@@ -87,7 +101,7 @@ def rotate_back(rotated: Float32, size: int, rng: np.random.Generator) -> Float3
     size : int
         n, the number of coordinates before the rotation.
     rng : numpy.random.Generator
-        A generator in the state of the one that was given to `rotate`.
+        A generator in the same state as the one that `rotate` was given.
 
     Returns
     -------

@@ -2,7 +2,7 @@
 
 Bit k of a packed vector, counted from the most significant bit of its first byte as
 ``np.packbits`` does, is 1 where coordinate k votes +1 and 0 where it votes −1. Unused bits of
-the last byte are 0 when packed here and ignored when read.
+the last byte are written as 0 and ignored when read.
 """
 
 from collections.abc import Sequence
@@ -32,10 +32,10 @@ def pack_signs(x: ArrayLike, rng: np.random.Generator | None = None) -> PackedSi
     Parameters
     ----------
     x : (d,) array of any real dtype
-        The vector; need not be contiguous. Infinities have their sign.
+        The vector; need not be contiguous. Infinities keep their sign.
     rng : numpy.random.Generator, optional
         Decides the sign of each zero, +0.0 and −0.0 alike, by a fair coin. Without it a zero
-        counts as +1, which makes a coordinate that is always zero drift.
+        counts as +1, so a coordinate that is always zero drifts.
 
     Returns
     -------
@@ -69,7 +69,7 @@ def pack_signs(x: ArrayLike, rng: np.random.Generator | None = None) -> PackedSi
 
 
 def unpack_signs(packed: PackedSigns, dim: int) -> NDArray[np.float32]:
-    """Return the ±1 that `packed` stands for.
+    """Return packed signs as a vector of ±1.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def unpack_signs(packed: PackedSigns, dim: int) -> NDArray[np.float32]:
     signs = np.empty((packed.size, 8), dtype=np.float32)
     for start in range(0, packed.size, _CHUNK_BYTES):
         chunk = slice(start, start + _CHUNK_BYTES)
-        # Every byte has its row; any mode but "raise" writes to `out` without a detour.
+        # Every byte has its row; any mode but "raise" writes to `out` without a buffer.
         np.take(SIGNS_OF_BYTE, packed[chunk], axis=0, out=signs[chunk], mode="clip")
     return signs.reshape(-1)[:dim]
 
@@ -108,7 +108,7 @@ def require_packed(packed_vectors: Sequence[PackedSigns], dim: int) -> None:
     Raises
     ------
     ValueError
-        Saying what is wrong.
+        If there are no vectors, or one is not a uint8 vector of length ⌈dim/8⌉.
     """
     if len(packed_vectors) == 0:
         raise ValueError("packed_vectors must hold at least one vector")

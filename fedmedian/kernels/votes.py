@@ -1,10 +1,10 @@
-"""Votes over packed signs, without unpacking the clients' bits.
+"""Votes over packed signs, without unpacking them.
 
-The votes for eight coordinates stand in one byte per client. Carry-save adders, the binary
-full adder in bitwise operations on whole vectors, count them into bit planes: plane k holds bit
-k of each coordinate's count, packed like the votes themselves. A majority is read off the planes
-by a bitwise comparison, and only the planes that are needed leave their packed form. (Bytes are
-as fast here as 64-bit words, which NumPy would have to copy where a vector is not aligned.)
+One byte per client holds the votes for eight coordinates. Carry-save adders, the binary full adder
+in bitwise operations on whole vectors, count them into bit planes: plane k holds bit k of each
+coordinate's count, packed like the votes. A bitwise comparison of the planes gives the majority,
+and only the result is unpacked. (Bytes are as fast here as 64-bit words, which NumPy would have to
+copy where a vector is not aligned.)
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from fedmedian.kernels.programs import Program, ProgramBuilder, Row
 from fedmedian.kernels.signs import SIGNS_OF_BYTE, PackedSigns, require_packed
 
-# A chunk of the votes, the adders' scratch and the results fit the processor's second cache.
+# A chunk of votes, the adders' scratch and the results fit the L2 cache.
 _CHUNK_BYTES = 1 << 17
 _WEIGHTED_CHUNK_BYTES = 1 << 13
-# More votes are counted in groups: programs grow with them, and take longer to write than to run.
+# More votes are counted in groups: a longer program would take longer to build than to run.
 _GROUP = 1024
 
 
@@ -54,7 +54,7 @@ def count_votes(packed_vectors: Sequence[PackedSigns], dim: int) -> NDArray[np.i
 
 
 def majority_vote(packed_vectors: Sequence[PackedSigns], dim: int) -> NDArray[np.int8]:
-    """Return the sign that most clients voted for, per coordinate.
+    """Return the majority vote, per coordinate.
 
     The server's rule in Algorithms 1 and 3 of arXiv 1906.01736.
 
@@ -97,7 +97,7 @@ def weighted_votes(
     sizes: Sequence[int],
     weights: NDArray[np.float64],
 ) -> NDArray[np.float32]:
-    """Sum the clients' signs, each times its weight for the block it belongs to.
+    """Return the weighted sum of the clients' signs, with one weight per client and block.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def weighted_votes(
     Returns
     -------
     (d,) float32
-        Σ_i w_{i,l(k)}·s_{i,k}; exact up to one rounding where all clients weigh the same.
+        Σ_i w_{i,l(k)}·s_{i,k}; exact up to one rounding where all weights are equal.
 
     Raises
     ------
@@ -145,8 +145,8 @@ def counting_program(num_votes: int) -> Program:
     Returns
     -------
     Program
-        Its outputs are the bit planes of the count, the least significant first; as many as M
-        has bits.
+        Its outputs are the bit planes of the count, least significant first, as many as M has
+        bits.
     """
     builder = ProgramBuilder(num_votes)
     return builder.compile(_add(builder, range(num_votes)))
@@ -164,8 +164,8 @@ def majority_program(num_votes: int) -> Program:
     Returns
     -------
     Program
-        Its outputs are where at least half of the votes are +1 and, if M is even and that is
-        another question, where more than half are.
+        Its outputs say where at least half of the votes are +1 and, for even M, where more than
+        half are.
     """
     builder = ProgramBuilder(num_votes)
     planes = _add(builder, range(num_votes))
@@ -174,8 +174,8 @@ def majority_program(num_votes: int) -> Program:
 
 
 def _add(builder: ProgramBuilder, votes: Sequence[Row]) -> list[Row]:
-    """Add up packed bits, and return the bit planes of the sums."""
-    # What waits at level k counts 2^k; no level waits for a third row once it has two.
+    """Return the bit planes of the sums of packed bits."""
+    # A row at level k counts 2^k; three rows of a level become one, and one of the next level.
     waiting: list[list[Row]] = [[] for _ in range(len(votes).bit_length() + 1)]
 
     def put(level: int, row: Row) -> None:
@@ -198,7 +198,7 @@ def _add(builder: ProgramBuilder, votes: Sequence[Row]) -> list[Row]:
 
 
 def _at_least(builder: ProgramBuilder, planes: Sequence[Row], limit: int) -> Row:
-    """Return the packed answer to whether the sums are >= `limit`, which is > 0."""
+    """Return packed bits that say where the sums are >= `limit` > 0."""
     least = limit & -limit
     first = least.bit_length() - 1
     answer = planes[first]
@@ -211,7 +211,7 @@ def _at_least(builder: ProgramBuilder, planes: Sequence[Row], limit: int) -> Row
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Some bytes of packed votes, and which coordinates of a result they stand for."""
+    """Some bytes of packed votes, and the coordinates that they hold."""
 
     packed: slice
     coordinates: slice
@@ -227,7 +227,7 @@ def _chunks(start: int, end: int, num_bytes: int) -> Iterator[_Chunk]:
 
 
 class _Adder:
-    """A program with its scratch."""
+    """A program with its scratch rows."""
 
     def __init__(self, program: Program) -> None:
         self._program = program
@@ -239,7 +239,7 @@ class _Adder:
 
 
 class _Counter:
-    """The adders that count some number of votes, group by group."""
+    """Counts a fixed number of votes, group by group."""
 
     def __init__(self, num_votes: int) -> None:
         sizes = {min(_GROUP, num_votes - start) for start in range(0, num_votes, _GROUP)}
@@ -259,7 +259,7 @@ class _Counter:
 
 
 def _number(planes: Sequence[PackedSigns]) -> NDArray[Any]:
-    """Return the numbers that bit planes stand for, in bytes as long as these suffice."""
+    """Return the numbers that bit planes encode, as bytes if they fit."""
     numbers: NDArray[Any] = np.unpackbits(planes[0])
     for position, plane in enumerate(planes[1:], start=1):
         if position == 8:
@@ -271,7 +271,7 @@ def _number(planes: Sequence[PackedSigns]) -> NDArray[Any]:
 
 
 def _runs_of_equal_columns(shares: NDArray[np.float64]) -> Iterator[tuple[int, int]]:
-    """Yield the first and the last of each run of columns that are equal up to rounding."""
+    """Yield the first and last index of each run of columns that are equal up to rounding."""
     first, num_columns = 0, shares.shape[1]
     for column in range(1, num_columns + 1):
         if column == num_columns or not np.allclose(
@@ -288,7 +288,7 @@ def _sum_equal(
     start: int,
     end: int,
 ) -> None:
-    """Write the sums of plain signs."""
+    """Write the sums of signs without weights."""
     num_votes = len(packed_vectors)
     counter = _Counter(num_votes)
     for chunk in _chunks(start, end, _CHUNK_BYTES):
@@ -305,7 +305,7 @@ def _sum_weighted(
     end: int,
 ) -> None:
     """Write the sums of signs times weights."""
-    # The eight weighted signs that each byte stands for.
+    # Row b holds the eight weighted signs of byte b.
     table = np.empty_like(SIGNS_OF_BYTE)
     summand = np.empty((_WEIGHTED_CHUNK_BYTES, 8), dtype=np.float32)
     total = np.empty_like(summand)

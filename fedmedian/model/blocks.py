@@ -1,4 +1,4 @@
-"""Stretches of a flat vector whose coordinates share a noise scale."""
+"""Blocks of a flat vector, whose coordinates share a noise scale."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Blocks:
-    """Consecutive stretches of coordinates, each with a noise scale and a magnitude of its own.
+    """Consecutive blocks of coordinates, each with its own noise scale and magnitude.
 
-    They need not be a model's arrays: a client step may join several of those into one block, or
-    add coordinates that no array has.
+    Blocks need not be a model's arrays: a client step may join several arrays into one block, or
+    add coordinates.
 
     Parameters
     ----------
@@ -49,10 +49,10 @@ class Blocks:
         return [flat[end - size : end] for size, end in zip(self.sizes, self.ends, strict=True)]
 
     def sizes_within(self, part: slice) -> NDArray[np.int64]:
-        """Return the number of coordinates of each block in a part of the flat vector, (L,)."""
+        """Return how many coordinates of each block lie in a part of the flat vector, (L,)."""
         inside: NDArray[np.int64] = np.clip((0, *self.ends), part.start, part.stop)
         return inside[1:] - inside[:-1]
 
     def repeat_within(self, part: slice, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return one value per block, (L,), as one per coordinate of a part of the flat vector."""
+        """Repeat one value per block, (L,), for each coordinate of a part of the flat vector."""
         return np.repeat(values, self.sizes_within(part))

@@ -1,15 +1,15 @@
-"""What clients' answers tell about their updates, in ε and δ.
+"""What clients' answers reveal about their updates, in ε and δ.
 
-A client's update u, clipped to an L2 norm of C, leaves it in Gaussian noise of scale b = σ·C, or
-as the signs of that, once a round. Two updates that a client may have had are Δ apart: 2·C, or C
-if one of them is zero. Everything here is an upper bound for a server that sees every answer,
-follows any plan, and knows all but which of the two updates it was.
+Once a round a client releases its update u, clipped to an L2 norm of C, with Gaussian noise of
+scale b = σ·C, or the signs of that. Two possible updates of a client are Δ apart: 2·C, or C if one
+of them is zero. Everything here is an upper bound against a server that sees every answer, may use
+any strategy, and knows everything except which of the two updates it was.
 
 **The vector.** One answer is a Gaussian mechanism of μ = Δ/b, and T of them, each of which may
 depend on those before, are one of √T·μ (Dong, Roth and Su, arXiv 1905.02383), whose
 δ is exactly Φ(μ/2 − ε/μ) − e^ε·Φ(−μ/2 − ε/μ) (Balle and Wang, arXiv 1805.06530, Theorem 8).
 
-**The votes.** They are made of the vector, so all of this holds for them. They also tell less:
+**The votes.** They are a function of the vector, so all of this holds. They also reveal less:
 
 *Theorem.* Let ‖u‖, ‖v‖ ≤ R·b, η(x) = log Φ(x) − log Φ(−x) and f = (η(R)/(2·R))². The Rényi
 divergence of order α > 1 of the votes of u from those of v is at most α/2·f·(‖u‖ + ‖v‖)²/b², and
@@ -25,18 +25,17 @@ with t = 1 between 0 and α, α·h(1) ≤ h(α) + (α − 1)·h(0). So the diver
 rates at x and −x, which are convex (Sampford, 1953): the slope grows with |x|, so does η(x)/x, and
 |η(x)| ≤ |x|·η(R)/R for |x| ≤ R. Hence ‖η(u/b) − η(v/b)‖ ≤ (‖u‖ + ‖v‖)/b·η(R)/R. ∎
 
-With many coordinates that are alike, u = −v and much noise the bound is the truth.
+With many equal coordinates, u = −v and much noise, the bound is tight.
 
 Divergences of answers that depend on those before add up, too (Mironov, arXiv 1702.07476,
 Proposition 1), and are turned into ε by Canonne, Kamath and Steinke (arXiv 2004.00010,
-Proposition 12). That loses what an exact law would keep, so that ε of votes is the lesser of both
-bounds.
+Proposition 12). This conversion is not tight, so ε of votes is the smaller of both bounds.
 
-Votes of another law are bounded in this way by Chen, Özgür and Kairouz (arXiv 2207.09916), for
-whoever sees their sum alone; this is for whoever sees each.
+Chen, Özgür and Kairouz (arXiv 2207.09916) bound votes of another law in this way, against an
+observer of their sum; this bound is against an observer of each vote.
 
-**Sampling.** A server knows whom it asks, and against it sampling hides nothing. Against who sees
-the models alone it does; see `fedmedian.privacy.amplification`.
+**Sampling.** A server knows which clients it asks, so sampling hides nothing from it. It does hide
+clients from an observer of the models alone; see `fedmedian.privacy.amplification`.
 """
 
 from collections import Counter
@@ -57,28 +56,28 @@ from fedmedian.steps.encodings import encodings
 __all__ = ["Draw", "Mechanism", "PrivacyBudget", "noise_multiplier_for"]
 
 Relation = Literal["replace", "zero"]
-"""What is to be hidden: which update it was, of any two; or whether it was one, or zero."""
+"""What is hidden: which of any two updates it was, or whether it was an update or zero."""
 
 LEAST_MULTIPLIER = 0.2
 """The noise multiplier below which rounding counts; see `fedmedian.kernels.encoding`."""
 
 MOST_ANSWERS = 2**63 - 1
-"""The largest number of answers that is counted, as in a record of Flower's."""
+"""The largest number of answers that is counted, as in Flower's records."""
 
 _ROUNDING = 1e-5
-"""A part of the noise that is not counted on: norms, rotations and scales are of float32."""
+"""Safety margin for float32 rounding of norms, rotations and scales."""
 
 _LARGEST_MU = 1e3
-"""The μ from which a simple bound of ε will do."""
+"""The μ above which a simple bound on ε suffices."""
 
 
 @dataclass(frozen=True)
 class PrivacyBudget:
-    """The most that a run's answers may tell a server about a client's update.
+    """A bound on what a run's answers reveal about a client's update.
 
-    Against a server, which knows whom it asks, each client is taken to answer in every round.
-    Against those who see the models alone a server that can be trusted may hide whom it has drawn,
-    by `sampling`. What a strategy with a budget has its clients do must be a mechanism, which
+    Against a server, which knows which clients it asks, each client counts as answering in every
+    round. Against observers of the models alone, a trusted server may hide which clients it drew:
+    see `sampling`. With a budget, clients must run a mechanism, which
     `fedmedian.strategies.SignSGD.privacy` describes.
 
     Parameters
@@ -88,19 +87,19 @@ class PrivacyBudget:
     delta : float
         δ, in (0, 1); much less than one over the number of clients.
     relation : {"replace", "zero"} (default: "replace")
-        What is to be hidden: ``"replace"``, which update it was of any two that the client may
-        have had, as local differential privacy asks; ``"zero"``, whether it was the client's
-        update or zero, which halves the distance.
+        What is hidden: ``"replace"``, which of any two possible updates it was, as in local
+        differential privacy; ``"zero"``, whether it was the client's update or zero, which halves
+        the distance.
     sampling : float (default: 1.0)
-        The largest share of the clients that is drawn in a round, in (0, 1], where nobody that the
-        promise is against learns which: m of n clients are m/n, and m/(n − k) if k of them are
-        among those that it is against. Below 1 the relation must be ``"replace"``, and a round of
-        which a larger share was drawn is not asked. Clients that do not answer hide nobody, and no
-        count of answers is trusted to show how many would: how much is hidden depends on the
-        strategy's `min_replies`, the answers that a round takes. It is most where they are all that
-        are drawn, and with 1 little; for a number in between the share is r/n·C(m, r)^(1/r), more
-        than m/n. The module `amplification` has the proof. That the noise of several clients adds
-        up in the model is not counted: some may add none.
+        The largest share of clients drawn in a round, in (0, 1], if no adversary learns which. With
+        m of n clients drawn it is m/n, or m/(n − k) if k clients are adversaries. Below 1 the
+        relation must be ``"replace"``, and a round that draws a larger share does not run.
+
+        Clients that do not answer hide no others, and counts of answers are not trusted. So the
+        protection depends on the strategy's `min_replies`, the answers that a round needs. It is
+        strongest if all drawn clients must answer, and weak with 1; for r in between the share is
+        r/n·C(m, r)^(1/r), more than m/n. The module `amplification` has the proof. The sum of
+        several clients' noise in the model does not count, because some clients may add none.
 
     Raises
     ------
@@ -129,14 +128,14 @@ class PrivacyBudget:
 
 
 class Draw(NamedTuple):
-    """How clients of a round were drawn: what the answers of a client tell depends on it.
+    """How a round's clients were drawn, which affects what an answer reveals.
 
     Parameters
     ----------
     sampling : float (default: 1.0)
-        The share that hides them, see `PrivacyBudget`; 1 if nothing does.
+        The share that hides them, see `PrivacyBudget`; 1 for no protection.
     min_replies : int (default: 1)
-        The number of answers without which the round keeps the model.
+        A round with fewer answers keeps the model.
     """
 
     sampling: float = 1.0
@@ -145,15 +144,15 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True)
 class Told:
-    """What a client's answers have told of which of two updates they are of; adds up over them.
+    """What a client's answers have revealed about its update; sums over answers.
 
     Parameters
     ----------
     as_vectors : float (default: 0.0)
-        The sum of Δ²/b², which is μ² of the Gaussian mechanism that all of them are.
+        The sum of Δ²/b², which is μ² of the Gaussian mechanism that they form together.
     as_sent : float (default: 0.0)
-        The same with the share in each that its signs have, where those were sent: α/2 times this
-        bounds the Rényi divergence of order α.
+        The same, scaled by `share_in_votes` for answers that sent signs: α/2 times this bounds the
+        Rényi divergence of order α.
     """
 
     as_vectors: float = 0.0
@@ -163,7 +162,7 @@ class Told:
     def by_answer(
         cls, kind: str, noise_multiplier: float, relation: Relation = "replace"
     ) -> "Told":
-        """Return what one answer tells; infinitely much where rounding counts.
+        """Return what one answer reveals; infinite below `LEAST_MULTIPLIER`.
 
         Parameters
         ----------
@@ -177,7 +176,7 @@ class Told:
         Returns
         -------
         Told
-            What it tells.
+            What it reveals.
         """
         if noise_multiplier < LEAST_MULTIPLIER:
             return cls(inf, inf)
@@ -193,7 +192,7 @@ class Told:
         return Told(self.as_vectors * answers, self.as_sent * answers)
 
     def epsilon(self, delta: float) -> float:
-        """Return ε at δ, the lesser of both bounds."""
+        """Return ε at δ, the smaller of both bounds."""
         if not 0 < self.as_vectors < inf:
             return self.as_vectors
         epsilon = gaussian_epsilon(sqrt(self.as_vectors), delta)
@@ -204,7 +203,7 @@ class Told:
 
 @dataclass(frozen=True)
 class Mechanism:
-    """What a client lets out of itself in a round: its clipped update in noise, or the signs of it.
+    """What a client releases in a round: its clipped update with noise, or the signs of that.
 
     Parameters
     ----------
@@ -260,7 +259,7 @@ class Mechanism:
         sampling: float = 1.0,
         min_replies: int = 1,
     ) -> float:
-        """Return ε of a client that has answered a number of times, or may have.
+        """Return ε of a client that may have answered a number of times.
 
         Parameters
         ----------
@@ -273,7 +272,7 @@ class Mechanism:
         sampling : float (default: 1.0)
             See `PrivacyBudget`.
         min_replies : int (default: 1)
-            The number of answers without which a round keeps the model, >= 1; with sampling.
+            A round with fewer answers keeps the model, >= 1; matters with sampling.
 
         Returns
         -------
@@ -342,7 +341,7 @@ class Mechanism:
         min_replies : int (default: 1)
             As for `epsilon`.
         spent : mapping of Draw to int (default: none)
-            Rounds before these.
+            Rounds already spent.
 
         Returns
         -------
@@ -379,7 +378,7 @@ def noise_multiplier_for(
     relation: Relation = "replace",
     min_replies: int = 1,
 ) -> float:
-    """Return the least noise multiplier σ with which a client may answer a number of times.
+    """Return the smallest noise multiplier σ with which a client may answer a number of times.
 
     Parameters
     ----------
@@ -388,16 +387,16 @@ def noise_multiplier_for(
     delta : float
         δ, in (0, 1).
     rounds : int
-        The number of answers, in [1, 2**63): that of a run's rounds.
+        The number of answers, in [1, 2**63): one per round of a run.
     sampling : float (default: 1.0)
-        The share of the clients that is drawn in a round, in (0, 1], where it stays hidden who: see
-        `PrivacyBudget`. It is no secret to the server, against which it is 1.
+        The share of clients drawn in a round, in (0, 1], if it stays hidden which: see
+        `PrivacyBudget`. The server knows, so against it the share is 1.
     kind : {"signs", "vector"} (default: "signs")
         What is sent: "signs" for `SignSGD`, "vector" for `MedianSGD`.
     relation : {"replace", "zero"} (default: "replace")
         See `PrivacyBudget`.
     min_replies : int (default: 1)
-        The strategy's `min_replies`, on which depends what sampling hides: see `PrivacyBudget`.
+        The strategy's `min_replies`, which affects what sampling hides: see `PrivacyBudget`.
 
     Returns
     -------
@@ -435,7 +434,7 @@ def noise_multiplier_for(
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:
-    """Return ε of a Gaussian mechanism, exactly but for rounding up.
+    """Return ε of a Gaussian mechanism, exact except for rounding up.
 
     Parameters
     ----------
@@ -465,7 +464,7 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
 
 
 def renyi_epsilon(energy: float, delta: float) -> float:
-    """Return an ε where the Rényi divergence of every order α > 1 is at most α/2·energy.
+    """Bound ε where the Rényi divergence of every order α > 1 is at most α/2·energy.
 
     Parameters
     ----------
@@ -477,8 +476,8 @@ def renyi_epsilon(energy: float, delta: float) -> float:
     Returns
     -------
     float
-        The least over α of α/2·energy + log(1 − 1/α) − log(α·δ)/(α − 1), found numerically; each
-        is an upper bound.
+        The minimum over α of α/2·energy + log(1 − 1/α) − log(α·δ)/(α − 1), found numerically; any α
+        gives an upper bound.
     """
 
     def bound(log_order: float) -> float:

@@ -1,4 +1,4 @@
-"""What a round's answers tell where its clients are drawn at random, and nobody is to know whom.
+"""Amplification by sampling: what a round's answers reveal if the drawn clients stay hidden.
 
 Of n clients m are drawn, each set of m as likely as any other. Two worlds differ in what one client
 holds. Of the answers of the round, all together, the Rényi divergence of order α is, for whole
@@ -19,14 +19,14 @@ for any two, it may be
 With Gaussian noise B(j) is an integral in one dimension, which grows with the distance, and signs
 have no more: it is an f-divergence, and they are made of the vector.
 
-It holds against who sees answers and not whose they are, or only what is made of them; not against
-a server, which knows whom it asks.
+This holds against an observer of answers without their senders, or of aggregates alone. It does not
+hold against a server, which knows which clients it asks.
 
-**Clients that do not answer.** That is for clients all of which would answer. Of n clients that are
-connected a may be all that would, and nobody need know a, or which. Of the m that are drawn k then
-answer. Given k each set of k of the a is as likely as any other, and the bound holds with q = k/a,
-which may be far more than m/n. But a round in which k < r, `min_replies`, keeps the model as it is,
-and tells nothing but k, which does not depend on anybody's data.
+**Clients that do not answer.** The bound above assumes that all clients would answer. Of n
+connected clients only some a may, with a unknown. Of the m that are drawn, k answer. Given k, each
+set of k of the a is equally likely, and the bound holds with q = k/a, which may be far above m/n.
+But a round with k < r, `min_replies`, keeps the model, and reveals only k, which does not depend on
+any client's data.
 
 *Theorem.* Let i = min(j, r) and s = r/n·C(m, r)^(1/r), which is m/n for r = m and for r = 1. The
 bound holds with s^i in place of q^j, whichever of the clients would answer.
@@ -41,10 +41,10 @@ that of all r, which is s. ∎
 
 *Corollary.* Whoever would answer, E[k/a] <= s. As ∫p^α·p'^(1−α) is jointly convex in p and p', the
 divergence is at most log(1 − s + s·exp((α − 1)·D_α))/(α − 1) for every α > 1: as if the client's
-answer were seen whenever it is drawn.
+answer were visible whenever it is drawn.
 
-**Many rounds.** Their divergences add up where a client's answer does not depend on the rounds that
-it was drawn in before. Where it does, as with client steps that remember, they do for r = 1: given
+**Many rounds.** Their divergences add up if a client's answer does not depend on the rounds that it
+was drawn in before. If it does, as with client steps that keep state, they add up for r = 1: given
 the rounds that the client is drawn in, which its data do not decide, the divergences of its answers
 add up, and the mean over those rounds is the product of the corollary's bounds.
 """
@@ -66,18 +66,18 @@ ORDERS: Float64 = np.unique([*np.arange(1.125, 16, 0.125), *_WHOLE])
 _STEP = 0.05
 _MOST_POINTS = 20_000
 _ERROR = 1e-6
-"""What a sum over points may be off by, at most."""
+"""A bound on the error of a sum over points."""
 
 
 def share_that_hides(drawn: int, present: int, min_replies: int) -> float:
-    """Return the share s that a draw hides its clients like, whichever of them would answer.
+    """Return the effective share s of a draw, whichever of its clients would answer.
 
     Parameters
     ----------
     drawn : int
         m, the number of clients that are drawn, >= 1.
     present : int
-        n, the number of those that they are drawn from.
+        n, the number of clients that they are drawn from.
     min_replies : int
         r, the number of answers without which a round tells nothing, >= 1.
 
@@ -85,6 +85,13 @@ def share_that_hides(drawn: int, present: int, min_replies: int) -> float:
     -------
     float
         s, at least m/n; see the module's theorem.
+
+    Examples
+    --------
+    >>> share_that_hides(drawn=10, present=100, min_replies=10)
+    0.1
+    >>> round(share_that_hides(drawn=10, present=100, min_replies=5), 3)
+    0.151
     """
     if min_replies in (1, drawn) or min_replies > drawn:
         return drawn / present
@@ -96,15 +103,15 @@ def share_that_hides(drawn: int, present: int, min_replies: int) -> float:
 def sampled_divergences(
     distance: float, energy: float, fraction: float, min_replies: int
 ) -> Float64:
-    """Bound the Rényi divergences of a round of hidden clients.
+    """Return bounds on the Rényi divergences of a round whose clients stay hidden.
 
     Parameters
     ----------
     distance : float
-        μ, how far apart the means of one client's noisy vectors are at most, in units of their
+        μ, the largest distance between the means of one client's noisy vectors, in units of their
         Gaussian noise, > 0.
     energy : float
-        A number E of which the divergence of order α of its answers is at most α/2·E; μ² will do.
+        E such that the divergence of order α of its answers is at most α/2·E; μ² always works.
     fraction : float
         s, see `share_that_hides`, in (0, 1].
     min_replies : int
@@ -113,7 +120,7 @@ def sampled_divergences(
     Returns
     -------
     array of float64
-        The divergences at `ORDERS`; those of rounds add up. Not to be written to.
+        The divergences at `ORDERS`, read-only; those of several rounds add up.
     """
     without = ORDERS * energy / 2
     j = np.arange(2, _WHOLE[-1] + 1, dtype=np.float64)
@@ -136,7 +143,7 @@ def sampled_divergences(
 
 
 def epsilon_of_divergences(divergences: Float64, delta: float) -> float:
-    """Return an ε of Rényi divergences at `ORDERS`: arXiv 2004.00010, Proposition 12.
+    """Return ε from Rényi divergences at `ORDERS`: arXiv 2004.00010, Proposition 12.
 
     Parameters
     ----------
@@ -157,7 +164,7 @@ def epsilon_of_divergences(divergences: Float64, delta: float) -> float:
 def _log_moments(distance: float, powers: Float64) -> Float64:
     """Return log E|p/p' − 1|^j for two normal laws of variance 1 whose means are μ apart.
 
-    Of one that is very large it is infinite: the other bounds are less.
+    Very large ones are returned as infinite: the other bounds are smaller.
     """
     found = np.full(powers.shape, inf)
     for index, power in enumerate(powers):

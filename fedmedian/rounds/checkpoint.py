@@ -1,4 +1,4 @@
-"""Runs that survive their process: what a strategy knows, written to a folder and read back."""
+"""Checkpoints: a run's state in a folder, to resume it in another process."""
 
 import json
 import os
@@ -22,17 +22,13 @@ from fedmedian.privacy.accounting import Draw
 from fedmedian.rounds.lock import FolderLock
 
 _FORMAT = 3
-_KEPT = 2
-"""The number of checkpoints in a folder: the last, and another for when it is damaged."""
-
 _ARRAYS, _STATE, _SUMS = "arrays.npz", "state.json", "SHA256SUMS"
 _HISTORY = "history.jsonl"
 _NAME = re.compile(r"round-(\d+)")
-_DRAFT, _PROBE = ".draft", ".probe"
+_DRAFT = ".draft"
 _ANSWERED = "answered-rounds.json"
-_ZEROS = bytes(1 << 20)
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
-"""Refuses a link to another file; not every system knows it."""
+"""Refuses to open a symbolic link, where the system supports that."""
 
 History = dict[str, dict[int, dict[str, Any]]]
 """Metrics of each phase by round."""
@@ -47,9 +43,9 @@ class Saved:
     server_round : int
         The round.
     identity : dict of str to str
-        The arguments that the run cannot go on with others of, by name.
+        The arguments, by name, that must not change when the run resumes.
     arrays : dict of str to dict of str to array
-        The model and the strategy's own state, in groups.
+        The model and the strategy's state, in groups.
     history : dict
         The metrics of the rounds so far.
     """
@@ -62,18 +58,18 @@ class Saved:
 
 @dataclass(frozen=True)
 class Mark:
-    """How much history a checkpoint has, so that its file can be continued.
+    """The extent of a checkpoint's history file, so that a later one can append to it.
 
     Parameters
     ----------
     server_round : int
         The checkpoint's round.
     entries : dict of str to int
-        The number of rounds of each phase.
+        The number of rounds per phase.
     num_bytes : int
-        Their length.
+        The length of their lines in bytes.
     digest : str
-        The last of a chain of checksums, each of the one before and a line.
+        The last of a chain of checksums, each over the one before and a line.
     """
 
     server_round: int
@@ -84,32 +80,34 @@ class Mark:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where and how often a strategy stores its run, which the same call resumes.
+    """Where and how often a strategy stores its run; running the same code again resumes it.
 
-    After every `every`-th round, and in the Message API's own ``start`` after the last, the model,
-    the optimiser's and the scale rule's state, the arguments that the model depends on and all
-    metrics are written to ``folder/round-NNNNNN``: arrays as ``arrays.npz``, metrics as
-    ``history.jsonl``, the rest as ``state.json``, and no pickle in any of them. ``SHA256SUMS`` has
-    the checksums of arrays and state, and the state that of the metrics. What is written does not
-    grow with the number of rounds, where the file system has hard links. The folder appears whole
-    or not at all, whenever the process is killed. The last two are kept, and a strategy that finds
-    some resumes from the last whole one, also where another strategy's ``start`` drives its rounds
-    and passes on the models that it is given unchanged. Only their owner can read them.
+    The strategy writes ``folder/round-NNNNNN`` after every `every`-th round, and the Message API's
+    own ``start`` also after the last one. It holds the model, the state of optimizer and scale
+    rule, the arguments that the model depends on, and all metrics: ``arrays.npz``,
+    ``history.jsonl`` (metrics), ``state.json`` (the rest) and ``SHA256SUMS``. No file contains
+    pickles. ``SHA256SUMS`` covers arrays and state; the state holds the checksum of the metrics.
+    Where the file system has hard links, the amount written does not grow with the number of
+    rounds. If the process is killed, a checkpoint is complete or absent. Only their owner can read
+    checkpoints.
 
-    With a privacy budget ``answered-rounds.json`` beside them counts the rounds that clients have
-    been asked in, before they are.
+    The folder keeps the last two. A strategy resumes from the last intact one, even if another
+    strategy's ``start`` drives its rounds and passes on its models unchanged.
 
-    What a client keeps in its ``Context.state``, as with `ClientMomentum`, is not in it: Flower
-    begins that anew with each run.
+    With a privacy budget, ``answered-rounds.json`` in the same folder counts each round before its
+    clients are asked.
+
+    Checkpoints do not hold what clients keep in ``Context.state``, as with `ClientMomentum`: Flower
+    resets it with each run.
 
     Parameters
     ----------
     folder : str or Path
-        Where; made if need be. A relative path is resolved when the `Checkpoint` is made. One
-        folder belongs to one run: a second one at the same time is refused, and to start anew,
-        remove it.
+        The folder, created if necessary. A relative path is resolved when the `Checkpoint` is
+        made. Each run needs its own folder: a second run at the same time is refused. Remove the
+        folder to start over.
     every : int (default: 1)
-        The number of rounds from one checkpoint to the next, >= 1.
+        The number of rounds between checkpoints, >= 1.
 
     Raises
     ------
@@ -130,77 +128,52 @@ class Checkpoint:
         object.__setattr__(self, "folder", Path(self.folder).absolute())
 
     def claim(self) -> FolderLock:
-        """Take the folder for a run of its own, and return the lock that is to be released.
+        """Make the folder, reserve it for one run, and return the lock to release afterwards.
 
         Raises
         ------
         RuntimeError
-            If another run has it.
+            If another run uses the folder.
         OSError
-            If it cannot be made, or written to.
-        """
-        return FolderLock(self._make_folder())
-
-    def probe(self, num_bytes: int) -> None:
-        """Make sure that the disk has room for checkpoints of a size.
-
-        Parameters
-        ----------
-        num_bytes : int
-            The size of one. As much is written, and removed, as the folder will hold while the
-            next to last is kept.
-
-        Raises
-        ------
-        OSError
-            If it cannot be written.
+            If the folder cannot be made or written to, as on a full disk.
         """
         folder = self._make_folder()
-        path = folder / _PROBE
-        missing = max(1, _KEPT + 1 - len(self._stored())) * max(1, num_bytes)
-        path.unlink(missing_ok=True)  # of a process that was killed, as is
-        _remove(folder / _DRAFT)
         try:
-            with _create(path) as file:
-                for start in range(0, missing, len(_ZEROS)):
-                    file.write(_ZEROS[: missing - start])
-            _sync(path)
+            return FolderLock(folder)
         except OSError as error:
-            reason = f"there is no way to store {missing} bytes of checkpoints: {error.strerror}"
-            raise OSError(error.errno, reason, str(path)) from error
-        finally:
-            path.unlink(missing_ok=True)
+            path = error.filename or str(folder)
+            raise OSError(error.errno, error.strerror, path) from error
 
     def save(self, saved: Saved, before: int = 0, earlier: Mark | None = None) -> Mark:
-        """Write a checkpoint, and remove the others but for one.
+        """Write a checkpoint, and remove all others except `before`.
 
         Parameters
         ----------
         saved : Saved
-            What to write.
+            The run to write.
         before : int (default: 0)
-            The round of a whole checkpoint that is to be kept; 0 for none.
+            The round of an intact checkpoint to keep; 0 for none.
         earlier : Mark, optional
-            Another checkpoint of the same run, before that one: its history is continued. Without
-            it the whole history is written.
+            An older checkpoint of the same run, whose history file is extended. Without it the
+            whole history is written.
 
         Returns
         -------
         Mark
-            What continues this checkpoint's history.
+            The extent of this checkpoint's history.
 
         Raises
         ------
         OSError
-            If it cannot be written; those before it are still there.
+            If it cannot be written; earlier checkpoints remain.
         """
         folder = self._make_folder()
         draft, final = folder / _DRAFT, folder / _folder_name(saved.server_round)
-        _remove(draft)  # of a process that was killed
+        _remove(draft)  # left by a killed process
         try:
             draft.mkdir(mode=0o700)
             mark = _write(draft, saved, earlier)
-            _remove(final)  # it is there only if it could not be read
+            _remove(final)  # exists only if it could not be read
             draft.rename(final)
         finally:
             _remove(draft)
@@ -211,17 +184,17 @@ class Checkpoint:
         return mark
 
     def load(self) -> Saved | None:
-        """Return the last checkpoint that is whole, or None if there is none at all.
+        """Return the last intact checkpoint, or None if the folder holds none.
 
-        The folder is made if need be: one that cannot be is better known before training.
+        Creates the folder if necessary, so that a failure shows before training.
 
         Raises
         ------
         ValueError
-            If there are checkpoints, and none is whole and one that this version can read.
+            If there are checkpoints, but this version can read none of them.
         OSError
-            If the folder cannot be made or read, or a file in it cannot be read for now, which is
-            not taken for damage.
+            If the folder cannot be made or read, or a file cannot be read for now, which does not
+            count as damage.
         """
         self._make_folder()
         broken = []
@@ -235,23 +208,23 @@ class Checkpoint:
                 warn("going back to an earlier checkpoint, because %s", reason)
             return saved
         if broken:
-            raise ValueError(f"cannot go on from any checkpoint, because {'; '.join(broken)}")
+            raise ValueError(f"cannot resume from any checkpoint, because {'; '.join(broken)}")
         return None
 
     def answered_rounds(self) -> dict[Draw, int]:
-        """Return the numbers of rounds that clients may have answered; see `note_answered_rounds`.
+        """Return how many rounds clients may have answered; see `note_answered_rounds`.
 
         Raises
         ------
         ValueError
-            If it is damaged.
+            If the count is damaged.
         OSError
-            If it cannot be read, as where it is a link, or the folder cannot be made.
+            If the file cannot be read, as when it is a link, or the folder cannot be made.
         """
         path = self._make_folder() / _ANSWERED
         with _reading(path):
             try:
-                # What is written takes the place of a link, and would not be found there.
+                # Writing replaces a link, so the count would not be where the link points.
                 descriptor = os.open(path, os.O_RDONLY | _NO_FOLLOW)
             except FileNotFoundError:
                 return {}
@@ -268,21 +241,21 @@ class Checkpoint:
             return rounds
 
     def note_answered_rounds(self, rounds: Mapping[Draw, int]) -> None:
-        """Write down how many rounds clients may have answered, those of no checkpoint included.
+        """Store how many rounds clients may have answered, with or without a checkpoint.
 
         Parameters
         ----------
         rounds : mapping of Draw to int
-            Their numbers, by how their clients were drawn.
+            The number of rounds by how their clients were drawn.
 
         Raises
         ------
         OSError
-            If it cannot be written; what was there before still is.
+            If it cannot be written; the previous count remains.
         """
         folder = self._make_folder()
         draft = folder / f"{_DRAFT}-{_ANSWERED}"
-        draft.unlink(missing_ok=True)  # of a process that was killed
+        draft.unlink(missing_ok=True)  # left by a killed process
         _create_text(draft, json.dumps(_counted(rounds)) + "\n")
         _sync(draft)
         draft.replace(folder / _ANSWERED)
@@ -294,7 +267,7 @@ class Checkpoint:
         return folder
 
     def _stored(self) -> dict[int, Path]:
-        """Return the folders of the checkpoints by their rounds."""
+        """Return the checkpoints' folders by round."""
         folders = [path for path in Path(self.folder).iterdir() if path.is_dir()]
         return {int(match[1]): path for path in folders if (match := _NAME.fullmatch(path.name))}
 
@@ -304,7 +277,7 @@ def _folder_name(server_round: int) -> str:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder, or a link and not what it points to, if it is there."""
+    """Remove a folder, or a link but not its target, if it exists."""
     if path.is_symlink():
         path.unlink()
     else:
@@ -312,8 +285,8 @@ def _remove(path: Path) -> None:
 
 
 def _write(folder: Path, saved: Saved, earlier: Mark | None) -> Mark:
-    """Write a checkpoint's files, and wait until they are on the disk."""
-    # Numbered, because an array's name need not be one that a file can have.
+    """Write a checkpoint's files and flush them to disk."""
+    # Numbered, because an array's name may not be a valid file name.
     numbered = {
         f"{group}.{number}": array
         for group, arrays in saved.arrays.items()
@@ -332,7 +305,7 @@ def _write(folder: Path, saved: Saved, earlier: Mark | None) -> Mark:
         "sha256": mark.digest,
     }
     with _create(folder / _ARRAYS) as file:
-        np.savez(file, **numbered)  # type: ignore[arg-type]  # none is called allow_pickle
+        np.savez(file, **numbered)  # type: ignore[arg-type]  # no name is allow_pickle
     _create_text(folder / _STATE, json.dumps(state, indent=1) + "\n")
     _create_text(folder / _SUMS, "".join(f"{_sum(folder / n)}\n" for n in (_ARRAYS, _STATE)))
     for path in (folder / _HISTORY, folder / _ARRAYS, folder / _STATE, folder / _SUMS, folder):
@@ -341,17 +314,17 @@ def _write(folder: Path, saved: Saved, earlier: Mark | None) -> Mark:
 
 
 def _write_history(folder: Path, saved: Saved, earlier: Mark | None) -> Mark:
-    """Write the metrics of all rounds, of which an earlier checkpoint's file has most.
+    """Write the metrics of all rounds by extending an earlier checkpoint's file.
 
-    That file becomes this one's as well. What is appended does not concern the earlier checkpoint,
-    which knows how much of it is its own; the one between has another file, a second copy.
+    Both checkpoints then share the file through a hard link; the earlier one reads only the bytes
+    in its own mark. The checkpoint between them has a second copy.
     """
     path = folder / _HISTORY
     if earlier is not None:
         try:
             os.link(folder.parent / _folder_name(earlier.server_round) / _HISTORY, path)
             if path.lstat().st_size < earlier.num_bytes:
-                raise OSError("it has been cut")
+                raise OSError("it was truncated")
         except OSError:
             path.unlink(missing_ok=True)
             earlier = None
@@ -362,12 +335,12 @@ def _write_history(folder: Path, saved: Saved, earlier: Mark | None) -> Mark:
     for phase, rounds in saved.history.items():
         new = islice(reversed(rounds.items()), len(rounds) - earlier.entries.get(phase, 0))
         for number, metrics in reversed([*new]):
-            # In the older API the user's own metrics may be anything; nothing depends on them.
+            # The older API allows any type of metric; nothing depends on them.
             lines.append(json.dumps([phase, number, metrics], default=str))
             digest = _chained(digest, lines[-1])
     data = "".join(f"{line}\n" for line in lines).encode()
     with open(os.open(path, os.O_WRONLY | _NO_FOLLOW), "wb") as file:
-        file.truncate(earlier.num_bytes)  # what a process that was killed has appended
+        file.truncate(earlier.num_bytes)  # drop what a killed process appended
         file.seek(earlier.num_bytes)
         file.write(data)
     entries = {phase: len(rounds) for phase, rounds in saved.history.items()}
@@ -375,7 +348,7 @@ def _write_history(folder: Path, saved: Saved, earlier: Mark | None) -> Mark:
 
 
 def _read_history(path: Path, mark: Mark) -> History:
-    """Read the metrics of all rounds: as much of the file as a checkpoint's mark says."""
+    """Read the metrics of all rounds, up to the length in a checkpoint's mark."""
     with _reading(path):
         with path.open("rb") as file:
             lines = file.read(mark.num_bytes).decode().splitlines()
@@ -391,12 +364,12 @@ def _read_history(path: Path, mark: Mark) -> History:
 
 
 def _chained(digest: str, line: str) -> str:
-    """Return the checksum of a line and of all those before it, which `digest` is of."""
+    """Return the checksum of a line and all lines before it, whose checksum is `digest`."""
     return sha256(f"{digest}{line}".encode()).hexdigest()
 
 
 def _read(folder: Path) -> Saved:
-    """Read a checkpoint, or raise ValueError with the name of the file that cannot be."""
+    """Read a checkpoint, or raise ValueError with the name of the unreadable file."""
     with _reading(folder / _SUMS):
         sums = (folder / _SUMS).read_text().splitlines()
     for path in (folder / _ARRAYS, folder / _STATE):
@@ -408,7 +381,7 @@ def _read(folder: Path) -> Saved:
         if state["format"] != _FORMAT:
             raise ValueError(
                 f"it has format {state['format']}, this version reads {_FORMAT}: resume with the "
-                "version that has written it, or start anew in another folder"
+                "version that wrote it, or start over in another folder"
             )
         names = {group: list(names) for group, names in state["arrays"].items()}
         number, identity, own = int(state["round"]), dict(state["identity"]), state["history"]
@@ -429,8 +402,8 @@ def _reading(path: Path) -> Iterator[None]:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise ValueError(f"{path} cannot be read: {error!r}") from error
     except (MemoryError, OSError):
-        raise  # which says nothing about what the file holds
-    # JSON, zip and npy files fail to parse in more ways than can be listed.
+        raise  # not a sign of damage
+    # Parsers of JSON, zip and npy raise too many types to list.
     except Exception as error:
         reason = str(error) if isinstance(error, ValueError) else repr(error)
         raise ValueError(f"{path} cannot be read: {reason}") from error
@@ -446,7 +419,7 @@ def _create_text(path: Path, text: str) -> None:
 
 
 def _counted(rounds: Mapping[Draw, int]) -> dict[str, Any]:
-    """Return numbers of rounds as they are stored, with a checksum."""
+    """Return numbers of rounds in the stored form, with a checksum."""
     counts = [[*draw, number] for draw, number in rounds.items()]
     return {"rounds": counts, "sha256": sha256(json.dumps(counts).encode()).hexdigest()}
 
@@ -458,9 +431,9 @@ def _sum(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of files, is on the disk."""
+    """Flush a file, or a folder's list of files, to disk."""
     if path.is_dir() and os.name != "posix":
-        return  # other systems do not open folders
+        return  # other systems cannot open folders
     descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
     try:
         os.fsync(descriptor)

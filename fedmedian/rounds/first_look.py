@@ -1,4 +1,4 @@
-"""What the server says about a model and its arguments before clients see it for the first time."""
+"""Warnings about a model and its arguments before the first round."""
 
 from collections.abc import Iterator
 
@@ -9,29 +9,29 @@ from fedmedian.rounds.core import Round
 
 
 def doubts(first: Round, exact: tuple[str, ...]) -> Iterator[str]:
-    """Yield what is probably not meant, each with its remedy.
+    """Yield probable mistakes, each with its remedy.
 
     Parameters
     ----------
     first : Round
-        The run's first round, which has begun.
+        The run's first round, already begun.
     exact : tuple of str
-        The patterns of the names of exact arrays.
+        Patterns for the names of exact arrays.
 
     Yields
     ------
     str
-        A warning: a pattern that matches nothing, unless it is a default, or trained arrays that
+        A warning: a pattern, other than a default, that matches nothing; or trained arrays that
         are not finite.
     """
     names = [spec.name for spec in first.layout.specs]
     for pattern in exact:
         if pattern not in RUNNING_STATISTICS and not any(matches(pattern, one) for one in names):
-            brackets = "; in a pattern [[] stands for a bracket" if "[" in pattern else ""
+            brackets = "; write [[] for a bracket in a pattern" if "[" in pattern else ""
             yield f"exact: {pattern!r} matches no array of the model{brackets}; there are {names}"
     flat = [spec.name for spec in first.layout.flat]
     if spoiled := [name for name in flat if not np.isfinite(first.arrays[name]).all()]:
         yield (
             "arrays that hold NaN or infinity are not trained and stay as they are; leave them out "
-            f"of the model, or match them in exact, so that clients' values count: {spoiled}"
+            f"of the model, or match them in exact so that clients' values count: {spoiled}"
         )

@@ -1,4 +1,4 @@
-"""The rounds that are behind a run: those that a checkpoint holds, and those since."""
+"""The finished rounds of a run: those in its checkpoint, and those since."""
 
 import logging
 import re
@@ -19,17 +19,17 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 class Journal:
-    """Keeps a run's checkpoints; without one it is empty and stays so.
+    """Writes and restores a run's checkpoints; does nothing without a `Checkpoint`.
 
     Parameters
     ----------
     checkpoint : Checkpoint or None
-        Where to.
+        Where and how often to store the run.
 
     Attributes
     ----------
     done : int
-        The last round that the run need not run, because the checkpoint holds it.
+        The last round that the checkpoint holds, which does not run again; 0 for none.
     model : mapping of str to array, or None
         The model after that round.
     """
@@ -46,27 +46,27 @@ class Journal:
         self._begin(None)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy is made of: the lock of the checkpoint's folder stays here."""
+        """Return the state to copy or pickle, without the lock of the folder."""
         return {**vars(self), "_lock": None}
 
     def open(self, core: Core, initial: Arrays | None) -> None:
-        """Begin a run, or resume the one that the checkpoint holds.
+        """Start a run, or resume the one in the checkpoint.
 
         Parameters
         ----------
         core : Core
-            Takes over the state that was stored.
+            Receives the stored state.
         initial : mapping of str to array, or None
-            The model that the run would begin with, if it is known.
+            The initial model, if it is known.
 
         Raises
         ------
         ValueError
-            If the checkpoint holds another run than this one, or is damaged.
+            If the checkpoint is of a different run, or is damaged.
         RuntimeError
-            If another run has the checkpoint's folder.
+            If another run uses the checkpoint's folder.
         OSError
-            If the folder cannot be made, or checkpoints cannot be written.
+            If the folder cannot be made or written to.
         """
         self.release()
         self._begin(None)
@@ -77,60 +77,57 @@ class Journal:
             saved = self._checkpoint.load()
             if saved is not None:
                 _require_same_run(self._checkpoint, saved, core, initial)
-            stored = {"model": initial or {}} if saved is None else saved.arrays
-            arrays = [array for group in stored.values() for array in group.values()]
-            self._checkpoint.probe(sum(array.nbytes for array in arrays))
         except BaseException:
             self.release()
             raise
         if saved is not None:
             core.restore(saved.arrays)
             self._begin(saved)
-            _LOGGER.info("Going on after round %d, from %s", self.done, self._checkpoint.folder)
+            _LOGGER.info("Resuming after round %d from %s", self.done, self._checkpoint.folder)
 
     def require_continuation(self, model: Arrays) -> None:
-        """Check that a round after those of the checkpoint begins with the last round's model.
+        """Check that a round starts from the model that the last round returned.
 
-        What has changed it since is in no checkpoint, which is logged once.
+        If not, a warning is logged once: no checkpoint holds the change.
 
         Parameters
         ----------
         model : mapping of str to array
-            The model that the round begins with.
+            The model that the round starts from.
 
         Raises
         ------
         RuntimeError
-            If it is to be the first of a resumed run: that would continue another one, and write
-            over it.
+            If it is the first round of a resumed run, which would then continue a different run
+            and overwrite this one.
         """
         if self._checkpoint is None or self._newest is None or _is_same(model, self._newest):
             return
         if self._newest is self.model:
             raise RuntimeError(
-                f"the model of round {self.done} in {self._checkpoint.folder} has not been taken "
-                "over: what drives this strategy must pass on unchanged what it returns, in the "
-                f"Message API of aggregate_train for each round until {self.done}, though nobody "
-                "is asked in them, in the older API of initialize_parameters"
+                f"the model of round {self.done} in {self._checkpoint.folder} was not loaded: the "
+                "code that drives this strategy must pass on unchanged what aggregate_train "
+                f"returns for each round up to {self.done}, in which no client trains; in the "
+                "older API, what initialize_parameters returns"
             )
         if not self._has_warned:
             warn(
-                "the model is not the one that the last round has returned: what has changed it is "
-                "not in the checkpoints in %s, and a run can resume from them only without that "
-                "change; pass on what aggregate_train or aggregate_fit returns (average_decay "
-                "keeps an average beside it), or leave the checkpoint out",
+                "the model is not the one that the last round returned: the checkpoints in %s do "
+                "not hold the change, so a run that resumes from them continues without it; pass "
+                "on what aggregate_train or aggregate_fit returns (average_decay keeps an average "
+                "beside it), or leave the checkpoint out",
                 self._checkpoint.folder,
             )
         self._has_warned = True
 
     def warn_of_unseen_rounds(self) -> None:
-        """Log what a run lacks that resumes and that this strategy's own ``start`` does not run."""
+        """Log what a resumed run lacks when another strategy's ``start`` drives it."""
         if self._checkpoint is not None and self.done > 1:
             warn(
-                "resuming after round %d, from %s: rounds 1 to %d are not run again, so that an "
-                "evaluate_fn of what drives this strategy does not see their models, and a run of "
-                "fewer rounds ends with the model of round %d; let evaluate_fn pass over them, and "
-                "num_rounds be at least %d",
+                "resuming after round %d from %s: rounds 1 to %d do not run again, so the caller's "
+                "evaluate_fn does not see their models, and a run of fewer rounds ends with the "
+                "model of round %d; let evaluate_fn skip those rounds, and set num_rounds to at "
+                "least %d",
                 *(self.done, self._checkpoint.folder, self.done - 1, self.done, self.done),
             )
 
@@ -144,14 +141,14 @@ class Journal:
         return self._history.get(phase, {}).get(server_round)
 
     def end_round(self, core: Core, model: Arrays | None) -> None:
-        """Take note that a round has ended, and write a checkpoint if it is time to.
+        """Record that a round has ended, and write a checkpoint if one is due.
 
         Parameters
         ----------
         core : Core
-            In the state after the round.
+            Its state after the round.
         model : mapping of str to array, or None
-            The new model, or None if it is the one from before the round.
+            The new model, or None if the round kept the old one.
         """
         if self._checkpoint is None:
             return
@@ -159,32 +156,32 @@ class Journal:
         self._newest = core.current.arrays if model is None else model
         self._last = number, self._newest
         if number % self._checkpoint.every == 0 and (error := self._save(core)) is not None:
-            warn("round %d is not stored, the run continues without: %s", number, error)
+            warn("round %d was not stored, the run continues without it: %s", number, error)
 
     def close(self, core: Core) -> None:
-        """Write the last round down, if it is not yet, and say so if it cannot be."""
+        """Store the last round unless it is stored already; log an error if that fails."""
         error = self._save(core)
         if error is not None and self._checkpoint is not None and self._last is not None:
             _LOGGER.error(
-                "the run has ended after round %d, and what came after round %d is not in %s: %s",
+                "the run ended after round %d, but nothing after round %d is stored in %s: %s",
                 *(self._last[0], self._stored, self._checkpoint.folder, as_line(error)),
             )
 
     def release(self) -> None:
-        """Leave the checkpoint's folder to other runs."""
+        """Unlock the checkpoint's folder for other runs."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
 
     def _save(self, core: Core) -> Exception | None:
-        """Write the last round down, if it is not yet, and return what keeps it from being so."""
+        """Store the last round unless it is stored already; return the error if that fails."""
         if self._checkpoint is None or self._last is None:
             return None
         number, model = self._last
         saved = Saved(number, _identity(core), {"model": model, **core.state}, self._history)
         try:
             mark = self._checkpoint.save(saved, self._stored, self._earlier)
-        # Whatever keeps it from being written, the run is worth more.
+        # The run is worth more than a checkpoint.
         except Exception as error:
             return error
         self._last, self._stored = None, number
@@ -212,7 +209,7 @@ def _require_same_run(
                 f"checkpoint {folder!r} is of a run with {name}={stored}, this one has {name}={own}"
             )
     if initial is not None and Layout.of_model(initial) != Layout.of_model(saved.arrays["model"]):
-        raise ValueError(f"checkpoint {folder!r} is of another model than the initial one")
+        raise ValueError(f"checkpoint {folder!r} is of a different model than the initial one")
 
 
 def _is_same(model: Arrays, other: Arrays) -> bool:
@@ -226,9 +223,9 @@ def _identity(core: Core) -> dict[str, str]:
 
 
 def _in_words(value: Any) -> str:
-    """Return what another process would call the same value.
+    """Return a description of a value that is the same in every process.
 
-    A function is known by its name alone, and any sequence of the same items is the same.
+    Functions compare by name, and sequences by their items.
     """
     if isinstance(value, Sequence) and not isinstance(value, str):
         value = [*value]

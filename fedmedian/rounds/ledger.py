@@ -1,4 +1,4 @@
-"""A run's privacy budget: what has been spent of it, and when it ends the run."""
+"""The accounting of a run's privacy budget, which ends the run when it is spent."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,32 +16,32 @@ from fedmedian.rounds.screening import Reply
 from fedmedian.steps.updates import Clip, DivideByLearningRate
 
 _MEMORYLESS = (Clip, DivideByLearningRate)
-"""Client steps that are known to remember nothing from round to round; a custom one may."""
+"""Client steps that are known to keep no state between rounds; a custom step may."""
 
 
 class Ledger:
-    """Counts the rounds that a run's clients may have answered, and what they have told by it.
+    """Counts the rounds that a run's clients may have answered, and the ε they have spent.
 
-    A client is taken to answer in every round, whichever are sampled: one that comes back under
-    another name is still the same. Where the budget counts on sampling it is taken to be drawn
-    like any other, and no client is taken to answer: see `fedmedian.privacy.amplification`.
+    Each client counts as answering every round, whichever are sampled: a client that returns under
+    another name is the same client. If the budget relies on sampling, each client counts as drawn
+    like any other, and none is relied on to answer: see `fedmedian.privacy.amplification`.
 
     Parameters
     ----------
     budget : PrivacyBudget
-        The most that may be told.
+        The bound on what clients reveal.
     mechanism : Mechanism or NoMechanism
         What clients release in a round.
     checkpoint : Checkpoint or None
-        Where the count is kept. It is written before clients are asked: what a process that was
-        killed has asked for has been told all the same.
+        Where the count is stored. It is written before clients are asked, because their answers
+        count even if the process is killed.
     min_replies : int (default: 1)
-        The number of replies without which a round keeps the model.
+        A round with fewer replies keeps the model.
 
     Raises
     ------
     ValueError
-        If it is no mechanism, or the budget does not afford one round.
+        If clients do not run a mechanism, or the budget does not afford one round.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Ledger:
         if isinstance(mechanism, NoMechanism):
             raise ValueError(
                 "privacy_budget must be None where clients do not run a mechanism, "
-                f"got {budget!r}; there is none because of {mechanism}"
+                f"got {budget!r}; they do not because of {mechanism}"
             )
         self._budget, self._mechanism, self._checkpoint = budget, mechanism, checkpoint
         self._draw = Draw(budget.sampling, min_replies)
@@ -77,8 +77,8 @@ class Ledger:
         Raises
         ------
         ValueError
-            If there is no mechanism, the budget does not afford a round, or counts on hiding more
-            than it does.
+            If there is no mechanism, the budget does not afford a round, or its sampling is below
+            the share of clients drawn.
         """
         budget = core.settings.privacy_budget
         if budget is None:
@@ -106,16 +106,16 @@ class Ledger:
 
     @property
     def report(self) -> Report:
-        """What to report about a round: ε of a client that has answered in every one."""
+        """The report of a round: ε of a client that has answered in every one so far."""
         return {"epsilon": self._epsilon(self._answered)}
 
     def open(self, done: int) -> None:
-        """Begin a run, or resume one.
+        """Start a run, or resume one.
 
         Parameters
         ----------
         done : int
-            The last round that need not be run again.
+            The last round that does not run again.
 
         Raises
         ------
@@ -125,15 +125,15 @@ class Ledger:
             If it cannot be read.
         """
         stored = Counter({} if self._checkpoint is None else self._checkpoint.answered_rounds())
-        # Another run of this strategy's asks the same clients: what was spent before is spent.
+        # An earlier run of this strategy asked the same clients, so its rounds count too.
         if stored.total() > self._answered.total():
             self._answered = stored
-        # Rounds that nobody has counted may have been asked of all.
+        # Uncounted rounds may have asked all clients.
         if (others := done - self._answered.total()) > 0:
             self._answered[Draw()] += others
 
     def spend(self, current: Round) -> None:
-        """Take note of a round, before clients are asked.
+        """Count a round before its clients are asked.
 
         Parameters
         ----------
@@ -143,7 +143,7 @@ class Ledger:
         Raises
         ------
         ValueError
-            If something in the model is in the way of the mechanism.
+            If the model does not fit the mechanism.
         """
         if reasons := [*map(str, against_model(current))]:
             raise ValueError(
@@ -155,7 +155,7 @@ class Ledger:
             return
         try:
             self._checkpoint.note_answered_rounds(self._answered)
-        # The count in this process still holds, and the next one that is written has it all.
+        # This process still has the count, and the next write contains all of it.
         except OSError as error:
             warn(
                 "could not record in %s that round %d was asked (%s); if the process ends before a "
@@ -164,19 +164,19 @@ class Ledger:
             )
 
     def is_hidden(self, drawn: int, present: int) -> bool:
-        """Tell whether the clients of a round are hidden as well as the budget counts on.
+        """Return whether a round hides its clients as well as the budget assumes.
 
         Parameters
         ----------
         drawn : int
-            The number of clients that were drawn.
+            The number of clients drawn.
         present : int
-            The number of those that they were drawn from.
+            The number of clients that they were drawn from.
 
         Returns
         -------
         bool
-            Whether the round may be asked.
+            Whether clients may be asked.
         """
         sampling, min_replies = self._draw
         share = share_that_hides(drawn, present, min_replies) if sampling < 1 else 1.0
@@ -184,16 +184,16 @@ class Ledger:
             return True
         is_least = share <= drawn / present
         warn(
-            "nobody is asked in this round: %d clients of %d were drawn, which with min_replies=%d "
-            "counts as a share of %s, more than the sampling of the privacy budget, %s; draw "
-            "fewer, or set sampling to that share"
+            "no client is asked in this round: %d clients of %d were drawn, which with "
+            "min_replies=%d counts as a share of %s, more than the privacy budget's sampling of "
+            "%s; draw fewer, or set sampling to that share"
             + ("" if is_least else ", or min_replies to the number drawn"),
             *(drawn, present, min_replies, f"{share:.4g}", self._budget),
         )
         return False
 
     def look_at(self, replies: Sequence[Reply[Any]]) -> None:
-        """Warn, once, if clients send what ε does not count."""
+        """Warn once if clients send values that ε does not cover."""
         if self._has_warned:
             return
         names = {key for one in replies for key, value in one.metrics.items() if value != 1}
@@ -201,7 +201,7 @@ class Ledger:
             return
         self._has_warned = True
         warn(
-            "clients send their number of examples or metrics of their own, %s, without noise, and "
+            "clients send their number of examples or their own metrics, %s, without noise, and "
             "epsilon does not count them; a client's Policy leaves them out",
             sorted(names),
         )

@@ -1,4 +1,4 @@
-"""One run at a time in a folder."""
+"""A lock that gives a folder to one run at a time."""
 
 import os
 import sys
@@ -15,22 +15,22 @@ if sys.platform != "win32":
 
 
 class FolderLock:
-    """The right to write to a folder, which one run at a time has.
+    """The exclusive right of one run to write to a folder.
 
-    It ends with the process, whichever way that ends. Of the runs of one thread the last one has
-    it: those before have ended, though nobody may have said so. Where the system has no
-    ``flock``, as Windows and some network file systems, a warning says that only the runs of one
-    process are kept apart.
+    The lock ends with the process, however that ends. A new run in the same thread takes the lock
+    over, since the previous run of that thread must have ended. Without ``flock``, as on Windows
+    and some network file systems, a warning says that only runs of the same process are kept
+    apart.
 
     Parameters
     ----------
     folder : Path
-        The folder, which is there. The lock is the file ``.lock`` in it.
+        An existing folder. The lock is the file ``.lock`` in it.
 
     Raises
     ------
     RuntimeError
-        If another run has it.
+        If another run holds the lock.
     OSError
         If the folder cannot be written to, or the lock is a link.
     """
@@ -44,24 +44,27 @@ class FolderLock:
                 raise _in_use(folder, "this process")
             before.release()
         path = folder / ".lock"
-        # What it holds is written over: it must be no link to what somebody else needs.
+        # Locking overwrites the file, so it must not be a link to a file in use elsewhere.
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         descriptor = os.open(path, flags, mode=0o600)
         self._close = finalize(self, os.close, descriptor)
         try:
             status = os.fstat(descriptor)
             if not S_ISREG(status.st_mode) or status.st_nlink > 1:
-                raise OSError(EINVAL, "the lock must be a file that has no other name", str(path))
+                raise OSError(
+                    EINVAL, "the lock must be a regular file without other links", str(path)
+                )
             _lock(descriptor, folder)
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"{os.getpid()}\n".encode())
+            os.fsync(descriptor)  # a full disk may fail only here
         except BaseException:
             self._close()
             raise
         _HELD[self._folder] = self
 
     def release(self) -> None:
-        """Give it back; nothing happens if that has been done."""
+        """Release the lock; does nothing if it is released already."""
         self._close()
         if _HELD.get(self._folder) is self:
             del _HELD[self._folder]
@@ -78,11 +81,11 @@ def _lock(descriptor: int, folder: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         holder = os.read(descriptor, 32).decode(errors="replace").strip()
-        # Who has just taken it may not have written that down yet.
+        # A new holder may not have written its id yet.
         where = f"process {holder}" if holder else "another process or thread"
         raise _in_use(folder, where) from error
     except OSError as error:
-        warn("%s cannot be locked here, see that no other run uses it: %s", folder, error)
+        warn("%s cannot be locked here, make sure that no other run uses it: %s", folder, error)
 
 
 def _in_use(folder: Path, where: str) -> RuntimeError:
@@ -95,5 +98,5 @@ def _release_all() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    # A child's copy of the descriptor would hold the lock when this process is long dead.
+    # A child's copy of the descriptor would hold the lock after this process has died.
     os.register_at_fork(after_in_child=_release_all)

@@ -1,4 +1,4 @@
-"""The clients' own metrics: those that can be aggregated."""
+"""Selection of the clients' metrics that can be aggregated."""
 
 import traceback
 from collections import Counter
@@ -16,27 +16,27 @@ from fedmedian.wire.scalars import WireError
 Aggregated = TypeVar("Aggregated")
 
 MOST_METRICS = 64
-"""The number of metrics that a client may send."""
+"""The largest number of metrics per client."""
 
 LONGEST_NAME = 128
-"""The number of characters that a metric's name may have."""
+"""The largest number of characters in a metric's name."""
 
 MOST_ENTRIES = 4096
-"""The number of numbers, and of characters of texts, that they may hold together."""
+"""The largest total of numbers and characters in a client's metrics."""
 
 LARGEST = 1e100
-"""The largest number that is averaged: squares, and sums over clients and examples, are finite."""
+"""The largest number that is averaged, so that squares and weighted sums stay finite."""
 
 
 def require_examples(name: str, weight: Any) -> float:
-    """Return a client's number of examples, or raise if it is none.
+    """Return a client's number of examples, or raise if it is invalid.
 
     Parameters
     ----------
     name : str
         The metric's name.
     weight : object
-        The client's word.
+        The client's value.
 
     Returns
     -------
@@ -55,7 +55,7 @@ def require_examples(name: str, weight: Any) -> float:
 
 
 def fair_examples(examples: Sequence[float]) -> list[float]:
-    """Return the numbers of examples by which clients' metrics are averaged.
+    """Return the numbers of examples that weight the average of clients' metrics.
 
     Parameters
     ----------
@@ -65,46 +65,46 @@ def fair_examples(examples: Sequence[float]) -> list[float]:
     Returns
     -------
     list of M int or float
-        The claims as `capped_examples` leaves them. Where there are integers the
-        cap is one as well, unless it is below 1.
+        The claims, capped as by `capped_examples`. With integers among them the cap is an integer
+        as well, unless it is below 1.
     """
     capped = capped_examples(np.array(examples, dtype=np.float64)).tolist()
-    # Rounding must not take an example from those that are not capped.
+    # Rounding must not change a claim below the cap.
     kept = [
         own if isclose(own, other, rel_tol=1e-9) else other
         for own, other in zip(examples, capped, strict=True)
     ]
     cap = min(max(kept), LARGEST)
     if cap >= 1 and any(isinstance(one, int) for one in examples):
-        cap = int(cap)  # a lower cap bounds what any clients hold together as well
+        cap = int(cap)  # rounding the cap down keeps every bound
     return [min(cap, one) for one in kept]
 
 
 def is_averageable(value: Any) -> bool:
-    """Return whether a client's value can be averaged with others; what is no number can."""
+    """Return whether a value is small enough to average; anything but a number is."""
     return not isinstance(value, int | float) or abs(value) <= LARGEST
 
 
 def with_usual_metrics(
     replies: Sequence[AnyReply], name_of: Callable[[Node], str]
 ) -> list[AnyReply]:
-    """Return the replies whose metrics have the names and forms that most replies have.
+    """Return the replies whose metrics have the most common names and types.
 
-    Flower's aggregation of metrics raises on, silently mixes up, or spreads anything else. What
-    is not finite, or more than a client may send, is left out before: its vote counts, and its
-    metrics do not.
+    Flower's aggregation would raise on the others, mix them up silently, or spread them. Metrics
+    that are not finite, or exceed the limits above, are dropped first; the client's update still
+    counts.
 
     Parameters
     ----------
     replies : sequence of Reply
         The replies.
     name_of : callable
-        Maps a node to its name in the log.
+        Maps a node to its name for the log.
 
     Returns
     -------
     list of Reply
-        Those to aggregate metrics from; none if two forms are equally common.
+        The replies to aggregate metrics from; none if two forms are equally common.
     """
     fit: list[AnyReply] = []
     unfit: dict[str, list[str]] = {}
@@ -115,7 +115,7 @@ def with_usual_metrics(
         else:
             unfit.setdefault(reason, []).append(name_of(reply.node))
     for reason, names in unfit.items():
-        slots = ", ".join(["%s"] * len(names))  # as one word they would be cut
+        slots = ", ".join(["%s"] * len(names))  # one word would be truncated
         warn(f"left the metrics of {slots} out: %s", *names, reason)
     if not fit:
         return []
@@ -132,7 +132,7 @@ def with_usual_metrics(
         return []
     if count < len(fit):
         warn(
-            "left the metrics of %d replies out, which are not like most: %s",
+            "left the metrics of %d replies out, which differ from most: %s",
             len(fit) - count,
             _describe(usual),
         )
@@ -140,12 +140,12 @@ def with_usual_metrics(
 
 
 def try_to_aggregate(name: str, aggregate: Callable[[], Aggregated]) -> Aggregated | None:
-    """Return what a function of the user's makes of the clients' metrics, or None if it raises.
+    """Return the result of the user's aggregation of metrics, or None if it raises.
 
     Parameters
     ----------
     name : str
-        The function, as the user has passed it.
+        The argument that the user passed it as.
     aggregate : callable
         Calls it.
 
@@ -156,11 +156,11 @@ def try_to_aggregate(name: str, aggregate: Callable[[], Aggregated]) -> Aggregat
     """
     try:
         return aggregate()
-    # It may raise for what a client has sent, and no client is to end the run.
+    # It may raise because of a client's metrics, and no client may end the run.
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         warn(
-            "%s failed, and the round goes on without the clients' metrics: %s: %s (%s, line %d)",
+            "%s failed, and the round continues without the clients' metrics: %s: %s (%s, line %d)",
             name,
             type(error).__name__,
             error,
@@ -171,7 +171,7 @@ def try_to_aggregate(name: str, aggregate: Callable[[], Aggregated]) -> Aggregat
 
 
 def _why_unfit(metrics: Mapping[str, Any]) -> str | None:
-    """Return the reason why metrics are aggregated with no others; None if there is none."""
+    """Return why metrics cannot be aggregated; None if they can."""
     if len(metrics) > MOST_METRICS:
         return f"there are more than {MOST_METRICS}"
     longest = max(map(len, metrics), default=0)
@@ -196,7 +196,7 @@ def _length(value: Any) -> int:
 def _is_finite(value: Any) -> bool:
     try:
         return not isinstance(value, int | float) or isfinite(value)
-    except OverflowError:  # an integer that no float can hold
+    except OverflowError:  # an integer too large for a float
         return False
 
 

@@ -1,4 +1,4 @@
-"""The nodes of a run, and what becomes of their replies: no client can end a run."""
+"""The nodes of a run, and the fate of their replies: no client can end a run."""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -7,14 +7,14 @@ from fedmedian.logs import text_of, warn
 from fedmedian.rounds.screening import AnyReply, Cohort, CohortRule, Node
 
 NO_REPLY = "no reply"
-"""The reason of a node that has not replied, where no other is known."""
+"""The reason for a node without a reply, if none is known."""
 
 
 class Roster:
-    """The nodes by name, with their partitions once replies have told.
+    """Names of nodes in the log, with their partitions once replies have reported them.
 
-    Nobody proves whose partition it is: the first claim of a node and of a partition stands, so
-    that no node goes by the name of another.
+    Partitions are claims without proof. The first claim of each node and for each partition
+    stands, so no node can take the name of another.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class Roster:
         self._node_of: dict[int, Node] = {}
 
     def learn(self, node: Node, partition: int | None) -> None:
-        """Remember a node's partition, if it has told one that no other node has claimed."""
+        """Remember a node's partition, unless another node has claimed it."""
         if partition is None or node in self._partition_of:
             return
         owner = self._node_of.setdefault(partition, node)
@@ -30,32 +30,34 @@ class Roster:
             self._partition_of[node] = partition
         else:
             self._partition_of[node] = None
-            warn("node %s claims partition %d, as node %s has done before", node, partition, owner)
+            warn(
+                "node %s claims partition %d, which node %s claimed before", node, partition, owner
+            )
 
     def name(self, node: Node) -> str:
-        """Return the name of a node in the log."""
+        """Return a node's name for the log."""
         partition = self._partition_of.get(node)
         return f"node {node}" if partition is None else f"node {node} (partition {partition})"
 
 
 class Hearing:
-    """The replies to one question: which can be used, and why the others cannot.
+    """The replies of one round and phase: which are usable, and why the others are not.
 
     Parameters
     ----------
     phase : str
-        The beginning of what is logged.
+        The prefix of log lines.
     asked : collection of int or str
         The nodes that were asked.
     roster : Roster
         Their names.
     failures : sequence of str
-        Why nodes have not replied, as far as that is known.
+        Known reasons for missing replies.
 
     Attributes
     ----------
     reasons : list of str or Exception
-        Why replies cannot be used, or did not come: one for each, once they are judged.
+        Why replies are rejected or missing, one for each; complete after `judge`.
     """
 
     def __init__(
@@ -71,32 +73,32 @@ class Hearing:
 
     @contextmanager
     def reply_of(self, node: Node) -> Iterator[None]:
-        """Reject a node's reply if reading it, in this context, raises."""
+        """Reject a node's reply if the body of this context raises while reading it."""
         self._heard.add(node)
         try:
             yield
-        # Whatever a client sends, it must not end the run.
+        # Nothing that a client sends may end the run.
         except Exception as error:
             self._reject(node, error)
 
     def judge(
         self, server_round: int, replies: Sequence[AnyReply], rules: Sequence[CohortRule]
     ) -> tuple[list[AnyReply], dict[str, int]]:
-        """Apply the rules to the replies that could be read, one rule after the other.
+        """Apply the rules to the readable replies, one rule after the other.
 
         Parameters
         ----------
         server_round : int
             The round.
         replies : sequence of Reply
-            What was read.
+            The readable replies.
         rules : sequence of CohortRule
             The rules.
 
         Returns
         -------
         kept : list of Reply
-            The replies that no rule refuses.
+            The replies that no rule rejects.
         counts : dict
             The numbers of replies accepted, rejected and missing, for the round's report.
         """
@@ -123,16 +125,16 @@ class Hearing:
         self.reasons.append(reason)
 
     def _say_who_is_out(self, missing: list[Node]) -> None:
-        """Log the nodes without a usable reply, in one line for all that have the same reason."""
+        """Log the nodes without a usable reply, one line per reason."""
         if missing:
-            # They may be the nodes that have replied that they failed.
+            # Some of them may have replied with a failure.
             what = "no usable reply" if self._failures else NO_REPLY
             self._say(f"{what} from {{}}", f"{what} from %d nodes: {{}}", missing)
         for reason, nodes in self._rejected.items():
             self._say("dropped the reply of {}: %s", "dropped %d replies, of {}: %s", nodes, reason)
 
     def _say(self, of_one: str, of_many: str, nodes: list[Node], *words: object) -> None:
-        # A word of the log is cut where it is too long, and no node may be lost: each is a word.
+        # The log truncates long words: one word per node keeps every name.
         template = (of_one if len(nodes) == 1 else of_many).format(", ".join(["%s"] * len(nodes)))
         names = map(self._roster.name, nodes)
         count = [] if len(nodes) == 1 else [len(nodes)]

@@ -1,4 +1,4 @@
-"""A round's answers as a whole, and the rules by which some of them are refused together."""
+"""A round's replies as a whole, and rules that reject some of them together."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,23 +14,23 @@ from fedmedian.steps.payload import Payload
 Source = TypeVar("Source")
 
 Node = int | str
-"""A node's id, or the older API's name of a client."""
+"""A node's id; in the older API, a client's id."""
 
 
 @dataclass(frozen=True)
 class Reply(Generic[Source]):
-    """A reply that can be used as far as it can be judged by itself.
+    """A reply that is valid by itself.
 
     Parameters
     ----------
     node : int or str
-        The node that it comes from.
+        The sender.
     num_examples : float
         The client's weight, > 0.
     metrics : mapping
         The client's own metrics.
     source : object
-        The reply as Flower's API has it.
+        Flower's own object of the reply.
     """
 
     node: Node
@@ -41,12 +41,12 @@ class Reply(Generic[Source]):
 
 @dataclass(frozen=True)
 class Answer(Reply[Source]):
-    """A reply to training.
+    """A valid reply to training.
 
     Parameters
     ----------
     payload : Payload
-        The client's answer.
+        The client's update as it was sent.
     """
 
     payload: Payload
@@ -64,14 +64,14 @@ class Answer(Reply[Source]):
 
 
 _LONGEST_METRICS = 10_000
-"""The number of characters of a reply's metrics that its place in an order depends on."""
+"""The number of characters of a reply's metrics that `Answer.key` reads."""
 
 AnyReply = TypeVar("AnyReply", bound=Reply[Any])
 
 
 @dataclass(frozen=True)
 class Cohort(Generic[AnyReply]):
-    """A round's usable replies, before they are aggregated.
+    """A round's valid replies before aggregation.
 
     Parameters
     ----------
@@ -80,11 +80,11 @@ class Cohort(Generic[AnyReply]):
     asked : collection of int or str
         The nodes that were asked.
     replies : sequence of Reply
-        The replies that can be used, each by itself: `Answer` in training.
+        The replies that are valid by themselves; `Answer` in training.
     rejected : int
-        The number of those that cannot.
+        The number of replies that are not.
     missing : int
-        The number of nodes that were asked and did not reply.
+        The number of asked nodes that did not reply.
     """
 
     server_round: int
@@ -95,11 +95,11 @@ class Cohort(Generic[AnyReply]):
 
 
 CohortRule = Callable[[Cohort[Any]], Mapping[int, str]]
-"""Returns the replies to refuse, by their index in the cohort, each with the reason."""
+"""Maps a cohort to the replies to reject: the reason by index in ``cohort.replies``."""
 
 
 def one_reply_per_node(cohort: Cohort[Any]) -> dict[int, str]:
-    """Refuse replies of nodes that were not asked, and all but the first reply of a node."""
+    """Reject replies of nodes that were not asked, and all but a node's first reply."""
     refused: dict[int, str] = {}
     heard: set[Node] = set()
     asked = set(cohort.asked)
@@ -113,7 +113,7 @@ def one_reply_per_node(cohort: Cohort[Any]) -> dict[int, str]:
 
 
 def all_or_none(cohort: Cohort[Any]) -> dict[int, str]:
-    """Refuse every reply if one cannot be used or is missing."""
+    """Reject every reply if one is rejected or missing."""
     if not (cohort.rejected or cohort.missing):
         return {}
     return dict.fromkeys(range(len(cohort.replies)), "others failed, and accept_failures is False")

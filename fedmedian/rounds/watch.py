@@ -1,4 +1,4 @@
-"""What a person should hear of a run: a line for each round, a warning where one is due, an end."""
+"""What a run reports to its user: a line per round, warnings, and an error when it fails."""
 
 import logging
 import re
@@ -21,20 +21,20 @@ from fedmedian.steps.rotation import Rotation
 _LOGGER = logging.getLogger("flwr")
 
 RUNAWAY = 10.0
-"""The growth of a noise scale since its first rounds at which it has run away."""
+"""A noise scale that has grown by this factor since its first rounds triggers a warning."""
 
 _FIRST_ROUNDS = 10
-"""The rounds of a noise scale with whose largest later ones are compared.
+"""Later scales are compared with the largest of a block's first so many nonzero ones.
 
-What starts at zero, or trains at a rate that warms up, moves little at first.
+Arrays that start at zero, or train with a learning rate that warms up, move little at first.
 """
 
 STILL_ROUNDS = 3
-"""A client that has sent no update in so many rounds, from its first on, is worth a warning."""
+"""A client whose update is zero in each of its first so many rounds triggers a warning."""
 
 _START = 4096
 
-# The older API passes on the text of an error reply alone, without its code.
+# The older API passes on an error reply's text without its code.
 _IN_ERROR_REPLY = r"(^error \d+: |\(reason: )"
 
 _REMEDIES = (
@@ -54,36 +54,36 @@ _REMEDIES = (
     (
         "(update of array|vector|array) .*holds NaN or infinity|"
         "^(scales|magnitudes) must be from 0 to ",
-        "training diverges there; a smaller learning rate of theirs helps",
+        "training diverges on that client; lower the clients' learning rate",
     ),
     ("^no reply$", "are the nodes up, and is the timeout long enough?"),
     (
         "(instruction|payload) is of version",
         "server and clients need the same release of fedmedian",
     ),
-    # Of an exception in the app, which Flower logs where it is raised.
+    # An exception in the client's app, which Flower logs on the client.
     (
         r"^error [12]: |\(reason: (<class '|An exception was raised|(?!Error: )[A-Z]\w*: )",
-        "the clients' own log has more",
+        "see the clients' own log",
     ),
 )
-"""Patterns of reasons, each with what helps; the first that is found counts."""
+"""Patterns of reasons, each with its remedy; the first match counts."""
 
 
 class RunFailedError(RuntimeError):
-    """A run whose rounds fail one after the other: going on would look like success.
+    """Raised to stop a run whose rounds keep failing, which would otherwise look like success.
 
     Parameters
     ----------
     message : str
-        The rounds, the commonest reason, and what helps.
+        The rounds, the most common reason, and its remedy.
     arrays : mapping of str to array
         The model.
 
     Attributes
     ----------
     arrays : mapping of str to array
-        The model of the last round that has made one, or the initial model.
+        The model after the last successful round, or the initial model.
     """
 
     def __init__(self, message: str, arrays: Arrays) -> None:
@@ -91,17 +91,17 @@ class RunFailedError(RuntimeError):
         self.arrays = arrays
 
     def __reduce__(self) -> tuple[type["RunFailedError"], tuple[str, Arrays]]:
-        """Let the error travel between processes, as from a worker of a pool, with its model."""
+        """Pickle the error with its model, so that it can leave a worker process."""
         return type(self), (str(self), self.arrays)
 
 
 class Watch:
-    """Looks at each round of a run when it has ended.
+    """Observes each finished round of a run: logs, warns, and stops a run that fails.
 
     Parameters
     ----------
     core : Core
-        The strategy's own work.
+        The strategy's core.
     """
 
     def __init__(self, core: Core) -> None:
@@ -125,14 +125,14 @@ class Watch:
         no_step: str,
         answers: Mapping[str, Payload],
     ) -> None:
-        """Look at a round: log its line, warn once of each thing that is wrong, end a lost run.
+        """Observe a round: log its line, warn once about each problem, stop a failing run.
 
         Parameters
         ----------
         asked : int
             The number of clients that were asked.
         refused : sequence of str or Exception
-            The reasons why replies were not used or did not come, one for each.
+            The reasons for rejected and missing replies, one for each.
         metrics : mapping
             The round's report and metrics.
         no_step : str
@@ -143,8 +143,8 @@ class Watch:
         Raises
         ------
         RunFailedError
-            If there has been none for `max_failed_rounds` rounds, or all clients of the first
-            round have sent plain weights that cannot be used.
+            If there was no new model for `max_failed_rounds` rounds in a row, or if all clients
+            sent unusable plain weights before the model first changed.
         """
         current = self._core.current
         _LOGGER.info("aggregate_train: %s", describe_round(metrics))
@@ -153,9 +153,9 @@ class Watch:
         for reason, count in reasons.items():
             if 2 * count > asked:
                 self._warn_once(
-                    f"reason: {reason}",  # no client's words are another warning's key
+                    f"reason: {reason}",  # the prefix keeps a client's text apart from other keys
                     "round %d: %d of %d replies are lost for one reason: %s%s",
-                    # The log cuts a long word, and the remedy is not to be lost by that.
+                    # The log truncates long words, so the remedy is a word of its own.
                     *(current.number, count, asked, reason, _remedy_of(reason)),
                 )
         if not no_step:
@@ -168,7 +168,7 @@ class Watch:
         self._reasons += reasons
         never_moved = current.number == len(self._failed)
         plain = bool(refused) and all(isinstance(one, PlainWeightsError) for one in refused)
-        # One client's plain weights say nothing about the app that the others run.
+        # One client's plain weights say nothing about the others' app.
         plain = plain and not metrics["replies-accepted"] and asked > 1
         if (plain and never_moved) or len(self._failed) == self._core.settings.max_failed_rounds:
             raise RunFailedError(self._failure(no_step), current.arrays)
@@ -179,18 +179,18 @@ class Watch:
         Parameters
         ----------
         up : float
-            Those of all replies.
+            Bytes of all replies.
         with_fedavg : float
-            Those that they would take from FedAvg's clients.
+            Bytes that FedAvg's clients would send.
         down : float
-            Those of all messages to the clients.
+            Bytes of all messages to the clients.
         """
         self._up += up
         self._up_with_fedavg += with_fedavg
         self._down += down
 
     def say_totals(self) -> None:
-        """Log the bytes of the run, beside those of a run with FedAvg."""
+        """Log the bytes of the run, next to those of a run with FedAvg."""
         if self._up:
             _LOGGER.info(
                 "training and evaluation took %s up and %s down in %d rounds; FedAvg's clients "
@@ -201,12 +201,12 @@ class Watch:
 
     def _failure(self, no_step: str) -> str:
         first, last, number = self._failed[0], self._failed[-1], len(self._failed)
-        rounds = f"round {first} has" if number == 1 else f"rounds {first} to {last} have"
+        rounds = f"round {first}" if number == 1 else f"rounds {first} to {last}"
         if not self._reasons:
             return f"{rounds} made no new model: {no_step}"
         (reason, count), total = self._reasons.most_common(1)[0], self._reasons.total()
         return (
-            f"{rounds} made no new model; the commonest reason, of {count} in {total} replies: "
+            f"{rounds} made no new model; the most common reason, {count} of {total} replies: "
             f"{reason}{_remedy_of(reason)}"
         )
 
@@ -229,16 +229,15 @@ class Watch:
             self._warn_once(
                 "scales",
                 "the noise scale of %s has grown to %s times that of its first rounds: clients' "
-                "updates of it do not shrink, as where they keep an array to themselves and send "
-                "it all the same; leave such arrays out of the model that is sent, or let clients "
-                "train less in a round",
+                "updates do not shrink there, as when clients keep an array of their own but send "
+                "it too; do not send such arrays, or train less per round",
                 *(self._name_of_block(block), f"{growth.max():.0f}"),
             )
 
     def _look_at_updates(self, answers: Mapping[str, Payload]) -> None:
         current = self._core.current
         moved = _who_has_moved(answers, current)
-        # What clients did before a run was resumed is not known.
+        # Earlier updates of a resumed run are unknown.
         if moved is None or self._rounds != current.number:
             return
         self._moved |= moved
@@ -247,16 +246,16 @@ class Watch:
         still = [name for name in answers if name not in self._moved]
         if moved:
             still = [name for name in still if self._rounds_still[name] >= STILL_ROUNDS]
-        # Clients return a finished model as it is, too, but then some have moved it before.
+        # A finished model comes back unchanged too, but only after some client has moved it.
         elif self._moved or self._rounds_seen < STILL_ROUNDS:
             return
         if still:
             slots = ", ".join(["%s"] * len(still))
             self._warn_once(
                 "still",
-                f"%d of %d clients ({slots}) have returned the model as it was sent to them in all "
-                "rounds so far, as if they did not train: check that their app trains the model "
-                "that it was sent, and returns its weights from after training",
+                f"%d of %d clients ({slots}) have returned the model unchanged in all rounds so "
+                "far, as if they did not train: check that their app trains the model that it "
+                "receives and returns the weights from after training",
                 *(len(still), len(answers), *still),
             )
 
@@ -268,7 +267,7 @@ class Watch:
             if rotation is None
             else rotation.groups(current.layout.blocks)
         )
-        if len(groups) != len(current.blocks):  # a custom step makes others
+        if len(groups) != len(current.blocks):  # a custom step changed the blocks
             return f"block {block}"
         first, *others = [repr(flat[index].name) for index in groups[block]]
         if not others:
@@ -283,7 +282,7 @@ class Watch:
 
 
 def describe_round(metrics: Mapping[str, Any]) -> str:
-    """Return a round's line in the log: replies, ε, signal to noise, margin and bytes."""
+    """Return a round's log line: replies, ε, signal to noise, margin and bytes."""
     replies = (
         f"accepted {metrics['replies-accepted']} replies, dropped {metrics['replies-rejected']}"
     )
@@ -305,9 +304,9 @@ def describe_round(metrics: Mapping[str, Any]) -> str:
 
 
 def _who_has_moved(answers: Mapping[str, Payload], current: Round) -> set[str] | None:
-    """Return the names of clients whose update is not zero; None where that cannot be seen."""
+    """Return the names of clients whose update is not zero; None if that is not visible."""
     instruction, flat = current.instruction, current.layout.flat
-    # An array that is not finite is never moved.
+    # An array that is not finite never moves.
     can_move = any(np.isfinite(current.arrays[spec.name]).all() for spec in flat)
     if current.blocks.dim == 0 or not can_move:
         return None
@@ -336,6 +335,6 @@ def _in_units(size: float) -> str:
 
 
 def _remedy_of(reason: str) -> str:
-    """Return what helps, in parentheses; nothing if that is not known."""
+    """Return the remedy in parentheses, or nothing if none is known."""
     found = (remedy for pattern, remedy in _REMEDIES if re.search(pattern, reason))
     return "".join(f" ({remedy})" for remedy in islice(found, 1))

@@ -1,7 +1,7 @@
-"""The noise that clients add before the sign or the median, and its law.
+"""Families of the noise that clients add before the sign or the median.
 
 Every family has mean 0 and variance 1 at scale 1 and is symmetric and unimodal, which is what
-the convergence proofs of Chen et al. (arXiv 1906.01736, Section 4) ask of it.
+the convergence proofs of Chen et al. (arXiv 1906.01736, Section 4) require.
 """
 
 from abc import ABC, abstractmethod
@@ -27,24 +27,25 @@ _GAUSSIAN_PEAK = 1.0 / sqrt(2.0 * pi)
 class Noise(ABC):
     """A noise family together with the rule that sets its scale.
 
-    A family of one's own derives from this class, is a frozen dataclass, and is decorated with
-    `register_noise` in a module that server and clients import; its other fields, numbers and
-    strings, are its parameters and travel to the clients.
+    A custom family is a frozen dataclass that derives from this class. Decorate it with
+    `register_noise` in a module that server and clients import. Its other fields, numbers and
+    strings, are its parameters, which the server sends to clients.
 
     Parameters
     ----------
     scale : float or scale rule, optional
         The noise scale b, the standard deviation of the noise in units of the update: one
-        number for all arrays and rounds, or a rule that chooses one per array and round. If not
-        given it is the strategy's default: ``TopUp()`` for Gaussian noise in a random basis,
-        ``Adaptive(3.0)`` for all other.
+        number for all arrays and rounds, or a rule that chooses one per array and round. By
+        default the strategy chooses: ``TopUp()`` for Gaussian noise in a random basis,
+        ``Adaptive(3.0)`` otherwise.
 
     Raises
     ------
     TypeError
         If `scale` is neither a number nor a scale rule.
     ValueError
-        If `scale` is a number that is not finite and positive.
+        If `scale` is a number that is not finite and positive, or a rule that tops up for a
+        family that is not stable.
     """
 
     scale: float | ScaleRule | DefaultScale = field(default_factory=DefaultScale)
@@ -58,11 +59,11 @@ class Noise(ABC):
         if self.rule.tops_up and not self.is_stable:
             raise ValueError(
                 f"scale must not be {self.scale!r} for {type(self).__name__}: only Gaussian noise "
-                "tops normal coordinates up to normal ones"
+                "keeps normal coordinates normal"
             )
 
     is_stable: ClassVar[bool] = False
-    """Whether the noise and a normal variable add up to a normal one."""
+    """Whether the sum of the noise and a normal variable is normal."""
 
     @property
     def rule(self) -> ScaleRule:
@@ -70,17 +71,17 @@ class Noise(ABC):
         return as_scale_rule(self.scale)
 
     def with_scale(self, *, in_random_basis: bool) -> Self:
-        """Return this noise with a strategy's default rule for its scale, if it has none.
+        """Return this noise with the strategy's default scale rule if none was given.
 
         Parameters
         ----------
         in_random_basis : bool
-            Whether it is added to updates that are rotated.
+            Whether it is added to rotated updates.
 
         Returns
         -------
         Noise
-            The noise: with ``TopUp()`` if it can top up and the basis is random, else with
+            The noise: with ``TopUp()`` if it is stable and the basis is random, else with
             ``Adaptive(3.0)``.
         """
         if not isinstance(self.scale, DefaultScale):
@@ -102,14 +103,14 @@ class Noise(ABC):
 
     @property
     def parameters(self) -> dict[str, WireScalar]:
-        """The family's own parameters as they travel, by name; the scale is not one of them."""
+        """The family's parameters on the wire, by name, without the scale."""
         return parameters_of(self, "scale")
 
     def rough_vote(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return 2F(x) − 1, elementwise and in [−1, 1].
 
-        A family may be quicker here, within `fedmedian.kernels.encoding.ROUGH_ERROR`: the votes'
-        law stays exact.
+        A family may return a faster approximation within `fedmedian.kernels.encoding.ROUGH_ERROR`;
+        the law of the votes stays exact.
         """
         return np.asarray(2 * self.cdf(x) - 1, dtype=np.float32)
 
@@ -119,20 +120,20 @@ class Noise(ABC):
 
 
 NOISE_FAMILIES: Registry[Noise] = Registry(Noise, "noise family", "register_noise")
-"""Every noise family that clients can be told to draw from, by its name on the wire."""
+"""Every noise family that clients can draw from, by its name on the wire."""
 
 Family = TypeVar("Family", bound=Noise)
 
 
 def register_noise(family: type[Family]) -> type[Family]:
-    """Make a noise family known by its name; a decorator.
+    """Register a noise family under its name; a decorator.
 
-    Server and clients must both import the module that does it.
+    Server and clients must both import the module that uses it.
 
     Parameters
     ----------
     family : type
-        A frozen dataclass that derives from `Noise`, with a ``name`` of its own.
+        A frozen dataclass that derives from `Noise`, with a unique ``name``.
 
     Returns
     -------
@@ -142,7 +143,7 @@ def register_noise(family: type[Family]) -> type[Family]:
     Raises
     ------
     TypeError, ValueError
-        If it does not derive from `Noise`, or its name is no name or another family's.
+        If it does not derive from `Noise`, or its name is invalid or already in use.
     """
     return NOISE_FAMILIES.add(family)
 
@@ -150,9 +151,16 @@ def register_noise(family: type[Family]) -> type[Family]:
 @register_noise
 @dataclass(frozen=True)
 class Gaussian(Noise):
-    """Gaussian noise; with a clipped update and a fixed scale also a privacy mechanism.
+    """Gaussian noise; with a clipped update and a fixed scale, a privacy mechanism.
 
     See `Noise` for the parameter `scale`. Its vote law is E[sign(g + bξ)] = 2Φ(g/b) − 1.
+
+    Examples
+    --------
+    >>> float(Gaussian().cdf(0.0))
+    0.5
+    >>> Gaussian(0.1).sample(np.random.default_rng(0), 3).shape
+    (3,)
     """
 
     name: ClassVar[str] = "gaussian"
@@ -219,8 +227,8 @@ class Logistic(Noise):
 class Laplace(Noise):
     """Laplace noise, of scale parameter 1/√2 at unit variance.
 
-    See `Noise` for the parameter `scale`. It has the largest density at zero of the four, so
-    the smallest variance of decoded votes and the largest bias.
+    See `Noise` for the parameter `scale`. Of the four families it has the largest density at
+    zero, so decoded votes have the smallest variance and the largest bias.
     """
 
     name: ClassVar[str] = "laplace"
@@ -256,8 +264,8 @@ class Laplace(Noise):
 class Uniform(Noise):
     """Uniform noise on (−√3, √3) at unit variance.
 
-    See `Noise` for the parameter `scale`. Votes decode without any bias while no client's
-    update exceeds √3·b in magnitude.
+    See `Noise` for the parameter `scale`. Votes decode without bias while no client's update
+    exceeds √3·b in magnitude.
     """
 
     name: ClassVar[str] = "uniform"

@@ -1,19 +1,22 @@
-"""Learning-rate schedules: callables from the round, 1 for the first, to the server's step δ."""
+"""Learning-rate schedules: callables from the round, starting at 1, to the server's step δ."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from math import cos, pi
 from typing import Any
 
-from fedmedian.checks import require_integer, require_real, require_type
+from fedmedian.checks import require_integer, require_real
 
 Schedule = Callable[[int], float]
-"""Maps a round, >= 1, to a learning rate, > 0."""
+"""Maps a round, >= 1, to a learning rate, > 0.
+
+Any callable works: ``lambda server_round: 0.1 if server_round <= 50 else 0.01`` is a step decay.
+"""
 
 
 @dataclass(frozen=True)
 class Cosine:
-    """Half a cosine from `initial` in the first round to `final` in the last.
+    """A schedule that falls along half a cosine, from `initial` in round 1 to `final` in the last.
 
     Parameters
     ----------
@@ -22,7 +25,7 @@ class Cosine:
     rounds : int
         The number of rounds, >= 1; later ones stay at `final`.
     final : float, optional
-        The learning rate of the last round, > 0; a hundredth of `initial` if not given.
+        The learning rate of the last round, > 0; by default ``initial / 100``.
 
     Raises
     ------
@@ -52,49 +55,8 @@ class Cosine:
         return final + (self.initial - final) * (1 + cos(pi * progress)) / 2
 
 
-@dataclass(frozen=True)
-class StepDecay:
-    """`initial`, divided by a number from certain rounds on.
-
-    The default divisors are the paper's for CIFAR-10 (arXiv 1906.01736, Section 6).
-
-    Parameters
-    ----------
-    initial : float
-        The learning rate of the first round, > 0.
-    divisors : mapping of int to float (default: ``{1000: 2, 3000: 10, 5000: 20}``)
-        After round t, `initial` is divided by ``divisors[t]``; > 0.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument has the wrong type or is out of range.
-
-    Examples
-    --------
-    >>> rate = StepDecay(1.0)
-    >>> rate(1000), rate(1001), rate(5001)
-    (1.0, 0.5, 0.05)
-    """
-
-    initial: float
-    divisors: Mapping[int, float] = field(default_factory=lambda: {1000: 2, 3000: 10, 5000: 20})
-
-    def __post_init__(self) -> None:
-        require_real("initial", self.initial, low=0.0, open_low=True)
-        require_type("divisors", self.divisors, Mapping, "a mapping of rounds to divisors")
-        for after, divisor in self.divisors.items():
-            require_integer("divisors' rounds", after, low=1)
-            require_real(f"divisors[{after}]", divisor, low=0.0, open_low=True)
-
-    def __call__(self, server_round: int) -> float:
-        """Return the learning rate of a round."""
-        passed = [after for after in self.divisors if after < server_round]
-        return self.initial / self.divisors[max(passed)] if passed else self.initial
-
-
 def as_schedule(learning_rate: Any) -> Schedule:
-    """Return `learning_rate` itself if it is callable, else the constant schedule of a number.
+    """Return a callable as it is, and a number as a constant schedule.
 
     Raises
     ------
@@ -111,7 +73,7 @@ def as_schedule(learning_rate: Any) -> Schedule:
 
 @dataclass(frozen=True)
 class _Constant:
-    """One learning rate for every round; a class, because a closure cannot be pickled."""
+    """The same learning rate for every round; a class, because closures cannot be pickled."""
 
     rate: float
 

@@ -1,6 +1,6 @@
 """Robust combination of numbers that clients report: sizes, weights, values.
 
-With M clients, t of them may report anything: a fifth, and at least one of two or more.
+Of M clients, t may report anything: a fifth of them, and at least one of two or more.
 """
 
 import numpy as np
@@ -9,34 +9,40 @@ from numpy.typing import NDArray
 Sizes = NDArray[np.float64]
 
 PROPORTION = 4.0
-"""No size counts for more than this many times the median one, nor is as much further off."""
+"""The largest accepted ratio of a size, or a distance, to a typical one."""
 
 SHARE = 1.25
-"""No client's examples count for more than this many times an equal share of the total."""
+"""The largest accepted ratio of a client's examples to an equal share of the total."""
 
 _EXCESS = 2.0
-"""The most that a claim is above what t clients cannot raise without being cut or counted."""
+"""The largest accepted ratio of a claim to a bound that t clients cannot raise."""
 
 _MOST = 1e100
-"""The largest number of examples that counts as claimed; the smallest is its inverse."""
+"""The largest number of examples that counts in full; the smallest is its inverse."""
 
 
 def num_tolerated(num_clients: int) -> int:
-    """Return t, the number of clients of M that may lie: ⌊M/5⌋, but at least 1 of two or more."""
+    """Return t, how many of M clients may lie: ⌊M/5⌋, but at least 1 of two or more.
+
+    Examples
+    --------
+    >>> [num_tolerated(m) for m in (1, 2, 10, 100)]
+    [0, 1, 2, 20]
+    """
     return min(max(num_clients // 5, 1), num_clients - 1)
 
 
 def agreed_size(sizes: NDArray[np.floating], quantile: float = 0.5) -> Sizes:
-    """Return a quantile over clients of each block's size that liars cannot set.
+    """Return a quantile of each block's sizes over clients, which lying clients cannot set.
 
-    Sizes of zero, of clients that did not move the block, are left out. The quantile is one of the
-    others, the lower where it falls between two: a mean of two would let one client of two set it.
-    Nor is it above the (t + 1)-th largest of all M sizes, t being `num_tolerated`, or as many as
-    the quantile itself leaves above it if that is less.
+    It leaves out sizes of zero, from clients that did not move the block. The quantile is one of
+    the other sizes, the lower one where it falls between two: with the mean of two, one client of
+    two could set it. It is at most the (t + 1)-th largest of all M sizes, with t the smaller of
+    `num_tolerated` and the number of clients that the quantile leaves above it.
 
-    For the median, of M clients of whom f lie and h of the others moved the block: f claims cannot
-    raise it above the largest of the h sizes if f ≤ t or f ≤ h, nor lower it below the smallest of
-    them if f < h and t < h. A block that at most t clients claim to have moved has size 0.
+    For the median, let f of M clients lie and h of the others have moved the block. The f claims
+    cannot raise it above the largest of the h sizes if f ≤ t or f ≤ h, nor lower it below the
+    smallest if f < h and t < h. A block that at most t clients claim to have moved has size 0.
 
     Parameters
     ----------
@@ -49,6 +55,11 @@ def agreed_size(sizes: NDArray[np.floating], quantile: float = 0.5) -> Sizes:
     -------
     (L,) float64
         The sizes.
+
+    Examples
+    --------
+    >>> agreed_size(np.array([[1.0], [2.0], [3.0], [1e9]])).tolist()
+    [2.0]
     """
     num_clients = len(sizes)
     ordered = np.sort(sizes, axis=0).astype(np.float64)
@@ -67,23 +78,23 @@ def _trusted(sizes: NDArray[np.floating]) -> Sizes:
 
 
 def up_to_trusted(sizes: NDArray[np.floating]) -> Sizes:
-    """Return clients' sizes, (M, L), none above the (t + 1)-th largest of its block."""
+    """Return clients' sizes, (M, L), capped at the (t + 1)-th largest of each block."""
     return np.asarray(np.minimum(sizes, _trusted(sizes)))
 
 
 def in_proportion(sizes: NDArray[np.floating], weights: Sizes) -> Sizes:
     """Return clients' sizes, capped so that no client counts for much more than the median one.
 
-    A client counts for its size times its weight. That is at most what a client of mean weight
-    counts for whose size is `PROPORTION` times the `agreed_size`, or twice the (t + 1)-th largest
-    size if that is less. A client of less weight has a size of no more either.
+    A client counts for its size times its weight. The cap is `PROPORTION` times the `agreed_size`,
+    or twice the (t + 1)-th largest size if that is less, for a client of at most mean weight. For
+    a heavier client it shrinks in proportion to the weight.
 
     Parameters
     ----------
     sizes : (M, L) array
         One row per client, finite and not negative, M >= 1.
     weights : (M,) float64
-        The clients' weights, positive, which add up to 1.
+        The clients' weights, positive, with sum 1.
 
     Returns
     -------
@@ -96,11 +107,12 @@ def in_proportion(sizes: NDArray[np.floating], weights: Sizes) -> Sizes:
 
 
 def capped_examples(examples: Sizes) -> Sizes:
-    """Return clients' numbers of examples, none above a cap that t clients cannot raise.
+    """Return clients' numbers of examples, capped at a bound that t clients cannot raise.
 
-    The cap is the (t + 1)-th largest claim, t being `num_tolerated`, or less if need be: no client
-    counts for more than `SHARE` times the mean of the capped claims. So any k clients together
-    hold at most ``SHARE * k / M`` of the total, and where all others claim alike, no more than k/M.
+    The cap is the (t + 1)-th largest claim, with t = `num_tolerated`, or the largest smaller number
+    with which no client counts for more than `SHARE` times the mean of the capped claims. So any k
+    clients together hold at most ``SHARE * k / M`` of the total. If all others make equal claims,
+    they hold at most k/M.
 
     Parameters
     ----------
@@ -110,14 +122,14 @@ def capped_examples(examples: Sizes) -> Sizes:
     Returns
     -------
     (M,) float64
-        The claims; those above the cap are replaced by it.
+        The claims, at most the cap.
     """
     claims = np.clip(examples, 1 / _MOST, _MOST)
     ordered = np.sort(claims)
     trusted = ordered[len(ordered) - 1 - num_tolerated(len(ordered))]
     shares = np.minimum(ordered, trusted) / trusted
-    # Σ min(share, c) is the least over k of the k smallest shares and M − k times c, so that the
-    # largest c that is at most SHARE times the mean is the least of these.
+    # Σ min(share, c) is the minimum over k of the k smallest shares plus (M − k)·c. So the largest
+    # c that is at most SHARE times the mean is the minimum of these.
     counts = np.arange(1, len(ordered) + 1) - len(ordered) * (1 - 1 / SHARE)
     caps = np.cumsum(shares)[counts > 0] / counts[counts > 0]
     return np.asarray(np.minimum(claims, trusted * min(1.0, caps.min())))
@@ -134,25 +146,30 @@ def voting_weights(examples: Sizes) -> Sizes:
     Returns
     -------
     (M,) float64
-        The weights, which add up to 1. No client's is more than ``SHARE / M``.
+        The weights, with sum 1 and each at most ``SHARE / M``.
+
+    Examples
+    --------
+    >>> voting_weights(np.array([1.0, 1.0, 1.0, 1e6])).tolist()
+    [0.25, 0.25, 0.25, 0.25]
     """
     weights = capped_examples(examples)
-    weights = weights / weights.max()  # the sum of what clients claim may overflow
+    weights = weights / weights.max()  # the sum of the claims may overflow
     return np.asarray(weights / weights.sum())
 
 
 def clip_two(values: Sizes, start: Sizes) -> Sizes:
-    """Return two clients' values of an array, neither much further from the start than the other.
+    """Return two clients' values of an array, each change clipped in proportion to the other.
 
-    The L2 norm of either's change is clipped to `PROPORTION` times that of the other's. The median
-    of two is their mean, so that nothing else bounds one of them.
+    The L2 norm of each change is at most `PROPORTION` times that of the other. The median of two
+    is their mean, so nothing else bounds one of them.
 
     Parameters
     ----------
     values : (2, *shape) float64
         The clients' values, finite.
     start : (*shape) array
-        The value that both have started from, finite.
+        The value that both started from, finite.
 
     Returns
     -------
@@ -169,19 +186,19 @@ def clip_two(values: Sizes, start: Sizes) -> Sizes:
 
 
 def mean_in_proportion(values: Sizes, weights: Sizes) -> Sizes:
-    """Return the weighted mean of clients' values, those that are out of line moved into it.
+    """Return the weighted mean of clients' values after clipping outliers.
 
-    A coordinate's values are clipped to m ± `PROPORTION`·r, m being their median and r the distance
-    from it within which all but t of them lie. Where that leaves nothing to clip it is the mean,
-    as it always is for two clients. Of three or more, what all but t say is positive, such as a
-    variance, stays positive.
+    Each coordinate's values are clipped to m ± `PROPORTION`·r, with m their median and r the
+    distance from it within which all but t of them lie. Without outliers, and always for two
+    clients, the result is the plain mean. With three or more clients, what all but t report as
+    positive, such as a variance, stays positive.
 
     Parameters
     ----------
     values : (M, *shape) float64
         The clients' values, M >= 1.
     weights : (M,) float64
-        The clients' weights, which add up to 1.
+        The clients' weights, with sum 1.
 
     Returns
     -------
@@ -201,14 +218,15 @@ def mean_in_proportion(values: Sizes, weights: Sizes) -> Sizes:
 
 
 def count_out_of_proportion(examples: Sizes, *claims: NDArray[np.floating]) -> int:
-    """Return the number of clients that claim far more than they count for.
+    """Return the number of clients whose claims are far above what they count for.
 
     Parameters
     ----------
     examples : (M,) float64
-        Numbers of examples: more than twice the capped number is out of proportion.
+        Numbers of examples; more than twice the capped number is out of proportion.
     *claims : (M, L) arrays
-        Sizes of several kinds: more than `PROPORTION` times the `agreed_size` is, in any block.
+        Sizes of several kinds; more than `PROPORTION` times the `agreed_size` of any block is out
+        of proportion.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""NumPyClients behind the Message API: how their messages look, and how to read them."""
+"""Messages of NumPyClients in the Message API, and how to read them."""
 
 from collections.abc import Iterable, Mapping
 from itertools import islice
@@ -18,15 +18,15 @@ KEYS: FedAvgOptions = {
     "configrecord_key": "fitins.config",
     "weighted_by_key": "num_examples",
 }
-"""The names of a training message's parts for a NumPyClient."""
+"""The names of the parts of a NumPyClient's training message."""
 
 
 _NUMBERS = ("num_examples", "loss")
-"""The parts of a reply that are a number by its name."""
+"""The parts of a reply that hold one number under their own name."""
 
 
 def as_evaluation(messages: Iterable[Message]) -> list[Message]:
-    """Rename the parts of evaluation messages that are named for training, in place."""
+    """Rename the parts of evaluation messages from training to evaluation, in place."""
     messages = list(messages)
     for message in messages:
         parts = message.content.items()
@@ -37,7 +37,7 @@ def as_evaluation(messages: Iterable[Message]) -> list[Message]:
 
 
 def read_reply(content: RecordDict) -> RecordDict:
-    """Return a NumPyClient's reply as a Message-API app would have sent it.
+    """Return a NumPyClient's reply in the form of a Message API app.
 
     Parameters
     ----------
@@ -47,12 +47,12 @@ def read_reply(content: RecordDict) -> RecordDict:
     Returns
     -------
     RecordDict
-        Its arrays and payload, if any, and one MetricRecord of all its numbers.
+        Its arrays and payload, if any, and one MetricRecord with all its numbers.
 
     Raises
     ------
     WireError
-        If it is no such reply, or the client says that it failed.
+        If it is not such a reply, or the client reports that it failed.
     """
     parts = {key.partition(".")[2]: record for key, record in content.items()}
     status, own = parts.get("status"), parts.get("metrics")
@@ -61,11 +61,13 @@ def read_reply(content: RecordDict) -> RecordDict:
     if status.get("code") != Code.OK.value:
         raise WireError(f"client failed: {shown(status.get('message'))}")
     numbers: dict[str, Any] = {}
-    # Its own numbers first: they must not take the place of those that Flower gives a name to.
+    # The client's own numbers first: they must not replace those that Flower names.
     others = (parts[name] for name in _NUMBERS if isinstance(parts.get(name), MetricRecord))
     for record in (own, *others):
         metrics = ((key, value) for key, value in record.items() if _is_metric(key, value))
-        numbers |= islice(metrics, MOST_METRICS + 1)  # one too many tells, and all would take long
+        numbers |= islice(
+            metrics, MOST_METRICS + 1
+        )  # one too many is enough to reject it; reading all would take long
     read = RecordDict({"metrics": MetricRecord(numbers)})
     if Payload.is_in(own):
         read["payload"] = own

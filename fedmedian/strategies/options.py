@@ -1,4 +1,4 @@
-"""FedAvg's own arguments, which the strategies take besides theirs."""
+"""FedAvg's arguments, which the strategies accept in addition to their own."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ Evaluation = tuple[float, dict[str, Scalar]]
 
 
 class FedAvgOptions(TypedDict, total=False):
-    """The keyword arguments of `flwr.serverapp.strategy.FedAvg`; see there for each."""
+    """The keyword arguments of `flwr.serverapp.strategy.FedAvg`, which documents them."""
 
     fraction_train: float
     fraction_evaluate: float
@@ -31,7 +31,7 @@ class FedAvgOptions(TypedDict, total=False):
 
 
 class LegacyFedAvgOptions(TypedDict, total=False):
-    """The keyword arguments of `flwr.server.strategy.FedAvg` but `inplace`; see there for each."""
+    """The keyword arguments of `flwr.server.strategy.FedAvg` except `inplace`."""
 
     fraction_fit: float
     fraction_evaluate: float
@@ -55,7 +55,7 @@ _OF_BOTH_APIS = {
     "train_metrics_aggr_fn": "fit_metrics_aggregation_fn",
     "evaluate_metrics_aggr_fn": "evaluate_metrics_aggregation_fn",
 }
-"""Arguments of the Message API's strategies, each with the older API's name for it."""
+"""Arguments of the Message API's strategies, and their names in the older API."""
 
 _OF_START = {
     "initial_parameters": "initial_arrays",
@@ -65,7 +65,7 @@ _OF_START = {
     "on_evaluate_config_fn": "evaluate_config",
     "num_rounds": "num_rounds",
 }
-"""What the older API's strategies are given, and the Message API's ``start`` is."""
+"""Arguments of the older API's strategies that the Message API passes to ``start``."""
 
 _IN_OTHER_WORDS = {
     **dict.fromkeys(
@@ -78,28 +78,28 @@ _IN_OTHER_WORDS = {
     **dict.fromkeys(("epsilon", "delta", "budget"), "privacy_budget=PrivacyBudget(…)"),
     "mu": "proximal_mu=",
 }
-"""What people call things that have another name here."""
+"""Common names for arguments that have a different name here."""
 
 
 def require_fedavg_options(
     strategy: type, options: Mapping[str, Any], allowed: frozenset[str]
 ) -> None:
-    """Raise unless all options are FedAvg's own and in order.
+    """Raise unless all options are valid arguments of FedAvg.
 
     Parameters
     ----------
     strategy : type
-        The strategy that is made with them, `SignSGD` or `MedianSGD` or a class of the user's.
+        The strategy made with them: `SignSGD`, `MedianSGD` or a custom class.
     options : mapping
         The options.
     allowed : frozenset of str
-        The names that FedAvg knows.
+        The names of FedAvg's arguments.
 
     Raises
     ------
     TypeError, ValueError
-        If an option is unknown, has the wrong type or is out of range. Of an unknown one it says
-        what may be meant.
+        If an option is unknown, has the wrong type or is out of range. For an unknown one the
+        message suggests what may be meant.
     """
     if unknown := sorted(set(options) - allowed):
         name, hint = unknown[0], _hint(strategy, unknown[0], allowed)
@@ -109,7 +109,7 @@ def require_fedavg_options(
 
 
 def _hint(strategy: type, name: str, allowed: frozenset[str]) -> str:
-    """Return what else may be meant by an argument that there is not."""
+    """Return a suggestion for an unknown argument."""
     ours = next(one for one in strategy.__mro__ if one.__module__.startswith("fedmedian."))
     older = "fraction_fit" in allowed
     other = "fedmedian.strategies" if older else "fedmedian.strategies.legacy"

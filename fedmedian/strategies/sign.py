@@ -133,7 +133,7 @@ class SignSGD(MessageStrategy):
         The rule by which votes become a direction: `Counts`, `Majority`, or one of your own.
     learning_rate : float or callable, optional
         The server's step size δ, > 0, in x ← x − δ·step, or a schedule: a callable from the
-        round to δ such as `Cosine` and `StepDecay`. If not given it is 1.0, which moves the model
+        round to δ, such as `Cosine`. If not given it is 1.0, which moves the model
         by the estimated mean update, and with `Adam` 0.01. A majority that is not calibrated
         moves each coordinate by exactly δ and must be given one, unless the noise scale is
         `Theory`'s, which knows it.

@@ -1,1 +1,1 @@
-"""How scalars and arrays travel between server and clients."""
+"""Wire format of scalars and arrays between server and clients."""

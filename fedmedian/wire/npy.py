@@ -1,4 +1,4 @@
-"""Arrays as the bytes of ``.npy`` files, the form in which Flower's records carry them."""
+"""Arrays as bytes of ``.npy`` files, the format in Flower's records."""
 
 from functools import lru_cache
 from io import BytesIO
@@ -16,12 +16,12 @@ _LONGEST_HEADER = 10_000
 
 
 def read_npy(data: bytes) -> NDArray[Any]:
-    """Return the array in the bytes of an ``.npy`` file, without copying it.
+    """Return the array in the bytes of an ``.npy`` file without copying it.
 
     Parameters
     ----------
     data : bytes
-        What ``numpy.save`` writes, as Flower's Array carries it.
+        The output of ``numpy.save``, as in Flower's Array.
 
     Returns
     -------
@@ -31,18 +31,23 @@ def read_npy(data: bytes) -> NDArray[Any]:
     Raises
     ------
     WireError
-        If the bytes are not such a file, or are fewer or more than its header says; nothing
-        is allocated on the header's word.
+        If the bytes are not such a file, or do not match its header. Allocates nothing based on
+        the header alone.
+
+    Examples
+    --------
+    >>> read_npy(write_npy(np.array([1.0, 2.0]))).tolist()
+    [1.0, 2.0]
     """
     try:
         return _parse_npy(data)
-    # The header is a Python literal, which fails to parse in more ways than numpy translates.
+    # The header is a Python literal, which can fail to parse in ways that numpy does not catch.
     except Exception as error:
         raise WireError(f"not in .npy format: {error}") from error
 
 
 def write_npy(array: NDArray[Any]) -> bytes:
-    """Return an array as the bytes of an ``.npy`` file, copied once; ``numpy.save`` copies twice.
+    """Return an array as bytes of an ``.npy`` file with one copy; ``numpy.save`` makes two.
 
     Parameters
     ----------
@@ -52,7 +57,7 @@ def write_npy(array: NDArray[Any]) -> bytes:
     Returns
     -------
     bytes
-        What `read_npy` reads.
+        Input for `read_npy`.
     """
     array, header = np.asarray(array, order="C"), BytesIO()
     npy.write_array_header_1_0(header, npy.header_data_from_array_1_0(array))
@@ -63,15 +68,15 @@ def _parse_npy(data: bytes) -> NDArray[Any]:
     length_bytes = 2 if data[6:7] == b"\x01" else 4
     start = 8 + length_bytes + int.from_bytes(data[8 : 8 + length_bytes], "little")
     if start > _LONGEST_HEADER:
-        raise ValueError(f"its header is said to have {start} bytes")
+        raise ValueError(f"its header claims {start} bytes, more than {_LONGEST_HEADER}")
     shape, fortran_order, dtype = _parse_npy_header(data[:start])
     if prod(shape) * dtype.itemsize != len(data) - start:
-        raise ValueError(f"it is said to be {dtype} of shape {shape}, its bytes are not that")
+        raise ValueError(f"its header claims {dtype} of shape {shape}, its bytes do not match")
     flat = np.frombuffer(data, dtype=dtype, count=prod(shape), offset=start)
     return flat.reshape(shape, order="F" if fortran_order else "C")
 
 
-@lru_cache(maxsize=256)  # parsing takes 0.1 ms, and all clients' headers are alike
+@lru_cache(maxsize=256)  # parsing takes 0.1 ms, and all clients send the same headers
 def _parse_npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     file = BytesIO(header)
     version = npy.read_magic(file)

@@ -1,4 +1,4 @@
-"""Classes that server and clients know by the same name."""
+"""Registries of classes by their names on the wire."""
 
 from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
@@ -11,16 +11,16 @@ Subclass = TypeVar("Subclass")
 
 
 class Registry(Generic[Kind]):
-    """The classes of one kind by their names on the wire.
+    """Maps names on the wire to classes of one kind.
 
     Parameters
     ----------
     base : type
-        The class that all of them derive from.
+        The base class of all of them.
     noun : str
-        The word for them in errors.
+        What errors call them.
     register : str
-        The name of the decorator that adds one, for errors.
+        The decorator that adds one, as errors name it.
     """
 
     def __init__(self, base: type[Any], noun: str, register: str) -> None:
@@ -30,16 +30,16 @@ class Registry(Generic[Kind]):
         self._classes: dict[str, type[Kind]] = {}
 
     def add(self, cls: type[Subclass]) -> type[Subclass]:
-        """Add a class, and return it: what the decorator does.
+        """Add a class and return it, as a decorator does.
 
-        A class that is defined once more, as in a notebook, takes the place of the former.
+        A class that is defined again, as in a notebook, replaces the previous one.
 
         Raises
         ------
         TypeError
-            If it does not derive from the kind's base, or has no name.
+            If it does not derive from the base class, or has no name.
         ValueError
-            If its name cannot stand on the wire, or another class has it.
+            If its name is not valid on the wire, or another class has it.
         """
         known: type[Any] = cls
         if not issubclass(known, self._base):
@@ -53,29 +53,31 @@ class Registry(Generic[Kind]):
             )
         other = self._classes.get(name, cls)
         if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise ValueError(f"{cls.__name__}.name must be its own, {name!r} is {other.__name__}'s")
+            raise ValueError(
+                f"{cls.__name__}.name must be unique, {name!r} is the name of {other.__name__}"
+            )
         self._classes[name] = known
         return cls
 
     def find(self, name: str) -> type[Kind]:
-        """Return the class of that name.
+        """Return the class with a name.
 
         Raises
         ------
         WireError
-            If there is none on this side.
+            If no class has it on this side.
         """
         if name not in self._classes:
             raise WireError(f"{self._noun} {name!r} is unknown here")
         return self._classes[name]
 
     def make(self, name: str, parameters: dict[str, Any]) -> Kind:
-        """Return an instance of the class of that name, made of parameters from the wire.
+        """Return an instance of the class with a name, made from parameters on the wire.
 
         Raises
         ------
         WireError
-            If there is no such class, or it does not take these parameters.
+            If there is no such class, or it rejects the parameters.
         """
         cls = self.find(name)
         try:
@@ -84,14 +86,14 @@ class Registry(Generic[Kind]):
             raise WireError(f"{self._noun} {name!r} cannot be used: {error}") from error
 
     def require(self, argument: str, value: Any) -> None:
-        """Raise unless `value` is of a class that clients can know.
+        """Raise unless `value` is an instance of a registered class.
 
         Raises
         ------
         TypeError
-            If it is no instance of the kind's base.
+            If it is not an instance of the base class.
         ValueError
-            If its class has not been registered.
+            If its class is not registered.
         """
         require_type(argument, value, self._base, f"a {self._noun}")
         if self._classes.get(getattr(value, "name", "")) is not type(value):

@@ -1,8 +1,8 @@
-"""The form of what server and clients tell each other beside arrays.
+"""Wire format of everything except arrays.
 
-A flat mapping of scalars and bytes under keys that start with ``fedmedian.``, which fits Flower's
-ConfigRecord as well as the older FitIns.config and FitRes.metrics. Numbers in bytes are
-little-endian float32.
+A flat mapping of scalars and bytes under keys that start with ``fedmedian.``. It fits Flower's
+ConfigRecord as well as the older FitIns.config and FitRes.metrics. Numbers in
+bytes are little-endian float32.
 """
 
 import json
@@ -21,15 +21,15 @@ WIRE_VERSION = 4
 """The version of the format; each side refuses any other."""
 
 PREFIX = "fedmedian."
-"""The beginning of every key of ours in a message."""
+"""The prefix of all fedmedian keys in a message."""
 
 EVALUATION = PREFIX + "evaluation"
-"""The key by which a strategy says that it does not read arrays in replies to evaluation."""
+"""The key that says that the strategy ignores arrays in replies to evaluation."""
 
 LARGEST = 1e12
-"""The largest entry of a vector, magnitude or noise scale that is accepted.
+"""The largest accepted entry of a vector, magnitude or noise scale.
 
-Neither sums of such values nor squares of them overflow float32."""
+Sums and squares of such values do not overflow float32."""
 
 WireScalar = int | float | str | bytes
 Float32 = NDArray[np.float32]
@@ -39,40 +39,40 @@ _REFUSAL = "perturb: "
 _LARGEST = float(np.finfo(np.float32).max)
 
 _MOST_ENTRIES = 1000
-"""The number of entries of ours that a message may have."""
+"""The largest number of fedmedian entries in a message."""
 
 _LONGEST_LIST = 1 << 18
-"""The number of characters that a list may have as a text: what is longer is not parsed."""
+"""The largest number of characters of a JSON list; longer ones are not parsed."""
 
 
 class WireError(ValueError):
-    """A message that cannot be used; its text is the reason."""
+    """Raised when a message cannot be used; the text is the reason."""
 
 
 def refusal(error: ValueError) -> str:
-    """Return the reason that a client gives for not answering an instruction."""
+    """Return a client's reason for not answering an instruction."""
     return f"{_REFUSAL}{error}"
 
 
 def is_refusal(reason: str) -> bool:
-    """Tell whether the reason in an error reply is a `refusal`, or some other code's."""
+    """Return whether the reason in an error reply is a `refusal`."""
     return reason.startswith(_REFUSAL)
 
 
 class Reader:
-    """Typed entries of a message, read one by one, and the reason where one is wrong.
+    """Reads typed entries of a message one by one, and raises a reason if one is wrong.
 
     Parameters
     ----------
     config : mapping
-        A message's config or metrics; only keys that start with `PREFIX` are ours.
+        A message's config or metrics; keys that do not start with `PREFIX` are ignored.
     kind : str
         The key that holds the version: "instruction" or "payload".
 
     Raises
     ------
     WireError
-        If the message is of another version.
+        If the message has another version, or too many entries.
     """
 
     def __init__(self, config: Mapping[str, Any], kind: str) -> None:
@@ -85,14 +85,14 @@ class Reader:
             raise WireError(f"{kind} is of version {version}, this is version {WIRE_VERSION}")
 
     def required(self, key: str, wanted: type[T]) -> T:
-        """Return an entry, which must be there; numbers are finite and not negative."""
+        """Return an entry, which must exist; numbers must be finite and not negative."""
         value = self.optional(key, wanted)
         if value is None:
             raise WireError(f"{PREFIX}{key} is missing")
         return value
 
     def optional(self, key: str, wanted: type[T]) -> T | None:
-        """Return an entry, or None if it is not there; numbers are finite and not negative."""
+        """Return an entry or None; numbers must be finite and not negative."""
         value = self._values.pop(key, None)
         if value is not None and not isinstance(value, wanted):
             raise WireError(f"{PREFIX}{key} must be {wanted.__name__}, got {shown(value)}")
@@ -103,40 +103,40 @@ class Reader:
         return value
 
     def choice(self, key: str, allowed: Sequence[str]) -> str:
-        """Return an entry that must be one of the `allowed` strings."""
+        """Return an entry, which must be one of the `allowed` strings."""
         value = self.required(key, str)
         if value not in allowed:
             raise WireError(f"{PREFIX}{key} must be one of {sorted(allowed)}, got {shown(value)}")
         return value
 
     def listed(self, key: str, wanted: type[T], *, required: bool = True) -> list[T]:
-        """Return the items of a JSON list, all of one type; none if it is not there and may be."""
+        """Return the items of a JSON list, all of one type; empty if it may be and is missing."""
         text = self.required(key, str) if required else self.optional(key, str)
         return [] if text is None else list_from_json(f"{PREFIX}{key}", text, wanted)
 
     def floats(self, key: str) -> Float32:
-        """Return a vector."""
+        """Return an entry as a float32 vector."""
         return floats_from_bytes(self.required(key, bytes))
 
     def below(self, key: str) -> dict[str, Any]:
-        """Return the entries whose keys go on after `key` and a dot, by the rest of the key."""
+        """Return the entries under ``key.``, by the rest of their keys."""
         start = f"{key}."
         found = [name for name in self._values if name.startswith(start)]
         return {name.removeprefix(start): self._values.pop(name) for name in found}
 
     def finish(self) -> None:
-        """Raise if there is an entry that nobody has read: it may matter, and is not known here."""
+        """Raise if an entry was not read: it is unknown here but may matter."""
         if self._values:
             raise WireError(f"{PREFIX}{cut(min(self._values))} is unknown here")
 
 
 def with_prefix(message: Mapping[str, WireScalar]) -> dict[str, WireScalar]:
-    """Return a message's entries under the keys that they travel under."""
+    """Return a message's entries under their keys on the wire."""
     return {PREFIX + key: value for key, value in message.items()}
 
 
 def parameters_of(value: Any, *left_out: str) -> dict[str, WireScalar]:
-    """Return the fields of a dataclass as they travel; those that are None by default may be None.
+    """Return a dataclass's fields for the wire; a default of None is left out.
 
     Parameters
     ----------
@@ -153,9 +153,9 @@ def parameters_of(value: Any, *left_out: str) -> dict[str, WireScalar]:
     Raises
     ------
     TypeError
-        If a field is neither a number, a string nor bytes.
+        If a field is not a number, a string or bytes.
     ValueError
-        If it is an integer of more than 64 bits.
+        If an integer does not fit 64 bits.
     """
     parameters = {}
     for field in fields(value):
@@ -198,14 +198,14 @@ def floats_to_bytes(values: Float32) -> bytes:
 
 
 def floats_from_bytes(data: bytes) -> Float32:
-    """Return the float32 vector that bytes stand for."""
+    """Return the float32 vector in bytes."""
     if len(data) % 4:
         raise WireError(f"a float32 vector cannot have {len(data)} bytes")
     return np.frombuffer(data, dtype="<f4").astype(np.float32)
 
 
 def require_sizes(name: str, values: Float32, largest: float = _LARGEST) -> Float32:
-    """Return `values` if all are from 0 to `largest`, by default finite, else raise `WireError`."""
-    if not all(0 <= value <= largest for value in values.tolist()):  # a few: numpy would be slower
+    """Return `values` if all are in [0, largest], else raise `WireError`."""
+    if not all(0 <= value <= largest for value in values.tolist()):  # faster than numpy for a few
         raise WireError(f"{name} must be from 0 to {largest:.3g}")
     return values

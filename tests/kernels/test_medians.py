@@ -5,7 +5,6 @@ Every draw is seeded.
 
 from contextlib import contextmanager
 from fractions import Fraction
-from itertools import product
 from math import inf, isnan, nan, sqrt
 
 import numpy as np
@@ -35,11 +34,11 @@ def way(name):
         yield
 
 
-def by_each_way(rows, weights=None):
+def by_each_way(rows):
     """Yields the median by each way."""
     for name in WAYS:
         with way(name):
-            yield coordinate_median(rows, weights)
+            yield coordinate_median(rows)
 
 
 @st.composite
@@ -67,22 +66,6 @@ def middle(low, high):
     if abs(low) == inf or abs(high) == inf:
         return low + high
     return float((Fraction(low) + Fraction(high)) / 2)
-
-
-def naive_weighted_median(values, weights):
-    """The definition, with exact weights: no value counts whose weight is 0."""
-    pairs = sorted((v, Fraction(w)) for v, w in zip(values, weights, strict=True) if w > 0)
-    if any(isnan(value) for value, _ in pairs):
-        return nan
-    half, held = sum(weight for _, weight in pairs) / 2, Fraction(0)
-    low = high = None
-    for value, weight in pairs:
-        held += weight
-        if low is None and held >= half:
-            low = value
-        if high is None and held > half:
-            high = value
-    return middle(low, high)
 
 
 def assert_same_bits(actual, expected):
@@ -172,15 +155,13 @@ def test_a_median_does_not_copy_its_rows(scratch_bytes):
     for name in WAYS:
         with way(name):
             assert scratch_bytes(coordinate_median, rows) < 12 * 2**20, name
-    assert scratch_bytes(coordinate_median, rows, range(1, 102)) < 12 * 2**20, "weighted"
 
 
 def test_a_median_leaves_its_rows_as_they_were():
     rows = [np.array([3.0, nan]), np.array([1.0, 2.0]), np.array([2.0, 1.0])]
     copies = [row.copy() for row in rows]
-    for weights in (None, [1, 2, 4]):
-        for _ in by_each_way(rows, weights):
-            np.testing.assert_array_equal(rows, copies)
+    for _ in by_each_way(rows):
+        np.testing.assert_array_equal(rows, copies)
 
 
 @pytest.mark.parametrize(
@@ -199,68 +180,6 @@ def test_a_median_leaves_its_rows_as_they_were():
 def test_a_median_of_what_is_no_row_of_floats_is_refused(rows):
     with pytest.raises(ValueError, match=r"^rows must "):
         coordinate_median(rows)
-
-
-@st.composite
-def weighted_vectors(draw):
-    """Clients' vectors with whole numbers as weights, whose sums are exact."""
-    rows = draw(client_vectors())
-    weights = hnp.arrays(np.int64, len(rows), elements=st.integers(0, 5)).filter(np.any)
-    return rows, draw(weights)
-
-
-@given(case=weighted_vectors())
-def test_the_weighted_median_is_the_mean_of_the_lower_and_the_upper_one(case):
-    rows, weights = case
-    median = coordinate_median(rows, weights)
-    assert median.dtype == rows.dtype
-    expected = [
-        naive_weighted_median([float(value) for value in column], weights.tolist())
-        for column in rows.T
-    ]
-    np.testing.assert_array_equal(median, np.array(expected, rows.dtype))
-
-
-@given(case=weighted_vectors())
-def test_the_weighted_median_counts_a_client_as_often_as_its_weight_says(case):
-    rows, weights = case
-    np.testing.assert_array_equal(
-        coordinate_median(rows, weights), coordinate_median(np.repeat(rows, weights, axis=0))
-    )
-
-
-@given(rows=client_vectors(), weight=st.floats(1e-9, 1e9))
-def test_the_weighted_median_of_equal_weights_is_the_plain_one(rows, weight):
-    expected = coordinate_median(rows)
-    np.testing.assert_array_equal(coordinate_median(rows, [weight] * len(rows)), expected)
-
-
-def test_the_weighted_median_takes_halves_that_are_equal_but_for_rounding_as_equal():
-    """A tenth is no float, and neither are sums of tenths what they should be."""
-    rows = np.arange(5.0)[:, None]
-    for weights in product((1, 2, 3), repeat=5):
-        expected = coordinate_median(rows, weights)
-        for total in (10, sum(weights)):
-            fractions = np.array(weights) / total
-            assert coordinate_median(rows, fractions) == expected, (weights, total)
-
-
-def test_the_weighted_median_of_long_vectors_is_that_of_repeated_clients():
-    rng = np.random.default_rng(0)
-    rows = rng.standard_normal((9, 40_007), dtype=np.float32)
-    weights = rng.integers(1, 5, 9)
-    expected = np.median(np.repeat(rows, weights, axis=0), axis=0)
-    np.testing.assert_array_equal(coordinate_median(rows, weights), expected)
-
-
-@pytest.mark.parametrize(
-    "weights",
-    [[1, 1], 1.0, [[1, 1, 1]], [1, -1, 1], [1, nan, 1], [1, inf, 1], [0, 0, 0]],
-    ids=["two", "a number", "a matrix", "negative", "nan", "infinite", "all zero"],
-)
-def test_weights_of_a_median_of_three_that_are_none_are_refused(weights):
-    with pytest.raises(ValueError, match=r"^weights must "):
-        coordinate_median(np.zeros((3, 2)), weights)
 
 
 @pytest.mark.parametrize(("b", "bias"), [(5, -0.581), (20, -0.0449)])

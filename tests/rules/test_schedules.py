@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmedian import Cosine, StepDecay
+from fedmedian import Cosine
 from fedmedian.rules.schedules import as_schedule
 
 rates = st.floats(1e-6, 1e3)
@@ -65,45 +65,6 @@ def test_an_argument_that_a_cosine_schedule_cannot_use_is_named(
                 Cosine(**{"initial": 1.0, "rounds": 5, argument: value})
 
 
-def test_a_step_decay_divides_as_the_paper_does_by_default():
-    """By 2, 10 and 20 after 1000, 3000 and 5000 rounds."""
-    divisors = {1: 1, 1000: 1, 1001: 2, 3000: 2, 3001: 10, 5000: 10, 5001: 20, 10**6: 20}
-    for number, divisor in divisors.items():
-        assert StepDecay(0.1)(number) == pytest.approx(0.1 / divisor), number
-
-
-def test_a_divisor_of_a_step_decay_replaces_the_one_before_it_in_whatever_order_they_stand():
-    for divisors in ({2: 3, 4: 4}, {4: 4, 2: 3}):
-        rate = StepDecay(12.0, divisors)
-        assert [rate(number) for number in range(1, 7)] == [12, 12, 4, 4, 3, 3]
-
-
-def test_a_step_decay_without_divisors_is_constant():
-    assert {StepDecay(0.3, {})(number) for number in (1, 10, 10_000)} == {0.3}
-
-
-def test_two_step_decays_do_not_share_their_default_divisors():
-    assert StepDecay(1.0).divisors is not StepDecay(1.0).divisors
-
-
-@pytest.mark.parametrize(
-    ("argument", "out_of_range", "of_another_type"),
-    [
-        ("initial", (0.0, -1.0, nan, inf), ("1", None, True)),
-        (
-            "divisors",
-            ({7: 0}, {7: -2}, {7: nan}, {7: inf}, {0: 2}),
-            (None, 2, [(7, 2)], {7: "2"}, {"7": 2}, {7.0: 2}),
-        ),
-    ],
-)
-def test_an_argument_that_a_step_decay_cannot_use_is_named(argument, out_of_range, of_another_type):
-    for wrong, values in ((ValueError, out_of_range), (TypeError, of_another_type)):
-        for value in values:
-            with pytest.raises(wrong, match=rf"^{argument}\b.* must "):
-                StepDecay(**{"initial": 1.0, argument: value})
-
-
 def test_a_number_is_a_schedule_of_the_same_rate_in_every_round():
     for rate in (0.5, 2, 1e-9):
         schedule = as_schedule(rate)
@@ -111,7 +72,7 @@ def test_a_number_is_a_schedule_of_the_same_rate_in_every_round():
 
 
 def test_a_callable_is_a_schedule_already():
-    for schedule in (Cosine(1.0, 5), StepDecay(1.0), lambda t: 1 / t):
+    for schedule in (Cosine(1.0, 5), lambda t: 1 / t):
         assert as_schedule(schedule) is schedule
 
 

@@ -173,7 +173,7 @@ class TestDrivenByAnother:
         grid = InProcessGrid(make_app(train), NUM_CLIENTS)
         for number in range(first, 4):
             assert strategy.configure_train(number, as_record(MODEL), {}, grid) == []
-        with pytest.raises(RuntimeError, match=r"the model of round 3 in .* has not been taken ov"):
+        with pytest.raises(RuntimeError, match=r"the model of round 3 in .* was not loaded"):
             strategy.configure_train(4, as_record(MODEL), {}, grid)
 
     def test_a_wrapper_of_the_older_api_that_has_its_own_model_is_refused(
@@ -184,7 +184,7 @@ class TestDrivenByAnother:
                 return self.initial_parameters
 
         run(Own(seed=1, checkpoint=Checkpoint(tmp_path)), train, MODEL, NUM_CLIENTS, 2)
-        with pytest.raises(RuntimeError, match=r"the model of round 2 in .* has not been taken ov"):
+        with pytest.raises(RuntimeError, match=r"the model of round 2 in .* was not loaded"):
             run(Own(seed=1, checkpoint=Checkpoint(tmp_path)), train, MODEL, NUM_CLIENTS, 3)
 
     @pytest.mark.parametrize("change", [{"seed": 2}, {"learning_rate": 0.5}], ids=str)

@@ -179,7 +179,7 @@ class TestFirstLook:
         first, second = self.said(warnings)
         assert first == "exact: 'buffers.*' matches no array of the model; there are ['0', '1']"
         assert "'layer[0]' matches no array" in second
-        assert "[[] stands for a bracket" in second
+        assert "write [[] for a bracket" in second
 
     @either_strategy
     def test_the_default_patterns_are_not_expected_to_match(self, any_client, name, run, warnings):

@@ -565,7 +565,7 @@ class TestPlace:
         assert names_in(tmp_path / "real") == ["round-000001", "round-000002"]
 
     @pytest.mark.parametrize("make_link", [os.symlink, os.link])
-    @pytest.mark.parametrize("name", [".lock", ".probe", ".draft", ".draft-answered-rounds.json"])
+    @pytest.mark.parametrize("name", [".lock", ".draft", ".draft-answered-rounds.json"])
     def test_a_file_that_a_link_points_to_is_left_as_it_is(
         self, name, make_link, api, play, tmp_path
     ):
@@ -674,27 +674,6 @@ class TestDiskThatFails:
         with pytest.raises(PermissionError):
             run(strategy, no_training, MODEL, NUM_CLIENTS)
 
-    def test_room_is_asked_for_all_that_a_folder_will_hold(self, tmp_path, monkeypatch):
-        sizes, fsync = [], os.fsync
-
-        def note_size(descriptor):
-            sizes.append(os.fstat(descriptor).st_size)
-            fsync(descriptor)
-
-        checkpoint = Checkpoint(tmp_path)
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", note_size)
-            checkpoint.probe(3_000_000)
-        checkpoint.save(Saved(1, {}, {}))
-        checkpoint.save(Saved(2, {}, {}), before=1)
-        (tmp_path / ".probe").write_bytes(b"of a process that was killed")
-        (tmp_path / ".draft").mkdir()
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", note_size)
-            checkpoint.probe(3_000_000)
-        assert sizes == [9_000_000, 3_000_000]
-        assert names_in(tmp_path) == ["round-000001", "round-000002"]
-
     def test_a_run_goes_on_while_its_disk_is_full_and_stores_what_comes_after(
         self, api, play, run, bits, filling, tmp_path, warnings, caplog
     ):
@@ -703,7 +682,7 @@ class TestDiskThatFails:
         outcome = run(strategy, filling(2, 3), MODEL, NUM_CLIENTS, 5)
         assert bits(outcome.model) == bits(whole.model)
         assert warnings("round") == [
-            f"round {number} is not stored, the run continues without: "
+            f"round {number} was not stored, the run continues without it: "
             "[Errno 28] No space left on device"
             for number in (2, 3)
         ]
@@ -719,7 +698,7 @@ class TestDiskThatFails:
         first = run(strategy(), filling(3, 4, 5), MODEL, NUM_CLIENTS, 5)
         assert [warning[:7] for warning in warnings("round")] == ["round 4"]
         assert self.errors(caplog) == [
-            f"the run has ended after round 5, and what came after round 2 is not in {tmp_path}: "
+            f"the run ended after round 5, but nothing after round 2 is stored in {tmp_path}: "
             "[Errno 28] No space left on device"
         ]
         disk.full = False
@@ -748,9 +727,9 @@ class TestDiskThatFails:
     ):
         strategy = message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path))
         run(strategy, filling(2), MODEL, NUM_CLIENTS, 2)
-        assert len(warnings("round 2 is not stored")) == 1
+        assert len(warnings("round 2 was not stored")) == 1
         (error,) = self.errors(caplog)
-        assert error.startswith("the run has ended after round 2, and what came after round 1")
+        assert error.startswith("the run ended after round 2, but nothing after round 1")
 
     @pytest.mark.parametrize(
         ("metrics", "stored"),
@@ -854,7 +833,7 @@ class TestWhoDrivesTheRounds:
     ):
         drive(wrapper, 8)
         before = names_in(tmp_path)
-        with pytest.raises(RuntimeError, match=r"model of round 8 in .* has not been taken over"):
+        with pytest.raises(RuntimeError, match=r"model of round 8 in .* was not loaded"):
             drive(wrapper, 9)
         assert names_in(tmp_path) == before == ["round-000007", "round-000008"]
 
@@ -869,7 +848,7 @@ class TestWhoDrivesTheRounds:
             return arrays_to_parameters(MODEL)
 
         strategy.initialize_parameters = begin_anew
-        with pytest.raises(RuntimeError, match=r"model of round 3 in .* has not been taken over"):
+        with pytest.raises(RuntimeError, match=r"model of round 3 in .* was not loaded"):
             play(strategy, 4)
         assert names_in(tmp_path) == before
 
@@ -878,9 +857,9 @@ class TestWhoDrivesTheRounds:
         self, every, drive, warnings
     ):
         drive(Blends, 5, every)
-        (warning,) = warnings("the model is not the one that the last round has returned")
+        (warning,) = warnings("the model is not the one that the last round returned")
         assert "resume" in warning
-        with pytest.raises(RuntimeError, match="has not been taken over"):
+        with pytest.raises(RuntimeError, match="was not loaded"):
             drive(Blends, 6, every)
 
     def test_so_is_what_a_subclass_changes(self, play, tmp_path, warnings):
@@ -939,7 +918,7 @@ class TestWhoDrivesTheRounds:
         drive(Wrapped, 4, evaluate_fn=evaluate)
         assert [seen[number] == bits(stored) for number in range(5)] == [0, 1, 1, 1, 0]
         (warning,) = warnings("resuming after round 3")
-        assert "rounds 1 to 2 are not run again" in warning
+        assert "rounds 1 to 2 do not run again" in warning
 
     def test_a_run_that_our_own_start_resumes_has_nothing_to_say_of_it(
         self, api, play, tmp_path, warnings
@@ -1068,7 +1047,7 @@ class TestDamage:
     )
     def test_a_damaged_file_is_named(self, damage, name, stored, tmp_path):
         damage(stored / name)
-        with pytest.raises(ValueError, match=r"^cannot go on from any checkpoint") as broken:
+        with pytest.raises(ValueError, match=r"^cannot resume from any checkpoint") as broken:
             Checkpoint(tmp_path).load()
         assert str(stored) in str(broken.value)
         assert name in str(broken.value)
@@ -1125,7 +1104,7 @@ class TestDamage:
         Checkpoint(tmp_path).save(Saved(8, {}, {}), before=7)
         cut(stored / "state.json")
         empty(tmp_path / "round-000008" / "arrays.npz")
-        with pytest.raises(ValueError, match="cannot go on") as broken:
+        with pytest.raises(ValueError, match="cannot resume") as broken:
             Checkpoint(tmp_path).load()
         for path in (stored / "state.json", tmp_path / "round-000008" / "arrays.npz"):
             assert str(path) in str(broken.value)

@@ -20,7 +20,6 @@ from fedmedian import (
     Gaussian,
     Majority,
     Momentum,
-    StepDecay,
     Theory,
     Uniform,
 )
@@ -94,10 +93,9 @@ class TestSchedule:
         [
             (0.25, [0.25] * 4),
             (Cosine(1.0, rounds=3, final=0.2), [1.0, 0.6, 0.2, 0.2]),
-            (StepDecay(1.0, {1: 2, 3: 10}), [1.0, 0.5, 0.5, 0.1]),
             (lambda number: np.float32(1 / number), [1, 1 / 2, 1 / 3, 1 / 4]),
         ],
-        ids=["constant", "cosine", "steps", "callable"],
+        ids=["constant", "cosine", "callable"],
     )
     @pytest.mark.parametrize("make", [MedianSGD, SignSGD])
     def test_a_schedule_sets_each_rounds_learning_rate(self, make, schedule, rates, steps):

@@ -135,7 +135,7 @@ class TestAsk:
         second.journal.open(second.core, MODEL)
         assert second.ask(1, MODEL) is None
         assert second.journal.recall("train", 1)["loss"] == 0.5
-        with pytest.raises(RuntimeError, match=r"the model of round 1 in .* has not been taken"):
+        with pytest.raises(RuntimeError, match=r"the model of round 1 in .* was not loaded"):
             second.ask(2, MODEL)
         resumed = {name: array.copy() for name, array in second.journal.model.items()}
         np.testing.assert_array_equal(resumed["weight"], heard.model["weight"])

@@ -74,16 +74,16 @@ def lines(caplog):
 
 class TestRunsThatFail:
     def test_three_rounds_without_a_usable_reply_end_a_run_with_the_reason(self, any_client, run):
-        with pytest.raises(RunFailedError, match=r"^rounds 1 to 3 have made no new model") as error:
+        with pytest.raises(RunFailedError, match=r"^rounds 1 to 3 made no new model") as error:
             run(any_client.make("SignSGD"), fail, MODEL, NUM_CLIENTS, 9)
-        assert "of 15 in 15 replies" in str(error.value)
+        assert "15 of 15 replies" in str(error.value)
         assert "no camera" in str(error.value)
         assert "clients' own log" in str(error.value)
 
     def test_a_run_may_fail_for_as_many_rounds_as_it_is_told_to(self, api, run):
         outcome = run(api.make("SignSGD", max_failed_rounds=None), fail, MODEL, NUM_CLIENTS, 5)
         assert sorted(outcome.reports) == [1, 2, 3, 4, 5]
-        with pytest.raises(RunFailedError, match=r"^round 1 has made no new model"):
+        with pytest.raises(RunFailedError, match=r"^round 1 made no new model"):
             run(api.make("SignSGD", max_failed_rounds=1), fail, MODEL, NUM_CLIENTS, 5)
 
     def test_rounds_that_fail_here_and_there_end_no_run(self, api, run):
@@ -94,7 +94,7 @@ class TestRunsThatFail:
 
     def test_what_a_run_has_learned_before_it_is_lost_is_in_the_error(self, api, run):
         strategy = api.make("MedianSGD", noise=None)
-        with pytest.raises(RunFailedError, match=r"^rounds 3 to 5 have") as error:
+        with pytest.raises(RunFailedError, match=r"^rounds 3 to 5 made") as error:
             run(strategy, failing_in(3, 4, 5), MODEL, NUM_CLIENTS, 9)
         for array in error.value.arrays.values():
             np.testing.assert_allclose(array, 2, rtol=1e-5)
@@ -105,7 +105,7 @@ class TestRunsThatFail:
         np.testing.assert_array_equal(error.arrays["w"], [1, 1])
 
     def test_clients_without_the_mod_end_the_first_round(self, any_client, run):
-        with pytest.raises(RunFailedError, match=r"^round 1 has.*mods=\[perturb\]"):
+        with pytest.raises(RunFailedError, match=r"^round 1 made.*mods=\[perturb\]"):
             run(any_client.make("SignSGD"), train, MODEL, NUM_CLIENTS, 9, mods=())
 
     def test_a_client_without_the_mod_ends_nothing(self, message_api, run):
@@ -181,11 +181,11 @@ def diverge_far(model, partition):
     return {name: array + np.float32(1e15) for name, array in model.items()}, {"num-examples": 1}
 
 
-LOG = "the clients' own log has more"
+LOG = "see the clients' own log"
 ORDER = "perturb is not the first of its ClientApp's mods"
 NODES = "are the nodes up"
 RELEASE = "the same release of fedmedian"
-RATE = "a smaller learning rate of theirs helps"
+RATE = "lower the clients' learning rate"
 PART = "must hold only the arrays that clients send"
 CLASSES = "leaves out classes"
 TREES = "arrays of trees change"
@@ -403,12 +403,12 @@ class TestClientsThatReturnWhatTheyWereSent:
             return model, {"num-examples": 2}
 
         run(api.make(make, **options), forget, MODEL, NUM_CLIENTS, 2)
-        assert not warnings("as it was sent")
+        assert not warnings("returned the model unchanged")
         run(api.make(make, **options), forget, MODEL, NUM_CLIENTS, 6)
-        (warning,) = warnings("as it was sent")
+        (warning,) = warnings("returned the model unchanged")
         assert warning.startswith("5 of 5 clients (node ")
         assert "(partition 4)" in warning
-        assert "returns its weights from after training" in warning
+        assert "returns the weights from after training" in warning
 
     @every_strategy
     def test_are_not_blamed_for_a_model_that_is_not_finite_and_so_never_moves(
@@ -417,7 +417,7 @@ class TestClientsThatReturnWhatTheyWereSent:
         model = {name: np.full_like(array, np.nan) for name, array in MODEL.items()}
         run(api.make(make, **options), train, model, NUM_CLIENTS, 5)
         assert warnings("arrays that hold NaN or infinity are not trained")
-        assert not warnings("as it was sent")
+        assert not warnings("returned the model unchanged")
 
     @each_way_to_see
     def test_are_counted_and_named_if_they_are_some_of_them(
@@ -425,7 +425,7 @@ class TestClientsThatReturnWhatTheyWereSent:
     ):
         some = by_round(lambda partition, number: partition % 3)
         run(api.make(make, **options), some, MODEL, NUM_CLIENTS, 5)
-        (warning,) = warnings("as it was sent")
+        (warning,) = warnings("returned the model unchanged")
         assert warning.startswith("2 of 5 clients (node ")
         assert "(partition 0)" in warning
         assert "(partition 3)" in warning
@@ -443,7 +443,7 @@ class TestClientsThatReturnWhatTheyWereSent:
     )
     def test_are_no_warning_once_they_have_trained(self, change, make, options, api, run, warnings):
         run(api.make(make, **options), by_round(change), MODEL, NUM_CLIENTS, 7)
-        assert not warnings("as it was sent")
+        assert not warnings("returned the model unchanged")
 
     @each_way_to_see
     def test_are_no_warning_for_arrays_that_are_frozen(self, make, options, api, run, warnings):
@@ -451,7 +451,7 @@ class TestClientsThatReturnWhatTheyWereSent:
             return {**model, "0": model["0"] + np.float32(1)}, {"num-examples": 2}
 
         run(api.make(make, **options), train_one, MODEL, NUM_CLIENTS, 5)
-        assert not warnings("as it was sent")
+        assert not warnings("returned the model unchanged")
 
     @pytest.mark.parametrize(
         ("make", "options"),
@@ -464,7 +464,7 @@ class TestClientsThatReturnWhatTheyWereSent:
     )
     def test_cannot_be_seen_behind_noise_or_votes(self, make, options, api, run, warnings):
         run(api.make(make, **options), by_round(lambda *_: 0), MODEL, NUM_CLIENTS, 5)
-        assert not warnings("as it was sent")
+        assert not warnings("returned the model unchanged")
 
     def test_are_no_warning_where_a_run_resumes_that_was_finished(
         self, api, run, tmp_path, warnings
@@ -472,7 +472,7 @@ class TestClientsThatReturnWhatTheyWereSent:
         for rounds, change in ((2, 1), (7, 0)):
             strategy = api.make("MedianSGD", checkpoint=Checkpoint(tmp_path))
             run(strategy, by_round(lambda *_, by=change: by), MODEL, NUM_CLIENTS, rounds)
-        assert not warnings("as it was sent")
+        assert not warnings("returned the model unchanged")
 
 
 class TestLines:
