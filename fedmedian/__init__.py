@@ -16,7 +16,7 @@ from fedmedian.model.layout import Layout
 from fedmedian.rules.noise import Gaussian, Laplace, Logistic, Noise, Uniform, register_noise
 from fedmedian.rules.optimizers import Adam, Momentum, Optimizer
 from fedmedian.rules.scales import Adaptive, ScaleRule, Theory, TopUp
-from fedmedian.rules.schedules import Cosine, StepDecay
+from fedmedian.rules.schedules import Cosine
 from fedmedian.steps.base import ClientStep, register_client_step
 from fedmedian.steps.instruction import Instruction
 from fedmedian.steps.payload import Payload

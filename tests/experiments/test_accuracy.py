@@ -11,6 +11,7 @@ from flwr.clientapp import ClientApp
 from experiments.apps.heterogeneous.fedmedian_heterogeneous import client_app
 from fedmedian import Instruction, Payload
 from fedmedian.steps.noise import AddNoise
+from tests.tools.places import DOCS
 
 pytestmark = pytest.mark.slow
 

@@ -20,7 +20,8 @@ from flwr.clientapp import ClientApp
 from fedmedian import Gaussian, Instruction, Momentum
 from fedmedian.clients import InProcessGrid, Policy, perturb, perturb_with
 from fedmedian.clients.attacks import Hostile, SignFlip
-from fedmedian.steps.client_steps import AddNoise, Signs
+from fedmedian.steps.encodings import Signs
+from fedmedian.steps.noise import AddNoise
 
 NUM_CLIENTS = 5
 MODEL = {
