@@ -414,7 +414,6 @@ BAD_VECTORS = {
 BAD_WEIGHTS = {
     "a missing array": (dropped("bias"), "'bias'"),
     "an array more": (added("more", np.zeros(3)), "'more'"),
-    "another order": (lambda a, _: a.update(weight=a.pop("weight")), "order"),
     "another shape": (array("bias", lambda bias: np.zeros(6)), "'bias'"),
     "a shape that broadcasts": (array("bias", lambda bias: bias[:1]), "'bias'"),
     "text": (array("bias", lambda bias: bias.astype(str)), ""),
