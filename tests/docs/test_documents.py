@@ -230,7 +230,7 @@ def test_the_snippet_without_a_rotation_makes_the_papers_algorithms(page):
     exec(snippet, names)
     made = [names[name] for name in ("algorithm_3", "algorithm_4", "adaptive")]
     assert [strategy.core.settings.rotation for strategy in made] == [None] * 3
-    assert [strategy.core.kind for strategy in made] == ["signs", "vector", "signs"]
+    assert [strategy.core.encoding.name for strategy in made] == ["signs", "vector", "signs"]
 
 
 def test_the_snippet_of_a_long_run_can_be_run_again(existing_apps, counting_app, tmp_path):

@@ -18,13 +18,12 @@ pytestmark = pytest.mark.slow
 
 def lie(message, context, call_next):
     """Report sizes a million times the client's own, and the votes of an honest one: a mod."""
-    told = Instruction.decode(message.content["config"]).find(AddNoise)
     reply = call_next(message, context)
     if context.node_config["partition-id"] == 0:
         arrays = [array.numpy() for array in reply.content["arrays"].values()]
         honest, factor = Payload.decode(arrays, reply.content["fedmedian"]), np.float32(1e6)
-        scales = factor * honest.scales if told.scales is None else honest.scales
-        claimed = replace(honest, magnitudes=factor * honest.magnitudes, scales=scales)
+        reports = {step: factor * sizes for step, sizes in honest.reports.items()}
+        claimed = replace(honest, reports=reports)
         reply.content["fedmedian"] = ConfigRecord(claimed.encode()[1])
     return reply
 

@@ -1,6 +1,7 @@
 """Random servers against random policies: seconds of ``tests.tools.fuzz policy``."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,8 +44,7 @@ class TestDefects:
         def report_sizes(instruction, layout, update, *rest):
             size = np.float32([np.nan_to_num(np.abs(update)).max(initial=0)])
             payload = perturb_update(instruction, layout, update, *rest)
-            payload.magnitudes[:1] = size
-            return payload
+            return replace(payload, reports={**payload.reports, "measure": size})
 
         monkeypatch.setattr(answering, "perturb_update", report_sizes)
         outcomes, _ = play(40, 0)
