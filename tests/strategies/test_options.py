@@ -148,7 +148,6 @@ class TestMistakes:
             ("server_learning_rate", "did you mean learning_rate=?"),
             ("server_momentum", "did you mean optimizer=Momentum(…)?"),
             ("noise_multiplier", "did you mean noise=Gaussian(…)?"),
-            ("mu", "did you mean proximal_mu=?"),
             ("fraction_trian", "did you mean 'fraction_train'?"),
             ("rotations", "did you mean 'rotation'?"),
         ],
