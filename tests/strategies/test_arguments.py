@@ -5,13 +5,12 @@ import pickle
 
 import numpy as np
 import pytest
-from flwr.app import MetricRecord
 from flwr.common import ndarrays_to_parameters
 from flwr.serverapp.strategy import Result
 
-from fedmedian import Adam, Clip, Gaussian, Majority, Momentum
+from fedmedian import Adam, Clip, Gaussian, Majority, Momentum, SmoothedMedian
+from fedmedian.clients import InProcessGrid
 from fedmedian.strategies import Checkpoint, MedianSGD, SignSGD, legacy
-from fedmedian.strategies.message_api import AveragedResult
 
 STRATEGIES = (SignSGD, MedianSGD, legacy.SignSGD, legacy.MedianSGD)
 every_strategy = pytest.mark.parametrize(
@@ -21,25 +20,27 @@ GIVEN = {
     "noise": Gaussian(0.5),
     "learning_rate": 0.25,
     "optimizer": Momentum(0.5),
-    "average_decay": 0.5,
     "client_steps": [Clip(2.0)],
     "exact": ["mask"],
     "min_replies": 2,
     "max_failed_rounds": None,
     "seed": 3,
-    "proximal_mu": 0.5,
 }
 GIVEN_TO_FLOWER = {"fraction_evaluate": 0.5, "min_available_nodes": 3}
 GIVEN_TO_OLDER_FLOWER = {"fraction_evaluate": 0.5, "min_available_clients": 3}
 
 
+def is_older(strategy):
+    return strategy.__module__ == legacy.__name__
+
+
 def own_arguments(strategy):
-    return [name for name in inspect.signature(strategy).parameters if name != "fedavg"]
+    own = [name for name in inspect.signature(strategy).parameters if name != "flower"]
+    return own if is_older(strategy) else [*own, "numpy_clients"]
 
 
 def flowers(strategy):
-    older = strategy.__module__ == legacy.__name__
-    return GIVEN_TO_OLDER_FLOWER if older else GIVEN_TO_FLOWER
+    return GIVEN_TO_OLDER_FLOWER if is_older(strategy) else GIVEN_TO_FLOWER
 
 
 class TestAttributes:
@@ -96,6 +97,7 @@ class TestAttributes:
     def test_a_class_in_an_instances_place_is_named_with_how_to_make_one(self, strategy):
         for name, value, example in (
             ("noise", Gaussian, "Gaussian()"),
+            ("aggregator", SmoothedMedian, "SmoothedMedian()"),
             ("optimizer", Momentum, "Momentum()"),
             ("client_steps", [Clip], "Clip(…)"),
             ("checkpoint", Checkpoint, "Checkpoint(…)"),
@@ -147,11 +149,11 @@ class TestRepr:
     def test_arguments_that_only_one_strategy_has_are_shown(self):
         majority = Majority(calibrated=True)
         for sign, median in (STRATEGIES[:2], STRATEGIES[2:]):
-            assert repr(sign(decode=majority, weighted=False)) == (
-                f"SignSGD(decode={majority!r}, weighted=False)"
+            assert repr(sign(aggregator=majority, weighted=False)) == (
+                f"SignSGD(aggregator={majority!r}, weighted=False)"
             )
             assert repr(median(noise_at="server", aggregator=SmoothedMedian())) == (
-                "MedianSGD(noise_at='server', estimator='smoothed')"
+                "MedianSGD(aggregator=SmoothedMedian(), noise_at='server')"
             )
 
     @pytest.mark.parametrize("strategy", [SignSGD, MedianSGD])
@@ -178,31 +180,24 @@ class TestRepr:
 
 
 class TestResult:
-    def test_a_result_without_an_average_prints_as_flowers_does(self, as_record):
-        parts = (as_record({"w": np.zeros(100_000)}), {1: MetricRecord({"loss": 0.5})}, {}, {})
-        assert repr(AveragedResult(*parts)) == repr(Result(*parts))
-
-    def test_a_result_says_how_large_the_average_is(self, as_record):
-        arrays = as_record({"w": np.zeros(2**17)})
-        text = repr(AveragedResult(arrays, averaged_arrays=arrays))
-        assert "Averaged Arrays:\n\tArrayRecord (1.000 MB)" in text
-
-    def test_what_a_round_reports_of_each_block_is_kept_and_not_printed(self, run):
-        model = {f"layer{i}.weight": np.zeros((20, 20), np.float32) for i in range(40)}
-
+    @pytest.fixture
+    def result_of(self, make_app, as_record):
         def train(model, partition):
             trained = {name: array + np.float32(partition) for name, array in model.items()}
             return trained, {"num-examples": 1, "loss": 0.5}
 
-        results = []
+        def result_of(strategy):
+            model = {f"layer{i}.weight": np.zeros((20, 20), np.float32) for i in range(40)}
+            return strategy.start(InProcessGrid(make_app(train), 3), as_record(model), 3)
 
-        class Keeping(SignSGD):
-            def start(self, *args, **options):
-                results.append(super().start(*args, **options))
-                return results[-1]
+        return result_of
 
-        run(Keeping(seed=1, fraction_evaluate=0.0), train, model, 3, 3)
-        (result,) = results
+    def test_a_result_of_numbers_alone_prints_as_flowers_does(self, result_of):
+        result = result_of(MedianSGD(None, fraction_evaluate=0.0, seed=1))
+        assert repr(result) == repr(Result(**vars(result)))
+
+    def test_what_a_round_reports_of_each_block_is_kept_and_not_printed(self, result_of):
+        result = result_of(SignSGD(fraction_evaluate=0.0, seed=1))
         assert len(result.train_metrics_clientapp[3]["noise-scale"]) == 40
         text = repr(result)
         assert "noise-scale" not in text
