@@ -148,6 +148,8 @@ class TestMistakes:
             ("server_learning_rate", "did you mean learning_rate=?"),
             ("server_momentum", "did you mean optimizer=Momentum(…)?"),
             ("noise_multiplier", "did you mean noise=Gaussian(…)?"),
+            ("decode", "did you mean aggregator=?"),
+            ("estimator", "did you mean aggregator=?"),
             ("fraction_trian", "did you mean 'fraction_train'?"),
             ("rotations", "did you mean 'rotation'?"),
         ],
