@@ -1,18 +1,36 @@
-"""What a strategy shows of its arguments, and what a Result shows of a run."""
+"""What a strategy shows of its arguments and passes on, and what a Result shows of a run."""
 
 import inspect
 import pickle
+import pydoc
+from dataclasses import fields
 
 import numpy as np
 import pytest
 from flwr.common import ndarrays_to_parameters
-from flwr.serverapp.strategy import Result
+from flwr.serverapp.strategy import FedAvg, Result
 
-from fedmedian import Adam, Clip, Gaussian, Majority, Momentum, SmoothedMedian
+from fedmedian import (
+    Adam,
+    Adaptive,
+    ClientMomentum,
+    Clip,
+    Counts,
+    DivideByLearningRate,
+    Gaussian,
+    Majority,
+    Median,
+    Momentum,
+    Rotation,
+    SmoothedMedian,
+)
 from fedmedian.clients import InProcessGrid
+from fedmedian.rounds.options import RunOptions
+from fedmedian.rounds.recipe import Recipe
 from fedmedian.strategies import Checkpoint, MedianSGD, SignSGD, legacy
 
 STRATEGIES = (SignSGD, MedianSGD, legacy.SignSGD, legacy.MedianSGD)
+OF_SIGNS, OF_MEDIANS = STRATEGIES[::2], STRATEGIES[1::2]
 every_strategy = pytest.mark.parametrize(
     "strategy", STRATEGIES, ids=lambda cls: f"{cls.__module__}.{cls.__name__}"
 )
@@ -26,6 +44,33 @@ GIVEN = {
     "max_failed_rounds": None,
     "seed": 3,
 }
+ALL = {
+    "optimizer": Adam(),
+    "client_steps": [DivideByLearningRate(0.1), ClientMomentum(0.9), Clip(1e-30)],
+    "rotation": Rotation(smallest=9),
+    "scale_from": "client",
+    "exact": ["*mean"],
+    "cohort_rules": [lambda cohort: {}],
+    "diagnostics": False,
+    "min_replies": 3,
+    "max_failed_rounds": None,
+    "checkpoint": Checkpoint("runs/first"),
+    "privacy_budget": None,  # it forbids the others; see test_budget.py
+    "seed": 2**200,
+}
+ALL_OF_SIGNS = {
+    "noise": Gaussian(Adaptive(0.5)),
+    "aggregator": Majority("unchanged", calibrated=True),
+    "learning_rate": 0.25,
+    "weighted": False,
+}
+ALL_OF_MEDIANS = {
+    "noise": Gaussian(Adaptive(0.5)),
+    "aggregator": SmoothedMedian(),
+    "learning_rate": 0.25,
+    "noise_at": "server",
+    "scale_from": "server",  # clients choose no scale of a noise that they do not add
+}
 GIVEN_TO_FLOWER = {"fraction_evaluate": 0.5, "min_available_nodes": 3}
 GIVEN_TO_OLDER_FLOWER = {"fraction_evaluate": 0.5, "min_available_clients": 3}
 
@@ -37,6 +82,11 @@ def is_older(strategy):
 def own_arguments(strategy):
     own = [name for name in inspect.signature(strategy).parameters if name != "flower"]
     return own if is_older(strategy) else [*own, "numpy_clients"]
+
+
+def all_of(strategy):
+    """Return a value for each argument but Flower's."""
+    return ALL | (ALL_OF_SIGNS if strategy in OF_SIGNS else ALL_OF_MEDIANS)
 
 
 def flowers(strategy):
@@ -121,10 +171,77 @@ class TestAttributes:
         assert repr(Own(min_replies=2)) == "Own(min_replies=2)"
 
 
+class TestShownAndPassedOn:
+    @every_strategy
+    def test_every_argument_of_ours_stands_in_the_signature_with_its_default(self, strategy):
+        own = all_of(strategy)
+        shown = inspect.signature(strategy).parameters
+        assert {*shown} - {"flower"} == {*own}
+        assert all(shown[name].default is not inspect.Parameter.empty for name in own)
+        for field in (*fields(Recipe), *fields(RunOptions)):
+            if field.name in ALL:
+                assert shown[field.name].default == field.default
+                assert shown[field.name].kind is inspect.Parameter.KEYWORD_ONLY
+
+    @every_strategy
+    def test_help_shows_and_describes_every_argument_of_ours(self, strategy):
+        text = pydoc.render_doc(strategy, renderer=pydoc.plaintext)
+        for name, parameter in inspect.signature(strategy).parameters.items():
+            if name != "flower":
+                assert str(parameter) in text  # its name, type and default
+                assert name in strategy.__doc__
+
+    @every_strategy
+    def test_every_argument_of_ours_reaches_the_recipe_or_the_options(self, strategy):
+        made, given = strategy(**all_of(strategy)), all_of(strategy)
+        in_force = {**vars(made.recipe), **vars(made.options)}
+        assert {name: in_force[name] for name in given} == given
+        assert strategy(scale_from="client").recipe.scale_from == "client"
+        rest = {name: value for name, value in in_force.items() if name not in given}
+        assert rest == ({"noise_at": "client"} if strategy in OF_SIGNS else {"weighted": False})
+
+    @pytest.mark.parametrize(("strategies", "rule"), [(OF_SIGNS, Median()), (OF_MEDIANS, Counts())])
+    def test_a_rule_for_the_other_strategy_is_refused_with_its_name(self, strategies, rule):
+        for strategy in strategies:
+            other = "SignSGD" if strategy in OF_MEDIANS else "MedianSGD"
+            with pytest.raises(ValueError, match=rf"^aggregator must .*{other} is for") as refused:
+                strategy(aggregator=rule)
+            assert repr(rule) in str(refused.value)
+
+    def test_start_shows_the_arguments_of_flowers_start(self):
+        for strategy in (SignSGD, MedianSGD):
+            shown = inspect.signature(strategy.start).parameters
+            for name, flowers in inspect.signature(FedAvg.start).parameters.items():
+                assert shown[name].default == flowers.default
+
+    @pytest.mark.parametrize("stored", [False, True], ids=["without", "with a checkpoint"])
+    def test_start_passes_on_arguments_that_only_a_newer_flower_knows(
+        self, stored, monkeypatch, tmp_path, as_record
+    ):
+        passed = {}
+        flowers = FedAvg.start
+
+        def start(self, grid, initial_arrays, num_rounds=3, *arguments, should_stop=None):
+            passed.update(num_rounds=num_rounds, should_stop=should_stop)
+            return flowers(self, grid, initial_arrays, 0)
+
+        monkeypatch.setattr(FedAvg, "start", start)
+        strategy = SignSGD(checkpoint=Checkpoint(tmp_path) if stored else None)
+        strategy.start(None, as_record({"x": np.zeros(2)}), 7, should_stop="when it is enough")
+        assert passed == {"num_rounds": 7, "should_stop": "when it is enough"}
+
+
 class TestRepr:
     @every_strategy
     def test_a_strategy_shows_no_argument_that_was_left_out(self, strategy):
         assert repr(strategy()) == f"{strategy.__name__}()"
+
+    @every_strategy
+    def test_noise_without_a_scale_is_shown_with_the_one_in_force(self, strategy):
+        assert repr(strategy(Gaussian())) == f"{strategy.__name__}()"
+        in_place = strategy(Gaussian(), rotation=None)
+        assert in_place.noise == Gaussian(Adaptive(3.0))
+        assert repr(strategy(in_place.noise, rotation=None)) == repr(in_place)
 
     @every_strategy
     def test_a_strategy_shows_each_argument_that_is_not_the_default(self, strategy):
