@@ -1,19 +1,36 @@
-"""What a strategy shows of its arguments, and what a Result shows of a run."""
+"""What a strategy shows of its arguments and passes on, and what a Result shows of a run."""
 
 import inspect
 import pickle
+import pydoc
+from dataclasses import fields
 
 import numpy as np
 import pytest
-from flwr.app import MetricRecord
 from flwr.common import ndarrays_to_parameters
-from flwr.serverapp.strategy import Result
+from flwr.serverapp.strategy import FedAvg, Result
 
-from fedmedian import Adam, Clip, Gaussian, Majority, Momentum
+from fedmedian import (
+    Adam,
+    Adaptive,
+    ClientMomentum,
+    Clip,
+    Counts,
+    DivideByLearningRate,
+    Gaussian,
+    Majority,
+    Median,
+    Momentum,
+    Rotation,
+    SmoothedMedian,
+)
+from fedmedian.clients import InProcessGrid
+from fedmedian.rounds.options import RunOptions
+from fedmedian.rounds.recipe import Recipe
 from fedmedian.strategies import Checkpoint, MedianSGD, SignSGD, legacy
-from fedmedian.strategies.message_api import AveragedResult
 
 STRATEGIES = (SignSGD, MedianSGD, legacy.SignSGD, legacy.MedianSGD)
+OF_SIGNS, OF_MEDIANS = STRATEGIES[::2], STRATEGIES[1::2]
 every_strategy = pytest.mark.parametrize(
     "strategy", STRATEGIES, ids=lambda cls: f"{cls.__module__}.{cls.__name__}"
 )
@@ -21,25 +38,59 @@ GIVEN = {
     "noise": Gaussian(0.5),
     "learning_rate": 0.25,
     "optimizer": Momentum(0.5),
-    "average_decay": 0.5,
     "client_steps": [Clip(2.0)],
     "exact": ["mask"],
     "min_replies": 2,
     "max_failed_rounds": None,
     "seed": 3,
-    "proximal_mu": 0.5,
+}
+ALL = {
+    "optimizer": Adam(),
+    "client_steps": [DivideByLearningRate(0.1), ClientMomentum(0.9), Clip(1e-30)],
+    "rotation": Rotation(smallest=9),
+    "scale_from": "client",
+    "exact": ["*mean"],
+    "cohort_rules": [lambda cohort: {}],
+    "diagnostics": False,
+    "min_replies": 3,
+    "max_failed_rounds": None,
+    "checkpoint": Checkpoint("runs/first"),
+    "privacy_budget": None,  # it forbids the others; see test_budget.py
+    "seed": 2**200,
+}
+ALL_OF_SIGNS = {
+    "noise": Gaussian(Adaptive(0.5)),
+    "aggregator": Majority("unchanged", calibrated=True),
+    "learning_rate": 0.25,
+    "weighted": False,
+}
+ALL_OF_MEDIANS = {
+    "noise": Gaussian(Adaptive(0.5)),
+    "aggregator": SmoothedMedian(),
+    "learning_rate": 0.25,
+    "noise_at": "server",
+    "scale_from": "server",  # clients choose no scale of a noise that they do not add
 }
 GIVEN_TO_FLOWER = {"fraction_evaluate": 0.5, "min_available_nodes": 3}
 GIVEN_TO_OLDER_FLOWER = {"fraction_evaluate": 0.5, "min_available_clients": 3}
 
 
+def is_older(strategy):
+    return strategy.__module__ == legacy.__name__
+
+
 def own_arguments(strategy):
-    return [name for name in inspect.signature(strategy).parameters if name != "fedavg"]
+    own = [name for name in inspect.signature(strategy).parameters if name != "flower"]
+    return own if is_older(strategy) else [*own, "numpy_clients"]
+
+
+def all_of(strategy):
+    """Return a value for each argument but Flower's."""
+    return ALL | (ALL_OF_SIGNS if strategy in OF_SIGNS else ALL_OF_MEDIANS)
 
 
 def flowers(strategy):
-    older = strategy.__module__ == legacy.__name__
-    return GIVEN_TO_OLDER_FLOWER if older else GIVEN_TO_FLOWER
+    return GIVEN_TO_OLDER_FLOWER if is_older(strategy) else GIVEN_TO_FLOWER
 
 
 class TestAttributes:
@@ -96,6 +147,7 @@ class TestAttributes:
     def test_a_class_in_an_instances_place_is_named_with_how_to_make_one(self, strategy):
         for name, value, example in (
             ("noise", Gaussian, "Gaussian()"),
+            ("aggregator", SmoothedMedian, "SmoothedMedian()"),
             ("optimizer", Momentum, "Momentum()"),
             ("client_steps", [Clip], "Clip(…)"),
             ("checkpoint", Checkpoint, "Checkpoint(…)"),
@@ -119,10 +171,77 @@ class TestAttributes:
         assert repr(Own(min_replies=2)) == "Own(min_replies=2)"
 
 
+class TestShownAndPassedOn:
+    @every_strategy
+    def test_every_argument_of_ours_stands_in_the_signature_with_its_default(self, strategy):
+        own = all_of(strategy)
+        shown = inspect.signature(strategy).parameters
+        assert {*shown} - {"flower"} == {*own}
+        assert all(shown[name].default is not inspect.Parameter.empty for name in own)
+        for field in (*fields(Recipe), *fields(RunOptions)):
+            if field.name in ALL:
+                assert shown[field.name].default == field.default
+                assert shown[field.name].kind is inspect.Parameter.KEYWORD_ONLY
+
+    @every_strategy
+    def test_help_shows_and_describes_every_argument_of_ours(self, strategy):
+        text = pydoc.render_doc(strategy, renderer=pydoc.plaintext)
+        for name, parameter in inspect.signature(strategy).parameters.items():
+            if name != "flower":
+                assert str(parameter) in text  # its name, type and default
+                assert name in strategy.__doc__
+
+    @every_strategy
+    def test_every_argument_of_ours_reaches_the_recipe_or_the_options(self, strategy):
+        made, given = strategy(**all_of(strategy)), all_of(strategy)
+        in_force = {**vars(made.recipe), **vars(made.options)}
+        assert {name: in_force[name] for name in given} == given
+        assert strategy(scale_from="client").recipe.scale_from == "client"
+        rest = {name: value for name, value in in_force.items() if name not in given}
+        assert rest == ({"noise_at": "client"} if strategy in OF_SIGNS else {"weighted": False})
+
+    @pytest.mark.parametrize(("strategies", "rule"), [(OF_SIGNS, Median()), (OF_MEDIANS, Counts())])
+    def test_a_rule_for_the_other_strategy_is_refused_with_its_name(self, strategies, rule):
+        for strategy in strategies:
+            other = "SignSGD" if strategy in OF_MEDIANS else "MedianSGD"
+            with pytest.raises(ValueError, match=rf"^aggregator must .*{other} is for") as refused:
+                strategy(aggregator=rule)
+            assert repr(rule) in str(refused.value)
+
+    def test_start_shows_the_arguments_of_flowers_start(self):
+        for strategy in (SignSGD, MedianSGD):
+            shown = inspect.signature(strategy.start).parameters
+            for name, flowers in inspect.signature(FedAvg.start).parameters.items():
+                assert shown[name].default == flowers.default
+
+    @pytest.mark.parametrize("stored", [False, True], ids=["without", "with a checkpoint"])
+    def test_start_passes_on_arguments_that_only_a_newer_flower_knows(
+        self, stored, monkeypatch, tmp_path, as_record
+    ):
+        passed = {}
+        flowers = FedAvg.start
+
+        def start(self, grid, initial_arrays, num_rounds=3, *arguments, should_stop=None):
+            passed.update(num_rounds=num_rounds, should_stop=should_stop)
+            return flowers(self, grid, initial_arrays, 0)
+
+        monkeypatch.setattr(FedAvg, "start", start)
+        strategy = SignSGD(checkpoint=Checkpoint(tmp_path) if stored else None)
+        strategy.start(None, as_record({"x": np.zeros(2)}), 7, should_stop="when it is enough")
+        assert passed == {"num_rounds": 7, "should_stop": "when it is enough"}
+
+
 class TestRepr:
     @every_strategy
     def test_a_strategy_shows_no_argument_that_was_left_out(self, strategy):
         assert repr(strategy()) == f"{strategy.__name__}()"
+
+    @every_strategy
+    def test_noise_without_a_scale_is_shown_with_the_one_in_force(self, strategy):
+        assert repr(strategy(Gaussian())) == f"{strategy.__name__}()"
+        in_place = strategy(Gaussian(), rotation=None)
+        assert in_place.noise == Gaussian(Adaptive(3.0))
+        assert repr(strategy(in_place.noise, rotation=None)) == repr(in_place)
 
     @every_strategy
     def test_a_strategy_shows_each_argument_that_is_not_the_default(self, strategy):
@@ -147,11 +266,11 @@ class TestRepr:
     def test_arguments_that_only_one_strategy_has_are_shown(self):
         majority = Majority(calibrated=True)
         for sign, median in (STRATEGIES[:2], STRATEGIES[2:]):
-            assert repr(sign(decode=majority, weighted=False)) == (
-                f"SignSGD(decode={majority!r}, weighted=False)"
+            assert repr(sign(aggregator=majority, weighted=False)) == (
+                f"SignSGD(aggregator={majority!r}, weighted=False)"
             )
             assert repr(median(noise_at="server", aggregator=SmoothedMedian())) == (
-                "MedianSGD(noise_at='server', estimator='smoothed')"
+                "MedianSGD(aggregator=SmoothedMedian(), noise_at='server')"
             )
 
     @pytest.mark.parametrize("strategy", [SignSGD, MedianSGD])
@@ -178,31 +297,24 @@ class TestRepr:
 
 
 class TestResult:
-    def test_a_result_without_an_average_prints_as_flowers_does(self, as_record):
-        parts = (as_record({"w": np.zeros(100_000)}), {1: MetricRecord({"loss": 0.5})}, {}, {})
-        assert repr(AveragedResult(*parts)) == repr(Result(*parts))
-
-    def test_a_result_says_how_large_the_average_is(self, as_record):
-        arrays = as_record({"w": np.zeros(2**17)})
-        text = repr(AveragedResult(arrays, averaged_arrays=arrays))
-        assert "Averaged Arrays:\n\tArrayRecord (1.000 MB)" in text
-
-    def test_what_a_round_reports_of_each_block_is_kept_and_not_printed(self, run):
-        model = {f"layer{i}.weight": np.zeros((20, 20), np.float32) for i in range(40)}
-
+    @pytest.fixture
+    def result_of(self, make_app, as_record):
         def train(model, partition):
             trained = {name: array + np.float32(partition) for name, array in model.items()}
             return trained, {"num-examples": 1, "loss": 0.5}
 
-        results = []
+        def result_of(strategy):
+            model = {f"layer{i}.weight": np.zeros((20, 20), np.float32) for i in range(40)}
+            return strategy.start(InProcessGrid(make_app(train), 3), as_record(model), 3)
 
-        class Keeping(SignSGD):
-            def start(self, *args, **options):
-                results.append(super().start(*args, **options))
-                return results[-1]
+        return result_of
 
-        run(Keeping(seed=1, fraction_evaluate=0.0), train, model, 3, 3)
-        (result,) = results
+    def test_a_result_of_numbers_alone_prints_as_flowers_does(self, result_of):
+        result = result_of(MedianSGD(None, fraction_evaluate=0.0, seed=1))
+        assert repr(result) == repr(Result(**vars(result)))
+
+    def test_what_a_round_reports_of_each_block_is_kept_and_not_printed(self, result_of):
+        result = result_of(SignSGD(fraction_evaluate=0.0, seed=1))
         assert len(result.train_metrics_clientapp[3]["noise-scale"]) == 40
         text = repr(result)
         assert "noise-scale" not in text

@@ -47,24 +47,19 @@ class TestMasks:
             assert outcome.model["1"].tobytes() == MASK.tobytes()
             assert outcome.model["0"].mean() > 0.8
 
-    def test_the_average_over_rounds_has_the_mask(self, any_client, name, exact, run):
-        strategy = any_client.make(name, exact=exact, average_decay=0.5)
-        outcome = run(strategy, towards_one, self.MODEL, NUM_CLIENTS, 3)
-        assert outcome.averaged["1"].tobytes() == MASK.tobytes()
-
 
 @either_strategy
 class TestRanges:
-    """Ranges of quantisation begin as infinite, and become finite with the first data."""
+    """Ranges of quantization begin as infinite, and become finite with the first data."""
 
     MODEL: ClassVar = {"0": W, "1": MASK, **UNSEEN}
 
-    def play(self, any_client, name, run, seen, num_rounds=3, **options):
+    def play(self, any_client, name, run, seen, num_rounds=3):
         def observe(model, partition):
             trained, metrics = towards_one(model, partition)
             return {**trained, **seen(model, partition)}, metrics
 
-        strategy = any_client.make(name, exact=["2", "3"], **options)
+        strategy = any_client.make(name, exact=["2", "3"])
         return run(strategy, observe, self.MODEL, NUM_CLIENTS, num_rounds)
 
     @staticmethod
@@ -95,15 +90,17 @@ class TestRanges:
         assert outcome.model["2"] == -1
         assert outcome.model["3"].tolist() == [1, 1]
 
-    def test_the_average_over_rounds_takes_them_up(self, any_client, name, run):
+    def test_they_are_taken_up_once_clients_have_seen_data_in_a_later_round(
+        self, any_client, name, run
+    ):
         outcome = self.play(
             any_client,
             name,
             run,
             lambda model, i: self.ranges(-1, 1) if model["0"].any() else UNSEEN,
-            average_decay=0.5,
         )
-        assert outcome.averaged["2"] == -1
+        assert [float(model["2"]) for model in outcome.path[1:3]] == [np.inf, -1]
+        assert outcome.model["3"].tolist() == [1, 1]
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
     def test_one_client_makes_nothing_infinite_that_was_finite(self, any_client, name, run, bad):

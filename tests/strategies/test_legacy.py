@@ -7,7 +7,6 @@ import pytest
 from flwr.app import Context, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
-from flwr.common import parameters_to_ndarrays
 from flwr.server import ServerApp, ServerAppComponents, ServerConfig
 
 from fedmedian.clients import InProcessGrid, perturb
@@ -114,12 +113,3 @@ def test_without_an_initial_model_a_client_is_asked_for_one(older_api):
     for array, given in zip(first, MODEL.values(), strict=True):
         np.testing.assert_array_equal(array, given, strict=True)
     assert last[2] == 1
-
-
-def test_the_average_of_the_rounds_is_in_averaged_parameters(older_api, run):
-    strategy = older_api.make("MedianSGD", None, average_decay=0.75)
-    assert strategy.averaged_parameters is None
-    run(strategy, train, MODEL, NUM_CLIENTS, 2)
-    first, *_, counter = parameters_to_ndarrays(strategy.averaged_parameters)
-    np.testing.assert_allclose(first, MODEL["0"] + 0.75 * 1 + 0.25 * 2, rtol=1e-6)
-    assert counter == 2

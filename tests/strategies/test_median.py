@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from flwr.serverapp.strategy import FedMedian
 
-from fedmedian import Adaptive, Gaussian, Laplace, Logistic, Uniform, smoothed_median
+from fedmedian import (
+    Adaptive,
+    Gaussian,
+    Laplace,
+    Logistic,
+    SmoothedMedian,
+    Uniform,
+    smoothed_median,
+)
 from fedmedian.clients import InProcessGrid
 from fedmedian.strategies import MedianSGD
 
@@ -82,7 +90,7 @@ class TestNoisyMedian:
     def test_a_noisy_median_is_drawn_to_the_mean(self, noise, noise_at, step):
         copies = 20_000
         updates = np.repeat([[1.0], [2.0], [10.0]], copies, axis=1)
-        moved = step(MedianSGD(noise, noise_at, **SEEDED), updates)
+        moved = step(MedianSGD(noise, noise_at=noise_at, **SEEDED), updates)
         assert abs(moved.mean() - 13 / 3) < 0.15 + 5 * np.std(moved) / np.sqrt(copies)
 
     @pytest.mark.parametrize("noise_at", ["client", "server"])

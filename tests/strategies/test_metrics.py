@@ -246,7 +246,7 @@ class TestInARound:
         [RuntimeError("no such metric"), None, 3, {"loss": object()}],
         ids=["raises", "returns nothing", "returns a number", "returns no number"],
     )
-    def test_a_function_of_ones_own_that_fails_costs_a_round_its_metrics_alone(
+    def test_a_custom_function_that_fails_costs_a_round_its_metrics_alone(
         self, phase, result, any_client, run, bits, warnings
     ):
         def aggregate(*args):
@@ -274,7 +274,7 @@ class TestInARound:
         if isinstance(result, Exception):
             assert "no such metric" in warning
 
-    def test_no_function_of_ones_own_sees_metrics_of_two_forms_or_numbers_that_are_not_finite(
+    def test_no_custom_function_sees_metrics_of_two_forms_or_numbers_that_are_not_finite(
         self, message_api, run
     ):
         seen = []
