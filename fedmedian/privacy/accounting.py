@@ -151,7 +151,7 @@ class Told:
     as_vectors : float (default: 0.0)
         The sum of Δ²/b², which is μ² of the Gaussian mechanism that they form together.
     as_sent : float (default: 0.0)
-        The same, scaled by `share_in_votes` for answers that sent signs: α/2 times this bounds the
+        The same, scaled by `Encoding.share` for what was sent: α/2 times this bounds the
         Rényi divergence of order α.
     """
 
