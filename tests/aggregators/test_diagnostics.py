@@ -1,5 +1,6 @@
 """What a round says about itself, against naive counts and against the truth."""
 
+from dataclasses import replace
 from math import pi, sqrt
 
 import numpy as np
@@ -15,12 +16,13 @@ from fedmedian import (
     Laplace,
     Logistic,
     Majority,
-    Payload,
+    Median,
+    SmoothedMedian,
     TopUp,
     Uniform,
     pack_signs,
 )
-from fedmedian.aggregators import aggregation
+from fedmedian.aggregators.base import Answers
 from fedmedian.aggregators.diagnostics import (
     MeanGap,
     count_opposite_signs,
@@ -34,54 +36,43 @@ FAMILIES = [GAUSSIAN, Logistic(), Laplace(), Uniform()]
 RULES = [Counts(), Majority()]
 
 
-def payload(encoding, body, scales, magnitudes):
-    reports = {"noise": np.float32(scales), "measure": np.float32(magnitudes)}
-    return Payload(encoding, body, np.empty(0, np.uint8), 1, reports=reports)
-
-
-def sizes_of(payloads):
-    """The noise scales and magnitudes of payloads, by the name of aggregation's argument."""
-    return {
-        "scales": np.stack([one.reports["noise"] for one in payloads]),
-        "magnitudes": np.stack([one.reports["measure"] for one in payloads]),
-    }
-
-
-def aggregate_signs(payloads, *rest, **options):
-    return aggregation.aggregate_signs(payloads, *rest, **sizes_of(payloads), **options)
-
-
-def aggregate_vectors(payloads, *rest, **options):
-    return aggregation.aggregate_vectors(payloads, *rest, **sizes_of(payloads), **options)
-
-
-def signs(rows, scales, magnitudes=None):
-    """The payloads of clients that vote as the signs of these rows."""
-    magnitudes = np.zeros_like(scales) if magnitudes is None else magnitudes
-    return [
-        payload("signs", pack_signs(row), own, size)
-        for row, own, size in zip(rows, scales, magnitudes, strict=True)
-    ]
-
-
-def vectors(rows, scales=(0.0,)):
-    return [payload("vector", np.float32(row), scales, scales) for row in rows]
-
-
-def report_of_votes(
-    rows, scales, sizes=None, weights=None, noise=GAUSSIAN, rule=None, magnitudes=None
+def answers(
+    bodies, scales, sizes=None, noise=GAUSSIAN, weights=None, magnitudes=None, noise_at="client"
 ):
+    """A cohort's answers, with a report to fill."""
+    weights = np.full(len(bodies), 1 / len(bodies)) if weights is None else np.array(weights)
+    magnitudes = None if magnitudes is None else np.float64(magnitudes)
+    blocks = Blocks((len(bodies[0]),) if sizes is None else sizes)
+    return Answers(
+        bodies, weights, blocks, noise, np.float32(scales), magnitudes, noise_at, report={}
+    )
+
+
+def signs(rows, scales, sizes=None, **about):
+    """The answers of clients that vote as the signs of these rows."""
     rows = np.asarray(rows)
-    sizes = (rows.shape[1],) if sizes is None else sizes
-    weights = np.full(len(rows), 1 / len(rows)) if weights is None else np.array(weights)
-    rng, rule = np.random.default_rng(0), rule or Counts()
-    payloads = signs(rows, scales, magnitudes)
-    return aggregate_signs(payloads, weights, Blocks(sizes), noise, rule, rng).diagnostics
+    voted = answers(rows, scales, sizes, **about)
+    return replace(voted, bodies=[pack_signs(row) for row in rows])
 
 
-def report_of_vectors(rows, scales=(0.0,), sizes=None, noise=None):
-    blocks = Blocks((len(rows[0]),) if sizes is None else sizes)
-    return aggregate_vectors(vectors(rows, scales), noise, blocks).diagnostics
+def vectors(rows, scales=(0.0,), sizes=None, noise=None, **about):
+    """The answers of clients that send these rows, with one noise scale per block."""
+    return answers(np.float32(rows), [scales] * len(rows), sizes, noise, **about)
+
+
+def report(rule, cohort):
+    rule.direction(cohort, np.random.default_rng(0))
+    return cohort.report
+
+
+def report_of_votes(rows, scales, sizes=None, weights=None, noise=GAUSSIAN, rule=None, **about):
+    return report(
+        rule or Counts(), signs(rows, scales, sizes, noise=noise, weights=weights, **about)
+    )
+
+
+def report_of_vectors(*cohort, **about):
+    return report(Median(), vectors(*cohort, **about))
 
 
 def noisy_rows(updates, noise, scales, sizes, seed):
@@ -416,11 +407,7 @@ class TestSignalToNoiseOfMedians:
         rows = np.float32(topped_up(updates, level))
         error = np.median(rows, axis=0) - updates.mean(axis=0)
         true = np.square(updates.mean(axis=0)).sum() / np.square(error).sum()
-        payloads = [
-            payload("vector", row, [level], size)
-            for row, size in zip(rows, rms(updates), strict=True)
-        ]
-        report = aggregate_vectors(payloads, TOP_UP, Blocks((DIM,))).diagnostics
+        report = report_of_vectors(rows, [level], noise=TOP_UP, magnitudes=rms(updates))
         assert report["signal-to-noise"] == pytest.approx(true, rel=0.12, abs=0.03)
 
     @pytest.mark.parametrize("clients", [1, 2, 3, 4, 6, 10])
@@ -437,9 +424,8 @@ class TestSignalToNoiseOfMedians:
         rng, update = np.random.default_rng(0), 0.5
         own = np.array([[0.0], [1.0]])
         rows = np.float32(update + own * rng.standard_normal((2, DIM)))
-        payloads = [payload("vector", row, b, [0.0]) for row, b in zip(rows, own, strict=True)]
-        report = aggregate_vectors(payloads, Gaussian(1.0), Blocks((DIM,))).diagnostics
-        assert report["signal-to-noise"] == pytest.approx(update**2 / 0.25, rel=0.05)
+        found = report(Median(), answers(rows, own, noise=Gaussian(1.0)))
+        assert found["signal-to-noise"] == pytest.approx(update**2 / 0.25, rel=0.05)
 
     def test_blocks_that_got_no_noise_do_not_count(self):
         rng = np.random.default_rng(2)
@@ -530,35 +516,13 @@ class TestMargin:
         assert report_of_vectors(rows)["margin"] == expected
 
 
-class TestSwitchedOff:
-    @pytest.mark.parametrize("rule", RULES, ids=repr)
-    def test_votes_mean_the_same_and_nothing_is_reported(self, rule):
-        payloads = signs(np.random.default_rng(0).standard_normal((4, 50)), np.ones((4, 1)))
-        usual, quiet = (
-            aggregate_signs(
-                payloads,
-                np.full(4, 0.25),
-                Blocks((50,)),
-                GAUSSIAN,
-                rule,
-                np.random.default_rng(0),
-                diagnostics=wanted,
-            )
-            for wanted in (True, False)
-        )
-        np.testing.assert_array_equal(quiet.direction, usual.direction)
-        assert usual.diagnostics
-        assert quiet.diagnostics == {}
-
-    @pytest.mark.parametrize("smoothing", [None, np.float32([0.5])], ids=["median", "smoothed"])
-    def test_vectors_mean_the_same_and_nothing_is_reported(self, smoothing):
-        payloads = vectors(np.random.default_rng(0).standard_normal((4, 50)))
-        usual, quiet = (
-            aggregate_vectors(
-                payloads, GAUSSIAN, Blocks((50,)), smoothing=smoothing, diagnostics=wanted
-            )
-            for wanted in (True, False)
-        )
-        np.testing.assert_array_equal(quiet.direction, usual.direction)
-        assert usual.diagnostics
-        assert quiet.diagnostics == {}
+@pytest.mark.parametrize("rule", [*RULES, Median(), SmoothedMedian()], ids=repr)
+def test_a_report_that_nobody_wants_changes_nothing(rule):
+    rows = np.random.default_rng(0).standard_normal((4, 50))
+    cohort = signs(rows, np.ones((4, 1))) if rule in RULES else vectors(rows, [0.5], noise=GAUSSIAN)
+    usual, quiet = (
+        rule.direction(replace(cohort, report=wanted), np.random.default_rng(0))
+        for wanted in (cohort.report, None)
+    )
+    np.testing.assert_array_equal(quiet, usual)
+    assert cohort.report

@@ -9,8 +9,7 @@ from flwr.app import ConfigRecord
 from flwr.clientapp import ClientApp
 
 from experiments.apps.heterogeneous.fedmedian_heterogeneous import client_app
-from fedmedian import Instruction, Payload
-from fedmedian.steps.noise import AddNoise
+from fedmedian import Payload
 from tests.tools.places import DOCS
 
 pytestmark = pytest.mark.slow

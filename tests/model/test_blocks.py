@@ -1,6 +1,6 @@
 """Blocks of a flat vector; others than one per array go through a whole round."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import ClassVar
 
@@ -17,10 +17,12 @@ from fedmedian import (
     Instruction,
     Layout,
     Majority,
+    Median,
+    SmoothedMedian,
     register_client_step,
     unpack_signs,
 )
-from fedmedian.aggregators.aggregation import aggregate_signs, aggregate_vectors
+from fedmedian.aggregators.base import Answers
 from fedmedian.steps.encodings import Encoding, Signs, Vector
 from fedmedian.steps.instruction import perturb_update
 from fedmedian.steps.noise import AddNoise, Measure
@@ -140,33 +142,39 @@ def told(count):
     return AddNoise(Gaussian(), np.full(count, 0.5, np.float32))
 
 
-def sizes_of(instruction, answers):
-    """The noise scales and magnitudes of the answers, by the name of aggregation's argument."""
+def aggregate(rule, instruction, payloads, **about):
+    """The direction that a rule makes of clients' payloads, and the report."""
     blocks = instruction.blocks(LAYOUT)
-    return {
-        "scales": np.stack([instruction.scales_of(one, blocks) for one in answers]),
-        "magnitudes": np.stack([instruction.magnitudes_of(one, blocks) for one in answers]),
-    }
+    answers = Answers(
+        [one.body for one in payloads],
+        np.array([0.45, 0.25, 0.1, 0.1, 0.1]),
+        blocks,
+        Gaussian(),
+        np.stack([instruction.scales_of(one, blocks) for one in payloads]),
+        np.stack([instruction.magnitudes_of(one, blocks) for one in payloads]),
+        report={},
+    )
+    answers = replace(answers, **about)
+    return rule.direction(answers, np.random.default_rng(9)), answers.report
 
 
 def elect(rule, *steps):
     """The direction of the model that a rule makes of the clients' signs, and the report."""
-    instruction, answers = ask(*steps, Signs())
-    weights, rng = np.array([0.45, 0.25, 0.1, 0.1, 0.1]), np.random.default_rng(9)
-    blocks = instruction.blocks(LAYOUT)
-    sizes = sizes_of(instruction, answers)
-    result = aggregate_signs(answers, weights, blocks, Gaussian(), rule, rng, **sizes)
-    return instruction.undo(result.direction, LAYOUT), result.diagnostics
+    instruction, payloads = ask(*steps, Signs())
+    direction, report = aggregate(rule, instruction, payloads)
+    return instruction.undo(direction, LAYOUT), report
 
 
-def centre(*steps, **wanted):
-    """The direction of the model that the median of the clients' vectors is, and the report."""
-    instruction, answers = ask(*steps)
-    blocks, rng = instruction.blocks(LAYOUT), np.random.default_rng(9)
-    options = {name: np.full(len(blocks), 0.5, np.float32) for name in wanted}
-    options |= sizes_of(instruction, answers)
-    result = aggregate_vectors(answers, Gaussian(), blocks, rng=rng, **options)
-    return instruction.undo(result.direction, LAYOUT), result.diagnostics
+def centre(*steps, rule=Median(), **about):  # noqa: B008 - a frozen value
+    """The direction of the model that the center of the clients' vectors is, and the report."""
+    instruction, payloads = ask(*steps)
+    direction, report = aggregate(rule, instruction, payloads, **about)
+    return instruction.undo(direction, LAYOUT), report
+
+
+def half(*steps):
+    """A noise scale of one half for each client and block."""
+    return np.full((CLIENTS, len(instruct(*steps).blocks(LAYOUT))), 0.5, np.float32)
 
 
 @other_blocks
@@ -209,13 +217,13 @@ class TestOtherBlocksThanOnePerArray:
             assert len(report["signal-to-noise-per-block"]) == len(sizes)
 
     def test_vectors_have_the_same_median_smoothed_or_not(self, steps, sizes):
-        for options in ({}, {"smoothing": True}):
-            expected, _ = centre(**options)
-            direction, _ = centre(*steps, **options)
+        for rule in (Median(), SmoothedMedian()):
+            expected, _ = centre(rule=rule, scales=half(), noise_at=None)
+            direction, _ = centre(*steps, rule=rule, scales=half(*steps), noise_at=None)
             np.testing.assert_array_equal(direction, expected)
 
     def test_noise_added_at_the_server_has_each_blocks_scale(self, steps, sizes):
-        direction, report = centre(*steps, added=True)
+        direction, report = centre(*steps, scales=half(*steps), noise_at="server")
         assert direction.shape == (DIM,)
         assert np.all(direction != centre(*steps)[0])
         assert len(report["signal-to-noise-per-block"]) == len(sizes)
@@ -246,9 +254,8 @@ class TestReportOfOtherBlocks:
 
     def test_padding_that_did_not_move_has_no_noise_and_no_say(self):
         instruction, answers = ask(Pad(9), Measure("rms"), AddNoise(Gaussian()), Signs())
-        blocks, rng = instruction.blocks(LAYOUT), np.random.default_rng(0)
-        sizes, equal = sizes_of(instruction, answers), np.full(5, 0.2)
-        result = aggregate_signs(answers, equal, blocks, Gaussian(), Counts(), rng, **sizes)
-        assert sizes["scales"][:, -1].tolist() == [0.0] * CLIENTS
-        assert result.direction[DIM:].tolist() == [0.0] * 9
-        assert result.diagnostics["signal-to-noise-per-block"][-1] == 0.0
+        direction, report = aggregate(Counts(), instruction, answers)
+        scales = [instruction.scales_of(one, instruction.blocks(LAYOUT)) for one in answers]
+        assert [own[-1] for own in scales] == [0.0] * CLIENTS
+        assert direction[DIM:].tolist() == [0.0] * 9
+        assert report["signal-to-noise-per-block"][-1] == 0.0

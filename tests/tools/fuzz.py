@@ -26,7 +26,7 @@ from flwr.server import SimpleClientManager
 from flwr.server.compat.grid_client_proxy import GridClientProxy
 
 from experiments.studies.tables import make_table
-from fedmedian import Adaptive, Gaussian, Laplace, Layout, Majority
+from fedmedian import Adaptive, Gaussian, Laplace, Layout, Majority, SmoothedMedian
 from fedmedian.clients import InProcessGrid
 from fedmedian.model.layout import Arrays
 from fedmedian.records import arrays_to_parameters, parameters_to_arrays, to_arrays, to_record
@@ -59,7 +59,7 @@ STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
     "SignSGD(optimizer=Adam())": ("SignSGD", {"optimizer": Adam()}),
     "MedianSGD()": ("MedianSGD", {}),
     "MedianSGD(noise_at='server')": ("MedianSGD", {"noise_at": "server"}),
-    "MedianSGD(estimator='smoothed')": ("MedianSGD", {"aggregator": SmoothedMedian()}),
+    "MedianSGD(aggregator=SmoothedMedian())": ("MedianSGD", {"aggregator": SmoothedMedian()}),
     "MedianSGD(None, rotation=None)": ("MedianSGD", {"noise": None, "rotation": None}),
 }
 
