@@ -147,6 +147,7 @@ class RoundProtocol:
         self._ledger = ledger
         self._states: list[tuple[Arrays, RunState]] = []
         self._questions: list[Question] = []
+        self._is_answered = False
         self._round_heard = 0
         self._is_over = False
         self._is_open = self._is_fresh = False
@@ -256,8 +257,8 @@ class RoundProtocol:
         """Ask a question.
 
         Asked again about the same model in one round, it is the same question. About another
-        model, as of a second cluster of clients, it is another one; both stay open until the next
-        round.
+        model, as of a second cluster of clients, it is another one. A round ends with the first of
+        its questions that is answered: whatever is asked then belongs to another, or to another run.
 
         Parameters
         ----------
@@ -279,6 +280,8 @@ class RoundProtocol:
             `Journal.require_continuation`.
         """
         asked = [one for one in self._questions if one.server_round == server_round]
+        if self._is_answered:
+            asked = []
         if not self._is_open or (server_round == 1 and not self._is_fresh and not asked):
             self.open(model)
             self.journal.warn_of_unseen_rounds()
@@ -305,7 +308,7 @@ class RoundProtocol:
         if server_round == self.journal.done + 1:
             for doubt in doubts(question, tuple(self.recipe.exact)):
                 warn("%s", doubt)
-        self._questions = [*asked, question]
+        self._questions, self._is_answered = [*asked, question], False
         return question
 
     def _state_of(self, model: Arrays) -> RunState:
@@ -443,6 +446,7 @@ class RoundProtocol:
         RunFailedError
             If the run is lost; see `fedmedian.rounds.watch.Watch`.
         """
+        self._is_answered = True
         question, report = heard.question, {**heard.report, **sizes}
         metrics = {**own, **report}
         self.journal.note("train", question.server_round, metrics)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from flwr.serverapp.strategy import Strategy
 
+from fedmedian import Momentum
 from fedmedian.clients import InProcessGrid
 from fedmedian.strategies import Checkpoint, MedianSGD, RunFailedError, SignSGD
 
@@ -162,6 +163,14 @@ class TestDrivenByAnother:
         strategy = message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path))
         assert drive(strategy, 2)[0] == [NUM_CLIENTS] * 2
         assert drive(strategy, 3)[0] == [0, 0, NUM_CLIENTS]
+
+    def test_a_run_of_one_round_leaves_nothing_to_the_next(self, message_api, drive, bits):
+        def make():
+            return message_api.make("SignSGD", optimizer=Momentum(0.9))
+
+        strategy, other = make(), {name: array + 1 for name, array in MODEL.items()}
+        drive(strategy, 1, other)
+        assert bits(drive(strategy, 2)[1]) == bits(drive(make(), 2)[1])
 
     @pytest.mark.parametrize("first", [1, 2, 4])
     def test_rounds_that_do_not_take_the_stored_model_over_are_refused(

@@ -36,7 +36,7 @@ def play(make, api, habitual, seeking, run, warnings):
     """Runs a strategy with habits; returns the outcome and what is warned of its rounds."""
 
     def play(num_rounds=4, aim=aim, **options):
-        options = {"fraction_evaluate": 0.0} | options
+        options = {"fraction_evaluate": 0.0, "seed": 1} | options
         strategy = habitual(api, make, MODEL, **options)
         app = seeking(api, aim, num_clients=NUM_CLIENTS)
         outcome = run(strategy, app, MODEL, NUM_CLIENTS, num_rounds)
@@ -175,9 +175,9 @@ class TestTwoModels:
 
     @pytest.fixture
     def clusters(self, play):
-        """Trains two models for three rounds; returns them and what each was reported."""
+        """Trains a model per start for three rounds, some of them; returns all and their reports."""
 
-        def clusters(*starts):
+        def clusters(*starts, trained=(0, 1)):
             models = [{"w": np.full(MODEL["w"].shape, start, np.float32)} for start in starts]
             reports = []
 
@@ -185,10 +185,10 @@ class TestTwoModels:
                 return [one for one in letters if one.partition % 2 == odd]
 
             def ask(number, model, usual):
-                return [one for odd in (0, 1) for one in of_cluster(usual(models[odd]), odd)]
+                return [one for odd in trained for one in of_cluster(usual(models[odd]), odd)]
 
             def hear(number, heard, usual):
-                for odd in (0, 1):
+                for odd in trained:
                     model, metrics = usual(of_cluster(heard, odd))
                     models[odd] = models[odd] if model is None else model
                     reports.append(counts(metrics))
@@ -202,17 +202,18 @@ class TestTwoModels:
         models, reports, outcome, warned = clusters(0.0, 0.0)
         assert reports == [(NUM_CLIENTS // 2, 0, 0)] * 6
         assert list(outcome.reports) == [1, 2, 3]
-        assert all(near_goal(model, 3) for model in models)
+        # Five clients take shorter steps than ten.
+        assert all(np.mean(model["w"]) > 0.6 * GOAL for model in models)
         assert not warned
 
-    def test_clusters_do_not_see_each_others_model(self, clusters, api):
+    def test_each_is_trained_as_if_it_were_alone(self, clusters, api, bits):
         if api.name == "older API":
             pytest.skip("which question a result answers is not known there")
         starts = (GOAL - 8, GOAL + 8)
-        models, *_ = clusters(*starts)
-        for start, model in zip(starts, models, strict=True):
-            expected = GOAL + (start - GOAL) * 0.5**3
-            assert np.mean(model["w"]) == pytest.approx(expected, abs=0.5)
+        both, *_ = clusters(*starts)
+        for one in (0, 1):
+            alone, *_ = clusters(*starts, trained=(one,))
+            assert bits(both[one]) == bits(alone[one]) != bits({"w": np.float32(starts[one])})
 
 
 class TestWhatIsReturned:
