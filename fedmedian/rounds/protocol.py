@@ -5,6 +5,7 @@ The strategies of both APIs translate Flower's messages for it; what a round is 
 
 import gc
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -253,6 +254,17 @@ class RoundProtocol:
         """The question that was asked last, or None if none was."""
         return self._questions[-1] if self._questions else None
 
+    @property
+    def has_several_questions(self) -> bool:
+        """Whether several questions of one round are open."""
+        return len(self._questions) > 1
+
+    def question_answered(self, numbers: Iterable[Any]) -> Question | None:
+        """Return the question that most answers name by its number, or None if none was asked."""
+        claims = Counter(number for number in numbers if type(number) is int)
+        named = [claims[question.instruction.question] for question in self._questions]
+        return self._questions[named.index(max(named))] if named else None
+
     def ask(self, server_round: int, model: Arrays) -> Question | None:
         """Ask a question.
 
@@ -304,7 +316,7 @@ class RoundProtocol:
         for question in asked:
             if is_same_model(question.model, model):
                 return question
-        question = self.recipe.ask(self._state_of(model), server_round, model)
+        question = self.recipe.ask(self._state_of(model), server_round, model, len(asked))
         if server_round == self.journal.done + 1:
             for doubt in doubts(question, tuple(self.recipe.exact)):
                 warn("%s", doubt)

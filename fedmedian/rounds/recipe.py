@@ -229,7 +229,9 @@ class Recipe:
         """The scale rule of the noise, or None without noise."""
         return None if self.noise is None else self.noise.rule
 
-    def ask(self, state: RunState, server_round: int, model: Arrays) -> Question:
+    def ask(
+        self, state: RunState, server_round: int, model: Arrays, number: int = 0
+    ) -> Question:
         """Return a round's question.
 
         Parameters
@@ -240,6 +242,8 @@ class Recipe:
             The round, >= 1.
         model : mapping of str to array
             The model that the clients are sent.
+        number : int (default: 0)
+            How many questions the round has asked before.
 
         Returns
         -------
@@ -253,7 +257,9 @@ class Recipe:
         """
         layout = Layout.of_model(model, self.exact)
         steps = self._steps(state, server_round, layout, layout.tied(model))
-        instruction = Instruction(steps, server_round, self.seed, layout.exact_positions)
+        instruction = Instruction(
+            steps, server_round, self.seed, layout.exact_positions, number
+        )
         return Question(server_round, model, layout, instruction, state)
 
     @property

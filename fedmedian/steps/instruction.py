@@ -49,7 +49,7 @@ _LONGEST_SEED = 4300
 
 
 class OtherRoundError(WireError):
-    """Raised when an answer belongs to another round."""
+    """Raised when an answer belongs to another round, or to another question of its round."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +68,15 @@ class Instruction:
     exact : tuple of int
         The positions of the arrays that are sent exactly, in the server's order: a client may use
         other names for its arrays, or none.
+    question : int (default: 0)
+        Which of the round's questions it is: each model that is trained in a round has its own.
     """
 
     steps: tuple[ClientStep, ...]
     server_round: int
     seed: int | None
     exact: tuple[int, ...]
+    question: int = 0
 
     @property
     def encoding(self) -> Encoding:
@@ -169,6 +172,8 @@ class Instruction:
         if self.seed is not None:
             # A decimal string: seeds may exceed the 64 bits of a record's integers.
             message["seed"] = str(self.seed)
+        if self.question:
+            message["question"] = self.question
         return with_prefix(message)
 
     @staticmethod
@@ -188,7 +193,7 @@ class Instruction:
         """
         read = Reader(config, "instruction")
         seed = _read_seed(read)
-        server_round = read.required("round", int)
+        server_round, question = read.required("round", int), read.optional("question", int)
         exact = read.listed("exact", int)
         if exact and min(exact) < 0:
             raise WireError(f"{PREFIX}exact must be positions, got {exact!r}")
@@ -199,7 +204,7 @@ class Instruction:
         if [isinstance(step, Encoding) for step in steps] != [False] * (len(steps) - 1) + [True]:
             raise WireError(f"{PREFIX}steps must end with their only encoding, got {names!r}")
         read.finish()
-        return cls(steps, server_round, seed, tuple(exact))
+        return cls(steps, server_round, seed, tuple(exact), question or 0)
 
     def require_answer(self, payload: Payload, layout: Layout, model: Arrays | None = None) -> None:
         """Raise unless a payload is a usable answer.
@@ -221,6 +226,10 @@ class Instruction:
         if payload.server_round != self.server_round:
             raise OtherRoundError(
                 f"answers round {payload.server_round}, was asked in round {self.server_round}"
+            )
+        if payload.question != self.question:
+            raise OtherRoundError(
+                f"answers question {payload.question} of the round, was asked {self.question}"
             )
         encoding = self.encoding
         if payload.encoding != encoding.name:
@@ -303,6 +312,7 @@ def perturb_update(
         instruction.server_round,
         partition,
         draft.reports,
+        instruction.question,
     )
 
 

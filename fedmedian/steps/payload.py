@@ -45,6 +45,8 @@ class Payload:
         The client's partition, for the server's log; None for a client without one.
     reports : mapping of str to (n,) float32
         What client steps report, by the step's name.
+    question : int (default: 0)
+        The question of the round that it answers.
     """
 
     encoding: str
@@ -53,6 +55,7 @@ class Payload:
     server_round: int
     partition: int | None = None
     reports: Mapping[str, Float32] = field(default_factory=dict)
+    question: int = 0
 
     def encode(self) -> tuple[list[NDArray[Any]], dict[str, WireScalar]]:
         """Return the payload's arrays, one or two, and its scalars."""
@@ -65,6 +68,8 @@ class Payload:
             message[f"{_REPORTS}.{step}"] = floats_to_bytes(values)
         if self.partition is not None:
             message["partition"] = self.partition
+        if self.question:
+            message["question"] = self.question
         arrays = [self.body, self.exact] if self.exact.size else [self.body]
         return arrays, with_prefix(message)
 
@@ -93,6 +98,7 @@ class Payload:
             server_round=read.required("round", int),
             partition=read.optional("partition", int),
             reports={step: _read_report(step, data) for step, data in read.below(_REPORTS).items()},
+            question=read.optional("question", int) or 0,
         )
         read.finish()
         return payload

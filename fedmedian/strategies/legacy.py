@@ -187,7 +187,9 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         failures: list[Trained | BaseException],
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Aggregate the usable results into a new model, and report on the round."""
-        question = self._protocol.last_question
+        answers = [result.metrics for _, result in results if Payload.is_in(result.metrics)]
+        numbers = [metrics.get(PREFIX + "question", 0) for metrics in answers]
+        question = self._protocol.question_answered(numbers)
         if question is None:
             raise RuntimeError(
                 "results were aggregated before a round was configured: a subclass's configure_fit "
@@ -195,7 +197,11 @@ class LegacyStrategy(ShowsArguments, FedAvg):
             )
         replies, reasons = _by_client("aggregate_train", results, failures)
         asked = _sent(self._asked, replies, reasons)
-        read = partial(_read, most_arrays=max(len(question.layout.specs), MOST_ARRAYS))
+        read = partial(
+            _read,
+            most_arrays=max(len(question.layout.specs), MOST_ARRAYS),
+            must_name_question=self._protocol.has_several_questions,
+        )
         heard = self._protocol.hear(question, asked, replies, read, reasons)
         sizes: dict[str, float] = {}
         if results:
@@ -393,11 +399,16 @@ def _size(parameters: Parameters) -> int:
     return sum(map(len, parameters.tensors))
 
 
-def _read(trained: Trained, most_arrays: int) -> Said[FitRes]:
+def _read(trained: Trained, most_arrays: int, *, must_name_question: bool) -> Said[FitRes]:
     _, result = trained
     _require_success(result)
     num_examples = require_examples("num_examples", result.num_examples)
     scalars = result.metrics if Payload.is_in(result.metrics) else None
+    if scalars is None and must_name_question:
+        raise WireError(
+            "sent plain weights, which do not say which of the round's models was trained: does "
+            "its ClientApp have mods=[perturb]?"
+        )
     own = {key: value for key, value in result.metrics.items() if not key.startswith(PREFIX)}
     arrays = parameters_to_arrays(result.parameters, most_arrays)
     return Said(arrays, scalars, num_examples, own, result)

@@ -206,9 +206,7 @@ class TestTwoModels:
         assert all(np.mean(model["w"]) > 0.6 * GOAL for model in models)
         assert not warned
 
-    def test_each_is_trained_as_if_it_were_alone(self, clusters, api, bits):
-        if api.name == "older API":
-            pytest.skip("which question a result answers is not known there")
+    def test_each_is_trained_as_if_it_were_alone(self, clusters, bits):
         starts = (GOAL - 8, GOAL + 8)
         both, *_ = clusters(*starts)
         for one in (0, 1):
