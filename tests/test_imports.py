@@ -93,7 +93,7 @@ def test_every_package_is_looked_at():
         (STRATEGIES, "import torch.nn as nn"),
         ("fedmedian", "def f():\n    from flwr.app import Array"),
         ("fedmedian.rounds", "from flwr.app import Array"),
-        ("fedmedian.steps", "from fedmedian.rounds.core import Core"),
+        ("fedmedian.steps", "from fedmedian.rounds.recipe import Recipe"),
         ("fedmedian.rules", "from fedmedian.model.layout import Layout"),
         ("fedmedian.kernels", "from fedmedian.rules.noise import Gaussian"),
         ("fedmedian.kernels", "from .. import noise"),

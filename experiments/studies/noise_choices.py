@@ -25,7 +25,15 @@ from experiments.studies.commands import show_tables
 from experiments.studies.harness import App, Run, StudyGrid, Tell, run
 from experiments.studies.peers import Remembering
 from experiments.studies.tables import make_table
-from fedmedian import Adaptive, Gaussian, Layout, Majority, Momentum, mean_from_votes
+from fedmedian import (
+    Adaptive,
+    Gaussian,
+    Layout,
+    Majority,
+    Momentum,
+    SmoothedMedian,
+    mean_from_votes,
+)
 from fedmedian.records import to_arrays
 from fedmedian.rules.noise import NOISE_FAMILIES
 from fedmedian.strategies import MedianSGD, SignSGD

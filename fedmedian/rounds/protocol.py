@@ -269,8 +269,8 @@ class RoundProtocol:
         """Ask a question.
 
         Asked again about the same model in one round, it is the same question. About another
-        model, as of a second cluster of clients, it is another one. A round ends with the first of
-        its questions that is answered: whatever is asked then belongs to another, or to another run.
+        model, as of a second cluster of clients, it is another one. A round ends when the
+        first of its questions has been answered: what is asked then belongs to the next one.
 
         Parameters
         ----------

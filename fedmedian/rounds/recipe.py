@@ -229,9 +229,7 @@ class Recipe:
         """The scale rule of the noise, or None without noise."""
         return None if self.noise is None else self.noise.rule
 
-    def ask(
-        self, state: RunState, server_round: int, model: Arrays, number: int = 0
-    ) -> Question:
+    def ask(self, state: RunState, server_round: int, model: Arrays, number: int = 0) -> Question:
         """Return a round's question.
 
         Parameters
@@ -257,9 +255,7 @@ class Recipe:
         """
         layout = Layout.of_model(model, self.exact)
         steps = self._steps(state, server_round, layout, layout.tied(model))
-        instruction = Instruction(
-            steps, server_round, self.seed, layout.exact_positions, number
-        )
+        instruction = Instruction(steps, server_round, self.seed, layout.exact_positions, number)
         return Question(server_round, model, layout, instruction, state)
 
     @property

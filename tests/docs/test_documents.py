@@ -229,8 +229,9 @@ def test_the_snippet_without_a_rotation_makes_the_papers_algorithms(page):
     names = {}
     exec(snippet, names)
     made = [names[name] for name in ("algorithm_3", "algorithm_4", "adaptive")]
-    assert [strategy.core.settings.rotation for strategy in made] == [None] * 3
-    assert [strategy.core.encoding.name for strategy in made] == ["signs", "vector", "signs"]
+    assert [strategy.recipe.rotation for strategy in made] == [None] * 3
+    encodings = [strategy.recipe.aggregator.encoding.name for strategy in made]
+    assert encodings == ["signs", "vector", "signs"]
 
 
 def test_the_snippet_of_a_long_run_can_be_run_again(existing_apps, counting_app, tmp_path):

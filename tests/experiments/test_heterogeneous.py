@@ -58,9 +58,9 @@ class TestStrategies:
     def test_the_noisy_ones_are_the_packages_defaults(self, name, usual):
         _, strategy = server_app.make_strategy(name, configure())
         assert type(strategy) is type(usual)
-        assert strategy.core.noise == usual.core.noise
-        assert strategy.core.learning_rate == usual.core.learning_rate
-        assert strategy.core.settings.rotation == usual.core.settings.rotation
+        assert strategy.recipe.noise == usual.recipe.noise
+        assert strategy.recipe.learning_rate == usual.recipe.learning_rate
+        assert strategy.recipe.rotation == usual.recipe.rotation
 
     @pytest.mark.parametrize(
         ("rule", "noise"),
@@ -78,8 +78,8 @@ class TestStrategies:
     def test_the_basis_can_be_the_parameters_own(self):
         config = configure("rotation=false", "scale-rule='rms'", "noise='laplace'")
         _, strategy = server_app.make_strategy("sign", config)
-        assert strategy.core.settings.rotation is None
-        assert strategy.core.noise == Laplace(Adaptive(3.0))
+        assert strategy.recipe.rotation is None
+        assert strategy.recipe.noise == Laplace(Adaptive(3.0))
 
 
 class TestData:

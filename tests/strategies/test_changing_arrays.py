@@ -98,7 +98,10 @@ def table():
             for change, (choose, after) in CHANGES.items():
                 if api == "older_api" and name not in IN_OLDER_API:
                     continue
-                yield pytest.param(api, *options, choose, after, id=f"{api}, {name}: {change}")
+                # By turns, each array is trained in half of the rounds.
+                rounds = NUM_ROUNDS * (2 if change == "by turns" else 1)
+                label = f"{api}, {name}: {change}"
+                yield pytest.param(api, *options, choose, after, rounds, id=label)
 
 
 @pytest.fixture
@@ -126,15 +129,17 @@ def play(habitual, seeking, run):
     return play
 
 
-@pytest.mark.parametrize(("api", "make", "noise", "options", "choose", "after"), [*table()])
+@pytest.mark.parametrize(
+    ("api", "make", "noise", "options", "choose", "after", "rounds"), [*table()]
+)
 def test_every_array_ends_where_its_clients_take_it(
-    api, make, noise, options, choose, after, play, request
+    api, make, noise, options, choose, after, rounds, play, request
 ):
     api = request.getfixturevalue(api)
-    outcome = play(api, make, noise, choose, after, **options)
+    outcome = play(api, make, noise, choose, after, MODEL, rounds, seed=1, **options)
     for name, array in outcome.model.items():
         goal = aim(name, array)
-        assert np.mean(array) == pytest.approx(goal, abs=0.3), name
+        assert np.mean(array) == pytest.approx(goal, abs=0.5), name
 
 
 OPTIMIZERS = {

@@ -175,7 +175,7 @@ class TestTwoModels:
 
     @pytest.fixture
     def clusters(self, play):
-        """Trains a model per start for three rounds, some of them; returns all and their reports."""
+        """Trains some models, one per start, for three rounds; returns all and the reports."""
 
         def clusters(*starts, trained=(0, 1)):
             models = [{"w": np.full(MODEL["w"].shape, start, np.float32)} for start in starts]

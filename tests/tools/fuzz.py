@@ -451,8 +451,9 @@ def _defects(cohort: Cohort, after: Arrays | None, accepted: int) -> Iterator[st
         yield "an honest reply was dropped"
     if after is not None and not all(np.isfinite(array).all() for array in after.values()):
         yield "the model is not finite"
-    scales = cohort.strategy.core.state["scales"].get("scales")
-    if scales is not None and not (scales <= np.finfo(np.float32).max).all():
+    states = cohort.strategy._protocol._states[-1][1].arrays.values()
+    # NaN is a scale that clients choose.
+    if any(state.scale > np.finfo(np.float32).max for state in states):
         yield "a noise scale is not finite"
 
 

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from fedmedian.rounds.state import ArrayState, RunState
 from tests.tools import fuzz
 from tests.tools.fuzz import ACCEPTED, APIS, HOSTILE, REFUSED, STRATEGIES, play
 
@@ -32,7 +33,8 @@ def poison_the_model(cohort, model, report):
 
 
 def overflow_the_scales(cohort, model, report):
-    cohort.strategy.core._scales = np.array([1e39])
+    broken = RunState({"of a later round": ArrayState((1,), 1e39)})
+    cohort.strategy._protocol._states = [({}, broken)]
     return model, report
 
 
