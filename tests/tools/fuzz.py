@@ -453,7 +453,7 @@ def _defects(cohort: Cohort, after: Arrays | None, accepted: int) -> Iterator[st
         yield "the model is not finite"
     states = cohort.strategy._protocol._states[-1][1].arrays.values()
     # NaN is a scale that clients choose.
-    if any(state.scale > np.finfo(np.float32).max for state in states):
+    if any(state.scale > float(np.finfo(np.float32).max) for state in states):
         yield "a noise scale is not finite"
 
 
