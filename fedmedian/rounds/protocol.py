@@ -8,8 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from fedmedian.aggregators.diagnostics import Report
 from fedmedian.logs import warn
@@ -22,7 +21,7 @@ from fedmedian.rounds.journal import Journal, is_same_model
 from fedmedian.rounds.ledger import Ledger
 from fedmedian.rounds.metrics import with_usual_metrics
 from fedmedian.rounds.options import RunOptions
-from fedmedian.rounds.recipe import Model, NoStepError, Question, Recipe, ServerStep
+from fedmedian.rounds.recipe import NoStepError, Question, Recipe, ServerStep
 from fedmedian.rounds.roster import Hearing, Roster
 from fedmedian.rounds.screening import (
     Answer,
@@ -30,11 +29,12 @@ from fedmedian.rounds.screening import (
     CohortRule,
     Node,
     Reply,
+    Said,
     Source,
     one_reply_per_node,
 )
 from fedmedian.rounds.state import RunState
-from fedmedian.rounds.watch import RunFailedError, Watch, describe_round
+from fedmedian.rounds.watch import Heard, RunFailedError, Watch, describe_round
 
 _LOGGER = logging.getLogger("flwr")
 
@@ -55,65 +55,6 @@ def paused_collector() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-@dataclass(frozen=True)
-class Said(Generic[Source]):
-    """The content of a reply to training, not yet judged.
-
-    Parameters
-    ----------
-    arrays : mapping of str to array
-        Its arrays.
-    scalars : mapping or None
-        The scalars of the payload in it; None for plain weights.
-    num_examples : float
-        The client's weight, > 0.
-    metrics : mapping
-        The client's own metrics.
-    source : object
-        The reply as Flower's API has it.
-    """
-
-    arrays: Arrays
-    scalars: Mapping[str, Any] | None
-    num_examples: float
-    metrics: Mapping[str, Any]
-    source: Source
-
-
-@dataclass(frozen=True)
-class Heard(Generic[Source]):
-    """The outcome of a round.
-
-    Parameters
-    ----------
-    question : Question
-        The question that was answered.
-    model : dict of str to array or None
-        The new model; None if it is the one from before the round.
-    report : dict
-        What to report about the round.
-    usual : list of Answer
-        The accepted answers whose metrics can be aggregated.
-    asked : int
-        The number of clients that were asked.
-    reasons : list of str or Exception
-        Why replies were not used or did not come, one for each.
-    no_step : str
-        Why there is no new model, if there is none.
-    answers : list of Answer
-        The accepted answers.
-    """
-
-    question: Question
-    model: Model | None
-    report: Report
-    usual: list[Answer[Source]]
-    asked: int
-    reasons: list[str | Exception]
-    no_step: str
-    answers: list[Answer[Source]]
 
 
 class RoundProtocol:
@@ -144,7 +85,7 @@ class RoundProtocol:
         self.journal = Journal(options.checkpoint)
         self._roster = Roster()
         self._rules = (one_reply_per_node, *rules)
-        self._watch = Watch(options.max_failed_rounds)
+        self._watch = Watch(options.max_failed_rounds, self._roster)
         self._ledger = ledger
         self._states: list[tuple[Arrays, RunState]] = []
         self._questions: list[Question] = []
@@ -303,7 +244,8 @@ class RoundProtocol:
         self.journal.require_continuation(model)
         if server_round == 1 and not asked:
             self._states = [(model, RunState())]
-            self._roster, self._watch = Roster(), Watch(self.options.max_failed_rounds)
+            self._roster = Roster()
+            self._watch = Watch(self.options.max_failed_rounds, self._roster)
         if self._ledger is not None and not self._ledger.rounds_left:
             if not self._is_over:
                 warn(
@@ -402,10 +344,8 @@ class RoundProtocol:
         answers = []
         for node, reply in replies:
             with hearing.reply_of(node):
-                said = read(reply)
-                payload = question.read(node, said.arrays, said.scalars)
-                self._roster.learn(node, payload.partition)
-                answer = Answer(node, said.num_examples, said.metrics, said.source, payload)
+                answer = question.answer(node, read(reply))
+                self._roster.learn(node, answer.payload.partition)
                 answers.append(answer)
         rules = (*self._rules, *self.options.cohort_rules)
         kept, counts = hearing.judge(question.server_round, answers, rules)
@@ -422,7 +362,7 @@ class RoundProtocol:
         except NoStepError as error:
             reason = str(error)
             warn("round %d keeps the model as it is: %s", question.server_round, reason)
-        kept = self.recipe.in_order(question, kept)  # averages of metrics depend on it, too
+        kept = self.recipe.in_order(kept)  # averages of metrics depend on it, too
         usual = self._with_usual_metrics(kept)
         return Heard(question, model, report, usual, len(asked), hearing.reasons, reason, kept)
 
@@ -464,10 +404,9 @@ class RoundProtocol:
         self.journal.note("train", question.server_round, metrics)
         model = question.model if heard.model is None else heard.model
         self.journal.end_round(question.server_round, self.recipe, model, self._state_of(model))
-        answers = {self._roster.name(answer.node): answer.payload for answer in heard.answers}
         few = self.recipe.aggregator.cost_of_few(self.recipe.noise)
         # Not the clients' metrics: they may have the names of ours, and hold anything.
-        self._watch.see(question, heard.asked, heard.reasons, report, heard.no_step, answers, few)
+        self._watch.see(heard, report, few)
         return metrics
 
     def count(self, up: float, with_fedavg: float, down: float) -> None:

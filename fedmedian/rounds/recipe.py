@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ from fedmedian.checks import require_choice, require_integer, require_real, requ
 from fedmedian.model.blocks import Blocks
 from fedmedian.model.layout import RUNNING_STATISTICS, Arrays, Layout, first_spoiled
 from fedmedian.randomness import rotation_seed, server_rng
-from fedmedian.rounds.screening import Answer, Node, Source
+from fedmedian.rounds.screening import Answer, Node, Said, Source
 from fedmedian.rounds.state import RunState
 from fedmedian.rules.noise import NOISE_FAMILIES, Gaussian, Noise
 from fedmedian.rules.optimizers import Optimizer, State
@@ -98,7 +98,7 @@ class Question:
     instruction: Instruction
     state: RunState
 
-    @property
+    @cached_property
     def blocks(self) -> Blocks:
         """The blocks of what clients send."""
         return self.instruction.blocks(self.layout)
@@ -106,14 +106,6 @@ class Question:
     def instruction_for(self, node: Node) -> Instruction:
         """Return what is asked of a node."""
         return self.instruction
-
-    def sizes_of(self, payload: Payload) -> tuple[Float32, Float32]:
-        """Return the noise scales and magnitudes of an accepted payload, (L,) each."""
-        blocks = self.blocks
-        return (
-            self.instruction.scales_of(payload, blocks),
-            self.instruction.magnitudes_of(payload, blocks),
-        )
 
     def content_for(self, node: Node) -> Arrays:
         """Return the arrays that a node is sent: the whole model."""
@@ -144,15 +136,15 @@ class Question:
             If the reply is unusable, saying why.
         """
         instruction, layout = self.instruction_for(node), self.layout
-        noise = instruction.find(AddNoise)
         if scalars is not None:
             payload = Payload.decode(list(arrays.values()), scalars)
-        elif isinstance(instruction.encoding, Vector) and noise is None:
+        elif isinstance(instruction.encoding, Vector) and instruction.find(AddNoise) is None:
             after = layout.named(arrays)
             update = layout.difference(self.model, after)
             # Without noise and signs there is nothing to draw.
             payload = perturb_update(instruction, layout, update, after, np.random.default_rng(0))
         else:
+            noise = instruction.find(AddNoise)
             raise PlainWeightsError(
                 f"sent plain weights, was asked for {instruction.encoding.name!r} with noise "
                 f"{None if noise is None else noise.noise!r}: does its ClientApp have "
@@ -160,6 +152,12 @@ class Question:
             )
         instruction.require_answer(payload, layout, self.model)
         return payload
+
+    def answer(self, node: Node, said: Said[Source]) -> Answer[Source]:
+        """Return a node's answer with the content of its reply; see `read`."""
+        payload = self.read(node, said.arrays, said.scalars)
+        sizes = self.instruction.sizes_of(payload, self.blocks)
+        return Answer(node, said.num_examples, said.metrics, said.source, payload, *sizes)
 
     def move(self, step: ServerStep) -> Model:
         """Return the model after a step.
@@ -264,14 +262,10 @@ class Recipe:
         layout = Layout.of_model({"x": np.zeros(1, dtype=np.float32)})
         return self._steps(RunState(), 1, layout, ())
 
-    def in_order(
-        self, question: Question, answers: Sequence[Answer[Source]]
-    ) -> list[Answer[Source]]:
+    def in_order(self, answers: Sequence[Answer[Source]]) -> list[Answer[Source]]:
         """Return answers in an order that does not depend on their arrival, if there is a seed."""
-        if self.seed is None:
-            return [*answers]
         # Sums of floats depend on the order.
-        return sorted(answers, key=lambda one: one.key(*question.sizes_of(one.payload)))
+        return [*answers] if self.seed is None else sorted(answers, key=lambda one: one.key)
 
     def step(
         self,
@@ -308,10 +302,10 @@ class Recipe:
         NoStepError
             If the optimizer's state would not be finite.
         """
-        answers = self.in_order(question, answers)
+        answers = self.in_order(answers)
         payloads = [answer.payload for answer in answers]
-        used, reported = map(np.stack, zip(*map(question.sizes_of, payloads), strict=True))
-        sizes = reported.astype(np.float64)
+        used = np.stack([answer.scales for answer in answers])
+        sizes = np.stack([answer.magnitudes for answer in answers]).astype(np.float64)
         claims = np.array([one.num_examples if self.weighted else 1.0 for one in answers])
         read = Answers(
             bodies=[payload.body for payload in payloads],
@@ -519,7 +513,10 @@ def _still_tied(instruction: Instruction, payloads: Sequence[Payload]) -> list[t
     Of two clients both must: a liar that parts a tied group does no harm that clients' own next
     updates do not undo, and one that ties two layers would do so forever.
     """
-    found = Counter(group for payload in payloads for group in instruction.still_tied(payload))
+    step = instruction.find(Tied)
+    if step is None:
+        return []
+    found = Counter(group for one in payloads for group in step.still_tied(one.reports[step.name]))
     enough = max(len(payloads) - num_tolerated(len(payloads)), len(payloads) // 2 + 1)
     return [group for group, count in found.items() if count >= enough]
 

@@ -27,7 +27,6 @@ from fedmedian.steps.base import (
 from fedmedian.steps.encodings import Encoding
 from fedmedian.steps.noise import AddNoise, Measure
 from fedmedian.steps.payload import Payload
-from fedmedian.steps.tied import Tied
 from fedmedian.wire.scalars import (
     LARGEST,
     PREFIX,
@@ -94,8 +93,8 @@ class Instruction:
         """The index of the step before the encoding: noise must be the last change."""
         return max(len(self.steps) - 2, 0)
 
-    def scales_of(self, payload: Payload, blocks: Blocks) -> Float32:
-        """Return the noise scale of each block of an accepted payload.
+    def sizes_of(self, payload: Payload, blocks: Blocks) -> tuple[Float32, Float32]:
+        """Return the noise scales and the magnitudes of an accepted payload.
 
         Parameters
         ----------
@@ -106,28 +105,14 @@ class Instruction:
 
         Returns
         -------
-        (L,) float32
+        scales : (L,) float32
             The scales that the client was told or has reported; zeros without noise.
+        magnitudes : (L,) float32
+            The magnitude of each block of the update before noise; zeros if not measured.
         """
-        step = self.find(AddNoise)
-        told = None if step is None else payload.reports.get(step.name, step.scales)
-        return np.zeros(len(blocks), dtype=np.float32) if told is None else told
-
-    def magnitudes_of(self, payload: Payload, blocks: Blocks) -> Float32:
-        """Return the magnitude of each block of the update, (L,) float32; zeros if not measured.
-
-        Parameters are those of `scales_of`.
-        """
-        reported = payload.reports.get(Measure.name)
-        return np.zeros(len(blocks), dtype=np.float32) if reported is None else reported
-
-    def still_tied(self, payload: Payload) -> list[tuple[int, ...]]:
-        """Return the groups of tied arrays that a client has left tied; see `Tied`."""
-        step = self.find(Tied)
-        if step is None:
-            return []
-        reported = payload.reports[step.name]
-        return [group for group, is_tied in zip(step.groups, reported, strict=True) if is_tied]
+        none, noise = np.zeros(len(blocks), dtype=np.float32), self.find(AddNoise)
+        told = None if noise is None else payload.reports.get(noise.name, noise.scales)
+        return none if told is None else told, payload.reports.get(Measure.name, none)
 
     def blocks(self, layout: Layout) -> Blocks:
         """Return the blocks of what clients with a model of this layout send.

@@ -41,6 +41,10 @@ class Tied(ClientStep):
             raise WireError(f"groups must be arrays of the model, got {self.groups!r}")
         return before
 
+    def still_tied(self, reported: Float32) -> list[tuple[int, ...]]:
+        """Return the groups that a client reports tied."""
+        return [group for group, is_tied in zip(self.groups, reported, strict=True) if is_tied]
+
     def check(self, reported: Float32 | None, blocks: Blocks) -> None:
         """Require 0 or 1 for each group; see `ClientStep.check`."""
         if not np.isin(require_vector("tied arrays", reported, len(self.groups)), (0, 1)).all():

@@ -42,9 +42,9 @@ from fedmedian.rounds.metrics import (
     try_to_aggregate,
 )
 from fedmedian.rounds.options import RunOptions
-from fedmedian.rounds.protocol import RoundProtocol, Said, paused_collector
+from fedmedian.rounds.protocol import RoundProtocol, paused_collector
 from fedmedian.rounds.recipe import Question, Recipe
-from fedmedian.rounds.screening import Node, Reply, all_or_none
+from fedmedian.rounds.screening import Node, Reply, Said, all_or_none
 from fedmedian.steps.payload import MOST_ARRAYS, Payload
 from fedmedian.strategies.arguments import (
     MedianArguments,

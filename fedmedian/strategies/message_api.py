@@ -22,9 +22,9 @@ from fedmedian.rounds.ledger import Ledger
 from fedmedian.rounds.mechanism import mechanism_of_strategy
 from fedmedian.rounds.metrics import fair_examples, require_examples, try_to_aggregate
 from fedmedian.rounds.options import RunOptions
-from fedmedian.rounds.protocol import RoundProtocol, Said, paused_collector
+from fedmedian.rounds.protocol import RoundProtocol, paused_collector
 from fedmedian.rounds.recipe import Question, Recipe
-from fedmedian.rounds.screening import Node, Reply
+from fedmedian.rounds.screening import Node, Reply, Said
 from fedmedian.steps.instruction import Instruction
 from fedmedian.steps.payload import MOST_ARRAYS, Payload
 from fedmedian.strategies import numpy_clients as numpy_messages
@@ -346,7 +346,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
             told[EVALUATION] = WIRE_VERSION
         with self._protocol.sampling(server_round):
             messages = super().configure_evaluate(server_round, arrays, told, grid)
-        if self.numpy_clients:
+        if self._numpy_clients:
             messages = numpy_messages.as_evaluation(messages)
         messages = list(messages)
         self._asked_to_evaluate = messages
@@ -431,7 +431,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         content, metrics, num_examples = self._open(reply)
         arrays = to_arrays(_only(ArrayRecord, content), max(len(names), MOST_ARRAYS))
         scalars = next((r for r in _records(ConfigRecord, content) if Payload.is_in(r)), None)
-        if self.numpy_clients and scalars is None and len(arrays) == len(names):
+        if self._numpy_clients and scalars is None and len(arrays) == len(names):
             arrays = dict(zip(names, arrays.values(), strict=True))  # theirs are positions
         return Said(arrays, scalars, num_examples, metrics, content)
 
@@ -444,7 +444,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         if reply.has_error():
             raise WireError(f"error {reply.error.code}: {text_of(reply.error.reason)}")
         content = reply.content
-        if self.numpy_clients:
+        if self._numpy_clients:
             content = numpy_messages.read_reply(content)
         metrics = _only(MetricRecord, content)
         key = self.weighted_by_key

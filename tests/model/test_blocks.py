@@ -145,13 +145,15 @@ def told(count):
 def aggregate(rule, instruction, payloads, **about):
     """The direction that a rule makes of clients' payloads, and the report."""
     blocks = instruction.blocks(LAYOUT)
+    sizes = zip(*(instruction.sizes_of(one, blocks) for one in payloads), strict=True)
+    scales, magnitudes = map(np.stack, sizes)
     answers = Answers(
         [one.body for one in payloads],
         np.array([0.45, 0.25, 0.1, 0.1, 0.1]),
         blocks,
         Gaussian(),
-        np.stack([instruction.scales_of(one, blocks) for one in payloads]),
-        np.stack([instruction.magnitudes_of(one, blocks) for one in payloads]),
+        scales,
+        magnitudes,
         report={},
     )
     answers = replace(answers, **about)
@@ -255,7 +257,7 @@ class TestReportOfOtherBlocks:
     def test_padding_that_did_not_move_has_no_noise_and_no_say(self):
         instruction, answers = ask(Pad(9), Measure("rms"), AddNoise(Gaussian()), Signs())
         direction, report = aggregate(Counts(), instruction, answers)
-        scales = [instruction.scales_of(one, instruction.blocks(LAYOUT)) for one in answers]
+        scales = [instruction.sizes_of(one, instruction.blocks(LAYOUT))[0] for one in answers]
         assert [own[-1] for own in scales] == [0.0] * CLIENTS
         assert direction[DIM:].tolist() == [0.0] * 9
         assert report["signal-to-noise-per-block"][-1] == 0.0

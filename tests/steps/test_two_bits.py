@@ -85,7 +85,7 @@ def test_it_follows_a_rotation_and_noise_like_a_built_in_encoding():
     signs, large = read(payload.body, vector.size)
     assert signs.tolist() == np.sign(vector).tolist()
     assert large.tolist() == (np.abs(vector) > 1).tolist()
-    assert asked.scales_of(payload, asked.blocks(LAYOUT)).tolist() == [2, 2]
+    assert asked.sizes_of(payload, asked.blocks(LAYOUT))[0].tolist() == [2, 2]
 
 
 @pytest.mark.parametrize(
