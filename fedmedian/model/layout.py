@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fedmedian.logs import shown
 from fedmedian.model.blocks import Blocks
 from fedmedian.rules.trust import clip_two
+from fedmedian.wire.scalars import LARGEST, WireError, require_vector
 
 Arrays = Mapping[str, NDArray[Any]]
 Centre = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -415,6 +416,27 @@ class Layout:
         """
         parts = (_as_in_model(spec, arrays[spec.name]).tobytes() for spec in self.exact)
         return np.frombuffer(b"".join(parts), dtype=np.uint8)
+
+    def require_exact(self, packed: NDArray[Any], before: Arrays) -> None:
+        """Raise unless `packed` is what `pack_exact` makes of usable arrays.
+
+        Parameters
+        ----------
+        packed : array
+            What a client sent.
+        before : mapping of str to array
+            The model that it was sent: what is not finite there may stay so.
+
+        Raises
+        ------
+        WireError
+            If `packed` is not (exact_bytes,) uint8, or has become NaN, infinite or too large.
+        """
+        require_vector("exact arrays", packed, self.exact_bytes, np.uint8)
+        if (spoiled := first_spoiled(before, self.unpack_exact(packed), LARGEST)) is not None:
+            raise WireError(
+                f"array {spoiled!r} holds NaN or infinity, or an entry above {LARGEST:g}"
+            )
 
     def unpack_exact(self, packed: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """Return the exact arrays that `packed`, of `exact_bytes` bytes, stands for."""

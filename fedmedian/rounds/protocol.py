@@ -8,7 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 from fedmedian.aggregators.diagnostics import Report
 from fedmedian.logs import warn
@@ -22,7 +22,7 @@ from fedmedian.rounds.ledger import Ledger
 from fedmedian.rounds.metrics import with_usual_metrics
 from fedmedian.rounds.options import RunOptions
 from fedmedian.rounds.recipe import NoStepError, Question, Recipe, ServerStep
-from fedmedian.rounds.roster import Hearing, Roster
+from fedmedian.rounds.roster import Hearing, Received, Roster
 from fedmedian.rounds.screening import (
     Answer,
     AnyReply,
@@ -37,8 +37,6 @@ from fedmedian.rounds.state import RunState
 from fedmedian.rounds.watch import Heard, RunFailedError, Watch, describe_round
 
 _LOGGER = logging.getLogger("flwr")
-
-Received = TypeVar("Received")
 
 
 @contextmanager
@@ -341,12 +339,8 @@ class RoundProtocol:
         """
         self._has_trained = True
         hearing = Hearing("aggregate_train", asked, self._roster, failures)
-        answers = []
-        for node, reply in replies:
-            with hearing.reply_of(node):
-                answer = question.answer(node, read(reply))
-                self._roster.learn(node, answer.payload.partition)
-                answers.append(answer)
+        answers = hearing.readable(replies, lambda node, one: question.answer(node, read(one)))
+        self._roster.learn([(answer.node, answer.payload.partition) for answer in answers])
         rules = (*self._rules, *self.options.cohort_rules)
         kept, counts = hearing.judge(question.server_round, answers, rules)
         report: Report = {**counts}
@@ -446,11 +440,7 @@ class RoundProtocol:
         """
         self._has_evaluated = True
         hearing = Hearing("aggregate_evaluate", asked, self._roster, failures)
-        read_ones = []
-        for node, reply in replies:
-            with hearing.reply_of(node):
-                read_ones.append(read(node, reply))
-        kept, counts = hearing.judge(server_round, read_ones, self._rules)
+        kept, counts = hearing.judge(server_round, hearing.readable(replies, read), self._rules)
         _LOGGER.info("aggregate_evaluate: %s", describe_round({**counts, **(sizes or {})}))
         return self._with_usual_metrics(kept)
 

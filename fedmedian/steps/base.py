@@ -246,26 +246,6 @@ def register_client_step(step: type[Step]) -> type[Step]:
     return CLIENT_STEPS.add(step)
 
 
-def require_vector(
-    name: str, values: NDArray[Any] | None, size: int, dtype: type[np.generic] = np.float32
-) -> NDArray[Any]:
-    """Return `values` if they are a vector of this size and dtype.
-
-    Raises
-    ------
-    WireError
-        If they are not, or missing.
-    """
-    if values is None:
-        raise WireError(f"{name} are missing")
-    if values.dtype != dtype or values.shape != (size,):
-        raise WireError(
-            f"{name} must be {np.dtype(dtype).name} of shape {(size,)}, "
-            f"got {values.dtype} of shape {values.shape}"
-        )
-    return values
-
-
 def shorten(vector: Float32, norm: float) -> None:
     """Clip a vector to an L2 norm, in place, up to rounding; one that is not finite becomes 0."""
     length = sqrt(energy(vector))

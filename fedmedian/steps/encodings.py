@@ -16,9 +16,8 @@ from fedmedian.steps.base import (
     ClientStep,
     Draft,
     register_client_step,
-    require_vector,
 )
-from fedmedian.wire.scalars import LARGEST, WireError
+from fedmedian.wire.scalars import LARGEST, WireError, require_vector
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedmedian.logs import cut, shown, warned_of
 from fedmedian.model.blocks import Blocks
-from fedmedian.model.layout import Arrays, Layout, first_spoiled
+from fedmedian.model.layout import Arrays, Layout
 from fedmedian.steps.base import (
     CLIENT_STEPS,
     ClientStep,
@@ -21,14 +21,12 @@ from fedmedian.steps.base import (
     Memory,
     UpdateError,
     energy,
-    require_vector,
     shorten,
 )
 from fedmedian.steps.encodings import Encoding
 from fedmedian.steps.noise import AddNoise, Measure
 from fedmedian.steps.payload import Payload
 from fedmedian.wire.scalars import (
-    LARGEST,
     PREFIX,
     WIRE_VERSION,
     Float32,
@@ -110,7 +108,7 @@ class Instruction:
         magnitudes : (L,) float32
             The magnitude of each block of the update before noise; zeros if not measured.
         """
-        none, noise = np.zeros(len(blocks), dtype=np.float32), self.find(AddNoise)
+        none, noise = np.zeros(len(blocks.sizes), dtype=np.float32), self.find(AddNoise)
         told = None if noise is None else payload.reports.get(noise.name, noise.scales)
         return none if told is None else told, payload.reports.get(Measure.name, none)
 
@@ -178,7 +176,6 @@ class Instruction:
         """
         read = Reader(config, "instruction")
         seed = _read_seed(read)
-        server_round, question = read.required("round", int), read.optional("question", int)
         exact = read.listed("exact", int)
         if exact and min(exact) < 0:
             raise WireError(f"{PREFIX}exact must be positions, got {exact!r}")
@@ -189,7 +186,7 @@ class Instruction:
         if [isinstance(step, Encoding) for step in steps] != [False] * (len(steps) - 1) + [True]:
             raise WireError(f"{PREFIX}steps must end with their only encoding, got {names!r}")
         read.finish()
-        return cls(steps, server_round, seed, tuple(exact), question or 0)
+        return cls(steps, read.server_round, seed, tuple(exact), read.question)
 
     def require_answer(self, payload: Payload, layout: Layout, model: Arrays | None = None) -> None:
         """Raise unless a payload is a usable answer.
@@ -221,16 +218,11 @@ class Instruction:
             raise WireError(f"sent {shown(payload.encoding)}, was asked for {encoding.name!r}")
         *before, after = _blocks_around(self, layout.blocks)
         encoding.check_body(payload.body, after)
-        require_vector("exact arrays", payload.exact, layout.exact_bytes, np.uint8)
         if unknown := payload.reports.keys() - {step.name for step in self.steps}:
             raise WireError(f"has a report of step {cut(min(unknown))!r}, which was not asked for")
         for step, blocks in zip(self.steps, before, strict=True):
             step.check(payload.reports.get(step.name), blocks)
-        exact = layout.unpack_exact(payload.exact)
-        if (spoiled := first_spoiled(model or {}, exact, LARGEST)) is not None:
-            raise WireError(
-                f"array {spoiled!r} holds NaN or infinity, or an entry above {LARGEST:g}"
-            )
+        layout.require_exact(payload.exact, model or {})
 
 
 def perturb_update(

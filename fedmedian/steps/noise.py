@@ -12,15 +12,15 @@ from fedmedian.checks import require_choice, require_real
 from fedmedian.model.blocks import Blocks
 from fedmedian.rules.noise import NOISE_FAMILIES, Noise
 from fedmedian.rules.scales import Magnitude
-from fedmedian.steps.base import ClientStep, Draft, energy, register_client_step, require_vector
+from fedmedian.steps.base import ClientStep, Draft, energy, register_client_step
 from fedmedian.wire.scalars import (
-    LARGEST,
     Float32,
     WireError,
     WireScalar,
     floats_from_bytes,
     floats_to_bytes,
     require_sizes,
+    require_vector,
 )
 
 
@@ -55,7 +55,7 @@ class Measure(ClientStep):
 
     def check(self, reported: Float32 | None, blocks: Blocks) -> None:
         """Require a magnitude for each block; see `ClientStep.check`."""
-        require_sizes("magnitudes", require_vector("magnitudes", reported, len(blocks)), LARGEST)
+        require_vector("magnitudes", reported, len(blocks), are_sizes=True)
 
     def _of(self, part: Float32) -> float:
         if part.size == 0:
@@ -113,8 +113,7 @@ class AddNoise(ClientStep):
         if not self.has_own_scales:
             super().check(reported, blocks)
             return
-        scales = require_vector("scales", reported, len(blocks))
-        require_sizes("scales", scales, LARGEST)
+        scales = require_vector("scales", reported, len(blocks), are_sizes=True)
         if self.scales is not None:
             told = ~np.isnan(self.scales)
             if not np.array_equal(scales[told], self.scales[told]):

@@ -31,6 +31,7 @@ from fedmedian.steps.rotation import Rotation
 from fedmedian.strategies.options import FlowerOptions
 
 Value = TypeVar("Value")
+Part = TypeVar("Part", Recipe, RunOptions)
 
 
 class Argument(Generic[Value]):
@@ -162,27 +163,8 @@ class SignArguments(ShowsArguments):
                 f"aggregator must be of signs such as Counts() or Majority(), got {aggregator!r}: "
                 "MedianSGD is for rules of whole updates"
             )
-        recipe = Recipe(
-            aggregator=aggregator,
-            noise=noise,
-            learning_rate=learning_rate,
-            weighted=weighted,
-            optimizer=optimizer,
-            client_steps=client_steps,
-            rotation=rotation,
-            scale_from=scale_from,
-            exact=exact,
-            seed=seed,
-        )
-        options = RunOptions(
-            cohort_rules=cohort_rules,
-            diagnostics=diagnostics,
-            min_replies=min_replies,
-            max_failed_rounds=max_failed_rounds,
-            checkpoint=checkpoint,
-            privacy_budget=privacy_budget,
-        )
-        self._build(recipe, options, flower)
+        given = locals()  # the signature names each argument; here they are sorted by use
+        self._build(_of(Recipe, given), _of(RunOptions, given), flower)
 
 
 class MedianArguments(ShowsArguments):
@@ -218,27 +200,13 @@ class MedianArguments(ShowsArguments):
                 "aggregator must be of whole updates such as Median() or SmoothedMedian(), got "
                 f"{aggregator!r}: SignSGD is for rules of signs"
             )
-        recipe = Recipe(
-            aggregator=aggregator,
-            noise=noise,
-            learning_rate=learning_rate,
-            noise_at=noise_at,
-            optimizer=optimizer,
-            client_steps=client_steps,
-            rotation=rotation,
-            scale_from=scale_from,
-            exact=exact,
-            seed=seed,
-        )
-        options = RunOptions(
-            cohort_rules=cohort_rules,
-            diagnostics=diagnostics,
-            min_replies=min_replies,
-            max_failed_rounds=max_failed_rounds,
-            checkpoint=checkpoint,
-            privacy_budget=privacy_budget,
-        )
-        self._build(recipe, options, flower)
+        given = locals()  # the signature names each argument; here they are sorted by use
+        self._build(_of(Recipe, given), _of(RunOptions, given), flower)
+
+
+def _of(kind: type[Part], given: Mapping[str, Any]) -> Part:
+    """Return a Recipe or RunOptions of those arguments that it has."""
+    return kind(**{one.name: given[one.name] for one in fields(kind) if one.name in given})
 
 
 def differing(strategy: object, usual: object, names: Sequence[str]) -> dict[str, Any]:

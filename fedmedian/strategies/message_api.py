@@ -17,7 +17,7 @@ from fedmedian.aggregators.diagnostics import without_lists
 from fedmedian.logs import text_of
 from fedmedian.privacy.accounting import Mechanism
 from fedmedian.privacy.mechanism import NoMechanism
-from fedmedian.records import num_bytes, to_arrays, to_record
+from fedmedian.records import sizes_of, to_arrays, to_record
 from fedmedian.rounds.ledger import Ledger
 from fedmedian.rounds.mechanism import mechanism_of_strategy
 from fedmedian.rounds.metrics import fair_examples, require_examples, try_to_aggregate
@@ -391,7 +391,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
 
         FedAvg's clients would have answered training with about as much as they were sent.
         """
-        up, down = _sizes(replies), _sizes(asked)
+        up, down = sizes_of(replies), sizes_of(asked)
         weights = fmean(down or [0])
         with_fedavg = sum(weights if trains else size for size in up if size)
         self._protocol.count(sum(up), with_fedavg, sum(down))
@@ -506,13 +506,6 @@ def _by_node(
             asked.append(node)
         speaking.append((node, reply))
     return list(dict.fromkeys(asked)), speaking
-
-
-def _sizes(messages: Sequence[Message]) -> list[int]:
-    # Strategies send one content to all nodes.
-    contents = {id(one.content): one.content for one in messages if one.has_content()}
-    held = {key: num_bytes(content) for key, content in contents.items()}
-    return [held[id(one.content)] if one.has_content() else 0 for one in messages]
 
 
 def _records(kind: type[Record], content: RecordDict) -> list[Record]:

@@ -26,12 +26,14 @@ from fedmedian.wire.scalars import (
 
 
 def reader(**entries):
-    return Reader(with_prefix({"note": WIRE_VERSION, **entries}), "note")
+    return Reader(with_prefix({"note": WIRE_VERSION, "round": 1, **entries}), "note")
 
 
 class TestReader:
     def test_entries_under_other_keys_are_none_of_its_business(self):
-        read = Reader({"lr": 0.1, "note": 0, **with_prefix({"note": WIRE_VERSION})}, "note")
+        read = Reader(
+            {"lr": 0.1, "note": 0, **with_prefix({"note": WIRE_VERSION, "round": 1})}, "note"
+        )
         read.finish()
 
     @given(version=st.integers(0, 10**9).filter(lambda version: version != WIRE_VERSION))
@@ -42,6 +44,12 @@ class TestReader:
     def test_a_message_without_a_version_is_refused(self):
         with pytest.raises(WireError, match=f"{PREFIX}note"):
             Reader({"lr": 0.1}, "note")
+
+    def test_a_message_has_a_round_and_may_be_of_its_second_question(self):
+        assert (reader(round=3).server_round, reader().question) == (3, 0)
+        assert reader(question=1).question == 1
+        with pytest.raises(WireError, match=f"{PREFIX}round"):
+            reader(round="3")
 
     def test_an_entry_is_returned_as_it_is_and_none_if_it_may_be_missing(self):
         read = reader(name="abc", count=3, data=b"x")
@@ -69,11 +77,6 @@ class TestReader:
     def test_a_missing_entry_is_refused_with_its_key(self):
         with pytest.raises(WireError, match=f"{PREFIX}size"):
             reader().required("size", int)
-
-    def test_a_choice_is_one_of_those_allowed(self):
-        assert reader(kind="a").choice("kind", ["a", "b"]) == "a"
-        with pytest.raises(WireError, match=rf"{PREFIX}kind\b.*'a', 'b'.*'c'"):
-            reader(kind="c").choice("kind", ["b", "a"])
 
     def test_entries_below_a_key_are_taken_together(self):
         read = reader(**{"clip.norm": 1.0, "clip.a.b": "x", "clipper.norm": 2.0})
