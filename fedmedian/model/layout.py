@@ -514,7 +514,7 @@ def _positions(number: int) -> list[str]:
 
 def _is_in_range(array: NDArray[Any], largest: float | None) -> NDArray[np.bool_]:
     is_finite = np.asarray(np.isfinite(array))
-    if largest is None or largest > np.finfo(array.dtype).max:
+    if largest is None or largest > float(np.finfo(array.dtype).max):
         return is_finite
     return np.asarray(is_finite & (np.abs(array) <= largest))
 

@@ -5,7 +5,6 @@ The strategies of both APIs translate Flower's messages for it; what a round is 
 
 import gc
 import logging
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -33,7 +32,7 @@ from fedmedian.rounds.screening import (
     Source,
     one_reply_per_node,
 )
-from fedmedian.rounds.state import RunState
+from fedmedian.rounds.state import KnownModels, RunState
 from fedmedian.rounds.watch import Heard, RunFailedError, Watch, describe_round
 
 _LOGGER = logging.getLogger("flwr")
@@ -85,12 +84,12 @@ class RoundProtocol:
         self._rules = (one_reply_per_node, *rules)
         self._watch = Watch(options.max_failed_rounds, self._roster)
         self._ledger = ledger
-        self._states: list[tuple[Arrays, RunState]] = []
+        self._models = KnownModels({}, RunState())
         self._questions: list[Question] = []
         self._is_answered = False
-        self._round_heard = 0
+        self._round: int | None = None
         self._is_over = False
-        self._is_open = self._is_fresh = False
+        self._is_open = False
         self._has_trained = self._has_evaluated = False
         self._silent_rounds = 0
         self._model: Arrays = {}
@@ -108,12 +107,14 @@ class RoundProtocol:
         ValueError, RuntimeError, OSError
             As `Journal.open` and `Ledger.open`.
         """
-        self._is_open = self._is_fresh = True
+        self._is_open = True
         self._is_over = self._has_trained = self._has_evaluated = False
         self._silent_rounds, self._model = 0, initial or {}
-        self._questions, self._round_heard = [], 0
+        self._questions, self._round = [], None
         state = self.journal.open(self.recipe, initial)
-        self._states = [(self.journal.model or {}, state)]
+        self._models = KnownModels(self.journal.model or {}, state)
+        self._roster = Roster()
+        self._watch = Watch(self.options.max_failed_rounds, self._roster)
         if self._ledger is not None:
             try:
                 self._ledger.open(self.journal.done)
@@ -193,16 +194,9 @@ class RoundProtocol:
         """The question that was asked last, or None if none was."""
         return self._questions[-1] if self._questions else None
 
-    @property
-    def has_several_questions(self) -> bool:
-        """Whether several questions of one round are open."""
-        return len(self._questions) > 1
-
-    def question_answered(self, numbers: Iterable[Any]) -> Question | None:
-        """Return the question that most answers name by its number, or None if none was asked."""
-        claims = Counter(number for number in numbers if type(number) is int)
-        named = [claims[question.instruction.question] for question in self._questions]
-        return self._questions[named.index(max(named))] if named else None
+    def questions_of(self, server_round: int) -> list[Question]:
+        """Return the open questions of a round, one per model."""
+        return [one for one in self._questions if one.server_round == server_round]
 
     def ask(self, server_round: int, model: Arrays) -> Question | None:
         """Ask a question.
@@ -230,20 +224,13 @@ class RoundProtocol:
             As `open`, which a run that another strategy drives has not called, and as
             `Journal.require_continuation`.
         """
-        asked = [one for one in self._questions if one.server_round == server_round]
-        if self._is_answered:
-            asked = []
-        if not self._is_open or (server_round == 1 and not self._is_fresh and not asked):
+        if not self._is_open or self._is_another_run(server_round):
             self.open(model)
             self.journal.warn_of_unseen_rounds()
-        self._is_fresh, self._model = False, model
-        if server_round <= self.journal.done:
+        self._round, self._model = server_round, model
+        if self.journal.holds(server_round):
             return None
         self.journal.require_continuation(model)
-        if server_round == 1 and not asked:
-            self._states = [(model, RunState())]
-            self._roster = Roster()
-            self._watch = Watch(self.options.max_failed_rounds, self._roster)
         if self._ledger is not None and not self._ledger.rounds_left:
             if not self._is_over:
                 warn(
@@ -253,28 +240,23 @@ class RoundProtocol:
                 )
             self._is_over = True
             return None
+        asked = [] if self._is_answered else self.questions_of(server_round)
         for question in asked:
             if is_same_model(question.model, model):
                 return question
-        question = self.recipe.ask(self._state_of(model), server_round, model, len(asked))
+        state = self._models.state_of(model)
+        question = self.recipe.ask(state, server_round, model, len(asked))
         if server_round == self.journal.done + 1:
             for doubt in doubts(question, tuple(self.recipe.exact)):
                 warn("%s", doubt)
         self._questions, self._is_answered = [*asked, question], False
         return question
 
-    def _state_of(self, model: Arrays) -> RunState:
-        """Return the state of the last round that has made this model, else of the last at all."""
-        if len(self._states) > 1:
-            for made, state in self._states:
-                if is_same_model(made, model):
-                    return state
-        return self._states[-1][1]
-
-    def _remember(self, question: Question, model: Arrays, state: RunState) -> None:
-        if question.server_round > self._round_heard:
-            self._states, self._round_heard = [], question.server_round
-        self._states.append((model, state))
+    def _is_another_run(self, server_round: int) -> bool:
+        """Return whether rounds start over, as in a second run that another strategy drives."""
+        if self._round is None or server_round > self._round:
+            return False
+        return server_round < self._round or (server_round == 1 and self._is_answered)
 
     def may_ask(self, question: Question, drawn: int, present: int) -> bool:
         """Decide whether the clients that were drawn are asked, and charge the budget if so.
@@ -347,18 +329,20 @@ class RoundProtocol:
         if self._ledger is not None:
             report |= self._ledger.report
             self._ledger.look_at(answers)
-        model, reason = None, ""
+        model, state, reason = None, question.state, ""
         try:
             step, state, measured = self._step(question, kept)
             report |= measured
             model = question.move(step)
-            self._remember(question, model, state)
+            self._models.replace(question.model, model, state)
         except NoStepError as error:
             reason = str(error)
             warn("round %d keeps the model as it is: %s", question.server_round, reason)
         kept = self.recipe.in_order(kept)  # averages of metrics depend on it, too
         usual = self._with_usual_metrics(kept)
-        return Heard(question, model, report, usual, len(asked), hearing.reasons, reason, kept)
+        return Heard(
+            question, model, state, report, usual, len(asked), hearing.reasons, reason, kept
+        )
 
     def _step(
         self, question: Question, answers: list[Answer[Any]]
@@ -397,7 +381,7 @@ class RoundProtocol:
         metrics = {**own, **report}
         self.journal.note("train", question.server_round, metrics)
         model = question.model if heard.model is None else heard.model
-        self.journal.end_round(question.server_round, self.recipe, model, self._state_of(model))
+        self.journal.end_round(question.server_round, self.recipe, model, heard.state)
         few = self.recipe.aggregator.cost_of_few(self.recipe.noise)
         # Not the clients' metrics: they may have the names of ours, and hold anything.
         self._watch.see(heard, report, few)

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +13,13 @@ from numpy.typing import NDArray
 from fedmedian.aggregators.base import Aggregator, Answers, NoiseAt
 from fedmedian.aggregators.diagnostics import Report
 from fedmedian.aggregators.votes import Counts
-from fedmedian.checks import require_choice, require_integer, require_real, require_type
+from fedmedian.checks import (
+    require_choice,
+    require_integer,
+    require_real,
+    require_result,
+    require_type,
+)
 from fedmedian.model.blocks import Blocks
 from fedmedian.model.layout import RUNNING_STATISTICS, Arrays, Layout, first_spoiled
 from fedmedian.randomness import rotation_seed, server_rng
@@ -30,7 +37,7 @@ from fedmedian.rules.trust import (
 )
 from fedmedian.steps.base import CLIENT_STEPS, ClientStep
 from fedmedian.steps.encodings import Encoding, Vector
-from fedmedian.steps.instruction import Instruction, perturb_update
+from fedmedian.steps.instruction import LONGEST_SEED, Instruction, perturb_update
 from fedmedian.steps.noise import AddNoise, Measure, TopUpNoise
 from fedmedian.steps.payload import Payload
 from fedmedian.steps.rotation import Rotation
@@ -212,7 +219,10 @@ class Recipe:
         for pattern in require_sequence("exact", self.exact, "strings"):
             require_type("exact", pattern, str, "a sequence of strings")
         if self.seed is not None:
-            require_integer("seed", self.seed, low=0)
+            seed = require_integer("seed", self.seed, low=0)
+            if seed >= 10**LONGEST_SEED:
+                raise ValueError(f"seed must be < 10**{LONGEST_SEED}, got a larger number")
+            object.__setattr__(self, "seed", seed)
         self._resolve_noise()
         self._resolve_learning_rate()
 
@@ -324,7 +334,7 @@ class Recipe:
         if self.rule is not None and read.scales is not None:
             report["noise-scale"] = self._reported_scales(read).tolist()
             before = self._scales(state, question.blocks, question.layout)
-            scales = self.rule.following(before, sizes)
+            scales = self._following(before, sizes)
         rate = as_schedule(self.learning_rate)(question.server_round)
         require_real("learning_rate", rate, low=0.0, open_low=True)
         step = ServerStep(direction, rate, self._exact(question, payloads, read))
@@ -348,6 +358,8 @@ class Recipe:
         if noise is not None:
             NOISE_FAMILIES.require("noise", noise)
             AddNoise(noise).encode()  # raises if a parameter cannot travel
+        if self.rule is not None:
+            self.rule.first(1, self.aggregator.encoding.name)  # raises if it knows no such encoding
         chooses = noise is not None and noise.rule.magnitude is not None
         if self.scale_from == "client" and not chooses:
             raise ValueError(
@@ -365,6 +377,8 @@ class Recipe:
             usual *= 1.0 if self.optimizer is None else self.optimizer.usual_rate
             object.__setattr__(self, "learning_rate", usual)
         as_schedule(self.learning_rate)  # raises if it is neither a number nor callable
+        if isinstance(self.learning_rate, Real):
+            object.__setattr__(self, "learning_rate", float(self.learning_rate))
 
     def _require_rotation(self) -> None:
         if self.rotation is None:
@@ -414,6 +428,11 @@ class Recipe:
         first = self.rule.first(len(blocks), self.aggregator.encoding.name)
         return np.where(np.isnan(known), first, known)
 
+    def _following(self, scales: Scales, sizes: NDArray[np.float64]) -> Scales:
+        rule = self.rule
+        assert rule is not None  # asked with noise alone
+        return require_result(rule, rule.following(scales, sizes), scales.size, np.float64)
+
     @property
     def _is_measured(self) -> bool:
         return self.rule is not None and self.rule.magnitude is not None
@@ -427,7 +446,7 @@ class Recipe:
         if self.client_noise is not None:
             return used
         known = self._scales(state, question.blocks, question.layout)
-        found = np.where(np.isnan(known), self.rule.following(known, sizes), known)
+        found = np.where(np.isnan(known), self._following(known, sizes), known)
         return np.asarray(np.broadcast_to(found.astype(np.float32), used.shape))
 
     def _direction(
@@ -440,7 +459,8 @@ class Recipe:
         """Return the optimizer's step in the parameters' own basis, and its state by array."""
         rng = server_rng(self.seed, question.server_round)
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
-            direction = self.aggregator.direction(read, rng)
+            made = self.aggregator.direction(read, rng)
+            direction = require_result(self.aggregator, made, read.blocks.dim)
             if read.magnitudes is not None:
                 _keep_frozen(direction, read.blocks, read.magnitudes)
             direction = question.instruction.undo(direction, question.layout)
@@ -530,7 +550,7 @@ def _optimized(
     for spec, part, out in parts:
         # An optimizer replaces what it remembers: of the old state nothing is lost yet.
         states[spec.name] = own = dict(state.of(spec.name, spec.shape).optimizer)
-        out[:] = optimizer.step(part, own)
+        out[:] = require_result(optimizer, optimizer.step(part, own), part.size)
         for key, value in own.items():
             if not np.isfinite(value).all():
                 raise NoStepError(

@@ -1,7 +1,7 @@
 """The nodes of a run, and the fate of their replies: no client can end a run."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from fedmedian.logs import text_of, warn
 from fedmedian.rounds.screening import AnyReply, Cohort, CohortRule, Node
@@ -114,7 +114,7 @@ class Hearing:
         kept = list(replies)
         for rule in rules:
             cohort = Cohort(server_round, self._asked, kept, len(self.reasons), len(missing))
-            refused = rule(cohort)
+            refused = _checked(rule, rule(cohort), len(kept))
             for index, reason in refused.items():
                 self._reject(kept[index].node, reason)
             kept = [reply for index, reply in enumerate(kept) if index not in refused]
@@ -147,3 +147,13 @@ class Hearing:
         names = map(self._roster.name, nodes)
         count = [] if len(nodes) == 1 else [len(nodes)]
         warn(f"%s: {template}", self._phase, *count, *names, *words)
+
+
+def _checked(rule: CohortRule, refused: Any, replies: int) -> Mapping[int, str]:
+    """Return what a cohort rule has returned, or raise if it is not of these replies."""
+    if not isinstance(refused, Mapping) or not refused.keys() <= set(range(replies)):
+        raise ValueError(
+            f"cohort rule {rule!r} must map indices of the {replies} replies to reasons, "
+            f"got {refused!r}"
+        )
+    return refused

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import nan, sqrt
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,18 @@ from fedmedian.model.blocks import Blocks
 from fedmedian.model.layout import Arrays, Layout
 from fedmedian.rules.optimizers import State
 from fedmedian.rules.scales import Scales
+
+_NEAR = 0.25
+"""The largest relative distance at which a model counts as another one that was changed."""
+
+_MOST_MODELS = 64
+"""The number of models whose states are remembered; the oldest are forgotten."""
+
+_SAMPLE = 4096
+"""About the number of coordinates of an array that distances are estimated from."""
+
+UNNAMED = "\0"
+"""Begins the names of blocks that no array corresponds to: no array's name does."""
 
 _SCALE = "scale"
 _OPTIMIZER = "optimizer."
@@ -125,12 +138,71 @@ class RunState:
         )
 
 
+class KnownModels:
+    """The models that a run trains, each with its state: usually one, or one per cluster.
+
+    A model continues the state of the known one that is nearest to it, if that is near: if their
+    squared distance is at most a quarter of the sum of their squared norms. So a subclass may
+    change a model between rounds, and an unrelated model starts fresh. Distances are estimated
+    from some coordinates of the arrays that both have. Where they have none, as where parts of a
+    model are trained by turns, the state is continued, too: it is by array.
+
+    Parameters
+    ----------
+    model : mapping of str to array
+        The first model.
+    state : RunState
+        Its state.
+    """
+
+    def __init__(self, model: Arrays, state: RunState) -> None:
+        self._known = [(_sample_of(model), state)]
+
+    def state_of(self, model: Arrays) -> RunState:
+        """Return the state that a model continues."""
+        known = self._nearest(_sample_of(model))
+        return RunState() if known is None else known[1]
+
+    def replace(self, before: Arrays, after: Arrays, state: RunState) -> None:
+        """Remember a model and its state in place of the one that it continues."""
+        sample, known = _sample_of(after), self._nearest(_sample_of(before))
+        if known is not None:
+            self._known = [one for one in self._known if one is not known]
+            sample = {**known[0], **sample}
+        self._known = [*self._known, (sample, state)][-_MOST_MODELS:]
+
+    def _nearest(self, sample: Arrays) -> tuple[Arrays, RunState] | None:
+        distance, known = min(
+            ((_distance(sample, known[0]), known) for known in self._known), key=itemgetter(0)
+        )
+        return known if distance <= _NEAR else None
+
+
+def _sample_of(model: Arrays) -> dict[str, NDArray[Any]]:
+    """Return some coordinates of each array."""
+    flat = {name: np.asarray(array).reshape(-1) for name, array in model.items()}
+    return {name: one[:: max(one.size // _SAMPLE, 1)].copy() for name, one in flat.items()}
+
+
+def _distance(sample: Arrays, other: Arrays) -> float:
+    """Return the squared distance of two models over the sum of their squared norms."""
+    apart, norms, found = 0.0, 0.0, False
+    for name in sample.keys() & other.keys():
+        one, two = (np.asarray(model[name], dtype=np.float64) for model in (sample, other))
+        if one.shape == two.shape:
+            known = np.isfinite(one) & np.isfinite(two)
+            one, two, found = one[known], two[known], True
+            apart += float(np.square(one - two).sum())
+            norms += float(np.square(one).sum() + np.square(two).sum())
+    return (apart / norms if norms else 0.0) if found else _NEAR
+
+
 def names_of(blocks: Blocks) -> Iterable[tuple[str, ...]]:
     """Return the names under which each block's scale is remembered: those of its arrays."""
     if blocks.members is not None:
         return blocks.members
     # A custom client step has made blocks that no array corresponds to.
-    return ((f"block {number}",) for number in range(len(blocks)))
+    return ((f"{UNNAMED}block {number}",) for number in range(len(blocks)))
 
 
 def _shapes(blocks: Blocks, layout: Layout) -> dict[str, tuple[int, ...]]:

@@ -17,7 +17,7 @@ from fedmedian.model.layout import Arrays
 from fedmedian.rounds.recipe import Model, PlainWeightsError, Question
 from fedmedian.rounds.roster import Roster
 from fedmedian.rounds.screening import Answer, Node, Source
-from fedmedian.rounds.state import names_of
+from fedmedian.rounds.state import UNNAMED, RunState, names_of
 from fedmedian.steps.encodings import Vector
 from fedmedian.steps.noise import AddNoise, Measure
 
@@ -108,6 +108,8 @@ class Heard(Generic[Source]):
         The question that was answered.
     model : dict of str to array or None
         The new model; None if it is the one from before the round.
+    state : RunState
+        The state after the round.
     report : dict
         What to report about the round.
     usual : list of Answer
@@ -124,6 +126,7 @@ class Heard(Generic[Source]):
 
     question: Question
     model: Model | None
+    state: RunState
     report: Report
     usual: list[Answer[Source]]
     asked: int
@@ -179,14 +182,14 @@ class Watch:
         number = question.server_round
         _LOGGER.info("aggregate_train: %s", describe_round(report))
         self._rounds += 1
-        reasons = Counter(map(as_line, refused))
+        reasons, total = Counter(map(as_line, refused)), len(refused) + len(heard.answers)
         for reason, count in reasons.items():
-            if 2 * count > asked:
+            if 2 * count > total:
                 self._warn_once(
                     f"reason: {reason}",  # the prefix keeps a client's text apart from other keys
                     "round %d: %d of %d replies are lost for one reason: %s%s",
                     # The log truncates long words, so the remedy is a word of its own.
-                    *(number, count, asked, reason, _remedy_of(reason)),
+                    *(number, count, total, reason, _remedy_of(reason)),
                 )
         if not heard.no_step:
             self._failed, self._reasons = [], Counter()
@@ -317,6 +320,8 @@ def describe_round(metrics: Mapping[str, Any]) -> str:
 
 def _name_of_block(names: tuple[str, ...]) -> str:
     first, *others = names
+    if first.startswith(UNNAMED):
+        return first.removeprefix(UNNAMED)
     if not others:
         return f"array {first!r}"
     more = f" and {len(others) - 2} more" if len(others) > 2 else ""

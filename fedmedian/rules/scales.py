@@ -5,6 +5,7 @@ next ones. Scales and magnitudes are float64 vectors with one entry per block.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -72,8 +73,7 @@ class Fixed(ScaleRule):
     Parameters
     ----------
     scale : float
-        The noise scale b, > 0, in units of the update; within float32's range, in which it
-        travels.
+        The noise scale b, in units of the update, from 1.2e-38 to 1e12.
 
     Raises
     ------
@@ -85,9 +85,8 @@ class Fixed(ScaleRule):
 
     def __post_init__(self) -> None:
         require_real("scale", self.scale, low=0.0, open_low=True)
-        limits = np.finfo(np.float32)
-        if not float(limits.tiny) <= self.scale <= float(limits.max):
-            raise ValueError(f"scale must be within float32's range, got {self.scale!r}")
+        if not (least := float(np.finfo(np.float32).tiny)) <= self.scale <= LARGEST:
+            raise ValueError(f"scale must be from {least:.3g} to {LARGEST:g}, got {self.scale!r}")
 
     def first(self, num_blocks: int, encoding: str) -> Scales:
         """Return the scale, once per block."""
@@ -241,20 +240,21 @@ class Theory(ScaleRule):
     _RATE_EXPONENT: ClassVar[dict[str, float]] = {"signs": -1 / 2, "vector": -2 / 3}
 
     def __post_init__(self) -> None:
-        require_integer("rounds", self.rounds, low=1)
-        require_integer("dim", self.dim, low=1)
+        require_integer("rounds", self.rounds, low=1, high=2**63)
+        require_integer("dim", self.dim, low=1, high=2**63)
 
     def learning_rate(self, encoding: str) -> float:
         """Return the theorem's server step δ for majority votes or for the median."""
-        return float(self._product ** self._RATE_EXPONENT[encoding])
+        return self._power(self._RATE_EXPONENT, encoding)
 
     def first(self, num_blocks: int, encoding: str) -> Scales:
         """Return the theorem's noise scale b, once per block."""
-        return np.full(num_blocks, self._product ** self._SCALE_EXPONENT[encoding])
+        return np.full(num_blocks, self._power(self._SCALE_EXPONENT, encoding))
 
-    @property
-    def _product(self) -> float:
-        return float(self.rounds) * float(self.dim)
+    def _power(self, exponents: Mapping[str, float], encoding: str) -> float:
+        if encoding not in exponents:
+            raise ValueError(f"scale must not be {self!r} where clients send {encoding!r}")
+        return float((float(self.rounds) * float(self.dim)) ** exponents[encoding])
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def as_schedule(learning_rate: Any) -> Schedule:
     ValueError
         If it is a number that is not finite and positive.
     """
-    if callable(learning_rate):
+    if callable(learning_rate) and not isinstance(learning_rate, type):
         schedule: Schedule = learning_rate
         return schedule
     return _Constant(require_real("learning_rate", learning_rate, low=0.0, open_low=True))

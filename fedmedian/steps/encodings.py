@@ -32,7 +32,7 @@ class Encoding(ClientStep):
 
     @abstractmethod
     def pack(self, draft: Draft) -> NDArray[Any]:
-        """Return the body of the payload, an array of any dtype and shape that NumPy can save."""
+        """Return the body of the payload, an array of numbers or bools, of any shape."""
 
     @abstractmethod
     def check_body(self, body: NDArray[Any], blocks: Blocks) -> None:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmedian.checks import require_result
 from fedmedian.logs import cut, shown, warned_of
 from fedmedian.model.blocks import Blocks
 from fedmedian.model.layout import Arrays, Layout
@@ -41,7 +42,7 @@ Step = TypeVar("Step", bound=ClientStep)
 _ROUNDING = 2.0**-20
 """The share by which an update is clipped shorter, so that float32 does not round it longer."""
 
-_LONGEST_SEED = 4300
+LONGEST_SEED = 4300
 """The number of digits that Python turns into an integer, at most."""
 
 
@@ -139,7 +140,7 @@ class Instruction:
         """
         before = _blocks_around(self, layout.blocks)[:-1]
         for step, blocks in zip(reversed(self.steps), reversed(before), strict=True):
-            direction = step.undo(direction, blocks)
+            direction = require_result(step, step.undo(direction, blocks), blocks.dim)
         return direction
 
     def encode(self) -> dict[str, WireScalar]:
@@ -340,7 +341,7 @@ def _read_seed(read: Reader) -> int | None:
     text = read.optional("seed", str)
     if text is None:
         return None
-    if not (text.isascii() and text.isdecimal() and len(text) <= _LONGEST_SEED):
+    if not (text.isascii() and text.isdecimal() and len(text) <= LONGEST_SEED):
         raise WireError(f"{PREFIX}seed must be a decimal number, got {text!r}")
     return int(text)
 

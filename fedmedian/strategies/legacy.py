@@ -187,20 +187,26 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         failures: list[Trained | BaseException],
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Aggregate the usable results into a new model, and report on the round."""
-        answers = [result.metrics for _, result in results if Payload.is_in(result.metrics)]
-        numbers = [metrics.get(PREFIX + "question", 0) for metrics in answers]
-        question = self._protocol.question_answered(numbers)
-        if question is None:
+        questions = self._protocol.questions_of(server_round)
+        if not questions:
             raise RuntimeError(
-                "results were aggregated before a round was configured: a subclass's configure_fit "
-                "must call super().configure_fit"
+                f"results of round {server_round} were aggregated before it was configured: a "
+                "subclass's configure_fit must call super().configure_fit in each round"
             )
         replies, reasons = _by_client("aggregate_train", results, failures)
+        question = _most_named(questions, results)
+        if question is None:
+            warn(
+                "round %d keeps the model as it is: as many results are about one of its models "
+                "as about another",
+                server_round,
+            )
+            return None, {}
         asked = _sent(self._asked, replies, reasons)
         read = partial(
             _read,
             most_arrays=max(len(question.layout.specs), MOST_ARRAYS),
-            must_name_question=self._protocol.has_several_questions,
+            must_name_question=len(questions) > 1,
         )
         heard = self._protocol.hear(question, asked, replies, read, reasons)
         sizes: dict[str, float] = {}
@@ -383,11 +389,21 @@ def _sent(
 
     Flower reports a result or a failure of each, and does not say which client has failed.
     """
-    heard = [client for client, _ in replies]
-    if len(heard) + len(failures) == len(asked):
-        return [*asked]
-    silent = (f"without a reply, {number}" for number, _ in enumerate(failures, start=1))
-    return list(dict.fromkeys([*heard, *silent]))
+    heard = dict.fromkeys(client for client, _ in replies)
+    silent = [client for client in asked if client not in heard]
+    if len(silent) != len(failures):
+        silent = [f"unknown, {number} of {len(failures)}" for number in range(1, len(failures) + 1)]
+    return [*heard, *silent]
+
+
+def _most_named(questions: Sequence[Question], results: Sequence[Trained]) -> Question | None:
+    """Return the question that most results say they answer, or None at a tie."""
+    answers = [result.metrics for _, result in results if Payload.is_in(result.metrics)]
+    named = [metrics.get(PREFIX + "question", 0) for metrics in answers]
+    claims = Counter(number for number in named if type(number) is int)
+    counts = [claims[question.instruction.question] for question in questions]
+    is_tied = counts.count(max(counts)) > 1
+    return None if is_tied else questions[counts.index(max(counts))]
 
 
 def _examples(replies: Sequence[Reply[Result]]) -> list[float]:

@@ -1,7 +1,7 @@
 """The part of the strategies that speaks Flower's Message API."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from logging import INFO
@@ -25,7 +25,7 @@ from fedmedian.rounds.options import RunOptions
 from fedmedian.rounds.protocol import RoundProtocol, paused_collector
 from fedmedian.rounds.recipe import Question, Recipe
 from fedmedian.rounds.screening import Node, Reply, Said
-from fedmedian.steps.instruction import Instruction
+from fedmedian.steps.instruction import Instruction, OtherRoundError
 from fedmedian.steps.payload import MOST_ARRAYS, Payload
 from fedmedian.strategies import numpy_clients as numpy_messages
 from fedmedian.strategies.arguments import Argument, ShowsArguments, differing
@@ -34,6 +34,9 @@ from fedmedian.strategies.wrappers import require_no_unfit_wrapper
 from fedmedian.wire.scalars import EVALUATION, WIRE_VERSION, WireError
 
 Record = TypeVar("Record")
+_FORMER = 10_000
+"""The number of earlier messages whose late replies are known as such."""
+
 EvaluateFunction = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
@@ -98,6 +101,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         ledger = Ledger.of_strategy(recipe, options, self.fraction_train, self.fraction_evaluate)
         self._protocol = RoundProtocol(recipe, options, ledger=ledger)
         self._asked: list[_Asked] = []
+        self._former = dict[str, int]()
         self._asked_to_evaluate: list[Message] = []
         self._per_block: dict[int, dict[str, Any]] = {}
 
@@ -182,7 +186,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
                 "initial_arrays must be an ArrayRecord, such as ArrayRecord(model.state_dict()), "
                 f"got a {type(initial_arrays).__name__}"
             )
-        self._per_block = {}
+        self._per_block, self._asked = {}, []
         journal = self._protocol.journal
         self._protocol.open(to_arrays(initial_arrays))
         if self.options.checkpoint is not None and evaluate_fn is not None:
@@ -263,7 +267,12 @@ class MessageStrategy(ShowsArguments, FedAvg):
             asked = []
         for message in asked:
             self._address(message, question)
-        self._asked = [one for one in self._asked if one.question.server_round == server_round]
+        late = [one for one in self._asked if one.question.server_round != server_round]
+        for one in late:
+            ids = [message.metadata.message_id for message in one.messages]
+            self._former |= dict.fromkeys(filter(None, ids), one.question.server_round)
+        self._former = dict([*self._former.items()][-_FORMER:])
+        self._asked = [one for one in self._asked if one not in late]
         self._asked.append(_Asked(question, asked))
         return asked
 
@@ -284,16 +293,16 @@ class MessageStrategy(ShowsArguments, FedAvg):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Aggregate the usable replies into a new model, and report on the round."""
         journal = self._protocol.journal
-        if server_round <= journal.done:
+        if journal.holds(server_round):
             # In every round, so that a run that somebody else drives and that ends early has it.
             recalled = journal.recall("train", server_round)
             return _to_record(journal.model), self._without_lists(server_round, recalled)
         replies = list(replies)
-        question, sent = self._question_of(replies)
+        question, sent = self._question_of(server_round, replies)
         if question is None or not (replies or sent):
             self._protocol.pass_over()
             return None, None
-        asked, replies_of = _by_node(sent, replies)
+        asked, replies_of = _by_node(sent, replies, self._former)
         read = partial(self._read, names=[spec.name for spec in question.layout.specs])
         heard = self._protocol.hear(question, asked, replies_of, read)
         sizes = self._count(sent, replies, trains=True)
@@ -301,30 +310,33 @@ class MessageStrategy(ShowsArguments, FedAvg):
         metrics = self._protocol.end(heard, sizes, own or {})
         return _to_record(heard.model), self._without_lists(server_round, metrics)
 
-    def _question_of(self, replies: Sequence[Message]) -> tuple[Question | None, list[Message]]:
+    def _question_of(
+        self, server_round: int, replies: Sequence[Message]
+    ) -> tuple[Question | None, list[Message]]:
         """Return the question that most replies answer, and the messages whose replies are due.
 
         What a reply answers is said by the message that it replies to. Where that is not one of
         ours, as in a subclass that builds its own, it is the first question that is not answered.
         """
-        is_open = [one for one in self._asked if not one.is_heard]
+        asked = [one for one in self._asked if one.question.server_round == server_round]
+        is_open = [one for one in asked if not one.is_heard]
         if not replies:
             answered = is_open[:1]
         else:
             of_message = {
-                message.metadata.message_id: one for one in self._asked for message in one.messages
+                message.metadata.message_id: one for one in asked for message in one.messages
             }
             of_message.pop("", None)
-            first = next(iter(is_open or reversed(self._asked)), None)
-            found = [of_message.get(one.metadata.reply_to_message_id, first) for one in replies]
+            first = next(iter(is_open or reversed(asked)), None)
             if first is None:
                 raise RuntimeError(
-                    "replies were aggregated before a round was configured: a subclass's "
-                    "configure_train must call super().configure_train"
+                    f"replies of round {server_round} were aggregated before it was configured: a "
+                    "subclass's configure_train must call super().configure_train in each round"
                 )
-            usual = Counter(one.question for one in found if one is not None).most_common(1)[0][0]
+            found = [of_message.get(one.metadata.reply_to_message_id, first) for one in replies]
+            usual = Counter(one.question for one in found).most_common(1)[0][0]
             own = {id(one) for one in found}
-            answered = [one for one in self._asked if one.question is usual and id(one) in own]
+            answered = [one for one in asked if one.question is usual and id(one) in own]
         sent: list[Message] = []
         for one in answered:
             due = _sent(one.messages, replies)
@@ -372,7 +384,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         sent, self._asked_to_evaluate = _sent(self._asked_to_evaluate, replies), []
         if not replies and not sent:
             return None
-        asked, replies_of = _by_node(sent, replies)
+        asked, replies_of = _by_node(sent, replies, self._former)
         sizes = self._count(sent, replies)
         usual = self._protocol.hear_evaluation(
             server_round, asked, replies_of, self._read_evaluation, sizes
@@ -441,6 +453,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
 
     def _open(self, reply: Message) -> tuple[RecordDict, MetricRecord, float]:
         """Return a reply's content, the metrics in it, and the client's weight."""
+        if (earlier := self._former.get(reply.metadata.reply_to_message_id)) is not None:
+            raise OtherRoundError(f"replies to a message of round {earlier}")
         if reply.has_error():
             raise WireError(f"error {reply.error.code}: {text_of(reply.error.reason)}")
         content = reply.content
@@ -488,21 +502,23 @@ def _sent(asked: Sequence[Message], replies: Sequence[Message]) -> list[Message]
 
 
 def _by_node(
-    sent: Sequence[Message], replies: Sequence[Message]
+    sent: Sequence[Message], replies: Sequence[Message], former: Collection[str]
 ) -> tuple[list[Node], list[tuple[Node, Message]]]:
     """Return the nodes that were asked, and the replies with the nodes that they speak for.
 
     The reply of a node that failed comes from the SuperLink, and only the message that it replies
-    to names the node. A reply to a message that is not ours was asked for by a subclass.
+    to names the node. A reply to a message that is not ours, nor a `former` one, was asked for by a
+    subclass.
     """
     node_of = {one.metadata.message_id: one.metadata.dst_node_id for one in sent}
     node_of.pop("", None)
+    known = node_of.keys() | former
     asked: list[Node] = [message.metadata.dst_node_id for message in sent]
     speaking: list[tuple[Node, Message]] = []
     for reply in replies:
         metadata = reply.metadata
         node = node_of.get(metadata.reply_to_message_id, metadata.src_node_id)
-        if metadata.reply_to_message_id and metadata.reply_to_message_id not in node_of:
+        if metadata.reply_to_message_id and metadata.reply_to_message_id not in known:
             asked.append(node)
         speaking.append((node, reply))
     return list(dict.fromkeys(asked)), speaking

@@ -734,3 +734,14 @@ class TestExactArraysThatAreNotFinite:
         assert self.combined(3.0, 5.0, before=before) == 4
         assert self.combined(3.0, np.inf, before=before) == np.inf
         assert self.combined(3.0, np.inf, before=before).shape == ()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_exact_arrays_of_every_precision_are_judged_without_a_warning(dtype):
+    layout = Layout.of_model({"running_mean": np.ones(3, dtype)}, ["running_mean"])
+    packed = layout.pack_exact({"running_mean": np.full(3, 2, dtype)})
+    layout.require_exact(packed, {})
+    spoiled = layout.pack_exact({"running_mean": np.full(3, np.inf, dtype)})
+    with pytest.raises(ValueError, match="'running_mean' holds NaN or infinity"):
+        layout.require_exact(spoiled, {})

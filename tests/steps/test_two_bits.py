@@ -12,12 +12,11 @@ from fedmedian.checks import require_real
 from fedmedian.clients.policy import Policy, PolicyError
 from fedmedian.privacy.accounting import Mechanism
 from fedmedian.privacy.mechanism import NoMechanism, mechanism_of
-from fedmedian.steps.base import require_vector
 from fedmedian.steps.encodings import Encoding, Signs, Vector
 from fedmedian.steps.instruction import perturb_update
 from fedmedian.steps.noise import AddNoise
 from fedmedian.steps.updates import Clip
-from fedmedian.wire.scalars import WireError
+from fedmedian.wire.scalars import WireError, require_vector
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedmedian import Adaptive, Gaussian, Majority, Momentum, SmoothedMedian
 from fedmedian.clients import InProcessGrid, perturb
-from fedmedian.records import num_bytes, to_arrays, to_record
+from fedmedian.records import sizes_of, to_arrays, to_record
 from fedmedian.rounds.watch import RUNAWAY, describe_round
 from fedmedian.strategies import Checkpoint, RunFailedError
 from fedmedian.wire.scalars import PREFIX
@@ -63,12 +63,12 @@ class WeighingGrid(InProcessGrid):
 
     def push_messages(self, messages):
         messages = list(messages)
-        self.held_down += sum(num_bytes(message.content) for message in messages)
+        self.held_down += sum(sizes_of(messages))
         return super().push_messages(messages)
 
     def pull_messages(self, message_ids):
         replies = list(super().pull_messages(message_ids))
-        self.held_up += sum(num_bytes(reply.content) for reply in replies)
+        self.held_up += sum(sizes_of(replies))
         return replies
 
 
