@@ -1,6 +1,6 @@
-"""The protocol of a round, free of Flower: ask the clients, hear their replies, move the model.
+"""The protocol of a run's rounds: ask clients, hear their replies, move the model.
 
-The strategies of both APIs translate Flower's messages for it; what a round is stands here.
+It does not know Flower: the strategies of both APIs translate Flower's messages for it.
 """
 
 import gc
@@ -40,10 +40,10 @@ _LOGGER = logging.getLogger("flwr")
 
 @contextmanager
 def paused_collector() -> Iterator[None]:
-    """Keep Python's cyclic garbage collector away from a round's replies while they are heard.
+    """Pause Python's cyclic garbage collector while replies are heard.
 
-    They are many small objects in no cycles, which it would look at again and again: a fifth of
-    the time of a round of ten thousand clients.
+    Replies are many small objects without cycles. Scanning them again and again would take a fifth
+    of the time of a round of ten thousand clients.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -64,10 +64,10 @@ class RoundProtocol:
     options : RunOptions
         The other arguments of the strategy.
     rules : CohortRule
-        The rules by which replies are judged together, in training and in evaluation, after
-        "one reply per node that was asked". Those of the options follow, in training alone.
+        Rules for all replies of a phase together, in training and in evaluation. They apply after
+        `one_reply_per_node`; in training those of the options follow.
     ledger : Ledger, optional
-        The account of the privacy budget, if there is one.
+        The account of the privacy budget, if any.
     """
 
     def __init__(
@@ -95,12 +95,12 @@ class RoundProtocol:
         self._model: Arrays = {}
 
     def open(self, initial: Arrays | None) -> None:
-        """Begin a run, or resume the one that the checkpoint holds.
+        """Start a run, or resume the one in the checkpoint.
 
         Parameters
         ----------
         initial : mapping of str to array, or None
-            The model that the run would begin with, if it is known.
+            The initial model, if known.
 
         Raises
         ------
@@ -123,29 +123,29 @@ class RoundProtocol:
                 raise
 
     def release(self) -> None:
-        """Leave the checkpoint's folder to other runs: this one has ended."""
+        """End the run: unlock the checkpoint's folder for other runs."""
         self._is_open = False
         self.journal.release()
 
     def pass_over(self) -> int:
-        """Take note of a round that has asked nobody to train, and return how many there were."""
+        """Count a round that asked no client to train, and return how many there were."""
         self._silent_rounds += 1
         return self._silent_rounds
 
-    def require_somebody(self, drawn: str, *, trains: bool) -> None:
-        """Raise if rounds have asked nobody, and none of the run has asked anybody.
+    def require_clients(self, drawn: str, *, trains: bool) -> None:
+        """Raise if the run has had rounds, and none of them asked any client.
 
         Parameters
         ----------
         drawn : str
-            The arguments that decide how many clients are drawn.
+            The arguments that set how many clients are drawn.
         trains : bool
-            Whether clients were to be trained; else it is enough that they were asked to evaluate.
+            Whether clients were to train; otherwise it is enough that they were asked to evaluate.
 
         Raises
         ------
         RunFailedError
-            If nobody was asked.
+            If no client was asked.
         """
         has_asked = self._has_trained if trains else self._has_trained or self._has_evaluated
         if has_asked or self.journal.done or self._is_over or not self._silent_rounds:
@@ -160,12 +160,12 @@ class RoundProtocol:
         )
 
     def affordable(self, num_rounds: int) -> int:
-        """Return the number of a run's rounds that its privacy budget affords.
+        """Return how many of a run's rounds the privacy budget affords.
 
         Raises
         ------
         ValueError
-            If it affords none, and none is stored.
+            If it affords none, and no round is stored.
         """
         if self._ledger is None:
             return num_rounds
@@ -175,7 +175,7 @@ class RoundProtocol:
         return min(num_rounds, last)
 
     def say_why_it_ends(self, last: int, num_rounds: int) -> None:
-        """Log that a run has ended before its last round, if it has."""
+        """Log a warning if the budget ends the run before its last round."""
         if last < num_rounds:
             warn(
                 "the run ends after round %d of %d: another would exceed the privacy budget, %s",
@@ -183,7 +183,7 @@ class RoundProtocol:
             )
 
     def describe_privacy(self, mechanism: Mechanism | NoMechanism) -> str | None:
-        """Return what to say at a run's start about privacy; None if there is none."""
+        """Return the line about privacy for the start of a run; None without a mechanism."""
         if isinstance(mechanism, NoMechanism):
             return None
         budget = "" if self._ledger is None else f"; budget {self._ledger}"
@@ -191,7 +191,7 @@ class RoundProtocol:
 
     @property
     def last_question(self) -> Question | None:
-        """The question that was asked last, or None if none was."""
+        """The last question, or None before the first."""
         return self._questions[-1] if self._questions else None
 
     def questions_of(self, server_round: int) -> list[Question]:
@@ -201,27 +201,27 @@ class RoundProtocol:
     def ask(self, server_round: int, model: Arrays) -> Question | None:
         """Ask a question.
 
-        Asked again about the same model in one round, it is the same question. About another
-        model, as of a second cluster of clients, it is another one. A round ends when the
-        first of its questions has been answered: what is asked then belongs to the next one.
+        The same model in the same round is the same question. Another model, as of a second cluster
+        of clients, is another question of the round. Rounds that start over are another run: a
+        smaller number, or round 1 again after it was answered.
 
         Parameters
         ----------
         server_round : int
-            The round; 1 starts a run afresh.
+            The round.
         model : mapping of str to array
             The model.
 
         Returns
         -------
         Question or None
-            The question; None if the checkpoint holds this round already, or the privacy budget
-            does not afford it.
+            The question; None if the checkpoint holds this round, or the privacy budget does not
+            afford it.
 
         Raises
         ------
         ValueError, RuntimeError, OSError
-            As `open`, which a run that another strategy drives has not called, and as
+            As `open`, which is called if another strategy drives the run, and as
             `Journal.require_continuation`.
         """
         if not self._is_open or self._is_another_run(server_round):
@@ -259,14 +259,14 @@ class RoundProtocol:
         return server_round < self._round or (server_round == 1 and self._is_answered)
 
     def may_ask(self, question: Question, drawn: int, present: int) -> bool:
-        """Decide whether the clients that were drawn are asked, and charge the budget if so.
+        """Return whether the drawn clients may be asked, and charge the budget if so.
 
         Parameters
         ----------
         question : Question
-            What they are to be asked.
+            What they would be asked.
         drawn : int
-            The number of clients that were drawn.
+            The number of clients drawn.
         present : int
             The number of connected clients that they were drawn from.
 
@@ -288,7 +288,7 @@ class RoundProtocol:
         return True
 
     def sampling(self, server_round: int) -> AbstractContextManager[None]:
-        """Return a context in which Flower samples nodes as the seed says."""
+        """Return a context in which Flower samples nodes by the seed."""
         return seeded_sampling(self.recipe.seed, server_round)
 
     def hear(
@@ -299,7 +299,7 @@ class RoundProtocol:
         read: Callable[[Received], Said[Source]],
         failures: Sequence[str] = (),
     ) -> Heard[Source]:
-        """Make a step of the replies to training that can be used.
+        """Make a step from the usable replies to training.
 
         Parameters
         ----------
@@ -308,16 +308,16 @@ class RoundProtocol:
         asked : collection of int or str
             The nodes that were asked.
         replies : iterable of (int or str, object)
-            The nodes that have replied, each with its reply as Flower's API has it.
+            Each node that replied, with its reply as Flower's API has it.
         read : callable
             Reads such a reply, or raises.
         failures : sequence of str
-            Why clients have not replied, as far as that is known.
+            Known reasons for missing replies.
 
         Returns
         -------
         Heard
-            The new model, and what to report. `end` is to be called with how it was reported.
+            The outcome, for `end`.
         """
         self._has_trained = True
         hearing = Hearing("aggregate_train", asked, self._roster, failures)
@@ -355,7 +355,7 @@ class RoundProtocol:
     def end(
         self, heard: Heard[Any], sizes: Mapping[str, float], own: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """End a round of training: store it, and what was reported of it, if it is time to.
+        """End a round of training: store it if a checkpoint is due, log it, and check the run.
 
         Parameters
         ----------
@@ -364,7 +364,7 @@ class RoundProtocol:
         sizes : mapping of str to float
             ``uplink-bytes`` and ``downlink-bytes``.
         own : mapping
-            The clients' own metrics, aggregated. None of them takes the place of a measurement.
+            The clients' own metrics, aggregated. They do not replace measurements of the same name.
 
         Returns
         -------
@@ -392,7 +392,7 @@ class RoundProtocol:
         self._watch.count(up, with_fedavg, down)
 
     def say_totals(self) -> None:
-        """Log what the run has sent, once it has ended."""
+        """Log the bytes of the whole run."""
         self._watch.say_totals()
 
     def hear_evaluation(
@@ -413,7 +413,7 @@ class RoundProtocol:
         asked, replies, read
             As for `hear`.
         sizes : mapping of str to float, optional
-            ``uplink-bytes`` and ``downlink-bytes``, as far as they are known, for the log.
+            ``uplink-bytes`` and ``downlink-bytes``, if known, for the log.
         failures : sequence of str
             As for `hear`.
 

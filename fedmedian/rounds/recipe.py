@@ -1,4 +1,4 @@
-"""Rounds as values: what to ask of clients, and the step that their answers make."""
+"""Rounds as values: what clients are asked, and the step that their answers make."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -51,20 +51,20 @@ DEFAULT_ROTATION = Rotation()
 DEFAULT_AGGREGATOR = Counts()
 
 ScaleFrom = Literal["server", "client"]
-"""The side that chooses the noise scale of a round."""
+"""The side that chooses the noise scale."""
 
 
 class PlainWeightsError(WireError):
-    """A reply of plain weights, where clients were to perturb their updates."""
+    """Raised when a client sends plain weights instead of a perturbed update."""
 
 
 class NoStepError(Exception):
-    """Raised when a round keeps the model as it is; its text is the reason."""
+    """Raised when a round makes no step; the text is the reason."""
 
 
 @dataclass(frozen=True)
 class ServerStep:
-    """A round's step x ← x − δ·direction.
+    """The step of a round: x ← x − δ·direction.
 
     Parameters
     ----------
@@ -83,14 +83,14 @@ class ServerStep:
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """What one round asks of the clients, and how an answer to it is read.
+    """What a round asks of its clients, and how their answers are read.
 
     Parameters
     ----------
     server_round : int
         The round.
     model : mapping of str to array
-        The model that the answers are about.
+        The model that clients train.
     layout : Layout
         Its layout.
     instruction : Instruction
@@ -111,17 +111,18 @@ class Question:
         return self.instruction.blocks(self.layout)
 
     def instruction_for(self, node: Node) -> Instruction:
-        """Return what is asked of a node."""
+        """Return the instruction for a node: the same for all."""
         return self.instruction
 
     def content_for(self, node: Node) -> Arrays:
-        """Return the arrays that a node is sent: the whole model."""
+        """Return the arrays for a node: the whole model."""
         return self.model
 
     def read(self, node: Node, arrays: Arrays, scalars: Mapping[str, Any] | None) -> Payload:
-        """Return a node's answer, judged alone.
+        """Return the payload of a node's reply.
 
-        Plain weights, of a client without `perturb`, are as good as a vector without noise.
+        Where clients send vectors without noise, plain weights of a client without `perturb` work
+        too.
 
         Parameters
         ----------
@@ -161,7 +162,7 @@ class Question:
         return payload
 
     def answer(self, node: Node, said: Said[Source]) -> Answer[Source]:
-        """Return a node's answer with the content of its reply; see `read`."""
+        """Return the answer in a node's reply; see `read`."""
         payload = self.read(node, said.arrays, said.scalars)
         sizes = self.instruction.sizes_of(payload, self.blocks)
         return Answer(node, said.num_examples, said.metrics, said.source, payload, *sizes)
@@ -172,7 +173,7 @@ class Question:
         Raises
         ------
         NoStepError
-            If entries of it would not be finite that are now.
+            If finite entries would become NaN or infinite.
         """
         with np.errstate(over="ignore", invalid="ignore"):
             model = self.layout.move(self.model, step.direction, step.rate, step.exact)
@@ -183,10 +184,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that a run's model depends on, beside its initial model and the clients' answers.
+    """Everything that a run's model depends on, except the initial model and clients' answers.
 
-    The fields are the arguments of `fedmedian.strategies.SignSGD` and `MedianSGD`, which describe
-    them. They are what a checkpoint compares when a run resumes.
+    Its fields are arguments of `fedmedian.strategies.SignSGD` and `MedianSGD`, which describe them.
+    A checkpoint compares them when a run resumes.
 
     Raises
     ------
@@ -249,7 +250,7 @@ class Recipe:
         model : mapping of str to array
             The model that the clients are sent.
         number : int (default: 0)
-            How many questions the round has asked before.
+            The number of questions that the round has asked before.
 
         Returns
         -------
@@ -268,12 +269,12 @@ class Recipe:
 
     @property
     def usual_steps(self) -> tuple[ClientStep, ...]:
-        """The client steps for a model of one block, as far as they are known before a round."""
+        """The client steps for a model of one block, known before any round."""
         layout = Layout.of_model({"x": np.zeros(1, dtype=np.float32)})
         return self._steps(RunState(), 1, layout, ())
 
     def in_order(self, answers: Sequence[Answer[Source]]) -> list[Answer[Source]]:
-        """Return answers in an order that does not depend on their arrival, if there is a seed."""
+        """Return answers in an order that, with a seed, does not depend on their arrival."""
         # Sums of floats depend on the order.
         return [*answers] if self.seed is None else sorted(answers, key=lambda one: one.key)
 
@@ -285,14 +286,14 @@ class Recipe:
         *,
         diagnostics: bool = True,
     ) -> tuple[ServerStep, RunState, Report]:
-        """Return the step that a round's answers make.
+        """Return the step of a round.
 
         Parameters
         ----------
         question : Question
-            The question that they answer.
+            The question.
         answers : sequence of M Answer
-            The accepted answers, M >= 1. With a seed their order plays no part.
+            The accepted answers, M >= 1. With a seed their order does not matter.
         state : RunState
             The run's state.
         diagnostics : bool (default: True)
@@ -397,7 +398,7 @@ class Recipe:
         layout: Layout,
         tied: tuple[tuple[int, ...], ...],
     ) -> tuple[ClientStep, ...]:
-        """Return the round's client steps: the user's, then those that noise and encoding need."""
+        """Return the round's client steps: the user's, then those for noise and encoding."""
         steps: list[ClientStep] = [Tied(tied)] if tied else []
         steps += self.client_steps
         if self.rotation is not None:
@@ -422,15 +423,15 @@ class Recipe:
         return add(noise, told, noise.rule.own_factor)
 
     def _scales(self, state: RunState, blocks: Blocks, layout: Layout) -> Scales:
-        """Return the scales in force; NaN for a block whose scale follows from the answers."""
-        assert self.rule is not None  # asked with noise alone
+        """Return the scales in force; NaN for a block whose scale the answers set."""
+        assert self.rule is not None  # only called with noise
         known = state.scales(blocks, layout)
         first = self.rule.first(len(blocks), self.aggregator.encoding.name)
         return np.where(np.isnan(known), first, known)
 
     def _following(self, scales: Scales, sizes: NDArray[np.float64]) -> Scales:
         rule = self.rule
-        assert rule is not None  # asked with noise alone
+        assert rule is not None  # only called with noise
         return require_result(rule, rule.following(scales, sizes), scales.size, np.float64)
 
     @property
@@ -440,7 +441,7 @@ class Recipe:
     def _scales_in_force(
         self, question: Question, state: RunState, used: Float32, sizes: NDArray[np.float64]
     ) -> Float32 | None:
-        """Return each client's noise scales, or those that the server uses for all, (M, L)."""
+        """Return the noise scales, (M, L): the clients' own, or the server's for all of them."""
         if self.rule is None:
             return None
         if self.client_noise is not None:
@@ -456,9 +457,9 @@ class Recipe:
         payloads: Sequence[Payload],
         state: RunState,
     ) -> tuple[Float32, dict[str, State]]:
-        """Return the optimizer's step in the parameters' own basis, and its state by array."""
+        """Return the optimizer's step in the basis of the parameters, and its state by array."""
         rng = server_rng(self.seed, question.server_round)
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
+        with np.errstate(over="ignore", invalid="ignore"):  # `move` refuses what is not finite
             made = self.aggregator.direction(read, rng)
             direction = require_result(self.aggregator, made, read.blocks.dim)
             if read.magnitudes is not None:
@@ -492,7 +493,7 @@ def is_same(value: Any, other: Any) -> bool:
 
 
 def unusual(value: Any, usual: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a dataclass whose values are not the usual ones, by name."""
+    """Return the fields of a dataclass that differ from the usual values, by name."""
     own = {one.name: getattr(value, one.name) for one in fields(value)}
     return {name: it for name, it in own.items() if not is_same(it, usual[name])}
 
@@ -518,9 +519,9 @@ def _require_client_steps(steps: Sequence[ClientStep]) -> None:
 
 
 def _keep_frozen(direction: Float32, blocks: Blocks, magnitudes: NDArray[np.float64]) -> None:
-    """Set to zero, in place, the step of blocks that at most t clients have moved.
+    """Set the step of blocks that at most t clients have moved to zero, in place.
 
-    Noise that is still added to such a block would walk it, and so would t liars.
+    Otherwise noise, or t liars, would move a block that does not train.
     """
     for part, size in zip(blocks.split(direction), agreed_size(magnitudes), strict=True):
         if size == 0:
@@ -528,10 +529,10 @@ def _keep_frozen(direction: Float32, blocks: Blocks, magnitudes: NDArray[np.floa
 
 
 def _still_tied(instruction: Instruction, payloads: Sequence[Payload]) -> list[tuple[int, ...]]:
-    """Return the groups that more than half of the clients report tied, and all but t of them.
+    """Return the groups that more than half of the clients, and all but t, report as tied.
 
-    Of two clients both must: a liar that parts a tied group does no harm that clients' own next
-    updates do not undo, and one that ties two layers would do so forever.
+    Of two clients both must. A liar that separates a tied group does harm that the clients' next
+    updates undo. One that ties two layers would do so forever.
     """
     step = instruction.find(Tied)
     if step is None:
@@ -548,7 +549,7 @@ def _optimized(
     step, states = np.empty_like(direction), {}
     parts = zip(layout.flat, layout.blocks.split(direction), layout.blocks.split(step), strict=True)
     for spec, part, out in parts:
-        # An optimizer replaces what it remembers: of the old state nothing is lost yet.
+        # A copy: a step that fails must not change the state.
         states[spec.name] = own = dict(state.of(spec.name, spec.shape).optimizer)
         out[:] = require_result(optimizer, optimizer.step(part, own), part.size)
         for key, value in own.items():

@@ -1,4 +1,4 @@
-"""A round's replies as a whole, and rules that reject some of them together."""
+"""The replies of a round, and rules that reject some of them together."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from fedmedian.wire.scalars import Float32
 Source = TypeVar("Source")
 
 Node = int | str
-"""A node's id; in the older API, a client's id."""
+"""The id of a node, or in the older API of a client."""
 
 
 @dataclass(frozen=True)
@@ -43,20 +43,20 @@ class Reply(Generic[Source]):
 
 @dataclass(frozen=True)
 class Said(Generic[Source]):
-    """The content of a reply to training, not yet judged.
+    """The content of a reply to training, before it is judged.
 
     Parameters
     ----------
     arrays : mapping of str to array
         Its arrays.
     scalars : mapping or None
-        The scalars of the payload in it; None for plain weights.
+        The scalars of its payload; None for plain weights.
     num_examples : float
         The client's weight, > 0.
     metrics : mapping
         The client's own metrics.
     source : object
-        The reply as Flower's API has it.
+        Flower's own object of the reply.
     """
 
     arrays: Arrays
@@ -73,7 +73,7 @@ class Answer(Reply[Source]):
     Parameters
     ----------
     payload : Payload
-        The client's update as it was sent.
+        The client's perturbed update.
     scales : (L,) float32
         The noise scale of each block; 0 without noise.
     magnitudes : (L,) float32
@@ -86,7 +86,7 @@ class Answer(Reply[Source]):
 
     @cached_property
     def key(self) -> tuple[float, bytes, str]:
-        """The key to sort by; metrics, which may hold times, only break ties."""
+        """The key to sort answers by; metrics, which may contain times, only break ties."""
         digest = blake2b()
         for part in (self.payload.body, self.payload.exact, self.scales, self.magnitudes):
             digest.update(np.ascontiguousarray(part).data)
@@ -114,7 +114,7 @@ class Cohort(Generic[AnyReply]):
     rejected : int
         The number of replies that are not.
     missing : int
-        The number of asked nodes that did not reply.
+        The number of asked nodes without a reply.
     """
 
     server_round: int

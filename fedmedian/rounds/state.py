@@ -1,4 +1,4 @@
-"""What a run remembers from one round to the next, beside its model."""
+"""The state of a run between rounds, apart from its model."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -32,14 +32,14 @@ _OPTIMIZER = "optimizer."
 
 @dataclass(frozen=True)
 class ArrayState:
-    """What a run remembers of one array.
+    """The state of one array.
 
     Parameters
     ----------
     shape : tuple of int
-        The array's shape. An array of another shape begins afresh.
+        The array's shape. If it changes, the state starts fresh.
     scale : float
-        The noise scale of its block; NaN if none is known.
+        The noise scale of its block; NaN if unknown.
     optimizer : dict of str to array
         The optimizer's state.
     """
@@ -51,10 +51,10 @@ class ArrayState:
 
 @dataclass(frozen=True)
 class RunState:
-    """What the next round needs beside the model, by the names of its arrays.
+    """The state of each array, by its name.
 
-    A round that leaves an array out leaves its state as it was. An array that comes, or comes back
-    in another shape, begins afresh.
+    A round without an array keeps its state. A new array, or one whose shape has changed, starts
+    fresh.
 
     Parameters
     ----------
@@ -65,15 +65,15 @@ class RunState:
     arrays: Mapping[str, ArrayState] = field(default_factory=dict)
 
     def of(self, name: str, shape: tuple[int, ...]) -> ArrayState:
-        """Return an array's state, afresh if there is none of this shape."""
+        """Return the state of an array, a fresh one if none of this shape is known."""
         known = self.arrays.get(name)
         return ArrayState(shape) if known is None or known.shape != shape else known
 
     def scales(self, blocks: Blocks, layout: Layout) -> Scales:
         """Return the noise scale of each block, (L,); NaN for blocks with a new array.
 
-        Arrays that have been in one block share its scale. Where they come from several it is the
-        root mean square over their coordinates.
+        If the arrays of a block had different scales, its scale is their root mean square over
+        coordinates.
         """
         shapes = _shapes(blocks, layout)
         found = [[self.of(name, shapes[name]) for name in names] for names in names_of(blocks)]
@@ -87,7 +87,7 @@ class RunState:
         Parameters
         ----------
         blocks : Blocks
-            The blocks of what clients have sent.
+            The blocks that clients sent.
         layout : Layout
             The model's layout.
         scales : (L,) float64 or None
@@ -109,7 +109,7 @@ class RunState:
         return RunState({**self.arrays, **new})
 
     def to_groups(self) -> dict[str, Arrays]:
-        """Return the state as named arrays in groups, as a checkpoint stores it."""
+        """Return the state as groups of named arrays, for a checkpoint."""
         groups: dict[str, dict[str, NDArray[Any]]] = {_SCALE: {}, "shape": {}}
         for name, state in self.arrays.items():
             groups["shape"][name] = np.array(state.shape, dtype=np.int64)
@@ -120,7 +120,7 @@ class RunState:
 
     @classmethod
     def from_groups(cls, groups: Mapping[str, Arrays]) -> "RunState":
-        """Return the state that `to_groups` has made these groups of; others are left out."""
+        """Return the state from the groups of `to_groups`, ignoring all others."""
         keys = [key for key in groups if key.startswith(_OPTIMIZER)]
         return cls(
             {
@@ -198,10 +198,10 @@ def _distance(sample: Arrays, other: Arrays) -> float:
 
 
 def names_of(blocks: Blocks) -> Iterable[tuple[str, ...]]:
-    """Return the names under which each block's scale is remembered: those of its arrays."""
+    """Return the names of each block's arrays, under which its scale is kept."""
     if blocks.members is not None:
         return blocks.members
-    # A custom client step has made blocks that no array corresponds to.
+    # A custom client step made blocks without corresponding arrays.
     return ((f"{UNNAMED}block {number}",) for number in range(len(blocks)))
 
 

@@ -1,4 +1,4 @@
-"""The arguments that both APIs' strategies take and show."""
+"""The arguments of both APIs' strategies."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -35,7 +35,7 @@ Part = TypeVar("Part", Recipe, RunOptions)
 
 
 class Argument(Generic[Value]):
-    """An argument of a strategy as an attribute to read, whose value is the one in force."""
+    """A read-only attribute with the value of an argument in force."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
@@ -52,7 +52,7 @@ class Argument(Generic[Value]):
         return value
 
     def __set__(self, strategy: "ShowsArguments", value: Any) -> None:
-        # A subclass may keep what it has passed on, under the same name.
+        # A subclass may set the attribute to what it has passed to super().__init__.
         if "recipe" in vars(strategy) and is_same(value, strategy.arguments[self._name]):
             return
         name, made = self._name, type(strategy).__name__
@@ -68,7 +68,7 @@ class Argument(Generic[Value]):
 
 
 class ShowsArguments:
-    """What the strategies of both of Flower's APIs show of their arguments.
+    """Shows a strategy's arguments, as attributes and in its text.
 
     Attributes
     ----------
@@ -122,16 +122,16 @@ class ShowsArguments:
         return f"{type(self).__name__}({arguments})"
 
     def _build(self, recipe: Recipe, options: RunOptions, flower: FlowerOptions) -> None:
-        """Make the strategy of its arguments, Flower's own among them."""
+        """Build the strategy from its arguments, including Flower's."""
         raise NotImplementedError
 
     def _unusual_of_flower(self) -> Mapping[str, Any]:
-        """Return the arguments of Flower's that are not the defaults, by name."""
+        """Return Flower's arguments that are not the defaults, by name."""
         raise NotImplementedError
 
 
 class SignArguments(ShowsArguments):
-    """The arguments of both APIs' `SignSGD`, which the Message API's describes."""
+    """The arguments of `SignSGD` in both APIs."""
 
     _usual_aggregator = Counts()
 
@@ -168,7 +168,7 @@ class SignArguments(ShowsArguments):
 
 
 class MedianArguments(ShowsArguments):
-    """The arguments of both APIs' `MedianSGD`, which the Message API's describes."""
+    """The arguments of `MedianSGD` in both APIs."""
 
     _usual_aggregator = Median()
 
@@ -205,14 +205,14 @@ class MedianArguments(ShowsArguments):
 
 
 def _of(kind: type[Part], given: Mapping[str, Any]) -> Part:
-    """Return a Recipe or RunOptions of those arguments that it has."""
+    """Return a Recipe or RunOptions with the arguments that it takes."""
     return kind(**{one.name: given[one.name] for one in fields(kind) if one.name in given})
 
 
 def differing(strategy: object, usual: object, names: Sequence[str]) -> dict[str, Any]:
-    """Return those attributes of a strategy, by name, that are not as on a usual one.
+    """Return the attributes of a strategy, by name, that differ from those of another one.
 
-    Functions are left out: they have no text that another process would understand.
+    Functions are left out: their text means nothing in another process.
     """
     own = {name: getattr(strategy, name) for name in names}
     for phase in ("train", "evaluate"):
@@ -227,5 +227,5 @@ def differing(strategy: object, usual: object, names: Sequence[str]) -> dict[str
 
 
 def _in_short(value: Any) -> str:
-    # The text of a model's bytes is several times as long as they are.
+    # The text of a model's bytes is several times longer than the bytes.
     return "Parameters(…)" if isinstance(value, Parameters) else as_line(repr(value))

@@ -1,4 +1,4 @@
-"""The part of the strategies that speaks Flower's Message API."""
+"""Strategies for Flower's Message API."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -42,7 +42,7 @@ EvaluateFunction = Callable[[int, ArrayRecord], MetricRecord | None]
 
 @dataclass(repr=False)
 class _ShortResult(Result):
-    """Flower's Result, whose text leaves out what a round reports of each block."""
+    """Flower's Result with a shorter text, without the values of each block."""
 
     def __repr__(self) -> str:
         reports = self.train_metrics_clientapp
@@ -52,7 +52,7 @@ class _ShortResult(Result):
 
 @dataclass(eq=False)
 class _Asked:
-    """The messages that one call of `configure_train` has returned."""
+    """The messages of one call of `configure_train`."""
 
     question: Question
     messages: list[Message]
@@ -60,10 +60,10 @@ class _Asked:
 
 
 class MessageStrategy(ShowsArguments, FedAvg):
-    """A Flower strategy whose clients perturb their updates as the server tells them.
+    """A Flower strategy whose clients perturb their updates as the server instructs them.
 
-    It samples nodes, builds messages and aggregates metrics as FedAvg does. Each reply is
-    screened on its own: one that cannot be used is counted, logged with the reason and dropped.
+    It samples nodes, builds messages and aggregates metrics as FedAvg does. Each reply is screened
+    on its own. A reply that cannot be used is counted, logged with the reason, and dropped.
 
     Parameters
     ----------
@@ -122,11 +122,11 @@ class MessageStrategy(ShowsArguments, FedAvg):
 
     @property
     def privacy(self) -> Mechanism | NoMechanism:
-        """What clients release in a round, or the reasons why it has no bound.
+        """What clients release in a round, or the reasons why that has no bound.
 
-        It holds for clients that do as they are told; a `fedmedian.clients.Policy` of their own
-        sees to that, and to the metrics that their apps send. What may be in the way in the model
-        is known once a round has begun.
+        It holds for clients that follow their instructions and send no metrics of their apps; a
+        `fedmedian.clients.Policy` on the client enforces both. Reasons that lie in the model are
+        known once a round has begun.
         """
         return mechanism_of_strategy(
             self.recipe, self.fraction_evaluate, self._protocol.last_question
@@ -145,11 +145,9 @@ class MessageStrategy(ShowsArguments, FedAvg):
     ) -> Result:
         """Run federated learning; see `flwr.serverapp.strategy.Strategy.start`.
 
-        With a `checkpoint` that has been written, the rounds until then are not run again: what
-        is returned and logged of them is what was stored. With a `privacy_budget` the run ends
-        before a round that would exceed it, and the Result is that of the rounds before. What a
-        round reports of each block, a list for the noise scales and one for signal to noise, is in
-        the Result alone and not in the log.
+        Rounds that the `checkpoint` holds do not run again: their results come from there. With a
+        `privacy_budget` the run ends before the first round that would exceed it. The Result, but
+        not the log, also has each round's noise scales and signal to noise per block.
 
         Parameters
         ----------
@@ -169,17 +167,17 @@ class MessageStrategy(ShowsArguments, FedAvg):
             If the initial arrays are not an ArrayRecord.
         ValueError
             If the checkpoint is not one of this run, is damaged, or holds more rounds than the
-            run is to have; if the privacy budget is spent before the first round, or something in
-            the model is in the way of a mechanism.
+            run is to have; if the privacy budget does not afford a round, or the model rules out a
+            mechanism.
         RunFailedError
-            If `max_failed_rounds` rounds in a row have made no new model, or all clients of the
-            first have sent plain weights, with the commonest reason; if no client was ever asked.
+            If `max_failed_rounds` rounds in a row made no new model, or all clients sent plain
+            weights before there was one, with the most common reason; if no client was ever asked.
         RuntimeError
-            If another run has the checkpoint's folder, or a subclass changes the model that the
-            checkpoint holds before the run resumes from it.
+            If another run uses the checkpoint's folder, or a subclass changes the stored model
+            before the run resumes from it.
         OSError
-            If checkpoints cannot be written there. Once the first round has begun, that is a
-            warning each time, and an error in the log at the end.
+            If checkpoints cannot be written. After the first round has begun, each failure is a
+            warning, and the last one an error in the log at the end.
         """
         if not isinstance(initial_arrays, ArrayRecord):
             raise TypeError(
@@ -211,7 +209,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
             journal.close()
             self._protocol.say_totals()
             self._protocol.say_why_it_ends(affordable, num_rounds)
-            self._protocol.require_somebody(
+            self._protocol.require_clients(
                 f"fraction_train={self.fraction_train} and min_train_nodes={self.min_train_nodes}",
                 trains=self.fraction_train > 0,
             )
@@ -224,7 +222,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         return _ShortResult(**vars(result))
 
     def summary(self) -> None:
-        """Log the configuration of the strategy: what is not as usual, then FedAvg's.
+        """Log the arguments of the strategy that are not defaults, then those of FedAvg.
 
         Raises
         ------
@@ -253,7 +251,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         question = self._protocol.ask(server_round, to_arrays(arrays))
         if question is None:
             return []
-        # The caller's config serves every round: it must not pick up our keys.
+        # The caller reuses its config in every round, so our keys must not get into it.
         told = ConfigRecord({**config, **question.instruction.encode()})
         with self._protocol.sampling(server_round):
             nodes = _CountingGrid(grid)
@@ -277,7 +275,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         return asked
 
     def _address(self, message: Message, question: Question) -> None:
-        """Put into a message what only its own node is sent, if anything."""
+        """Give a message the content and instruction of its own node, if they differ."""
         node = message.metadata.dst_node_id
         arrays, instruction = question.content_for(node), question.instruction_for(node)
         if arrays is question.model and instruction is question.instruction:
@@ -294,7 +292,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         """Aggregate the usable replies into a new model, and report on the round."""
         journal = self._protocol.journal
         if journal.holds(server_round):
-            # In every round, so that a run that somebody else drives and that ends early has it.
+            # In every round, because a run that another strategy drives may end early.
             recalled = journal.recall("train", server_round)
             return _to_record(journal.model), self._without_lists(server_round, recalled)
         replies = list(replies)
@@ -315,8 +313,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
     ) -> tuple[Question | None, list[Message]]:
         """Return the question that most replies answer, and the messages whose replies are due.
 
-        What a reply answers is said by the message that it replies to. Where that is not one of
-        ours, as in a subclass that builds its own, it is the first question that is not answered.
+        A reply answers the question of the message that it replies to. If that message is not ours,
+        as in a subclass that builds its own, the reply answers the first open question.
         """
         asked = [one for one in self._asked if one.question.server_round == server_round]
         is_open = [one for one in asked if not one.is_heard]
@@ -365,7 +363,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         return messages
 
     def _may_read_arrays(self) -> bool:
-        """Tell whether code of the user's, which may read all of them, gets evaluation replies."""
+        """Return whether user code gets the replies to evaluation, and may read their arrays."""
         ours = getattr(self.aggregate_evaluate, "__func__", None)
         usual = FedAvg().evaluate_metrics_aggr_fn
         return (
@@ -471,7 +469,7 @@ def _numpy_fedavg() -> FedAvg:
 
 
 class _CountingGrid:
-    """A grid that remembers how many nodes there were when somebody last asked."""
+    """A grid that remembers how many nodes it last returned."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
@@ -491,10 +489,10 @@ def _is_instructed(message: Message) -> bool:
 
 
 def _sent(asked: Sequence[Message], replies: Sequence[Message]) -> list[Message]:
-    """Return the messages that were sent of those that we have made.
+    """Return which of our messages were sent.
 
-    A subclass may leave some out, or all of them. A message gets its id when it is sent. Where
-    somebody brings the replies to them by hand no message has one.
+    A subclass may drop some, or all. A message gets its id when it is sent. If a caller passes the
+    replies in without sending, no message has one.
     """
     sent = [message for message in asked if message.metadata.message_id]
     is_by_hand = any(not reply.metadata.reply_to_message_id for reply in replies)
@@ -504,11 +502,10 @@ def _sent(asked: Sequence[Message], replies: Sequence[Message]) -> list[Message]
 def _by_node(
     sent: Sequence[Message], replies: Sequence[Message], former: Collection[str]
 ) -> tuple[list[Node], list[tuple[Node, Message]]]:
-    """Return the nodes that were asked, and the replies with the nodes that they speak for.
+    """Return the nodes that were asked, and each reply with its node.
 
-    The reply of a node that failed comes from the SuperLink, and only the message that it replies
-    to names the node. A reply to a message that is not ours, nor a `former` one, was asked for by a
-    subclass.
+    If a node fails, the SuperLink replies for it, and only the message that it replies to names
+    the node. A subclass asked for a reply whose message is neither ours nor a `former` one.
     """
     node_of = {one.metadata.message_id: one.metadata.dst_node_id for one in sent}
     node_of.pop("", None)
