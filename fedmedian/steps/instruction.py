@@ -140,7 +140,9 @@ class Instruction:
         """
         before = _blocks_around(self, layout.blocks)[:-1]
         for step, blocks in zip(reversed(self.steps), reversed(before), strict=True):
-            direction = require_result(step, step.undo(direction, blocks), blocks.dim)
+            undone = step.undo(direction, blocks)
+            if undone is not direction:
+                direction = require_result(step, undone, blocks.dim)
         return direction
 
     def encode(self) -> dict[str, WireScalar]:

@@ -184,7 +184,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
                 "initial_arrays must be an ArrayRecord, such as ArrayRecord(model.state_dict()), "
                 f"got a {type(initial_arrays).__name__}"
             )
-        self._per_block, self._asked = {}, []
+        self._per_block = {}
+        self._forget()
         journal = self._protocol.journal
         self._protocol.open(to_arrays(initial_arrays))
         if self.options.checkpoint is not None and evaluate_fn is not None:
@@ -265,6 +266,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
             asked = []
         for message in asked:
             self._address(message, question)
+        if any(one.question.server_round > server_round for one in self._asked):
+            self._forget()  # another strategy has started a new run
         late = [one for one in self._asked if one.question.server_round != server_round]
         for one in late:
             ids = [message.metadata.message_id for message in one.messages]
@@ -273,6 +276,10 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self._asked = [one for one in self._asked if one not in late]
         self._asked.append(_Asked(question, asked))
         return asked
+
+    def _forget(self) -> None:
+        """Forget the messages of an earlier run."""
+        self._asked, self._former = [], {}
 
     def _address(self, message: Message, question: Question) -> None:
         """Give a message the content and instruction of its own node, if they differ."""
