@@ -181,7 +181,7 @@ class Aggregator(ABC):
             The direction in the answers' blocks, pointing uphill: the server steps against it.
         """
 
-    def centre(self, values: Weights, weights: Weights) -> Weights:
+    def center(self, values: Weights, weights: Weights) -> Weights:
         """Return the center, (*shape), of the clients' values of an exact array, (M, *shape).
 
         By default it is the median over clients.
@@ -211,7 +211,7 @@ class Aggregator(ABC):
 def coordinatewise(
     answers: Answers,
     rng: np.random.Generator,
-    centre: Callable[[slice, list[Float32]], Float32],
+    center: Callable[[slice, list[Float32]], Float32],
 ) -> Float32:
     """Apply a center coordinate by coordinate, and measure how far it is from the mean.
 
@@ -222,7 +222,7 @@ def coordinatewise(
         is allocated.
     rng : numpy.random.Generator
         See `Answers.parts`.
-    centre : callable
+    center : callable
         Maps a part and the clients' vectors there, M times (n,) float32, to their center, (n,).
 
     Returns
@@ -234,7 +234,7 @@ def coordinatewise(
     direction = np.empty(blocks.dim, dtype=np.float32)
     gap, excess, stride = MeanGap(), [], sample_stride(blocks.dim)
     for part, rows in answers.parts(rng):
-        direction[part] = centre(part, rows)
+        direction[part] = center(part, rows)
         if answers.report is not None:
             gap.add(direction[part], rows)
             excess.append(excess_of_signs([row[::stride] for row in rows]))

@@ -76,14 +76,14 @@ def _root(
     is_moving = np.ones(root.shape, dtype=np.bool_)
     for step in range(_NEWTON_STEPS + _BISECTIONS):
         with np.errstate(over="ignore"):
-            centred = (root - values) / scale
-        excess = noise.cdf(centred).sum(axis=0) - len(values) / 2
+            centered = (root - values) / scale
+        excess = noise.cdf(centered).sum(axis=0) - len(values) / 2
         high = np.where(excess >= 0, root, high)
         low = np.where(excess <= 0, root, low)
         middle = low + (high - low) / 2
         following = middle
         if step < _NEWTON_STEPS:
-            slope = noise.density(centred).sum(axis=0) / scale
+            slope = noise.density(centered).sum(axis=0) / scale
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
                 newton = root - excess / slope
             following = np.where((newton >= low) & (newton <= high), newton, middle)

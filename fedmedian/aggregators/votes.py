@@ -190,7 +190,7 @@ class VoteAggregator(Aggregator):
             The direction, pointing uphill.
         """
 
-    def centre(self, values: Weights, weights: Weights) -> Weights:
+    def center(self, values: Weights, weights: Weights) -> Weights:
         """Return the weighted mean over clients, outliers clipped; see `mean_in_proportion`."""
         return mean_in_proportion(values, weights)
 

@@ -251,11 +251,11 @@ class MinMax(Omniscient):
 
     def update(self, honest: Float32) -> Float32:
         """Return mean − γ · std; see `Omniscient.update`."""
-        mean, spread, centred, length = _deviations(honest)
+        mean, spread, centered, length = _deviations(honest)
         if not length:
             return mean
-        norms = np.einsum("ij,ij->i", centred, centred)
-        along, furthest = centred @ -spread, squared_distances(centred).max()
+        norms = np.einsum("ij,ij->i", centered, centered)
+        along, furthest = centered @ -spread, squared_distances(centered).max()
         # For each honest client, the root of a quadratic in γ.
         under_root = along**2 + length * (furthest - norms)
         steps = (along + np.sqrt(np.maximum(under_root, 0))) / length
@@ -272,11 +272,11 @@ class MinSum(Omniscient):
 
     def update(self, honest: Float32) -> Float32:
         """Return mean − γ · std; see `Omniscient.update`."""
-        mean, spread, centred, length = _deviations(honest)
+        mean, spread, centered, length = _deviations(honest)
         if not length:
             return mean
-        most = squared_distances(centred).sum(axis=1).max()
-        room = max(most - np.square(centred).sum(), 0.0) / (len(honest) * length)
+        most = squared_distances(centered).sum(axis=1).max()
+        room = max(most - np.square(centered).sum(), 0.0) / (len(honest) * length)
         return np.asarray(mean - np.float32(sqrt(room)) * spread)
 
 

@@ -16,7 +16,7 @@ from fedmedian.model.blocks import Blocks
 from fedmedian.rules.trust import clip_two
 
 Arrays = Mapping[str, NDArray[Any]]
-Centre = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+Center = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 RUNNING_STATISTICS = ("*running_mean", "*running_var", "*num_batches_tracked")
 """Name patterns of normalisation layers' buffers, as torch spells them."""
@@ -58,9 +58,9 @@ class ArraySpec:
         return self.size * self.dtype.itemsize
 
     def combine(
-        self, values: NDArray[Any], centre: Centre, before: NDArray[Any] | None = None
+        self, values: NDArray[Any], center: Center, before: NDArray[Any] | None = None
     ) -> NDArray[Any]:
-        """Return the centre of clients' values; of integers exactly, to the nearest one.
+        """Return the center of clients' values; of integers exactly, to the nearest one.
 
         An entry of `before` that is not finite, as in a range that has seen no data, stays as it
         is until most clients have a finite value for it.
@@ -69,9 +69,9 @@ class ArraySpec:
         ----------
         values : (M, *shape) array
             The values, in the array's own dtype.
-        centre : callable
-            Returns the centre, (*shape), of (M, *shape) float64; where values move by a constant,
-            so does the centre, and it lies between the least and the largest of them.
+        center : callable
+            Returns the center, (*shape), of (M, *shape) float64; where values move by a constant,
+            so does the center, and it lies between the least and the largest of them.
         before : (*shape) array, optional
             The model's values, where some of them may not be finite; the clients' may not be
             either then.
@@ -79,27 +79,27 @@ class ArraySpec:
         Returns
         -------
         (*shape) array
-            The centre, in the array's own dtype.
+            The center, in the array's own dtype.
         """
         if np.issubdtype(self.dtype, np.inexact):
             numbers = values.astype(np.float64)
             if before is None or np.isfinite(before).all():
                 if before is None or len(numbers) != 2:
-                    return _rounded(centre(numbers), self.dtype)
-                combined = centre(clip_two(numbers, before))
+                    return _rounded(center(numbers), self.dtype)
+                combined = center(clip_two(numbers, before))
                 # A variance stays positive: of two the larger is the one that may be honest.
                 larger = numbers.max(axis=0)
                 is_lost = (combined <= 0) & (before > 0) & (larger > 0)
                 return _rounded(np.where(is_lost, larger, combined), self.dtype)
             filled, known = _fill(numbers)
-            return np.where(known, _rounded(centre(filled), self.dtype), before)
+            return np.where(known, _rounded(center(filled), self.dtype), before)
         # Float64 does not hold large integers, but small differences between them; those from one
         # in the middle stay small whatever a few clients send. Unsigned ones wrap around.
         middle = np.sort(values, axis=0)[(len(values) - 1) // 2]
         wide, base = values.astype(np.uint64), middle.astype(np.uint64)
         below = values < middle
         distances = np.where(below, base - wide, wide - base).astype(np.float64)
-        moved = np.rint(centre(np.where(below, -distances, distances)))
+        moved = np.rint(center(np.where(below, -distances, distances)))
         by = np.minimum(np.abs(moved), np.nextafter(2.0**64, 0)).astype(np.uint64)
         with np.errstate(over="ignore"):  # scalars warn where arrays do not
             return np.asarray(np.where(moved < 0, base - by, base + by)).astype(self.dtype)

@@ -521,8 +521,8 @@ class TestNames:
             np.testing.assert_array_equal(array, batch_norm_model()[name])
 
 
-def combine(layout, packed, centre):
-    return {spec.name: spec.combine(values, centre) for spec, values in layout.stack_exact(packed)}
+def combine(layout, packed, center):
+    return {spec.name: spec.combine(values, center) for spec, values in layout.stack_exact(packed)}
 
 
 class TestExactArrays:
@@ -570,7 +570,7 @@ class TestExactArrays:
         ),
         factor=st.floats(1e-30, 1),
     )
-    def test_a_centre_too_small_for_the_dtype_does_not_become_zero(self, values, factor):
+    def test_a_center_too_small_for_the_dtype_does_not_become_zero(self, values, factor):
         spec = ArraySpec("bn.running_var", values.shape[1:], values.dtype, exact=True)
         combined = spec.combine(values, lambda wide: wide.min(axis=0) * factor)
         assert combined.dtype == np.float16
@@ -692,7 +692,7 @@ class TestExactArraysThatAreNotFinite:
             combined = self.combined(*[nothing] * 3)
             np.testing.assert_array_equal(combined, [np.inf, -np.inf, np.nan, 3])
 
-    def test_entries_that_all_have_values_for_are_their_centre(self):
+    def test_entries_that_all_have_values_for_are_their_center(self):
         combined = self.combined([1, 2, 3, 4], [3, 4, 5, 6])
         assert combined.tolist() == [2, 3, 4, 5]
         assert combined.dtype == np.float32

@@ -66,7 +66,7 @@ class TestRanges:
     def ranges(low, high):
         return {"2": np.array(low, np.float32), "3": np.array([high, 1], np.float32)}
 
-    def test_they_become_the_centre_of_what_clients_have_seen(self, any_client, name, run):
+    def test_they_become_the_center_of_what_clients_have_seen(self, any_client, name, run):
         outcome = self.play(any_client, name, run, lambda model, i: self.ranges(-1 - i, 1 + i))
         assert outcome.model["2"] == -3
         assert outcome.model["3"].tolist() == [3, 1]
