@@ -377,8 +377,8 @@ class TestMatching:
         with pytest.raises(ValueError, match=re.escape(f"'a' has shape {there}")):
             layout.require_match({"a": np.zeros(there)})
 
-    CLASSES, TREES = "scikit-learn leaves out classes", "arrays of trees change their shape"
-    SAME, PART = "make the same model?", "which must hold only the arrays that clients send"
+    CLASSES, TREES = "scikit-learn drops classes", "trees change the shapes"
+    SAME, PART = "have the same model?", "which must hold only the arrays that clients send"
 
     @pytest.mark.parametrize(
         ("model", "own", "said", "unsaid"),
@@ -652,7 +652,7 @@ class TestEveryPairOfDtypes:
         for value in samples(reply):
             arrays = {"a": np.array([value], reply)}
             if cannot_hold(model, value):
-                named = rf"'a' is of {np.dtype(model)} in the model and of {np.dtype(reply)} in"
+                named = rf"'a' is {np.dtype(model)} in the model and {np.dtype(reply)} in"
                 with pytest.raises(ValueError, match=named):
                     layout.pack_exact(arrays)
                 continue

@@ -128,12 +128,12 @@ class TestDtypes:
         with pytest.raises(RunFailedError) as failed:
             run(strategy, floats_everywhere, model, NUM_CLIENTS, 3)
         assert "'0'" in str(failed.value)
-        assert f"of {np.dtype(dtype)} in the model and of float64 in the reply" in str(failed.value)
+        assert f"is {np.dtype(dtype)} in the model and float64 in the reply" in str(failed.value)
 
     def test_so_are_plain_weights_of_unmodified_clients(self, any_client, run):
         model = {"0": np.zeros((4, 5), int), "1": np.zeros(3)}
         strategy = any_client.make("MedianSGD", noise_at="server")
-        with pytest.raises(RunFailedError, match=r"'0' is of int64 in the model and of float64"):
+        with pytest.raises(RunFailedError, match=r"'0' is int64 in the model and float64"):
             run(strategy, floats_everywhere, model, NUM_CLIENTS, 3, mods=())
 
     @either_strategy

@@ -205,7 +205,7 @@ RELEASE = "the same release of fedmedian"
 RATE = "lower the clients' learning rate"
 PART = "must hold only the arrays that clients send"
 CLASSES = "leaves out classes"
-TREES = "arrays of trees change"
+TREES = "trees change the shapes"
 NORM = '{"clipping_norm": 1.0}'
 NUMPY = "numpy_clients=True"
 
