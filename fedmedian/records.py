@@ -73,15 +73,10 @@ def _require_at_most(most: float, number: int) -> None:
 
 
 def num_bytes(content: RecordDict) -> int:
-    """Return the bytes of a message's arrays, and of the byte strings beside them."""
-    size = 0
-    for record in content.values():
-        for value in record.values():
-            if isinstance(value, Array):
-                size += len(value.data)
-            elif isinstance(value, bytes):
-                size += len(value)
-    return size
+    """Return the number of bytes in a message's arrays and byte strings."""
+    values = (value for record in content.values() for value in record.values())
+    data = (value.data if isinstance(value, Array) else value for value in values)
+    return sum(len(one) for one in data if isinstance(one, bytes))
 
 
 def serialized_size(sent: Message | InflatableObject) -> int:

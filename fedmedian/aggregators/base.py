@@ -209,9 +209,7 @@ class Aggregator(ABC):
 
 
 def coordinatewise(
-    answers: Answers,
-    rng: np.random.Generator,
-    center: Callable[[slice, list[Float32]], Float32],
+    answers: Answers, rng: np.random.Generator, center: Callable[[slice, list[Float32]], Float32]
 ) -> Float32:
     """Return a center of vectors, computed part by part, and report its distance from the mean.
 

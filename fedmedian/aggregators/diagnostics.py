@@ -172,8 +172,7 @@ class MeanGap:
     def add(self, median: Float32, rows: Sequence[Float32]) -> None:
         """Add a part: its median, (n,) float32, and the vectors, M times (n,) float32."""
         with np.errstate(over="ignore", invalid="ignore"):  # a bad client's values may be huge
-            for start in range(0, median.size, _CHUNK):
-                chunk = slice(start, start + _CHUNK)
+            for chunk in _chunks(median.size):
                 mean = rows[0][chunk].copy()
                 for row in rows[1:]:
                     mean += row[chunk]
@@ -303,15 +302,17 @@ def _margin(excess: Sequence[Float32]) -> Report:
 
 
 def _sum_of_magnitudes(values: Float32) -> float:
-    chunks = range(0, values.size, _CHUNK)
-    return sum(
-        float(np.abs(values[start : start + _CHUNK]).sum(dtype=np.float64)) for start in chunks
-    )
+    sums = (np.abs(values[chunk]).sum(dtype=np.float64) for chunk in _chunks(values.size))
+    return sum(map(float, sums))
 
 
 def count_opposite_signs(left: Float32 | NDArray[np.int8], right: Float32) -> int:
     """Return the number of coordinates where two vectors have opposite signs."""
     return sum(
         int(np.count_nonzero(np.sign(left[chunk]) * np.sign(right[chunk]) < 0))
-        for chunk in (slice(start, start + _CHUNK) for start in range(0, left.size, _CHUNK))
+        for chunk in _chunks(left.size)
     )
+
+
+def _chunks(size: int) -> list[slice]:
+    return [slice(start, start + _CHUNK) for start in range(0, size, _CHUNK)]

@@ -9,15 +9,7 @@ from threading import Lock
 from traceback import extract_tb, format_exception
 from typing import Any
 
-from flwr.app import (
-    Array,
-    ArrayRecord,
-    Context,
-    Error,
-    Message,
-    RecordDict,
-    UserConfig,
-)
+from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.common.logger import log

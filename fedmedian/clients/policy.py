@@ -202,11 +202,7 @@ class Policy:
             if not _matches(self.exact, names[position], str(position))
         ]
         for obstacle in obstacles(
-            instruction.steps,
-            seed=instruction.seed,
-            clip=self.clip,
-            exact=refused,
-            layout=layout,
+            instruction.steps, seed=instruction.seed, clip=self.clip, exact=refused, layout=layout
         ):
             _refuse(obstacle.rule, str(obstacle))
         self._require_scale(instruction)

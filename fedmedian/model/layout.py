@@ -143,18 +143,13 @@ class Layout:
             If an array cannot be trained, naming it and its dtype.
         """
         patterns = tuple(exact)
-        return cls(
-            tuple(
-                ArraySpec(
-                    name,
-                    array.shape,
-                    array.dtype,
-                    exact=not np.issubdtype(array.dtype, np.floating)
-                    or any(matches(pattern, name) for pattern in patterns),
-                )
-                for name, array in arrays.items()
-            )
-        )
+        positions = [
+            position
+            for position, (name, array) in enumerate(arrays.items())
+            if not np.issubdtype(array.dtype, np.floating)
+            or any(matches(pattern, name) for pattern in patterns)
+        ]
+        return cls.with_exact_positions(arrays, positions)
 
     @classmethod
     def with_exact_positions(cls, arrays: Arrays, exact: Iterable[int]) -> "Layout":
@@ -474,11 +469,9 @@ def first_spoiled(before: Arrays, after: Arrays, largest: float | None = None) -
     """
     for name, array in after.items():
         if np.issubdtype(array.dtype, np.inexact):
-            is_good = _is_in_range(array, largest)
-            if (
-                not is_good.all()
-                and not (is_good | ~_is_in_range(np.asarray(before.get(name, 0.0)), largest)).all()
-            ):
+            is_bad = ~_is_in_range(array, largest)
+            old = np.asarray(before.get(name, 0.0))
+            if is_bad.any() and (is_bad & _is_in_range(old, largest)).any():
                 return name
     return None
 

@@ -57,10 +57,7 @@ class Obstacle:
 
 
 def mechanism_of(
-    steps: Sequence[ClientStep],
-    *,
-    seed: int | None = None,
-    clip: float | None = None,
+    steps: Sequence[ClientStep], *, seed: int | None = None, clip: float | None = None
 ) -> Mechanism | NoMechanism:
     """Return what a client releases that takes these steps.
 

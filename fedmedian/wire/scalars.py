@@ -6,7 +6,7 @@ bytes are little-endian float32.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from itertools import islice
 from math import inf
@@ -102,21 +102,9 @@ class Reader:
             raise WireError(f"{PREFIX}{key} must fit 64 bits, got {shown(value)}")
         return value
 
-    def choice(self, key: str, allowed: Sequence[str]) -> str:
-        """Return an entry, which must be one of the `allowed` strings."""
-        value = self.required(key, str)
-        if value not in allowed:
-            raise WireError(f"{PREFIX}{key} must be one of {sorted(allowed)}, got {shown(value)}")
-        return value
-
-    def listed(self, key: str, wanted: type[T], *, required: bool = True) -> list[T]:
-        """Return the items of a JSON list, all of one type; empty if it may be and is missing."""
-        text = self.required(key, str) if required else self.optional(key, str)
-        return [] if text is None else list_from_json(f"{PREFIX}{key}", text, wanted)
-
-    def floats(self, key: str) -> Float32:
-        """Return an entry as a float32 vector."""
-        return floats_from_bytes(self.required(key, bytes))
+    def listed(self, key: str, wanted: type[T]) -> list[T]:
+        """Return the items of a JSON list, which must exist; all must be of one type."""
+        return list_from_json(f"{PREFIX}{key}", self.required(key, str), wanted)
 
     def below(self, key: str) -> dict[str, Any]:
         """Return the entries under ``key.``, by the rest of their keys."""

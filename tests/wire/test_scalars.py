@@ -70,11 +70,6 @@ class TestReader:
         with pytest.raises(WireError, match=f"{PREFIX}size"):
             reader().required("size", int)
 
-    def test_a_choice_is_one_of_those_allowed(self):
-        assert reader(kind="a").choice("kind", ["a", "b"]) == "a"
-        with pytest.raises(WireError, match=rf"{PREFIX}kind\b.*'a', 'b'.*'c'"):
-            reader(kind="c").choice("kind", ["b", "a"])
-
     def test_entries_below_a_key_are_taken_together(self):
         read = reader(**{"clip.norm": 1.0, "clip.a.b": "x", "clipper.norm": 2.0})
         assert read.below("clip") == {"norm": 1.0, "a.b": "x"}
