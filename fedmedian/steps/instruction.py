@@ -42,10 +42,10 @@ from fedmedian.wire.scalars import (
 Step = TypeVar("Step", bound=ClientStep)
 
 _ROUNDING = 2.0**-20
-"""The share by which an update is clipped shorter, so that float32 does not round it longer."""
+"""The relative margin of clipping, so that float32 does not round an update above the norm."""
 
 _LONGEST_SEED = 4300
-"""The number of digits that Python turns into an integer, at most."""
+"""The largest number of digits that Python converts to an integer."""
 
 
 class OtherRoundError(WireError):
@@ -69,7 +69,7 @@ class Instruction:
         The positions of the arrays that are sent exactly, in the server's order: a client may use
         other names for its arrays, or none.
     question : int (default: 0)
-        Which of the round's questions it is: each model that is trained in a round has its own.
+        The number of the question: each model that is trained in a round has its own.
     """
 
     steps: tuple[ClientStep, ...]
@@ -122,7 +122,7 @@ class Instruction:
         return np.zeros(len(blocks), dtype=np.float32) if reported is None else reported
 
     def still_tied(self, payload: Payload) -> list[tuple[int, ...]]:
-        """Return the groups of tied arrays that a client has left tied; see `Tied`."""
+        """Return the groups of tied arrays that stayed tied on a client; see `Tied`."""
         step = self.find(Tied)
         if step is None:
             return []
@@ -130,7 +130,7 @@ class Instruction:
         return [group for group, is_tied in zip(step.groups, reported, strict=True) if is_tied]
 
     def blocks(self, layout: Layout) -> Blocks:
-        """Return the blocks of what clients with a model of this layout send.
+        """Return the blocks of the vectors that clients send for a model of this layout.
 
         Raises
         ------
@@ -140,7 +140,7 @@ class Instruction:
         return _blocks_around(self, layout.blocks)[-1]
 
     def undo(self, direction: Float32, layout: Layout) -> Float32:
-        """Return an aggregate of what clients send as a direction of the model.
+        """Turn an aggregate of the clients' vectors into a direction for the model.
 
         Parameters
         ----------
@@ -188,8 +188,8 @@ class Instruction:
         Raises
         ------
         WireError
-            If it has another version, is malformed, or holds an unknown step, parameter or entry:
-            that might change what the server makes of the answer.
+            If it has another version, is malformed, or holds an unknown step, parameter or entry,
+            which might change the meaning of the answer.
         """
         read = Reader(config, "instruction")
         seed = _read_seed(read)

@@ -118,7 +118,7 @@ class AddNoise(ClientStep):
         if self.scales is not None:
             told = ~np.isnan(self.scales)
             if not np.array_equal(scales[told], self.scales[told]):
-                raise WireError("used other noise scales than it was told")
+                raise WireError("used other noise scales than it was told to")
 
     def encode(self) -> dict[str, WireScalar]:
         """Return the parameters, including those of the noise family."""

@@ -1,8 +1,8 @@
 """Wire format of everything except arrays.
 
 A flat mapping of scalars and bytes under keys that start with ``fedmedian.``. It fits Flower's
-ConfigRecord as well as the older FitIns.config and FitRes.metrics. Numbers in
-bytes are little-endian float32.
+ConfigRecord as well as the older FitIns.config and FitRes.metrics. Numbers in bytes are
+little-endian float32.
 """
 
 import json
@@ -60,7 +60,7 @@ def is_refusal(reason: str) -> bool:
 
 
 class Reader:
-    """Reads typed entries of a message one by one, and raises a reason if one is wrong.
+    """Reads typed entries of a message one by one, and raises `WireError` if one is wrong.
 
     Parameters
     ----------
