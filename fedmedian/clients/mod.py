@@ -97,11 +97,9 @@ def _answer(
     message: Message, context: Context, call_next: ClientAppCallable, *own: Policy
 ) -> Message:
     is_second = are_enforced()
-    if is_second and own:
-        return _refuse(
-            message, PolicyError("use perturb_with(…) instead of perturb, and only once")
-        )
     try:
+        if is_second and own:
+            raise PolicyError("use perturb_with(…) instead of perturb, and only once")
         policies = Policies() if is_second else Policies.in_force(context, *own)
     except ValueError as error:
         return _refuse(message, error)

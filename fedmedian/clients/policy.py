@@ -205,7 +205,9 @@ class Policy:
             instruction.steps, seed=instruction.seed, clip=self.clip, exact=refused, layout=layout
         ):
             _refuse(obstacle.rule, str(obstacle))
-        self._require_scale(instruction)
+        low, scale = np.float32(self.noise_scale), _least_scale(instruction)
+        if not scale >= low:
+            _refuse("noise_scale", f"must be >= {low!s}, the server asks for {scale!s}")
 
     def require_budget_for(self, loss: PrivacyLoss) -> None:
         """Raise if answers reveal more than the budget allows.
@@ -279,11 +281,6 @@ class Policy:
                     f"epsilon must afford an answer with the least noise, which costs {price:.4g}, "
                     f"got {self.epsilon!r}"
                 )
-
-    def _require_scale(self, instruction: Instruction) -> None:
-        low, scale = np.float32(self.noise_scale), _least_scale(instruction)
-        if not scale >= low:
-            _refuse("noise_scale", f"must be >= {low!s}, the server asks for {scale!s}")
 
     def _permitted(self, record: ConfigRecord | MetricRecord) -> dict[str, Any]:
         return {key: value for key, value in record.items() if _matches(self.metrics, key)}

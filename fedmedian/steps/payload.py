@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmedian.logs import cut, shown
+from fedmedian.logs import cut
 from fedmedian.wire.scalars import (
     PREFIX,
     WIRE_VERSION,
@@ -97,14 +97,11 @@ class Payload:
             exact=arrays[1] if len(arrays) == 2 else np.empty(0, dtype=np.uint8),
             server_round=read.required("round", int),
             partition=read.optional("partition", int),
-            reports={step: _read_report(step, data) for step, data in read.below(_REPORTS).items()},
+            reports={
+                step: floats_from_bytes(f"{PREFIX}{_REPORTS}.{cut(step)}", data)
+                for step, data in read.below(_REPORTS).items()
+            },
             question=read.optional("question", int) or 0,
         )
         read.finish()
         return payload
-
-
-def _read_report(step: str, data: Any) -> Float32:
-    if not isinstance(data, bytes) or len(data) % 4:
-        raise WireError(f"{PREFIX}{_REPORTS}.{cut(step)} must be float32 bytes, got {shown(data)}")
-    return floats_from_bytes(data)

@@ -185,10 +185,16 @@ def floats_to_bytes(values: Float32) -> bytes:
     return values.astype("<f4").tobytes()
 
 
-def floats_from_bytes(data: bytes) -> Float32:
-    """Return the float32 vector in bytes."""
-    if len(data) % 4:
-        raise WireError(f"a float32 vector cannot have {len(data)} bytes")
+def floats_from_bytes(name: str, data: Any) -> Float32:
+    """Return the float32 vector in bytes.
+
+    Raises
+    ------
+    WireError
+        If `data` is anything else.
+    """
+    if not isinstance(data, bytes) or len(data) % 4:
+        raise WireError(f"{name} must be float32 bytes, got {shown(data)}")
     return np.frombuffer(data, dtype="<f4").astype(np.float32)
 
 
