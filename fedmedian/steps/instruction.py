@@ -118,8 +118,7 @@ class Instruction:
 
         Parameters are those of `scales_of`.
         """
-        reported = payload.reports.get(Measure.name)
-        return np.zeros(len(blocks), dtype=np.float32) if reported is None else reported
+        return payload.reports.get(Measure.name, np.zeros(len(blocks), dtype=np.float32))
 
     def still_tied(self, payload: Payload) -> list[tuple[int, ...]]:
         """Return the groups of tied arrays that stayed tied on a client; see `Tied`."""

@@ -8,8 +8,8 @@ class MedianSGD(MedianArguments, MessageStrategy):
     """Median aggregation with noise: the coordinate-wise median of the updates Q·u_i + b·ξ_i.
 
     With ``rotation=None`` it is Algorithm 4 of Chen et al. (arXiv 1906.01736), and with
-    ``noise=None`` also Algorithm 2, medianSGD. Rotation Q and noise move the median toward the
-    mean, as in FedAvg, but it stays robust to bad clients. Clients that add noise need the mod
+    ``noise=None`` also Algorithm 2, medianSGD. Rotation Q and noise move the median toward the mean
+    that FedAvg takes, but it stays robust to bad clients. Clients that add noise need the mod
     `fedmedian.clients.perturb`, or are `fedmedian.clients.GradientClient`. Unmodified clients are
     enough with ``noise_at="server"``, with ``aggregator=SmoothedMedian()``, or without noise.
 
