@@ -452,7 +452,7 @@ def are_enforced() -> bool:
 
 
 def require_enforcement(context: Context) -> None:
-    """Raise if a policy is in force and no mod enforces it.
+    """Raise if a policy is set and no mod enforces it.
 
     Raises
     ------
@@ -460,7 +460,7 @@ def require_enforcement(context: Context) -> None:
         Saying what to do.
     """
     if not are_enforced() and Policies.in_force(context).members:
-        raise PolicyError("a policy is in force that no mod enforces: add mods=[perturb]")
+        raise PolicyError("a policy is set, but no mod enforces it: add mods=[perturb]")
 
 
 def _refuse(rule: str, why: str) -> NoReturn:

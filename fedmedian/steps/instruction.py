@@ -326,7 +326,7 @@ def _prepared_within(
     """Take the steps before the noise; return a vector of norm at most `clip`, and its blocks."""
     blocks = instruction.blocks(layout)
     vector = np.zeros(blocks.dim, dtype=np.float32)
-    with warned_of("answered with noise alone, by this client's policy"):
+    with warned_of("sent noise alone, as this client's policy requires"):
         _require_finite(layout, update)
         later = deepcopy(memory)
         draft = Draft(update, layout.blocks, instruction.server_round, rng, later)

@@ -82,7 +82,7 @@ class Reader:
         self._values = {key.removeprefix(PREFIX): config[key] for key in keys}
         version = self.required(kind, int)
         if version != WIRE_VERSION:
-            raise WireError(f"{kind} is of version {version}, this is version {WIRE_VERSION}")
+            raise WireError(f"{kind} has version {version}, this is version {WIRE_VERSION}")
 
     def required(self, key: str, wanted: type[T]) -> T:
         """Return an entry, which must exist; numbers must be finite and not negative."""
@@ -152,11 +152,11 @@ def parameters_of(value: Any, *left_out: str) -> dict[str, WireScalar]:
             continue
         if not isinstance(parameter, int | float | str | bytes):
             raise TypeError(
-                f"{name} must be a number, a string or bytes to travel to clients, got "
+                f"{name} must be a number, a string or bytes to be sent to clients, got "
                 f"{parameter!r}"
             )
         if isinstance(parameter, int) and not -(2**63) <= parameter < 2**63:
-            raise ValueError(f"{name} must fit 64 bits to travel to clients, got {parameter!r}")
+            raise ValueError(f"{name} must fit 64 bits to be sent to clients, got {parameter!r}")
         parameters[field.name] = parameter
     return parameters
 

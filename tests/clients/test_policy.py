@@ -287,7 +287,7 @@ class TestUpdatesThatAreNotFinite:
         assert "not finite" in trusting.ask(steps=self.DIVIDED).error.reason
         payload = client().answer(steps=self.DIVIDED)
         assert abs(likeness(signs_of(payload))) < 6 / np.sqrt(DIM)
-        assert "1e-38 is not finite; answered with noise alone" in caplog.text
+        assert "1e-38 is not finite; sent noise alone" in caplog.text
 
     def test_a_model_that_makes_training_overflow_is_answered_like_any_other(
         self, as_record, make_app
@@ -460,7 +460,7 @@ class TestNothingButNoiseDependsOnTheUpdate:
         update = np.full(DIM, 2.0, np.float32)
         answers(update, (Spoil("raises"), self.LOUD, Signs()))
         (line,) = caplog.messages
-        assert "'large'; answered with noise alone" in line
+        assert "'large'; sent noise alone" in line
 
     def test_a_second_instruction_in_a_message_does_not_reach_the_app(self, as_record):
         seen = []
