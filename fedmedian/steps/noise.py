@@ -70,7 +70,7 @@ class Measure(ClientStep):
 class AddNoise(ClientStep):
     """Noise b·ξ on every coordinate; strategies add it for their `noise`.
 
-    A client that chooses a scale itself reports all of them.
+    A client that chooses any scale itself reports all scales.
 
     Parameters
     ----------
