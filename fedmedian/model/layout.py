@@ -538,9 +538,7 @@ def _as_in_model(spec: ArraySpec, array: NDArray[Any]) -> NDArray[Any]:
 def _require_real(name: str, dtype: np.dtype[Any]) -> None:
     if dtype.kind not in _REAL:
         # The .npy format has no bfloat16: it arrives as two raw bytes.
-        remedy = (
-            "; bfloat16 arrives as |V2 and must be cast to float32" if dtype.kind == "V" else ""
-        )
+        remedy = "; bfloat16 arrives as |V2: cast to float32" if dtype.kind == "V" else ""
         raise ValueError(
             f"array {name!r} of {dtype} cannot be trained, only real numbers can{remedy}"
         )
