@@ -73,7 +73,7 @@ def _require_at_most(most: float, number: int) -> None:
 
 
 def sizes_of(messages: Sequence[Message]) -> list[int]:
-    """Return the bytes of each message's arrays, and of the byte strings beside them."""
+    """Return the number of bytes in each message's arrays and byte strings."""
     # Strategies send one content to all nodes.
     contents = {id(one.content): one.content for one in messages if one.has_content()}
     held = {key: _num_bytes(content) for key, content in contents.items()}
@@ -81,14 +81,9 @@ def sizes_of(messages: Sequence[Message]) -> list[int]:
 
 
 def _num_bytes(content: RecordDict) -> int:
-    size = 0
-    for record in content.values():
-        for value in record.values():
-            if isinstance(value, Array):
-                size += len(value.data)
-            elif isinstance(value, bytes):
-                size += len(value)
-    return size
+    values = (value for record in content.values() for value in record.values())
+    data = (value.data if isinstance(value, Array) else value for value in values)
+    return sum(len(one) for one in data if isinstance(one, bytes))
 
 
 def serialized_size(sent: Message | InflatableObject) -> int:

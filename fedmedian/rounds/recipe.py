@@ -479,10 +479,10 @@ class Recipe:
     def _exact(
         self, question: Question, payloads: Sequence[Payload], read: Answers
     ) -> dict[str, NDArray[Any]]:
-        centre = partial(self.aggregator.centre, weights=read.weights)
+        center = partial(self.aggregator.center, weights=read.weights)
         stacked = question.layout.stack_exact([payload.exact for payload in payloads])
         return {
-            spec.name: spec.combine(values, centre, question.model[spec.name])
+            spec.name: spec.combine(values, center, question.model[spec.name])
             for spec, values in stacked
         }
 

@@ -61,7 +61,7 @@ _REMEDIES = (
     ),
     ("^no reply$", "are the nodes up, and is the timeout long enough?"),
     (
-        "(instruction|payload) is of version",
+        "(instruction|payload) has version",
         "server and clients need the same release of fedmedian",
     ),
     # An exception in the client's app, which Flower logs on the client.

@@ -278,7 +278,7 @@ class Uniform(Noise):
         return np.asarray(np.clip(values / width + half, 0, 1))
 
     def density(self, x: ArrayLike) -> NDArray[np.floating]:
-        """Return 1/(2√3) inside of (−√3, √3) and 0 elsewhere."""
+        """Return 1/(2√3) inside (−√3, √3) and 0 elsewhere."""
         values = _floating(x)
         inside = np.abs(values) < values.dtype.type(_SQRT3)
         return np.asarray(np.where(inside, 1 / (2 * _SQRT3), 0).astype(values.dtype))

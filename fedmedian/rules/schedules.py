@@ -1,4 +1,4 @@
-"""Learning-rate schedules: callables from the round, starting at 1, to the server's step δ."""
+"""Learning-rate schedules: callables from the round, which starts at 1, to the server's step δ."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ class Cosine:
 
 
 def as_schedule(learning_rate: Any) -> Schedule:
-    """Return a callable as it is, and a number as a constant schedule.
+    """Return a callable unchanged, and a number as a constant schedule.
 
     Raises
     ------

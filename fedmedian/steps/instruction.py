@@ -40,10 +40,10 @@ from fedmedian.wire.scalars import (
 Step = TypeVar("Step", bound=ClientStep)
 
 _ROUNDING = 2.0**-20
-"""The share by which an update is clipped shorter, so that float32 does not round it longer."""
+"""The relative margin of clipping, so that float32 does not round an update above the norm."""
 
 LONGEST_SEED = 4300
-"""The number of digits that Python turns into an integer, at most."""
+"""The largest number of digits that Python converts to an integer."""
 
 
 class OtherRoundError(WireError):
@@ -67,7 +67,7 @@ class Instruction:
         The positions of the arrays that are sent exactly, in the server's order: a client may use
         other names for its arrays, or none.
     question : int (default: 0)
-        Which of the round's questions it is: each model that is trained in a round has its own.
+        The number of the question: each model that is trained in a round has its own.
     """
 
     steps: tuple[ClientStep, ...]
@@ -114,7 +114,7 @@ class Instruction:
         return none if told is None else told, payload.reports.get(Measure.name, none)
 
     def blocks(self, layout: Layout) -> Blocks:
-        """Return the blocks of what clients with a model of this layout send.
+        """Return the blocks of the vectors that clients send for a model of this layout.
 
         Raises
         ------
@@ -124,7 +124,7 @@ class Instruction:
         return _blocks_around(self, layout.blocks)[-1]
 
     def undo(self, direction: Float32, layout: Layout) -> Float32:
-        """Return an aggregate of what clients send as a direction of the model.
+        """Turn an aggregate of the clients' vectors into a direction for the model.
 
         Parameters
         ----------
@@ -174,8 +174,8 @@ class Instruction:
         Raises
         ------
         WireError
-            If it has another version, is malformed, or holds an unknown step, parameter or entry:
-            that might change what the server makes of the answer.
+            If it has another version, is malformed, or holds an unknown step, parameter or entry,
+            which might change the meaning of the answer.
         """
         read = Reader(config, "instruction")
         seed = _read_seed(read)
@@ -307,7 +307,7 @@ def _prepared_within(
     """Take the steps before the noise; return a vector of norm at most `clip`, and its blocks."""
     blocks = instruction.blocks(layout)
     vector = np.zeros(blocks.dim, dtype=np.float32)
-    with warned_of("answered with noise alone, by this client's policy"):
+    with warned_of("sent noise alone, as this client's policy requires"):
         _require_finite(layout, update)
         later = deepcopy(memory)
         draft = Draft(update, layout.blocks, instruction.server_round, rng, later)

@@ -83,8 +83,8 @@ class Payload:
         Raises
         ------
         WireError
-            If it has another version, is malformed, or holds an unknown entry. Whether it answers
-            an instruction is for `Instruction.require_answer` to judge.
+            If it has another version, is malformed, or holds an unknown entry. For whether it
+            answers an instruction, see `Instruction.require_answer`.
         """
         read = Reader(config, "payload")
         if not 1 <= len(arrays) <= MOST_ARRAYS:

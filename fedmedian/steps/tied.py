@@ -1,4 +1,4 @@
-"""The step that reports which tied arrays training has left tied."""
+"""The step that reports which tied arrays stayed tied in training."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from fedmedian.wire.scalars import (
 @register_client_step
 @dataclass(frozen=True)
 class Tied(ClientStep):
-    """A report of which equal arrays have equal updates; the first step where a model has any.
+    """A report of which equal arrays have equal updates; strategies add it if a model has any.
 
     Parameters
     ----------

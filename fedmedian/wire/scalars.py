@@ -1,8 +1,8 @@
 """Wire format of everything except arrays.
 
 A flat mapping of scalars and bytes under keys that start with ``fedmedian.``. It fits Flower's
-ConfigRecord as well as the older FitIns.config and FitRes.metrics. Numbers in
-bytes are little-endian float32.
+ConfigRecord as well as the older FitIns.config and FitRes.metrics. Numbers in bytes are
+little-endian float32.
 """
 
 import json
@@ -60,7 +60,7 @@ def is_refusal(reason: str) -> bool:
 
 
 class Reader:
-    """Reads typed entries of a message one by one, and raises a reason if one is wrong.
+    """Reads typed entries of a message one by one, and raises `WireError` if one is wrong.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ class Reader:
         self._values = {key.removeprefix(PREFIX): config[key] for key in keys}
         version = self.required(kind, int)
         if version != WIRE_VERSION:
-            raise WireError(f"{kind} is of version {version}, this is version {WIRE_VERSION}")
+            raise WireError(f"{kind} has version {version}, this is version {WIRE_VERSION}")
         self.server_round = self.required("round", int)
         self.question = self.optional("question", int) or 0
 
@@ -121,14 +121,8 @@ class Reader:
 
     def floats_below(self, key: str) -> dict[str, Float32]:
         """Return the entries under ``key.`` as float32 vectors, by the rest of their keys."""
-        found = {}
-        for name, data in self.below(key).items():
-            if not isinstance(data, bytes) or len(data) % 4:
-                raise WireError(
-                    f"{PREFIX}{key}.{cut(name)} must be float32 bytes, got {shown(data)}"
-                )
-            found[name] = floats_from_bytes(data)
-        return found
+        below = self.below(key).items()
+        return {name: floats_from_bytes(f"{PREFIX}{key}.{cut(name)}", own) for name, own in below}
 
     def finish(self) -> None:
         """Raise if an entry was not read: it is unknown here but may matter."""
@@ -170,11 +164,11 @@ def parameters_of(value: Any, *left_out: str) -> dict[str, WireScalar]:
             continue
         if not isinstance(parameter, int | float | str | bytes):
             raise TypeError(
-                f"{name} must be a number, a string or bytes to travel to clients, got "
+                f"{name} must be a number, a string or bytes to be sent to clients, got "
                 f"{parameter!r}"
             )
         if isinstance(parameter, int) and not -(2**63) <= parameter < 2**63:
-            raise ValueError(f"{name} must fit 64 bits to travel to clients, got {parameter!r}")
+            raise ValueError(f"{name} must fit 64 bits to be sent to clients, got {parameter!r}")
         parameters[field.name] = parameter
     return parameters
 
@@ -203,10 +197,16 @@ def floats_to_bytes(values: Float32) -> bytes:
     return values.astype("<f4").tobytes()
 
 
-def floats_from_bytes(data: bytes) -> Float32:
-    """Return the float32 vector in bytes."""
-    if len(data) % 4:
-        raise WireError(f"a float32 vector cannot have {len(data)} bytes")
+def floats_from_bytes(name: str, data: Any) -> Float32:
+    """Return the float32 vector in bytes.
+
+    Raises
+    ------
+    WireError
+        If `data` is anything else.
+    """
+    if not isinstance(data, bytes) or len(data) % 4:
+        raise WireError(f"{name} must be float32 bytes, got {shown(data)}")
     return np.frombuffer(data, dtype="<f4").astype(np.float32)
 
 

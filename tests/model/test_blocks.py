@@ -167,7 +167,7 @@ def elect(rule, *steps):
     return instruction.undo(direction, LAYOUT), report
 
 
-def centre(*steps, rule=Median(), **about):  # noqa: B008 - a frozen value
+def center(*steps, rule=Median(), **about):  # noqa: B008 - a frozen value
     """The direction of the model that the center of the clients' vectors is, and the report."""
     instruction, payloads = ask(*steps)
     direction, report = aggregate(rule, instruction, payloads, **about)
@@ -220,14 +220,14 @@ class TestOtherBlocksThanOnePerArray:
 
     def test_vectors_have_the_same_median_smoothed_or_not(self, steps, sizes):
         for rule in (Median(), SmoothedMedian()):
-            expected, _ = centre(rule=rule, scales=half(), noise_at=None)
-            direction, _ = centre(*steps, rule=rule, scales=half(*steps), noise_at=None)
+            expected, _ = center(rule=rule, scales=half(), noise_at=None)
+            direction, _ = center(*steps, rule=rule, scales=half(*steps), noise_at=None)
             np.testing.assert_array_equal(direction, expected)
 
     def test_noise_added_at_the_server_has_each_blocks_scale(self, steps, sizes):
-        direction, report = centre(*steps, scales=half(*steps), noise_at="server")
+        direction, report = center(*steps, scales=half(*steps), noise_at="server")
         assert direction.shape == (DIM,)
-        assert np.all(direction != centre(*steps)[0])
+        assert np.all(direction != center(*steps)[0])
         assert len(report["signal-to-noise-per-block"]) == len(sizes)
 
 
@@ -242,10 +242,10 @@ class TestReportOfOtherBlocks:
         assert joined["signal-to-noise-per-block"] == [joined["signal-to-noise"]]
 
     def test_joined_vectors_differ_from_their_mean_as_those_of_arrays(self):
-        (_, apart), (_, joined) = centre(), centre(Join(3))
+        (_, apart), (_, joined) = center(), center(Join(3))
         for name in ("median-mean-gap", "majority-contradicts-mean"):
             assert joined[name] == pytest.approx(apart[name]) != 0
-        _, noisy = centre(Join(3), told(1))
+        _, noisy = center(Join(3), told(1))
         assert noisy["signal-to-noise-per-block"] == [noisy["signal-to-noise"]]
 
     def test_blocks_that_are_joined_share_the_scale_of_all_their_coordinates(self):

@@ -294,7 +294,7 @@ class TestRequireAnswer:
         asking(Measure("rms"), AddNoise(Gaussian()), Signs(), server_round=4).require_answer(
             own, LAYOUT
         )
-        with pytest.raises(WireError, match="'noise' has a report"):
+        with pytest.raises(WireError, match="has a report of step 'noise'"):
             INSTRUCTION.require_answer(own, LAYOUT)
 
     def test_a_report_that_was_not_asked_for_is_refused_and_a_missing_one_too(self):

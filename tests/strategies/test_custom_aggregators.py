@@ -31,11 +31,11 @@ class GeometricMedian(Aggregator):
 
     def direction(self, answers, rng):
         vectors = answers.vectors(rng)
-        centre = np.median(vectors, axis=0)
+        center = np.median(vectors, axis=0)
         for _ in range(self.iterations):
-            weights = 1 / np.maximum(np.linalg.norm(vectors - centre, axis=1), 1e-6)
-            centre = (weights / weights.sum()).astype(np.float32) @ vectors
-        return centre
+            weights = 1 / np.maximum(np.linalg.norm(vectors - center, axis=1), 1e-6)
+            center = (weights / weights.sum()).astype(np.float32) @ vectors
+        return center
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ class TestRunsThatFail:
             grown = {name: np.append(array, 1) for name, array in model.items()}
             return grown, {"num-examples": 1}
 
-        with pytest.raises(RunFailedError, match=r"change their shape.*cannot be averaged"):
+        with pytest.raises(RunFailedError, match=r"change the shapes.*cannot be averaged"):
             run(api.make("SignSGD"), grow, {"0": np.zeros(9, np.float32)}, NUM_CLIENTS, 9)
 
     def test_too_few_replies_are_a_reason_of_their_own(self, api, run):
@@ -204,8 +204,8 @@ NODES = "are the nodes up"
 RELEASE = "the same release of fedmedian"
 RATE = "lower the clients' learning rate"
 PART = "must hold only the arrays that clients send"
-CLASSES = "leaves out classes"
-TREES = "arrays of trees change"
+CLASSES = "drops classes"
+TREES = "trees change the shapes"
 NORM = '{"clipping_norm": 1.0}'
 NUMPY = "numpy_clients=True"
 
@@ -369,7 +369,7 @@ class TestWarnings:
         alone = dict.fromkeys(least, 1)
         for make, price, few, enough in (
             ("SignSGD", "steps are shorter", 3, 4),
-            ("MedianSGD", "does not keep a bad one out", 2, 3),
+            ("MedianSGD", "does not exclude a bad one", 2, 3),
         ):
             run(api.make(make), train, MODEL, enough, 2)
             assert not warnings(price)
