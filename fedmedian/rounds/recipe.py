@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
-from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -28,7 +27,7 @@ from fedmedian.rounds.state import RunState
 from fedmedian.rules.noise import NOISE_FAMILIES, Gaussian, Noise
 from fedmedian.rules.optimizers import Optimizer, State
 from fedmedian.rules.scales import ScaleRule, Scales, TopUp
-from fedmedian.rules.schedules import Schedule, as_schedule
+from fedmedian.rules.schedules import Schedule
 from fedmedian.rules.trust import (
     agreed_size,
     count_out_of_proportion,
@@ -336,8 +335,10 @@ class Recipe:
             report["noise-scale"] = self._reported_scales(read).tolist()
             before = self._scales(state, question.blocks, question.layout)
             scales = self._following(before, sizes)
-        rate = as_schedule(self.learning_rate)(question.server_round)
-        require_real("learning_rate", rate, low=0.0, open_low=True)
+        rate = self.learning_rate
+        if callable(rate):
+            rate = _require_rate(rate(question.server_round))
+        assert rate is not None  # `_resolve_learning_rate` has set it
         step = ServerStep(direction, rate, self._exact(question, payloads, read))
         following = state.following(question.blocks, question.layout, scales, optimizer)
         return step, following, {**report, **(read.report or {})}
@@ -377,9 +378,8 @@ class Recipe:
                 )
             usual *= 1.0 if self.optimizer is None else self.optimizer.usual_rate
             object.__setattr__(self, "learning_rate", usual)
-        as_schedule(self.learning_rate)  # raises if it is neither a number nor callable
-        if isinstance(self.learning_rate, Real):
-            object.__setattr__(self, "learning_rate", float(self.learning_rate))
+        if isinstance(self.learning_rate, type) or not callable(self.learning_rate):
+            object.__setattr__(self, "learning_rate", _require_rate(self.learning_rate))
 
     def _require_rotation(self) -> None:
         if self.rotation is None:
@@ -503,6 +503,10 @@ def require_sequence(name: str, value: Any, of: str) -> Sequence[Any]:
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise TypeError(f"{name} must be a sequence of {of}, got {value!r}")
     return value
+
+
+def _require_rate(rate: Any) -> float:
+    return require_real("learning_rate", rate, low=0.0, open_low=True)
 
 
 def _require_client_steps(steps: Sequence[ClientStep]) -> None:
