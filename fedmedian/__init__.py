@@ -15,6 +15,7 @@ from fedmedian.kernels.signs import pack_signs, unpack_signs
 from fedmedian.kernels.votes import count_votes, majority_vote
 from fedmedian.model.blocks import Blocks
 from fedmedian.model.layout import Layout
+from fedmedian.rounds.downlink import CodedSteps
 from fedmedian.rules.noise import Gaussian, Laplace, Logistic, Noise, Uniform, register_noise
 from fedmedian.rules.optimizers import Adam, Momentum, Optimizer
 from fedmedian.rules.scales import Adaptive, ScaleRule, Theory, TopUp
@@ -39,6 +40,7 @@ __all__ = [
     "ClientMomentum",
     "ClientStep",
     "Clip",
+    "CodedSteps",
     "Cosine",
     "Counts",
     "DivideByLearningRate",

@@ -97,6 +97,11 @@ def rotation_seed(seed: int | None, server_round: int) -> int:
     return int(_generator(seed, (2, server_round)).integers(0, 1 << 63))
 
 
+def downlink_seed(seed: int | None, step: int) -> int:
+    """Return the seed of the basis that a coded step is sent in; see `rotation_seed`."""
+    return int(_generator(seed, (3, step)).integers(0, 1 << 63))
+
+
 @contextmanager
 def seeded_sampling(seed: int | None, server_round: int) -> Iterator[None]:
     """Seed Python's global generator, which Flower samples nodes with, within this context.

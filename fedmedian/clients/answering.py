@@ -1,5 +1,7 @@
 """A client's answer to an instruction, with its noise and its memory."""
 
+from dataclasses import replace
+
 from flwr.app import Context
 
 from fedmedian.clients.memory import recall, remember
@@ -19,6 +21,7 @@ def answer(
     after: Arrays,
     *,
     clip: float | None = None,
+    held: str | None = None,
 ) -> Payload:
     """Answer an instruction as this client.
 
@@ -37,6 +40,8 @@ def answer(
     clip : float, optional
         The largest L2 norm of the vector that noise is added to, for privacy. The instruction's
         seed is then ignored; see `fedmedian.steps.instruction.perturb_update`.
+    held : str, optional
+        The version of the model that the client holds.
 
     Returns
     -------
@@ -65,4 +70,4 @@ def answer(
     else:
         with warned_of("the memory of client steps stays unchanged"):
             remember(context, memory)
-    return payload
+    return replace(payload, held=held)

@@ -1,5 +1,7 @@
 """Mods with which an existing ClientApp sends perturbed signs or updates."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from flwr.app import ConfigRecord, Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
@@ -7,14 +9,17 @@ from flwr.common.constant import ErrorCode
 
 from fedmedian.checks import require_type
 from fedmedian.clients.answering import answer
+from fedmedian.clients.holding import receive
 from fedmedian.clients.policy import Policies, Policy, PolicyError, are_enforced, enforcing
 from fedmedian.logs import warn
 from fedmedian.model.layout import Arrays, Layout
 from fedmedian.records import to_arrays, to_record
+from fedmedian.steps.downlink import HELD
 from fedmedian.steps.instruction import Instruction
-from fedmedian.wire.scalars import EVALUATION, PREFIX, WireError, refusal
+from fedmedian.wire.scalars import EVALUATION, PREFIX, WireError, WireScalar, refusal
 
 _FIT_METRICS = "fitres.metrics"
+_EVALUATION_METRICS = "evaluateres.metrics"
 _RECORD = "fedmedian"
 
 
@@ -103,16 +108,24 @@ def _answer(
         policies = Policies() if is_second else Policies.in_force(context, *own)
     except ValueError as error:
         return _refuse(message, error)
+    try:
+        held = receive(message, context)
+    except ValueError as error:
+        return _refuse(message, error)
     config = _instructed_config(message)
     if config is None:
         if is_second and _is_training(message):
             warn("perturb is listed twice in a ClientApp's mods; only the first one has an effect")
-        return _pass_on(message, context, call_next, policies)
-    return _follow(message, config, context, call_next, policies)
+        return _pass_on(message, context, call_next, policies, held)
+    return _follow(message, config, context, call_next, policies, held)
 
 
 def _pass_on(
-    message: Message, context: Context, call_next: ClientAppCallable, policies: Policies
+    message: Message,
+    context: Context,
+    call_next: ClientAppCallable,
+    policies: Policies,
+    held: str | None,
 ) -> Message:
     """Let the app answer a message without an instruction."""
     # Read before `_remove_keys` removes the key.
@@ -127,6 +140,8 @@ def _pass_on(
                 for name in list(reply.content.array_records):
                     del reply.content[name]
             policies.withhold_uninstructed(reply.content)
+            if held is not None:
+                _add_scalars(reply.content, _EVALUATION_METRICS, {HELD: held})
     except PolicyError as error:
         return _refuse(message, error)
     return reply
@@ -138,6 +153,7 @@ def _follow(
     context: Context,
     call_next: ClientAppCallable,
     policies: Policies,
+    held: str | None,
 ) -> Message:
     """Let the app train, and answer the instruction with its update."""
     try:
@@ -156,7 +172,7 @@ def _follow(
     try:
         # Where warnings are errors, one about a value would report it in spite of a policy.
         with np.errstate(all="ignore" if policies.members else None):
-            _perturb(reply.content, instruction, layout, before, context, policies)
+            _perturb(reply.content, instruction, layout, before, context, policies, held)
     except ValueError as error:
         return _refuse(message, error)
     return reply
@@ -169,20 +185,25 @@ def _perturb(
     before: Arrays,
     context: Context,
     policies: Policies,
+    held: str | None,
 ) -> None:
     """Replace the trained model by the answer, and remove what must stay on the client."""
     own_arrays, unnamed = _read_model(content), _FIT_METRICS in content
     after = layout.named(own_arrays, unnamed=unnamed)
     update = layout.difference(before, after)
     policies.require_exact(instruction, layout.own_names(own_arrays, unnamed=unnamed))
-    payload = answer(context, instruction, layout, update, after, clip=policies.clip)
+    payload = answer(context, instruction, layout, update, after, clip=policies.clip, held=held)
     policies.withhold(content)
     bodies, scalars = payload.encode()
     (name,) = content.array_records
     # Not the model's names: another mod must not mistake these arrays for the model.
     content[name] = to_record({f"{PREFIX}{i}": body for i, body in enumerate(bodies)})
-    # The older FitRes has room for scalars in its metrics only.
-    record = _FIT_METRICS if _FIT_METRICS in content else _RECORD
+    _add_scalars(content, _FIT_METRICS, scalars)
+
+
+def _add_scalars(content: RecordDict, metrics: str, scalars: Mapping[str, WireScalar]) -> None:
+    """Add scalars to a reply; those of the older API have room for them in their metrics only."""
+    record = metrics if metrics in content else _RECORD
     own = content.config_records.get(record, ConfigRecord())
     content[record] = ConfigRecord({**own, **scalars})
 

@@ -472,6 +472,14 @@ def matches(pattern: str, name: str) -> bool:
     return name == pattern or fnmatchcase(name, pattern)
 
 
+def is_same_model(model: Arrays, other: Arrays) -> bool:
+    """Return whether two models have the same arrays, NaN for NaN."""
+    return model is other or (
+        model.keys() == other.keys()
+        and all(np.array_equal(array, other[name], equal_nan=True) for name, array in model.items())
+    )
+
+
 def first_spoiled(before: Arrays, after: Arrays, largest: float | None = None) -> str | None:
     """Return the name of the first array that became NaN or too large, or None.
 

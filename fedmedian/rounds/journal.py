@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedmedian.logs import as_line, warn
-from fedmedian.model.layout import Arrays
+from fedmedian.model.layout import Arrays, is_same_model
 from fedmedian.rounds.checkpoint import Checkpoint, History, Mark, Saved
 from fedmedian.rounds.lock import FolderLock
 from fedmedian.rounds.recipe import Recipe
@@ -229,14 +229,6 @@ def _require_same_run(
 def _forms(model: Arrays) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
     """Return shape and dtype of each array of a model, in whatever order."""
     return {name: (array.shape, array.dtype) for name, array in model.items()}
-
-
-def is_same_model(model: Arrays, other: Arrays) -> bool:
-    """Return whether two models have the same arrays, NaN for NaN."""
-    return model is other or (
-        model.keys() == other.keys()
-        and all(np.array_equal(array, other[name], equal_nan=True) for name, array in model.items())
-    )
 
 
 def identity_of(recipe: Recipe) -> dict[str, str]:

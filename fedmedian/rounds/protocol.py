@@ -11,12 +11,13 @@ from typing import Any
 
 from fedmedian.aggregators.diagnostics import Report
 from fedmedian.logs import warn
-from fedmedian.model.layout import Arrays
+from fedmedian.model.layout import Arrays, Layout, is_same_model
 from fedmedian.privacy.accounting import Mechanism
 from fedmedian.privacy.mechanism import NoMechanism
 from fedmedian.randomness import seeded_sampling
+from fedmedian.rounds.downlink import Content
 from fedmedian.rounds.first_look import doubts
-from fedmedian.rounds.journal import Journal, is_same_model
+from fedmedian.rounds.journal import Journal
 from fedmedian.rounds.ledger import Ledger
 from fedmedian.rounds.metrics import with_usual_metrics
 from fedmedian.rounds.options import RunOptions
@@ -85,6 +86,7 @@ class RoundProtocol:
         self._watch = Watch(options.max_failed_rounds, self._roster)
         self._ledger = ledger
         self._models = KnownModels({}, RunState())
+        self._versions: dict[Node, str] = {}
         self._questions: list[Question] = []
         self._is_answered = False
         self._round: int | None = None
@@ -113,6 +115,7 @@ class RoundProtocol:
         self._questions, self._round = [], None
         state = self.journal.open(self.recipe, initial)
         self._models = KnownModels(self.journal.model or {}, state)
+        self._versions = {}
         self._roster = Roster()
         self._watch = Watch(self.options.max_failed_rounds, self._roster)
         if self._ledger is not None:
@@ -245,7 +248,9 @@ class RoundProtocol:
             if is_same_model(question.model, model):
                 return question
         state = self._models.state_of(model)
-        question = self.recipe.ask(state, server_round, model, len(asked))
+        question = self.recipe.ask(state, server_round, model, len(asked), self._versions)
+        if question.state is not state:  # also if nobody answers: clients hold what they were sent
+            self._models.replace(model, model, question.state)
         if server_round == self.journal.done + 1:
             for doubt in doubts(question, tuple(self.recipe.exact)):
                 warn("%s", doubt)
@@ -295,7 +300,7 @@ class RoundProtocol:
         self,
         question: Question,
         asked: Collection[Node],
-        replies: Iterable[tuple[Node, Received]],
+        replies: Collection[tuple[Node, Received]],
         read: Callable[[Received], Said[Source]],
         failures: Sequence[str] = (),
     ) -> Heard[Source]:
@@ -323,6 +328,7 @@ class RoundProtocol:
         hearing = Hearing("aggregate_train", asked, self._roster, failures)
         answers = hearing.readable(replies, lambda node, one: question.answer(node, read(one)))
         self._roster.learn([(answer.node, answer.payload.partition) for answer in answers])
+        self._acknowledge([node for node, _ in replies], answers)
         rules = (*self._rules, *self.options.cohort_rules)
         kept, counts = hearing.judge(question.server_round, answers, rules)
         report: Report = {**counts}
@@ -395,11 +401,33 @@ class RoundProtocol:
         """Log the bytes of the whole run."""
         self._watch.say_totals()
 
+    def content_to_evaluate(self, model: Arrays) -> Callable[[Node], Content] | None:
+        """Return what nodes are sent that evaluate a model, or None for the model itself.
+
+        A round of training that begins with this model then sends no other step.
+        """
+        if self.recipe.downlink is None:
+            return None
+        layout = Layout.of_model(model, self.recipe.exact)
+        state = self.recipe.with_held(self._models.state_of(model), model, layout)
+        self._models.replace(model, model, state)
+        held, versions = state.held, self._versions
+        assert held is not None  # `with_held` sets it
+        return lambda node: held.content_for(versions.get(node), layout)
+
+    def _acknowledge(self, replied: Iterable[Node], answers: Iterable[Reply[Any]]) -> None:
+        """Remember what nodes say they hold; a node whose reply is not valid may hold nothing."""
+        for node in replied:
+            self._versions.pop(node, None)
+        for answer in answers:
+            if answer.held is not None:
+                self._versions[answer.node] = answer.held
+
     def hear_evaluation(
         self,
         server_round: int,
         asked: Collection[Node],
-        replies: Iterable[tuple[Node, Received]],
+        replies: Collection[tuple[Node, Received]],
         read: Callable[[Node, Received], Reply[Source]],
         sizes: Mapping[str, float] | None = None,
         failures: Sequence[str] = (),
@@ -424,7 +452,9 @@ class RoundProtocol:
         """
         self._has_evaluated = True
         hearing = Hearing("aggregate_evaluate", asked, self._roster, failures)
-        kept, counts = hearing.judge(server_round, hearing.readable(replies, read), self._rules)
+        answers = hearing.readable(replies, read)
+        self._acknowledge([node for node, _ in replies], answers)
+        kept, counts = hearing.judge(server_round, answers, self._rules)
         _LOGGER.info("aggregate_evaluate: %s", describe_round({**counts, **(sizes or {})}))
         return self._with_usual_metrics(kept)
 

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +23,7 @@ from fedmedian.checks import (
 from fedmedian.model.blocks import Blocks
 from fedmedian.model.layout import RUNNING_STATISTICS, Arrays, Layout, first_spoiled
 from fedmedian.randomness import rotation_seed, server_rng
+from fedmedian.rounds.downlink import CodedSteps, Content, Held
 from fedmedian.rounds.screening import Answer, Node, Said, Source
 from fedmedian.rounds.state import RunState
 from fedmedian.rules.noise import NOISE_FAMILIES, Gaussian, Noise
@@ -48,6 +50,7 @@ Model = dict[str, NDArray[Any]]
 DEFAULT_NOISE = Gaussian(TopUp())
 DEFAULT_ROTATION = Rotation()
 DEFAULT_AGGREGATOR = Counts()
+NOTHING_HELD: Mapping[Node, str] = MappingProxyType({})
 
 ScaleFrom = Literal["server", "client"]
 """The side that chooses the noise scale."""
@@ -89,13 +92,17 @@ class Question:
     server_round : int
         The round.
     model : mapping of str to array
-        The model that clients train.
+        The model that the step moves.
     layout : Layout
         Its layout.
     instruction : Instruction
         What clients are to send.
     state : RunState
         The run's state before the round.
+    sent : mapping of str to array
+        The model that clients train from: the same, or with a coded downlink the one they hold.
+    versions : mapping of int or str to str
+        The versions of the model that nodes hold, as far as the server knows.
     """
 
     server_round: int
@@ -103,6 +110,8 @@ class Question:
     layout: Layout
     instruction: Instruction
     state: RunState
+    sent: Arrays
+    versions: Mapping[Node, str]
 
     @cached_property
     def blocks(self) -> Blocks:
@@ -113,9 +122,12 @@ class Question:
         """Return the instruction for a node: the same for all."""
         return self.instruction
 
-    def content_for(self, node: Node) -> Arrays:
-        """Return the arrays for a node: the whole model."""
-        return self.model
+    def content_for(self, node: Node) -> Content:
+        """Return what a node is sent: the whole model, or coded steps to it."""
+        held = self.state.held
+        if held is None:
+            return Content(self.model)
+        return held.content_for(self.versions.get(node), self.layout)
 
     def read(self, node: Node, arrays: Arrays, scalars: Mapping[str, Any] | None) -> Payload:
         """Return the payload of a node's reply.
@@ -147,7 +159,7 @@ class Question:
             payload = Payload.decode(list(arrays.values()), scalars)
         elif isinstance(instruction.encoding, Vector) and instruction.find(AddNoise) is None:
             after = layout.named(arrays)
-            update = layout.difference(self.model, after)
+            update = layout.difference(self.sent, after)
             # Without noise and signs there is nothing to draw.
             payload = perturb_update(instruction, layout, update, after, np.random.default_rng(0))
         else:
@@ -157,14 +169,21 @@ class Question:
                 f"{None if noise is None else noise.noise!r}: does its ClientApp have "
                 "mods=[perturb]?"
             )
-        instruction.require_answer(payload, layout, self.model)
+        instruction.require_answer(payload, layout, self.sent)
         return payload
 
     def answer(self, node: Node, said: Said[Source]) -> Answer[Source]:
         """Return the answer in a node's reply; see `read`."""
         payload = self.read(node, said.arrays, said.scalars)
-        sizes = self.instruction.sizes_of(payload, self.blocks)
-        return Answer(node, said.num_examples, said.metrics, said.source, payload, *sizes)
+        return Answer(
+            node,
+            said.num_examples,
+            said.metrics,
+            said.source,
+            payload,
+            *self.instruction.sizes_of(payload, self.blocks),
+            held=payload.held,
+        )
 
     def move(self, step: ServerStep) -> Model:
         """Return the model after a step.
@@ -204,6 +223,7 @@ class Recipe:
     rotation: Rotation | None = DEFAULT_ROTATION
     scale_from: ScaleFrom = "server"
     exact: Sequence[str] = RUNNING_STATISTICS
+    downlink: CodedSteps | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -213,6 +233,8 @@ class Recipe:
         require_type("weighted", self.weighted, bool, "a bool")
         if self.optimizer is not None:
             require_type("optimizer", self.optimizer, Optimizer, "an optimizer such as Momentum()")
+        if self.downlink is not None:
+            require_type("downlink", self.downlink, CodedSteps, "CodedSteps(), or None")
         _require_client_steps(self.client_steps)
         self._require_rotation()
         require_choice("scale_from", self.scale_from, ("server", "client"))
@@ -237,7 +259,14 @@ class Recipe:
         """The scale rule of the noise, or None without noise."""
         return None if self.noise is None else self.noise.rule
 
-    def ask(self, state: RunState, server_round: int, model: Arrays, number: int = 0) -> Question:
+    def ask(
+        self,
+        state: RunState,
+        server_round: int,
+        model: Arrays,
+        number: int = 0,
+        versions: Mapping[Node, str] = NOTHING_HELD,
+    ) -> Question:
         """Return a round's question.
 
         Parameters
@@ -250,6 +279,8 @@ class Recipe:
             The model that the clients are sent.
         number : int (default: 0)
             The number of questions that the round has asked before.
+        versions : mapping of int or str to str, optional
+            See `Question`.
 
         Returns
         -------
@@ -262,9 +293,18 @@ class Recipe:
             If an array of the model cannot be trained.
         """
         layout = Layout.of_model(model, self.exact)
+        state = self.with_held(state, model, layout)
+        sent = model if state.held is None else state.held.model
         steps = self._steps(state, server_round, layout, layout.tied(model))
         instruction = Instruction(steps, server_round, self.seed, layout.exact_positions, number)
-        return Question(server_round, model, layout, instruction, state)
+        return Question(server_round, model, layout, instruction, state, sent, versions)
+
+    def with_held(self, state: RunState, model: Arrays, layout: Layout) -> RunState:
+        """Return the state in which clients hold a model that follows the server's."""
+        if self.downlink is None:
+            return state
+        held = Held.of(model, target=model) if state.held is None else state.held
+        return replace(state, held=held.towards(model, layout, self.seed))
 
     @property
     def usual_steps(self) -> tuple[ClientStep, ...]:

@@ -1,7 +1,7 @@
 """The replies of a round, and rules that reject some of them together."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Generic, TypeVar
@@ -33,12 +33,15 @@ class Reply(Generic[Source]):
         The client's own metrics.
     source : object
         Flower's own object of the reply.
+    held : str, optional
+        The version of the model that the sender holds; see `fedmedian.steps.downlink`.
     """
 
     node: Node
     num_examples: float
     metrics: Mapping[str, Any]
     source: Source
+    held: str | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)

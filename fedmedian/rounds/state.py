@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fedmedian.model.blocks import Blocks
 from fedmedian.model.layout import Arrays, Layout
+from fedmedian.rounds.downlink import Held
 from fedmedian.rules.optimizers import State
 from fedmedian.rules.scales import Scales
 
@@ -28,6 +29,7 @@ UNNAMED = "\0"
 
 _SCALE = "scale"
 _OPTIMIZER = "optimizer."
+_HELD, _STEPS = "held", "steps"
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,12 @@ class RunState:
     ----------
     arrays : mapping of str to ArrayState
         The state of each array.
+    held : Held, optional
+        What clients hold, with a coded downlink.
     """
 
     arrays: Mapping[str, ArrayState] = field(default_factory=dict)
+    held: Held | None = None
 
     def of(self, name: str, shape: tuple[int, ...]) -> ArrayState:
         """Return the state of an array, a fresh one if none of this shape is known."""
@@ -106,7 +111,7 @@ class RunState:
             for names, scale in zip(names_of(blocks), scales.tolist(), strict=True):
                 new |= {name: replace(new[name], scale=scale) for name in names}
         new |= {name: replace(new[name], optimizer=state) for name, state in optimizer.items()}
-        return RunState({**self.arrays, **new})
+        return replace(self, arrays={**self.arrays, **new})
 
     def to_groups(self) -> dict[str, Arrays]:
         """Return the state as groups of named arrays, for a checkpoint."""
@@ -116,12 +121,19 @@ class RunState:
             groups[_SCALE][name] = np.array(state.scale)
             for key, value in state.optimizer.items():
                 groups.setdefault(_OPTIMIZER + key, {})[name] = value
+        if self.held is not None:
+            groups[_HELD] = dict(self.held.model)
+            groups[_STEPS] = {_HELD: np.array(self.held.count)}
         return dict(groups)
 
     @classmethod
     def from_groups(cls, groups: Mapping[str, Arrays]) -> "RunState":
         """Return the state from the groups of `to_groups`, ignoring all others."""
         keys = [key for key in groups if key.startswith(_OPTIMIZER)]
+        held = None
+        if _HELD in groups:
+            # Clients of a resumed run hold nothing.
+            held = Held.of(groups[_HELD], int(groups[_STEPS][_HELD]))
         return cls(
             {
                 name: ArrayState(
@@ -134,7 +146,8 @@ class RunState:
                     },
                 )
                 for name, shape in groups["shape"].items()
-            }
+            },
+            held,
         )
 
 

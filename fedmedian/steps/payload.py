@@ -45,6 +45,8 @@ class Payload:
         What client steps report, by the step's name.
     question : int (default: 0)
         The question of the round that it answers.
+    held : str, optional
+        The version of the model that the client holds; see `fedmedian.steps.downlink`.
     """
 
     encoding: str
@@ -54,6 +56,7 @@ class Payload:
     partition: int | None = None
     reports: Mapping[str, Float32] = field(default_factory=dict)
     question: int = 0
+    held: str | None = None
 
     def encode(self) -> tuple[list[NDArray[Any]], dict[str, WireScalar]]:
         """Return the payload's arrays, one or two, and its scalars."""
@@ -68,6 +71,8 @@ class Payload:
             message["partition"] = self.partition
         if self.question:
             message["question"] = self.question
+        if self.held is not None:
+            message["held"] = self.held
         arrays = [self.body, self.exact] if self.exact.size else [self.body]
         return arrays, with_prefix(message)
 
@@ -97,6 +102,7 @@ class Payload:
             partition=read.optional("partition", int),
             reports=read.floats_below(_REPORTS),
             question=read.question,
+            held=read.optional("held", str),
         )
         read.finish()
         return payload

@@ -13,6 +13,7 @@ from fedmedian.logs import as_line
 from fedmedian.model.layout import RUNNING_STATISTICS
 from fedmedian.privacy.accounting import PrivacyBudget
 from fedmedian.rounds.checkpoint import Checkpoint
+from fedmedian.rounds.downlink import CodedSteps
 from fedmedian.rounds.options import RunOptions
 from fedmedian.rounds.recipe import (
     DEFAULT_NOISE,
@@ -90,6 +91,7 @@ class ShowsArguments:
     rotation = Argument[Rotation | None]()
     scale_from = Argument[ScaleFrom]()
     exact = Argument[Sequence[str]]()
+    downlink = Argument[CodedSteps | None]()
     seed = Argument[int | None]()
     cohort_rules = Argument[Sequence[CohortRule]]()
     diagnostics = Argument[bool]()
@@ -149,6 +151,7 @@ class SignArguments(ShowsArguments):
         rotation: Rotation | None = DEFAULT_ROTATION,
         scale_from: ScaleFrom = "server",
         exact: Sequence[str] = RUNNING_STATISTICS,
+        downlink: CodedSteps | None = None,
         cohort_rules: Sequence[CohortRule] = (),
         diagnostics: bool = True,
         min_replies: int = 1,
@@ -186,6 +189,7 @@ class MedianArguments(ShowsArguments):
         rotation: Rotation | None = DEFAULT_ROTATION,
         scale_from: ScaleFrom = "server",
         exact: Sequence[str] = RUNNING_STATISTICS,
+        downlink: CodedSteps | None = None,
         cohort_rules: Sequence[CohortRule] = (),
         diagnostics: bool = True,
         min_replies: int = 1,

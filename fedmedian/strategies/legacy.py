@@ -45,6 +45,7 @@ from fedmedian.rounds.options import RunOptions
 from fedmedian.rounds.protocol import RoundProtocol, paused_collector
 from fedmedian.rounds.recipe import Question, Recipe
 from fedmedian.rounds.screening import Node, Reply, Said, all_or_none
+from fedmedian.steps.downlink import HELD, as_version
 from fedmedian.steps.payload import MOST_ARRAYS, Payload
 from fedmedian.strategies.arguments import (
     MedianArguments,
@@ -237,7 +238,16 @@ class LegacyStrategy(ShowsArguments, FedAvg):
             asked = super().configure_evaluate(server_round, parameters, client_manager)
         self._asked_to_evaluate = [client.cid for client, _ in asked]
         self._size = _size(parameters)
-        return asked
+        content_for = None
+        if asked and self.recipe.downlink is not None:
+            content_for = self._protocol.content_to_evaluate(parameters_to_arrays(parameters))
+        if content_for is None:
+            return asked
+        return [
+            (client, EvaluateIns(arrays_to_parameters(own.arrays), {**ins.config, **own.scalars}))
+            for client, ins in asked
+            for own in (content_for(client.cid),)
+        ]
 
     def aggregate_evaluate(
         self,
@@ -376,10 +386,11 @@ def _by_client(
 
 def _addressed(ins: FitIns, question: Question, client: Node) -> FitIns:
     """Return what a client is sent: its content and its instruction."""
-    arrays, parameters = question.content_for(client), ins.parameters
-    if arrays is not question.model:
-        parameters = arrays_to_parameters(arrays)
-    return FitIns(parameters, {**ins.config, **question.instruction_for(client).encode()})
+    content, parameters = question.content_for(client), ins.parameters
+    if content.arrays is not question.model:
+        parameters = arrays_to_parameters(content.arrays)
+    instruction = question.instruction_for(client).encode()
+    return FitIns(parameters, {**ins.config, **instruction, **content.scalars})
 
 
 def _sent(
@@ -436,7 +447,8 @@ def _read_evaluation(node: Node, evaluated: Evaluated) -> Reply[EvaluateRes]:
     num_examples = require_examples("num_examples", result.num_examples)
     if not is_averageable(result.loss):
         raise WireError(f"loss must be finite, at most {LARGEST:g}, got {shown(result.loss)}")
-    return Reply(node, num_examples, result.metrics, result)
+    own = {key: value for key, value in result.metrics.items() if not key.startswith(PREFIX)}
+    return Reply(node, num_examples, own, result, held=as_version(result.metrics.get(HELD)))
 
 
 def _require_success(result: FitRes | EvaluateRes) -> None:

@@ -15,9 +15,11 @@ from flwr.serverapp.strategy import FedAvg, Result
 
 from fedmedian.aggregators.diagnostics import without_lists
 from fedmedian.logs import text_of
+from fedmedian.model.layout import Arrays
 from fedmedian.privacy.accounting import Mechanism
 from fedmedian.privacy.mechanism import NoMechanism
 from fedmedian.records import sizes_of, to_arrays, to_record
+from fedmedian.rounds.downlink import Content
 from fedmedian.rounds.ledger import Ledger
 from fedmedian.rounds.mechanism import mechanism_of_strategy
 from fedmedian.rounds.metrics import fair_examples, require_examples, try_to_aggregate
@@ -25,6 +27,7 @@ from fedmedian.rounds.options import RunOptions
 from fedmedian.rounds.protocol import RoundProtocol, paused_collector
 from fedmedian.rounds.recipe import Question, Recipe
 from fedmedian.rounds.screening import Node, Reply, Said
+from fedmedian.steps.downlink import HELD, as_version
 from fedmedian.steps.instruction import Instruction, OtherRoundError
 from fedmedian.steps.payload import MOST_ARRAYS, Payload
 from fedmedian.strategies import numpy_clients as numpy_messages
@@ -264,8 +267,11 @@ class MessageStrategy(ShowsArguments, FedAvg):
             )
         if not self._protocol.may_ask(question, len(asked), nodes.present):
             asked = []
+        self._address(asked, question.model, question.content_for)
         for message in asked:
-            self._address(message, question)
+            instruction = question.instruction_for(message.metadata.dst_node_id)
+            if instruction is not question.instruction:
+                self._tell(message, instruction.encode())
         if any(one.question.server_round > server_round for one in self._asked):
             self._forget()  # another strategy has started a new run
         late = [one for one in self._asked if one.question.server_round != server_round]
@@ -281,16 +287,28 @@ class MessageStrategy(ShowsArguments, FedAvg):
         """Forget the messages of an earlier run."""
         self._asked, self._former = [], {}
 
-    def _address(self, message: Message, question: Question) -> None:
-        """Give a message the content and instruction of its own node, if they differ."""
-        node = message.metadata.dst_node_id
-        arrays, instruction = question.content_for(node), question.instruction_for(node)
-        if arrays is question.model and instruction is question.instruction:
-            return
-        content = RecordDict({**message.content, self.arrayrecord_key: to_record(arrays)})
-        config = {**cast(ConfigRecord, content[self.configrecord_key]), **instruction.encode()}
-        content[self.configrecord_key] = ConfigRecord(config)
-        message.content = content
+    def _address(
+        self, messages: Sequence[Message], model: Arrays, content_for: Callable[[Node], Content]
+    ) -> None:
+        """Replace the model in messages by what their own nodes are to be sent."""
+        made: dict[int, RecordDict] = {}
+        for message in messages:
+            content = content_for(message.metadata.dst_node_id)
+            if content.arrays is model and not content.scalars:
+                continue
+            if id(content) not in made:  # one object for all nodes, as Flower's strategies send it
+                record = {self.arrayrecord_key: to_record(content.arrays)}
+                message.content = RecordDict({**message.content, **record})
+                self._tell(message, content.scalars)
+                made[id(content)] = message.content
+            message.content = made[id(content)]
+
+    def _tell(self, message: Message, scalars: Mapping[str, Any]) -> None:
+        """Add scalars to the config of a message, which others may share."""
+        config = ConfigRecord(
+            {**cast(ConfigRecord, message.content[self.configrecord_key]), **scalars}
+        )
+        message.content = RecordDict({**message.content, self.configrecord_key: config})
 
     @paused_collector()
     def aggregate_train(
@@ -363,9 +381,12 @@ class MessageStrategy(ShowsArguments, FedAvg):
             told[EVALUATION] = WIRE_VERSION
         with self._protocol.sampling(server_round):
             messages = super().configure_evaluate(server_round, arrays, told, grid)
+        messages = list(messages)
+        model = to_arrays(arrays)
+        if messages and (content_for := self._protocol.content_to_evaluate(model)) is not None:
+            self._address(messages, model, content_for)
         if self._numpy_clients:
             messages = numpy_messages.as_evaluation(messages)
-        messages = list(messages)
         self._asked_to_evaluate = messages
         return messages
 
@@ -453,8 +474,10 @@ class MessageStrategy(ShowsArguments, FedAvg):
         return Said(arrays, scalars, num_examples, metrics, content)
 
     def _read_evaluation(self, node: Node, reply: Message) -> Reply[RecordDict]:
+        records = _records(ConfigRecord, reply.content) if reply.has_content() else []
+        held = next((record[HELD] for record in records if HELD in record), None)
         content, metrics, num_examples = self._open(reply)
-        return Reply(node, num_examples, metrics, content)
+        return Reply(node, num_examples, metrics, content, held=as_version(held))
 
     def _open(self, reply: Message) -> tuple[RecordDict, MetricRecord, float]:
         """Return a reply's content, the metrics in it, and the client's weight."""

@@ -1,0 +1,70 @@
+"""The model that a client holds between rounds, and moves by coded steps."""
+
+from weakref import WeakValueDictionary
+
+from flwr.app import ArrayRecord, Context, Message
+
+from fedmedian.records import to_arrays, to_record
+from fedmedian.steps.downlink import Update, fingerprint, is_in, keys_in, version_of_whole
+from fedmedian.wire.scalars import WireError
+
+_STATE = "fedmedian-model"
+"""The record of the client's state that holds the model."""
+
+_MODELS: WeakValueDictionary[str, ArrayRecord] = WeakValueDictionary()
+"""The models that clients of this process hold, by version: equal ones are kept once."""
+
+
+def receive(message: Message, context: Context) -> str | None:
+    """Put the model that a message stands for into it, and hold it until the next round.
+
+    Parameters
+    ----------
+    message : Message
+        A message with a whole model to hold, or coded steps to it; any other stays unchanged.
+    context : Context
+        The client's context.
+
+    Returns
+    -------
+    str or None
+        The version that the client now holds, to be named in its reply; None for any other message.
+
+    Raises
+    ------
+    WireError
+        If the steps are malformed, or do not begin from what this client holds.
+    """
+    config = next((one for one in message.content.config_records.values() if is_in(one)), None)
+    if config is None:
+        return None
+    scalars = {key: config[key] for key in [*keys_in(config)]}
+    for key in scalars:
+        del config[key]
+    if len(message.content.array_records) != 1:
+        raise WireError(f"expected one ArrayRecord, got {len(message.content.array_records)}")
+    ((name, record),) = message.content.array_records.items()
+    if version_of_whole(scalars) is not None:
+        version = fingerprint(to_arrays(record))
+    else:
+        update = Update.decode([*to_arrays(record).values()], scalars)
+        record, version = _follow(update, context)
+    record = _MODELS.setdefault(version, record)
+    context.state[_STATE] = record
+    # A copy of the names: the app may change its own.
+    message.content[name] = ArrayRecord(dict(record))
+    return version
+
+
+def _follow(update: Update, context: Context) -> tuple[ArrayRecord, str]:
+    """Return the model that an update leads to, and its version."""
+    held = context.state.array_records.get(_STATE)
+    model = None if held is None else to_arrays(held)
+    version = None if model is None else fingerprint(model)
+    update.require_start(version)
+    target = [update.base, *update.versions][-1]
+    if (known := _MODELS.get(target)) is not None:
+        return known, target
+    assert model is not None  # `require_start` raises
+    assert version is not None
+    return to_record(update.applied(model, version)), target

@@ -1,0 +1,126 @@
+"""The server's side of a coded downlink: the model that clients hold, and its last steps."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Self
+
+from fedmedian.model.layout import Arrays, Layout, is_same_model
+from fedmedian.randomness import downlink_seed
+from fedmedian.steps.downlink import CodedStep, Update, fingerprint, moved, whole
+from fedmedian.wire.scalars import WireScalar
+
+
+@dataclass(frozen=True)
+class CodedSteps:
+    """A downlink of one bit per parameter.
+
+    Clients that hold an earlier version of the model are sent coded steps to the current one, all
+    others the whole model. What a code loses is sent later. Clients keep the model between rounds,
+    in ``Context.state``, which costs them its memory.
+
+    Clients train from the model that they hold. It is about one step behind the server's, which the
+    Result has.
+    """
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a node is sent in place of the server's model.
+
+    Parameters
+    ----------
+    arrays : mapping of str to array
+        The whole model, or coded steps.
+    scalars : mapping
+        What a client must know to hold the model.
+    """
+
+    arrays: Arrays
+    scalars: Mapping[str, WireScalar] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """The model that clients hold, and the coded steps that led to it.
+
+    Parameters
+    ----------
+    model : mapping of str to array
+        The model x̂.
+    target : mapping of str to array or None
+        The server's model x that the last step was made for; None if unknown.
+    versions : tuple of str
+        The fingerprints before the first and after each of the steps.
+    steps : tuple of CodedStep
+        The last steps; older ones are longer than the whole model.
+    count : int
+        The number of steps ever made.
+    """
+
+    model: Arrays
+    target: Arrays | None
+    versions: tuple[str, ...]
+    steps: tuple[CodedStep, ...] = ()
+    count: int = 0
+    _contents: dict[str, Content] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, model: Arrays, count: int = 0, target: Arrays | None = None) -> Self:
+        """Return a model that clients are to be sent as a whole."""
+        return cls(model, target, (fingerprint(model),), count=count)
+
+    def towards(self, target: Arrays, layout: Layout, seed: int | None) -> "Held":
+        """Return what clients hold after a step towards the server's model, if it has changed."""
+        if self.target is not None and is_same_model(target, self.target):
+            return self
+        if not _have_same_form(self.model, target):
+            return Held.of(target, self.count, target)
+        difference = layout.difference(self.model, target)
+        step = CodedStep.of(
+            difference, layout.blocks, downlink_seed(seed, self.count), layout.tied(target)
+        )
+        exact = {spec.name: target[spec.name] for spec in layout.exact}
+        model = moved({**self.model, **exact}, layout, step)
+        steps, versions = (*self.steps, step), (*self.versions, fingerprint(model))
+        most = max(_nbytes(target) // max(step.signs.nbytes, 1), 1)
+        return Held(model, target, versions[-most - 1 :], steps[-most:], self.count + 1)
+
+    def content_for(self, version: str | None, layout: Layout) -> Content:
+        """Return what a node is sent that holds a version, or None.
+
+        Parameters
+        ----------
+        version : str or None
+            The fingerprint of the model that the node holds, as far as the server knows.
+        layout : Layout
+            The model's layout.
+        """
+        known = version if version in self.versions else ""
+        if known not in self._contents:
+            self._contents[known] = self._content(known, layout)
+        return self._contents[known]
+
+    def _content(self, version: str, layout: Layout) -> Content:
+        if not version:
+            return Content(self.model, whole(self.versions[-1]))
+        first = self.versions.index(version)
+        update = Update(
+            version,
+            self.steps[first:],
+            self.versions[first + 1 :],
+            layout.pack_exact(self.model),
+            layout.exact_positions,
+        )
+        arrays, scalars = update.encode()
+        return Content({f"fedmedian.{i}": array for i, array in enumerate(arrays)}, scalars)
+
+
+def _have_same_form(model: Arrays, other: Arrays) -> bool:
+    """Return whether two models have the same arrays, in the same order."""
+    return [(n, a.shape, a.dtype) for n, a in model.items()] == [
+        (n, a.shape, a.dtype) for n, a in other.items()
+    ]
+
+
+def _nbytes(model: Arrays) -> int:
+    return sum(array.nbytes for array in model.values())
