@@ -304,7 +304,7 @@ class SignSGD(SignArguments, LegacyStrategy):
 
     Parameters
     ----------
-    noise, aggregator, learning_rate, weighted, optimizer, client_steps, rotation, scale_from
+    noise, aggregator, learning_rate, weighted, optimizer, client_steps, rotation, scale_from, downlink
         As for `fedmedian.strategies.SignSGD`.
     cohort_rules, diagnostics, min_replies, max_failed_rounds, seed
         As for `fedmedian.strategies.SignSGD`.
@@ -347,7 +347,7 @@ class MedianSGD(MedianArguments, LegacyStrategy):
     ----------
     noise, aggregator, learning_rate, noise_at
         As for `fedmedian.strategies.MedianSGD`.
-    optimizer, client_steps, rotation, scale_from, exact, cohort_rules
+    optimizer, client_steps, rotation, scale_from, exact, downlink, cohort_rules
         As for `SignSGD`.
     diagnostics, min_replies, max_failed_rounds, checkpoint, privacy_budget, seed
         As for `SignSGD`.

@@ -34,7 +34,7 @@ class MedianSGD(MedianArguments, MessageStrategy):
     exact : sequence of str (default: names of normalization layers' running statistics)
         Shell-style patterns of the names of floating-point arrays that clients send exactly, like
         all arrays of integers. The server takes their median.
-    optimizer, client_steps, rotation, scale_from, cohort_rules
+    optimizer, client_steps, rotation, scale_from, downlink, cohort_rules
         As for `SignSGD`.
     diagnostics, min_replies, max_failed_rounds, checkpoint, privacy_budget, numpy_clients, seed
         As for `SignSGD`.

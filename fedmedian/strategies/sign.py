@@ -50,6 +50,10 @@ class SignSGD(SignArguments, MessageStrategy):
     exact : sequence of str (default: names of normalization layers' running statistics)
         Shell-style patterns of the names of floating-point arrays that clients send exactly, like
         all arrays of integers. The server averages them after clipping outliers.
+    downlink : CodedSteps, optional
+        How clients are sent the model. By default as a whole, 32 bits per parameter. With
+        ``CodedSteps()`` clients that hold an earlier version are sent one bit per parameter; see
+        `CodedSteps`.
     cohort_rules : sequence of callables (default: none)
         Rules that judge a round's usable answers together before they are aggregated. Each maps a
         `fedmedian.strategies.Cohort` to the answers to reject, by index, with the reason. The rule

@@ -44,7 +44,7 @@ def answers_to(question, num_clients=4, aim=0.0):
     answers = []
     for client in range(num_clients):
         rng = np.random.default_rng([client, question.server_round])
-        received = question.content_for(client)
+        received = question.content_for(client).arrays
         after = {
             name: (array + 0.5 * (aim - array) + 0.1 * client).astype(array.dtype)
             for name, array in received.items()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fedmedian.rounds.downlink import Content
 from fedmedian.rounds.recipe import Question
 
 CLIENTS = 4
@@ -15,7 +16,8 @@ def test_each_client_is_sent_the_questions_content_for_its_node(api, run, strate
 
     def content_for(question, node):
         offset = np.float32(1 + len(contents))
-        contents[node] = {name: array + offset for name, array in question.model.items()}
+        own = {name: array + offset for name, array in question.model.items()}
+        contents[node] = Content(own)
         return contents[node]
 
     def train(model, partition):

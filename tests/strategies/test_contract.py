@@ -14,6 +14,7 @@ from fedmedian import (
     Adaptive,
     ClientMomentum,
     Clip,
+    CodedSteps,
     Cosine,
     DivideByLearningRate,
     Gaussian,
@@ -111,6 +112,15 @@ CASES = {
     ),
     "calibrated majority": Case(
         "SignSGD", {"aggregator": Majority(calibrated=True)}, reports=NOISY_VOTES
+    ),
+    "counts with a coded downlink": Case(
+        "SignSGD", {"downlink": CodedSteps(), "exact": ["7"]}, reports=NOISY_VOTES
+    ),
+    "median with a coded downlink": Case(
+        "MedianSGD",
+        {"noise": None, "downlink": CodedSteps(), "optimizer": Momentum()},
+        weighted=False,
+        reports=GAP,
     ),
     "median": Case("MedianSGD", weighted=False, reports=NOISY_GAP),
     "median of arrays rotated and topped up at the server": Case(
