@@ -304,9 +304,9 @@ class SignSGD(SignArguments, LegacyStrategy):
 
     Parameters
     ----------
-    noise, aggregator, learning_rate, weighted, optimizer, client_steps, rotation, scale_from, downlink
+    noise, aggregator, learning_rate, weighted, optimizer, client_steps, rotation, scale_from
         As for `fedmedian.strategies.SignSGD`.
-    cohort_rules, diagnostics, min_replies, max_failed_rounds, seed
+    downlink, cohort_rules, diagnostics, min_replies, max_failed_rounds, seed
         As for `fedmedian.strategies.SignSGD`.
     exact : sequence of str
         As there; the patterns match positions, ``exact=["2", "3"]`` for the running statistics of
