@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedmedian.model.layout import Arrays, Layout, is_same_model
 from fedmedian.randomness import downlink_seed
 from fedmedian.steps.downlink import CodedStep, Update, fingerprint, moved, whole
@@ -55,6 +58,10 @@ class Held:
         The last steps; older ones are longer than the whole model.
     count : int
         The number of steps ever made.
+    exact : (exact_bytes,) uint8
+        The exact arrays of the model; see `Layout.pack_exact`.
+    positions : tuple of int
+        The positions of the exact arrays.
     """
 
     model: Arrays
@@ -62,6 +69,8 @@ class Held:
     versions: tuple[str, ...]
     steps: tuple[CodedStep, ...] = ()
     count: int = 0
+    exact: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+    positions: tuple[int, ...] = ()
     _contents: dict[str, Content] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -83,24 +92,30 @@ class Held:
         model = moved({**self.model, **exact}, layout, step)
         steps, versions = (*self.steps, step), (*self.versions, fingerprint(model))
         most = max(_nbytes(target) // max(step.signs.nbytes, 1), 1)
-        return Held(model, target, versions[-most - 1 :], steps[-most:], self.count + 1)
+        return Held(
+            model,
+            target,
+            versions[-most - 1 :],
+            steps[-most:],
+            self.count + 1,
+            layout.pack_exact(model),
+            layout.exact_positions,
+        )
 
-    def content_for(self, version: str | None, layout: Layout) -> Content:
+    def content_for(self, version: str | None) -> Content:
         """Return what a node is sent that holds a version, or None.
 
         Parameters
         ----------
         version : str or None
             The fingerprint of the model that the node holds, as far as the server knows.
-        layout : Layout
-            The model's layout.
         """
         known = version if version in self.versions else ""
         if known not in self._contents:
-            self._contents[known] = self._content(known, layout)
+            self._contents[known] = self._content(known)
         return self._contents[known]
 
-    def _content(self, version: str, layout: Layout) -> Content:
+    def _content(self, version: str) -> Content:
         if not version:
             return Content(self.model, whole(self.versions[-1]))
         first = self.versions.index(version)
@@ -108,8 +123,8 @@ class Held:
             version,
             self.steps[first:],
             self.versions[first + 1 :],
-            layout.pack_exact(self.model),
-            layout.exact_positions,
+            self.exact,
+            self.positions,
         )
         arrays, scalars = update.encode()
         return Content({f"fedmedian.{i}": array for i, array in enumerate(arrays)}, scalars)

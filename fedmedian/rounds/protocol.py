@@ -15,7 +15,7 @@ from fedmedian.model.layout import Arrays, Layout, is_same_model
 from fedmedian.privacy.accounting import Mechanism
 from fedmedian.privacy.mechanism import NoMechanism
 from fedmedian.randomness import seeded_sampling
-from fedmedian.rounds.downlink import Content
+from fedmedian.rounds.downlink import Content, Held
 from fedmedian.rounds.first_look import doubts
 from fedmedian.rounds.journal import Journal
 from fedmedian.rounds.ledger import Ledger
@@ -393,16 +393,16 @@ class RoundProtocol:
         self._watch.see(heard, report, few)
         return metrics
 
-    def count(self, up: float, with_fedavg: float, down: float) -> None:
+    def count(self, up: float, down: float, up_with_fedavg: float, down_with_fedavg: float) -> None:
         """Count the bytes of a round of training or evaluation; see `Watch.count`."""
-        self._watch.count(up, with_fedavg, down)
+        self._watch.count(up, down, up_with_fedavg, down_with_fedavg)
 
     def say_totals(self) -> None:
         """Log the bytes of the whole run."""
         self._watch.say_totals()
 
-    def content_to_evaluate(self, model: Arrays) -> Callable[[Node], Content] | None:
-        """Return what nodes are sent that evaluate a model, or None for the model itself.
+    def held_to_evaluate(self, model: Arrays) -> Held | None:
+        """Return what clients hold that evaluate a model, or None without a coded downlink.
 
         A round of training that begins with this model then sends no other step.
         """
@@ -411,9 +411,24 @@ class RoundProtocol:
         layout = Layout.of_model(model, self.recipe.exact)
         state = self.recipe.with_held(self._models.state_of(model), model, layout)
         self._models.replace(model, model, state)
-        held, versions = state.held, self._versions
-        assert held is not None  # `with_held` sets it
-        return lambda node: held.content_for(versions.get(node), layout)
+        return state.held
+
+    def content_for(self, held: Held, node: Node) -> Content:
+        """Return what a node is sent to follow what clients hold."""
+        return held.content_for(self._versions.get(node))
+
+    def log_whole_models(self, held: Held | None, nodes: Collection[Node]) -> None:
+        """Log which nodes are sent the whole model, and why; the first time all of them are."""
+        if held is None or not held.steps:
+            return
+        known = [self._versions[node] for node in nodes if node in self._versions]
+        unknown, behind = len(nodes) - len(known), sum(one not in held.versions for one in known)
+        if unknown or behind:
+            _LOGGER.info(
+                "%d of %d clients are sent the whole model: %d have not said yet that they hold "
+                "one, or have failed; %d hold one that is too old",
+                *(unknown + behind, len(nodes), unknown, behind),
+            )
 
     def _acknowledge(self, replied: Iterable[Node], answers: Iterable[Reply[Any]]) -> None:
         """Remember what nodes say they hold; a node whose reply is not valid may hold nothing."""

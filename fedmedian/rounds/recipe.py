@@ -127,7 +127,7 @@ class Question:
         held = self.state.held
         if held is None:
             return Content(self.model)
-        return held.content_for(self.versions.get(node), self.layout)
+        return held.content_for(self.versions.get(node))
 
     def read(self, node: Node, arrays: Arrays, scalars: Mapping[str, Any] | None) -> Payload:
         """Return the payload of a node's reply.

@@ -158,7 +158,7 @@ class Watch:
         self._moved = set[Node]()
         self._rounds_still = Counter[Node]()
         self._rounds_seen = 0
-        self._up = self._down = self._up_with_fedavg = 0.0
+        self._up = self._down = self._up_with_fedavg = self._down_with_fedavg = 0.0
 
     def see(self, heard: Heard[Any], report: Mapping[str, Any], few: tuple[int, str]) -> None:
         """Observe a round: log its line, warn once about each problem, stop a failing run.
@@ -206,30 +206,32 @@ class Watch:
         if (plain and never_moved) or len(self._failed) == self._max_failed_rounds:
             raise RunFailedError(self._failure(heard.no_step), question.model)
 
-    def count(self, up: float, with_fedavg: float, down: float) -> None:
+    def count(self, up: float, down: float, up_with_fedavg: float, down_with_fedavg: float) -> None:
         """Count the bytes of a round of training or evaluation.
 
         Parameters
         ----------
         up : float
             Bytes of all replies.
-        with_fedavg : float
-            Bytes that FedAvg's clients would send.
         down : float
             Bytes of all messages to the clients.
+        up_with_fedavg, down_with_fedavg : float
+            The same for FedAvg.
         """
         self._up += up
-        self._up_with_fedavg += with_fedavg
         self._down += down
+        self._up_with_fedavg += up_with_fedavg
+        self._down_with_fedavg += down_with_fedavg
 
     def say_totals(self) -> None:
         """Log the bytes of the run, next to those of a run with FedAvg."""
         if self._up:
             _LOGGER.info(
-                "training and evaluation took %s up and %s down in %d rounds; FedAvg's clients "
-                "would have sent about %s up, %.1f times as much",
+                "training and evaluation took %s up and %s down in %d rounds; FedAvg would have "
+                "taken about %s up, %.1f times as much, and %s down, %.1f times as much",
                 *(_in_units(self._up), _in_units(self._down), self._rounds),
                 *(_in_units(self._up_with_fedavg), self._up_with_fedavg / self._up),
+                *(_in_units(self._down_with_fedavg), self._down_with_fedavg / max(self._down, 1)),
             )
 
     def _failure(self, no_step: str) -> str:

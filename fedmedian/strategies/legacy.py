@@ -114,7 +114,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         )
         self._asked: list[Node] = []
         self._asked_to_evaluate: list[Node] = []
-        self._size = 0
+        self._size = 0.0
         self.metrics_per_block: dict[int, dict[str, list[float]]] = {}
 
     def _unusual_of_flower(self) -> Mapping[str, Any]:
@@ -177,8 +177,11 @@ class LegacyStrategy(ShowsArguments, FedAvg):
                 f"fraction_fit={self.fraction_fit} and min_fit_clients={self.min_fit_clients}",
                 trains=self.fraction_fit > 0 or self.min_fit_clients > 0,
             )
-        self._asked, self._size = [client.cid for client, _ in asked], _size(parameters)
-        return [(client, _addressed(ins, question, client.cid)) for client, ins in asked]
+        self._asked = [client.cid for client, _ in asked]
+        self._protocol.log_whole_models(question.state.held, self._asked)
+        sent = [(client, _addressed(ins, question, client.cid)) for client, ins in asked]
+        self._size = _mean_size([ins.parameters for _, ins in sent])
+        return sent
 
     @paused_collector()
     def aggregate_fit(
@@ -212,7 +215,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         heard = self._protocol.hear(question, asked, replies, read, reasons)
         sizes: dict[str, float] = {}
         if results:
-            sizes["uplink-bytes"] = fmean(_size(result.parameters) for _, result in results)
+            sizes["uplink-bytes"] = _mean_size([result.parameters for _, result in results])
         if asked:
             sizes["downlink-bytes"] = self._size
         own = self._aggregate("fit_metrics_aggregation_fn", heard.usual)
@@ -237,17 +240,18 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         with self._protocol.sampling(server_round):
             asked = super().configure_evaluate(server_round, parameters, client_manager)
         self._asked_to_evaluate = [client.cid for client, _ in asked]
-        self._size = _size(parameters)
-        content_for = None
-        if asked and self.recipe.downlink is not None:
-            content_for = self._protocol.content_to_evaluate(parameters_to_arrays(parameters))
-        if content_for is None:
+        self._size = _mean_size([parameters])
+        held = self._protocol.held_to_evaluate(parameters_to_arrays(parameters)) if asked else None
+        if held is None:
             return asked
-        return [
-            (client, EvaluateIns(arrays_to_parameters(own.arrays), {**ins.config, **own.scalars}))
-            for client, ins in asked
-            for own in (content_for(client.cid),)
-        ]
+        self._protocol.log_whole_models(held, self._asked_to_evaluate)
+        sent = []
+        for client, ins in asked:
+            own = self._protocol.content_for(held, client.cid)
+            parameters = arrays_to_parameters(own.arrays)
+            sent.append((client, EvaluateIns(parameters, {**ins.config, **own.scalars})))
+        self._size = _mean_size([ins.parameters for _, ins in sent])
+        return sent
 
     def aggregate_evaluate(
         self,
@@ -422,8 +426,8 @@ def _examples(replies: Sequence[Reply[Result]]) -> list[float]:
     return fair_examples([reply.source.num_examples for reply in replies])
 
 
-def _size(parameters: Parameters) -> int:
-    return sum(map(len, parameters.tensors))
+def _mean_size(sent: Sequence[Parameters]) -> float:
+    return fmean([sum(map(len, parameters.tensors)) for parameters in sent] or [0])
 
 
 def _read(trained: Trained, most_arrays: int, *, must_name_question: bool) -> Said[FitRes]:

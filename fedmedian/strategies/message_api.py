@@ -106,6 +106,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self._asked: list[_Asked] = []
         self._former = dict[str, int]()
         self._asked_to_evaluate: list[Message] = []
+        self._usual_size = 0
         self._per_block: dict[int, dict[str, Any]] = {}
 
     numpy_clients = Argument[bool]()
@@ -267,7 +268,9 @@ class MessageStrategy(ShowsArguments, FedAvg):
             )
         if not self._protocol.may_ask(question, len(asked), nodes.present):
             asked = []
+        self._usual_size = max(sizes_of(asked[:1]), default=0)
         self._address(asked, question.model, question.content_for)
+        self._protocol.log_whole_models(question.state.held, _nodes(asked))
         for message in asked:
             instruction = question.instruction_for(message.metadata.dst_node_id)
             if instruction is not question.instruction:
@@ -382,9 +385,11 @@ class MessageStrategy(ShowsArguments, FedAvg):
         with self._protocol.sampling(server_round):
             messages = super().configure_evaluate(server_round, arrays, told, grid)
         messages = list(messages)
-        model = to_arrays(arrays)
-        if messages and (content_for := self._protocol.content_to_evaluate(model)) is not None:
-            self._address(messages, model, content_for)
+        self._usual_size = max(sizes_of(messages[:1]), default=0)
+        held = self._protocol.held_to_evaluate(to_arrays(arrays)) if messages else None
+        if held is not None:
+            self._address(messages, {}, partial(self._protocol.content_for, held))
+            self._protocol.log_whole_models(held, _nodes(messages))
         if self._numpy_clients:
             messages = numpy_messages.as_evaluation(messages)
         self._asked_to_evaluate = messages
@@ -427,12 +432,11 @@ class MessageStrategy(ShowsArguments, FedAvg):
     ) -> dict[str, float]:
         """Count a round's bytes, and return the mean sizes of its messages for the report.
 
-        FedAvg's clients would have answered training with about as much as they were sent.
+        FedAvg's clients would have been sent the model, and would have answered training with it.
         """
-        up, down = sizes_of(replies), sizes_of(asked)
-        weights = fmean(down or [0])
-        with_fedavg = sum(weights if trains else size for size in up if size)
-        self._protocol.count(sum(up), with_fedavg, sum(down))
+        up, down, model = sizes_of(replies), sizes_of(asked), self._usual_size
+        with_fedavg = sum(model if trains else size for size in up if size)
+        self._protocol.count(sum(up), sum(down), with_fedavg, model * len(down))
         means = {"uplink-bytes": up, "downlink-bytes": down}
         return {name: fmean(sizes) for name, sizes in means.items() if any(sizes)}
 
@@ -514,6 +518,10 @@ class _CountingGrid:
         return getattr(self._grid, name)
 
 
+def _nodes(messages: Sequence[Message]) -> list[Node]:
+    return [message.metadata.dst_node_id for message in messages]
+
+
 def _is_instructed(message: Message) -> bool:
     return any(map(Instruction.is_in, _records(ConfigRecord, message.content)))
 
@@ -540,7 +548,7 @@ def _by_node(
     node_of = {one.metadata.message_id: one.metadata.dst_node_id for one in sent}
     node_of.pop("", None)
     known = node_of.keys() | former
-    asked: list[Node] = [message.metadata.dst_node_id for message in sent]
+    asked = _nodes(sent)
     speaking: list[tuple[Node, Message]] = []
     for reply in replies:
         metadata = reply.metadata

@@ -570,10 +570,12 @@ class TestLines:
 
         grid, of_weights = play(message_api.make(make)), play(FedAvg())
         (line,) = lines("training and evaluation took")
-        up, down, weights = map(in_bytes, re.findall(r"[\d.]+ [kMG]?B", line))
+        up, down, weights, models = map(in_bytes, re.findall(r"[\d.]+ [kMG]?B", line))
         assert up == pytest.approx(grid.held_up, rel=0.005)
         assert down == pytest.approx(grid.held_down, rel=0.005)
-        times = float(line.removesuffix(" times as much").split()[-1])
+        times, times_down = map(float, re.findall(r"([\d.]+) times as much", line))
+        assert models == pytest.approx(of_weights.held_down, rel=0.03)
+        assert times_down == pytest.approx(models / down, rel=0.03, abs=0.06)
         if carries:
             # Nobody tells the server of arrays that `perturb` leaves out of evaluation.
             assert weights < of_weights.held_up
