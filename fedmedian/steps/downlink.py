@@ -89,9 +89,10 @@ class CodedStep:
 
 
 def fingerprint(model: Arrays) -> str:
-    """Return the name of a model: a digest of its arrays' bytes, in order."""
+    """Return the name of a model: a digest of its arrays' dtypes, shapes and bytes, in order."""
     digest = blake2b(digest_size=16)
     for array in model.values():
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
