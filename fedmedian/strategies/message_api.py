@@ -26,9 +26,10 @@ from fedmedian.rounds.metrics import fair_examples, require_examples, try_to_agg
 from fedmedian.rounds.options import RunOptions
 from fedmedian.rounds.protocol import RoundProtocol, paused_collector
 from fedmedian.rounds.recipe import Question, Recipe
+from fedmedian.rounds.roster import LateReplyError
 from fedmedian.rounds.screening import Node, Reply, Said
 from fedmedian.steps.downlink import HELD, as_version
-from fedmedian.steps.instruction import Instruction, OtherRoundError
+from fedmedian.steps.instruction import Instruction
 from fedmedian.steps.payload import MOST_ARRAYS, Payload
 from fedmedian.strategies import numpy_clients as numpy_messages
 from fedmedian.strategies.arguments import Argument, ShowsArguments, differing
@@ -486,7 +487,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
     def _open(self, reply: Message) -> tuple[RecordDict, MetricRecord, float]:
         """Return a reply's content, the metrics in it, and the client's weight."""
         if (earlier := self._former.get(reply.metadata.reply_to_message_id)) is not None:
-            raise OtherRoundError(f"replies to a message of round {earlier}")
+            raise LateReplyError(f"replies to a message of round {earlier}")
         if reply.has_error():
             raise WireError(f"error {reply.error.code}: {text_of(reply.error.reason)}")
         content = reply.content

@@ -263,7 +263,7 @@ class TestTwoModels:
         lying = 2
         (_, model), reports, *_ = clusters(*self.STARTS, hear_of=hear_of)
         assert GOAL < np.mean(model["w"]) < GOAL + 4
-        assert reports[1::2] == [(3, 2, 2)] * 5
+        assert reports[1::2] == [(3, 2, 0)] * 5
 
     def test_where_as_many_results_are_about_either_model_none_is_changed(
         self, older_api, clusters, api, warnings
