@@ -123,6 +123,7 @@ def test_it_installs_without_the_repository(tmp_path):
     assert done.stdout.endswith("False\n")
 
 
+@pytest.mark.slow
 def test_the_quick_comparison_runs(page):
     (command,) = (
         line for line in commands(page("simulation")) if "experiments.studies.heterogeneous" in line

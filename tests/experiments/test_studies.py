@@ -152,12 +152,11 @@ class TestErrorOfOneRound:
 class TestRuns:
     @pytest.mark.parametrize("strategy", list(STRATEGIES)[:9])
     def test_each_strategy_learns_digits_in_the_studies_harness(self, strategy):
-        rounds = 12
         setting = Setting(
-            dataset="digits", learning_rate=0.1, rounds=rounds, local_epochs=3, partition="iid"
+            "digits", learning_rate=0.3, rounds=4, local_epochs=3, num_clients=5, partition="iid"
         )
         result = run_setting(strategy, setting, 0)
-        assert len(result["accuracy"]) == len(result["recall"]) == rounds
+        assert len(result["accuracy"]) == len(result["recall"]) == 4
         assert result["accuracy"][-1] > 0.8
 
 
@@ -283,12 +282,12 @@ def test_a_federation_whose_clients_diverge_keeps_the_model_that_it_has_for_all_
     assert len(set(found["accuracy"][-4:])) == 1
 
 
-@pytest.mark.parametrize("strategy", [SignSGD, MedianSGD])
-def test_adam_trains_with_its_defaults_as_fast_as_fedavg(strategy):
+def test_adam_trains_with_its_defaults_as_fast_as_fedavg():
     setting = replace(DIGITS, rounds=10, alpha=0.3)
-    found = simulate(partial(strategy, optimizer=Adam()), setting, 0, [perturb])
     fedavg = run_setting("FedAvg", setting, 0)
-    assert found["accuracy"][-1] > fedavg["accuracy"][-1] - 0.02
+    for strategy in (SignSGD, MedianSGD):
+        found = simulate(partial(strategy, optimizer=Adam()), setting, 0, [perturb])
+        assert found["accuracy"][-1] > fedavg["accuracy"][-1] - 0.02
 
 
 class TestRobustness:
