@@ -35,7 +35,7 @@ def averaged(metrics):
     }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Api:
     """One of the ways in which Flower carries a strategy's messages.
 
