@@ -57,7 +57,7 @@ class Case:
     reports: frozenset = frozenset()
 
     def make(self, api, **more):
-        return api.make(self.strategy, **self.options, **more)
+        return api.make(self.strategy, **{"fraction_evaluate": 0.0, **self.options, **more})
 
 
 VOTES = frozenset({"vote-agreement", "margin"})
@@ -101,6 +101,7 @@ CASES = {
             "learning_rate": Cosine(1.0, ROUNDS + 1),
             "rotation": None,
             "diagnostics": False,
+            "fraction_evaluate": 1.0,
         },
         reports=frozenset({"noise-scale"}),
     ),
