@@ -76,27 +76,21 @@ class TestRanges:
         assert outcome.model["3"].tolist() == [3, 1]
         assert outcome.model["0"].mean() > 0.5
 
-    def test_they_stay_as_they_are_while_most_clients_have_seen_nothing(
-        self, api, name, run
-    ):
+    def test_they_stay_as_they_are_while_most_clients_have_seen_nothing(self, api, name, run):
         outcome = self.play(
             api, name, run, lambda model, i: self.ranges(-1, 1) if i < 2 else UNSEEN
         )
         assert outcome.model["2"] == np.inf
         assert outcome.model["3"].tolist() == [-np.inf, 1]
 
-    def test_clients_that_have_seen_nothing_do_not_hold_back_the_others(
-        self, api, name, run
-    ):
+    def test_clients_that_have_seen_nothing_do_not_hold_back_the_others(self, api, name, run):
         outcome = self.play(
             api, name, run, lambda model, i: self.ranges(-1, 1) if i < 3 else UNSEEN, 1
         )
         assert outcome.model["2"] == -1
         assert outcome.model["3"].tolist() == [1, 1]
 
-    def test_they_are_taken_up_once_clients_have_seen_data_in_a_later_round(
-        self, api, name, run
-    ):
+    def test_they_are_taken_up_once_clients_have_seen_data_in_a_later_round(self, api, name, run):
         outcome = self.play(
             api,
             name,

@@ -507,8 +507,11 @@ class TestHistory:
         assert len(lines[1] - lines[0]) == 2
         assert lines[0] < lines[1]
 
-    @pytest.mark.parametrize("rounds", [3, 4, 7])
-    @pytest.mark.parametrize("links", [True, False], ids=["hard links", "none"])
+    @pytest.mark.parametrize(
+        ("rounds", "links"),
+        [(3, True), (4, True), (7, True), (3, False)],
+        ids=["3", "4", "7", "3, no hard links"],
+    )
     def test_a_run_that_was_killed_again_and_again_has_all_of_it(
         self, rounds, links, message_api, play, tmp_path, monkeypatch
     ):
