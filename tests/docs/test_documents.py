@@ -274,6 +274,7 @@ def counting_app():
     return app
 
 
+@pytest.mark.slow
 def test_the_script_of_the_start_page_prints_what_it_says(page, capsys):
     (script,), (said,) = fences(page("index"), "python"), fences(page("index"), "text")
 

@@ -149,6 +149,7 @@ class TestErrorOfOneRound:
         assert in_place > 6 * nmse.error(nmse.METHODS["SignSGD()"], "alike", 10)
 
 
+@pytest.mark.slow
 class TestRuns:
     @pytest.mark.parametrize("strategy", list(STRATEGIES)[:9])
     def test_each_strategy_learns_digits_in_the_studies_harness(self, strategy):
@@ -282,6 +283,7 @@ def test_a_federation_whose_clients_diverge_keeps_the_model_that_it_has_for_all_
     assert len(set(found["accuracy"][-4:])) == 1
 
 
+@pytest.mark.slow
 def test_adam_trains_with_its_defaults_as_fast_as_fedavg():
     setting = replace(DIGITS, rounds=10, alpha=0.3)
     fedavg = run_setting("FedAvg", setting, 0)
@@ -304,6 +306,7 @@ class TestRobustness:
 
         return shrink
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "attacks"), [("sorted", ("label flip",)), ("flanders", ("opt",))]
     )
@@ -316,6 +319,7 @@ class TestRobustness:
             assert ends["worst"] == min(ends[attack] for attack in attacks)
             assert all(0 <= end <= 1 for end in ends.values())
 
+    @pytest.mark.slow
     def test_a_mean_is_lost_to_noise_and_our_defaults_are_not(self, tiny):
         """One of seven, seeded: FedAvg ends near chance, both defaults learn on."""
         study = tiny(robustness.STUDIES["flanders"], ("gaussian",))
