@@ -10,6 +10,7 @@ import pytest
 from flwr.app import ConfigRecord, RecordDict
 
 from fedmedian.clients import InProcessGrid
+from tests.tools.apis import each_case
 
 NUM_CLIENTS = 10
 ODD = range(1, NUM_CLIENTS, 2)
@@ -26,9 +27,8 @@ def counts(report):
     return tuple(report[name] for name in COUNTS)
 
 
-@pytest.fixture(params=["SignSGD", "MedianSGD"])
-def make(request):
-    return request.param
+MAKES = ("SignSGD", "MedianSGD")
+either_strategy = each_case(("make",), {make: (make,) for make in MAKES}, older=("SignSGD",))
 
 
 @pytest.fixture
@@ -56,6 +56,7 @@ def near_goal(model, num_rounds):
     return np.mean(model["w"]) == pytest.approx(GOAL * (1 - 0.5**num_rounds), abs=0.2)
 
 
+@either_strategy
 class TestWhoIsAsked:
     def test_without_habits_all_are_heard(self, play):
         outcome, warned = play()
@@ -104,6 +105,7 @@ class TestWhoIsAsked:
         assert not warned
 
 
+@either_strategy
 class TestRoundsThatAskNobody:
     def test_all_messages_of_a_round_may_be_dropped(self, play):
         def ask(number, model, usual):
@@ -170,6 +172,7 @@ class TestRoundsThatAskNobody:
         assert not warned
 
 
+@either_strategy
 class TestTwoModels:
     """Clusters of nodes, each with a model of its own, in the same rounds."""
 
@@ -214,6 +217,7 @@ class TestTwoModels:
             assert bits(both[one]) == bits(alone[one]) != bits({"w": np.float32(starts[one])})
 
 
+@either_strategy
 class TestWhatIsReturned:
     def test_metrics_may_be_kept_back(self, play):
         def hear(number, heard, usual):
@@ -247,6 +251,7 @@ class TestWhatIsReturned:
         assert not warned
 
 
+@either_strategy
 class TestLateReplies:
     LATE = 3
 
@@ -287,6 +292,7 @@ class TestLateReplies:
         assert near_goal(outcome.model, 3)
 
 
+@pytest.mark.parametrize("make", MAKES)
 class TestConstructedMessages:
     """`_construct_messages` with contents of a subclass's own, which the Message API has."""
 
