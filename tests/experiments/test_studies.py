@@ -390,6 +390,7 @@ class TestPrivacy:
         assert (wrapper.noise_multiplier, wrapper.clipping_norm) == (3.0, 0.5)
         assert wrapper.num_sampled_clients == 5
 
+    @pytest.mark.slow
     def test_a_rule_of_votes_needs_less_noise_than_one_of_vectors(self):
         for setting in (self.LOCAL.setting, self.READERS.setting):
             votes, vectors = (privacy.noise_of(kind, setting, 4.0) for kind in ("signs", "vector"))

@@ -194,7 +194,7 @@ def any_cohort(cases):
     """Go through cohort sizes for each case, with claims that hypothesis chooses."""
 
     def decorate(test):
-        sized = pytest.mark.parametrize("clients", [2, 3, 4, 5, 10, 14, 25])(test)
+        sized = pytest.mark.parametrize("clients", [2, 3, 4, 5, 10, 25])(test)
         return pytest.mark.parametrize("case", cases.values(), ids=cases)(sized)
 
     return decorate

@@ -146,10 +146,9 @@ CASES = {
 }
 
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+SOME = ("counts", "calibrated majority, clients' own scales", "smoothed median")
 some_in_the_older_api = each_case(
-    ("case",),
-    {name: (case,) for name, case in CASES.items()},
-    older=("counts", "calibrated majority, clients' own scales", "smoothed median"),
+    ("case",), {name: (case,) for name, case in CASES.items()}, older=SOME
 )
 
 
@@ -340,7 +339,7 @@ def test_copies_of_a_strategy_from_before_in_and_after_a_run_play_that_run_anew(
         assert outcome.reports == expected.reports
 
 
-@every_case
+@pytest.mark.parametrize("case", [CASES[name] for name in SOME], ids=SOME)
 def test_copies_of_a_strategy_of_the_older_api_play_the_run_of_the_original(
     case, older_api, usual, play, bits
 ):

@@ -72,6 +72,7 @@ class TestDefects:
         assert play(api, "SignSGD()", 1, 0)[told] == 1
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_row_for_each_strategy_and_api(monkeypatch, capsys):
     # A thread for the processes that import all of this again.
     monkeypatch.setattr(fuzz, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
