@@ -1,7 +1,7 @@
 """fedmedian: sign and median aggregation for Flower that end where the mean does.
 
-The numerics, which know neither Flower nor torch. `fedmedian.strategies` holds the server's side
-and `fedmedian.clients` the client's.
+This namespace holds the numerics, which need neither Flower nor torch. `fedmedian.strategies` holds
+the server's side and `fedmedian.clients` the client's.
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -28,7 +28,7 @@ from fedmedian.steps.updates import ClientMomentum, Clip, DivideByLearningRate
 try:
     __version__ = version("fedmedian")
 except PackageNotFoundError:
-    __version__ = "0.0.0"  # of a tree that is not installed
+    __version__ = "0.0.0"  # not installed
 
 __all__ = [
     "Adam",

@@ -6,6 +6,9 @@ from math import inf, isfinite
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 def require_type(name: str, value: Any, allowed: type | tuple[type, ...], wanted: str) -> None:
     """Raise ``TypeError`` unless `value` is an instance of `allowed`.
@@ -158,3 +161,23 @@ def require_choice(name: str, value: Any, allowed: Collection[str]) -> None:
     require_type(name, value, str, "a string")
     if value not in allowed:
         raise ValueError(f"{name} must be one of {sorted(allowed)}, got {value!r}")
+
+
+def require_result(
+    rule: object, values: Any, size: int, dtype: type[np.floating] = np.float32
+) -> NDArray[Any]:
+    """Return what a rule has returned, as an array that may be written to.
+
+    Raises
+    ------
+    ValueError
+        If it is not an array of real numbers of shape (`size`,).
+    """
+    if not isinstance(values, np.ndarray):
+        raise ValueError(f"{rule!r} must return an array of shape {(size,)}, got {values!r}")
+    if values.shape != (size,) or values.dtype.kind not in "fiu":
+        raise ValueError(
+            f"{rule!r} must return real numbers of shape {(size,)}, got {values.dtype} of shape "
+            f"{values.shape}"
+        )
+    return np.require(values, dtype, "W")

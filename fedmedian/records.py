@@ -4,7 +4,7 @@ The only module outside `fedmedian.clients` and `fedmedian.strategies` that impo
 need it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Any
 
@@ -72,16 +72,18 @@ def _require_at_most(most: float, number: int) -> None:
         raise WireError(f"sent {number} arrays, at most {most} are accepted")
 
 
-def num_bytes(content: RecordDict) -> int:
-    """Return the bytes of a message's arrays, and of the byte strings beside them."""
-    size = 0
-    for record in content.values():
-        for value in record.values():
-            if isinstance(value, Array):
-                size += len(value.data)
-            elif isinstance(value, bytes):
-                size += len(value)
-    return size
+def sizes_of(messages: Sequence[Message]) -> list[int]:
+    """Return the number of bytes in each message's arrays and byte strings."""
+    # Strategies send one content to all nodes.
+    contents = {id(one.content): one.content for one in messages if one.has_content()}
+    held = {key: _num_bytes(content) for key, content in contents.items()}
+    return [held[id(one.content)] if one.has_content() else 0 for one in messages]
+
+
+def _num_bytes(content: RecordDict) -> int:
+    values = (value for record in content.values() for value in record.values())
+    data = (value.data if isinstance(value, Array) else value for value in values)
+    return sum(len(one) for one in data if isinstance(one, bytes))
 
 
 def serialized_size(sent: Message | InflatableObject) -> int:

@@ -11,9 +11,9 @@ from hypothesis.extra import numpy as hnp
 
 from fedmedian.records import (
     arrays_to_parameters,
-    num_bytes,
     parameters_to_arrays,
     serialized_size,
+    sizes_of,
     to_arrays,
     to_record,
 )
@@ -85,17 +85,17 @@ def message_of(**records):
     return Message(content=RecordDict(records), metadata=metadata)
 
 
-class TestNumBytes:
+class TestSizes:
     def test_are_those_of_arrays_and_of_byte_strings_and_of_nothing_else(self):
         arrays = {"w": np.arange(50.0), "b": np.arange(3, dtype=np.int8)}
         config = ConfigRecord({"scales": b"12345", "lr": 0.1, "name": "long", "many": [1.5] * 9})
-        content = RecordDict(
-            {"arrays": to_record(arrays), "config": config, "metrics": MetricRecord({"loss": 1.0})}
+        message = message_of(
+            arrays=to_record(arrays), config=config, metrics=MetricRecord({"loss": 1.0})
         )
-        assert num_bytes(content) == (128 + 400) + (128 + 3) + 5
+        assert sizes_of([message, message]) == [(128 + 400) + (128 + 3) + 5] * 2
 
-    def test_of_nothing_are_none(self):
-        assert num_bytes(RecordDict()) == 0
+    def test_of_nothing_are_0(self):
+        assert sizes_of([message_of()]) == [0]
 
 
 class TestSerializedSize:

@@ -67,14 +67,14 @@ def expected_step(algorithm: str, x: float, scale: float) -> float:
 
 def mean_of_median(updates: Points, scale: float) -> float:
     """Return E[median(u_i + b·ξ_i)] of three updates u_i with Gaussian noise, by quadrature."""
-    centre = float(updates.mean())
+    center = float(updates.mean())
 
     def above(t: float) -> float:
-        return _two_of_three(norm.sf((centre + t - updates) / scale))
+        return _two_of_three(norm.sf((center + t - updates) / scale))
 
     positive, _ = quad(above, 0, inf, epsabs=1e-10, epsrel=1e-10, limit=200)
     negative, _ = quad(lambda t: 1 - above(-t), 0, inf, epsabs=1e-10, epsrel=1e-10, limit=200)
-    return float(centre + positive - negative)
+    return float(center + positive - negative)
 
 
 def _two_of_three(p: Points) -> float:

@@ -93,9 +93,9 @@ def three_votes() -> Figure:
         crossed = asked[np.argmin(np.abs(votes))]
         label = f"Gaussian noise, b = {scale:.0f}: crosses zero at {crossed:.1f}"
         axes.plot(asked, votes, color=colour, label=label)
-    for centre, name in ((np.median(updates), "median"), (updates.mean(), "mean")):
-        axes.axvline(centre, color="black", linewidth=0.8, linestyle="--")
-        axes.annotate(f" {name} {centre:.3g}", (centre, -0.95))
+    for center, name in ((np.median(updates), "median"), (updates.mean(), "mean")):
+        axes.axvline(center, color="black", linewidth=0.8, linestyle="--")
+        axes.annotate(f" {name} {center:.3g}", (center, -0.95))
     axes.axhline(0, color="black", linewidth=0.8)
     axes.plot(updates, np.zeros(3), "o", color="black", label="the clients' updates: 1, 2, 10")
     axes.set(xlabel="x", ylabel="mean of sign(u_i − x + b·ξ_i)", xlim=(-2, 13), ylim=(-1.05, 1.05))

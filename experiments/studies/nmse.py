@@ -77,8 +77,8 @@ def one_round(
         for i, update in enumerate(updates)
     ]
     blocks, rng = instruction.blocks(layout), np.random.default_rng(seed)
-    used = np.stack([instruction.scales_of(one, blocks) for one in payloads])
-    sizes = np.stack([instruction.magnitudes_of(one, blocks) for one in payloads])
+    told = zip(*(instruction.sizes_of(one, blocks) for one in payloads), strict=True)
+    used, sizes = map(np.stack, told)
     rule: Aggregator = Counts() if is_vote else Median()
     weights, bodies = np.full(clients, 1 / clients), [one.body for one in payloads]
     direction = rule.direction(

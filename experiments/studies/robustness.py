@@ -51,7 +51,7 @@ class Study:
     attacks : tuple of str
         The attacks.
     radius : float
-        The radius of centred clipping, in units of the clients' updates.
+        The radius of centered clipping, in units of the clients' updates.
     """
 
     honest: Setting
@@ -129,7 +129,7 @@ class InPlaceOfMean(Remembering):
 
 
 class CenteredClipping:
-    """Centred clipping of the means of buckets, from where the last round's ended.
+    """Centered clipping of the means of buckets, from where the last round's ended.
 
     Karimireddy et al., ICML 2021 (arXiv 2012.10333), with buckets of two clients drawn anew in
     each round: ICLR 2022 (arXiv 2006.09365).
@@ -144,17 +144,17 @@ class CenteredClipping:
 
     def __init__(self, radius: float, seed: int) -> None:
         self._radius, self._rng = radius, np.random.default_rng(seed)
-        self._centre: Updates | float = 0.0
+        self._center: Updates | float = 0.0
 
     def __call__(self, updates: Updates) -> Updates:
         """Return the aggregate; see `Rule`."""
         shuffled = self._rng.permutation(updates)
         buckets = np.stack([shuffled[i : i + 2].mean(axis=0) for i in range(0, len(updates), 2)])
-        offsets = buckets - self._centre
+        offsets = buckets - self._center
         norms = np.linalg.norm(offsets, axis=1, keepdims=True)
         clipped = offsets * np.minimum(1, self._radius / np.maximum(norms, self._radius))
-        self._centre = np.asarray(self._centre + clipped.mean(axis=0), dtype=np.float32)
-        return self._centre
+        self._center = np.asarray(self._center + clipped.mean(axis=0), dtype=np.float32)
+        return self._center
 
 
 def mixed_trimmed_mean(updates: Updates, num_hostile: int) -> Updates:

@@ -1,1 +1,1 @@
-"""From clients' answers to a direction."""
+"""Aggregators: rules that turn clients' answers into a direction."""

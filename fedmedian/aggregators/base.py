@@ -1,4 +1,4 @@
-"""What every aggregator is given and returns."""
+"""The base class of aggregators, and the answers that they combine."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ NoiseAt = Literal["client", "server"]
 """The side that adds the noise."""
 
 _PART = 1 << 16
-# Noise at the server copies a part of all clients' vectors.
+# Noise that the server adds needs copies of all clients' vectors.
 _NOISY_VALUES = 1 << 21
 
 
@@ -40,23 +40,23 @@ class Answers:
     Parameters
     ----------
     bodies : sequence of M arrays
-        What the aggregator's encoding has made of the clients' updates; M >= 1. Not to be changed.
+        The clients' updates in the aggregator's encoding; M >= 1. Must not be changed.
     weights : (M,) float64
         The clients' weights, which add up to 1.
     blocks : Blocks
-        The L blocks of what clients send, d coordinates in all.
+        The L blocks of the encoded vectors, d coordinates in all.
     noise : Noise or None
-        The family of the noise.
+        The noise family.
     scales : (M, L) float32, optional
         The noise scale b of each client and block, or the level that noise tops updates up to.
     magnitudes : (M, L) float64, optional
         The magnitude of each client's update before noise, per block, where clients report it.
     noise_at : {"client", "server"} or None
-        The side that adds the noise; None if nobody does.
+        The side that adds the noise; None for neither.
     metrics : sequence of M mappings
         The clients' own metrics.
     report : dict, optional
-        Takes measurements for the round's report; None if nobody wants them.
+        Receives measurements for the round's report; None to skip them.
     """
 
     bodies: Sequence[NDArray[Any]]
@@ -78,7 +78,7 @@ class Answers:
         return self.noise is not None and self.noise.rule.tops_up
 
     def noise_scales(self) -> Float32:
-        """Return the scale of the noise that is added to each client's vector, (M, L)."""
+        """Return the scale of the noise on each client's vector, (M, L); 0 for none."""
         if self.scales is None or self.noise_at is None:
             return np.zeros((len(self), len(self.blocks)), dtype=np.float32)
         if not self.tops_up or self.magnitudes is None:
@@ -86,15 +86,15 @@ class Answers:
         return top_up(self.scales, self.magnitudes)
 
     def parts(self, rng: np.random.Generator) -> Iterator[tuple[slice, list[Float32]]]:
-        """Yield the clients' vectors part by part, with the noise that the server adds.
+        """Yield the clients' vectors part by part, with the server's noise if it adds any.
 
-        Of two vectors each block of the longer is clipped to `PROPORTION` times the norm of the
-        other's: every center of two is their mean, so that nothing else bounds one of them.
+        With two clients, each block is clipped to `PROPORTION` times the norm of the other
+        client's. The center of two vectors is their mean, so nothing else bounds a bad one.
 
         Parameters
         ----------
         rng : numpy.random.Generator
-            Draws the noise: for one part of the coordinates after the other, client by client.
+            Draws the noise, part by part and client by client.
 
         Yields
         ------
@@ -122,7 +122,7 @@ class Answers:
             yield part, rows
 
     def vectors(self, rng: np.random.Generator) -> Float32:
-        """Return the clients' whole vectors, (M, d) float32, a copy; see `parts`."""
+        """Return a copy of the clients' whole vectors, (M, d) float32; see `parts`."""
         vectors = np.empty((len(self), self.blocks.dim), dtype=np.float32)
         for part, rows in self.parts(rng):
             vectors[:, part] = rows
@@ -149,19 +149,19 @@ class Answers:
 class Aggregator(ABC):
     """A rule that turns a cohort's answers into a direction.
 
-    An aggregator is a frozen value, and the server's own affair: clients only see its `encoding`.
-    It may change the answers and hand them to another, as `dataclasses.replace` does.
+    An aggregator is a frozen value. Only the server uses it; clients see nothing but its
+    `encoding`. It may pass changed answers to another one, see ``dataclasses.replace``.
     """
 
     encoding: ClassVar[Encoding] = Vector()
     """The form in which clients send their updates."""
 
     integrates_noise: ClassVar[bool] = False
-    """Whether the rule averages the noise out by itself, so that neither side adds any."""
+    """Whether the rule itself averages over the noise, so that neither side adds any."""
 
     @property
     def needs_noise(self) -> bool:
-        """Whether answers without noise mean nothing to this rule."""
+        """Whether the rule cannot use answers without noise."""
         return False
 
     @abstractmethod
@@ -173,7 +173,7 @@ class Aggregator(ABC):
         answers : Answers
             The accepted answers.
         rng : numpy.random.Generator
-            Draws whatever is random in the rule.
+            Makes the rule's random choices.
 
         Returns
         -------
@@ -181,19 +181,19 @@ class Aggregator(ABC):
             The direction in the answers' blocks, pointing uphill: the server steps against it.
         """
 
-    def centre(self, values: Weights, weights: Weights) -> Weights:
+    def center(self, values: Weights, weights: Weights) -> Weights:
         """Return the center, (*shape), of the clients' values of an exact array, (M, *shape).
 
-        By default it is the median over clients.
+        By default the median over clients.
         """
         return np.asarray(np.median(values, axis=0))
 
     def usual_rate(self, noise: Noise | None) -> float | None:
-        """Return the learning rate to use if none is given; None if one must be given."""
+        """Return the default learning rate; None if one must be given."""
         return 1.0
 
     def cost_of_few(self, noise: Noise | None) -> tuple[int, str]:
-        """Return the cohort size at or below which a warning is logged, and its words."""
+        """Return the cohort size at or below which a warning is logged, and its text."""
         return 0, ""
 
     def require_noise(self, noise: Noise | None) -> None:
@@ -209,20 +209,19 @@ class Aggregator(ABC):
 
 
 def coordinatewise(
-    answers: Answers,
-    rng: np.random.Generator,
-    centre: Callable[[slice, list[Float32]], Float32],
+    answers: Answers, rng: np.random.Generator, center: Callable[[slice, list[Float32]], Float32]
 ) -> Float32:
-    """Apply a center coordinate by coordinate, and measure how far it is from the mean.
+    """Return a center of vectors, computed part by part, and report its distance from the mean.
+
+    It allocates only one vector of the model's length, the result.
 
     Parameters
     ----------
     answers : Answers
-        Answers whose bodies are vectors. The direction is the only thing as long as the model that
-        is allocated.
+        Answers whose bodies are vectors.
     rng : numpy.random.Generator
         See `Answers.parts`.
-    centre : callable
+    center : callable
         Maps a part and the clients' vectors there, M times (n,) float32, to their center, (n,).
 
     Returns
@@ -234,7 +233,7 @@ def coordinatewise(
     direction = np.empty(blocks.dim, dtype=np.float32)
     gap, excess, stride = MeanGap(), [], sample_stride(blocks.dim)
     for part, rows in answers.parts(rng):
-        direction[part] = centre(part, rows)
+        direction[part] = center(part, rows)
         if answers.report is not None:
             gap.add(direction[part], rows)
             excess.append(excess_of_signs([row[::stride] for row in rows]))

@@ -19,7 +19,7 @@ _ROUNDING = 1e-5
 """The share of the votes' energy below which noise may be float32 rounding."""
 
 SAMPLE = 1 << 14
-"""The approximate number of evenly spaced coordinates that a median is taken over."""
+"""The approximate number of evenly spaced coordinates in the sample for margins."""
 
 PER_BLOCK = ("noise-scale", "signal-to-noise-per-block")
 """The measurements that are lists, with one entry per block."""
@@ -36,21 +36,21 @@ def describe_votes(
     scales: NDArray[np.float64] | None = None,
     sizes: NDArray[np.float64] | None = None,
 ) -> Report:
-    """Describe weighted sums of signs.
+    """Measure the agreement, noise and margin of weighted sums of signs.
 
-    A sum v = Σ_i w_i·s_i has the energy Σ_i w_i² + Σ_{i≠k} w_i·w_k·E[s_i·s_k] per coordinate. The
-    second part is what the clients have in common. Of the first, a share q_i is each client's
-    update, see `shares_of_votes`, and the rest is noise: Σ_i w_i²·(1 − q_i). The q_i are at least
-    the mean of E[s_i·s_k] over all pairs, as for clients that are alike.
+    A sum v = Σ_i w_i·s_i has energy Σ_i w_i² + Σ_{i≠k} w_i·w_k·E[s_i·s_k] per coordinate. The
+    second part is what the clients have in common. In the first part, a share q_i is each client's
+    update, see `shares_of_votes`. The rest is noise: Σ_i w_i²·(1 − q_i). The q_i are at least the
+    mean of E[s_i·s_k] over all pairs, their value for similar clients.
 
-    Where noise tops updates up, in a random basis, E[s_i·s_k] is (2/π)·arcsin ρ for updates whose
-    correlation is ρ. The part (2/π)·(arcsin ρ − ρ) is noise as well, with the ρ that the mean of
-    E[s_i·s_k] over all pairs implies.
+    Where noise tops updates up, in a random basis, E[s_i·s_k] is (2/π)·arcsin ρ for updates with
+    correlation ρ. Then (2/π)·(arcsin ρ − ρ) is also noise, with the ρ that the mean of E[s_i·s_k]
+    over all pairs implies.
 
     Parameters
     ----------
     votes : (d,) float32
-        Σ_i w_{i,l}·s_{i,l} per coordinate, the decoded mean where the weights say so.
+        Σ_i w_{i,l}·s_{i,l} per coordinate; with the weights of the mean, the decoded mean.
     weights : (M, L) float64
         The weight of each client's votes on each block.
     blocks : Blocks
@@ -65,13 +65,13 @@ def describe_votes(
     Returns
     -------
     dict
-        ``vote-agreement``, the mean over coordinates of |Σ w_i·s_i|/Σ w_i, in [0, 1]. With noise
-        also ``signal-to-noise``, the rest of the sums' energy over that of their noise, and
-        ``signal-to-noise-per-block``. A block counts for neither, and is 0 in the list, where its
-        votes weigh nothing, or all agree without topping up, or are one client's whose update's
-        size is not known; both are absent where that is all of them. And ``margin``, how many
-        clients of mean weight would have had to vote otherwise to turn a coordinate, the median
-        over a sample of coordinates.
+        ``vote-agreement``, the mean over coordinates of |Σ w_i·s_i|/Σ w_i, in [0, 1];
+        ``margin``, how many clients of mean weight would have to change their vote to flip a
+        coordinate, the median over a sample of coordinates. With noise also ``signal-to-noise``,
+        the energy of the sums without noise over that of their noise, and
+        ``signal-to-noise-per-block``. A block is 0 there and counts for neither if its votes have
+        no weight, all agree without topping up, or come from one client whose update's size is
+        unknown. If that is every block, both are missing.
     """
     agreement = signals = spreads = 0.0
     ratios, excess, stride = [], [], sample_stride(blocks.dim)
@@ -104,9 +104,9 @@ def shares_of_votes(
 ) -> NDArray[np.float64]:
     """Return the share of each client's update in the energy of its votes.
 
-    Where noise tops updates up to a level c, in a random basis, it is (2/π)·min(σ²/c², 1), and the
-    rest is the noise added and the rounding to one bit. In the parameters' own basis it is
-    E[(2F(u/b) − 1)²], for normal coordinates u.
+    Where noise tops updates up to a level c, in a random basis, it is (2/π)·min(σ²/c², 1); the rest
+    is added noise and rounding to one bit. In the parameters' own basis it is E[(2F(u/b) − 1)²] for
+    normal coordinates u.
 
     Parameters
     ----------
@@ -136,18 +136,18 @@ def shares_of_votes(
 def _split_energy(energy: float, alone: float, update: float) -> tuple[float, float]:
     """Return signal and noise in the energy of votes whose weights add up to 1.
 
-    `alone` is Σ_i w_i² and `update` the part of it that is known to be updates.
+    `alone` is Σ_i w_i², and `update` is the part of it that is known to come from updates.
     """
     alike = max((energy - alone) / (1 - alone), 0.0) * alone if alone < 1 else 0.0
     spread = alone - max(update, alike)
-    # One client's votes alone say nothing about its update.
+    # The votes of one client say nothing about its update.
     if spread <= _ROUNDING * alone or (alone >= 1 and update == 0):
         return 0.0, 0.0
     return max(energy - spread, 0.0), spread
 
 
 def _split_in_random_basis(energy: float, alone: float, update: float) -> tuple[float, float]:
-    """Return the same for normal coordinates that noise tops up to one variance."""
+    """Do the same for normal coordinates that noise tops up to one variance."""
     pairs = 1 - alone
     common = min(max((energy - alone) / pairs, -1.0), 1.0) if pairs > 0 else 0.0
     signal = min(max(update + pairs * sin(pi / 2 * common) * 2 / pi, 0.0), energy)
@@ -156,7 +156,7 @@ def _split_in_random_basis(energy: float, alone: float, update: float) -> tuple[
 
 @dataclass
 class MeanGap:
-    """The distance between a median and the mean of the vectors, measured part by part.
+    """The distance between the median and the mean of vectors, measured part by part.
 
     Parameters
     ----------
@@ -172,8 +172,7 @@ class MeanGap:
     def add(self, median: Float32, rows: Sequence[Float32]) -> None:
         """Add a part: its median, (n,) float32, and the vectors, M times (n,) float32."""
         with np.errstate(over="ignore", invalid="ignore"):  # a bad client's values may be huge
-            for start in range(0, median.size, _CHUNK):
-                chunk = slice(start, start + _CHUNK)
+            for chunk in _chunks(median.size):
                 mean = rows[0][chunk].copy()
                 for row in rows[1:]:
                     mean += row[chunk]
@@ -193,42 +192,40 @@ def describe_median(
     noise: Noise | None,
     levels: NDArray[np.float64] | None = None,
 ) -> Report:
-    """Describe the median of vectors.
+    """Measure a median's distance from the mean, its noise and its margin.
 
-    Per coordinate b²/M of its energy is noise, and so is what the median of M has more of than
-    their mean: V − 1/M for each unit of variance that the vectors do not have in common, V being
-    the `variance_of_median`. That is b², or (c² − energy)/(1 − V) where noise tops updates up to a
-    level c, in a random basis.
+    Two parts of its energy per coordinate are noise: b²/M, as in a mean, and V − 1/M times the
+    variance that the vectors do not have in common, with V the `variance_of_median`. That variance
+    is b², or (c² − energy)/(1 − V) where noise tops updates up to a level c, in a random basis.
 
     Parameters
     ----------
     median : (d,) float32
         The median.
     gap : MeanGap
-        What was measured between it and the mean.
+        Its distance from the mean.
     excess : sequence of (n,) float32
-        By how many vectors one sign is more frequent than the other, at sampled coordinates.
+        How many more vectors have one sign than the other, at sampled coordinates.
     num_rows : int
         M, the number of vectors.
     scales : (L,) float64
-        The scale b of the noise in each block of the vectors, the root mean square over them; 0
-        for none.
+        The noise scale b of each block, the root mean square over the vectors; 0 for none.
     blocks : Blocks
         The vectors' blocks.
     noise : Noise or None
-        The family of that noise.
+        The noise family.
     levels : (L,) float64, optional
-        The median vector's root mean square c, noise included, where noise tops updates up.
+        Where noise tops updates up: the vectors' median root mean square c, noise included.
 
     Returns
     -------
     dict
-        ``median-mean-gap``, the L2 norm of the median minus the mean of the vectors that it is
-        of, the quantity that the theory turns on; ``majority-contradicts-mean``, the fraction of
-        coordinates where the two have opposite signs; ``margin``, how many vectors would have had
-        to lie elsewhere to turn a coordinate, the median over the sample. Where noise was added
-        also ``signal-to-noise``, the rest of the median's energy over that of its noise, in the
-        blocks that got noise, and ``signal-to-noise-per-block``, 0 for a block that got none.
+        ``median-mean-gap``, the L2 norm of median minus mean, which the theory depends on;
+        ``majority-contradicts-mean``, the fraction of coordinates where the two have opposite
+        signs; ``margin``, how many vectors would have to move to flip a coordinate, the median
+        over the sample. With noise also ``signal-to-noise``, the energy of the median without noise
+        over that of its noise, in the blocks with noise, and ``signal-to-noise-per-block``, 0 for a
+        block without noise.
     """
     report: Report = {
         "median-mean-gap": sqrt(gap.energy),
@@ -277,13 +274,13 @@ def variance_of_median(noise: Noise, num_rows: int) -> float:
 
 
 def without_lists(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """Split a round's metrics into those without and those with one entry per block."""
+    """Split a round's metrics into single numbers and lists with an entry per block."""
     lists = {name: metrics[name] for name in PER_BLOCK if name in metrics}
     return {name: metrics[name] for name in metrics if name not in lists}, lists
 
 
 def sample_stride(dim: int) -> int:
-    """Return the distance between coordinates of a sample of about `SAMPLE` of them."""
+    """Return the stride of a sample of about `SAMPLE` coordinates."""
     return max(dim // SAMPLE, 1)
 
 
@@ -296,7 +293,7 @@ def excess_of_signs(rows: Sequence[Float32]) -> Float32:
 
 
 def _margin(excess: Sequence[Float32]) -> Report:
-    """Return the median number of voters needed to flip a coordinate, if there is any."""
+    """Return the median number of voters needed to flip a coordinate, if there are any."""
     sample = np.concatenate([np.zeros(0, dtype=np.float32), *excess])
     if sample.size == 0:
         return {}
@@ -305,15 +302,17 @@ def _margin(excess: Sequence[Float32]) -> Report:
 
 
 def _sum_of_magnitudes(values: Float32) -> float:
-    chunks = range(0, values.size, _CHUNK)
-    return sum(
-        float(np.abs(values[start : start + _CHUNK]).sum(dtype=np.float64)) for start in chunks
-    )
+    sums = (np.abs(values[chunk]).sum(dtype=np.float64) for chunk in _chunks(values.size))
+    return sum(map(float, sums))
 
 
 def count_opposite_signs(left: Float32 | NDArray[np.int8], right: Float32) -> int:
     """Return the number of coordinates where two vectors have opposite signs."""
     return sum(
         int(np.count_nonzero(np.sign(left[chunk]) * np.sign(right[chunk]) < 0))
-        for chunk in (slice(start, start + _CHUNK) for start in range(0, left.size, _CHUNK))
+        for chunk in _chunks(left.size)
     )
+
+
+def _chunks(size: int) -> list[slice]:
+    return [slice(start, start + _CHUNK) for start in range(0, size, _CHUNK)]

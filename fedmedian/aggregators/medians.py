@@ -18,7 +18,7 @@ from fedmedian.wire.scalars import Float32
 class Median(Aggregator):
     """The coordinate-wise median: Algorithms 2 and 4 of Chen et al. (arXiv 1906.01736).
 
-    The median of two is their mean, so that neither is outvoted.
+    The median of two is their mean, so neither is outvoted.
     """
 
     def direction(self, answers: Answers, rng: np.random.Generator) -> Float32:
@@ -26,21 +26,20 @@ class Median(Aggregator):
         return coordinatewise(answers, rng, lambda _, rows: coordinate_median(rows))
 
     def usual_rate(self, noise: Noise | None) -> float | None:
-        """Return 1, or what the scale rule's theorem says; see `Aggregator.usual_rate`."""
+        """Return 1, or the rate of the scale rule's theorem; see `Aggregator.usual_rate`."""
         theory = None if noise is None else noise.rule.learning_rate(self.encoding.name)
         return theory or 1.0
 
     def cost_of_few(self, noise: Noise | None) -> tuple[int, str]:
-        """Protection: the median of two is their mean."""
-        return 2, "the median of so few does not keep a bad one out; that of three or more does"
+        """Return 2: the median of two is their mean, which a bad one can move."""
+        return 2, "the median of so few does not exclude a bad one; with three or more it does"
 
 
 @dataclass(frozen=True)
 class SmoothedMedian(Median):
-    """What the noisy median tends to when its noise is averaged out.
+    """The limit of the noisy median when its noise averages out; see `smoothed_median`.
 
-    Neither clients nor the server add noise: the noise's distribution is part of the rule. See
-    `smoothed_median`.
+    Neither clients nor the server add noise: its distribution is part of the rule.
     """
 
     integrates_noise: ClassVar[bool] = True
@@ -53,7 +52,7 @@ class SmoothedMedian(Median):
     def direction(self, answers: Answers, rng: np.random.Generator) -> Float32:
         """Return the smoothed median; see `Aggregator.direction`."""
         noise, blocks, scales = answers.noise, answers.blocks, answers.scales
-        assert noise is not None  # `require_noise` refuses a rule without it
+        assert noise is not None  # checked by `require_noise`
         assert scales is not None
         smoothing = scales[0]
         if answers.tops_up and answers.magnitudes is not None:

@@ -70,20 +70,20 @@ def _root(
     scale: NDArray[np.float64],
     start: NDArray[np.float32],
 ) -> NDArray[np.float64]:
-    """Newton's method in a shrinking bracket, then bisection; converged roots stay fixed."""
+    """Find the roots by Newton's method in a shrinking bracket, then by bisection."""
     low, high = _bracket(values, noise, scale)
     root = np.clip(start.astype(np.float64), low, high)
     is_moving = np.ones(root.shape, dtype=np.bool_)
     for step in range(_NEWTON_STEPS + _BISECTIONS):
         with np.errstate(over="ignore"):
-            centred = (root - values) / scale
-        excess = noise.cdf(centred).sum(axis=0) - len(values) / 2
+            centered = (root - values) / scale
+        excess = noise.cdf(centered).sum(axis=0) - len(values) / 2
         high = np.where(excess >= 0, root, high)
         low = np.where(excess <= 0, root, low)
         middle = low + (high - low) / 2
         following = middle
         if step < _NEWTON_STEPS:
-            slope = noise.density(centred).sum(axis=0) / scale
+            slope = noise.density(centered).sum(axis=0) / scale
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
                 newton = root - excess / slope
             following = np.where((newton >= low) & (newton <= high), newton, middle)
@@ -100,9 +100,9 @@ def _bracket(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return bounds on the root that outliers cannot move.
 
-    k of M values, more than half, are at most u_(k), the k-th smallest. At r scales above u_(k)
-    each of them adds F(r) or more, and from F(r) >= M/(2k) on the sum is M/2 or more: the root is
-    below. The other bound follows by symmetry.
+    More than half of M values, k of them, are at most u_(k), the k-th smallest. At u_(k) + r·b each
+    of these adds at least F(r) to the sum. Where F(r) >= M/(2k), the sum is at least M/2 and the
+    root is below. The other bound follows by symmetry.
     """
     clients = len(values)
     k = clients // 2 + 1

@@ -1,4 +1,4 @@
-"""Decoding of votes by a server that knows the noise."""
+"""Aggregators of votes, which decode signs with what the server knows about the noise."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ from fedmedian.steps.encodings import Signs
 from fedmedian.wire.scalars import Float32
 
 NOISE_ALLOWANCE = 0.25
-"""The most noise that a step may hold, as a share of the energy of the clients' mean update."""
+"""The largest energy of a step's noise, as a share of the clients' mean update energy."""
 
 Ties = Literal["random", "unchanged"]
 """The meaning of a tied vote: a fair coin, or no step for that coordinate."""
 
 _CHUNK = 1 << 16
 
-# A multiple of the eight coordinates that a byte of votes stands for.
+# A multiple of the eight coordinates in a byte of votes.
 _VOTES_PART = 1 << 19
 
 
@@ -61,7 +61,7 @@ class Ballot:
 
     @classmethod
     def of(cls, answers: Answers) -> Self:
-        """Return the votes in a cohort's answers, in which no client's scale is an outlier."""
+        """Return the votes in a cohort's answers, with scales capped by `in_proportion`."""
         noise, scales, magnitudes = answers.noise, None, None
         if noise is not None and answers.scales is not None:
             scales = in_proportion(answers.scales, answers.weights)
@@ -76,7 +76,7 @@ class Ballot:
     def mean_weights(self) -> Weights:
         """Return the weights w_i·b_i/(2φ0) that make votes an estimate of the mean, (M, L).
 
-        Clients whose noise is larger count for more. Without noise they are `vote_weights`.
+        Clients with larger noise count for more. Without noise these are the `vote_weights`.
         """
         weights = self.vote_weights()
         if self.noise is None or self.scales is None:
@@ -88,31 +88,30 @@ class Ballot:
         return weighted_votes(self.packed, self.blocks.sizes, weights)
 
     def scale(self, direction: Float32, factors: Weights) -> Float32:
-        """Return a direction, (d,), times a factor for each block, (L,); it is overwritten."""
+        """Multiply a direction, (d,), by a factor for each block, (L,), in place; return it."""
         for part, factor in zip(self.blocks.split(direction), factors, strict=True):
             if factor != 1:
                 part *= np.float32(factor)
         return direction
 
     def step_lengths(self, energy: Weights) -> Weights:
-        """Return the factor by which each block's estimate of the mean is a step, (L,).
+        """Return the factor that turns each block's estimate of the mean into a step, (L,).
 
-        Where noise tops updates up, clients whose σ_i is above their scale b_i count as if clipped
-        to it, with min(1, b_i/σ_i) of their weight w_i. What the mean is short of by that is made
-        good, but not by what t clients alone claim, t being `num_tolerated`: the
-        factor is 1 over
+        Where noise tops updates up, a client whose σ_i is above its scale b_i counts as if clipped
+        to it, with min(1, b_i/σ_i) of its weight w_i. The step is lengthened to undo this, except
+        for what t clients could fake, with t = `num_tolerated`: the factor is 1 over
 
             Σ_i w_i·min(1, b_i/σ'_i), σ'_i = min(σ_i, the (t + 1)-th largest of them).
 
-        Few clients' votes hold more noise than update, and a step all along them would end the
-        run. The updates' energy is known, and the noise's is what is left: per coordinate
-        E = `energy` − Σ_i w_i²σ_i². It is kept to `NOISE_ALLOWANCE` times the mean energy of the
-        clients' updates: the factor is never above
+        With few clients a full step is mostly noise and diverges. Its noise has energy
+        E = `energy` − Σ_i w_i²σ_i² per coordinate: what remains after the updates' known energy. It
+        is bounded by `NOISE_ALLOWANCE` times the mean energy of the clients' updates, so the factor
+        is at most
 
             √(NOISE_ALLOWANCE · Σ_i w_i·σ_i² / E),
 
-        where no client's σ_i counts for more than b_i. For clients that are alike it is 0.66, 0.81,
-        0.93 for one, two, three, and 1 from four on.
+        where each σ_i counts as at most b_i. For similar clients the factor is 0.66, 0.81, 0.93
+        with one, two, three of them, and 1 with four or more.
 
         Parameters
         ----------
@@ -138,15 +137,14 @@ class Ballot:
         np.divide(self.scales, sizes, out=counted, where=sizes > self.scales)
         missing = self.weights @ (1 - counted)
         whole = np.ones_like(missing)
-        np.divide(1, 1 - missing, out=whole, where=missing < 1)  # all of it where scales are 0
+        np.divide(1, 1 - missing, out=whole, where=missing < 1)  # 1 where all scales are 0
         return np.asarray(np.minimum(whole, np.sqrt(longest)))
 
 
 class VoteAggregator(Aggregator):
     """An aggregator of signs: sums of votes, weighted and then decoded.
 
-    A custom one derives from this class and says how votes are weighted and what is made of their
-    sums.
+    A custom one derives from this class and implements `weights` and `decode`.
     """
 
     encoding = Signs()
@@ -178,11 +176,11 @@ class VoteAggregator(Aggregator):
         Parameters
         ----------
         votes : (d,) float32
-            The weighted sum of the votes. It may be overwritten.
+            The weighted sums of the votes. They may be overwritten.
         ballot : Ballot
             The votes.
         rng : numpy.random.Generator
-            Tosses coins.
+            Breaks ties.
 
         Returns
         -------
@@ -190,25 +188,25 @@ class VoteAggregator(Aggregator):
             The direction, pointing uphill.
         """
 
-    def centre(self, values: Weights, weights: Weights) -> Weights:
+    def center(self, values: Weights, weights: Weights) -> Weights:
         """Return the weighted mean over clients, outliers clipped; see `mean_in_proportion`."""
         return mean_in_proportion(values, weights)
 
     def cost_of_few(self, noise: Noise | None) -> tuple[int, str]:
-        """Shorter steps, where noise tops updates up; see `Ballot.step_lengths`."""
+        """Return 3 where noise tops updates up, which shortens steps; see `Ballot.step_lengths`."""
         return 3 * (noise is not None and noise.rule.tops_up), (
-            "the votes of so few are noisy, so that steps are shorter; with four or more they have "
-            "their full length"
+            "the votes of so few are noisy, so steps are shorter; with four or more clients they "
+            "have their full length"
         )
 
 
 @dataclass(frozen=True)
 class Counts(VoteAggregator):
-    """Decoding of the votes' sums into an estimate of the mean update.
+    """An estimate of the mean update from the weighted sum of votes.
 
-    ĝ = Σ_i w_i·b_i/(2φ0)·s_i, see `mean_from_votes`. Clients whose noise is larger count for
-    more, which is what makes it unbiased. Of very few clients' votes a part of it is taken, and
-    more than all of it where some clients count as if clipped; see `Ballot.step_lengths`.
+    ĝ = Σ_i w_i·b_i/(2φ0)·s_i, see `mean_from_votes`. Clients with larger noise count for more,
+    which makes it unbiased. Steps are shorter than ĝ with very few clients, and longer where some
+    clients count as if clipped; see `Ballot.step_lengths`.
     """
 
     @property
@@ -221,7 +219,7 @@ class Counts(VoteAggregator):
         return ballot.mean_weights()
 
     def decode(self, votes: Float32, ballot: Ballot, rng: np.random.Generator) -> Float32:
-        """Return the sums, each block's times its step length."""
+        """Return the sums, each block times its step length."""
         lengths = ballot.step_lengths(np.square(ballot.mean_weights()).sum(axis=0))
         return ballot.scale(votes, lengths)
 
@@ -230,22 +228,22 @@ class Counts(VoteAggregator):
 class Majority(VoteAggregator):
     """The sign of the majority: Algorithms 1 and 3 of Chen et al. (arXiv 1906.01736).
 
-    A majority that is not calibrated moves each coordinate by exactly the learning rate, and must
-    be given one, unless the noise scale is `Theory`'s, which knows it.
+    An uncalibrated majority moves each coordinate by exactly the learning rate. It must be given,
+    unless the noise scale is `Theory`, which knows it.
 
     Parameters
     ----------
     ties : {"random", "unchanged"} (default: "random")
         The meaning of a tie: a fair coin, or no step for that coordinate.
     calibrated : bool (default: False)
-        Whether a majority is worth b/(2κ_M), b the median client's noise scale, instead of 1:
-        an estimate of the mean update from what a one-bit downlink can carry, so that learning
-        rates mean the same as with counts. It needs noise.
+        Whether a majority counts as b/(2κ_M) instead of 1, with b the median client's noise scale.
+        This estimates the mean update from what a one-bit downlink can carry, so learning rates
+        mean the same as with `Counts`. It needs noise.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument has the wrong type or is none of the allowed.
+        If an argument has the wrong type or is not allowed.
     """
 
     ties: Ties = "random"
@@ -261,7 +259,7 @@ class Majority(VoteAggregator):
         return self.calibrated
 
     def usual_rate(self, noise: Noise | None) -> float | None:
-        """Return 1 if calibrated, else what the scale rule's theorem says, if any."""
+        """Return 1 if calibrated, else the rate of the scale rule's theorem, if any."""
         if self.calibrated:
             return 1.0
         return None if noise is None else noise.rule.learning_rate(self.encoding.name)
@@ -271,15 +269,15 @@ class Majority(VoteAggregator):
         return ballot.vote_weights()
 
     def decode(self, votes: Float32, ballot: Ballot, rng: np.random.Generator) -> Float32:
-        """Return the sums' signs, times what they are worth if calibrated."""
+        """Return the sums' signs, scaled to a mean update if calibrated."""
         for start in range(0, votes.size, _CHUNK):
             chunk = votes[start : start + _CHUNK]
-            # Sums of unequal float32 weights that cancel on paper may leave a rounding error.
+            # Unequal float32 weights that should cancel may leave a rounding error.
             tied = np.flatnonzero(np.abs(chunk) <= 4 * np.finfo(np.float32).eps)
             np.copysign(np.float32(1), chunk, out=chunk)  # three times as fast as np.sign
             chunk[tied] = rng.integers(0, 2, tied.size) * 2 - 1 if self.ties == "random" else 0
         if self.calibrated:
-            assert ballot.noise is not None  # the strategy's constructor sees to it
+            assert ballot.noise is not None  # checked by the strategy's constructor
             assert ballot.scales is not None
             scales = agreed_size(ballot.scales)
             worth = scales / majority_gain(ballot.noise, ballot.weights)
@@ -306,7 +304,7 @@ def mean_from_votes(
     num_votes : int
         M, the number of clients that voted, >= 1.
     noise : Noise
-        The family of the noise that the clients added; its own scale plays no part here.
+        The family of the noise that the clients added; its own scale is ignored.
     scale : float or (d,) array
         The noise scale b, > 0.
 
@@ -365,7 +363,7 @@ def majority_gain(noise: Noise, weights: NDArray[np.float64]) -> float:
 
 
 def _contradictions(ballot: Ballot, weights: Weights, votes: Float32) -> float:
-    """Return the fraction of coordinates where plain majority and decoded mean are opposite.
+    """Return the fraction of coordinates where majority and decoded mean have opposite signs.
 
     The sums of the votes are the decoded mean if their weights are the mean's.
     """

@@ -18,14 +18,6 @@ if TYPE_CHECKING:
         SignClient,
     )
 
-_NEED_TORCH = (
-    "FullBatchGradient",
-    "GradientClient",
-    "LocalEpochs",
-    "MiniBatchGradient",
-    "SignClient",
-)
-
 __all__ = [
     "FullBatchGradient",
     "GradientClient",
@@ -40,7 +32,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _NEED_TORCH:
+    if name not in __all__:  # names that are imported above never get here
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
         from fedmedian.clients import torch_clients

@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from math import sqrt
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
@@ -107,11 +107,11 @@ class SignFlip:
         require_real("factor", self.factor, low=0.0)
 
     def update(self, own: Float32) -> Float32:
-        """Return what is sent in place of the client's own (d,) update."""
+        """Return what is sent instead of the client's own (d,) update."""
         return np.asarray(np.float32(-self.factor) * own)
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        """Replace the update of the client; evaluation stays as it is."""
+        """Replace the update of the client; evaluation stays unchanged."""
         return _replace_update(message, context, call_next, self.update)
 
 
@@ -144,11 +144,11 @@ class GaussianNoise:
             require_integer("seed", self.seed, low=0)
 
     def update(self, own: Float32, rng: np.random.Generator) -> Float32:
-        """Return what is sent in place of the client's own (d,) update."""
+        """Return what is sent instead of the client's own (d,) update."""
         return np.float32(self.deviation) * rng.standard_normal(own.size, dtype=np.float32)
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        """Replace the update of the client; evaluation stays as it is."""
+        """Replace the update of the client; evaluation stays unchanged."""
         partition = int(context.node_config.get("partition-id", 0))
         key = None if self.seed is None else (self.seed, partition, _round_of(message))
         noise = partial(self.update, rng=np.random.default_rng(key))
@@ -251,11 +251,11 @@ class MinMax(Omniscient):
 
     def update(self, honest: Float32) -> Float32:
         """Return mean − γ · std; see `Omniscient.update`."""
-        mean, spread, centred, length = _deviations(honest)
+        mean, spread, centered, length = _deviations(honest)
         if not length:
             return mean
-        norms = np.einsum("ij,ij->i", centred, centred)
-        along, furthest = centred @ -spread, squared_distances(centred).max()
+        norms = np.einsum("ij,ij->i", centered, centered)
+        along, furthest = centered @ -spread, squared_distances(centered).max()
         # For each honest client, the root of a quadratic in γ.
         under_root = along**2 + length * (furthest - norms)
         steps = (along + np.sqrt(np.maximum(under_root, 0))) / length
@@ -272,11 +272,11 @@ class MinSum(Omniscient):
 
     def update(self, honest: Float32) -> Float32:
         """Return mean − γ · std; see `Omniscient.update`."""
-        mean, spread, centred, length = _deviations(honest)
+        mean, spread, centered, length = _deviations(honest)
         if not length:
             return mean
-        most = squared_distances(centred).sum(axis=1).max()
-        room = max(most - np.square(centred).sum(), 0.0) / (len(honest) * length)
+        most = squared_distances(centered).sum(axis=1).max()
+        room = max(most - np.square(centered).sum(), 0.0) / (len(honest) * length)
         return np.asarray(mean - np.float32(sqrt(room)) * spread)
 
 
@@ -428,7 +428,35 @@ class ClaimExamples:
 
 
 @dataclass(frozen=True)
-class ClaimMagnitude:
+class _ClaimReports:
+    """A false value in what client steps report; replies without such reports stay unchanged."""
+
+    value: float
+
+    steps: ClassVar[tuple[str, ...]]
+
+    def __post_init__(self) -> None:
+        require_real("value", self.value, low=0.0, high=_LARGEST)
+
+    def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        """Replace the reports in the payload, if there is one."""
+        reply = call_next(message, context)
+        if not reply.has_content():
+            return reply
+        for key, record in reply.content.config_records.items():
+            if Payload.is_in(record):
+                (arrays,) = reply.content.array_records.values()
+                payload = Payload.decode(list(to_arrays(arrays).values()), record)
+                reports = {
+                    step: np.full_like(values, self.value) if step in self.steps else values
+                    for step, values in payload.reports.items()
+                }
+                _, scalars = replace(payload, reports=reports).encode()
+                reply.content[key] = ConfigRecord({**record, **scalars})
+        return reply
+
+
+class ClaimMagnitude(_ClaimReports):
     """A false magnitude of every block, to set the next round's noise scale.
 
     Place it outside `perturb`. Replies without magnitudes stay unchanged.
@@ -444,21 +472,13 @@ class ClaimMagnitude:
         If `value` is not a number or out of range.
     """
 
-    value: float
-
-    def __post_init__(self) -> None:
-        require_real("value", self.value, low=0.0, high=_LARGEST)
-
-    def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        """Replace the magnitudes in the payload, if there is one."""
-        return _claim(call_next(message, context), (Measure.name,), self.value)
+    steps = (Measure.name,)
 
 
-@dataclass(frozen=True)
-class ClaimScale:
+class ClaimScale(_ClaimReports):
     """A false noise scale of every block, to mislead decoding.
 
-    It belongs outside `perturb`; clients that the server told their scales report none, and their
+    Place it outside `perturb`. Clients that the server told their scales report none, and their
     replies stay unchanged.
 
     Parameters
@@ -472,14 +492,7 @@ class ClaimScale:
         If `value` is not a number or out of range.
     """
 
-    value: float
-
-    def __post_init__(self) -> None:
-        require_real("value", self.value, low=0.0, high=_LARGEST)
-
-    def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        """Replace the scales in the payload, if there is one."""
-        return _claim(call_next(message, context), (AddNoise.name, TopUpNoise.name), self.value)
+    steps = (AddNoise.name, TopUpNoise.name)
 
 
 @dataclass(frozen=True)
@@ -598,23 +611,6 @@ def _replace_update(
         return call_next(message, context)
     reply = _Reply(message, context, call_next)
     return reply.message if reply.failed else reply.send(change(reply.update))
-
-
-def _claim(reply: Message, steps: tuple[str, ...], value: float) -> Message:
-    """Replace what some steps report in a payload."""
-    if not reply.has_content():
-        return reply
-    for key, record in reply.content.config_records.items():
-        if Payload.is_in(record):
-            (arrays,) = reply.content.array_records.values()
-            payload = Payload.decode(list(to_arrays(arrays).values()), record)
-            reports = {
-                step: np.full_like(values, value) if step in steps else values
-                for step, values in payload.reports.items()
-            }
-            _, scalars = replace(payload, reports=reports).encode()
-            reply.content[key] = ConfigRecord({**record, **scalars})
-    return reply
 
 
 def _deviations(honest: Float32) -> tuple[Float32, Float32, Float32, Float32]:

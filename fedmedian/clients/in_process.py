@@ -9,15 +9,7 @@ from threading import Lock
 from traceback import extract_tb, format_exception
 from typing import Any
 
-from flwr.app import (
-    Array,
-    ArrayRecord,
-    Context,
-    Error,
-    Message,
-    RecordDict,
-    UserConfig,
-)
+from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.common.logger import log
@@ -116,13 +108,7 @@ class InProcessGrid(Grid):
         ttl: float | None = None,
     ) -> Message:
         """Create a message to a node; see `flwr.serverapp.Grid.create_message`."""
-        return Message(
-            content=content,
-            message_type=message_type,
-            dst_node_id=dst_node_id,
-            group_id=group_id,
-            ttl=ttl,
-        )
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
         """Return the ids of all nodes, in the order of their partitions.
@@ -193,7 +179,7 @@ class InProcessGrid(Grid):
         messages : iterable of Message
             The messages.
         timeout : float, optional
-            Ignored: nodes run one after the other and always answer.
+            Ignored: nodes run in turn and always answer.
 
         Returns
         -------

@@ -7,7 +7,7 @@ from flwr.common.constant import ErrorCode
 
 from fedmedian.checks import require_type
 from fedmedian.clients.answering import answer
-from fedmedian.clients.policy import Policies, Policy, PolicyError, are_kept, keeping
+from fedmedian.clients.policy import Policies, Policy, PolicyError, are_enforced, enforcing
 from fedmedian.logs import warn
 from fedmedian.model.layout import Arrays, Layout
 from fedmedian.records import to_arrays, to_record
@@ -96,18 +96,16 @@ def perturb_with(policy: Policy) -> Mod:
 def _answer(
     message: Message, context: Context, call_next: ClientAppCallable, *own: Policy
 ) -> Message:
-    twice = are_kept()
-    if twice and own:
-        return _refuse(
-            message, PolicyError("perturb_with(…) must stand in place of perturb, and only once")
-        )
+    is_second = are_enforced()
     try:
-        policies = Policies() if twice else Policies.in_force(context, *own)
+        if is_second and own:
+            raise PolicyError("use perturb_with(…) instead of perturb, and only once")
+        policies = Policies() if is_second else Policies.in_force(context, *own)
     except ValueError as error:
         return _refuse(message, error)
     config = _instructed_config(message)
     if config is None:
-        if twice and _is_training(message):
+        if is_second and _is_training(message):
             warn("perturb is listed twice in a ClientApp's mods; only the first one has an effect")
         return _pass_on(message, context, call_next, policies)
     return _follow(message, config, context, call_next, policies)
@@ -117,18 +115,18 @@ def _pass_on(
     message: Message, context: Context, call_next: ClientAppCallable, policies: Policies
 ) -> Message:
     """Let the app answer a message without an instruction."""
-    # Read before `_take_out_keys` removes the key.
+    # Read before `_remove_keys` removes the key.
     wants_no_arrays = _is_evaluation_of_ours(message)
-    _take_out_keys(message)
+    _remove_keys(message)
     try:
-        policies.require_uninstructed(_is_training(message))
-        with keeping():
+        policies.admit_uninstructed(_is_training(message))
+        with enforcing():
             reply = call_next(message, context)
         if reply.has_content():
             if wants_no_arrays:
                 for name in list(reply.content.array_records):
                     del reply.content[name]
-            policies.let_out(reply.content)
+            policies.withhold_uninstructed(reply.content)
     except PolicyError as error:
         return _refuse(message, error)
     return reply
@@ -150,14 +148,14 @@ def _follow(
         policies.admit(instruction, layout, context)
     except ValueError as error:
         return _refuse(message, error)
-    _take_out_keys(message)
-    with keeping():
+    _remove_keys(message)
+    with enforcing():
         reply = call_next(message, context)
     if reply.has_error():
         return reply
     try:
         # Where warnings are errors, one about a value would report it in spite of a policy.
-        with np.errstate(all="ignore" if policies.kept else None):
+        with np.errstate(all="ignore" if policies.members else None):
             _perturb(reply.content, instruction, layout, before, context, policies)
     except ValueError as error:
         return _refuse(message, error)
@@ -189,7 +187,7 @@ def _perturb(
     content[record] = ConfigRecord({**own, **scalars})
 
 
-def _take_out_keys(message: Message) -> None:
+def _remove_keys(message: Message) -> None:
     """Remove from a message, in place, what is not for the app."""
     for config in message.content.config_records.values():
         for key in [key for key in config if key.startswith(PREFIX)]:

@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDic
 
 from fedmedian.checks import require_integer, require_real, require_type
 from fedmedian.model.layout import Layout, matches
-from fedmedian.privacy.accounting import MOST_ANSWERS, Mechanism, PrivacyBudget, Told
+from fedmedian.privacy.accounting import MOST_ANSWERS, Mechanism, PrivacyBudget, PrivacyLoss
 from fedmedian.privacy.mechanism import least_scale, noise_of, obstacles
 from fedmedian.randomness import secret_rng
 from fedmedian.steps.encodings import Signs
@@ -63,7 +63,7 @@ class Policy:
     - ``seed``: noise that the server can draw again;
     - ``magnitudes``: the size of the update, without noise;
     - ``tied``: whether arrays have the same update, without noise;
-    - ``reports``: anything else that a custom step reports of the update, without noise;
+    - ``reports``: anything else that a custom step reports about the update, without noise;
     - ``vectors``: any encoding of the noisy update but its signs, unless `vectors` allows it;
     - ``noise_scale``: no noise, too little noise, noise that depends on the update, noise that is
       not Gaussian, or another step between the noise and the encoding;
@@ -84,7 +84,7 @@ class Policy:
     clip : float
         C, the largest L2 norm of an update, >= 1e-30, in units of the vector that gets the noise.
     noise_scale : float
-        The least noise scale b = σ·C, > 0, in the same units.
+        The smallest noise scale b = σ·C, > 0, in the same units.
     rounds : int
         The largest number of rounds that are answered, >= 1.
     epsilon, delta : float, optional
@@ -202,22 +202,20 @@ class Policy:
             if not _matches(self.exact, names[position], str(position))
         ]
         for obstacle in obstacles(
-            instruction.steps,
-            seed=instruction.seed,
-            clip=self.clip,
-            exact=refused,
-            layout=layout,
+            instruction.steps, seed=instruction.seed, clip=self.clip, exact=refused, layout=layout
         ):
             _refuse(obstacle.rule, str(obstacle))
-        self._require_scale(instruction)
+        low, scale = np.float32(self.noise_scale), _least_scale(instruction)
+        if not scale >= low:
+            _refuse("noise_scale", f"must be >= {low!s}, the server asks for {scale!s}")
 
-    def require_budget_for(self, told: Told) -> None:
+    def require_budget_for(self, loss: PrivacyLoss) -> None:
         """Raise if answers reveal more than the budget allows.
 
         Parameters
         ----------
-        told : Told
-            What all of them reveal, including the next one.
+        loss : PrivacyLoss
+            What all answers reveal, including the next one.
 
         Raises
         ------
@@ -226,9 +224,9 @@ class Policy:
         """
         if self.epsilon is None or self.delta is None:
             return
-        if (spent := told.epsilon(self.delta)) > self.epsilon:
+        if (spent := loss.epsilon(self.delta)) > self.epsilon:
             limit = f"{self.epsilon:g} at delta {self.delta:g}"
-            _refuse("epsilon", f"with this answer it would be {spent:.4g}, at most it is {limit}")
+            _refuse("epsilon", f"this answer would raise it to {spent:.4g}, the limit is {limit}")
 
     def require_exact(self, instruction: Instruction, names: Sequence[str]) -> None:
         """Raise if an array would be sent exactly that may not be.
@@ -247,7 +245,7 @@ class Policy:
         """
         for position in instruction.exact:
             if not _matches(self.exact, names[position]):
-                self._refuse_exact(names[position])
+                _refuse("exact", f"array {names[position]!r} may not be sent without noise")
 
     def withhold(self, content: RecordDict) -> None:
         """Remove from a reply, in place, what may not be sent with its answer."""
@@ -280,17 +278,9 @@ class Policy:
             if not least.rounds_within(budget):
                 price = least.epsilon(self.delta)
                 raise ValueError(
-                    f"epsilon must afford an answer in the least noise, which costs {price:.4g}, "
+                    f"epsilon must afford an answer with the least noise, which costs {price:.4g}, "
                     f"got {self.epsilon!r}"
                 )
-
-    def _require_scale(self, instruction: Instruction) -> None:
-        low, scale = np.float32(self.noise_scale), _least_scale(instruction)
-        if not scale >= low:
-            _refuse("noise_scale", f"must be >= {low!s}, the server asks for {scale!s}")
-
-    def _refuse_exact(self, name: str) -> NoReturn:
-        _refuse("exact", f"array {name!r} may not be sent without noise")
 
     def _permitted(self, record: ConfigRecord | MetricRecord) -> dict[str, Any]:
         return {key: value for key, value in record.items() if _matches(self.metrics, key)}
@@ -298,15 +288,15 @@ class Policy:
 
 @dataclass(frozen=True)
 class Policies:
-    """All policies that a client enforces at once: what any of them refuses is refused.
+    """All policies that a client enforces: what any of them refuses is refused.
 
     Parameters
     ----------
-    kept : tuple of Policy
+    members : tuple of Policy
         The policies; without any, everything may be sent.
     """
 
-    kept: tuple[Policy, ...] = ()
+    members: tuple[Policy, ...] = ()
 
     @classmethod
     def in_force(cls, context: Context, *own: Policy) -> "Policies":
@@ -334,7 +324,8 @@ class Policies:
             f"run config {CONFIG_KEY}": context.run_config.get(CONFIG_KEY),
         }
         for key in context.run_config:
-            if key != CONFIG_KEY and _normalized(key).startswith(CONFIG_KEY):
+            spelled = re.sub(r"[_.]", "-", key).casefold()
+            if key != CONFIG_KEY and spelled.startswith(CONFIG_KEY):
                 raise PolicyError(f"run config {key} is not {CONFIG_KEY}, the key of a policy")
         found = list(own)
         for source, text in sources.items():
@@ -342,13 +333,13 @@ class Policies:
                 try:
                     found.append(Policy.from_text(text))  # type: ignore[arg-type]
                 except (TypeError, ValueError) as error:
-                    raise PolicyError(f"{source} holds no policy: {error}") from error
+                    raise PolicyError(f"{source} holds no valid policy: {error}") from error
         return cls(tuple(found))
 
     @property
     def clip(self) -> float | None:
         """The largest L2 norm of the vector that noise is added to; None without a policy."""
-        return min((float(policy.clip) for policy in self.kept), default=None)
+        return min((float(policy.clip) for policy in self.members), default=None)
 
     def admit(self, instruction: Instruction, layout: Layout, context: Context) -> None:
         """Count an instruction's round as answered, unless a policy refuses it.
@@ -367,23 +358,23 @@ class Policies:
         PolicyError
             If a policy refuses it, naming the rule.
         """
-        for policy in self.kept:
+        for policy in self.members:
             policy.require_permission(instruction, layout)
-        if self.kept:
+        if self.members:
             # Before training: a failure reveals something about the data, too.
             self._count(context, instruction)
 
     def require_exact(self, instruction: Instruction, names: Sequence[str]) -> None:
         """Raise if an array must not be sent exactly; see `Policy.require_exact`."""
-        for policy in self.kept:
+        for policy in self.members:
             policy.require_exact(instruction, names)
 
     def withhold(self, content: RecordDict) -> None:
         """Remove from a reply, in place, what may not be sent with its answer."""
-        for policy in self.kept:
+        for policy in self.members:
             policy.withhold(content)
 
-    def require_uninstructed(self, is_training: bool) -> None:
+    def admit_uninstructed(self, is_training: bool) -> None:
         """Raise if a message without an instruction must not be answered.
 
         Parameters
@@ -396,12 +387,12 @@ class Policies:
         PolicyError
             Naming the rule.
         """
-        if self.kept and is_training:
+        if self.members and is_training:
             _refuse("instruction", "the server asks for exact weights")
-        for policy in self.kept:
+        for policy in self.members:
             policy.require_evaluation()
 
-    def let_out(self, content: RecordDict) -> None:
+    def withhold_uninstructed(self, content: RecordDict) -> None:
         """Remove from an answer to anything but training, in place, what may not be sent.
 
         Raises
@@ -409,7 +400,7 @@ class Policies:
         PolicyError
             If it holds arrays, or nothing of a record may be sent, naming the rule.
         """
-        if not self.kept:
+        if not self.members:
             return
         if any(isinstance(record, ArrayRecord) for record in content.values()):
             _refuse("instruction", "arrays may be sent only as an answer to an instruction")
@@ -424,57 +415,52 @@ class Policies:
         answers, last = int(state["answers"]), int(state["last-round"])  # type: ignore[arg-type]
         server_round = instruction.server_round
         if server_round <= last:
-            _refuse("one answer per round", f"round {server_round} comes after round {last}")
-        most = min(policy.rounds for policy in self.kept)
+            _refuse("one answer per round", f"round {server_round} came after round {last}")
+        most = min(policy.rounds for policy in self.members)
         if answers >= most:
-            _refuse("rounds", f"{answers} have been answered, at most {most} are")
-        before = Told(float(state["as-vectors"]), float(state["as-sent"]))  # type: ignore[arg-type]
-        told = before + self._told_by_answer(instruction)
-        for policy in self.kept:
-            policy.require_budget_for(told)
-        context.state[_STATE] = ConfigRecord(
-            {
-                "answers": answers + 1,
-                "last-round": server_round,
-                "as-vectors": told.as_vectors,
-                "as-sent": told.as_sent,
-            }
-        )
+            _refuse("rounds", f"{answers} have been answered, the limit is {most}")
+        spent = (float(state[key]) for key in ("as-vectors", "as-sent"))  # type: ignore[arg-type]
+        loss = PrivacyLoss(*spent) + self._loss_of_answer(instruction)
+        for policy in self.members:
+            policy.require_budget_for(loss)
+        counts = {"answers": answers + 1, "last-round": server_round}
+        sums = {"as-vectors": loss.as_vectors, "as-sent": loss.as_sent}
+        context.state[_STATE] = ConfigRecord({**counts, **sums})
 
-    def _told_by_answer(self, instruction: Instruction) -> Told:
+    def _loss_of_answer(self, instruction: Instruction) -> PrivacyLoss:
         assert self.clip is not None
         multiplier = float(_least_scale(instruction)) / self.clip
-        return Told.by_answer(instruction.encoding.name, multiplier)
+        return PrivacyLoss.of_answer(instruction.encoding.name, multiplier)
 
 
-_KEEPING: ContextVar[bool] = ContextVar("keeping", default=False)
+_ENFORCING: ContextVar[bool] = ContextVar("enforcing", default=False)
 
 
 @contextmanager
-def keeping() -> Iterator[None]:
+def enforcing() -> Iterator[None]:
     """Mark calls in this context as made by a mod that enforces the policies."""
-    token = _KEEPING.set(True)
+    token = _ENFORCING.set(True)
     try:
         yield
     finally:
-        _KEEPING.reset(token)
+        _ENFORCING.reset(token)
 
 
-def are_kept() -> bool:
+def are_enforced() -> bool:
     """Return whether a mod that enforces the policies is making the current call."""
-    return _KEEPING.get()
+    return _ENFORCING.get()
 
 
-def require_keeper(context: Context) -> None:
-    """Raise if a policy is in force and no mod enforces it.
+def require_enforcement(context: Context) -> None:
+    """Raise if a policy is set and no mod enforces it.
 
     Raises
     ------
     PolicyError
         Saying what to do.
     """
-    if not are_kept() and Policies.in_force(context).kept:
-        raise PolicyError("a policy is in force that no mod enforces: add mods=[perturb]")
+    if not are_enforced() and Policies.in_force(context).members:
+        raise PolicyError("a policy is set, but no mod enforces it: add mods=[perturb]")
 
 
 def _refuse(rule: str, why: str) -> NoReturn:
@@ -485,10 +471,6 @@ def _least_scale(instruction: Instruction) -> np.float32:
     noise = noise_of(instruction.steps)
     assert noise is not None  # else a policy has refused it
     return np.float32(least_scale(noise))
-
-
-def _normalized(key: str) -> str:
-    return re.sub(r"[_.]", "-", key).casefold()
 
 
 def _matches(patterns: Sequence[str], *names: str) -> bool:

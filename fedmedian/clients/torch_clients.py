@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from fedmedian.checks import require_integer, require_type
 from fedmedian.clients.answering import answer
-from fedmedian.clients.policy import require_keeper
+from fedmedian.clients.policy import require_enforcement
 from fedmedian.model.layout import Arrays, Layout
 from fedmedian.steps.instruction import Instruction
 from fedmedian.wire.scalars import WireError
@@ -175,7 +175,7 @@ class _PerturbedClient(NumPyClient):
         PolicyError
             If the environment or the run config sets a policy but no mod of the app enforces it.
         """
-        require_keeper(self.context)
+        require_enforcement(self.context)
         instruction = Instruction.decode(config) if Instruction.is_in(config) else None
         if instruction is not None and instruction.encoding.name != self.encoding:
             wanted = instruction.encoding.name
@@ -207,7 +207,7 @@ class _PerturbedClient(NumPyClient):
         PolicyError
             If the environment or the run config sets a policy but no mod of the app enforces it.
         """
-        require_keeper(self.context)
+        require_enforcement(self.context)
         if self.test_loader is None:
             raise ValueError("test_loader must be given for evaluation, got None")
         self._load(parameters)

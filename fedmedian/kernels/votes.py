@@ -93,9 +93,7 @@ def majority_vote(packed_vectors: Sequence[PackedSigns], dim: int) -> NDArray[np
 
 
 def weighted_votes(
-    packed_vectors: Sequence[PackedSigns],
-    sizes: Sequence[int],
-    weights: NDArray[np.float64],
+    packed_vectors: Sequence[PackedSigns], sizes: Sequence[int], weights: NDArray[np.float64]
 ) -> NDArray[np.float32]:
     """Return the weighted sum of the clients' signs, with one weight per client and block.
 

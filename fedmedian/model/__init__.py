@@ -1,1 +1,1 @@
-"""A model's named arrays as one flat vector."""
+"""A model's named arrays as one flat vector, in blocks."""

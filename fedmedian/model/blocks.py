@@ -1,4 +1,4 @@
-"""Blocks of a flat vector, whose coordinates share a noise scale."""
+"""Blocks of a flat vector: coordinates that share a noise scale."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,9 +18,9 @@ class Blocks:
     Parameters
     ----------
     sizes : tuple of L int
-        The number of coordinates of each block, >= 0, in order.
+        The number of coordinates in each block, >= 0, in order.
     members : tuple of L tuples of str, optional
-        The names of the arrays in each block, if it is made of whole arrays.
+        The names of the arrays in each block, if blocks consist of whole arrays.
 
     Examples
     --------
@@ -39,7 +39,7 @@ class Blocks:
 
     @cached_property
     def dim(self) -> int:
-        """d, the number of coordinates of all blocks."""
+        """d, the number of coordinates in all blocks."""
         return sum(self.sizes)
 
     @cached_property
@@ -57,5 +57,5 @@ class Blocks:
         return inside[1:] - inside[:-1]
 
     def repeat_within(self, part: slice, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Repeat one value per block, (L,), for each coordinate of a part of the flat vector."""
+        """Return one value per block, (L,), for each coordinate in a part of the flat vector."""
         return np.repeat(values, self.sizes_within(part))

@@ -14,19 +14,20 @@ from numpy.typing import NDArray
 from fedmedian.logs import shown
 from fedmedian.model.blocks import Blocks
 from fedmedian.rules.trust import clip_two
+from fedmedian.wire.scalars import LARGEST, WireError, require_vector
 
 Arrays = Mapping[str, NDArray[Any]]
-Centre = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+Center = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 RUNNING_STATISTICS = ("*running_mean", "*running_var", "*num_batches_tracked")
-"""Name patterns of normalisation layers' buffers, as torch spells them."""
+"""Name patterns of normalization layers' buffers, as torch spells them."""
 
 
 _SCIKIT_LEARN = re.compile(r"coef|intercept|^\d+$")
-"""The names of arrays that may be those of a linear model: its own, or positions."""
+"""Names that the arrays of a scikit-learn linear model may have: attributes or positions."""
 
 _REAL = "biuf"
-"""The kinds of dtypes that a model's arrays may have: booleans, integers and real numbers."""
+"""The kinds of dtypes that a model's arrays may have: booleans, integers, real numbers."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class ArraySpec:
     Raises
     ------
     ValueError
-        If it is not of real numbers, integers or booleans, naming array and dtype.
+        If the dtype is not real, integer or boolean, naming array and dtype.
     """
 
     name: str
@@ -58,48 +59,47 @@ class ArraySpec:
         return self.size * self.dtype.itemsize
 
     def combine(
-        self, values: NDArray[Any], centre: Centre, before: NDArray[Any] | None = None
+        self, values: NDArray[Any], center: Center, before: NDArray[Any] | None = None
     ) -> NDArray[Any]:
-        """Return the centre of clients' values; of integers exactly, to the nearest one.
+        """Return the center of clients' values; integers are rounded once, at the end.
 
-        An entry of `before` that is not finite, as in a range that has seen no data, stays as it
-        is until most clients have a finite value for it.
+        An entry of `before` that is not finite, such as a range that has seen no data, stays
+        unchanged until most clients have a finite value for it.
 
         Parameters
         ----------
         values : (M, *shape) array
             The values, in the array's own dtype.
-        centre : callable
-            Returns the centre, (*shape), of (M, *shape) float64; where values move by a constant,
-            so does the centre, and it lies between the least and the largest of them.
+        center : callable
+            Returns the center, (*shape), of (M, *shape) float64. It must lie between the smallest
+            and the largest value, and shift with values that all shift by a constant.
         before : (*shape) array, optional
-            The model's values, where some of them may not be finite; the clients' may not be
-            either then.
+            The model's values. If given, they and the clients' values may be infinite or NaN.
 
         Returns
         -------
         (*shape) array
-            The centre, in the array's own dtype.
+            The center, in the array's own dtype.
         """
         if np.issubdtype(self.dtype, np.inexact):
             numbers = values.astype(np.float64)
             if before is None or np.isfinite(before).all():
                 if before is None or len(numbers) != 2:
-                    return _rounded(centre(numbers), self.dtype)
-                combined = centre(clip_two(numbers, before))
-                # A variance stays positive: of two the larger is the one that may be honest.
+                    return _rounded(center(numbers), self.dtype)
+                combined = center(clip_two(numbers, before))
+                # A variance must stay positive: the larger of two may be the honest one.
                 larger = numbers.max(axis=0)
                 is_lost = (combined <= 0) & (before > 0) & (larger > 0)
                 return _rounded(np.where(is_lost, larger, combined), self.dtype)
             filled, known = _fill(numbers)
-            return np.where(known, _rounded(centre(filled), self.dtype), before)
-        # Float64 does not hold large integers, but small differences between them; those from one
-        # in the middle stay small whatever a few clients send. Unsigned ones wrap around.
+            return np.where(known, _rounded(center(filled), self.dtype), before)
+        # Float64 cannot hold large integers, but it holds small differences between them. Those
+        # from a middle value stay small whatever a few clients send. Unsigned ones wrap around.
         middle = np.sort(values, axis=0)[(len(values) - 1) // 2]
         wide, base = values.astype(np.uint64), middle.astype(np.uint64)
         below = values < middle
         distances = np.where(below, base - wide, wide - base).astype(np.float64)
-        moved = np.rint(centre(np.where(below, -distances, distances)))
+        moved = np.rint(center(np.where(below, -distances, distances)))
         by = np.minimum(np.abs(moved), np.nextafter(2.0**64, 0)).astype(np.uint64)
         with np.errstate(over="ignore"):  # scalars warn where arrays do not
             return np.asarray(np.where(moved < 0, base - by, base + by)).astype(self.dtype)
@@ -107,12 +107,12 @@ class ArraySpec:
 
 @dataclass(frozen=True)
 class Layout:
-    """A model's arrays, and where each stands in the flat vector of an update.
+    """A model's arrays, and their places in the flat vector of an update.
 
     Floating-point arrays make up the *flat* float32 vector of dimension d, in the order of their
     names in the model: the vector that clients perturb and that is aggregated. All others, and
-    those whose name matches a pattern, are *exact*: they travel as they are, in their own dtype,
-    one after the other as bytes.
+    those whose name matches a pattern, are *exact*: they are sent unchanged, in their own dtype,
+    as concatenated bytes.
 
     Parameters
     ----------
@@ -144,29 +144,24 @@ class Layout:
             If an array cannot be trained, naming it and its dtype.
         """
         patterns = tuple(exact)
-        return cls(
-            tuple(
-                ArraySpec(
-                    name,
-                    array.shape,
-                    array.dtype,
-                    exact=not np.issubdtype(array.dtype, np.floating)
-                    or any(matches(pattern, name) for pattern in patterns),
-                )
-                for name, array in arrays.items()
-            )
-        )
+        positions = [
+            position
+            for position, (name, array) in enumerate(arrays.items())
+            if not np.issubdtype(array.dtype, np.floating)
+            or any(matches(pattern, name) for pattern in patterns)
+        ]
+        return cls.with_exact_positions(arrays, positions)
 
     @classmethod
     def with_exact_positions(cls, arrays: Arrays, exact: Iterable[int]) -> "Layout":
-        """Return the layout of a model whose exact arrays somebody else has chosen.
+        """Return the layout of a model whose exact arrays are given by position.
 
         Parameters
         ----------
         arrays : mapping of str to array
             The model's arrays by name.
         exact : iterable of int
-            The positions of the exact arrays, as `exact_positions` of the other's layout.
+            The positions of the exact arrays: `exact_positions` of the server's layout.
 
         Returns
         -------
@@ -176,8 +171,8 @@ class Layout:
         Raises
         ------
         ValueError
-            If a position is none of the model's, an array cannot be trained, or one that is not
-            of floating point is to be part of the flat vector.
+            If a position is not in the model, an array cannot be trained, or the flat vector would
+            contain an array that is not floating point.
         """
         positions = set(exact)
         if positions and max(positions) >= len(arrays):
@@ -205,7 +200,7 @@ class Layout:
 
     @cached_property
     def exact(self) -> tuple[ArraySpec, ...]:
-        """The arrays that travel as they are."""
+        """The arrays that are sent unchanged."""
         return tuple(spec for spec in self.specs if spec.exact)
 
     @cached_property
@@ -225,7 +220,7 @@ class Layout:
         return sum(spec.num_bytes for spec in self.exact)
 
     def tied(self, arrays: Arrays) -> tuple[tuple[int, ...], ...]:
-        """Return the arrays that may be one and the same, as a model's tied weights are.
+        """Return groups of arrays that may be one and the same, such as tied weights.
 
         Parameters
         ----------
@@ -236,31 +231,31 @@ class Layout:
         -------
         tuple of tuple of int
             Groups of two or more arrays of the flat vector, by their index in `flat`, that are
-            equal bit for bit; those of one value only, which many start with, are left out.
+            equal bit for bit. Constant arrays, a common initialization, are left out.
         """
         groups: dict[tuple[Any, ...], list[int]] = {}
         for index, spec in enumerate(self.flat):
-            # A few entries tell most arrays apart, and no others are read.
+            # A few entries distinguish most arrays, so only similar ones are read in full.
             few = arrays[spec.name].reshape(-1)[:8].tobytes()
             groups.setdefault((spec.shape, spec.dtype, few), []).append(index)
         found = []
         for first, *others in groups.values():
             array = arrays[self.flat[first].name]
             equal = [i for i in others if np.array_equal(arrays[self.flat[i].name], array)]
-            # Masks of −inf are equal in all layers, and are not trained.
+            # Masks of −inf are equal in all layers but not trained.
             if equal and array.size and -np.inf < array.min() < array.max() < np.inf:
                 found.append((first, *equal))
         return tuple(found)
 
     def average_tied(self, direction: NDArray[np.float32], groups: Iterable[Sequence[int]]) -> None:
-        """Give the arrays of each group of tied ones, as `tied` has them, their mean direction.
+        """Replace the directions of tied arrays by their mean.
 
         Parameters
         ----------
         direction : (d,) float32
             The direction, changed in place.
         groups : iterable of sequence of int
-            The groups.
+            The groups of tied arrays; see `tied`.
         """
         parts = list(self.blocks.split(direction))
         for group in groups:
@@ -279,13 +274,13 @@ class Layout:
         arrays : mapping of str to array
             The client's arrays.
         unnamed : bool (default: False)
-            Whether the names are known to be positions. Otherwise they are only if they are not
-            the model's.
+            Whether the client's names are known to be positions. If not, they count as positions
+            only if they are not the model's names.
 
         Returns
         -------
         list of str
-            The names, which `arrays` has unless it is not of this layout.
+            The names. They are those of `arrays` if it matches this layout.
         """
         names, positions = [spec.name for spec in self.specs], _positions(len(self.specs))
         has_names = arrays.keys() == set(names) and not unnamed
@@ -294,7 +289,7 @@ class Layout:
     def named(self, arrays: Arrays, *, unnamed: bool = False) -> Arrays:
         """Return a client's arrays by the model's names; see `own_names`.
 
-        Arrays that are not of this layout are returned as they are, for `require_match` to refuse.
+        Arrays that do not match this layout are returned unchanged, for `require_match` to reject.
         """
         own = self.own_names(arrays, unnamed=unnamed)
         if arrays.keys() != set(own):
@@ -304,20 +299,20 @@ class Layout:
     def require_match(self, arrays: Arrays) -> None:
         """Raise unless `arrays` are the arrays of this layout, in any order.
 
-        A number may have any number of axes of length 1: some conversions add one, others drop it.
+        A single number may have any number of axes of length 1: some conversions add or drop one.
 
         Raises
         ------
         ValueError
-            If names or shapes differ, naming the first difference, or an array is not of
-            real numbers, integers or booleans.
+            If names or shapes differ, naming the first difference, or an array is not real, integer
+            or boolean.
         """
         if arrays.keys() != {spec.name for spec in self.specs}:
             missing = [spec.name for spec in self.specs if spec.name not in arrays]
             extra = sorted(set(arrays) - {spec.name for spec in self.specs})
             by_position = arrays.keys() == set(_positions(len(arrays)))
             is_part = len(arrays) < len(self.specs) and (by_position or not extra)
-            # Before the names, which may be many: the log cuts what is long.
+            # Comes before the names, which may be many and get truncated in the log.
             cause = ", which must hold only the arrays that clients send" if is_part else ""
             raise ValueError(
                 f"arrays differ from the model's{cause}: missing {shown(missing)}, "
@@ -336,9 +331,9 @@ class Layout:
     def difference(self, before: Arrays, after: Arrays) -> NDArray[np.float32]:
         """Return the update `before` − `after` of the flat vector, which points uphill.
 
-        The difference is taken in each array's own precision, of halves in float32, and then
+        The difference is taken in each array's own precision, but at least in float32, and then
         rounded to float32. It is 0 for an array that is not finite before, such as a mask with
-        −inf: `move` leaves it as it is.
+        −inf: `move` leaves it unchanged.
 
         Parameters
         ----------
@@ -357,7 +352,7 @@ class Layout:
         """
         self.require_match(after)
         update = np.empty(self.dim, dtype=np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses what is not finite
+        with np.errstate(over="ignore", invalid="ignore"):  # callers reject it
             for part, spec in zip(self.blocks.split(update), self.flat, strict=True):
                 old, new = before[spec.name], after[spec.name]
                 precision = np.result_type(old.dtype, new.dtype, np.float32)
@@ -371,7 +366,7 @@ class Layout:
     ) -> dict[str, NDArray[Any]]:
         """Return a model moved by −`rate` · `direction`, with its exact arrays replaced.
 
-        An array of the flat vector that is not finite stays as it is.
+        An array of the flat vector that is not finite stays unchanged.
 
         Parameters
         ----------
@@ -392,9 +387,9 @@ class Layout:
         moved = {}
         for spec, part in zip(self.flat, self.blocks.split(direction), strict=True):
             step = np.asarray(part.reshape(spec.shape) * np.float32(rate))
-            out = step if spec.dtype == step.dtype else None  # one temporary array less
+            out = step if spec.dtype == step.dtype else None  # saves a temporary array
             new = np.subtract(arrays[spec.name], step, out=out)
-            # numpy turns the arithmetic of arrays without dimensions into scalars.
+            # Arithmetic of arrays without dimensions returns scalars.
             array = np.asarray(new).astype(spec.dtype, copy=False)
             old = arrays[spec.name]
             stays = not _is_surely_finite(array) and not np.isfinite(old).all()
@@ -405,19 +400,40 @@ class Layout:
         }
 
     def pack_exact(self, arrays: Arrays) -> NDArray[np.uint8]:
-        """Return the exact arrays' bytes, one after the other, (exact_bytes,) uint8.
+        """Return the exact arrays' concatenated bytes, (exact_bytes,) uint8.
 
         Raises
         ------
         ValueError
             If one has values that the model's dtype cannot hold, naming it and both dtypes.
-            Rounding to the model's precision is no loss.
+            Rounding to the model's precision is allowed.
         """
         parts = (_as_in_model(spec, arrays[spec.name]).tobytes() for spec in self.exact)
         return np.frombuffer(b"".join(parts), dtype=np.uint8)
 
+    def require_exact(self, packed: NDArray[Any], before: Arrays) -> None:
+        """Raise unless `packed` is what `pack_exact` makes of usable arrays.
+
+        Parameters
+        ----------
+        packed : array
+            What a client sent.
+        before : mapping of str to array
+            The model that it was sent: what is not finite there may stay so.
+
+        Raises
+        ------
+        WireError
+            If `packed` is not (exact_bytes,) uint8, or has become NaN, infinite or too large.
+        """
+        require_vector("exact arrays", packed, self.exact_bytes, np.uint8)
+        if (spoiled := first_spoiled(before, self.unpack_exact(packed), LARGEST)) is not None:
+            raise WireError(
+                f"array {spoiled!r} holds NaN or infinity, or an entry above {LARGEST:g}"
+            )
+
     def unpack_exact(self, packed: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        """Return the exact arrays that `packed`, of `exact_bytes` bytes, stands for."""
+        """Return the exact arrays in packed bytes, (exact_bytes,) uint8, by name."""
         arrays: dict[str, NDArray[Any]] = {}
         data, start = packed.tobytes(), 0
         for spec in self.exact:
@@ -429,7 +445,7 @@ class Layout:
     def stack_exact(
         self, packed: Sequence[NDArray[np.uint8]]
     ) -> Iterator[tuple[ArraySpec, NDArray[Any]]]:
-        """Yield each exact array with its values in the models of several clients.
+        """Yield each exact array with the values of several clients.
 
         Parameters
         ----------
@@ -449,25 +465,24 @@ class Layout:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Tell whether a shell-style pattern stands for a name.
+    """Return whether a shell-style pattern matches a name.
 
-    A name stands for itself, also where brackets in it would mean one of several characters.
+    A name always matches itself, even with brackets, which have a meaning in patterns.
     """
     return name == pattern or fnmatchcase(name, pattern)
 
 
 def first_spoiled(before: Arrays, after: Arrays, largest: float | None = None) -> str | None:
-    """Return the name of the first array that has become NaN or too large, or None if none has.
+    """Return the name of the first array that became NaN or too large, or None.
 
     Parameters
     ----------
     before : mapping of str to array
-        Arrays, of which those of floating point may have entries that are not finite. An array
-        that is not among them counts as finite.
+        The arrays before, whose entries need not be finite. A missing array counts as finite.
     after : mapping of str to array
-        Arrays later: where an entry was in range it must still be.
+        The arrays after: an entry that was in range must still be.
     largest : float, optional
-        The largest magnitude that is in range; all that are finite if not given.
+        The largest magnitude that is in range; by default any finite one.
 
     Returns
     -------
@@ -476,37 +491,35 @@ def first_spoiled(before: Arrays, after: Arrays, largest: float | None = None) -
     """
     for name, array in after.items():
         if np.issubdtype(array.dtype, np.inexact):
-            is_good = _is_in_range(array, largest)
-            if (
-                not is_good.all()
-                and not (is_good | ~_is_in_range(np.asarray(before.get(name, 0.0)), largest)).all()
-            ):
+            is_bad = ~_is_in_range(array, largest)
+            old = np.asarray(before.get(name, 0.0))
+            if is_bad.any() and (is_bad & _is_in_range(old, largest)).any():
                 return name
     return None
 
 
 def _positions(number: int) -> list[str]:
-    """Return what Flower names the arrays of a list: "0", "1", and so on."""
+    """Return Flower's names for the arrays of a list: "0", "1", and so on."""
     return [str(position) for position in range(number)]
 
 
 def _is_in_range(array: NDArray[Any], largest: float | None) -> NDArray[np.bool_]:
     is_finite = np.asarray(np.isfinite(array))
-    if largest is None or largest > np.finfo(array.dtype).max:
+    if largest is None or largest > float(np.finfo(array.dtype).max):
         return is_finite
     return np.asarray(is_finite & (np.abs(array) <= largest))
 
 
 def _is_surely_finite(array: NDArray[Any]) -> bool:
-    """Tell whether all entries are known to be finite, from their sum alone: it is quick."""
+    """Return whether all entries are known to be finite from their sum, a quick test."""
     with np.errstate(over="ignore", invalid="ignore"):
         return isfinite(array.sum())
 
 
 def _fill(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Replace what is not finite in clients' values, (M, *shape), by the median of what is.
+    """Replace infinities and NaN in clients' values, (M, *shape), by the median of the others.
 
-    Also return where most clients have finite values, (*shape); elsewhere all are replaced by 0.
+    Also return where most clients have finite values, (*shape); elsewhere all values become 0.
     """
     finite = np.isfinite(values)
     count = finite.sum(axis=0)
@@ -517,7 +530,7 @@ def _fill(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.
 
 
 def _rounded(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return values in a dtype of floating point, in which none becomes 0 that was not."""
+    """Round values to a floating-point dtype, but no nonzero value to 0."""
     wide = np.asarray(values)
     rounded = wide.astype(dtype)
     # A variance must not become zero because the dtype cannot hold it.
@@ -526,7 +539,7 @@ def _rounded(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 def _as_in_model(spec: ArraySpec, array: NDArray[Any]) -> NDArray[Any]:
-    """Return a client's exact array in the model's dtype, if that holds its values."""
+    """Convert a client's exact array to the model's dtype, which must hold its values."""
     if array.dtype == spec.dtype:
         return array
     with np.errstate(all="ignore"):
@@ -538,31 +551,28 @@ def _as_in_model(spec: ArraySpec, array: NDArray[Any]) -> NDArray[Any]:
             is_held = cast == array
     if not is_held.all():
         raise ValueError(
-            f"array {spec.name!r} is of {spec.dtype} in the model and of {array.dtype} in the "
-            f"reply, with values that {spec.dtype} cannot hold: send a model in which it is of "
-            f"{array.dtype}"
+            f"array {spec.name!r} is {spec.dtype} in the model and {array.dtype} in the reply, "
+            f"with values that {spec.dtype} cannot hold: send a model in which it is {array.dtype}"
         )
     return cast
 
 
 def _require_real(name: str, dtype: np.dtype[Any]) -> None:
     if dtype.kind not in _REAL:
-        # Flower's .npy bytes know no bfloat16: it arrives as two bytes without a meaning.
-        remedy = (
-            "; bfloat16 arrives as |V2 and must be cast to float32" if dtype.kind == "V" else ""
-        )
+        # The .npy format has no bfloat16: it arrives as two raw bytes.
+        remedy = "; bfloat16 arrives as |V2: cast to float32" if dtype.kind == "V" else ""
         raise ValueError(
-            f"array {name!r} of {dtype} cannot be trained, only numbers that are real can{remedy}"
+            f"array {name!r} of {dtype} cannot be trained, only real numbers can{remedy}"
         )
 
 
 def _cause_of_shapes(name: str, own: tuple[int, ...], models: tuple[int, ...]) -> str:
-    """Return what is likely wrong with an array whose shape is not the model's."""
+    """Return the likely cause of an array's shape that is not the model's."""
     causes = []
     if own and models and own[1:] == models[1:]:
-        # Both are so short that a log holds them: it cuts what is long.
+        # Both causes are short enough that the log does not truncate them.
         if own[0] < models[0] and len(own) <= 2 and _SCIKIT_LEARN.search(name):
-            causes.append("scikit-learn leaves out classes that a client lacks: give it all")
+            causes.append("scikit-learn drops classes that a client lacks: pass it all classes")
         if len(own) == 1:
-            causes.append("arrays of trees change their shape and cannot be averaged")
-    return f"; {', or '.join(causes)}" if causes else "; do server and clients make the same model?"
+            causes.append("trees change the shapes of their arrays and cannot be averaged")
+    return f"; {', or '.join(causes)}" if causes else "; do server and clients have the same model?"

@@ -143,25 +143,25 @@ class Draw(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a client's answers have revealed about its update; sums over answers.
+class PrivacyLoss:
+    """What a client's answers have revealed about its update, as sums over answers.
 
     Parameters
     ----------
     as_vectors : float (default: 0.0)
         The sum of Δ²/b², which is μ² of the Gaussian mechanism that they form together.
     as_sent : float (default: 0.0)
-        The same, scaled by `Encoding.share` for what was sent: α/2 times this bounds the
-        Rényi divergence of order α.
+        The same sum, each term times the `Encoding.share` of what was sent: α/2 times this bounds
+        the Rényi divergence of order α.
     """
 
     as_vectors: float = 0.0
     as_sent: float = 0.0
 
     @classmethod
-    def by_answer(
+    def of_answer(
         cls, kind: str, noise_multiplier: float, relation: Relation = "replace"
-    ) -> "Told":
+    ) -> "PrivacyLoss":
         """Return what one answer reveals; infinite below `LEAST_MULTIPLIER`.
 
         Parameters
@@ -175,7 +175,7 @@ class Told:
 
         Returns
         -------
-        Told
+        PrivacyLoss
             What it reveals.
         """
         if noise_multiplier < LEAST_MULTIPLIER:
@@ -185,11 +185,11 @@ class Told:
         share = encodings()[kind].share(reach)
         return cls(as_vector, share * as_vector)
 
-    def __add__(self, other: "Told") -> "Told":
-        return Told(self.as_vectors + other.as_vectors, self.as_sent + other.as_sent)
+    def __add__(self, other: "PrivacyLoss") -> "PrivacyLoss":
+        return PrivacyLoss(self.as_vectors + other.as_vectors, self.as_sent + other.as_sent)
 
-    def __mul__(self, answers: int) -> "Told":
-        return Told(self.as_vectors * answers, self.as_sent * answers)
+    def __mul__(self, answers: int) -> "PrivacyLoss":
+        return PrivacyLoss(self.as_vectors * answers, self.as_sent * answers)
 
     def epsilon(self, delta: float) -> float:
         """Return ε at δ, the smaller of both bounds."""
@@ -315,12 +315,12 @@ class Mechanism:
         total = sum(rounds.values())
         if total == 0:
             return 0.0
-        told = Told.by_answer(self.kind, self.noise_multiplier, relation)
-        epsilon = (told * total).epsilon(delta)
+        loss = PrivacyLoss.of_answer(self.kind, self.noise_multiplier, relation)
+        epsilon = (loss * total).epsilon(delta)
         is_sampled = relation == "replace" and any(draw.sampling < 1 for draw in rounds)
         if is_sampled and 0 < epsilon < inf:
             divergences = sum(
-                number * sampled_divergences(sqrt(told.as_vectors), told.as_sent, *draw)
+                number * sampled_divergences(sqrt(loss.as_vectors), loss.as_sent, *draw)
                 for draw, number in rounds.items()
             )
             epsilon = min(epsilon, epsilon_of_divergences(np.asarray(divergences), delta))

@@ -1,8 +1,8 @@
 """Amplification by sampling: what a round's answers reveal if the drawn clients stay hidden.
 
-Of n clients m are drawn, each set of m as likely as any other. Two worlds differ in what one client
-holds. Of the answers of the round, all together, the Rényi divergence of order α is, for whole
-α > 1 and q = m/n, at most
+Of n clients m are drawn, each set of m with the same probability. Two worlds differ in the data of
+one client. The Rényi divergence of order α of all answers of the round together is, for whole α > 1
+and q = m/n, at most
 
     log(1 + Σ_{j=2..α} C(α, j)·q^j·ζ(j)) / (α − 1)
 
@@ -13,11 +13,11 @@ for any two, it may be
 
 - 2·exp((j − 1)·D_j), since |p − p'| <= max(p, p'); and for j = 2 also 4·(exp(D_2) − 1), which is
   the next, for then B(2) = exp(D_2) − 1;
-- 4·B(j): where r < min(p, p') the integrand is no more than that of p and r or of p' and r,
-  elsewhere r^{1−j} <= min(p, p')^{1−j}, and it is no more than those of p and p' together.
+- 4·B(j): where r < min(p, p') the integrand is at most that of p and r or of p' and r,
+  elsewhere r^{1−j} <= min(p, p')^{1−j}, and it is at most those of p and p' together.
 
-With Gaussian noise B(j) is an integral in one dimension, which grows with the distance, and signs
-have no more: it is an f-divergence, and they are made of the vector.
+With Gaussian noise B(j) is an integral in one dimension, which grows with the distance. For signs
+it is at most that: it is an f-divergence, and they are a function of the vector.
 
 This holds against an observer of answers without their senders, or of aggregates alone. It does not
 hold against a server, which knows which clients it asks.
@@ -36,8 +36,8 @@ at most the mean of the bound's over k: q^j becomes E[(k/a)^j; k ≥ r], which i
 E[(k/a)^i; k ≥ r]. Write x_(i) for x·(x − 1)···(x − i + 1). For whole k ≥ r, k^i/k_(i) falls in k
 and is at most r^i/r_(i). The mean of k_(i), which is hypergeometric, is a_(i)·m_(i)/n_(i). And
 a_(i)/a^i grows in a, to n_(i)/n^i. Hence E[(k/a)^i; k ≥ r] <= r^i/r_(i)·m_(i)/n^i, a product over
-l < i of r·(m − l)/(n·(r − l)). These grow in l: the geometric mean of the first i is no more than
-that of all r, which is s. ∎
+l < i of r·(m − l)/(n·(r − l)). These grow in l: the geometric mean of the first i is at most that
+of all r, which is s. ∎
 
 *Corollary.* Whoever would answer, E[k/a] <= s. As ∫p^α·p'^(1−α) is jointly convex in p and p', the
 divergence is at most log(1 − s + s·exp((α − 1)·D_α))/(α − 1) for every α > 1: as if the client's
@@ -45,8 +45,8 @@ answer were visible whenever it is drawn.
 
 **Many rounds.** Their divergences add up if a client's answer does not depend on the rounds that it
 was drawn in before. If it does, as with client steps that keep state, they add up for r = 1: given
-the rounds that the client is drawn in, which its data do not decide, the divergences of its answers
-add up, and the mean over those rounds is the product of the corollary's bounds.
+the rounds that the client is drawn in, which do not depend on its data, the divergences of its
+answers add up, and the mean over those rounds is the product of the corollary's bounds.
 """
 
 from functools import lru_cache
@@ -79,7 +79,7 @@ def share_that_hides(drawn: int, present: int, min_replies: int) -> float:
     present : int
         n, the number of clients that they are drawn from.
     min_replies : int
-        r, the number of answers without which a round tells nothing, >= 1.
+        r, the smallest number of answers with which a round reveals anything, >= 1.
 
     Returns
     -------
@@ -115,7 +115,7 @@ def sampled_divergences(
     fraction : float
         s, see `share_that_hides`, in (0, 1].
     min_replies : int
-        r, the number of answers without which a round tells nothing, >= 1.
+        r, the smallest number of answers with which a round reveals anything, >= 1.
 
     Returns
     -------
@@ -125,7 +125,7 @@ def sampled_divergences(
     without = ORDERS * energy / 2
     j = np.arange(2, _WHOLE[-1] + 1, dtype=np.float64)
     parts = np.minimum(log(4) + _log_moments(distance, j), log(2) + (j - 1) * j * energy / 2)
-    if energy < 1:  # else 2·exp(E) is the less
+    if energy < 1:  # else 2·exp(E) is smaller
         parts[0] = min(parts[0], log(4) + log(expm1(energy)))
     moments = []
     for order in _WHOLE:
@@ -135,7 +135,7 @@ def sampled_divergences(
         moments.append(logsumexp([0.0, *(chosen + hidden + parts[own])]))
     # (α − 1)·D_α is convex in α, and 0 for α = 1: between whole orders it is below the chords.
     between = np.interp(ORDERS, [1, *_WHOLE], [0.0, *moments]) / (ORDERS - 1)
-    with np.errstate(divide="ignore"):  # of all clients
+    with np.errstate(divide="ignore"):  # where all clients are drawn
         when_drawn = np.logaddexp(np.log1p(-fraction), log(fraction) + (ORDERS - 1) * without)
     divergences: Float64 = np.minimum(without, np.minimum(between, when_drawn / (ORDERS - 1)))
     divergences.flags.writeable = False
@@ -168,7 +168,7 @@ def _log_moments(distance: float, powers: Float64) -> Float64:
     """
     found = np.full(powers.shape, inf)
     for index, power in enumerate(powers):
-        # The integrand is a normal density around μ·j, but for where p/p' is near 1 or below.
+        # The integrand is a normal density around μ·j, except where p/p' is near 1 or below.
         x = np.arange(-12.0, 12.0 + distance * power, _STEP)
         if x.size > _MOST_POINTS:
             break

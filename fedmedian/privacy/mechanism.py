@@ -57,12 +57,9 @@ class Obstacle:
 
 
 def mechanism_of(
-    steps: Sequence[ClientStep],
-    *,
-    seed: int | None = None,
-    clip: float | None = None,
+    steps: Sequence[ClientStep], *, seed: int | None = None
 ) -> Mechanism | NoMechanism:
-    """Return what a client releases that takes these steps.
+    """Return what a client that takes these steps releases.
 
     Parameters
     ----------
@@ -70,17 +67,14 @@ def mechanism_of(
         The steps of an instruction. The last one is an encoding.
     seed : int, optional
         The instruction's seed.
-    clip : float, optional
-        The L2 norm to which the client itself clips what noise is added to. Without it, the norm is
-        that of the `Clip` among the steps.
 
     Returns
     -------
     Mechanism or NoMechanism
         The mechanism, or the reasons why there is none.
     """
-    reasons = [*map(str, obstacles(steps, seed=seed, clip=clip))]
-    norm, noise = norm_of(steps) if clip is None else clip, noise_of(steps)
+    reasons = [*map(str, obstacles(steps, seed=seed))]
+    noise, norm = noise_of(steps), next((step.norm for step in steps if type(step) is Clip), None)
     if norm is not None and noise is not None and not reasons:
         scale, encoding = least_scale(noise), steps[-1]
         if scale >= LEAST_MULTIPLIER * norm:
@@ -100,14 +94,17 @@ def obstacles(
     exact: Sequence[str] = (),
     layout: Layout | None = None,
 ) -> Iterator[Obstacle]:
-    """Yield the reasons why a client that takes these steps runs no Gaussian mechanism at all.
+    """Yield the reasons why a client that takes these steps runs no Gaussian mechanism.
 
-    How much noise there is does not matter here.
+    The size of the noise does not matter here.
 
     Parameters
     ----------
-    steps, seed, clip
-        Those of `mechanism_of`.
+    steps, seed
+        As for `mechanism_of`.
+    clip : float, optional
+        The L2 norm to which the client itself clips the vector that noise is added to. Without it,
+        there must be a `Clip` among the steps.
     exact : sequence of str
         The names of the arrays that are sent exactly.
     layout : Layout, optional
@@ -120,11 +117,11 @@ def obstacles(
     if clip is None:
         yield from _in_clipping(steps)
     if exact:
-        yield Obstacle("exact", "exact", f"arrays {[*exact]} leave clients without noise")
+        yield Obstacle("exact", "exact", f"arrays {[*exact]} are sent without noise")
 
 
 def noise_of(steps: Sequence[ClientStep]) -> AddNoise | None:
-    """Return the noise that counts, which is right before the encoding; None without it."""
+    """Return the noise right before the encoding, the only one that counts, or None."""
     *_, last = [None, *steps[:-1]]
     return last if isinstance(last, AddNoise) else None
 
@@ -133,11 +130,6 @@ def least_scale(noise: AddNoise) -> float:
     """Return the least scale that the server asks for; infinity for a model without parameters."""
     assert noise.scales is not None  # else the scales depend on the update
     return float(noise.scales.min(initial=np.inf))
-
-
-def norm_of(steps: Sequence[ClientStep]) -> float | None:
-    """Return the norm of the `Clip` among the steps, or None."""
-    return next((step.norm for step in steps if type(step) is Clip), None)
 
 
 def _in_reports(steps: Sequence[ClientStep], layout: Layout | None) -> Iterator[Obstacle]:
@@ -150,7 +142,7 @@ def _in_reports(steps: Sequence[ClientStep], layout: Layout | None) -> Iterator[
             case Tied() if layout is not None:
                 for group in step.groups:
                     names = [layout.flat[index].name for index in group]
-                    why = "clients report, without noise, whether they remain so"
+                    why = "clients report, without noise, whether they stay tied"
                     yield Obstacle("tied", f"arrays {names} are tied", why)
             case _ if step.reveals:
                 rule = "tied" if isinstance(step, Tied) else "reports"
@@ -164,9 +156,9 @@ def _in_noise(steps: Sequence[ClientStep]) -> Iterator[Obstacle]:
         yield Obstacle("noise_scale", "noise", "clients add none")
     elif step is None:
         after = steps[-2]
-        yield Obstacle("noise_scale", repr(after), "it is another step after the noise")
+        yield Obstacle("noise_scale", repr(after), "it comes after the noise")
     elif type(step.noise) is not Gaussian:
-        why = f"only Gaussian noise hides what has a bounded L2 norm, not {step.noise.name}"
+        why = f"only Gaussian noise hides a vector of bounded L2 norm, not {step.noise.name}"
         yield Obstacle("noise_scale", f"noise={step.noise!r}", why)
     elif (type(step) is not AddNoise or step.has_own_scales) and not any(
         isinstance(one, Measure) for one in steps
@@ -176,7 +168,7 @@ def _in_noise(steps: Sequence[ClientStep]) -> Iterator[Obstacle]:
 
 
 def _in_clipping(steps: Sequence[ClientStep]) -> Iterator[Obstacle]:
-    """Yield the first reason why what noise is added to may have any norm."""
+    """Yield the first reason why the vector that noise is added to may have any norm."""
     places = [index for index, step in enumerate(steps) if type(step) is Clip]
     if not places:
         yield Obstacle("clip", "client_steps", "without Clip(…) an update may have any norm")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedmedian.logs import as_line, warn
-from fedmedian.model.layout import Arrays, Layout
+from fedmedian.model.layout import Arrays
 from fedmedian.rounds.checkpoint import Checkpoint, History, Mark, Saved
 from fedmedian.rounds.lock import FolderLock
 from fedmedian.rounds.recipe import Recipe
@@ -92,6 +92,10 @@ class Journal:
         self._begin(saved)
         _LOGGER.info("Resuming after round %d from %s", self.done, self._checkpoint.folder)
         return RunState.from_groups(saved.arrays)
+
+    def holds(self, server_round: int) -> bool:
+        """Return whether a round is stored and does not run again."""
+        return server_round <= self.done != 0
 
     def require_continuation(self, model: Arrays) -> None:
         """Check that a round starts from the model that the last round returned.
@@ -218,8 +222,13 @@ def _require_same_run(
             raise ValueError(
                 f"checkpoint {folder!r} is of a run with {name}={stored}, this one has {name}={own}"
             )
-    if initial is not None and Layout.of_model(initial) != Layout.of_model(saved.arrays["model"]):
+    if initial is not None and _forms(initial) != _forms(saved.arrays["model"]):
         raise ValueError(f"checkpoint {folder!r} is of a different model than the initial one")
+
+
+def _forms(model: Arrays) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Return shape and dtype of each array of a model, in whatever order."""
+    return {name: (array.shape, array.dtype) for name, array in model.items()}
 
 
 def is_same_model(model: Arrays, other: Arrays) -> bool:

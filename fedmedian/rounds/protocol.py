@@ -1,15 +1,13 @@
-"""The protocol of a round, free of Flower: ask the clients, hear their replies, move the model.
+"""The protocol of a run's rounds: ask clients, hear their replies, move the model.
 
-The strategies of both APIs translate Flower's messages for it; what a round is stands here.
+It does not know Flower: the strategies of both APIs translate Flower's messages for it.
 """
 
 import gc
 import logging
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from fedmedian.aggregators.diagnostics import Report
 from fedmedian.logs import warn
@@ -22,31 +20,30 @@ from fedmedian.rounds.journal import Journal, is_same_model
 from fedmedian.rounds.ledger import Ledger
 from fedmedian.rounds.metrics import with_usual_metrics
 from fedmedian.rounds.options import RunOptions
-from fedmedian.rounds.recipe import Model, NoStepError, Question, Recipe, ServerStep
-from fedmedian.rounds.roster import Hearing, Roster
+from fedmedian.rounds.recipe import NoStepError, Question, Recipe, ServerStep
+from fedmedian.rounds.roster import Hearing, Received, Roster
 from fedmedian.rounds.screening import (
     Answer,
     AnyReply,
     CohortRule,
     Node,
     Reply,
+    Said,
     Source,
     one_reply_per_node,
 )
-from fedmedian.rounds.state import RunState
-from fedmedian.rounds.watch import RunFailedError, Watch, describe_round
+from fedmedian.rounds.state import KnownModels, RunState
+from fedmedian.rounds.watch import Heard, RunFailedError, Watch, describe_round
 
 _LOGGER = logging.getLogger("flwr")
-
-Received = TypeVar("Received")
 
 
 @contextmanager
 def paused_collector() -> Iterator[None]:
-    """Keep Python's cyclic garbage collector away from a round's replies while they are heard.
+    """Pause Python's cyclic garbage collector while replies are heard.
 
-    They are many small objects in no cycles, which it would look at again and again: a fifth of
-    the time of a round of ten thousand clients.
+    Replies are many small objects without cycles. Scanning them again and again would take a fifth
+    of the time of a round of ten thousand clients.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -55,65 +52,6 @@ def paused_collector() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-@dataclass(frozen=True)
-class Said(Generic[Source]):
-    """The content of a reply to training, not yet judged.
-
-    Parameters
-    ----------
-    arrays : mapping of str to array
-        Its arrays.
-    scalars : mapping or None
-        The scalars of the payload in it; None for plain weights.
-    num_examples : float
-        The client's weight, > 0.
-    metrics : mapping
-        The client's own metrics.
-    source : object
-        The reply as Flower's API has it.
-    """
-
-    arrays: Arrays
-    scalars: Mapping[str, Any] | None
-    num_examples: float
-    metrics: Mapping[str, Any]
-    source: Source
-
-
-@dataclass(frozen=True)
-class Heard(Generic[Source]):
-    """The outcome of a round.
-
-    Parameters
-    ----------
-    question : Question
-        The question that was answered.
-    model : dict of str to array or None
-        The new model; None if it is the one from before the round.
-    report : dict
-        What to report about the round.
-    usual : list of Answer
-        The accepted answers whose metrics can be aggregated.
-    asked : int
-        The number of clients that were asked.
-    reasons : list of str or Exception
-        Why replies were not used or did not come, one for each.
-    no_step : str
-        Why there is no new model, if there is none.
-    answers : list of Answer
-        The accepted answers.
-    """
-
-    question: Question
-    model: Model | None
-    report: Report
-    usual: list[Answer[Source]]
-    asked: int
-    reasons: list[str | Exception]
-    no_step: str
-    answers: list[Answer[Source]]
 
 
 class RoundProtocol:
@@ -126,10 +64,10 @@ class RoundProtocol:
     options : RunOptions
         The other arguments of the strategy.
     rules : CohortRule
-        The rules by which replies are judged together, in training and in evaluation, after
-        "one reply per node that was asked". Those of the options follow, in training alone.
+        Rules for all replies of a phase together, in training and in evaluation. They apply after
+        `one_reply_per_node`; in training those of the options follow.
     ledger : Ledger, optional
-        The account of the privacy budget, if there is one.
+        The account of the privacy budget, if any.
     """
 
     def __init__(
@@ -144,37 +82,39 @@ class RoundProtocol:
         self.journal = Journal(options.checkpoint)
         self._roster = Roster()
         self._rules = (one_reply_per_node, *rules)
-        self._watch = Watch(options.max_failed_rounds)
+        self._watch = Watch(options.max_failed_rounds, self._roster)
         self._ledger = ledger
-        self._states: list[tuple[Arrays, RunState]] = []
+        self._models = KnownModels({}, RunState())
         self._questions: list[Question] = []
         self._is_answered = False
-        self._round_heard = 0
+        self._round: int | None = None
         self._is_over = False
-        self._is_open = self._is_fresh = False
+        self._is_open = False
         self._has_trained = self._has_evaluated = False
         self._silent_rounds = 0
         self._model: Arrays = {}
 
     def open(self, initial: Arrays | None) -> None:
-        """Begin a run, or resume the one that the checkpoint holds.
+        """Start a run, or resume the one in the checkpoint.
 
         Parameters
         ----------
         initial : mapping of str to array, or None
-            The model that the run would begin with, if it is known.
+            The initial model, if known.
 
         Raises
         ------
         ValueError, RuntimeError, OSError
             As `Journal.open` and `Ledger.open`.
         """
-        self._is_open = self._is_fresh = True
+        self._is_open = True
         self._is_over = self._has_trained = self._has_evaluated = False
         self._silent_rounds, self._model = 0, initial or {}
-        self._questions, self._round_heard = [], 0
+        self._questions, self._round = [], None
         state = self.journal.open(self.recipe, initial)
-        self._states = [(self.journal.model or {}, state)]
+        self._models = KnownModels(self.journal.model or {}, state)
+        self._roster = Roster()
+        self._watch = Watch(self.options.max_failed_rounds, self._roster)
         if self._ledger is not None:
             try:
                 self._ledger.open(self.journal.done)
@@ -183,29 +123,29 @@ class RoundProtocol:
                 raise
 
     def release(self) -> None:
-        """Leave the checkpoint's folder to other runs: this one has ended."""
+        """End the run: unlock the checkpoint's folder for other runs."""
         self._is_open = False
         self.journal.release()
 
     def pass_over(self) -> int:
-        """Take note of a round that has asked nobody to train, and return how many there were."""
+        """Count a round that asked no client to train, and return how many there were."""
         self._silent_rounds += 1
         return self._silent_rounds
 
-    def require_somebody(self, drawn: str, *, trains: bool) -> None:
-        """Raise if rounds have asked nobody, and none of the run has asked anybody.
+    def require_clients(self, drawn: str, *, trains: bool) -> None:
+        """Raise if the run has had rounds, and none of them asked any client.
 
         Parameters
         ----------
         drawn : str
-            The arguments that decide how many clients are drawn.
+            The arguments that set how many clients are drawn.
         trains : bool
-            Whether clients were to be trained; else it is enough that they were asked to evaluate.
+            Whether clients were to train; otherwise it is enough that they were asked to evaluate.
 
         Raises
         ------
         RunFailedError
-            If nobody was asked.
+            If no client was asked.
         """
         has_asked = self._has_trained if trains else self._has_trained or self._has_evaluated
         if has_asked or self.journal.done or self._is_over or not self._silent_rounds:
@@ -220,12 +160,12 @@ class RoundProtocol:
         )
 
     def affordable(self, num_rounds: int) -> int:
-        """Return the number of a run's rounds that its privacy budget affords.
+        """Return how many of a run's rounds the privacy budget affords.
 
         Raises
         ------
         ValueError
-            If it affords none, and none is stored.
+            If it affords none, and no round is stored.
         """
         if self._ledger is None:
             return num_rounds
@@ -235,7 +175,7 @@ class RoundProtocol:
         return min(num_rounds, last)
 
     def say_why_it_ends(self, last: int, num_rounds: int) -> None:
-        """Log that a run has ended before its last round, if it has."""
+        """Log a warning if the budget ends the run before its last round."""
         if last < num_rounds:
             warn(
                 "the run ends after round %d of %d: another would exceed the privacy budget, %s",
@@ -243,7 +183,7 @@ class RoundProtocol:
             )
 
     def describe_privacy(self, mechanism: Mechanism | NoMechanism) -> str | None:
-        """Return what to say at a run's start about privacy; None if there is none."""
+        """Return the line about privacy for the start of a run; None without a mechanism."""
         if isinstance(mechanism, NoMechanism):
             return None
         budget = "" if self._ledger is None else f"; budget {self._ledger}"
@@ -251,59 +191,46 @@ class RoundProtocol:
 
     @property
     def last_question(self) -> Question | None:
-        """The question that was asked last, or None if none was."""
+        """The last question, or None before the first."""
         return self._questions[-1] if self._questions else None
 
-    @property
-    def has_several_questions(self) -> bool:
-        """Whether several questions of one round are open."""
-        return len(self._questions) > 1
-
-    def question_answered(self, numbers: Iterable[Any]) -> Question | None:
-        """Return the question that most answers name by its number, or None if none was asked."""
-        claims = Counter(number for number in numbers if type(number) is int)
-        named = [claims[question.instruction.question] for question in self._questions]
-        return self._questions[named.index(max(named))] if named else None
+    def questions_of(self, server_round: int) -> list[Question]:
+        """Return the open questions of a round, one per model."""
+        return [one for one in self._questions if one.server_round == server_round]
 
     def ask(self, server_round: int, model: Arrays) -> Question | None:
         """Ask a question.
 
-        Asked again about the same model in one round, it is the same question. About another
-        model, as of a second cluster of clients, it is another one. A round ends when the
-        first of its questions has been answered: what is asked then belongs to the next one.
+        The same model in the same round is the same question. Another model, as of a second cluster
+        of clients, is another question of the round. Rounds that start over are another run: a
+        smaller number, or round 1 again after it was answered.
 
         Parameters
         ----------
         server_round : int
-            The round; 1 starts a run afresh.
+            The round.
         model : mapping of str to array
             The model.
 
         Returns
         -------
         Question or None
-            The question; None if the checkpoint holds this round already, or the privacy budget
-            does not afford it.
+            The question; None if the checkpoint holds this round, or the privacy budget does not
+            afford it.
 
         Raises
         ------
         ValueError, RuntimeError, OSError
-            As `open`, which a run that another strategy drives has not called, and as
+            As `open`, which is called if another strategy drives the run, and as
             `Journal.require_continuation`.
         """
-        asked = [one for one in self._questions if one.server_round == server_round]
-        if self._is_answered:
-            asked = []
-        if not self._is_open or (server_round == 1 and not self._is_fresh and not asked):
+        if not self._is_open or self._is_another_run(server_round):
             self.open(model)
             self.journal.warn_of_unseen_rounds()
-        self._is_fresh, self._model = False, model
-        if server_round <= self.journal.done:
+        self._round, self._model = server_round, model
+        if self.journal.holds(server_round):
             return None
         self.journal.require_continuation(model)
-        if server_round == 1 and not asked:
-            self._states = [(model, RunState())]
-            self._roster, self._watch = Roster(), Watch(self.options.max_failed_rounds)
         if self._ledger is not None and not self._ledger.rounds_left:
             if not self._is_over:
                 warn(
@@ -313,38 +240,33 @@ class RoundProtocol:
                 )
             self._is_over = True
             return None
+        asked = [] if self._is_answered else self.questions_of(server_round)
         for question in asked:
             if is_same_model(question.model, model):
                 return question
-        question = self.recipe.ask(self._state_of(model), server_round, model, len(asked))
+        state = self._models.state_of(model)
+        question = self.recipe.ask(state, server_round, model, len(asked))
         if server_round == self.journal.done + 1:
             for doubt in doubts(question, tuple(self.recipe.exact)):
                 warn("%s", doubt)
         self._questions, self._is_answered = [*asked, question], False
         return question
 
-    def _state_of(self, model: Arrays) -> RunState:
-        """Return the state of the last round that has made this model, else of the last at all."""
-        if len(self._states) > 1:
-            for made, state in self._states:
-                if is_same_model(made, model):
-                    return state
-        return self._states[-1][1]
-
-    def _remember(self, question: Question, model: Arrays, state: RunState) -> None:
-        if question.server_round > self._round_heard:
-            self._states, self._round_heard = [], question.server_round
-        self._states.append((model, state))
+    def _is_another_run(self, server_round: int) -> bool:
+        """Return whether rounds start over, as in a second run that another strategy drives."""
+        if self._round is None or server_round > self._round:
+            return False
+        return server_round < self._round or (server_round == 1 and self._is_answered)
 
     def may_ask(self, question: Question, drawn: int, present: int) -> bool:
-        """Decide whether the clients that were drawn are asked, and charge the budget if so.
+        """Return whether the drawn clients may be asked, and charge the budget if so.
 
         Parameters
         ----------
         question : Question
-            What they are to be asked.
+            What they would be asked.
         drawn : int
-            The number of clients that were drawn.
+            The number of clients drawn.
         present : int
             The number of connected clients that they were drawn from.
 
@@ -366,7 +288,7 @@ class RoundProtocol:
         return True
 
     def sampling(self, server_round: int) -> AbstractContextManager[None]:
-        """Return a context in which Flower samples nodes as the seed says."""
+        """Return a context in which Flower samples nodes by the seed."""
         return seeded_sampling(self.recipe.seed, server_round)
 
     def hear(
@@ -377,7 +299,7 @@ class RoundProtocol:
         read: Callable[[Received], Said[Source]],
         failures: Sequence[str] = (),
     ) -> Heard[Source]:
-        """Make a step of the replies to training that can be used.
+        """Make a step from the usable replies to training.
 
         Parameters
         ----------
@@ -386,45 +308,41 @@ class RoundProtocol:
         asked : collection of int or str
             The nodes that were asked.
         replies : iterable of (int or str, object)
-            The nodes that have replied, each with its reply as Flower's API has it.
+            Each node that replied, with its reply as Flower's API has it.
         read : callable
             Reads such a reply, or raises.
         failures : sequence of str
-            Why clients have not replied, as far as that is known.
+            Known reasons for missing replies.
 
         Returns
         -------
         Heard
-            The new model, and what to report. `end` is to be called with how it was reported.
+            The outcome, for `end`.
         """
         self._has_trained = True
         hearing = Hearing("aggregate_train", asked, self._roster, failures)
-        answers = []
-        for node, reply in replies:
-            with hearing.reply_of(node):
-                said = read(reply)
-                payload = question.read(node, said.arrays, said.scalars)
-                self._roster.learn(node, payload.partition)
-                answer = Answer(node, said.num_examples, said.metrics, said.source, payload)
-                answers.append(answer)
+        answers = hearing.readable(replies, lambda node, one: question.answer(node, read(one)))
+        self._roster.learn([(answer.node, answer.payload.partition) for answer in answers])
         rules = (*self._rules, *self.options.cohort_rules)
         kept, counts = hearing.judge(question.server_round, answers, rules)
         report: Report = {**counts}
         if self._ledger is not None:
             report |= self._ledger.report
             self._ledger.look_at(answers)
-        model, reason = None, ""
+        model, state, reason = None, question.state, ""
         try:
             step, state, measured = self._step(question, kept)
             report |= measured
             model = question.move(step)
-            self._remember(question, model, state)
+            self._models.replace(question.model, model, state)
         except NoStepError as error:
             reason = str(error)
             warn("round %d keeps the model as it is: %s", question.server_round, reason)
-        kept = self.recipe.in_order(question, kept)  # averages of metrics depend on it, too
+        kept = self.recipe.in_order(kept)  # averages of metrics depend on it, too
         usual = self._with_usual_metrics(kept)
-        return Heard(question, model, report, usual, len(asked), hearing.reasons, reason, kept)
+        return Heard(
+            question, model, state, report, usual, len(asked), hearing.reasons, reason, kept
+        )
 
     def _step(
         self, question: Question, answers: list[Answer[Any]]
@@ -437,7 +355,7 @@ class RoundProtocol:
     def end(
         self, heard: Heard[Any], sizes: Mapping[str, float], own: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """End a round of training: store it, and what was reported of it, if it is time to.
+        """End a round of training: store it if a checkpoint is due, log it, and check the run.
 
         Parameters
         ----------
@@ -446,7 +364,7 @@ class RoundProtocol:
         sizes : mapping of str to float
             ``uplink-bytes`` and ``downlink-bytes``.
         own : mapping
-            The clients' own metrics, aggregated. None of them takes the place of a measurement.
+            The clients' own metrics, aggregated. They do not replace measurements of the same name.
 
         Returns
         -------
@@ -463,11 +381,10 @@ class RoundProtocol:
         metrics = {**own, **report}
         self.journal.note("train", question.server_round, metrics)
         model = question.model if heard.model is None else heard.model
-        self.journal.end_round(question.server_round, self.recipe, model, self._state_of(model))
-        answers = {self._roster.name(answer.node): answer.payload for answer in heard.answers}
+        self.journal.end_round(question.server_round, self.recipe, model, heard.state)
         few = self.recipe.aggregator.cost_of_few(self.recipe.noise)
         # Not the clients' metrics: they may have the names of ours, and hold anything.
-        self._watch.see(question, heard.asked, heard.reasons, report, heard.no_step, answers, few)
+        self._watch.see(heard, report, few)
         return metrics
 
     def count(self, up: float, with_fedavg: float, down: float) -> None:
@@ -475,7 +392,7 @@ class RoundProtocol:
         self._watch.count(up, with_fedavg, down)
 
     def say_totals(self) -> None:
-        """Log what the run has sent, once it has ended."""
+        """Log the bytes of the whole run."""
         self._watch.say_totals()
 
     def hear_evaluation(
@@ -496,7 +413,7 @@ class RoundProtocol:
         asked, replies, read
             As for `hear`.
         sizes : mapping of str to float, optional
-            ``uplink-bytes`` and ``downlink-bytes``, as far as they are known, for the log.
+            ``uplink-bytes`` and ``downlink-bytes``, if known, for the log.
         failures : sequence of str
             As for `hear`.
 
@@ -507,11 +424,7 @@ class RoundProtocol:
         """
         self._has_evaluated = True
         hearing = Hearing("aggregate_evaluate", asked, self._roster, failures)
-        read_ones = []
-        for node, reply in replies:
-            with hearing.reply_of(node):
-                read_ones.append(read(node, reply))
-        kept, counts = hearing.judge(server_round, read_ones, self._rules)
+        kept, counts = hearing.judge(server_round, hearing.readable(replies, read), self._rules)
         _LOGGER.info("aggregate_evaluate: %s", describe_round({**counts, **(sizes or {})}))
         return self._with_usual_metrics(kept)
 

@@ -1,9 +1,9 @@
-"""Rounds as values: what to ask of clients, and the step that their answers make."""
+"""Rounds as values: what clients are asked, and the step that their answers make."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -12,16 +12,22 @@ from numpy.typing import NDArray
 from fedmedian.aggregators.base import Aggregator, Answers, NoiseAt
 from fedmedian.aggregators.diagnostics import Report
 from fedmedian.aggregators.votes import Counts
-from fedmedian.checks import require_choice, require_integer, require_real, require_type
+from fedmedian.checks import (
+    require_choice,
+    require_integer,
+    require_real,
+    require_result,
+    require_type,
+)
 from fedmedian.model.blocks import Blocks
 from fedmedian.model.layout import RUNNING_STATISTICS, Arrays, Layout, first_spoiled
 from fedmedian.randomness import rotation_seed, server_rng
-from fedmedian.rounds.screening import Answer, Node, Source
+from fedmedian.rounds.screening import Answer, Node, Said, Source
 from fedmedian.rounds.state import RunState
 from fedmedian.rules.noise import NOISE_FAMILIES, Gaussian, Noise
 from fedmedian.rules.optimizers import Optimizer, State
 from fedmedian.rules.scales import ScaleRule, Scales, TopUp
-from fedmedian.rules.schedules import Schedule, as_schedule
+from fedmedian.rules.schedules import Schedule
 from fedmedian.rules.trust import (
     agreed_size,
     count_out_of_proportion,
@@ -30,7 +36,7 @@ from fedmedian.rules.trust import (
 )
 from fedmedian.steps.base import CLIENT_STEPS, ClientStep
 from fedmedian.steps.encodings import Encoding, Vector
-from fedmedian.steps.instruction import Instruction, perturb_update
+from fedmedian.steps.instruction import LONGEST_SEED, Instruction, perturb_update
 from fedmedian.steps.noise import AddNoise, Measure, TopUpNoise
 from fedmedian.steps.payload import Payload
 from fedmedian.steps.rotation import Rotation
@@ -44,20 +50,20 @@ DEFAULT_ROTATION = Rotation()
 DEFAULT_AGGREGATOR = Counts()
 
 ScaleFrom = Literal["server", "client"]
-"""The side that chooses the noise scale of a round."""
+"""The side that chooses the noise scale."""
 
 
 class PlainWeightsError(WireError):
-    """A reply of plain weights, where clients were to perturb their updates."""
+    """Raised when a client sends plain weights instead of a perturbed update."""
 
 
 class NoStepError(Exception):
-    """Raised when a round keeps the model as it is; its text is the reason."""
+    """Raised when a round makes no step; the text is the reason."""
 
 
 @dataclass(frozen=True)
 class ServerStep:
-    """A round's step x ← x − δ·direction.
+    """The step of a round: x ← x − δ·direction.
 
     Parameters
     ----------
@@ -76,14 +82,14 @@ class ServerStep:
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """What one round asks of the clients, and how an answer to it is read.
+    """What a round asks of its clients, and how their answers are read.
 
     Parameters
     ----------
     server_round : int
         The round.
     model : mapping of str to array
-        The model that the answers are about.
+        The model that clients train.
     layout : Layout
         Its layout.
     instruction : Instruction
@@ -98,31 +104,24 @@ class Question:
     instruction: Instruction
     state: RunState
 
-    @property
+    @cached_property
     def blocks(self) -> Blocks:
         """The blocks of what clients send."""
         return self.instruction.blocks(self.layout)
 
     def instruction_for(self, node: Node) -> Instruction:
-        """Return what is asked of a node."""
+        """Return the instruction for a node: the same for all."""
         return self.instruction
 
-    def sizes_of(self, payload: Payload) -> tuple[Float32, Float32]:
-        """Return the noise scales and magnitudes of an accepted payload, (L,) each."""
-        blocks = self.blocks
-        return (
-            self.instruction.scales_of(payload, blocks),
-            self.instruction.magnitudes_of(payload, blocks),
-        )
-
     def content_for(self, node: Node) -> Arrays:
-        """Return the arrays that a node is sent: the whole model."""
+        """Return the arrays for a node: the whole model."""
         return self.model
 
     def read(self, node: Node, arrays: Arrays, scalars: Mapping[str, Any] | None) -> Payload:
-        """Return a node's answer, judged alone.
+        """Return the payload of a node's reply.
 
-        Plain weights, of a client without `perturb`, are as good as a vector without noise.
+        Where clients send vectors without noise, plain weights of a client without `perturb` work
+        too.
 
         Parameters
         ----------
@@ -144,15 +143,15 @@ class Question:
             If the reply is unusable, saying why.
         """
         instruction, layout = self.instruction_for(node), self.layout
-        noise = instruction.find(AddNoise)
         if scalars is not None:
             payload = Payload.decode(list(arrays.values()), scalars)
-        elif isinstance(instruction.encoding, Vector) and noise is None:
+        elif isinstance(instruction.encoding, Vector) and instruction.find(AddNoise) is None:
             after = layout.named(arrays)
             update = layout.difference(self.model, after)
             # Without noise and signs there is nothing to draw.
             payload = perturb_update(instruction, layout, update, after, np.random.default_rng(0))
         else:
+            noise = instruction.find(AddNoise)
             raise PlainWeightsError(
                 f"sent plain weights, was asked for {instruction.encoding.name!r} with noise "
                 f"{None if noise is None else noise.noise!r}: does its ClientApp have "
@@ -161,13 +160,19 @@ class Question:
         instruction.require_answer(payload, layout, self.model)
         return payload
 
+    def answer(self, node: Node, said: Said[Source]) -> Answer[Source]:
+        """Return the answer in a node's reply; see `read`."""
+        payload = self.read(node, said.arrays, said.scalars)
+        sizes = self.instruction.sizes_of(payload, self.blocks)
+        return Answer(node, said.num_examples, said.metrics, said.source, payload, *sizes)
+
     def move(self, step: ServerStep) -> Model:
         """Return the model after a step.
 
         Raises
         ------
         NoStepError
-            If entries of it would not be finite that are now.
+            If finite entries would become NaN or infinite.
         """
         with np.errstate(over="ignore", invalid="ignore"):
             model = self.layout.move(self.model, step.direction, step.rate, step.exact)
@@ -178,10 +183,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that a run's model depends on, beside its initial model and the clients' answers.
+    """Everything that a run's model depends on, except the initial model and clients' answers.
 
-    The fields are the arguments of `fedmedian.strategies.SignSGD` and `MedianSGD`, which describe
-    them. They are what a checkpoint compares when a run resumes.
+    Its fields are arguments of `fedmedian.strategies.SignSGD` and `MedianSGD`, which describe them.
+    A checkpoint compares them when a run resumes.
 
     Raises
     ------
@@ -214,7 +219,10 @@ class Recipe:
         for pattern in require_sequence("exact", self.exact, "strings"):
             require_type("exact", pattern, str, "a sequence of strings")
         if self.seed is not None:
-            require_integer("seed", self.seed, low=0)
+            seed = require_integer("seed", self.seed, low=0)
+            if seed >= 10**LONGEST_SEED:
+                raise ValueError(f"seed must be < 10**{LONGEST_SEED}, got a larger number")
+            object.__setattr__(self, "seed", seed)
         self._resolve_noise()
         self._resolve_learning_rate()
 
@@ -241,7 +249,7 @@ class Recipe:
         model : mapping of str to array
             The model that the clients are sent.
         number : int (default: 0)
-            How many questions the round has asked before.
+            The number of questions that the round has asked before.
 
         Returns
         -------
@@ -260,18 +268,14 @@ class Recipe:
 
     @property
     def usual_steps(self) -> tuple[ClientStep, ...]:
-        """The client steps for a model of one block, as far as they are known before a round."""
+        """The client steps for a model of one block, known before any round."""
         layout = Layout.of_model({"x": np.zeros(1, dtype=np.float32)})
         return self._steps(RunState(), 1, layout, ())
 
-    def in_order(
-        self, question: Question, answers: Sequence[Answer[Source]]
-    ) -> list[Answer[Source]]:
-        """Return answers in an order that does not depend on their arrival, if there is a seed."""
-        if self.seed is None:
-            return [*answers]
+    def in_order(self, answers: Sequence[Answer[Source]]) -> list[Answer[Source]]:
+        """Return answers in an order that, with a seed, does not depend on their arrival."""
         # Sums of floats depend on the order.
-        return sorted(answers, key=lambda one: one.key(*question.sizes_of(one.payload)))
+        return [*answers] if self.seed is None else sorted(answers, key=lambda one: one.key)
 
     def step(
         self,
@@ -281,14 +285,14 @@ class Recipe:
         *,
         diagnostics: bool = True,
     ) -> tuple[ServerStep, RunState, Report]:
-        """Return the step that a round's answers make.
+        """Return the step of a round.
 
         Parameters
         ----------
         question : Question
-            The question that they answer.
+            The question.
         answers : sequence of M Answer
-            The accepted answers, M >= 1. With a seed their order plays no part.
+            The accepted answers, M >= 1. With a seed their order does not matter.
         state : RunState
             The run's state.
         diagnostics : bool (default: True)
@@ -308,10 +312,10 @@ class Recipe:
         NoStepError
             If the optimizer's state would not be finite.
         """
-        answers = self.in_order(question, answers)
+        answers = self.in_order(answers)
         payloads = [answer.payload for answer in answers]
-        used, reported = map(np.stack, zip(*map(question.sizes_of, payloads), strict=True))
-        sizes = reported.astype(np.float64)
+        used = np.stack([answer.scales for answer in answers])
+        sizes = np.stack([answer.magnitudes for answer in answers]).astype(np.float64)
         claims = np.array([one.num_examples if self.weighted else 1.0 for one in answers])
         read = Answers(
             bodies=[payload.body for payload in payloads],
@@ -330,9 +334,11 @@ class Recipe:
         if self.rule is not None and read.scales is not None:
             report["noise-scale"] = self._reported_scales(read).tolist()
             before = self._scales(state, question.blocks, question.layout)
-            scales = self.rule.following(before, sizes)
-        rate = as_schedule(self.learning_rate)(question.server_round)
-        require_real("learning_rate", rate, low=0.0, open_low=True)
+            scales = self._following(before, sizes)
+        rate = self.learning_rate
+        if callable(rate):
+            rate = _require_rate(rate(question.server_round))
+        assert rate is not None  # `_resolve_learning_rate` has set it
         step = ServerStep(direction, rate, self._exact(question, payloads, read))
         following = state.following(question.blocks, question.layout, scales, optimizer)
         return step, following, {**report, **(read.report or {})}
@@ -354,6 +360,8 @@ class Recipe:
         if noise is not None:
             NOISE_FAMILIES.require("noise", noise)
             AddNoise(noise).encode()  # raises if a parameter cannot travel
+        if self.rule is not None:
+            self.rule.first(1, self.aggregator.encoding.name)  # raises if it knows no such encoding
         chooses = noise is not None and noise.rule.magnitude is not None
         if self.scale_from == "client" and not chooses:
             raise ValueError(
@@ -370,7 +378,8 @@ class Recipe:
                 )
             usual *= 1.0 if self.optimizer is None else self.optimizer.usual_rate
             object.__setattr__(self, "learning_rate", usual)
-        as_schedule(self.learning_rate)  # raises if it is neither a number nor callable
+        if isinstance(self.learning_rate, type) or not callable(self.learning_rate):
+            object.__setattr__(self, "learning_rate", _require_rate(self.learning_rate))
 
     def _require_rotation(self) -> None:
         if self.rotation is None:
@@ -389,7 +398,7 @@ class Recipe:
         layout: Layout,
         tied: tuple[tuple[int, ...], ...],
     ) -> tuple[ClientStep, ...]:
-        """Return the round's client steps: the user's, then those that noise and encoding need."""
+        """Return the round's client steps: the user's, then those for noise and encoding."""
         steps: list[ClientStep] = [Tied(tied)] if tied else []
         steps += self.client_steps
         if self.rotation is not None:
@@ -414,11 +423,16 @@ class Recipe:
         return add(noise, told, noise.rule.own_factor)
 
     def _scales(self, state: RunState, blocks: Blocks, layout: Layout) -> Scales:
-        """Return the scales in force; NaN for a block whose scale follows from the answers."""
-        assert self.rule is not None  # asked with noise alone
+        """Return the scales in force; NaN for a block whose scale the answers set."""
+        assert self.rule is not None  # only called with noise
         known = state.scales(blocks, layout)
         first = self.rule.first(len(blocks), self.aggregator.encoding.name)
         return np.where(np.isnan(known), first, known)
+
+    def _following(self, scales: Scales, sizes: NDArray[np.float64]) -> Scales:
+        rule = self.rule
+        assert rule is not None  # only called with noise
+        return require_result(rule, rule.following(scales, sizes), scales.size, np.float64)
 
     @property
     def _is_measured(self) -> bool:
@@ -427,13 +441,13 @@ class Recipe:
     def _scales_in_force(
         self, question: Question, state: RunState, used: Float32, sizes: NDArray[np.float64]
     ) -> Float32 | None:
-        """Return each client's noise scales, or those that the server uses for all, (M, L)."""
+        """Return the noise scales, (M, L): the clients' own, or the server's for all of them."""
         if self.rule is None:
             return None
         if self.client_noise is not None:
             return used
         known = self._scales(state, question.blocks, question.layout)
-        found = np.where(np.isnan(known), self.rule.following(known, sizes), known)
+        found = np.where(np.isnan(known), self._following(known, sizes), known)
         return np.asarray(np.broadcast_to(found.astype(np.float32), used.shape))
 
     def _direction(
@@ -443,10 +457,11 @@ class Recipe:
         payloads: Sequence[Payload],
         state: RunState,
     ) -> tuple[Float32, dict[str, State]]:
-        """Return the optimizer's step in the parameters' own basis, and its state by array."""
+        """Return the optimizer's step in the basis of the parameters, and its state by array."""
         rng = server_rng(self.seed, question.server_round)
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
-            direction = self.aggregator.direction(read, rng)
+        with np.errstate(over="ignore", invalid="ignore"):  # `move` refuses what is not finite
+            made = self.aggregator.direction(read, rng)
+            direction = require_result(self.aggregator, made, read.blocks.dim)
             if read.magnitudes is not None:
                 _keep_frozen(direction, read.blocks, read.magnitudes)
             direction = question.instruction.undo(direction, question.layout)
@@ -464,10 +479,10 @@ class Recipe:
     def _exact(
         self, question: Question, payloads: Sequence[Payload], read: Answers
     ) -> dict[str, NDArray[Any]]:
-        centre = partial(self.aggregator.centre, weights=read.weights)
+        center = partial(self.aggregator.center, weights=read.weights)
         stacked = question.layout.stack_exact([payload.exact for payload in payloads])
         return {
-            spec.name: spec.combine(values, centre, question.model[spec.name])
+            spec.name: spec.combine(values, center, question.model[spec.name])
             for spec, values in stacked
         }
 
@@ -478,7 +493,7 @@ def is_same(value: Any, other: Any) -> bool:
 
 
 def unusual(value: Any, usual: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a dataclass whose values are not the usual ones, by name."""
+    """Return the fields of a dataclass that differ from the usual values, by name."""
     own = {one.name: getattr(value, one.name) for one in fields(value)}
     return {name: it for name, it in own.items() if not is_same(it, usual[name])}
 
@@ -488,6 +503,10 @@ def require_sequence(name: str, value: Any, of: str) -> Sequence[Any]:
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise TypeError(f"{name} must be a sequence of {of}, got {value!r}")
     return value
+
+
+def _require_rate(rate: Any) -> float:
+    return require_real("learning_rate", rate, low=0.0, open_low=True)
 
 
 def _require_client_steps(steps: Sequence[ClientStep]) -> None:
@@ -504,9 +523,9 @@ def _require_client_steps(steps: Sequence[ClientStep]) -> None:
 
 
 def _keep_frozen(direction: Float32, blocks: Blocks, magnitudes: NDArray[np.float64]) -> None:
-    """Set to zero, in place, the step of blocks that at most t clients have moved.
+    """Set the step of blocks that at most t clients have moved to zero, in place.
 
-    Noise that is still added to such a block would walk it, and so would t liars.
+    Otherwise noise, or t liars, would move a block that does not train.
     """
     for part, size in zip(blocks.split(direction), agreed_size(magnitudes), strict=True):
         if size == 0:
@@ -514,12 +533,15 @@ def _keep_frozen(direction: Float32, blocks: Blocks, magnitudes: NDArray[np.floa
 
 
 def _still_tied(instruction: Instruction, payloads: Sequence[Payload]) -> list[tuple[int, ...]]:
-    """Return the groups that more than half of the clients report tied, and all but t of them.
+    """Return the groups that more than half of the clients, and all but t, report as tied.
 
-    Of two clients both must: a liar that parts a tied group does no harm that clients' own next
-    updates do not undo, and one that ties two layers would do so forever.
+    Of two clients both must. A liar that separates a tied group does harm that the clients' next
+    updates undo. One that ties two layers would do so forever.
     """
-    found = Counter(group for payload in payloads for group in instruction.still_tied(payload))
+    step = instruction.find(Tied)
+    if step is None:
+        return []
+    found = Counter(group for one in payloads for group in step.still_tied(one.reports[step.name]))
     enough = max(len(payloads) - num_tolerated(len(payloads)), len(payloads) // 2 + 1)
     return [group for group, count in found.items() if count >= enough]
 
@@ -531,9 +553,9 @@ def _optimized(
     step, states = np.empty_like(direction), {}
     parts = zip(layout.flat, layout.blocks.split(direction), layout.blocks.split(step), strict=True)
     for spec, part, out in parts:
-        # An optimizer replaces what it remembers: of the old state nothing is lost yet.
+        # A copy: a step that fails must not change the state.
         states[spec.name] = own = dict(state.of(spec.name, spec.shape).optimizer)
-        out[:] = optimizer.step(part, own)
+        out[:] = require_result(optimizer, optimizer.step(part, own), part.size)
         for key, value in own.items():
             if not np.isfinite(value).all():
                 raise NoStepError(

@@ -1,11 +1,13 @@
 """The nodes of a run, and the fate of their replies: no client can end a run."""
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from fedmedian.logs import text_of, warn
 from fedmedian.rounds.screening import AnyReply, Cohort, CohortRule, Node
 from fedmedian.steps.instruction import OtherRoundError
+
+Received = TypeVar("Received")
 
 NO_REPLY = "no reply"
 """The reason for a node without a reply, if none is known."""
@@ -22,18 +24,16 @@ class Roster:
         self._partition_of: dict[Node, int | None] = {}
         self._node_of: dict[int, Node] = {}
 
-    def learn(self, node: Node, partition: int | None) -> None:
-        """Remember a node's partition, unless another node has claimed it."""
-        if partition is None or node in self._partition_of:
-            return
-        owner = self._node_of.setdefault(partition, node)
-        if owner == node:
-            self._partition_of[node] = partition
-        else:
-            self._partition_of[node] = None
-            warn(
-                "node %s claims partition %d, which node %s claimed before", node, partition, owner
-            )
+    def learn(self, partitions: Iterable[tuple[Node, int | None]]) -> None:
+        """Remember nodes' partitions, unless others have claimed them."""
+        for node, partition in partitions:
+            if partition is None or node in self._partition_of:
+                continue
+            owner = self._node_of.setdefault(partition, node)
+            self._partition_of[node] = partition if owner == node else None
+            if owner != node:
+                words = "node %s claims partition %d, which node %s claimed before"
+                warn(words, node, partition, owner)
 
     def name(self, node: Node) -> str:
         """Return a node's name for the log."""
@@ -72,18 +72,22 @@ class Hearing:
         self._rejected: dict[str, list[Node]] = {}
         self.reasons: list[str | Exception] = []
 
-    @contextmanager
-    def reply_of(self, node: Node) -> Iterator[None]:
-        """Reject a node's reply if the body of this context raises while reading it."""
-        try:
-            yield
+    def readable(
+        self, replies: Iterable[tuple[Node, Received]], read: Callable[[Node, Received], AnyReply]
+    ) -> list[AnyReply]:
+        """Return the replies that `read` returns; those for which it raises are rejected."""
+        found = []
+        for node, reply in replies:
+            try:
+                found.append(read(node, reply))
+            except OtherRoundError as error:  # the answer to this one is still due
+                self._reject(node, error)
+                continue
+            # Nothing that a client sends may end the run.
+            except Exception as error:
+                self._reject(node, error)
             self._heard.add(node)
-        except OtherRoundError as error:  # the answer to this one is still due
-            self._reject(node, error)
-        # Nothing that a client sends may end the run.
-        except Exception as error:
-            self._heard.add(node)
-            self._reject(node, error)
+        return found
 
     def judge(
         self, server_round: int, replies: Sequence[AnyReply], rules: Sequence[CohortRule]
@@ -110,7 +114,7 @@ class Hearing:
         kept = list(replies)
         for rule in rules:
             cohort = Cohort(server_round, self._asked, kept, len(self.reasons), len(missing))
-            refused = rule(cohort)
+            refused = _checked(rule, rule(cohort), len(kept))
             for index, reason in refused.items():
                 self._reject(kept[index].node, reason)
             kept = [reply for index, reply in enumerate(kept) if index not in refused]
@@ -143,3 +147,13 @@ class Hearing:
         names = map(self._roster.name, nodes)
         count = [] if len(nodes) == 1 else [len(nodes)]
         warn(f"%s: {template}", self._phase, *count, *names, *words)
+
+
+def _checked(rule: CohortRule, refused: Any, replies: int) -> Mapping[int, str]:
+    """Return what a cohort rule has returned, or raise if it is not of these replies."""
+    if not isinstance(refused, Mapping) or not refused.keys() <= set(range(replies)):
+        raise ValueError(
+            f"cohort rule {rule!r} must map indices of the {replies} replies to reasons, "
+            f"got {refused!r}"
+        )
+    return refused

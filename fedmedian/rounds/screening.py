@@ -1,4 +1,4 @@
-"""A round's replies as a whole, and rules that reject some of them together."""
+"""The replies of a round, and rules that reject some of them together."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,15 +7,16 @@ from hashlib import blake2b
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedmedian.logs import shown
+from fedmedian.model.layout import Arrays
 from fedmedian.steps.payload import Payload
+from fedmedian.wire.scalars import Float32
 
 Source = TypeVar("Source")
 
 Node = int | str
-"""A node's id; in the older API, a client's id."""
+"""The id of a node, or in the older API of a client."""
 
 
 @dataclass(frozen=True)
@@ -41,33 +42,55 @@ class Reply(Generic[Source]):
 
 
 @dataclass(frozen=True)
+class Said(Generic[Source]):
+    """The content of a reply to training, before it is judged.
+
+    Parameters
+    ----------
+    arrays : mapping of str to array
+        Its arrays.
+    scalars : mapping or None
+        The scalars of its payload; None for plain weights.
+    num_examples : float
+        The client's weight, > 0.
+    metrics : mapping
+        The client's own metrics.
+    source : object
+        Flower's own object of the reply.
+    """
+
+    arrays: Arrays
+    scalars: Mapping[str, Any] | None
+    num_examples: float
+    metrics: Mapping[str, Any]
+    source: Source
+
+
+@dataclass(frozen=True)
 class Answer(Reply[Source]):
     """A valid reply to training.
 
     Parameters
     ----------
     payload : Payload
-        The client's update as it was sent.
+        The client's perturbed update.
+    scales : (L,) float32
+        The noise scale of each block; 0 without noise.
+    magnitudes : (L,) float32
+        The magnitude of each block before noise; 0 where clients do not report it.
     """
 
     payload: Payload
-
-    def key(self, *sizes: NDArray[np.float32]) -> tuple[float, bytes, str]:
-        """Return the key to sort by; metrics, which may hold times, only break ties.
-
-        `sizes` are the update's noise scales and magnitudes.
-        """
-        digest = self._hashed.copy()
-        for part in sizes:
-            digest.update(np.ascontiguousarray(part).data)
-        return self.num_examples, digest.digest(), shown(self.metrics, most=_LONGEST_METRICS)
+    scales: Float32
+    magnitudes: Float32
 
     @cached_property
-    def _hashed(self) -> blake2b:
+    def key(self) -> tuple[float, bytes, str]:
+        """The key to sort answers by; metrics, which may contain times, only break ties."""
         digest = blake2b()
-        for part in (self.payload.body, self.payload.exact):
+        for part in (self.payload.body, self.payload.exact, self.scales, self.magnitudes):
             digest.update(np.ascontiguousarray(part).data)
-        return digest
+        return self.num_examples, digest.digest(), shown(self.metrics, most=_LONGEST_METRICS)
 
 
 _LONGEST_METRICS = 10_000
@@ -91,7 +114,7 @@ class Cohort(Generic[AnyReply]):
     rejected : int
         The number of replies that are not.
     missing : int
-        The number of asked nodes that did not reply.
+        The number of asked nodes without a reply.
     """
 
     server_round: int

@@ -1,8 +1,9 @@
-"""What a run remembers from one round to the next, beside its model."""
+"""The state of a run between rounds, apart from its model."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import nan, sqrt
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -13,20 +14,32 @@ from fedmedian.model.layout import Arrays, Layout
 from fedmedian.rules.optimizers import State
 from fedmedian.rules.scales import Scales
 
+_NEAR = 0.25
+"""The largest relative distance at which a model counts as another one that was changed."""
+
+_MOST_MODELS = 64
+"""The number of models whose states are remembered; the oldest are forgotten."""
+
+_SAMPLE = 4096
+"""About the number of coordinates of an array that distances are estimated from."""
+
+UNNAMED = "\0"
+"""Begins the names of blocks that no array corresponds to: no array's name does."""
+
 _SCALE = "scale"
 _OPTIMIZER = "optimizer."
 
 
 @dataclass(frozen=True)
 class ArrayState:
-    """What a run remembers of one array.
+    """The state of one array.
 
     Parameters
     ----------
     shape : tuple of int
-        The array's shape. An array of another shape begins afresh.
+        The array's shape. If it changes, the state starts fresh.
     scale : float
-        The noise scale of its block; NaN if none is known.
+        The noise scale of its block; NaN if unknown.
     optimizer : dict of str to array
         The optimizer's state.
     """
@@ -38,10 +51,10 @@ class ArrayState:
 
 @dataclass(frozen=True)
 class RunState:
-    """What the next round needs beside the model, by the names of its arrays.
+    """The state of each array, by its name.
 
-    A round that leaves an array out leaves its state as it was. An array that comes, or comes back
-    in another shape, begins afresh.
+    A round without an array keeps its state. A new array, or one whose shape has changed, starts
+    fresh.
 
     Parameters
     ----------
@@ -52,15 +65,15 @@ class RunState:
     arrays: Mapping[str, ArrayState] = field(default_factory=dict)
 
     def of(self, name: str, shape: tuple[int, ...]) -> ArrayState:
-        """Return an array's state, afresh if there is none of this shape."""
+        """Return the state of an array, a fresh one if none of this shape is known."""
         known = self.arrays.get(name)
         return ArrayState(shape) if known is None or known.shape != shape else known
 
     def scales(self, blocks: Blocks, layout: Layout) -> Scales:
         """Return the noise scale of each block, (L,); NaN for blocks with a new array.
 
-        Arrays that have been in one block share its scale. Where they come from several it is the
-        root mean square over their coordinates.
+        If the arrays of a block had different scales, its scale is their root mean square over
+        coordinates.
         """
         shapes = _shapes(blocks, layout)
         found = [[self.of(name, shapes[name]) for name in names] for names in names_of(blocks)]
@@ -74,7 +87,7 @@ class RunState:
         Parameters
         ----------
         blocks : Blocks
-            The blocks of what clients have sent.
+            The blocks that clients sent.
         layout : Layout
             The model's layout.
         scales : (L,) float64 or None
@@ -96,7 +109,7 @@ class RunState:
         return RunState({**self.arrays, **new})
 
     def to_groups(self) -> dict[str, Arrays]:
-        """Return the state as named arrays in groups, as a checkpoint stores it."""
+        """Return the state as groups of named arrays, for a checkpoint."""
         groups: dict[str, dict[str, NDArray[Any]]] = {_SCALE: {}, "shape": {}}
         for name, state in self.arrays.items():
             groups["shape"][name] = np.array(state.shape, dtype=np.int64)
@@ -107,7 +120,7 @@ class RunState:
 
     @classmethod
     def from_groups(cls, groups: Mapping[str, Arrays]) -> "RunState":
-        """Return the state that `to_groups` has made these groups of; others are left out."""
+        """Return the state from the groups of `to_groups`, ignoring all others."""
         keys = [key for key in groups if key.startswith(_OPTIMIZER)]
         return cls(
             {
@@ -125,12 +138,71 @@ class RunState:
         )
 
 
+class KnownModels:
+    """The models that a run trains, each with its state: usually one, or one per cluster.
+
+    A model continues the state of the known one that is nearest to it, if that is near: if their
+    squared distance is at most a quarter of the sum of their squared norms. So a subclass may
+    change a model between rounds, and an unrelated model starts fresh. Distances are estimated
+    from some coordinates of the arrays that both have. Where they have none, as where parts of a
+    model are trained by turns, the state is continued, too: it is by array.
+
+    Parameters
+    ----------
+    model : mapping of str to array
+        The first model.
+    state : RunState
+        Its state.
+    """
+
+    def __init__(self, model: Arrays, state: RunState) -> None:
+        self._known = [(_sample_of(model), state)]
+
+    def state_of(self, model: Arrays) -> RunState:
+        """Return the state that a model continues."""
+        known = self._nearest(_sample_of(model))
+        return RunState() if known is None else known[1]
+
+    def replace(self, before: Arrays, after: Arrays, state: RunState) -> None:
+        """Remember a model and its state in place of the one that it continues."""
+        sample, known = _sample_of(after), self._nearest(_sample_of(before))
+        if known is not None:
+            self._known = [one for one in self._known if one is not known]
+            sample = {**known[0], **sample}
+        self._known = [*self._known, (sample, state)][-_MOST_MODELS:]
+
+    def _nearest(self, sample: Arrays) -> tuple[Arrays, RunState] | None:
+        distance, known = min(
+            ((_distance(sample, known[0]), known) for known in self._known), key=itemgetter(0)
+        )
+        return known if distance <= _NEAR else None
+
+
+def _sample_of(model: Arrays) -> dict[str, NDArray[Any]]:
+    """Return some coordinates of each array."""
+    flat = {name: np.asarray(array).reshape(-1) for name, array in model.items()}
+    return {name: one[:: max(one.size // _SAMPLE, 1)].copy() for name, one in flat.items()}
+
+
+def _distance(sample: Arrays, other: Arrays) -> float:
+    """Return the squared distance of two models over the sum of their squared norms."""
+    apart, norms, found = 0.0, 0.0, False
+    for name in sample.keys() & other.keys():
+        one, two = (np.asarray(model[name], dtype=np.float64) for model in (sample, other))
+        if one.shape == two.shape:
+            known = np.isfinite(one) & np.isfinite(two)
+            one, two, found = one[known], two[known], True
+            apart += float(np.square(one - two).sum())
+            norms += float(np.square(one).sum() + np.square(two).sum())
+    return (apart / norms if norms else 0.0) if found else _NEAR
+
+
 def names_of(blocks: Blocks) -> Iterable[tuple[str, ...]]:
-    """Return the names under which each block's scale is remembered: those of its arrays."""
+    """Return the names of each block's arrays, under which its scale is kept."""
     if blocks.members is not None:
         return blocks.members
-    # A custom client step has made blocks that no array corresponds to.
-    return ((f"block {number}",) for number in range(len(blocks)))
+    # A custom client step made blocks without corresponding arrays.
+    return ((f"{UNNAMED}block {number}",) for number in range(len(blocks)))
 
 
 def _shapes(blocks: Blocks, layout: Layout) -> dict[str, tuple[int, ...]]:

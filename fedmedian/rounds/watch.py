@@ -4,19 +4,22 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 
+from fedmedian.aggregators.diagnostics import Report
 from fedmedian.logs import as_line, warn
 from fedmedian.model.blocks import Blocks
 from fedmedian.model.layout import Arrays
-from fedmedian.rounds.recipe import PlainWeightsError, Question
-from fedmedian.rounds.state import names_of
+from fedmedian.rounds.recipe import Model, PlainWeightsError, Question
+from fedmedian.rounds.roster import Roster
+from fedmedian.rounds.screening import Answer, Node, Source
+from fedmedian.rounds.state import UNNAMED, RunState, names_of
 from fedmedian.steps.encodings import Vector
 from fedmedian.steps.noise import AddNoise, Measure
-from fedmedian.steps.payload import Payload
 
 _LOGGER = logging.getLogger("flwr")
 
@@ -58,7 +61,7 @@ _REMEDIES = (
     ),
     ("^no reply$", "are the nodes up, and is the timeout long enough?"),
     (
-        "(instruction|payload) is of version",
+        "(instruction|payload) has version",
         "server and clients need the same release of fedmedian",
     ),
     # An exception in the client's app, which Flower logs on the client.
@@ -95,6 +98,43 @@ class RunFailedError(RuntimeError):
         return type(self), (str(self), self.arrays)
 
 
+@dataclass(frozen=True)
+class Heard(Generic[Source]):
+    """The outcome of a round.
+
+    Parameters
+    ----------
+    question : Question
+        The question that was answered.
+    model : dict of str to array or None
+        The new model; None if it is the one from before the round.
+    state : RunState
+        The state after the round.
+    report : dict
+        What to report about the round.
+    usual : list of Answer
+        The accepted answers whose metrics can be aggregated.
+    asked : int
+        The number of clients that were asked.
+    reasons : list of str or Exception
+        Why replies were not used or did not come, one for each.
+    no_step : str
+        Why there is no new model, if there is none.
+    answers : list of Answer
+        The accepted answers.
+    """
+
+    question: Question
+    model: Model | None
+    state: RunState
+    report: Report
+    usual: list[Answer[Source]]
+    asked: int
+    reasons: list[str | Exception]
+    no_step: str
+    answers: list[Answer[Source]]
+
+
 class Watch:
     """Observes each finished round of a run: logs, warns, and stops a run that fails.
 
@@ -102,9 +142,12 @@ class Watch:
     ----------
     max_failed_rounds : int or None
         The number of rounds in a row without a new model that end the run.
+    roster : Roster
+        The names of the nodes.
     """
 
-    def __init__(self, max_failed_rounds: int | None) -> None:
+    def __init__(self, max_failed_rounds: int | None, roster: Roster) -> None:
+        self._roster = roster
         self._max_failed_rounds = max_failed_rounds
         self._said = set[str]()
         self._failed: list[int] = []
@@ -112,37 +155,20 @@ class Watch:
         self._first_scales: dict[tuple[str, ...], float] = {}
         self._rounds_scaled = Counter[tuple[str, ...]]()
         self._rounds = 0
-        self._moved = set[str]()
-        self._rounds_still = Counter[str]()
+        self._moved = set[Node]()
+        self._rounds_still = Counter[Node]()
         self._rounds_seen = 0
         self._up = self._down = self._up_with_fedavg = 0.0
 
-    def see(
-        self,
-        question: Question,
-        asked: int,
-        refused: Sequence[str | Exception],
-        metrics: Mapping[str, Any],
-        no_step: str,
-        answers: Mapping[str, Payload],
-        few: tuple[int, str],
-    ) -> None:
+    def see(self, heard: Heard[Any], report: Mapping[str, Any], few: tuple[int, str]) -> None:
         """Observe a round: log its line, warn once about each problem, stop a failing run.
 
         Parameters
         ----------
-        question : Question
-            What was asked.
-        asked : int
-            The number of clients that were asked.
-        refused : sequence of str or Exception
-            The reasons for rejected and missing replies, one for each.
-        metrics : mapping
-            The round's report and metrics.
-        no_step : str
-            Why there is no new model; empty if there is one.
-        answers : mapping of str to Payload
-            The accepted answers, by the names of their nodes.
+        heard : Heard
+            The round.
+        report : dict
+            What is reported of it.
         few : tuple of int and str
             The cohort size at or below which a warning is due, and its words.
 
@@ -152,32 +178,33 @@ class Watch:
             If there was no new model for `max_failed_rounds` rounds in a row, or if all clients
             sent unusable plain weights before the model first changed.
         """
+        question, asked, refused = heard.question, heard.asked, heard.reasons
         number = question.server_round
-        _LOGGER.info("aggregate_train: %s", describe_round(metrics))
+        _LOGGER.info("aggregate_train: %s", describe_round(report))
         self._rounds += 1
-        reasons = Counter(map(as_line, refused))
+        reasons, total = Counter(map(as_line, refused)), len(refused) + len(heard.answers)
         for reason, count in reasons.items():
-            if 2 * count > asked:
+            if 2 * count > total:
                 self._warn_once(
                     f"reason: {reason}",  # the prefix keeps a client's text apart from other keys
                     "round %d: %d of %d replies are lost for one reason: %s%s",
                     # The log truncates long words, so the remedy is a word of its own.
-                    *(number, count, asked, reason, _remedy_of(reason)),
+                    *(number, count, total, reason, _remedy_of(reason)),
                 )
-        if not no_step:
+        if not heard.no_step:
             self._failed, self._reasons = [], Counter()
-            self._look_at_cohort(int(metrics["replies-accepted"]), *few)
-            self._look_at_scales(question.blocks, metrics.get("noise-scale", ()))
-            self._look_at_updates(question, answers)
+            self._look_at_cohort(len(heard.answers), *few)
+            self._look_at_scales(question.blocks, report.get("noise-scale", ()))
+            self._look_at_updates(question, heard.answers)
             return
         self._failed.append(number)
         self._reasons += reasons
         never_moved = number == len(self._failed)
         plain = bool(refused) and all(isinstance(one, PlainWeightsError) for one in refused)
         # One client's plain weights say nothing about the others' app.
-        plain = plain and not metrics["replies-accepted"] and asked > 1
+        plain = plain and not heard.answers and asked > 1
         if (plain and never_moved) or len(self._failed) == self._max_failed_rounds:
-            raise RunFailedError(self._failure(no_step), question.model)
+            raise RunFailedError(self._failure(heard.no_step), question.model)
 
     def count(self, up: float, with_fedavg: float, down: float) -> None:
         """Count the bytes of a round of training or evaluation.
@@ -239,17 +266,17 @@ class Watch:
                 *(_name_of_block(names), f"{growth[names]:.0f}"),
             )
 
-    def _look_at_updates(self, question: Question, answers: Mapping[str, Payload]) -> None:
+    def _look_at_updates(self, question: Question, answers: Sequence[Answer[Any]]) -> None:
         moved = _who_has_moved(answers, question)
         # Earlier updates of a resumed run are unknown.
         if moved is None or self._rounds != question.server_round:
             return
         self._moved |= moved
-        self._rounds_still.update(answers.keys() - moved)
+        self._rounds_still.update({answer.node for answer in answers} - moved)
         self._rounds_seen += 1
-        still = [name for name in answers if name not in self._moved]
+        still = [answer.node for answer in answers if answer.node not in self._moved]
         if moved:
-            still = [name for name in still if self._rounds_still[name] >= STILL_ROUNDS]
+            still = [node for node in still if self._rounds_still[node] >= STILL_ROUNDS]
         # A finished model comes back unchanged too, but only after some client has moved it.
         elif self._moved or self._rounds_seen < STILL_ROUNDS:
             return
@@ -260,7 +287,7 @@ class Watch:
                 f"%d of %d clients ({slots}) have returned the model unchanged in all rounds so "
                 "far, as if they did not train: check that their app trains the model that it "
                 "receives and returns the weights from after training",
-                *(len(still), len(answers), *still),
+                *(len(still), len(answers), *map(self._roster.name, still)),
             )
 
     def _warn_once(self, key: str, template: str, *words: object) -> None:
@@ -293,28 +320,27 @@ def describe_round(metrics: Mapping[str, Any]) -> str:
 
 def _name_of_block(names: tuple[str, ...]) -> str:
     first, *others = names
+    if first.startswith(UNNAMED):
+        return first.removeprefix(UNNAMED)
     if not others:
         return f"array {first!r}"
     more = f" and {len(others) - 2} more" if len(others) > 2 else ""
     return f"arrays {', '.join(map(repr, [first, *others[:2]]))}{more}"
 
 
-def _who_has_moved(answers: Mapping[str, Payload], question: Question) -> set[str] | None:
-    """Return the names of clients whose update is not zero; None if that is not visible."""
+def _who_has_moved(answers: Sequence[Answer[Any]], question: Question) -> set[Node] | None:
+    """Return the clients whose update is not zero; None if that is not visible."""
     instruction, flat = question.instruction, question.layout.flat
     # An array that is not finite is never moved.
     can_move = any(np.isfinite(question.model[spec.name]).all() for spec in flat)
     if question.blocks.dim == 0 or not can_move:
         return None
     if instruction.find(Measure) is not None:
-        return {name for name, payload in answers.items() if question.sizes_of(payload)[1].any()}
+        return {answer.node for answer in answers if answer.magnitudes.any()}
     if isinstance(instruction.encoding, Vector) and instruction.find(AddNoise) is None:
+        bodies = {answer.node: answer.payload.body for answer in answers}
         # The first entries nearly always do.
-        return {
-            name
-            for name, payload in answers.items()
-            if payload.body[:_START].any() or payload.body.any()
-        }
+        return {node for node, body in bodies.items() if body[:_START].any() or body.any()}
     return None
 
 

@@ -6,6 +6,7 @@ the convergence proofs of Chen et al. (arXiv 1906.01736, Section 4) require.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import pi, sqrt
 from typing import ClassVar, Self, TypeVar
 
@@ -65,7 +66,7 @@ class Noise(ABC):
     is_stable: ClassVar[bool] = False
     """Whether the sum of the noise and a normal variable is normal."""
 
-    @property
+    @cached_property
     def rule(self) -> ScaleRule:
         """The scale rule in force; see `fedmedian.rules.scales.as_scale_rule`."""
         return as_scale_rule(self.scale)
@@ -277,7 +278,7 @@ class Uniform(Noise):
         return np.asarray(np.clip(values / width + half, 0, 1))
 
     def density(self, x: ArrayLike) -> NDArray[np.floating]:
-        """Return 1/(2√3) inside of (−√3, √3) and 0 elsewhere."""
+        """Return 1/(2√3) inside (−√3, √3) and 0 elsewhere."""
         values = _floating(x)
         inside = np.abs(values) < values.dtype.type(_SQRT3)
         return np.asarray(np.where(inside, 1 / (2 * _SQRT3), 0).astype(values.dtype))

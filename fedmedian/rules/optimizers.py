@@ -1,7 +1,7 @@
-"""Server optimisers: from a round's direction to the step that the model takes.
+"""Server optimizers: they turn a round's direction into the model's step.
 
-An optimiser is a value; what it remembers is a mapping of arrays that its user keeps, so that a
-run can be stored and resumed. The learning rate is not its business: x ← x − δ·step.
+An optimizer is a frozen value. Its caller keeps its state, a mapping of arrays, so that a run can
+be stored and resumed. The caller also applies the learning rate: x ← x − δ·step.
 """
 
 from abc import ABC, abstractmethod
@@ -15,42 +15,42 @@ from fedmedian.checks import require_real
 
 Float32 = NDArray[np.float32]
 State = dict[str, NDArray[Any]]
-"""An optimiser's memory, by name; empty before the first round."""
+"""An optimizer's state by name; empty before the first round."""
 
 
 class Optimizer(ABC):
-    """A way to turn directions into steps."""
+    """A rule that turns directions into steps."""
 
     @property
     def usual_rate(self) -> float:
-        """The learning rate along its steps where none is given, in units of a direction's."""
+        """The factor on the default learning rate that fits its steps."""
         return 1.0
 
     @abstractmethod
     def step(self, direction: Float32, state: State) -> Float32:
-        """Return the step for a direction, and put what is to be remembered into the state.
+        """Return the step for a direction, and update the state.
 
         Parameters
         ----------
         direction : (d,) float32
             The round's direction, pointing uphill.
         state : dict of str to array
-            The memory as this method left it in the last round; empty at first. Its arrays are
-            replaced, not changed: the step may not be taken.
+            The state as this method left it in the last round; empty at first. It is updated with
+            new arrays; the old ones do not change, because the step may be discarded.
 
         Returns
         -------
         (d,) float32
-            The step, to be multiplied with the learning rate.
+            The step, still without the learning rate.
         """
 
 
 @dataclass(frozen=True)
 class Momentum(Optimizer):
-    """An exponential average of the directions, without bias towards its start at zero.
+    """An exponential moving average of the directions, corrected for its start at zero.
 
-    m ← β₁·m + (1 − β₁)·ĝ, step m/(1 − β₁ᵗ). Its steps have the size of ĝ, so that the learning
-    rate means the same as without it, and 1/W times the noise variance, W = (1 + β₁)/(1 − β₁).
+    m ← β₁·m + (1 − β₁)·ĝ, step m/(1 − β₁ᵗ). Steps are as large as ĝ, so the learning rate means the
+    same as without momentum. It divides the noise variance by (1 + β₁)/(1 − β₁).
 
     Parameters
     ----------
@@ -79,8 +79,9 @@ class Momentum(Optimizer):
 class Adam(Optimizer):
     """Adam on the server: FedAdam of Reddi et al. (arXiv 2003.00295), with bias corrections.
 
-    m ← β₁·m + (1 − β₁)·ĝ, v ← β₂·v + (1 − β₂)·ĝ², step m̂/(√v̂ + τ). Parameters are named as in
-    Flower's FedAdam. A step is of order 1 whatever the size of ĝ, and the usual learning rate 0.01.
+    m ← β₁·m + (1 − β₁)·ĝ, v ← β₂·v + (1 − β₂)·ĝ², step m̂/(√v̂ + τ). Parameters have the names of
+    Flower's FedAdam. Steps are of order 1 whatever the size of ĝ; the default learning rate is
+    0.01.
 
     Parameters
     ----------

@@ -1,10 +1,11 @@
 """Scale rules: the size of the clients' noise, per block and round.
 
-A rule is a value, not a state: the strategy keeps the scales in force and asks the rule for the
-next ones. Scales and magnitudes are float64 vectors with one entry per block.
+A rule is a frozen value without state: the strategy keeps the current scales and asks the rule for
+the next ones. Scales and magnitudes are float64 vectors with one entry per block.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -19,37 +20,37 @@ Magnitude = Literal["rms", "max"]
 """The measure of a block of an update: root mean square, or largest absolute entry."""
 
 Scales = NDArray[np.float64]
-"""The noise scale of each block, (L,) float64; NaN where each client is to choose its own."""
+"""The noise scale of each block, (L,) float64; NaN where each client chooses its own."""
 
 _MAX_CHANGE = 2.0
 """A scale changes by at most this factor from one round to the next."""
 
 
 class ScaleRule(ABC):
-    """A rule by which the noise scale b follows from what the server knows."""
+    """A rule that sets the noise scale b from what the server knows."""
 
     magnitude: Magnitude | None = None
     """The magnitude that clients report for each block; None for a rule that needs none."""
 
     tops_up: ClassVar[bool] = False
-    """Whether the noise tops updates up to the scale, instead of having it."""
+    """Whether scales are levels that noise tops updates up to, not the noise's own."""
 
     @property
     def own_factor(self) -> float:
-        """A client that chooses its own scale takes `own_factor` times its magnitude."""
+        """The factor on its magnitude with which a client chooses its own scale."""
         return 1.0
 
     @abstractmethod
     def first(self, num_blocks: int, encoding: str) -> Scales:
-        """Return the scales of blocks that no earlier round has seen."""
+        """Return the scales of new blocks."""
 
     def following(self, scales: Scales, magnitudes: NDArray[np.float64]) -> Scales:
-        """Return the next round's scales; without adaptation those in force.
+        """Return the next round's scales; by default the current ones.
 
         Parameters
         ----------
         scales : (L,) float64
-            The scales in force; NaN where each client has chosen its own.
+            The current scales; NaN where each client chose its own.
         magnitudes : (M, L) float64
             What the accepted clients reported, finite and not negative, M >= 1.
 
@@ -61,7 +62,7 @@ class ScaleRule(ABC):
         return scales
 
     def learning_rate(self, encoding: str) -> float | None:
-        """Return the server's step δ that a theorem gives with these scales; None without one."""
+        """Return the server's step δ that a theorem gives for these scales, or None."""
         return None
 
 
@@ -72,22 +73,20 @@ class Fixed(ScaleRule):
     Parameters
     ----------
     scale : float
-        The noise scale b, > 0, in units of the update; within float32's range, in which it
-        travels.
+        The noise scale b, in units of the update, from 1.2e-38 to 1e12.
 
     Raises
     ------
     TypeError, ValueError
-        If `scale` is not a number or out of range.
+        If `scale` is not a number or is out of range.
     """
 
     scale: float
 
     def __post_init__(self) -> None:
         require_real("scale", self.scale, low=0.0, open_low=True)
-        limits = np.finfo(np.float32)
-        if not float(limits.tiny) <= self.scale <= float(limits.max):
-            raise ValueError(f"scale must be within float32's range, got {self.scale!r}")
+        if not (least := float(np.finfo(np.float32).tiny)) <= self.scale <= LARGEST:
+            raise ValueError(f"scale must be from {least:.3g} to {LARGEST:g}, got {self.scale!r}")
 
     def first(self, num_blocks: int, encoding: str) -> Scales:
         """Return the scale, once per block."""
@@ -96,15 +95,16 @@ class Fixed(ScaleRule):
 
 @dataclass(frozen=True)
 class Adaptive(ScaleRule):
-    """A multiple of the size that the clients' updates had last round, per block.
+    """A multiple of the size of the clients' updates in the last round, per block.
 
     b_l = factor · quantile over clients of the magnitude of block l. A scale at most doubles or
-    halves per round, but one below a quarter of what the median size asks for rises to that at
-    once. The paper's CIFAR-10 rule is ``Adaptive(0.1, magnitude="max", quantile=1.0)``
-    (arXiv 1906.01736, Section 6); a quantile below 1 keeps a single client from setting everybody's
-    noise, see `agreed_size`. In the first round each client uses `factor` times its own magnitude.
-    Clients that did not move a block are left out of its quantile. A block moved by at most t
-    clients keeps its scale, which is 0 from the beginning.
+    halves per round, but one below a quarter of factor · median rises to that at once. The paper's
+    CIFAR-10 rule is ``Adaptive(0.1, magnitude="max", quantile=1.0)`` (arXiv 1906.01736, Section 6).
+    A quantile below 1 keeps a single client from setting the noise of all; see `agreed_size`.
+
+    In the first round each client uses `factor` times its own magnitude. Clients that did not move
+    a block are left out of its quantile. A block moved by at most t clients keeps its scale,
+    initially 0.
 
     Parameters
     ----------
@@ -142,11 +142,11 @@ class Adaptive(ScaleRule):
     def following(self, scales: Scales, magnitudes: NDArray[np.float64]) -> Scales:
         """Return the scales for the next round; see `ScaleRule.following`."""
         wanted = np.minimum(self.factor * agreed_size(magnitudes, self.quantile), LARGEST)
-        # A scale of zero (nobody moved the block so far) has no size to grow from.
+        # A scale of zero, of a block that has not moved yet, cannot grow by a factor.
         is_new = np.isnan(scales) | (scales == 0)
         bounded = np.clip(wanted, scales / _MAX_CHANGE, scales * _MAX_CHANGE)
-        # A scale that t clients have set far too small, in a cohort of few, recovers at once. They
-        # cannot set the median size too large.
+        # In a small cohort t clients can set a scale far too small, so it recovers at once. They
+        # cannot make the median size too large.
         least = self.factor * agreed_size(magnitudes) / PROPORTION
         bounded = np.maximum(bounded, np.minimum(wanted, least))
         kept = (wanted == 0) & ~np.isnan(scales)
@@ -158,23 +158,21 @@ class Adaptive(ScaleRule):
 class TopUp(ScaleRule):
     """A level that every client's update is topped up to with noise, per block.
 
-    c_l = factor · quantile over clients of the root mean square σ of block l in the last round,
-    which at most doubles or halves per round; a level below a quarter of what the median size asks
-    for rises to that at once. A client adds Gaussian noise of variance
+    c_l = factor · quantile over clients of the root mean square σ of block l in the last round. It
+    changes from round to round as in `Adaptive`. A client adds Gaussian noise of variance
     max(c² − σ², 0), so that the coordinates of all clients have one variance. In a random basis
-    (`Rotation`) they are normal besides, and votes decode with c·√(π/2) into the mean update
-    without bias, except that a client's σ above c counts as c: no client moves the mean by more
-    than that.
+    (`Rotation`) they are also normal, and votes times c·√(π/2) estimate the mean update without
+    bias. But a σ above c counts as c, so that no client moves the mean by more than that.
 
-    The level's own noise falls with the number of clients M, the error that they have in common
-    where they are alike falls with the level only; so the default grows with M. In the first
-    round each client tops up to a multiple of its own σ.
+    The variance of votes falls with the number of clients M. An error that similar clients have in
+    common falls only with a higher level, so the default grows with M. In the first round each
+    client tops up to a multiple of its own σ.
 
     Parameters
     ----------
     factor : float, optional
-        The multiple, > 0. If not given, M^0.08 for M clients: 1 for one, 1.2 for ten, 1.45 for a
-        hundred; and 1.2 for a client that chooses its own level.
+        The multiple, > 0. By default M^0.08 for M clients: 1 for one, 1.2 for ten, 1.45 for a
+        hundred. A client that chooses its own level uses 1.2.
     quantile : float (default: 0.5)
         Which quantile over clients, in [0, 1]; 0.5 is the median, 1 the maximum.
 
@@ -194,15 +192,15 @@ class TopUp(ScaleRule):
     _GROWTH: ClassVar[float] = 0.08
 
     def __post_init__(self) -> None:
-        self._adaptive(1)  # which checks the arguments
+        self._adaptive(1)  # checks the arguments
 
     @property
     def own_factor(self) -> float:
-        """`factor`, or 1.2: a client does not know how many there are."""
+        """`factor`, or 1.2 by default: a client does not know the number of clients."""
         return 1.2 if self.factor is None else self.factor
 
     def first(self, num_blocks: int, encoding: str) -> Scales:
-        """Return NaN: nothing is known yet, so each client tops up to a level of its own."""
+        """Return NaN: nothing is known yet, so each client chooses its own level."""
         return np.full(num_blocks, np.nan)
 
     def following(self, scales: Scales, magnitudes: NDArray[np.float64]) -> Scales:
@@ -241,31 +239,32 @@ class Theory(ScaleRule):
     _RATE_EXPONENT: ClassVar[dict[str, float]] = {"signs": -1 / 2, "vector": -2 / 3}
 
     def __post_init__(self) -> None:
-        require_integer("rounds", self.rounds, low=1)
-        require_integer("dim", self.dim, low=1)
+        require_integer("rounds", self.rounds, low=1, high=2**63)
+        require_integer("dim", self.dim, low=1, high=2**63)
 
     def learning_rate(self, encoding: str) -> float:
         """Return the theorem's server step δ for majority votes or for the median."""
-        return float(self._product ** self._RATE_EXPONENT[encoding])
+        return self._power(self._RATE_EXPONENT, encoding)
 
     def first(self, num_blocks: int, encoding: str) -> Scales:
         """Return the theorem's noise scale b, once per block."""
-        return np.full(num_blocks, self._product ** self._SCALE_EXPONENT[encoding])
+        return np.full(num_blocks, self._power(self._SCALE_EXPONENT, encoding))
 
-    @property
-    def _product(self) -> float:
-        return float(self.rounds) * float(self.dim)
+    def _power(self, exponents: Mapping[str, float], encoding: str) -> float:
+        if encoding not in exponents:
+            raise ValueError(f"scale must not be {self!r} where clients send {encoding!r}")
+        return float((float(self.rounds) * float(self.dim)) ** exponents[encoding])
 
 
 @dataclass(frozen=True)
 class DefaultScale:
-    """The scale of noise that was given none: a strategy puts its default rule in its place."""
+    """A scale that was not given; a strategy replaces it by its default rule."""
 
 
 def as_scale_rule(scale: Any) -> ScaleRule:
     """Return `scale` itself if it is a scale rule, else the `Fixed` rule of that number.
 
-    A `DefaultScale` that no strategy has replaced stands for ``Adaptive(3.0)``.
+    A `DefaultScale` that no strategy has replaced means ``Adaptive(3.0)``.
 
     Raises
     ------

@@ -1,9 +1,8 @@
-"""Learning-rate schedules: callables from the round, starting at 1, to the server's step δ."""
+"""Learning-rate schedules: callables from the round, which starts at 1, to the server's step δ."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import cos, pi
-from typing import Any
 
 from fedmedian.checks import require_integer, require_real
 
@@ -53,29 +52,3 @@ class Cosine:
         final = self.initial / 100 if self.final is None else self.final
         progress = min((server_round - 1) / max(self.rounds - 1, 1), 1.0)
         return final + (self.initial - final) * (1 + cos(pi * progress)) / 2
-
-
-def as_schedule(learning_rate: Any) -> Schedule:
-    """Return a callable as it is, and a number as a constant schedule.
-
-    Raises
-    ------
-    TypeError
-        If it is neither a number nor callable.
-    ValueError
-        If it is a number that is not finite and positive.
-    """
-    if callable(learning_rate):
-        schedule: Schedule = learning_rate
-        return schedule
-    return _Constant(require_real("learning_rate", learning_rate, low=0.0, open_low=True))
-
-
-@dataclass(frozen=True)
-class _Constant:
-    """The same learning rate for every round; a class, because closures cannot be pickled."""
-
-    rate: float
-
-    def __call__(self, server_round: int) -> float:
-        return self.rate

@@ -1,6 +1,6 @@
 """Robust combination of numbers that clients report: sizes, weights, values.
 
-Of M clients, t may report anything: a fifth of them, and at least one of two or more.
+Of M clients, t may report anything: a fifth of them, but at least one of two or more.
 """
 
 import numpy as np

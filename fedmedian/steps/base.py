@@ -35,7 +35,7 @@ class UpdateError(ValueError):
 
 
 class Draft:
-    """A payload in the making: the update, which client steps change in turn.
+    """A payload under construction: the update, which client steps change in turn.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ class Draft:
         return self._memory.setdefault(step.name, {})
 
     def report(self, step: "ClientStep", values: Float32) -> None:
-        """Report numbers to the server, (n,) float32; `ClientStep.check` judges them there."""
+        """Report numbers to the server, (n,) float32; `ClientStep.check` checks them there."""
         self.reports[step.name] = np.asarray(values, dtype=np.float32)
 
     def add_noise(self, noise: Noise, scales: Float32) -> None:
@@ -167,7 +167,7 @@ class ClientStep(ABC):
         return before
 
     def check(self, reported: Float32 | None, blocks: Blocks) -> None:
-        """Judge on the server what a client reports; by default it must report nothing.
+        """Check a client's report on the server; by default there must be none.
 
         Parameters
         ----------
@@ -182,10 +182,10 @@ class ClientStep(ABC):
             If the server cannot use the report.
         """
         if reported is not None:
-            raise WireError(f"step {self.name!r} has a report, was asked for none")
+            raise WireError(f"has a report of step {self.name!r}, which was not asked for")
 
     def undo(self, direction: Float32, before: Blocks) -> Float32:
-        """Undo the step on the server, on the aggregate; by default nothing is undone.
+        """Undo the step on the aggregate, on the server; by default change nothing.
 
         Parameters
         ----------
@@ -202,7 +202,7 @@ class ClientStep(ABC):
         return direction
 
     def encode(self) -> dict[str, WireScalar]:
-        """Return the step's parameters as they travel, by name."""
+        """Return the step's parameters on the wire, by name."""
         return parameters_of(self)
 
     @classmethod
@@ -231,7 +231,7 @@ def register_client_step(step: type[Step]) -> type[Step]:
     Parameters
     ----------
     step : type
-        A frozen dataclass that derives from `ClientStep`, with a ``name`` that no other step has.
+        A frozen dataclass that derives from `ClientStep`, with a unique ``name``.
 
     Returns
     -------
@@ -241,29 +241,9 @@ def register_client_step(step: type[Step]) -> type[Step]:
     Raises
     ------
     TypeError, ValueError
-        If it does not derive from `ClientStep`, or its name is malformed or taken.
+        If it does not derive from `ClientStep`, or its name is invalid or already in use.
     """
     return CLIENT_STEPS.add(step)
-
-
-def require_vector(
-    name: str, values: NDArray[Any] | None, size: int, dtype: type[np.generic] = np.float32
-) -> NDArray[Any]:
-    """Return `values` if they are a vector of this size and dtype.
-
-    Raises
-    ------
-    WireError
-        If they are not, or missing.
-    """
-    if values is None:
-        raise WireError(f"{name} are missing")
-    if values.dtype != dtype or values.shape != (size,):
-        raise WireError(
-            f"{name} must be {np.dtype(dtype).name} of shape {(size,)}, "
-            f"got {values.dtype} of shape {values.shape}"
-        )
-    return values
 
 
 def shorten(vector: Float32, norm: float) -> None:

@@ -16,14 +16,13 @@ from fedmedian.steps.base import (
     ClientStep,
     Draft,
     register_client_step,
-    require_vector,
 )
-from fedmedian.wire.scalars import LARGEST, WireError
+from fedmedian.wire.scalars import LARGEST, WireError, require_vector
 
 
 @dataclass(frozen=True)
 class Encoding(ClientStep):
-    """What a client sends of its update: the last step of every instruction.
+    """The form in which a client sends its update: the last step of every instruction.
 
     A custom encoding derives from this class and is registered like any client step.
     """
@@ -33,11 +32,11 @@ class Encoding(ClientStep):
 
     @abstractmethod
     def pack(self, draft: Draft) -> NDArray[Any]:
-        """Return the body of the payload, an array of any dtype and shape that NumPy can save."""
+        """Return the body of the payload, an array of numbers or bools, of any shape."""
 
     @abstractmethod
     def check_body(self, body: NDArray[Any], blocks: Blocks) -> None:
-        """Judge a body on the server.
+        """Check a body on the server.
 
         Parameters
         ----------
@@ -54,7 +53,7 @@ class Encoding(ClientStep):
 
     @classmethod
     def share(cls, reach: float) -> float:
-        """Return how much of a Gaussian vector's Rényi divergence its encoding has at most.
+        """Return a bound on the encoding's share of a Gaussian vector's Rényi divergence.
 
         Parameters
         ----------
@@ -91,9 +90,9 @@ class Signs(Encoding):
 
     @classmethod
     def share(cls, reach: float) -> float:
-        """Return (η(R)/(2·R))² or 1, the lesser; see the theorem in `fedmedian.privacy.accounting`.
+        """Return the minimum of (η(R)/(2·R))² and 1; see `Encoding.share`.
 
-        Parameters and result are those of `Encoding.share`.
+        `fedmedian.privacy.accounting` has the theorem.
         """
         if reach < 1e-6:
             return 2 / pi * (1 + 1e-9)

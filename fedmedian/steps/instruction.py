@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmedian.checks import require_result
 from fedmedian.logs import cut, shown, warned_of
 from fedmedian.model.blocks import Blocks
-from fedmedian.model.layout import Arrays, Layout, first_spoiled
+from fedmedian.model.layout import Arrays, Layout
 from fedmedian.steps.base import (
     CLIENT_STEPS,
     ClientStep,
@@ -21,15 +22,12 @@ from fedmedian.steps.base import (
     Memory,
     UpdateError,
     energy,
-    require_vector,
     shorten,
 )
 from fedmedian.steps.encodings import Encoding
 from fedmedian.steps.noise import AddNoise, Measure
 from fedmedian.steps.payload import Payload
-from fedmedian.steps.tied import Tied
 from fedmedian.wire.scalars import (
-    LARGEST,
     PREFIX,
     WIRE_VERSION,
     Float32,
@@ -42,10 +40,10 @@ from fedmedian.wire.scalars import (
 Step = TypeVar("Step", bound=ClientStep)
 
 _ROUNDING = 2.0**-20
-"""The share by which an update is clipped shorter, so that float32 does not round it longer."""
+"""The relative margin of clipping, so that float32 does not round an update above the norm."""
 
-_LONGEST_SEED = 4300
-"""The number of digits that Python turns into an integer, at most."""
+LONGEST_SEED = 4300
+"""The largest number of digits that Python converts to an integer."""
 
 
 class OtherRoundError(WireError):
@@ -69,7 +67,7 @@ class Instruction:
         The positions of the arrays that are sent exactly, in the server's order: a client may use
         other names for its arrays, or none.
     question : int (default: 0)
-        Which of the round's questions it is: each model that is trained in a round has its own.
+        The number of the question: each model that is trained in a round has its own.
     """
 
     steps: tuple[ClientStep, ...]
@@ -94,8 +92,8 @@ class Instruction:
         """The index of the step before the encoding: noise must be the last change."""
         return max(len(self.steps) - 2, 0)
 
-    def scales_of(self, payload: Payload, blocks: Blocks) -> Float32:
-        """Return the noise scale of each block of an accepted payload.
+    def sizes_of(self, payload: Payload, blocks: Blocks) -> tuple[Float32, Float32]:
+        """Return the noise scales and the magnitudes of an accepted payload.
 
         Parameters
         ----------
@@ -106,31 +104,17 @@ class Instruction:
 
         Returns
         -------
-        (L,) float32
+        scales : (L,) float32
             The scales that the client was told or has reported; zeros without noise.
+        magnitudes : (L,) float32
+            The magnitude of each block of the update before noise; zeros if not measured.
         """
-        step = self.find(AddNoise)
-        told = None if step is None else payload.reports.get(step.name, step.scales)
-        return np.zeros(len(blocks), dtype=np.float32) if told is None else told
-
-    def magnitudes_of(self, payload: Payload, blocks: Blocks) -> Float32:
-        """Return the magnitude of each block of the update, (L,) float32; zeros if not measured.
-
-        Parameters are those of `scales_of`.
-        """
-        reported = payload.reports.get(Measure.name)
-        return np.zeros(len(blocks), dtype=np.float32) if reported is None else reported
-
-    def still_tied(self, payload: Payload) -> list[tuple[int, ...]]:
-        """Return the groups of tied arrays that a client has left tied; see `Tied`."""
-        step = self.find(Tied)
-        if step is None:
-            return []
-        reported = payload.reports[step.name]
-        return [group for group, is_tied in zip(step.groups, reported, strict=True) if is_tied]
+        none, noise = np.zeros(len(blocks.sizes), dtype=np.float32), self.find(AddNoise)
+        told = None if noise is None else payload.reports.get(noise.name, noise.scales)
+        return none if told is None else told, payload.reports.get(Measure.name, none)
 
     def blocks(self, layout: Layout) -> Blocks:
-        """Return the blocks of what clients with a model of this layout send.
+        """Return the blocks of the vectors that clients send for a model of this layout.
 
         Raises
         ------
@@ -140,7 +124,7 @@ class Instruction:
         return _blocks_around(self, layout.blocks)[-1]
 
     def undo(self, direction: Float32, layout: Layout) -> Float32:
-        """Return an aggregate of what clients send as a direction of the model.
+        """Turn an aggregate of the clients' vectors into a direction for the model.
 
         Parameters
         ----------
@@ -156,7 +140,9 @@ class Instruction:
         """
         before = _blocks_around(self, layout.blocks)[:-1]
         for step, blocks in zip(reversed(self.steps), reversed(before), strict=True):
-            direction = step.undo(direction, blocks)
+            undone = step.undo(direction, blocks)
+            if undone is not direction:
+                direction = require_result(step, undone, blocks.dim)
         return direction
 
     def encode(self) -> dict[str, WireScalar]:
@@ -188,12 +174,11 @@ class Instruction:
         Raises
         ------
         WireError
-            If it has another version, is malformed, or holds an unknown step, parameter or entry:
-            that might change what the server makes of the answer.
+            If it has another version, is malformed, or holds an unknown step, parameter or entry,
+            which might change the meaning of the answer.
         """
         read = Reader(config, "instruction")
         seed = _read_seed(read)
-        server_round, question = read.required("round", int), read.optional("question", int)
         exact = read.listed("exact", int)
         if exact and min(exact) < 0:
             raise WireError(f"{PREFIX}exact must be positions, got {exact!r}")
@@ -204,7 +189,7 @@ class Instruction:
         if [isinstance(step, Encoding) for step in steps] != [False] * (len(steps) - 1) + [True]:
             raise WireError(f"{PREFIX}steps must end with their only encoding, got {names!r}")
         read.finish()
-        return cls(steps, server_round, seed, tuple(exact), question or 0)
+        return cls(steps, read.server_round, seed, tuple(exact), read.question)
 
     def require_answer(self, payload: Payload, layout: Layout, model: Arrays | None = None) -> None:
         """Raise unless a payload is a usable answer.
@@ -236,16 +221,11 @@ class Instruction:
             raise WireError(f"sent {shown(payload.encoding)}, was asked for {encoding.name!r}")
         *before, after = _blocks_around(self, layout.blocks)
         encoding.check_body(payload.body, after)
-        require_vector("exact arrays", payload.exact, layout.exact_bytes, np.uint8)
         if unknown := payload.reports.keys() - {step.name for step in self.steps}:
             raise WireError(f"has a report of step {cut(min(unknown))!r}, which was not asked for")
         for step, blocks in zip(self.steps, before, strict=True):
             step.check(payload.reports.get(step.name), blocks)
-        exact = layout.unpack_exact(payload.exact)
-        if (spoiled := first_spoiled(model or {}, exact, LARGEST)) is not None:
-            raise WireError(
-                f"array {spoiled!r} holds NaN or infinity, or an entry above {LARGEST:g}"
-            )
+        layout.require_exact(payload.exact, model or {})
 
 
 def perturb_update(
@@ -327,7 +307,7 @@ def _prepared_within(
     """Take the steps before the noise; return a vector of norm at most `clip`, and its blocks."""
     blocks = instruction.blocks(layout)
     vector = np.zeros(blocks.dim, dtype=np.float32)
-    with warned_of("answered with noise alone, by this client's policy"):
+    with warned_of("sent noise alone, as this client's policy requires"):
         _require_finite(layout, update)
         later = deepcopy(memory)
         draft = Draft(update, layout.blocks, instruction.server_round, rng, later)
@@ -363,7 +343,7 @@ def _read_seed(read: Reader) -> int | None:
     text = read.optional("seed", str)
     if text is None:
         return None
-    if not (text.isascii() and text.isdecimal() and len(text) <= _LONGEST_SEED):
+    if not (text.isascii() and text.isdecimal() and len(text) <= LONGEST_SEED):
         raise WireError(f"{PREFIX}seed must be a decimal number, got {text!r}")
     return int(text)
 

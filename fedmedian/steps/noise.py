@@ -12,15 +12,15 @@ from fedmedian.checks import require_choice, require_real
 from fedmedian.model.blocks import Blocks
 from fedmedian.rules.noise import NOISE_FAMILIES, Noise
 from fedmedian.rules.scales import Magnitude
-from fedmedian.steps.base import ClientStep, Draft, energy, register_client_step, require_vector
+from fedmedian.steps.base import ClientStep, Draft, energy, register_client_step
 from fedmedian.wire.scalars import (
-    LARGEST,
     Float32,
     WireError,
     WireScalar,
     floats_from_bytes,
     floats_to_bytes,
     require_sizes,
+    require_vector,
 )
 
 
@@ -55,7 +55,7 @@ class Measure(ClientStep):
 
     def check(self, reported: Float32 | None, blocks: Blocks) -> None:
         """Require a magnitude for each block; see `ClientStep.check`."""
-        require_sizes("magnitudes", require_vector("magnitudes", reported, len(blocks)), LARGEST)
+        require_vector("magnitudes", reported, len(blocks), are_sizes=True)
 
     def _of(self, part: Float32) -> float:
         if part.size == 0:
@@ -70,7 +70,7 @@ class Measure(ClientStep):
 class AddNoise(ClientStep):
     """Noise b·ξ on every coordinate; strategies add it for their `noise`.
 
-    A client that chooses a scale itself reports all of them.
+    A client that chooses any scale itself reports all scales.
 
     Parameters
     ----------
@@ -113,12 +113,11 @@ class AddNoise(ClientStep):
         if not self.has_own_scales:
             super().check(reported, blocks)
             return
-        scales = require_vector("scales", reported, len(blocks))
-        require_sizes("scales", scales, LARGEST)
+        scales = require_vector("scales", reported, len(blocks), are_sizes=True)
         if self.scales is not None:
             told = ~np.isnan(self.scales)
             if not np.array_equal(scales[told], self.scales[told]):
-                raise WireError("used other noise scales than it was told")
+                raise WireError("used other noise scales than it was told to")
 
     def encode(self) -> dict[str, WireScalar]:
         """Return the parameters, including those of the noise family."""
@@ -130,24 +129,16 @@ class AddNoise(ClientStep):
     @classmethod
     def decode(cls, parameters: Mapping[str, Any]) -> Self:
         """Return the step with these parameters; see `ClientStep.decode`."""
-        own, family, factor, scales = {}, None, None, None
-        for key, value in parameters.items():
-            match key.split("."):
-                case ["family"]:
-                    family = value
-                case ["family", parameter] if parameter != "scale":  # the rule is the server's
-                    own[parameter] = value
-                case ["factor"]:
-                    factor = value
-                case ["scales"]:
-                    scales = value
-                case _:
-                    raise TypeError(f"{key} is unknown")
+        own = dict(parameters)
+        family, factor, scales = (own.pop(key, None) for key in ("family", "factor", "scales"))
+        for key in own:
+            if not key.startswith("family.") or key == "family.scale":  # the rule is the server's
+                raise TypeError(f"{key} is unknown")
         if not isinstance(family, str):
             raise TypeError(f"family must be a string, got {family!r}")
-        noise = NOISE_FAMILIES.make(family, own)
+        noise = NOISE_FAMILIES.make(family, {key.removeprefix("family."): own[key] for key in own})
         if scales is not None:
-            scales = floats_from_bytes(scales)
+            scales = floats_from_bytes("scales", scales)
             require_sizes("scales", scales[~np.isnan(scales)])
         return cls(noise, scales, require_real("factor", factor, low=0.0))
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmedian.logs import cut, shown
 from fedmedian.wire.scalars import (
     PREFIX,
     WIRE_VERSION,
@@ -15,7 +14,6 @@ from fedmedian.wire.scalars import (
     Reader,
     WireError,
     WireScalar,
-    floats_from_bytes,
     floats_to_bytes,
     with_prefix,
 )
@@ -85,8 +83,8 @@ class Payload:
         Raises
         ------
         WireError
-            If it has another version, is malformed, or holds an unknown entry. Whether it answers
-            an instruction is for `Instruction.require_answer` to judge.
+            If it has another version, is malformed, or holds an unknown entry. For whether it
+            answers an instruction, see `Instruction.require_answer`.
         """
         read = Reader(config, "payload")
         if not 1 <= len(arrays) <= MOST_ARRAYS:
@@ -95,16 +93,10 @@ class Payload:
             encoding=read.required("encoding", str),
             body=arrays[0],
             exact=arrays[1] if len(arrays) == 2 else np.empty(0, dtype=np.uint8),
-            server_round=read.required("round", int),
+            server_round=read.server_round,
             partition=read.optional("partition", int),
-            reports={step: _read_report(step, data) for step, data in read.below(_REPORTS).items()},
-            question=read.optional("question", int) or 0,
+            reports=read.floats_below(_REPORTS),
+            question=read.question,
         )
         read.finish()
         return payload
-
-
-def _read_report(step: str, data: Any) -> Float32:
-    if not isinstance(data, bytes) or len(data) % 4:
-        raise WireError(f"{PREFIX}{_REPORTS}.{cut(step)} must be float32 bytes, got {shown(data)}")
-    return floats_from_bytes(data)

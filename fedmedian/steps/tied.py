@@ -1,4 +1,4 @@
-"""The step that reports which tied arrays training has left tied."""
+"""The step that reports which tied arrays stayed tied in training."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,14 +8,20 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from fedmedian.model.blocks import Blocks
-from fedmedian.steps.base import ClientStep, Draft, register_client_step, require_vector
-from fedmedian.wire.scalars import Float32, WireError, WireScalar, list_from_json
+from fedmedian.steps.base import ClientStep, Draft, register_client_step
+from fedmedian.wire.scalars import (
+    Float32,
+    WireError,
+    WireScalar,
+    list_from_json,
+    require_vector,
+)
 
 
 @register_client_step
 @dataclass(frozen=True)
 class Tied(ClientStep):
-    """A report of which equal arrays have equal updates; the first step where a model has any.
+    """A report of which equal arrays have equal updates; strategies add it if a model has any.
 
     Parameters
     ----------
@@ -40,6 +46,10 @@ class Tied(ClientStep):
         if any(max(group) >= len(before) for group in self.groups):
             raise WireError(f"groups must be arrays of the model, got {self.groups!r}")
         return before
+
+    def still_tied(self, reported: Float32) -> list[tuple[int, ...]]:
+        """Return the groups that a client reports tied."""
+        return [group for group, is_tied in zip(self.groups, reported, strict=True) if is_tied]
 
     def check(self, reported: Float32 | None, blocks: Blocks) -> None:
         """Require 0 or 1 for each group; see `ClientStep.check`."""

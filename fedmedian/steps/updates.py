@@ -55,7 +55,7 @@ class DivideByLearningRate(ClientStep):
 @register_client_step
 @dataclass(frozen=True)
 class ClientMomentum(ClientStep):
-    """An exponential average of the client's updates, sent in place of the latest one.
+    """An exponential average of the client's updates, sent instead of the latest one.
 
     It is `Momentum` on the client, which remembers the average. It restarts if the round does not
     increase or the model's size changes.

@@ -1,4 +1,4 @@
-"""The arguments that both APIs' strategies take and show."""
+"""The arguments of both APIs' strategies."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -31,10 +31,11 @@ from fedmedian.steps.rotation import Rotation
 from fedmedian.strategies.options import FlowerOptions
 
 Value = TypeVar("Value")
+Part = TypeVar("Part", Recipe, RunOptions)
 
 
 class Argument(Generic[Value]):
-    """An argument of a strategy as an attribute to read, whose value is the one in force."""
+    """A read-only attribute with the value of an argument in force."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
@@ -51,7 +52,7 @@ class Argument(Generic[Value]):
         return value
 
     def __set__(self, strategy: "ShowsArguments", value: Any) -> None:
-        # A subclass may keep what it has passed on, under the same name.
+        # A subclass may set the attribute to what it has passed to super().__init__.
         if "recipe" in vars(strategy) and is_same(value, strategy.arguments[self._name]):
             return
         name, made = self._name, type(strategy).__name__
@@ -67,7 +68,7 @@ class Argument(Generic[Value]):
 
 
 class ShowsArguments:
-    """What the strategies of both of Flower's APIs show of their arguments.
+    """Shows a strategy's arguments, as attributes and in its text.
 
     Attributes
     ----------
@@ -121,16 +122,16 @@ class ShowsArguments:
         return f"{type(self).__name__}({arguments})"
 
     def _build(self, recipe: Recipe, options: RunOptions, flower: FlowerOptions) -> None:
-        """Make the strategy of its arguments, Flower's own among them."""
+        """Build the strategy from its arguments, including Flower's."""
         raise NotImplementedError
 
     def _unusual_of_flower(self) -> Mapping[str, Any]:
-        """Return the arguments of Flower's that are not the defaults, by name."""
+        """Return Flower's arguments that are not the defaults, by name."""
         raise NotImplementedError
 
 
 class SignArguments(ShowsArguments):
-    """The arguments of both APIs' `SignSGD`, which the Message API's describes."""
+    """The arguments of `SignSGD` in both APIs."""
 
     _usual_aggregator = Counts()
 
@@ -162,31 +163,12 @@ class SignArguments(ShowsArguments):
                 f"aggregator must be of signs such as Counts() or Majority(), got {aggregator!r}: "
                 "MedianSGD is for rules of whole updates"
             )
-        recipe = Recipe(
-            aggregator=aggregator,
-            noise=noise,
-            learning_rate=learning_rate,
-            weighted=weighted,
-            optimizer=optimizer,
-            client_steps=client_steps,
-            rotation=rotation,
-            scale_from=scale_from,
-            exact=exact,
-            seed=seed,
-        )
-        options = RunOptions(
-            cohort_rules=cohort_rules,
-            diagnostics=diagnostics,
-            min_replies=min_replies,
-            max_failed_rounds=max_failed_rounds,
-            checkpoint=checkpoint,
-            privacy_budget=privacy_budget,
-        )
-        self._build(recipe, options, flower)
+        given = locals()  # the signature names each argument; here they are sorted by use
+        self._build(_of(Recipe, given), _of(RunOptions, given), flower)
 
 
 class MedianArguments(ShowsArguments):
-    """The arguments of both APIs' `MedianSGD`, which the Message API's describes."""
+    """The arguments of `MedianSGD` in both APIs."""
 
     _usual_aggregator = Median()
 
@@ -218,33 +200,19 @@ class MedianArguments(ShowsArguments):
                 "aggregator must be of whole updates such as Median() or SmoothedMedian(), got "
                 f"{aggregator!r}: SignSGD is for rules of signs"
             )
-        recipe = Recipe(
-            aggregator=aggregator,
-            noise=noise,
-            learning_rate=learning_rate,
-            noise_at=noise_at,
-            optimizer=optimizer,
-            client_steps=client_steps,
-            rotation=rotation,
-            scale_from=scale_from,
-            exact=exact,
-            seed=seed,
-        )
-        options = RunOptions(
-            cohort_rules=cohort_rules,
-            diagnostics=diagnostics,
-            min_replies=min_replies,
-            max_failed_rounds=max_failed_rounds,
-            checkpoint=checkpoint,
-            privacy_budget=privacy_budget,
-        )
-        self._build(recipe, options, flower)
+        given = locals()  # the signature names each argument; here they are sorted by use
+        self._build(_of(Recipe, given), _of(RunOptions, given), flower)
+
+
+def _of(kind: type[Part], given: Mapping[str, Any]) -> Part:
+    """Return a Recipe or RunOptions with the arguments that it takes."""
+    return kind(**{one.name: given[one.name] for one in fields(kind) if one.name in given})
 
 
 def differing(strategy: object, usual: object, names: Sequence[str]) -> dict[str, Any]:
-    """Return those attributes of a strategy, by name, that are not as on a usual one.
+    """Return the attributes of a strategy, by name, that differ from those of another one.
 
-    Functions are left out: they have no text that another process would understand.
+    Functions are left out: their text means nothing in another process.
     """
     own = {name: getattr(strategy, name) for name in names}
     for phase in ("train", "evaluate"):
@@ -259,5 +227,5 @@ def differing(strategy: object, usual: object, names: Sequence[str]) -> dict[str
 
 
 def _in_short(value: Any) -> str:
-    # The text of a model's bytes is several times as long as they are.
+    # The text of a model's bytes is several times longer than the bytes.
     return "Parameters(…)" if isinstance(value, Parameters) else as_line(repr(value))

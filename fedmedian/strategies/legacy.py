@@ -42,9 +42,9 @@ from fedmedian.rounds.metrics import (
     try_to_aggregate,
 )
 from fedmedian.rounds.options import RunOptions
-from fedmedian.rounds.protocol import RoundProtocol, Said, paused_collector
+from fedmedian.rounds.protocol import RoundProtocol, paused_collector
 from fedmedian.rounds.recipe import Question, Recipe
-from fedmedian.rounds.screening import Node, Reply, all_or_none
+from fedmedian.rounds.screening import Node, Reply, Said, all_or_none
 from fedmedian.steps.payload import MOST_ARRAYS, Payload
 from fedmedian.strategies.arguments import (
     MedianArguments,
@@ -70,10 +70,10 @@ Result = TypeVar("Result", FitRes, EvaluateRes)
 
 
 class LegacyStrategy(ShowsArguments, FedAvg):
-    """A strategy of the older API whose clients perturb their updates as the server tells them.
+    """A strategy of the older API whose clients perturb their updates as the server instructs them.
 
-    It samples clients and aggregates metrics as FedAvg does. Each result is screened on its
-    own: one that cannot be used is counted, logged with the reason and dropped.
+    It samples clients and aggregates metrics as FedAvg does. Each result is screened on its own. A
+    result that cannot be used is counted, logged with the reason, and dropped.
 
     Parameters
     ----------
@@ -91,8 +91,8 @@ class LegacyStrategy(ShowsArguments, FedAvg):
     options : RunOptions
         See above.
     metrics_per_block : dict of int to dict
-        What each round of the run has reported of each block, lists by name: they are not in
-        Flower's History, all of which Flower prints at a run's end.
+        Each round's values per block, as lists by name. They are not in Flower's History, because
+        Flower prints all of it at the end of a run.
 
     Raises
     ------
@@ -129,14 +129,14 @@ class LegacyStrategy(ShowsArguments, FedAvg):
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters | None:
         """Return the model to begin with, or to resume with from a checkpoint.
 
-        Nothing tells when the run has ended: the checkpoint's folder is this run's until its
-        process ends or its thread begins another.
+        This API does not report the end of a run, so the run keeps the checkpoint's folder until
+        its process ends or its thread starts another run.
 
         Raises
         ------
         ValueError, RuntimeError, OSError
-            As `fedmedian.strategies.SignSGD.start`; also if one of Flower's wrappers or workflows
-            that it does not work with wraps it.
+            As `fedmedian.strategies.SignSGD.start`; also if it is in one of Flower's wrappers or
+            workflows that it does not work with.
         """
         require_no_unfit_wrapper(self)
         self.metrics_per_block = {}
@@ -156,23 +156,23 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         Raises
         ------
         ValueError
-            If one of Flower's wrappers or workflows that it does not work with wraps it.
+            If it is in one of Flower's wrappers or workflows that it does not work with.
         """
         require_no_unfit_wrapper(self)
         question = self._protocol.ask(server_round, parameters_to_arrays(parameters))
         if question is None:
             return []
-        self._say_whom_it_waits_for(client_manager)
+        self._log_waiting(client_manager)
         before = max(client_manager.num_available(), self.min_available_clients)
         with self._protocol.sampling(server_round):
             asked = super().configure_fit(server_round, parameters, client_manager)
-        # Clients come and go meanwhile, and the budget must not count on one that was not there.
+        # Clients come and go, and the budget must not count one that was not there.
         present = max(len(asked), min(before, client_manager.num_available()))
         if not self._protocol.may_ask(question, len(asked), present):
             asked = []
-        # Nothing reports the end of a run: as many rounds end it as may fail.
+        # This API does not report the end of a run, so this many rounds without clients end it.
         if not asked and self._protocol.pass_over() == self.options.max_failed_rounds:
-            self._protocol.require_somebody(
+            self._protocol.require_clients(
                 f"fraction_fit={self.fraction_fit} and min_fit_clients={self.min_fit_clients}",
                 trains=self.fraction_fit > 0 or self.min_fit_clients > 0,
             )
@@ -187,20 +187,26 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         failures: list[Trained | BaseException],
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Aggregate the usable results into a new model, and report on the round."""
-        answers = [result.metrics for _, result in results if Payload.is_in(result.metrics)]
-        numbers = [metrics.get(PREFIX + "question", 0) for metrics in answers]
-        question = self._protocol.question_answered(numbers)
-        if question is None:
+        questions = self._protocol.questions_of(server_round)
+        if not questions:
             raise RuntimeError(
-                "results were aggregated before a round was configured: a subclass's configure_fit "
-                "must call super().configure_fit"
+                f"results of round {server_round} were aggregated before it was configured: a "
+                "subclass's configure_fit must call super().configure_fit in each round"
             )
         replies, reasons = _by_client("aggregate_train", results, failures)
+        question = _most_named(questions, results)
+        if question is None:
+            warn(
+                "round %d keeps the model as it is: as many results are about one of its models "
+                "as about another",
+                server_round,
+            )
+            return None, {}
         asked = _sent(self._asked, replies, reasons)
         read = partial(
             _read,
             most_arrays=max(len(question.layout.specs), MOST_ARRAYS),
-            must_name_question=self._protocol.has_several_questions,
+            must_name_question=len(questions) > 1,
         )
         heard = self._protocol.hear(question, asked, replies, read, reasons)
         sizes: dict[str, float] = {}
@@ -241,7 +247,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Aggregate the usable results' losses and metrics as FedAvg does."""
         replies, reasons = _by_client("aggregate_evaluate", results, failures)
-        # What comes up are metrics: this API's replies to evaluation have no room for arrays.
+        # Replies to evaluation hold no arrays in this API.
         sizes = {"downlink-bytes": self._size}
         usual = self._protocol.hear_evaluation(
             server_round,
@@ -253,15 +259,15 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         )
         if not usual:
             return None, {}
-        # Flower's annotation is int, and any number will do.
+        # Flower annotates int but takes any number.
         losses: list[Any] = [
             (count, reply.source.loss) for count, reply in zip(_examples(usual), usual, strict=True)
         ]
         metrics = self._aggregate("evaluate_metrics_aggregation_fn", usual)
         return weighted_loss_avg(losses), metrics
 
-    def _say_whom_it_waits_for(self, client_manager: ClientManager) -> None:
-        # Flower's older server waits in silence.
+    def _log_waiting(self, client_manager: ClientManager) -> None:
+        # Flower's older server does not log that it waits.
         connected, wanted = client_manager.num_available(), self.min_available_clients
         if connected < wanted:
             _LOGGER.info(
@@ -296,11 +302,11 @@ class SignSGD(SignArguments, LegacyStrategy):
         As there; the patterns match positions, ``exact=["2", "3"]`` for the running statistics of
         a model whose third and fourth array they are.
     checkpoint : Checkpoint, optional
-        As there; but the metrics of rounds before it are not in Flower's History, and rounds
-        after the last `every`-th are not stored.
+        As there; but Flower's History lacks the metrics of stored rounds, and rounds after the
+        last `every`-th are not stored.
     privacy_budget : PrivacyBudget, optional
-        As there; but Flower goes on to the last round, and nobody is asked to train in those that
-        would exceed it.
+        As there; but Flower continues to the last round, and rounds that would exceed the budget
+        ask no client to train.
     **fedavg
         The arguments of `flwr.server.strategy.FedAvg` but for `inplace`.
 
@@ -311,8 +317,8 @@ class SignSGD(SignArguments, LegacyStrategy):
 
     Notes
     -----
-    What is reported as ``uplink-bytes`` and ``downlink-bytes`` is arrays without Flower's headers.
-    Nothing tells a strategy of this API that a run has ended, so their sum over it is not logged.
+    ``uplink-bytes`` and ``downlink-bytes`` count arrays, without Flower's headers. This API does
+    not report the end of a run, so their sum over the run is not logged.
 
     Examples
     --------
@@ -323,8 +329,8 @@ class SignSGD(SignArguments, LegacyStrategy):
 class MedianSGD(MedianArguments, LegacyStrategy):
     """`fedmedian.strategies.MedianSGD` for the older API.
 
-    With ``noise_at="server"``, with ``aggregator=SmoothedMedian()`` or without noise unmodified
-    clients will do. Otherwise they need `fedmedian.clients.perturb`, or are
+    Unmodified clients work with ``noise_at="server"``, with ``aggregator=SmoothedMedian()``, or
+    without noise. Otherwise they need `fedmedian.clients.perturb`, or are
     `fedmedian.clients.GradientClient`.
 
     Parameters
@@ -354,11 +360,11 @@ def _by_client(
     results: Sequence[tuple[ClientProxy, Result]],
     failures: Sequence[tuple[ClientProxy, Result] | BaseException],
 ) -> tuple[list[tuple[Node, tuple[ClientProxy, Result]]], list[str]]:
-    """Return all results with the names of their clients, and why there are no others."""
+    """Return all results with the ids of their clients, and the reasons of failures."""
     answered, reasons = list(results), []
     for failure in failures:
         if isinstance(failure, BaseException):
-            # Flower does not tell whose it is; the client is named among the missing.
+            # Flower does not say whose failure it is; the client is among the missing.
             reasons.append(f"a client failed: {type(failure).__name__}: {text_of(failure)}")
         else:
             answered.append(failure)
@@ -369,7 +375,7 @@ def _by_client(
 
 
 def _addressed(ins: FitIns, question: Question, client: Node) -> FitIns:
-    """Return what a client is sent: the round's question in place of the model alone."""
+    """Return what a client is sent: its content and its instruction."""
     arrays, parameters = question.content_for(client), ins.parameters
     if arrays is not question.model:
         parameters = arrays_to_parameters(arrays)
@@ -379,15 +385,25 @@ def _addressed(ins: FitIns, question: Question, client: Node) -> FitIns:
 def _sent(
     asked: Sequence[Node], replies: Sequence[tuple[Node, Any]], failures: Sequence[str]
 ) -> list[Node]:
-    """Return the clients that were asked in the end: a subclass may have chosen others.
+    """Return the clients that were asked: those that a subclass chose, not those drawn.
 
-    Flower reports a result or a failure of each, and does not say which client has failed.
+    Flower returns a result or a failure for each, but does not say which client failed.
     """
-    heard = [client for client, _ in replies]
-    if len(heard) + len(failures) == len(asked):
-        return [*asked]
-    silent = (f"without a reply, {number}" for number, _ in enumerate(failures, start=1))
-    return list(dict.fromkeys([*heard, *silent]))
+    heard = dict.fromkeys(client for client, _ in replies)
+    silent = [client for client in asked if client not in heard]
+    if len(silent) != len(failures):
+        silent = [f"unknown, {number} of {len(failures)}" for number in range(1, len(failures) + 1)]
+    return [*heard, *silent]
+
+
+def _most_named(questions: Sequence[Question], results: Sequence[Trained]) -> Question | None:
+    """Return the question that most results say they answer, or None at a tie."""
+    answers = [result.metrics for _, result in results if Payload.is_in(result.metrics)]
+    named = [metrics.get(PREFIX + "question", 0) for metrics in answers]
+    claims = Counter(number for number in named if type(number) is int)
+    counts = [claims[question.instruction.question] for question in questions]
+    is_tied = counts.count(max(counts)) > 1
+    return None if is_tied else questions[counts.index(max(counts))]
 
 
 def _examples(replies: Sequence[Reply[Result]]) -> list[float]:

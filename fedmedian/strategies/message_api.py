@@ -1,7 +1,7 @@
-"""The part of the strategies that speaks Flower's Message API."""
+"""Strategies for Flower's Message API."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from logging import INFO
@@ -17,15 +17,15 @@ from fedmedian.aggregators.diagnostics import without_lists
 from fedmedian.logs import text_of
 from fedmedian.privacy.accounting import Mechanism
 from fedmedian.privacy.mechanism import NoMechanism
-from fedmedian.records import num_bytes, to_arrays, to_record
+from fedmedian.records import sizes_of, to_arrays, to_record
 from fedmedian.rounds.ledger import Ledger
 from fedmedian.rounds.mechanism import mechanism_of_strategy
 from fedmedian.rounds.metrics import fair_examples, require_examples, try_to_aggregate
 from fedmedian.rounds.options import RunOptions
-from fedmedian.rounds.protocol import RoundProtocol, Said, paused_collector
+from fedmedian.rounds.protocol import RoundProtocol, paused_collector
 from fedmedian.rounds.recipe import Question, Recipe
-from fedmedian.rounds.screening import Node, Reply
-from fedmedian.steps.instruction import Instruction
+from fedmedian.rounds.screening import Node, Reply, Said
+from fedmedian.steps.instruction import Instruction, OtherRoundError
 from fedmedian.steps.payload import MOST_ARRAYS, Payload
 from fedmedian.strategies import numpy_clients as numpy_messages
 from fedmedian.strategies.arguments import Argument, ShowsArguments, differing
@@ -34,12 +34,15 @@ from fedmedian.strategies.wrappers import require_no_unfit_wrapper
 from fedmedian.wire.scalars import EVALUATION, WIRE_VERSION, WireError
 
 Record = TypeVar("Record")
+_FORMER = 10_000
+"""The number of earlier messages whose late replies are known as such."""
+
 EvaluateFunction = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
 @dataclass(repr=False)
 class _ShortResult(Result):
-    """Flower's Result, whose text leaves out what a round reports of each block."""
+    """Flower's Result with a shorter text, without the values of each block."""
 
     def __repr__(self) -> str:
         reports = self.train_metrics_clientapp
@@ -49,7 +52,7 @@ class _ShortResult(Result):
 
 @dataclass(eq=False)
 class _Asked:
-    """The messages that one call of `configure_train` has returned."""
+    """The messages of one call of `configure_train`."""
 
     question: Question
     messages: list[Message]
@@ -57,10 +60,10 @@ class _Asked:
 
 
 class MessageStrategy(ShowsArguments, FedAvg):
-    """A Flower strategy whose clients perturb their updates as the server tells them.
+    """A Flower strategy whose clients perturb their updates as the server instructs them.
 
-    It samples nodes, builds messages and aggregates metrics as FedAvg does. Each reply is
-    screened on its own: one that cannot be used is counted, logged with the reason and dropped.
+    It samples nodes, builds messages and aggregates metrics as FedAvg does. Each reply is screened
+    on its own. A reply that cannot be used is counted, logged with the reason, and dropped.
 
     Parameters
     ----------
@@ -98,6 +101,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         ledger = Ledger.of_strategy(recipe, options, self.fraction_train, self.fraction_evaluate)
         self._protocol = RoundProtocol(recipe, options, ledger=ledger)
         self._asked: list[_Asked] = []
+        self._former = dict[str, int]()
         self._asked_to_evaluate: list[Message] = []
         self._per_block: dict[int, dict[str, Any]] = {}
 
@@ -118,11 +122,11 @@ class MessageStrategy(ShowsArguments, FedAvg):
 
     @property
     def privacy(self) -> Mechanism | NoMechanism:
-        """What clients release in a round, or the reasons why it has no bound.
+        """What clients release in a round, or the reasons why that has no bound.
 
-        It holds for clients that do as they are told; a `fedmedian.clients.Policy` of their own
-        sees to that, and to the metrics that their apps send. What may be in the way in the model
-        is known once a round has begun.
+        It holds for clients that follow their instructions and send no metrics of their apps; a
+        `fedmedian.clients.Policy` on the client enforces both. Reasons that lie in the model are
+        known once a round has begun.
         """
         return mechanism_of_strategy(
             self.recipe, self.fraction_evaluate, self._protocol.last_question
@@ -141,11 +145,9 @@ class MessageStrategy(ShowsArguments, FedAvg):
     ) -> Result:
         """Run federated learning; see `flwr.serverapp.strategy.Strategy.start`.
 
-        With a `checkpoint` that has been written, the rounds until then are not run again: what
-        is returned and logged of them is what was stored. With a `privacy_budget` the run ends
-        before a round that would exceed it, and the Result is that of the rounds before. What a
-        round reports of each block, a list for the noise scales and one for signal to noise, is in
-        the Result alone and not in the log.
+        Rounds that the `checkpoint` holds do not run again: their results come from there. With a
+        `privacy_budget` the run ends before the first round that would exceed it. The Result, but
+        not the log, also has each round's noise scales and signal to noise per block.
 
         Parameters
         ----------
@@ -165,17 +167,17 @@ class MessageStrategy(ShowsArguments, FedAvg):
             If the initial arrays are not an ArrayRecord.
         ValueError
             If the checkpoint is not one of this run, is damaged, or holds more rounds than the
-            run is to have; if the privacy budget is spent before the first round, or something in
-            the model is in the way of a mechanism.
+            run is to have; if the privacy budget does not afford a round, or the model rules out a
+            mechanism.
         RunFailedError
-            If `max_failed_rounds` rounds in a row have made no new model, or all clients of the
-            first have sent plain weights, with the commonest reason; if no client was ever asked.
+            If `max_failed_rounds` rounds in a row made no new model, or all clients sent plain
+            weights before there was one, with the most common reason; if no client was ever asked.
         RuntimeError
-            If another run has the checkpoint's folder, or a subclass changes the model that the
-            checkpoint holds before the run resumes from it.
+            If another run uses the checkpoint's folder, or a subclass changes the stored model
+            before the run resumes from it.
         OSError
-            If checkpoints cannot be written there. Once the first round has begun, that is a
-            warning each time, and an error in the log at the end.
+            If checkpoints cannot be written. After the first round has begun, each failure is a
+            warning, and the last one an error in the log at the end.
         """
         if not isinstance(initial_arrays, ArrayRecord):
             raise TypeError(
@@ -183,6 +185,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
                 f"got a {type(initial_arrays).__name__}"
             )
         self._per_block = {}
+        self._forget()
         journal = self._protocol.journal
         self._protocol.open(to_arrays(initial_arrays))
         if self.options.checkpoint is not None and evaluate_fn is not None:
@@ -207,7 +210,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
             journal.close()
             self._protocol.say_totals()
             self._protocol.say_why_it_ends(affordable, num_rounds)
-            self._protocol.require_somebody(
+            self._protocol.require_clients(
                 f"fraction_train={self.fraction_train} and min_train_nodes={self.min_train_nodes}",
                 trains=self.fraction_train > 0,
             )
@@ -220,7 +223,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         return _ShortResult(**vars(result))
 
     def summary(self) -> None:
-        """Log the configuration of the strategy: what is not as usual, then FedAvg's.
+        """Log the arguments of the strategy that are not defaults, then those of FedAvg.
 
         Raises
         ------
@@ -249,7 +252,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         question = self._protocol.ask(server_round, to_arrays(arrays))
         if question is None:
             return []
-        # The caller's config serves every round: it must not pick up our keys.
+        # The caller reuses its config in every round, so our keys must not get into it.
         told = ConfigRecord({**config, **question.instruction.encode()})
         with self._protocol.sampling(server_round):
             nodes = _CountingGrid(grid)
@@ -263,12 +266,23 @@ class MessageStrategy(ShowsArguments, FedAvg):
             asked = []
         for message in asked:
             self._address(message, question)
-        self._asked = [one for one in self._asked if one.question.server_round == server_round]
+        if any(one.question.server_round > server_round for one in self._asked):
+            self._forget()  # another strategy has started a new run
+        late = [one for one in self._asked if one.question.server_round != server_round]
+        for one in late:
+            ids = [message.metadata.message_id for message in one.messages]
+            self._former |= dict.fromkeys(filter(None, ids), one.question.server_round)
+        self._former = dict([*self._former.items()][-_FORMER:])
+        self._asked = [one for one in self._asked if one not in late]
         self._asked.append(_Asked(question, asked))
         return asked
 
+    def _forget(self) -> None:
+        """Forget the messages of an earlier run."""
+        self._asked, self._former = [], {}
+
     def _address(self, message: Message, question: Question) -> None:
-        """Put into a message what only its own node is sent, if anything."""
+        """Give a message the content and instruction of its own node, if they differ."""
         node = message.metadata.dst_node_id
         arrays, instruction = question.content_for(node), question.instruction_for(node)
         if arrays is question.model and instruction is question.instruction:
@@ -284,16 +298,16 @@ class MessageStrategy(ShowsArguments, FedAvg):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Aggregate the usable replies into a new model, and report on the round."""
         journal = self._protocol.journal
-        if server_round <= journal.done:
-            # In every round, so that a run that somebody else drives and that ends early has it.
+        if journal.holds(server_round):
+            # In every round, because a run that another strategy drives may end early.
             recalled = journal.recall("train", server_round)
             return _to_record(journal.model), self._without_lists(server_round, recalled)
         replies = list(replies)
-        question, sent = self._question_of(replies)
+        question, sent = self._question_of(server_round, replies)
         if question is None or not (replies or sent):
             self._protocol.pass_over()
             return None, None
-        asked, replies_of = _by_node(sent, replies)
+        asked, replies_of = _by_node(sent, replies, self._former)
         read = partial(self._read, names=[spec.name for spec in question.layout.specs])
         heard = self._protocol.hear(question, asked, replies_of, read)
         sizes = self._count(sent, replies, trains=True)
@@ -301,30 +315,33 @@ class MessageStrategy(ShowsArguments, FedAvg):
         metrics = self._protocol.end(heard, sizes, own or {})
         return _to_record(heard.model), self._without_lists(server_round, metrics)
 
-    def _question_of(self, replies: Sequence[Message]) -> tuple[Question | None, list[Message]]:
+    def _question_of(
+        self, server_round: int, replies: Sequence[Message]
+    ) -> tuple[Question | None, list[Message]]:
         """Return the question that most replies answer, and the messages whose replies are due.
 
-        What a reply answers is said by the message that it replies to. Where that is not one of
-        ours, as in a subclass that builds its own, it is the first question that is not answered.
+        A reply answers the question of the message that it replies to. If that message is not ours,
+        as in a subclass that builds its own, the reply answers the first open question.
         """
-        is_open = [one for one in self._asked if not one.is_heard]
+        asked = [one for one in self._asked if one.question.server_round == server_round]
+        is_open = [one for one in asked if not one.is_heard]
         if not replies:
             answered = is_open[:1]
         else:
             of_message = {
-                message.metadata.message_id: one for one in self._asked for message in one.messages
+                message.metadata.message_id: one for one in asked for message in one.messages
             }
             of_message.pop("", None)
-            first = next(iter(is_open or reversed(self._asked)), None)
-            found = [of_message.get(one.metadata.reply_to_message_id, first) for one in replies]
+            first = next(iter(is_open or reversed(asked)), None)
             if first is None:
                 raise RuntimeError(
-                    "replies were aggregated before a round was configured: a subclass's "
-                    "configure_train must call super().configure_train"
+                    f"replies of round {server_round} were aggregated before it was configured: a "
+                    "subclass's configure_train must call super().configure_train in each round"
                 )
-            usual = Counter(one.question for one in found if one is not None).most_common(1)[0][0]
+            found = [of_message.get(one.metadata.reply_to_message_id, first) for one in replies]
+            usual = Counter(one.question for one in found).most_common(1)[0][0]
             own = {id(one) for one in found}
-            answered = [one for one in self._asked if one.question is usual and id(one) in own]
+            answered = [one for one in asked if one.question is usual and id(one) in own]
         sent: list[Message] = []
         for one in answered:
             due = _sent(one.messages, replies)
@@ -346,14 +363,14 @@ class MessageStrategy(ShowsArguments, FedAvg):
             told[EVALUATION] = WIRE_VERSION
         with self._protocol.sampling(server_round):
             messages = super().configure_evaluate(server_round, arrays, told, grid)
-        if self.numpy_clients:
+        if self._numpy_clients:
             messages = numpy_messages.as_evaluation(messages)
         messages = list(messages)
         self._asked_to_evaluate = messages
         return messages
 
     def _may_read_arrays(self) -> bool:
-        """Tell whether code of the user's, which may read all of them, gets evaluation replies."""
+        """Return whether user code gets the replies to evaluation, and may read their arrays."""
         ours = getattr(self.aggregate_evaluate, "__func__", None)
         usual = FedAvg().evaluate_metrics_aggr_fn
         return (
@@ -372,7 +389,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         sent, self._asked_to_evaluate = _sent(self._asked_to_evaluate, replies), []
         if not replies and not sent:
             return None
-        asked, replies_of = _by_node(sent, replies)
+        asked, replies_of = _by_node(sent, replies, self._former)
         sizes = self._count(sent, replies)
         usual = self._protocol.hear_evaluation(
             server_round, asked, replies_of, self._read_evaluation, sizes
@@ -391,7 +408,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
 
         FedAvg's clients would have answered training with about as much as they were sent.
         """
-        up, down = _sizes(replies), _sizes(asked)
+        up, down = sizes_of(replies), sizes_of(asked)
         weights = fmean(down or [0])
         with_fedavg = sum(weights if trains else size for size in up if size)
         self._protocol.count(sum(up), with_fedavg, sum(down))
@@ -431,7 +448,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         content, metrics, num_examples = self._open(reply)
         arrays = to_arrays(_only(ArrayRecord, content), max(len(names), MOST_ARRAYS))
         scalars = next((r for r in _records(ConfigRecord, content) if Payload.is_in(r)), None)
-        if self.numpy_clients and scalars is None and len(arrays) == len(names):
+        if self._numpy_clients and scalars is None and len(arrays) == len(names):
             arrays = dict(zip(names, arrays.values(), strict=True))  # theirs are positions
         return Said(arrays, scalars, num_examples, metrics, content)
 
@@ -441,10 +458,12 @@ class MessageStrategy(ShowsArguments, FedAvg):
 
     def _open(self, reply: Message) -> tuple[RecordDict, MetricRecord, float]:
         """Return a reply's content, the metrics in it, and the client's weight."""
+        if (earlier := self._former.get(reply.metadata.reply_to_message_id)) is not None:
+            raise OtherRoundError(f"replies to a message of round {earlier}")
         if reply.has_error():
             raise WireError(f"error {reply.error.code}: {text_of(reply.error.reason)}")
         content = reply.content
-        if self.numpy_clients:
+        if self._numpy_clients:
             content = numpy_messages.read_reply(content)
         metrics = _only(MetricRecord, content)
         key = self.weighted_by_key
@@ -457,7 +476,7 @@ def _numpy_fedavg() -> FedAvg:
 
 
 class _CountingGrid:
-    """A grid that remembers how many nodes there were when somebody last asked."""
+    """A grid that remembers how many nodes it last returned."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
@@ -477,10 +496,10 @@ def _is_instructed(message: Message) -> bool:
 
 
 def _sent(asked: Sequence[Message], replies: Sequence[Message]) -> list[Message]:
-    """Return the messages that were sent of those that we have made.
+    """Return which of our messages were sent.
 
-    A subclass may leave some out, or all of them. A message gets its id when it is sent. Where
-    somebody brings the replies to them by hand no message has one.
+    A subclass may drop some, or all. A message gets its id when it is sent. If a caller passes the
+    replies in without sending, no message has one.
     """
     sent = [message for message in asked if message.metadata.message_id]
     is_by_hand = any(not reply.metadata.reply_to_message_id for reply in replies)
@@ -488,31 +507,25 @@ def _sent(asked: Sequence[Message], replies: Sequence[Message]) -> list[Message]
 
 
 def _by_node(
-    sent: Sequence[Message], replies: Sequence[Message]
+    sent: Sequence[Message], replies: Sequence[Message], former: Collection[str]
 ) -> tuple[list[Node], list[tuple[Node, Message]]]:
-    """Return the nodes that were asked, and the replies with the nodes that they speak for.
+    """Return the nodes that were asked, and each reply with its node.
 
-    The reply of a node that failed comes from the SuperLink, and only the message that it replies
-    to names the node. A reply to a message that is not ours was asked for by a subclass.
+    If a node fails, the SuperLink replies for it, and only the message that it replies to names
+    the node. A subclass asked for a reply whose message is neither ours nor a `former` one.
     """
     node_of = {one.metadata.message_id: one.metadata.dst_node_id for one in sent}
     node_of.pop("", None)
+    known = node_of.keys() | former
     asked: list[Node] = [message.metadata.dst_node_id for message in sent]
     speaking: list[tuple[Node, Message]] = []
     for reply in replies:
         metadata = reply.metadata
         node = node_of.get(metadata.reply_to_message_id, metadata.src_node_id)
-        if metadata.reply_to_message_id and metadata.reply_to_message_id not in node_of:
+        if metadata.reply_to_message_id and metadata.reply_to_message_id not in known:
             asked.append(node)
         speaking.append((node, reply))
     return list(dict.fromkeys(asked)), speaking
-
-
-def _sizes(messages: Sequence[Message]) -> list[int]:
-    # Strategies send one content to all nodes.
-    contents = {id(one.content): one.content for one in messages if one.has_content()}
-    held = {key: num_bytes(content) for key, content in contents.items()}
-    return [held[id(one.content)] if one.has_content() else 0 for one in messages]
 
 
 def _records(kind: type[Record], content: RecordDict) -> list[Record]:

@@ -52,7 +52,7 @@ def read_reply(content: RecordDict) -> RecordDict:
     Raises
     ------
     WireError
-        If it is not such a reply, or the client reports that it failed.
+        If it is not such a reply, or it reports a failure.
     """
     parts = {key.partition(".")[2]: record for key, record in content.items()}
     status, own = parts.get("status"), parts.get("metrics")
@@ -61,13 +61,11 @@ def read_reply(content: RecordDict) -> RecordDict:
     if status.get("code") != Code.OK.value:
         raise WireError(f"client failed: {shown(status.get('message'))}")
     numbers: dict[str, Any] = {}
-    # The client's own numbers first: they must not replace those that Flower names.
+    # The client's own numbers come first: they must not replace those that Flower names.
     others = (parts[name] for name in _NUMBERS if isinstance(parts.get(name), MetricRecord))
     for record in (own, *others):
         metrics = ((key, value) for key, value in record.items() if _is_metric(key, value))
-        numbers |= islice(
-            metrics, MOST_METRICS + 1
-        )  # one too many is enough to reject it; reading all would take long
+        numbers |= islice(metrics, MOST_METRICS + 1)  # one too many gets the reply rejected
     read = RecordDict({"metrics": MetricRecord(numbers)})
     if Payload.is_in(own):
         read["payload"] = own

@@ -1,4 +1,4 @@
-"""FedAvg's arguments, which the strategies accept in addition to their own."""
+"""The arguments of FedAvg, which strategies accept in addition to their own."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -49,7 +49,7 @@ class LegacyFedAvgOptions(TypedDict, total=False):
 
 
 class FlowerOptions(FedAvgOptions, LegacyFedAvgOptions, total=False):
-    """The keyword arguments of both of Flower's APIs, of which a strategy takes its own."""
+    """The keyword arguments of both of Flower's APIs; a strategy accepts those of its own."""
 
 
 _OF_BOTH_APIS = {
@@ -60,7 +60,7 @@ _OF_BOTH_APIS = {
     "train_metrics_aggr_fn": "fit_metrics_aggregation_fn",
     "evaluate_metrics_aggr_fn": "evaluate_metrics_aggregation_fn",
 }
-"""Arguments of the Message API's strategies, and their names in the older API."""
+"""Arguments of Message API strategies, and their names in the older API."""
 
 _OF_START = {
     "initial_parameters": "initial_arrays",
@@ -70,9 +70,9 @@ _OF_START = {
     "on_evaluate_config_fn": "evaluate_config",
     "num_rounds": "num_rounds",
 }
-"""Arguments of the older API's strategies that the Message API passes to ``start``."""
+"""Arguments that the Message API passes to ``start``, and their names there."""
 
-_IN_OTHER_WORDS = {
+_SYNONYMS = {
     **dict.fromkeys(
         ("lr", "eta", "server_lr", "server_learning_rate", "step_size"), "learning_rate="
     ),
@@ -83,7 +83,7 @@ _IN_OTHER_WORDS = {
     **dict.fromkeys(("decode", "estimator"), "aggregator="),
     **dict.fromkeys(("epsilon", "delta", "budget"), "privacy_budget=PrivacyBudget(…)"),
 }
-"""Common names for arguments that have a different name here."""
+"""Common names of arguments that have a different name here."""
 
 
 def require_fedavg_options(
@@ -103,8 +103,8 @@ def require_fedavg_options(
     Raises
     ------
     TypeError, ValueError
-        If an option is unknown, has the wrong type or is out of range. For an unknown one the
-        message suggests what may be meant.
+        If an option is unknown, has the wrong type or is out of range. For an unknown option the
+        message suggests a known one.
     """
     if unknown := sorted(set(options) - allowed):
         name, hint = unknown[0], _hint(strategy, unknown[0], allowed)
@@ -120,13 +120,13 @@ def _hint(strategy: type, name: str, allowed: frozenset[str]) -> str:
     other = "fedmedian.strategies" if older else "fedmedian.strategies.legacy"
     words = _OF_BOTH_APIS if older else {old: new for new, old in _OF_BOTH_APIS.items()}
     if name in words:
-        return f": here it is {words[name]!r}, {name!r} is of {other}.{ours.__name__}"
+        return f": use {words[name]!r}, {name!r} belongs to {other}.{ours.__name__}"
     if not older and name in _OF_START:
         theirs = name in LegacyFedAvgOptions.__optional_keys__
-        beside = f"; {name!r} is of {other}.{ours.__name__}" if theirs else ""
-        return f": start({_OF_START[name]}=…) takes it{beside}"
-    if name in _IN_OTHER_WORDS:
-        return f", did you mean {_IN_OTHER_WORDS[name]}?"
+        owner = f"; {name!r} belongs to {other}.{ours.__name__}" if theirs else ""
+        return f": pass it to start({_OF_START[name]}=…){owner}"
+    if name in _SYNONYMS:
+        return f", did you mean {_SYNONYMS[name]}?"
     known = [*inspect.signature(ours).parameters, *allowed]
     close = get_close_matches(name, known, n=1)
     return f", did you mean {close[0]!r}?" if close else ""

@@ -7,81 +7,79 @@ from fedmedian.strategies.message_api import MessageStrategy
 class SignSGD(SignArguments, MessageStrategy):
     """Sign aggregation with noise: clients send sign(Q·u_i + b·ξ_i), one bit per parameter.
 
-    With ``aggregator=Counts()`` the server, which knows the noise and the rotation Q, estimates the
-    mean of the clients' updates u_i from their votes, so that it can take FedAvg's place at a
-    thirtieth of its uplink. With ``aggregator=Majority()`` and ``rotation=None`` it steps along the
-    majority's sign: Algorithm 3 of Chen et al. (arXiv 1906.01736), and with ``noise=None``
-    Algorithm 1, signSGD with majority vote. Clients need `fedmedian.clients.perturb`, or are
-    `fedmedian.clients.SignClient`.
+    With ``aggregator=Counts()`` the server estimates the mean of the clients' updates u_i from
+    their votes, because it knows the noise and the rotation Q. It can replace FedAvg at a thirtieth
+    of the uplink. With ``aggregator=Majority()`` and ``rotation=None`` it steps along the
+    majority's sign: Algorithm 3 of Chen et al. (arXiv 1906.01736), or with ``noise=None``
+    Algorithm 1, signSGD with majority vote. Clients need the mod `fedmedian.clients.perturb`, or
+    are `fedmedian.clients.SignClient`.
 
-    Each argument can be read as an attribute of its name, and only FedAvg's can be set.
+    Each argument is an attribute of the same name; only FedAvg's can be set.
 
     Parameters
     ----------
     noise : Noise or None (default: ``Gaussian(TopUp())``)
         The clients' noise: its family, and the scale b or the rule that sets it, in units of
-        the update. A family without a scale, such as ``Gaussian()``, has the default of the basis:
-        ``TopUp()`` for Gaussian noise where there is a `rotation`, else ``Adaptive(3.0)``. None
-        for plain signs, which `Counts` cannot decode.
+        the update. Without a scale, as in ``Gaussian()``, the default is ``TopUp()`` for Gaussian
+        noise with a `rotation`, else ``Adaptive(3.0)``. None for plain signs, which `Counts`
+        cannot decode.
     aggregator : Aggregator (default: ``Counts()``)
         The rule that turns signs into a direction: `Counts`, `Majority`, or a custom one.
     learning_rate : float or callable, optional
         The server's step size δ, > 0, in x ← x − δ·step, or a schedule: a callable from the
-        round to δ, such as `Cosine`. If not given it is 1.0, which moves the model
-        by the estimated mean update, and with `Adam` 0.01. A majority that is not calibrated
-        moves each coordinate by exactly δ and must be given one, unless the noise scale is
-        `Theory`'s, which knows it.
+        round to δ, such as `Cosine`. By default 1.0, which moves the model by the estimated mean
+        update, or 0.01 with `Adam`. An uncalibrated majority moves each coordinate by exactly δ. It
+        has no default, unless the noise scale is `Theory`, which knows one.
     weighted : bool (default: True)
-        Whether votes count in proportion to the clients' examples. No client of M counts for more
-        than 1.25/M of the vote, nor for more than the (t + 1)-th largest number of examples, where
-        t is a fifth of M, and at least 1 of two or more.
+        Whether votes count in proportion to the clients' examples. Of M clients none counts for
+        more than 1.25/M of the vote, nor for more than the (t + 1)-th largest number of examples,
+        where t is a fifth of M, but at least 1 of two or more.
     optimizer : Optimizer, optional
-        What is done to a direction before the learning rate: `Momentum`, `Adam`.
+        What turns directions into steps: `Momentum`, `Adam`, or a custom one.
     client_steps : sequence of ClientStep (default: none)
         What clients do to their update before the noise, in order: `DivideByLearningRate`,
-        `ClientMomentum`, `Clip`, or custom steps. No two of one kind.
+        `ClientMomentum`, `Clip`, or custom steps, at most one of each kind.
     rotation : Rotation or None (default: ``Rotation()``)
-        The rotation Q of the updates, after these steps and before the noise, undone on the
-        aggregate: a random basis, another each round, in which a little noise is enough. None
+        The rotation Q of the updates, after these steps and before the noise; the server undoes it
+        on the aggregate. In a random basis, new in each round, a little noise is enough. None
         for votes on the parameters themselves, for which `Adaptive` chooses a noise scale.
     scale_from : {"server", "client"} (default: "server")
-        The side that chooses the noise scale. Clients that do are told the factor of a rule by
-        which they can measure, such as `Adaptive`, and need not follow it. Examples included, none
-        counts for more than four median clients, nor for more than two of the (t + 1)-th largest.
-    exact : sequence of str (default: names of normalisation layers' running statistics)
-        Shell-style patterns of the names of floating-point arrays that clients send exactly, as
-        arrays of integers always are, to be averaged; values out of line are moved in first.
+        The side that chooses the noise scale. With "client", clients receive the factor of a rule
+        such as `Adaptive`, but may choose any scale. No client, with its examples, counts for more
+        than four times the median one, nor for more than twice the (t + 1)-th largest.
+    exact : sequence of str (default: names of normalization layers' running statistics)
+        Shell-style patterns of the names of floating-point arrays that clients send exactly, like
+        all arrays of integers. The server averages them after clipping outliers.
     cohort_rules : sequence of callables (default: none)
-        Rules by which a round's usable answers are judged together before they are aggregated:
-        each maps a `fedmedian.strategies.Cohort` to the answers to refuse, by their index, with
-        the reason. "One reply per node that was asked" always comes first.
+        Rules that judge a round's usable answers together before they are aggregated. Each maps a
+        `fedmedian.strategies.Cohort` to the answers to reject, by index, with the reason. The rule
+        "one reply per node that was asked" always comes first.
     diagnostics : bool (default: True)
-        Whether each round's report says how votes agree and what is noise in them.
+        Whether each round reports how votes agree and how much of them is noise.
     min_replies : int (default: 1)
-        A round with fewer usable replies keeps the model as it is, and says so; >= 1.
+        A round with fewer usable replies keeps the model and logs that; >= 1.
     max_failed_rounds : int or None (default: 3)
-        After so many rounds in a row that keep the model as it is, ``start`` raises
-        `RunFailedError` with the commonest reason; >= 1. None for never. It raises after the first
-        round, too, if all clients have sent plain weights.
+        After this many rounds in a row without a new model, ``start`` raises `RunFailedError` with
+        the most common reason; >= 1. None for never. It also raises after the first round if all
+        clients sent plain weights.
     checkpoint : Checkpoint, optional
-        Where the run is stored after every so many rounds; if it is there already, ``start``
-        goes on from it. With a seed, all nodes and clients without a state of their own, the
-        model is bit for bit that of a run that was not interrupted. Of the arguments above and of
-        the seed it must be the same ones, but for `cohort_rules`, `diagnostics`, `min_replies`
-        and `max_failed_rounds`; a function is known by its name.
+        Where and how often the run is stored; ``start`` resumes a run that is stored there. With a
+        seed, all nodes and stateless clients, the model is bit for bit that of an uninterrupted
+        run. The seed and the arguments above must stay the same, except for `cohort_rules`,
+        `diagnostics`, `min_replies` and `max_failed_rounds`; a function is identified by its name.
     privacy_budget : PrivacyBudget, optional
-        The most that clients' answers may tell about their updates. What they are asked for must
-        be a mechanism, as `privacy` says. Each round reports ``epsilon``, and the run ends with
-        its Result before a round would exceed the budget. What was spent is spent, too, when the
-        run goes on from a checkpoint or ``start`` is called again; the budget may be another.
+        A bound on what clients' answers reveal about their updates. Clients must run a mechanism;
+        see `privacy`. Each round reports ``epsilon``, and the run ends with its Result before a
+        round would exceed the budget. What was spent still counts when the run resumes from a
+        checkpoint or ``start`` is called again; the budget may change.
     numpy_clients : bool (default: False)
         Whether the clients are NumPyClients, for training and evaluation; their metrics are
-        averaged as a Message-API app's would be.
+        averaged like those of a Message-API app.
     seed : int, optional
-        Makes every random number of server and clients follow from it, >= 0, and which nodes
-        are sampled where `fraction_train` is below 1; but on Ray Flower gives the nodes new
-        names in each run. Without one, the right choice outside of simulation, noise comes
-        from the operating system's entropy and the server cannot know it.
+        Determines every random number of server and clients, >= 0, and the sampled nodes if
+        `fraction_train` is below 1. But on Ray, Flower renames the nodes in each run. Without a
+        seed, the right choice outside of simulation, noise comes from the operating system's
+        entropy and the server cannot know it.
     **fedavg
         The arguments of `flwr.serverapp.strategy.FedAvg`: `fraction_train`,
         `fraction_evaluate`, `min_train_nodes`, `min_evaluate_nodes`, `min_available_nodes`,
@@ -91,12 +89,11 @@ class SignSGD(SignArguments, MessageStrategy):
     Raises
     ------
     TypeError
-        If an argument has the wrong type, or is unknown.
+        If an argument has the wrong type or is unknown.
     ValueError
-        If an argument is out of range, if the rule needs noise and there is none, if clients
-        cannot know the noise family or a client step, if they are to choose a scale that is
-        fixed, if a majority lacks its learning rate, or if there is a privacy budget and clients do
-        not run a mechanism, or one whose first round exceeds it.
+        If an argument is out of range, the aggregator lacks noise or a learning rate that it needs,
+        a noise family or client step is not registered, clients would choose a fixed scale, or
+        clients run no mechanism or exceed the privacy budget in the first round.
 
     Examples
     --------

@@ -1,6 +1,6 @@
 """Detection of Flower's wrappers that do not work around these strategies.
 
-A strategy is not informed that it is wrapped; it finds the wrapper among its callers.
+A strategy does not know that it is wrapped, so it looks for wrappers among its callers.
 """
 
 import inspect
@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 _DIFFERENTIAL_PRIVACY = (
     "is made for the mean of clients' weights: its clipping and noise fit neither clients' answers "
-    "here nor their sensitivity. Have clients clip and add noise instead, for an L2 norm of 1 "
+    "here nor their sensitivity. Let clients clip and add noise instead, for an L2 norm of 1 "
     "as {name}(Gaussian(11.0), client_steps=[Clip(1.0)], {unweighted}fraction_evaluate=0.0, "
     "privacy_budget=PrivacyBudget(8.0, 1e-6)), or wrap FedAvg"
 )
 _SECURE_SUM = (
-    "shows the server only a sum of weights, and these strategies read each client's answer by "
-    "itself. Leave it and the clients' secaggplus_mod out, or use FedAvg"
+    "shows the server only a sum of weights, but these strategies read each client's answer. "
+    "Remove it and the clients' secaggplus_mod, or use FedAvg"
 )
 _REFUSED = {
     "DifferentialPrivacy": _DIFFERENTIAL_PRIVACY,
@@ -35,8 +35,8 @@ def require_no_unfit_wrapper(strategy: object) -> None:
     Raises
     ------
     ValueError
-        If it is wrapped for differential privacy or runs in a workflow for secure aggregation. The
-        message names the wrapper and what to use instead.
+        If it is wrapped for differential privacy or runs in a workflow for secure aggregation,
+        naming the wrapper and what to use instead.
     """
     for caller in _flowers_callers():
         for start, why in _REFUSED.items():

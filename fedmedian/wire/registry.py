@@ -49,7 +49,7 @@ class Registry(Generic[Kind]):
             raise TypeError(f"{cls.__name__}.name must be a string, got {name!r}")
         if not name or not name.replace("-", "").isalnum() or not name.isascii():
             raise ValueError(
-                f"{cls.__name__}.name must be of letters, digits and hyphens, got {name!r}"
+                f"{cls.__name__}.name must consist of letters, digits and hyphens, got {name!r}"
             )
         other = self._classes.get(name, cls)
         if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):

@@ -1,12 +1,12 @@
 """Wire format of everything except arrays.
 
 A flat mapping of scalars and bytes under keys that start with ``fedmedian.``. It fits Flower's
-ConfigRecord as well as the older FitIns.config and FitRes.metrics. Numbers in
-bytes are little-endian float32.
+ConfigRecord as well as the older FitIns.config and FitRes.metrics. Numbers in bytes are
+little-endian float32.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from itertools import islice
 from math import inf
@@ -60,7 +60,7 @@ def is_refusal(reason: str) -> bool:
 
 
 class Reader:
-    """Reads typed entries of a message one by one, and raises a reason if one is wrong.
+    """Reads typed entries of a message one by one, and raises `WireError` if one is wrong.
 
     Parameters
     ----------
@@ -69,10 +69,15 @@ class Reader:
     kind : str
         The key that holds the version: "instruction" or "payload".
 
+    Attributes
+    ----------
+    server_round, question : int
+        The round of the message, and which of the round's questions it is or answers.
+
     Raises
     ------
     WireError
-        If the message has another version, or too many entries.
+        If the message has another version, no round, or too many entries.
     """
 
     def __init__(self, config: Mapping[str, Any], kind: str) -> None:
@@ -82,7 +87,9 @@ class Reader:
         self._values = {key.removeprefix(PREFIX): config[key] for key in keys}
         version = self.required(kind, int)
         if version != WIRE_VERSION:
-            raise WireError(f"{kind} is of version {version}, this is version {WIRE_VERSION}")
+            raise WireError(f"{kind} has version {version}, this is version {WIRE_VERSION}")
+        self.server_round = self.required("round", int)
+        self.question = self.optional("question", int) or 0
 
     def required(self, key: str, wanted: type[T]) -> T:
         """Return an entry, which must exist; numbers must be finite and not negative."""
@@ -102,27 +109,20 @@ class Reader:
             raise WireError(f"{PREFIX}{key} must fit 64 bits, got {shown(value)}")
         return value
 
-    def choice(self, key: str, allowed: Sequence[str]) -> str:
-        """Return an entry, which must be one of the `allowed` strings."""
-        value = self.required(key, str)
-        if value not in allowed:
-            raise WireError(f"{PREFIX}{key} must be one of {sorted(allowed)}, got {shown(value)}")
-        return value
-
-    def listed(self, key: str, wanted: type[T], *, required: bool = True) -> list[T]:
-        """Return the items of a JSON list, all of one type; empty if it may be and is missing."""
-        text = self.required(key, str) if required else self.optional(key, str)
-        return [] if text is None else list_from_json(f"{PREFIX}{key}", text, wanted)
-
-    def floats(self, key: str) -> Float32:
-        """Return an entry as a float32 vector."""
-        return floats_from_bytes(self.required(key, bytes))
+    def listed(self, key: str, wanted: type[T]) -> list[T]:
+        """Return the items of a JSON list, all of one type."""
+        return list_from_json(f"{PREFIX}{key}", self.required(key, str), wanted)
 
     def below(self, key: str) -> dict[str, Any]:
         """Return the entries under ``key.``, by the rest of their keys."""
         start = f"{key}."
         found = [name for name in self._values if name.startswith(start)]
         return {name.removeprefix(start): self._values.pop(name) for name in found}
+
+    def floats_below(self, key: str) -> dict[str, Float32]:
+        """Return the entries under ``key.`` as float32 vectors, by the rest of their keys."""
+        below = self.below(key).items()
+        return {name: floats_from_bytes(f"{PREFIX}{key}.{cut(name)}", own) for name, own in below}
 
     def finish(self) -> None:
         """Raise if an entry was not read: it is unknown here but may matter."""
@@ -164,11 +164,11 @@ def parameters_of(value: Any, *left_out: str) -> dict[str, WireScalar]:
             continue
         if not isinstance(parameter, int | float | str | bytes):
             raise TypeError(
-                f"{name} must be a number, a string or bytes to travel to clients, got "
+                f"{name} must be a number, a string or bytes to be sent to clients, got "
                 f"{parameter!r}"
             )
         if isinstance(parameter, int) and not -(2**63) <= parameter < 2**63:
-            raise ValueError(f"{name} must fit 64 bits to travel to clients, got {parameter!r}")
+            raise ValueError(f"{name} must fit 64 bits to be sent to clients, got {parameter!r}")
         parameters[field.name] = parameter
     return parameters
 
@@ -197,11 +197,44 @@ def floats_to_bytes(values: Float32) -> bytes:
     return values.astype("<f4").tobytes()
 
 
-def floats_from_bytes(data: bytes) -> Float32:
-    """Return the float32 vector in bytes."""
-    if len(data) % 4:
-        raise WireError(f"a float32 vector cannot have {len(data)} bytes")
+def floats_from_bytes(name: str, data: Any) -> Float32:
+    """Return the float32 vector in bytes.
+
+    Raises
+    ------
+    WireError
+        If `data` is anything else.
+    """
+    if not isinstance(data, bytes) or len(data) % 4:
+        raise WireError(f"{name} must be float32 bytes, got {shown(data)}")
     return np.frombuffer(data, dtype="<f4").astype(np.float32)
+
+
+def require_vector(
+    name: str,
+    values: NDArray[Any] | None,
+    size: int,
+    dtype: type[np.generic] = np.float32,
+    *,
+    are_sizes: bool = False,
+) -> NDArray[Any]:
+    """Return `values` if they are a vector of this size and dtype.
+
+    Noise scales and magnitudes, `are_sizes`, must also be from 0 to `LARGEST`.
+
+    Raises
+    ------
+    WireError
+        If they are not, or missing.
+    """
+    if values is None:
+        raise WireError(f"{name} are missing")
+    if values.dtype != dtype or values.shape != (size,):
+        raise WireError(
+            f"{name} must be {np.dtype(dtype).name} of shape {(size,)}, "
+            f"got {values.dtype} of shape {values.shape}"
+        )
+    return require_sizes(name, values, LARGEST) if are_sizes else values
 
 
 def require_sizes(name: str, values: Float32, largest: float = _LARGEST) -> Float32:

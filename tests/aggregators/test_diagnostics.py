@@ -41,10 +41,17 @@ def answers(
 ):
     """A cohort's answers, with a report to fill."""
     weights = np.full(len(bodies), 1 / len(bodies)) if weights is None else np.array(weights)
-    magnitudes = None if magnitudes is None else np.float64(magnitudes)
+    magnitudes = None if magnitudes is None else np.asarray(magnitudes, dtype=np.float64)
     blocks = Blocks((len(bodies[0]),) if sizes is None else sizes)
     return Answers(
-        bodies, weights, blocks, noise, np.float32(scales), magnitudes, noise_at, report={}
+        bodies,
+        weights,
+        blocks,
+        noise,
+        np.asarray(scales, dtype=np.float32),
+        magnitudes,
+        noise_at,
+        report={},
     )
 
 
@@ -57,7 +64,7 @@ def signs(rows, scales, sizes=None, **about):
 
 def vectors(rows, scales=(0.0,), sizes=None, noise=None, **about):
     """The answers of clients that send these rows, with one noise scale per block."""
-    return answers(np.float32(rows), [scales] * len(rows), sizes, noise, **about)
+    return answers(np.asarray(rows, dtype=np.float32), [scales] * len(rows), sizes, noise, **about)
 
 
 def report(rule, cohort):

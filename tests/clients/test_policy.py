@@ -36,7 +36,7 @@ from fedmedian import (
 from fedmedian.chacha import ChaCha20
 from fedmedian.clients import InProcessGrid, Policy, answering, perturb, perturb_with
 from fedmedian.clients.policy import CONFIG_KEY, VARIABLE, PolicyError
-from fedmedian.privacy.accounting import Mechanism, Told
+from fedmedian.privacy.accounting import Mechanism, PrivacyLoss
 from fedmedian.records import to_record
 from fedmedian.steps.base import CLIENT_STEPS, register_client_step
 from fedmedian.steps.encodings import Signs, Vector
@@ -227,7 +227,7 @@ class TestInstruction:
     def test_a_mod_with_a_policy_after_another_refuses_everything_and_says_why(self, as_record):
         careful = Client(as_record, perturb, perturb_with(POLICY), model=TWO)
         for reply in (careful.ask(), careful.tell({}), careful.tell({}, MessageType.EVALUATE)):
-            assert "perturb_with(…) must stand in place of perturb" in reply.error.reason
+            assert "use perturb_with(…) instead of perturb" in reply.error.reason
         assert careful.trained == 0
 
 
@@ -287,7 +287,7 @@ class TestUpdatesThatAreNotFinite:
         assert "not finite" in trusting.ask(steps=self.DIVIDED).error.reason
         payload = client().answer(steps=self.DIVIDED)
         assert abs(likeness(signs_of(payload))) < 6 / np.sqrt(DIM)
-        assert "1e-38 is not finite; answered with noise alone" in caplog.text
+        assert "1e-38 is not finite; sent noise alone" in caplog.text
 
     def test_a_model_that_makes_training_overflow_is_answered_like_any_other(
         self, as_record, make_app
@@ -460,7 +460,7 @@ class TestNothingButNoiseDependsOnTheUpdate:
         update = np.full(DIM, 2.0, np.float32)
         answers(update, (Spoil("raises"), self.LOUD, Signs()))
         (line,) = caplog.messages
-        assert "'large'; answered with noise alone" in line
+        assert "'large'; sent noise alone" in line
 
     def test_a_second_instruction_in_a_message_does_not_reach_the_app(self, as_record):
         seen = []
@@ -675,7 +675,7 @@ class TestBudget:
 
     def test_an_answer_in_less_noise_spends_more(self, client):
         small = AddNoise(Gaussian(), np.float32([8, 2]))  # the least of its blocks counts
-        total = Told.by_answer("signs", 4.0) + Told.by_answer("signs", 1.0)
+        total = PrivacyLoss.of_answer("signs", 4.0) + PrivacyLoss.of_answer("signs", 1.0)
         careful = client(self.policy(total.epsilon(self.DELTA), noise_scale=2.0))
         careful.answer(steps=(self.LARGE, Signs()), server_round=1)
         careful.answer(steps=(small, Signs()), server_round=2)

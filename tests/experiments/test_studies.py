@@ -186,7 +186,7 @@ class TestRulesOfOthers:
         for _ in range(3):
             np.testing.assert_allclose(rule(self.updates), self.updates.mean(axis=0), atol=1e-5)
 
-    def test_clipping_moves_its_centre_by_no_more_than_the_radius(self):
+    def test_clipping_moves_its_center_by_no_more_than_the_radius(self):
         rule, before = robustness.CenteredClipping(0.5, seed=0), np.zeros(40)
         for _ in range(4):
             after = rule(self.updates + 100)

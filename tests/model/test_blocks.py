@@ -145,13 +145,15 @@ def told(count):
 def aggregate(rule, instruction, payloads, **about):
     """The direction that a rule makes of clients' payloads, and the report."""
     blocks = instruction.blocks(LAYOUT)
+    sizes = zip(*(instruction.sizes_of(one, blocks) for one in payloads), strict=True)
+    scales, magnitudes = map(np.stack, sizes)
     answers = Answers(
         [one.body for one in payloads],
         np.array([0.45, 0.25, 0.1, 0.1, 0.1]),
         blocks,
         Gaussian(),
-        np.stack([instruction.scales_of(one, blocks) for one in payloads]),
-        np.stack([instruction.magnitudes_of(one, blocks) for one in payloads]),
+        scales,
+        magnitudes,
         report={},
     )
     answers = replace(answers, **about)
@@ -165,7 +167,7 @@ def elect(rule, *steps):
     return instruction.undo(direction, LAYOUT), report
 
 
-def centre(*steps, rule=Median(), **about):  # noqa: B008 - a frozen value
+def center(*steps, rule=Median(), **about):  # noqa: B008 - a frozen value
     """The direction of the model that the center of the clients' vectors is, and the report."""
     instruction, payloads = ask(*steps)
     direction, report = aggregate(rule, instruction, payloads, **about)
@@ -218,14 +220,14 @@ class TestOtherBlocksThanOnePerArray:
 
     def test_vectors_have_the_same_median_smoothed_or_not(self, steps, sizes):
         for rule in (Median(), SmoothedMedian()):
-            expected, _ = centre(rule=rule, scales=half(), noise_at=None)
-            direction, _ = centre(*steps, rule=rule, scales=half(*steps), noise_at=None)
+            expected, _ = center(rule=rule, scales=half(), noise_at=None)
+            direction, _ = center(*steps, rule=rule, scales=half(*steps), noise_at=None)
             np.testing.assert_array_equal(direction, expected)
 
     def test_noise_added_at_the_server_has_each_blocks_scale(self, steps, sizes):
-        direction, report = centre(*steps, scales=half(*steps), noise_at="server")
+        direction, report = center(*steps, scales=half(*steps), noise_at="server")
         assert direction.shape == (DIM,)
-        assert np.all(direction != centre(*steps)[0])
+        assert np.all(direction != center(*steps)[0])
         assert len(report["signal-to-noise-per-block"]) == len(sizes)
 
 
@@ -240,10 +242,10 @@ class TestReportOfOtherBlocks:
         assert joined["signal-to-noise-per-block"] == [joined["signal-to-noise"]]
 
     def test_joined_vectors_differ_from_their_mean_as_those_of_arrays(self):
-        (_, apart), (_, joined) = centre(), centre(Join(3))
+        (_, apart), (_, joined) = center(), center(Join(3))
         for name in ("median-mean-gap", "majority-contradicts-mean"):
             assert joined[name] == pytest.approx(apart[name]) != 0
-        _, noisy = centre(Join(3), told(1))
+        _, noisy = center(Join(3), told(1))
         assert noisy["signal-to-noise-per-block"] == [noisy["signal-to-noise"]]
 
     def test_blocks_that_are_joined_share_the_scale_of_all_their_coordinates(self):
@@ -255,7 +257,7 @@ class TestReportOfOtherBlocks:
     def test_padding_that_did_not_move_has_no_noise_and_no_say(self):
         instruction, answers = ask(Pad(9), Measure("rms"), AddNoise(Gaussian()), Signs())
         direction, report = aggregate(Counts(), instruction, answers)
-        scales = [instruction.scales_of(one, instruction.blocks(LAYOUT)) for one in answers]
+        scales = [instruction.sizes_of(one, instruction.blocks(LAYOUT))[0] for one in answers]
         assert [own[-1] for own in scales] == [0.0] * CLIENTS
         assert direction[DIM:].tolist() == [0.0] * 9
         assert report["signal-to-noise-per-block"][-1] == 0.0

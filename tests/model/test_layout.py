@@ -377,8 +377,8 @@ class TestMatching:
         with pytest.raises(ValueError, match=re.escape(f"'a' has shape {there}")):
             layout.require_match({"a": np.zeros(there)})
 
-    CLASSES, TREES = "scikit-learn leaves out classes", "arrays of trees change their shape"
-    SAME, PART = "make the same model?", "which must hold only the arrays that clients send"
+    CLASSES, TREES = "scikit-learn drops classes", "trees change the shapes"
+    SAME, PART = "have the same model?", "which must hold only the arrays that clients send"
 
     @pytest.mark.parametrize(
         ("model", "own", "said", "unsaid"),
@@ -521,8 +521,8 @@ class TestNames:
             np.testing.assert_array_equal(array, batch_norm_model()[name])
 
 
-def combine(layout, packed, centre):
-    return {spec.name: spec.combine(values, centre) for spec, values in layout.stack_exact(packed)}
+def combine(layout, packed, center):
+    return {spec.name: spec.combine(values, center) for spec, values in layout.stack_exact(packed)}
 
 
 class TestExactArrays:
@@ -570,7 +570,7 @@ class TestExactArrays:
         ),
         factor=st.floats(1e-30, 1),
     )
-    def test_a_centre_too_small_for_the_dtype_does_not_become_zero(self, values, factor):
+    def test_a_center_too_small_for_the_dtype_does_not_become_zero(self, values, factor):
         spec = ArraySpec("bn.running_var", values.shape[1:], values.dtype, exact=True)
         combined = spec.combine(values, lambda wide: wide.min(axis=0) * factor)
         assert combined.dtype == np.float16
@@ -652,7 +652,7 @@ class TestEveryPairOfDtypes:
         for value in samples(reply):
             arrays = {"a": np.array([value], reply)}
             if cannot_hold(model, value):
-                named = rf"'a' is of {np.dtype(model)} in the model and of {np.dtype(reply)} in"
+                named = rf"'a' is {np.dtype(model)} in the model and {np.dtype(reply)} in"
                 with pytest.raises(ValueError, match=named):
                     layout.pack_exact(arrays)
                 continue
@@ -692,7 +692,7 @@ class TestExactArraysThatAreNotFinite:
             combined = self.combined(*[nothing] * 3)
             np.testing.assert_array_equal(combined, [np.inf, -np.inf, np.nan, 3])
 
-    def test_entries_that_all_have_values_for_are_their_centre(self):
+    def test_entries_that_all_have_values_for_are_their_center(self):
         combined = self.combined([1, 2, 3, 4], [3, 4, 5, 6])
         assert combined.tolist() == [2, 3, 4, 5]
         assert combined.dtype == np.float32
@@ -734,3 +734,14 @@ class TestExactArraysThatAreNotFinite:
         assert self.combined(3.0, 5.0, before=before) == 4
         assert self.combined(3.0, np.inf, before=before) == np.inf
         assert self.combined(3.0, np.inf, before=before).shape == ()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_exact_arrays_of_every_precision_are_judged_without_a_warning(dtype):
+    layout = Layout.of_model({"running_mean": np.ones(3, dtype)}, ["running_mean"])
+    packed = layout.pack_exact({"running_mean": np.full(3, 2, dtype)})
+    layout.require_exact(packed, {})
+    spoiled = layout.pack_exact({"running_mean": np.full(3, np.inf, dtype)})
+    with pytest.raises(ValueError, match="'running_mean' holds NaN or infinity"):
+        layout.require_exact(spoiled, {})

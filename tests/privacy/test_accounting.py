@@ -17,7 +17,7 @@ from fedmedian.kernels.rotation import padded_size, rotate
 from fedmedian.privacy.accounting import (
     Mechanism,
     PrivacyBudget,
-    Told,
+    PrivacyLoss,
     gaussian_epsilon,
     noise_multiplier_for,
     renyi_epsilon,
@@ -390,7 +390,7 @@ class TestExtremes:
         assert renyi_epsilon(size, delta) >= 0
         assert 0 < Signs.share(size) <= 1
         for kind in KINDS:
-            assert Told.by_answer(kind, size).epsilon(delta) >= 0
+            assert PrivacyLoss.of_answer(kind, size).epsilon(delta) >= 0
 
     @pytest.mark.parametrize("multiplier", [1e154, 1e170, 1e308])
     def test_noise_in_which_nothing_is_left_is_counted_where_clients_are_drawn_too(

@@ -18,7 +18,7 @@ from fedmedian import (
     TopUp,
 )
 from fedmedian.rounds.recipe import Recipe
-from fedmedian.rounds.screening import Answer
+from fedmedian.rounds.screening import Said
 from fedmedian.rounds.state import ArrayState, RunState
 from fedmedian.steps.instruction import perturb_update
 
@@ -55,8 +55,8 @@ def answers_to(question, num_clients=4, aim=0.0):
         )
         arrays, scalars = payload.encode()
         arrays = dict(zip(map(str, range(len(arrays))), arrays, strict=True))
-        read = question.read(client, arrays, scalars)
-        answers.append(Answer(client, 1.0 + client, {"loss": client}, None, read))
+        said = Said(arrays, scalars, 1.0 + client, {"loss": client}, None)
+        answers.append(question.answer(client, said))
     return answers
 
 

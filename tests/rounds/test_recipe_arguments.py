@@ -8,13 +8,16 @@ from math import inf, nan
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 
 from fedmedian import (
     Adam,
     Adaptive,
+    Aggregator,
     ClientStep,
     Clip,
+    Cosine,
     Counts,
     Gaussian,
     Laplace,
@@ -37,7 +40,7 @@ from fedmedian.rounds.options import RunOptions
 from fedmedian.rounds.recipe import Recipe
 from fedmedian.rules.noise import NOISE_FAMILIES
 from fedmedian.steps.base import CLIENT_STEPS
-from fedmedian.steps.encodings import Signs, Vector
+from fedmedian.steps.encodings import Encoding, Signs, Vector
 from fedmedian.steps.noise import AddNoise, Measure
 from fedmedian.steps.tied import Tied
 
@@ -52,7 +55,7 @@ OUT_OF_RANGE = {
 WRONG_TYPE = {
     "aggregator": ("majority", Majority, 1, None),
     "noise": (0.1, "gaussian", Gaussian, Adaptive()),
-    "learning_rate": ("fast", True, [1.0], 1j),
+    "learning_rate": ("fast", True, [1.0], 1j, Cosine),
     "noise_at": (None, True),
     "weighted": (1, None),
     "optimizer": (0.9, "adam", Momentum, lambda direction: direction),
@@ -92,6 +95,35 @@ class TestArguments:
     def test_one_of_a_wrong_type_is_refused_by_name(self, name):
         for value in WRONG_TYPE[name]:
             refuses(TypeError, name, value)
+
+    def test_a_seed_that_could_not_travel_is_refused_without_its_digits(self):
+        with pytest.raises(ValueError, match=r"^seed must be < 10\*\*4300, got a larger number$"):
+            Recipe(seed=10**4300)
+
+    def test_numbers_of_other_types_are_the_same_recipe(self):
+        other = Recipe(learning_rate=1, seed=np.int64(3))
+        assert repr(other) == repr(Recipe(learning_rate=1.0, seed=3))
+
+    def test_a_scale_that_knows_no_such_encoding_is_refused(self):
+        @dataclass(frozen=True)
+        class Whole(Encoding):
+            name = "whole"
+
+            def pack(self, draft):
+                return draft.vector
+
+            def check_body(self, body, blocks):
+                pass
+
+        @dataclass(frozen=True)
+        class Last(Aggregator):
+            encoding = Whole()
+
+            def direction(self, answers, rng):
+                return answers.bodies[-1]
+
+        with pytest.raises(ValueError, match=r"^scale must not be Theory.*'whole'"):
+            Recipe(Last(), Gaussian(Theory(2, 2)), rotation=None)
 
     def test_the_ends_of_each_range_are_allowed(self):
         assert Recipe(seed=0, exact=(), client_steps=()).seed == 0

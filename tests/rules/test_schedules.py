@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmedian import Cosine
-from fedmedian.rules.schedules import as_schedule
 
 rates = st.floats(1e-6, 1e3)
 
@@ -63,23 +62,3 @@ def test_an_argument_that_a_cosine_schedule_cannot_use_is_named(
         for value in values:
             with pytest.raises(wrong, match=f"^{argument} must "):
                 Cosine(**{"initial": 1.0, "rounds": 5, argument: value})
-
-
-def test_a_number_is_a_schedule_of_the_same_rate_in_every_round():
-    for rate in (0.5, 2, 1e-9):
-        schedule = as_schedule(rate)
-        assert [schedule(number) for number in (1, 2, 10**6)] == [rate] * 3
-
-
-def test_a_callable_is_a_schedule_already():
-    for schedule in (Cosine(1.0, 5), lambda t: 1 / t):
-        assert as_schedule(schedule) is schedule
-
-
-def test_a_rate_that_is_no_schedule_is_refused():
-    for rate in (0.0, -1.0, nan, inf):
-        with pytest.raises(ValueError, match=r"^learning_rate must "):
-            as_schedule(rate)
-    for rate in ("fast", None, True, [0.1]):
-        with pytest.raises(TypeError, match=r"^learning_rate must "):
-            as_schedule(rate)

@@ -385,7 +385,7 @@ class TestAddNoise:
             ([0.5, np.nan], None, "scales are missing"),
             ([0.5, np.nan], [0.5, np.nan], "scales must be from 0"),
             ([0.5, np.nan], [0.5], r"scales.*\(2,\).*\(1,\)"),
-            ([0.5, 0.25], [0.5, 0.25], "'noise' has a report"),
+            ([0.5, 0.25], [0.5, 0.25], "has a report of step 'noise'"),
             (None, None, "scales are missing"),
         ],
     )

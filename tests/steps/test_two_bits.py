@@ -12,12 +12,11 @@ from fedmedian.checks import require_real
 from fedmedian.clients.policy import Policy, PolicyError
 from fedmedian.privacy.accounting import Mechanism
 from fedmedian.privacy.mechanism import NoMechanism, mechanism_of
-from fedmedian.steps.base import require_vector
 from fedmedian.steps.encodings import Encoding, Signs, Vector
 from fedmedian.steps.instruction import perturb_update
 from fedmedian.steps.noise import AddNoise
 from fedmedian.steps.updates import Clip
-from fedmedian.wire.scalars import WireError
+from fedmedian.wire.scalars import WireError, require_vector
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def test_it_follows_a_rotation_and_noise_like_a_built_in_encoding():
     signs, large = read(payload.body, vector.size)
     assert signs.tolist() == np.sign(vector).tolist()
     assert large.tolist() == (np.abs(vector) > 1).tolist()
-    assert asked.scales_of(payload, asked.blocks(LAYOUT)).tolist() == [2, 2]
+    assert asked.sizes_of(payload, asked.blocks(LAYOUT))[0].tolist() == [2, 2]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedmedian import Momentum
@@ -107,6 +108,46 @@ class TestNobody:
         assert not warnings("aggregate_train: no reply")
 
 
+def test_replies_of_a_round_that_was_not_configured_end_the_run(api, run):
+    hook = "configure_train" if api.name == "Message API" else "configure_fit"
+
+    def configure(self, server_round, *rest, **more):
+        if server_round != 2:
+            self.asked = getattr(super(Half, self), hook)(server_round, *rest, **more)
+        return self.asked
+
+    Half = type("Half", (type(api.make("SignSGD")),), {hook: configure})
+    with pytest.raises(RuntimeError, match=rf"of round 2 were aggregated before .*{hook} must"):
+        run(api.make_own(Half), train, MODEL, NUM_CLIENTS, 3)
+
+
+def test_a_run_that_was_interrupted_leaves_nothing_to_the_next(
+    message_api, make_app, as_record, as_arrays, bits
+):
+    class Interrupted(SignSGD):
+        is_first = True
+
+        def configure_train(self, *arguments):
+            messages = super().configure_train(*arguments)
+            kind = messages[0].metadata.message_type
+            nodes = [message.metadata.dst_node_id for message in messages]
+            return self._construct_messages(messages[0].content, nodes, kind)
+
+        def aggregate_train(self, *arguments):
+            if self.is_first:
+                self.is_first = False
+                raise KeyboardInterrupt
+            return super().aggregate_train(*arguments)
+
+    strategy, grid = Interrupted(seed=1), InProcessGrid(make_app(train), NUM_CLIENTS)
+    far = {name: array + 100 for name, array in MODEL.items()}
+    with pytest.raises(KeyboardInterrupt):
+        strategy.start(grid, as_record(far), 1)
+    model = as_arrays(strategy.start(grid, as_record(MODEL), 2).arrays)
+    grid = InProcessGrid(make_app(train), NUM_CLIENTS)
+    assert bits(model) == bits(as_arrays(SignSGD(seed=1).start(grid, as_record(MODEL), 2).arrays))
+
+
 class Driver(Strategy):
     """A strategy with a `start` that is not ours, around one of ours, as Flower's wrappers are."""
 
@@ -171,6 +212,28 @@ class TestDrivenByAnother:
         strategy, other = make(), {name: array + 1 for name, array in MODEL.items()}
         drive(strategy, 1, other)
         assert bits(drive(strategy, 2)[1]) == bits(drive(make(), 2)[1])
+
+    def test_rounds_may_begin_at_0(self, message_api, make_app, as_record):
+        strategy = message_api.make("SignSGD")
+        grid = InProcessGrid(make_app(train), NUM_CLIENTS)
+        for number in range(3):
+            asked = strategy.configure_train(number, as_record(MODEL), ConfigRecord(), grid)
+            model, report = strategy.aggregate_train(number, grid.send_and_receive(asked))
+            assert model is not None
+            assert report["replies-accepted"] == NUM_CLIENTS
+
+    def test_late_plain_weights_do_not_take_the_place_of_those_of_the_round(
+        self, message_api, make_app, as_record
+    ):
+        strategy = message_api.make("MedianSGD", noise=None, rotation=None)
+        grid, late = InProcessGrid(make_app(train, mods=[]), NUM_CLIENTS), []
+        for number in (1, 2):
+            asked = strategy.configure_train(number, as_record(MODEL), ConfigRecord(), grid)
+            replies = [*late, *grid.send_and_receive(asked)]
+            late = replies[:2]
+            _, report = strategy.aggregate_train(number, replies)
+        counts = [report[f"replies-{what}"] for what in ("accepted", "rejected", "missing")]
+        assert counts == [NUM_CLIENTS, 2, 0]
 
     @pytest.mark.parametrize("first", [1, 2, 4])
     def test_rounds_that_do_not_take_the_stored_model_over_are_refused(

@@ -152,12 +152,17 @@ class Played:
     @property
     def magnitudes(self):
         """The largest magnitude of each block among honest clients."""
-        return np.max([self.question.sizes_of(one)[1] for one in self.honest], axis=0)
+        return np.max([answer(self.question, 0, one).magnitudes for one in self.honest], axis=0)
 
     @property
     def scales(self):
         """The largest noise scale of each block among honest clients."""
-        return np.max([self.question.sizes_of(one)[0] for one in self.honest], axis=0)
+        return np.max([answer(self.question, 0, one).scales for one in self.honest], axis=0)
+
+
+def answer(question, node, payload, examples=1.0):
+    sizes = question.instruction.sizes_of(payload, question.blocks)
+    return Answer(node, examples, {}, None, payload, *sizes)
 
 
 def play(recipe, clients, claims):
@@ -180,8 +185,8 @@ def play(recipe, clients, claims):
             for one in sent:
                 instruction.require_answer(one, layout, model)
             answers = [
-                *(Answer(i, claims.examples * 100, {}, None, one) for i, one in enumerate(sent)),
-                *(Answer(100 + i, 100.0, {}, None, one) for i, one in enumerate(honest)),
+                *(answer(question, i, one, claims.examples * 100) for i, one in enumerate(sent)),
+                *(answer(question, 100 + i, one, 100.0) for i, one in enumerate(honest)),
             ]
             step, following, _ = recipe.step(question, answers, state, diagnostics=False)
             steps.append(step)
@@ -283,9 +288,9 @@ def test_a_single_weight_may_move_by_more_than_its_share_in_a_random_basis(
             update = np.zeros(400, np.float32)
             update[7] = -20  # as long as the others
         payload = perturb_update(instruction, layout, update, model, rng, {}, client)
-        answers.append(Answer(client, 1.0, {}, None, payload))
+        answers.append(answer(question, client, payload))
     step, *_ = recipe.step(question, answers, state)
     without, *_ = recipe.step(question, answers[1:], state)
-    share = sqrt(pi / 2) * question.sizes_of(answers[0].payload)[0].item() / 10
+    share = sqrt(pi / 2) * answers[0].scales.item() / 10
     moved = abs(step.direction[7] - 0.9 * without.direction[7]) / share
     assert least <= moved <= most * (1 + SPREAD)

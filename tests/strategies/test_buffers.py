@@ -70,7 +70,7 @@ class TestRanges:
     def ranges(low, high):
         return {"2": np.array(low, np.float32), "3": np.array([high, 1], np.float32)}
 
-    def test_they_become_the_centre_of_what_clients_have_seen(self, api, name, run):
+    def test_they_become_the_center_of_what_clients_have_seen(self, api, name, run):
         outcome = self.play(api, name, run, lambda model, i: self.ranges(-1 - i, 1 + i))
         assert outcome.model["2"] == -3
         assert outcome.model["3"].tolist() == [3, 1]
@@ -126,12 +126,12 @@ class TestDtypes:
         with pytest.raises(RunFailedError) as failed:
             run(strategy, floats_everywhere, model, NUM_CLIENTS)
         assert "'0'" in str(failed.value)
-        assert f"of {np.dtype(dtype)} in the model and of float64 in the reply" in str(failed.value)
+        assert f"is {np.dtype(dtype)} in the model and float64 in the reply" in str(failed.value)
 
     def test_so_are_plain_weights_of_unmodified_clients(self, api, run):
         model = {"0": np.zeros((4, 5), int), "1": np.zeros(3)}
         strategy = api.make("MedianSGD", noise_at="server")
-        with pytest.raises(RunFailedError, match=r"'0' is of int64 in the model and of float64"):
+        with pytest.raises(RunFailedError, match=r"'0' is int64 in the model and float64"):
             run(strategy, floats_everywhere, model, NUM_CLIENTS, 3, mods=())
 
     @either_strategy

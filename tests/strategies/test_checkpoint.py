@@ -341,9 +341,11 @@ class TestIdentity:
             options = {"client_steps": sequence([Clip(1.0)]), "exact": sequence(["1"])}
             play(message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path), **options), number)
 
-    def test_a_seed_of_numpys_type_can_be_stored(self, message_api, play, tmp_path):
-        play(message_api.make("SignSGD", seed=np.int64(3), checkpoint=Checkpoint(tmp_path)), 1)
-        assert Checkpoint(tmp_path).load().server_round == 1
+    def test_numbers_of_another_type_are_the_same(self, message_api, play, tmp_path):
+        for number, (seed, rate) in enumerate([(np.int64(3), 1), (3, np.float64(1))], 1):
+            own = {"seed": seed, "learning_rate": rate, "checkpoint": Checkpoint(tmp_path)}
+            play(message_api.make("SignSGD", **own), number)
+        assert Checkpoint(tmp_path).load().server_round == 2
 
 
 def test_a_checkpoint_of_another_model_is_refused(api, play, run, tmp_path):
@@ -351,6 +353,13 @@ def test_a_checkpoint_of_another_model_is_refused(api, play, run, tmp_path):
     other = {**MODEL, "0": np.zeros(5, np.float32)}
     with pytest.raises(ValueError, match="model"):
         run(api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), train, other, NUM_CLIENTS, 2)
+
+
+def test_a_run_resumes_with_the_arrays_in_another_order(message_api, play, run, tmp_path):
+    play(message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 1)
+    strategy = message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path))
+    outcome = run(strategy, train, dict(reversed(MODEL.items())), NUM_CLIENTS, 2)
+    assert list(outcome.reports) == [1, 2]
 
 
 def test_a_checkpoint_folder_that_cannot_be_made_is_known_before_training(api, run, tmp_path):

@@ -52,19 +52,9 @@ def hear(api, strategy, change):
     return strategy
 
 
-class Stranger:
-    """A client of the older API."""
-
-    def __init__(self, cid):
-        self.cid = cid
-
-
-def of_a_stranger(api, reply):
-    if api.name == "Message API":
-        reply.metadata.__dict__.update(_src_node_id=999, _reply_to_message_id="")
-        return reply
-    _, result = reply
-    return Stranger("999"), result
+def of_a_stranger(reply):
+    reply.metadata.__dict__.update(_src_node_id=999, _reply_to_message_id="")
+    return reply
 
 
 class TestInARound:
@@ -85,12 +75,14 @@ class TestInARound:
         assert "partition" in warning
 
     def test_the_reply_of_a_node_that_was_not_asked_is_refused_and_the_nodes_own_is_missing(
-        self, api, play, warnings
+        self, message_api, play, warnings
     ):
-        def swap(replies):
-            return [of_a_stranger(api, replies[0]), *replies[1:]]
+        """In the older API Flower itself calls the clients: whoever answers was asked."""
 
-        report = play(hear(api, api.make("MedianSGD"), swap)).reports[1]
+        def swap(replies):
+            return [of_a_stranger(replies[0]), *replies[1:]]
+
+        report = play(hear(message_api, message_api.make("MedianSGD"), swap)).reports[1]
         counted = [report[f"replies-{which}"] for which in ("accepted", "rejected", "missing")]
         assert counted == [NUM_CLIENTS - 1, 1, 1]
         (warning,) = warnings("aggregate_train: dropped")
@@ -120,6 +112,16 @@ class TestInARound:
         assert (cohort.server_round, cohort.rejected, cohort.missing) == (1, 0, 0)
         assert {answer.node for answer in cohort.replies} == set(cohort.asked)
         assert all(isinstance(answer, Answer) for answer in cohort.replies)
+
+    @pytest.mark.parametrize("refused", [None, {99: "no"}, {-1: "no"}, {"0": "no"}, [0]], ids=str)
+    def test_a_cohort_rule_that_returns_something_else_ends_the_run_with_its_name(
+        self, refused, api, play
+    ):
+        def broken_rule(cohort):
+            return refused
+
+        with pytest.raises(ValueError, match=r"^cohort rule .*broken_rule.* must map indices"):
+            play(api.make("MedianSGD", cohort_rules=[broken_rule]))
 
     def test_cohort_rules_see_what_those_before_have_left(self, api, play):
         sizes = []

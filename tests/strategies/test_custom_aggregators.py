@@ -8,8 +8,8 @@ import pytest
 
 from fedmedian import Gaussian, Median, TopUp, register_client_step
 from fedmedian.aggregators.base import Aggregator
-from fedmedian.steps.base import require_vector
 from fedmedian.steps.encodings import Encoding
+from fedmedian.wire.scalars import require_vector
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class GeometricMedian(Aggregator):
 
     def direction(self, answers, rng):
         vectors = answers.vectors(rng)
-        centre = np.median(vectors, axis=0)
+        center = np.median(vectors, axis=0)
         for _ in range(self.iterations):
-            weights = 1 / np.maximum(np.linalg.norm(vectors - centre, axis=1), 1e-6)
-            centre = (weights / weights.sum()).astype(np.float32) @ vectors
-        return centre
+            weights = 1 / np.maximum(np.linalg.norm(vectors - center, axis=1), 1e-6)
+            center = (weights / weights.sum()).astype(np.float32) @ vectors
+        return center
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,27 @@ class CoarseMedian(Aggregator):
         bits = np.stack([np.unpackbits(body)[: 2 * dim] for body in answers.bodies])
         votes = (2.0 * bits[:, ::2] - 1) * (0.5 + bits[:, 1::2])
         return np.median(votes, axis=0).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class FirstClient(Aggregator):
+    """One client's own body, which nobody may write to."""
+
+    def direction(self, answers, rng):
+        return answers.bodies[0]
+
+
+@dataclass(frozen=True)
+class Returning(Aggregator):
+    """Whatever it is told to."""
+
+    made: object
+
+    def direction(self, answers, rng):
+        return self.made
+
+    def __repr__(self):
+        return "Returning()"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -153,3 +174,22 @@ def test_votes_of_two_bits_are_aggregated_by_a_rule_that_reads_them(noise, moved
     step = moved("SignSGD", noise=noise, aggregator=CoarseMedian())
     assert 0 < np.linalg.norm(step) <= 1.5 * np.sqrt(DIM + 64)
     assert step @ HONEST > 0.5 * np.linalg.norm(step) * np.linalg.norm(HONEST)
+
+
+@pytest.mark.parametrize("options", [{}, {"rotation": None}], ids=["rotated", "in place"])
+def test_one_clients_own_update_may_be_the_direction(options, moved):
+    step = moved("MedianSGD", noise=None, aggregator=FirstClient(), **options)
+    assert (
+        min(np.abs(step - own).max() for own in [*UPDATES[HOSTILE:], *-1000 * UPDATES[:HOSTILE]])
+        < 1
+    )
+
+
+@pytest.mark.parametrize(
+    "made",
+    [None, [0.0] * DIM, np.zeros(DIM + 1), np.zeros((DIM, 1)), np.zeros(DIM, complex)],
+    ids=["None", "a list", "too long", "a column", "complex"],
+)
+def test_what_is_no_direction_ends_the_run_with_the_rules_name(made, moved):
+    with pytest.raises(ValueError, match=rf"^Returning\(\) must return .* shape \({DIM},\), got"):
+        moved("MedianSGD", noise=None, rotation=None, aggregator=Returning(made))

@@ -21,8 +21,9 @@ from fedmedian import (
 )
 from fedmedian.model.layout import first_spoiled
 from fedmedian.rounds.options import RunOptions
-from fedmedian.rounds.protocol import RoundProtocol, Said
+from fedmedian.rounds.protocol import RoundProtocol
 from fedmedian.rounds.recipe import NoStepError, Recipe, ServerStep
+from fedmedian.rounds.screening import Said
 from fedmedian.rounds.state import RunState
 from fedmedian.rules.trust import num_tolerated
 from fedmedian.steps.instruction import perturb_update
@@ -93,7 +94,7 @@ def run(
             update, rng = layout.difference(model, after), np.random.default_rng((number, client))
             payload = perturb_update(instruction, layout, update, after, rng, {}, client)
             if hostile:
-                payload = lie(payload, question.sizes_of(payload)[0])
+                payload = lie(payload, instruction.sizes_of(payload, question.blocks)[0])
             bodies, scalars = payload.encode()
             weight = examples if hostile and examples is not None else 100.0
             arrays = {str(index): body for index, body in enumerate(bodies)}

@@ -136,14 +136,14 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("typed", "answer"),
         [
-            ("fraction_fit", "here it is 'fraction_train', 'fraction_fit' is of"),
-            ("min_fit_clients", "here it is 'min_train_nodes', 'min_fit_clients' is of"),
-            ("min_available_clients", "here it is 'min_available_nodes'"),
-            ("fit_metrics_aggregation_fn", "here it is 'train_metrics_aggr_fn'"),
-            ("initial_parameters", "start(initial_arrays=…) takes it; 'initial_parameters' is of"),
-            ("evaluate_fn", "start(evaluate_fn=…) takes it; 'evaluate_fn' is of"),
-            ("on_fit_config_fn", "start(train_config=…) takes it"),
-            ("num_rounds", "start(num_rounds=…) takes it"),
+            ("fraction_fit", "use 'fraction_train', 'fraction_fit' belongs to"),
+            ("min_fit_clients", "use 'min_train_nodes', 'min_fit_clients' belongs to"),
+            ("min_available_clients", "use 'min_available_nodes'"),
+            ("fit_metrics_aggregation_fn", "use 'train_metrics_aggr_fn'"),
+            ("initial_parameters", "start(initial_arrays=…); 'initial_parameters' belongs to"),
+            ("evaluate_fn", "pass it to start(evaluate_fn=…); 'evaluate_fn' belongs to"),
+            ("on_fit_config_fn", "pass it to start(train_config=…)"),
+            ("num_rounds", "pass it to start(num_rounds=…)"),
             ("lr", "did you mean learning_rate=?"),
             ("server_learning_rate", "did you mean learning_rate=?"),
             ("server_momentum", "did you mean optimizer=Momentum(…)?"),
@@ -161,14 +161,14 @@ class TestMistakes:
         message = str(refused.value)
         assert message.startswith(f"{strategy.__name__}() has no argument {typed!r}")
         assert answer in message
-        if "is of" in answer:
-            assert message.endswith(f"is of fedmedian.strategies.legacy.{strategy.__name__}")
+        if "belongs to" in answer:
+            assert message.endswith(f"belongs to fedmedian.strategies.legacy.{strategy.__name__}")
 
     @pytest.mark.parametrize(
         ("typed", "answer"),
         [
-            ("fraction_train", "here it is 'fraction_fit', 'fraction_train' is of"),
-            ("min_train_nodes", "here it is 'min_fit_clients', 'min_train_nodes' is of"),
+            ("fraction_train", "use 'fraction_fit', 'fraction_train' belongs to"),
+            ("min_train_nodes", "use 'min_fit_clients', 'min_train_nodes' belongs to"),
             ("lr", "did you mean learning_rate=?"),
             ("min_fit_client", "did you mean 'min_fit_clients'?"),
         ],
@@ -178,8 +178,9 @@ class TestMistakes:
         with pytest.raises(TypeError) as refused:
             strategy(**{typed: 0.5})
         assert answer in str(refused.value)
-        if "is of" in answer:
-            assert str(refused.value).endswith(f"is of fedmedian.strategies.{strategy.__name__}")
+        if "belongs to" in answer:
+            owner = f"fedmedian.strategies.{strategy.__name__}"
+            assert str(refused.value).endswith(f"belongs to {owner}")
 
     def test_a_class_of_the_users_is_named_and_hinted_at_like_ours(self):
         class Mine(SignSGD):

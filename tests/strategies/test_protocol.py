@@ -23,9 +23,9 @@ from fedmedian import (
     register_client_step,
 )
 from fedmedian.rounds.options import RunOptions
-from fedmedian.rounds.protocol import RoundProtocol, Said
+from fedmedian.rounds.protocol import RoundProtocol
 from fedmedian.rounds.recipe import Recipe, ServerStep
-from fedmedian.rounds.screening import Answer, Reply
+from fedmedian.rounds.screening import Reply, Said
 from fedmedian.rounds.state import RunState
 from fedmedian.steps.base import CLIENT_STEPS
 from fedmedian.steps.instruction import perturb_update
@@ -278,7 +278,7 @@ class TestStep:
         state = RunState()
         question = recipe.ask(state, 1, MODEL)
         answers = [
-            Answer(node, 1.0, {}, None, question.read(node, trained(node), None)) for node in nodes
+            question.answer(node, Said(trained(node), None, 1.0, {}, None)) for node in nodes
         ]
         step, _, report = recipe.step(question, answers, state)
         return step, report

@@ -11,9 +11,9 @@ def replies(*nodes):
 def test_a_node_has_a_partition_in_its_name_once_it_has_told_one():
     roster = Roster()
     assert roster.name(7) == "node 7"
-    roster.learn(7, None)
+    roster.learn([(7, None)])
     assert roster.name(7) == "node 7"
-    roster.learn(7, 0)
+    roster.learn([(7, 0)])
     assert roster.name(7) == "node 7 (partition 0)"
     assert roster.name(8) == "node 8"
 
@@ -21,7 +21,7 @@ def test_a_node_has_a_partition_in_its_name_once_it_has_told_one():
 def test_a_partition_names_the_first_node_that_claims_it_and_the_second_is_logged_once(warnings):
     roster = Roster()
     for node in (7, 8, 8, 7):
-        roster.learn(node, 0)
+        roster.learn([(node, 0)])
     assert roster.name(7) == "node 7 (partition 0)"
     assert roster.name(8) == "node 8"
     (warning,) = warnings("node 8 ")
@@ -31,9 +31,7 @@ def test_a_partition_names_the_first_node_that_claims_it_and_the_second_is_logge
 
 def test_a_node_has_the_name_of_its_first_claim_and_takes_no_other(warnings):
     roster = Roster()
-    for partition in (3, 4, 5):
-        roster.learn(7, partition)
-    roster.learn(8, 4)
+    roster.learn([(7, 3), (7, 4), (7, 5), (8, 4)])
     assert roster.name(7) == "node 7 (partition 3)"
     assert roster.name(8) == "node 8 (partition 4)"
     assert warnings() == []
@@ -41,19 +39,21 @@ def test_a_node_has_the_name_of_its_first_claim_and_takes_no_other(warnings):
 
 def test_a_node_that_has_claimed_anothers_partition_has_no_name_from_any_later_claim(warnings):
     roster = Roster()
-    for node, partition in [(7, 0), (8, 0), (8, 1), (8, 0)]:
-        roster.learn(node, partition)
+    roster.learn([(7, 0), (8, 0), (8, 1), (8, 0)])
     assert roster.name(8) == "node 8"
     assert len(warnings()) == 1
 
 
 def test_a_reply_that_raises_while_it_is_read_is_rejected_and_the_others_are_kept(warnings):
     hearing = Hearing("phase", [1, 2, 3], Roster())
-    with hearing.reply_of(1):
-        pass
-    with hearing.reply_of(2):
-        raise MemoryError("the reason")
-    kept, counts = hearing.judge(4, replies(1), [])
+
+    def read(node, reply):
+        if node == 2:
+            raise MemoryError("the reason")
+        return reply
+
+    readable = hearing.readable([(one.node, one) for one in replies(1, 2)], read)
+    kept, counts = hearing.judge(4, readable, [])
     assert [reply.node for reply in kept] == [1]
     assert counts == {"replies-accepted": 1, "replies-rejected": 1, "replies-missing": 1}
     missing, dropped = warnings("phase: ")
@@ -64,9 +64,7 @@ def test_a_reply_that_raises_while_it_is_read_is_rejected_and_the_others_are_kep
 
 def test_cohort_rules_are_asked_one_after_the_other_about_what_is_left(warnings):
     hearing = Hearing("phase", [1, 2, 3], Roster())
-    for node in (1, 2, 3):
-        with hearing.reply_of(node):
-            pass
+    readable = hearing.readable([(one.node, one) for one in replies(1, 2, 3)], lambda _, one: one)
     seen = []
 
     def refuse_the_last(cohort):
@@ -75,7 +73,7 @@ def test_cohort_rules_are_asked_one_after_the_other_about_what_is_left(warnings)
         )
         return {len(cohort.replies) - 1: "it is the last"}
 
-    kept, counts = hearing.judge(4, replies(1, 2, 3), [refuse_the_last, refuse_the_last])
+    kept, counts = hearing.judge(4, readable, [refuse_the_last, refuse_the_last])
     assert seen == [(4, [1, 2, 3], 0), (4, [1, 2], 1)]
     assert [reply.node for reply in kept] == [1]
     assert counts == {"replies-accepted": 1, "replies-rejected": 2, "replies-missing": 0}
@@ -86,10 +84,12 @@ def test_replies_that_are_dropped_for_one_reason_are_one_line_that_names_every_n
     nodes = [10**18 + i for i in range(100)]
     roster = Roster()
     hearing = Hearing("phase", [*nodes, 7, 8, 9], roster)
-    for partition, node in enumerate(nodes):
-        roster.learn(node, partition)
-        with hearing.reply_of(node):
-            raise ValueError("no data" if partition % 2 else f"no file {partition % 4}")
+    roster.learn(zip(nodes, range(100), strict=True))
+
+    def read(node, partition):
+        raise ValueError("no data" if partition % 2 else f"no file {partition % 4}")
+
+    hearing.readable(zip(nodes, range(100), strict=True), read)
     hearing.judge(1, [], [])
     missing, *dropped = warnings("phase: ")
     assert missing == "phase: no reply from 3 nodes: node 7, node 8, node 9"

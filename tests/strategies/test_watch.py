@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedmedian import Adaptive, Gaussian, Majority, Momentum, SmoothedMedian
 from fedmedian.clients import InProcessGrid, perturb
-from fedmedian.records import num_bytes, to_arrays, to_record
+from fedmedian.records import sizes_of, to_arrays, to_record
 from fedmedian.rounds.watch import RUNAWAY, describe_round
 from fedmedian.strategies import Checkpoint, RunFailedError
 from fedmedian.wire.scalars import PREFIX
@@ -65,12 +65,12 @@ class WeighingGrid(InProcessGrid):
 
     def push_messages(self, messages):
         messages = list(messages)
-        self.held_down += sum(num_bytes(message.content) for message in messages)
+        self.held_down += sum(sizes_of(messages))
         return super().push_messages(messages)
 
     def pull_messages(self, message_ids):
         replies = list(super().pull_messages(message_ids))
-        self.held_up += sum(num_bytes(reply.content) for reply in replies)
+        self.held_up += sum(sizes_of(replies))
         return replies
 
 
@@ -145,7 +145,7 @@ class TestRunsThatFail:
             grown = {name: np.append(array, 1) for name, array in model.items()}
             return grown, {"num-examples": 1}
 
-        with pytest.raises(RunFailedError, match=r"change their shape.*cannot be averaged"):
+        with pytest.raises(RunFailedError, match=r"change the shapes.*cannot be averaged"):
             run(api.make("SignSGD"), grow, {"0": np.zeros(9, np.float32)}, NUM_CLIENTS, 9)
 
     def test_too_few_replies_are_a_reason_of_their_own(self, api, run):
@@ -206,8 +206,8 @@ NODES = "are the nodes up"
 RELEASE = "the same release of fedmedian"
 RATE = "lower the clients' learning rate"
 PART = "must hold only the arrays that clients send"
-CLASSES = "leaves out classes"
-TREES = "arrays of trees change"
+CLASSES = "drops classes"
+TREES = "trees change the shapes"
 NORM = '{"clipping_norm": 1.0}'
 NUMPY = "numpy_clients=True"
 
@@ -377,7 +377,7 @@ class TestWarnings:
         alone = dict.fromkeys(least, 1)
         for make, price, few, enough in (
             ("SignSGD", "steps are shorter", 3, 4),
-            ("MedianSGD", "does not keep a bad one out", 2, 3),
+            ("MedianSGD", "does not exclude a bad one", 2, 3),
         ):
             run(api.make(make), train, MODEL, enough, 2)
             assert not warnings(price)

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from fedmedian.rounds.state import ArrayState, RunState
+from fedmedian.rounds.state import ArrayState, KnownModels, RunState
 from tests.tools import fuzz
 from tests.tools.fuzz import ACCEPTED, APIS, HOSTILE, REFUSED, STRATEGIES, play
 
@@ -34,7 +34,7 @@ def poison_the_model(cohort, model, report):
 
 def overflow_the_scales(cohort, model, report):
     broken = RunState({"of a later round": ArrayState((1,), 1e39)})
-    cohort.strategy._protocol._states = [({}, broken)]
+    cohort.strategy._protocol._models = KnownModels({}, broken)
     return model, report
 
 

@@ -26,12 +26,14 @@ from fedmedian.wire.scalars import (
 
 
 def reader(**entries):
-    return Reader(with_prefix({"note": WIRE_VERSION, **entries}), "note")
+    return Reader(with_prefix({"note": WIRE_VERSION, "round": 1, **entries}), "note")
 
 
 class TestReader:
     def test_entries_under_other_keys_are_none_of_its_business(self):
-        read = Reader({"lr": 0.1, "note": 0, **with_prefix({"note": WIRE_VERSION})}, "note")
+        read = Reader(
+            {"lr": 0.1, "note": 0, **with_prefix({"note": WIRE_VERSION, "round": 1})}, "note"
+        )
         read.finish()
 
     @given(version=st.integers(0, 10**9).filter(lambda version: version != WIRE_VERSION))
@@ -42,6 +44,12 @@ class TestReader:
     def test_a_message_without_a_version_is_refused(self):
         with pytest.raises(WireError, match=f"{PREFIX}note"):
             Reader({"lr": 0.1}, "note")
+
+    def test_a_message_has_a_round_and_may_be_of_its_second_question(self):
+        assert (reader(round=3).server_round, reader().question) == (3, 0)
+        assert reader(question=1).question == 1
+        with pytest.raises(WireError, match=f"{PREFIX}round"):
+            reader(round="3")
 
     def test_an_entry_is_returned_as_it_is_and_none_if_it_may_be_missing(self):
         read = reader(name="abc", count=3, data=b"x")
@@ -70,11 +78,6 @@ class TestReader:
         with pytest.raises(WireError, match=f"{PREFIX}size"):
             reader().required("size", int)
 
-    def test_a_choice_is_one_of_those_allowed(self):
-        assert reader(kind="a").choice("kind", ["a", "b"]) == "a"
-        with pytest.raises(WireError, match=rf"{PREFIX}kind\b.*'a', 'b'.*'c'"):
-            reader(kind="c").choice("kind", ["b", "a"])
-
     def test_entries_below_a_key_are_taken_together(self):
         read = reader(**{"clip.norm": 1.0, "clip.a.b": "x", "clipper.norm": 2.0})
         assert read.below("clip") == {"norm": 1.0, "a.b": "x"}
@@ -94,14 +97,14 @@ class TestFloats:
     def test_come_back_bit_for_bit_from_little_endian_float32(self, values):
         data = floats_to_bytes(values)
         assert data == struct.pack(f"<{values.size}f", *values)
-        read = floats_from_bytes(data)
+        read = floats_from_bytes("scales", data)
         assert read.dtype == np.float32
         np.testing.assert_array_equal(read, values)
 
     @given(length=st.integers(0, 99).filter(lambda length: length % 4))
     def test_bytes_that_are_no_whole_number_of_them_are_refused(self, length):
-        with pytest.raises(WireError, match=str(length)):
-            floats_from_bytes(bytes(length))
+        with pytest.raises(WireError, match="scales must be float32 bytes"):
+            floats_from_bytes("scales", bytes(length))
 
     @given(value=st.sampled_from([nan, inf, -inf, -1.0]))
     def test_a_size_that_is_not_finite_or_is_negative_is_refused_by_name(self, value):
