@@ -493,16 +493,16 @@ class TestHistory:
         monkeypatch.setattr(checkpoints.json, "dumps", note_json)
         return sizes
 
-    @each_case(("every",), {"1": (1,), "3": (3,)}, older=("1",))
+    @pytest.mark.parametrize("every", [1, 3])
     def test_a_save_after_thirty_rounds_costs_what_one_after_ten_does(
-        self, every, api, run, written, tmp_path
+        self, every, message_api, run, written, tmp_path
     ):
         def note(model, partition):
             if partition == 0:
                 written.append(0)
             return train(model, partition)
 
-        strategy = api.make("SignSGD", checkpoint=Checkpoint(tmp_path, every))
+        strategy = message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path, every))
         run(strategy, note, MODEL, NUM_CLIENTS, 43)
         early, late = (max(written[start : start + 12]) for start in (10, 31))
         assert 0 < late < 1.1 * early
