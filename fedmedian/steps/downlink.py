@@ -89,9 +89,11 @@ class CodedStep:
 
 
 def fingerprint(model: Arrays) -> str:
-    """Return the name of a model: a digest of its arrays' bytes, in order."""
+    """Return the name of a model: a digest of its arrays, in order."""
     digest = blake2b(digest_size=16)
-    for array in model.values():
+    for name, array in model.items():
+        # Models of zeros differ only in their form.
+        digest.update(repr((name, array.dtype.str, array.shape)).encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
