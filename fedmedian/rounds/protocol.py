@@ -328,7 +328,7 @@ class RoundProtocol:
         hearing = Hearing("aggregate_train", asked, self._roster, failures)
         answers = hearing.readable(replies, lambda node, one: question.answer(node, read(one)))
         self._roster.learn([(answer.node, answer.payload.partition) for answer in answers])
-        self._acknowledge([node for node, _ in replies], answers)
+        self._acknowledge(asked, replies, answers, failures)
         rules = (*self._rules, *self.options.cohort_rules)
         kept, counts = hearing.judge(question.server_round, answers, rules)
         report: Report = {**counts}
@@ -415,9 +415,18 @@ class RoundProtocol:
         assert held is not None  # `with_held` sets it
         return lambda node: held.content_for(versions.get(node), layout)
 
-    def _acknowledge(self, replied: Iterable[Node], answers: Iterable[Reply[Any]]) -> None:
-        """Remember what nodes say they hold; a node whose reply is not valid may hold nothing."""
-        for node in replied:
+    def _acknowledge(
+        self,
+        asked: Iterable[Node],
+        replies: Iterable[tuple[Node, Any]],
+        answers: Iterable[Reply[Any]],
+        failures: Sequence[str],
+    ) -> None:
+        """Remember what nodes say they hold; a node whose reply is not valid may hold nothing.
+
+        Flower's older API does not say whose failure it is: it may be any silent node's.
+        """
+        for node in [*(node for node, _ in replies), *(asked if failures else ())]:
             self._versions.pop(node, None)
         for answer in answers:
             if answer.held is not None:
@@ -453,7 +462,7 @@ class RoundProtocol:
         self._has_evaluated = True
         hearing = Hearing("aggregate_evaluate", asked, self._roster, failures)
         answers = hearing.readable(replies, read)
-        self._acknowledge([node for node, _ in replies], answers)
+        self._acknowledge(asked, replies, answers, failures)
         kept, counts = hearing.judge(server_round, answers, self._rules)
         _LOGGER.info("aggregate_evaluate: %s", describe_round({**counts, **(sizes or {})}))
         return self._with_usual_metrics(kept)
