@@ -7,7 +7,7 @@ its position, "0", "1", and so on.
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import fmean
 from typing import Any, TypeVar
@@ -32,6 +32,7 @@ from fedmedian.logs import shown, text_of, warn
 from fedmedian.privacy.accounting import Mechanism
 from fedmedian.privacy.mechanism import NoMechanism
 from fedmedian.records import arrays_to_parameters, parameters_to_arrays
+from fedmedian.rounds.downlink import Content
 from fedmedian.rounds.ledger import Ledger
 from fedmedian.rounds.mechanism import mechanism_of_strategy
 from fedmedian.rounds.metrics import (
@@ -178,7 +179,10 @@ class LegacyStrategy(ShowsArguments, FedAvg):
                 trains=self.fraction_fit > 0 or self.min_fit_clients > 0,
             )
         self._asked, self._size = [client.cid for client, _ in asked], _size(parameters)
-        return [(client, _addressed(ins, question, client.cid)) for client, ins in asked]
+        parameters_of = _shared_parameters()
+        return [
+            (client, _addressed(ins, question, client.cid, parameters_of)) for client, ins in asked
+        ]
 
     @paused_collector()
     def aggregate_fit(
@@ -243,8 +247,9 @@ class LegacyStrategy(ShowsArguments, FedAvg):
             content_for = self._protocol.content_to_evaluate(parameters_to_arrays(parameters))
         if content_for is None:
             return asked
+        parameters_of = _shared_parameters()
         return [
-            (client, EvaluateIns(arrays_to_parameters(own.arrays), {**ins.config, **own.scalars}))
+            (client, EvaluateIns(parameters_of(own), {**ins.config, **own.scalars}))
             for client, ins in asked
             for own in (content_for(client.cid),)
         ]
@@ -384,11 +389,29 @@ def _by_client(
     return [(client.cid, (client, result)) for client, result in answered], reasons
 
 
-def _addressed(ins: FitIns, question: Question, client: Node) -> FitIns:
+def _shared_parameters() -> Callable[[Content], Parameters]:
+    """Return a function that converts what nodes are sent, once for all that are sent the same."""
+    made: dict[int, Parameters] = {}
+
+    def parameters_of(content: Content) -> Parameters:
+        key = id(content.arrays)  # they are the round's, and outlive this
+        if key not in made:
+            made[key] = arrays_to_parameters(content.arrays)
+        return made[key]
+
+    return parameters_of
+
+
+def _addressed(
+    ins: FitIns,
+    question: Question,
+    client: Node,
+    parameters_of: Callable[[Content], Parameters],
+) -> FitIns:
     """Return what a client is sent: its content and its instruction."""
     content, parameters = question.content_for(client), ins.parameters
     if content.arrays is not question.model:
-        parameters = arrays_to_parameters(content.arrays)
+        parameters = parameters_of(content)
     instruction = question.instruction_for(client).encode()
     return FitIns(parameters, {**ins.config, **instruction, **content.scalars})
 

@@ -5,10 +5,18 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from flwr.app import ConfigRecord, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
-from fedmedian import CodedSteps, Momentum
-from fedmedian.clients import InProcessGrid, Policy, holding, perturb, perturb_with
+from fedmedian import CodedSteps, Gaussian, Momentum
+from fedmedian.clients import (
+    InProcessGrid,
+    Policy,
+    holding,
+    perturb,
+    perturb_with,
+)
 from fedmedian.steps.downlink import HELD
 from fedmedian.strategies import Checkpoint
 
@@ -275,6 +283,36 @@ class TestClients:
         assert all(plain.grid.whole)
         assert counts(plain.reports[6]) == (NUM_CLIENTS, 0, 0)
 
+    def test_torch_clients_without_the_mod_train_from_what_they_are_sent(self, older_api, run):
+        torch = pytest.importorskip("torch")
+        from fedmedian.clients import GradientClient, SignClient
+
+        data = torch.utils.data.TensorDataset(torch.eye(4), torch.arange(4) % 3)
+        loader = torch.utils.data.DataLoader(data, 4)
+        initial = {"0": np.zeros((3, 4), np.float32), "1": np.zeros(3, np.float32)}
+        for strategy, client in (("SignSGD", SignClient), ("MedianSGD", GradientClient)):
+
+            def client_fn(context):
+                return client(context, torch.nn.Linear(4, 3), loader).to_client()  # noqa: B023
+
+            outcome = run(make(older_api, strategy), ClientApp(client_fn=client_fn), initial, 4, 6)
+            assert counts(outcome.reports[6]) == (4, 0, 0)
+            losses = [
+                torch.nn.functional.cross_entropy(
+                    torch.eye(4) @ torch.tensor(model["0"]).T + torch.tensor(model["1"]),
+                    torch.arange(4) % 3,
+                )
+                for model in outcome.path
+            ]
+            assert losses[-1] < losses[0]
+
+    def test_a_policy_that_the_server_keeps_is_no_obstacle(self, any_client, play):
+        policy = Policy(clip=1.0, noise_scale=0.5, rounds=9)
+        strategy = make(any_client, noise=Gaussian(1.0), fraction_evaluate=1.0, seed=None)
+        outcome = play(strategy, mods=(perturb_with(policy),))
+        assert counts(outcome.reports[6])[0] == NUM_CLIENTS
+        assert sum(outcome.grid.whole) == NUM_CLIENTS
+
     def test_a_policy_is_enforced_as_ever(self, any_client, play):
         refuses = perturb_with(Policy(clip=1.0, noise_scale=1e6, rounds=9))
         with pytest.raises(RuntimeError, match="noise"):
@@ -426,6 +464,52 @@ class TestHabits:
         run(strategy, train, MODEL, NUM_CLIENTS, 4, mods=(perturb, listen))
         names = [Counter(phase) for phase in in_rounds(seen)]
         assert names == [{(f"adapter{n % 2}",): NUM_CLIENTS} for n in range(1, 5)]
+
+
+class TestMessages:
+    """Nodes share what they are sent alike, and nothing else."""
+
+    def test_nodes_keep_what_a_subclass_has_sent_each_of_them(self, message_api, run):
+        class Own(message_api.module.MedianSGD):
+            def _construct_messages(self, record, node_ids, message_type):
+                messages = super()._construct_messages(record, node_ids, message_type)
+                for message, node in zip(messages, node_ids, strict=True):
+                    config = ConfigRecord({**record["config"], "node": node})
+                    message.content = RecordDict({**record, "config": config})
+                return messages
+
+        seen = []
+
+        def listen(message, context, call_next):
+            seen.append((context.node_id, message.content["config"]["node"]))
+            return call_next(message, context)
+
+        strategy = message_api.make_own(Own, downlink=CodedSteps())
+        outcome = run(strategy, train, MODEL, NUM_CLIENTS, 3, mods=(perturb, listen))
+        assert len(seen) == 6 * NUM_CLIENTS
+        assert all(node == own for node, own in seen)
+        assert counts(outcome.reports[3]) == (NUM_CLIENTS, 0, 0)
+
+    @pytest.mark.parametrize("server_round", [1, 2])
+    def test_what_nodes_are_sent_alike_is_one_object(self, server_round, api, habitual, run):
+        contents = []
+
+        def ask(number, model, usual):
+            letters = usual(model)
+            if number == server_round:
+                contents.extend(content_of(letter.raw) for letter in letters)
+            return letters
+
+        options = {"downlink": CodedSteps(), "fraction_evaluate": 1.0}
+        strategy = habitual(api, "SignSGD", MODEL, ask=ask, ask_to_evaluate=ask, **options)
+        run(strategy, train, MODEL, NUM_CLIENTS, 2)
+        assert len(contents) == 2 * NUM_CLIENTS
+        assert len({id(content) for content in contents}) == 2
+
+
+def content_of(raw):
+    """Return what a message holds a model in."""
+    return raw[1].parameters if isinstance(raw, tuple) else raw.content
 
 
 class Killed(BaseException):
