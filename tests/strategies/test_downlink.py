@@ -308,7 +308,7 @@ class TestClients:
 
     def test_a_policy_that_the_server_keeps_is_no_obstacle(self, any_client, play):
         policy = Policy(clip=1.0, noise_scale=0.5, rounds=9)
-        strategy = make(any_client, noise=Gaussian(1.0), fraction_evaluate=1.0, seed=None)
+        strategy = make(any_client, noise=Gaussian(1.0), seed=None)
         outcome = play(strategy, mods=(perturb_with(policy),))
         assert counts(outcome.reports[6])[0] == NUM_CLIENTS
         assert sum(outcome.grid.whole) == NUM_CLIENTS

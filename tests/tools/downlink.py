@@ -64,6 +64,7 @@ FATES = [
     *(ANSWERS_TWICE, ANSWERS_LATE, HAS_NO_MOD, IS_SILENT, GETS_NOTHING, FAILS),
     *(LIES_ABOUT_AN_OLD_ONE, LIES_ABOUT_THE_LAST_ONE, LIES),
 ]
+SERVER_EVENTS = ["resumes", "resumes alone", "moves", "grows", "shrinks", "renames"]
 fates = st.lists(st.sampled_from(FATES), min_size=1, max_size=5)
 places = st.integers(0, 6)
 happened = Counter[str]()
@@ -141,16 +142,22 @@ class Downlink(RuleBasedStateMachine):
             self.clients[len(self.clients)] = Client()
 
     @rule(
-        event=st.sampled_from(["resumes", "resumes with its clients", "moves", "grows", "shrinks"])
+        event=st.sampled_from(
+            ["resumes", "resumes with its clients", "moves", "grows", "shrinks", "renames"]
+        )
     )
     def something_happens_to_the_server(self, event):
         if event == "moves":  # by a subclass
             self.model = self.moved(self.model)
         elif event == "grows":
             size = 5 if "more" in self.model else 2
-            self.model = {**self.model, "more": np.zeros(size, dtype=np.float32)}
+            own = {name: self.model[name] for name in MODEL}
+            self.model = {**own, "more": np.zeros(size, dtype=np.float32)}
         elif event == "shrinks":
-            self.model = {name: array for name, array in self.model.items() if name != "more"}
+            self.model = {name: self.model[name] for name in MODEL}
+        elif event == "renames":
+            last = self.model.get("more", np.zeros(2, dtype=np.float32))
+            self.model = {**{name: self.model[name] for name in MODEL}, "other": last}
         else:
             groups = {group: copied(arrays) for group, arrays in self.state.to_groups().items()}
             if event == "resumes alone":  # without its clients' states
@@ -239,6 +246,7 @@ class Downlink(RuleBasedStateMachine):
             version = self.receive(client, content)
         except NotHeldError as error:
             happened["refusals"] += 1
+            assert not self.could_follow(client, content)
             return late if fate == IS_SILENT else [*late, (node, error)]
         # Nobody ever trains from another model than the one that clients are to hold.
         assert is_equal(client.held, sent)
@@ -292,6 +300,11 @@ class Downlink(RuleBasedStateMachine):
             happened["steps from a later version than known"] += version != update.base
             client.held = copied(update.applied(client.held, version))
         return fingerprint(client.held)
+
+    def could_follow(self, client, content):
+        """Return whether a client holds a version on the way of an update."""
+        update = Update.decode([*content.arrays.values()], content.scalars)
+        return client.held and fingerprint(client.held) in (update.base, *update.versions)
 
     def trained(self, question, model, held):
         after = self.moved(model)
