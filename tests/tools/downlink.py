@@ -141,11 +141,7 @@ class Downlink(RuleBasedStateMachine):
         elif len(self.clients) < 7:
             self.clients[len(self.clients)] = Client()
 
-    @rule(
-        event=st.sampled_from(
-            ["resumes", "resumes with its clients", "moves", "grows", "shrinks", "renames"]
-        )
-    )
+    @rule(event=st.sampled_from(SERVER_EVENTS))
     def something_happens_to_the_server(self, event):
         if event == "moves":  # by a subclass
             self.model = self.moved(self.model)
