@@ -332,7 +332,7 @@ class RoundProtocol:
         hearing = Hearing("aggregate_train", asked, self._roster, failures)
         answers = hearing.readable(replies, lambda node, one: question.answer(node, read(one)))
         self._roster.learn([(answer.node, answer.payload.partition) for answer in answers])
-        self._acknowledge([node for node, _ in replies], answers)
+        self._acknowledge(asked, replies, answers, failures)
         rules = (*self._rules, *self.options.cohort_rules)
         kept, counts = hearing.judge(question.server_round, answers, rules)
         report: Report = {**counts}
@@ -434,14 +434,22 @@ class RoundProtocol:
                 *(unknown + behind, len(nodes), unknown, behind),
             )
 
-    def _acknowledge(self, replied: Iterable[Node], answers: Iterable[Reply[Any]]) -> None:
+    def _acknowledge(
+        self,
+        asked: Iterable[Node],
+        replies: Iterable[tuple[Node, Any]],
+        answers: Iterable[Reply[Any]],
+        failures: Sequence[str],
+    ) -> None:
         """Remember what nodes say they hold; a node whose reply is not valid may hold nothing.
 
         A node that has lost its model `_MOST_LOSSES` times in a row does not keep any, as where a
-        client has no state between rounds.
+        client has no state between rounds. Flower's older API does not say whose failure it is: it
+        may be any silent node's.
         """
         valid = {answer.node: answer.held for answer in answers}
-        for node in replied:
+        silent = (node for node in asked if node not in valid) if failures else ()
+        for node in {*(node for node, _ in replies), *silent}:
             if self._versions.pop(node, None) is not None:
                 self._losses[node] = 0 if node in valid else self._losses[node] + 1
         for node, version in valid.items():
@@ -478,7 +486,7 @@ class RoundProtocol:
         self._has_evaluated = True
         hearing = Hearing("aggregate_evaluate", asked, self._roster, failures)
         answers = hearing.readable(replies, read)
-        self._acknowledge([node for node, _ in replies], answers)
+        self._acknowledge(asked, replies, answers, failures)
         kept, counts = hearing.judge(server_round, answers, self._rules)
         _LOGGER.info("aggregate_evaluate: %s", describe_round({**counts, **(sizes or {})}))
         return self._with_usual_metrics(kept)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.kernels.signs import pack_signs, packed_size, unpack_signs
+from fedmedian.logs import shown
 from fedmedian.model.blocks import Blocks
 from fedmedian.model.layout import Arrays, Layout
 from fedmedian.steps.base import Draft
@@ -81,7 +82,7 @@ class CodedStep:
         rotation = Rotation(seed=self.seed)
         after = rotation.blocks(blocks)
         require_vector("signs of a step", self.signs, packed_size(after.dim), np.uint8)
-        require_vector("sizes of a step", self.sizes, len(after))
+        require_vector("sizes of a step", self.sizes, len(after), are_sizes=True)
         signs = unpack_signs(self.signs, after.dim)
         for part, size in zip(after.split(signs), self.sizes, strict=True):
             part *= size
@@ -89,10 +90,11 @@ class CodedStep:
 
 
 def fingerprint(model: Arrays) -> str:
-    """Return the name of a model: a digest of its arrays' dtypes, shapes and bytes, in order."""
+    """Return the name of a model: a digest of its arrays, in order."""
     digest = blake2b(digest_size=16)
-    for array in model.values():
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
+    for name, array in model.items():
+        # Models of zeros differ only in their form.
+        digest.update(repr((name, array.dtype.str, array.shape)).encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
@@ -155,10 +157,10 @@ class Update:
             base, sizes = str(own["base"]), np.frombuffer(own["sizes"], "<f4").astype(np.float32)
             signs, exact = arrays
             parts = zip(
-                np.split(signs, max(len(seeds), 1)),
+                np.split(np.atleast_1d(signs), max(len(seeds), 1)),
                 np.split(sizes, max(len(seeds), 1)),
                 seeds,
-                [tuple(map(tuple, groups)) for groups in tied],
+                map(_tied_from_json, tied),
                 strict=len(seeds) > 0,
             )
             steps = [CodedStep(*part) for part in parts]
@@ -211,7 +213,8 @@ def moved(model: Arrays, layout: Layout, step: CodedStep) -> dict[str, NDArray[A
     """Return a model after a coded step; its exact arrays stay."""
     direction = step.decoded(layout.blocks)
     layout.average_tied(direction, step.tied)
-    return layout.move(model, direction, 1.0, model)
+    with np.errstate(over="ignore"):  # the server sends no such step
+        return layout.move(model, direction, 1.0, model)
 
 
 def whole(version: str) -> dict[str, WireScalar]:
@@ -240,6 +243,12 @@ def keys_in(config: Mapping[str, Any]) -> Iterator[str]:
     for key in config:
         if key == PREFIX + _KIND or key.startswith(f"{PREFIX}{_KIND}."):
             yield key
+
+
+def _tied_from_json(groups: list[Any]) -> Tied:
+    if not all(type(i) is int and i >= 0 for group in groups for i in group) or [] in groups:
+        raise ValueError(f"tied arrays must be lists of positions, got {shown(groups)}")
+    return tuple(map(tuple, groups))
 
 
 def _named(message: Mapping[str, WireScalar]) -> dict[str, WireScalar]:
