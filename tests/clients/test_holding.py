@@ -81,7 +81,7 @@ class TestFollowing:
     ):
         context, version = client(), None
         for held in server(5):
-            message = message_of(held.content_for(version, LAYOUT), kind)
+            message = message_of(held.content_for(version), kind)
             version = receive(message, context)
             assert version == held.versions[-1]
             assert is_equal(model_in(message), held.model)
@@ -91,9 +91,9 @@ class TestFollowing:
     def test_one_that_missed_rounds_catches_up(self, missed, kind, process):
         path = server(5)
         context = client()
-        receive(message_of(path[0].content_for(None, LAYOUT)), context)
+        receive(message_of(path[0].content_for(None)), context)
         last = path[missed]
-        message = message_of(last.content_for(path[0].versions[0], LAYOUT), kind)
+        message = message_of(last.content_for(path[0].versions[0]), kind)
         assert receive(message, context) == last.versions[-1]
         assert is_equal(model_in(message), last.model)
 
@@ -102,21 +102,21 @@ class TestFollowing:
     ):
         path = server(5)
         context = client()
-        receive(message_of(path[3].content_for(None, LAYOUT)), context)
+        receive(message_of(path[3].content_for(None)), context)
         for last in (path[5], path[5]):
-            message = message_of(last.content_for(path[0].versions[0], LAYOUT), kind)
+            message = message_of(last.content_for(path[0].versions[0]), kind)
             assert receive(message, context) == last.versions[-1]
             assert is_equal(model_in(message), last.model)
 
     def test_one_without_the_model_refuses_and_its_state_stays(self, kind, process):
         path = server(2)
-        steps = path[2].content_for(path[0].versions[0], LAYOUT)
+        steps = path[2].content_for(path[0].versions[0])
         context = client()
         with pytest.raises(NotHeldError, match="holds no model, was sent steps from"):
             receive(message_of(steps, kind), context)
         assert not context.state
         other = {**MODEL, "w": MODEL["w"] + 1}
-        receive(message_of(Held.of(other).content_for(None, LAYOUT)), context)
+        receive(message_of(Held.of(other).content_for(None)), context)
         with pytest.raises(NotHeldError, match=f"holds model {fingerprint(other)}"):
             receive(message_of(steps, kind), context)
         assert is_equal(to_arrays(context.state[holding._STATE]), other)
@@ -124,8 +124,8 @@ class TestFollowing:
     def test_a_whole_model_replaces_whatever_it_holds(self, kind, process):
         path, context = server(1), client()
         other = Held.of({"other": np.zeros(9, np.float32)})
-        receive(message_of(other.content_for(None, LAYOUT)), context)
-        message = message_of(path[1].content_for(None, LAYOUT), kind)
+        receive(message_of(other.content_for(None)), context)
+        message = message_of(path[1].content_for(None), kind)
         assert receive(message, context) == path[1].versions[-1]
         assert is_equal(model_in(message), path[1].model)
 
@@ -134,8 +134,8 @@ def test_steps_that_lead_elsewhere_than_on_the_server_are_refused(monkeypatch):
     """As where two processors' transforms differ in the last bits."""
     monkeypatch.setattr(holding, "_MODELS", {})
     path, context = server(1), client()
-    receive(message_of(path[0].content_for(None, LAYOUT)), context)
-    content = path[1].content_for(path[0].versions[0], LAYOUT)
+    receive(message_of(path[0].content_for(None)), context)
+    content = path[1].content_for(path[0].versions[0])
     signs = content.arrays["fedmedian.0"] ^ np.uint8(128)
     drifted = type(content)({**content.arrays, "fedmedian.0": signs}, content.scalars)
     with pytest.raises(NotHeldError, match="the whole is needed"):
@@ -145,7 +145,7 @@ def test_steps_that_lead_elsewhere_than_on_the_server_are_refused(monkeypatch):
 
 def test_messages_without_a_model_to_hold_stay_as_they_are():
     context = client()
-    plain = Held.of(MODEL).content_for(None, LAYOUT)
+    plain = Held.of(MODEL).content_for(None)
     message = message_of(type(plain)(plain.arrays))
     before = {**message.content}
     assert receive(message, context) is None
@@ -155,7 +155,7 @@ def test_messages_without_a_model_to_hold_stay_as_they_are():
 
 @pytest.mark.parametrize("records", [0, 2])
 def test_a_message_without_exactly_one_record_of_arrays_is_refused(records):
-    message = message_of(Held.of(MODEL).content_for(None, LAYOUT))
+    message = message_of(Held.of(MODEL).content_for(None))
     record = message.content.pop("arrays")
     for number in range(records):
         message.content[f"arrays{number}"] = record
@@ -179,8 +179,8 @@ def test_a_message_without_exactly_one_record_of_arrays_is_refused(records):
 def test_malformed_steps_are_refused_and_the_model_stays(spoil, monkeypatch):
     monkeypatch.setattr(holding, "_MODELS", {})
     path, context = server(1), client()
-    receive(message_of(path[0].content_for(None, LAYOUT)), context)
-    message = message_of(path[1].content_for(path[0].versions[0], LAYOUT))
+    receive(message_of(path[0].content_for(None)), context)
+    message = message_of(path[1].content_for(path[0].versions[0]))
     spoil(message)
     with pytest.raises(WireError):
         receive(message, context)
@@ -193,7 +193,7 @@ class TestSharing:
         path, known = server(3), None
         for held in path:
             for context in contexts:
-                receive(message_of(held.content_for(known, LAYOUT)), context)
+                receive(message_of(held.content_for(known)), context)
             known = held.versions[-1]
             records = [context.state[holding._STATE] for context in contexts]
             assert len({id(record) for record in records}) == 1
@@ -201,7 +201,7 @@ class TestSharing:
     def test_they_are_freed_with_the_last_client_that_holds_them(self):
         context = client()
         held = Held.of({"x": np.arange(77, dtype=np.float32)})
-        receive(message_of(held.content_for(None, LAYOUT)), context)
+        receive(message_of(held.content_for(None)), context)
         assert held.versions[0] in holding._MODELS
         del context
         gc.collect()
@@ -216,7 +216,7 @@ class TestSharing:
         ]
         contexts = [client() for _ in forms]
         for model, context in zip(forms, contexts, strict=True):
-            message = message_of(Held.of(model).content_for(None, LAYOUT))
+            message = message_of(Held.of(model).content_for(None))
             receive(message, context)
             for found in (model_in(message), to_arrays(context.state[holding._STATE])):
                 assert list(found) == list(model)
@@ -227,13 +227,13 @@ class TestSharing:
     def test_a_client_that_lacks_the_base_does_not_profit_from_others_of_its_process(self):
         path, informed, newcomer = server(1), client(), client()
         for held, known in ((path[0], None), (path[1], path[0].versions[0])):
-            receive(message_of(held.content_for(known, LAYOUT)), informed)
+            receive(message_of(held.content_for(known)), informed)
         with pytest.raises(NotHeldError):
-            receive(message_of(path[1].content_for(path[0].versions[0], LAYOUT)), newcomer)
+            receive(message_of(path[1].content_for(path[0].versions[0])), newcomer)
 
     def test_what_an_app_does_to_its_message_does_not_reach_the_state(self):
         context = client()
-        message = message_of(server(0)[0].content_for(None, LAYOUT))
+        message = message_of(server(0)[0].content_for(None))
         receive(message, context)
         record = message.content["arrays"]
         assert isinstance(record, ArrayRecord)
@@ -243,5 +243,5 @@ class TestSharing:
 
 def test_the_model_is_no_client_steps_memory():
     context = client()
-    receive(message_of(server(0)[0].content_for(None, LAYOUT)), context)
+    receive(message_of(server(0)[0].content_for(None)), context)
     assert recall(context) == {}

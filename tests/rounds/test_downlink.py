@@ -128,8 +128,8 @@ class TestCost:
         held, _ = move(Held.of(model), model, 3)
         layout = Layout.of_model(model)
         for version in (held.versions[1], None, "unknown"):
-            assert held.content_for(version, layout) is held.content_for(version)
-        assert held.content_for(None, layout) is held.content_for("unknown")
+            assert held.content_for(version) is held.content_for(version)
+        assert held.content_for(None) is held.content_for("unknown")
 
     @pytest.mark.parametrize(
         "model",
@@ -143,7 +143,6 @@ class TestCost:
     )
     def test_steps_are_never_longer_than_the_whole_model(self, model):
         held, _ = move(Held.of(model), model, 20)
-        layout = Layout.of_model(model)
         whole = length(held.content_for(None))
         assert all(length(held.content_for(one)) <= whole for one in held.versions)
 
