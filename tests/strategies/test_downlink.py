@@ -1,6 +1,7 @@
 """Runs with a coded downlink on both APIs: bytes, lost states, liars, habits, resumes."""
 
 import gc
+import re
 from collections import Counter
 
 import numpy as np
@@ -123,12 +124,24 @@ def claiming(partition, version):
 
 class TestBytes:
     def test_each_message_after_the_first_round_holds_a_twenty_fifth_of_the_model(
-        self, message_api, play
+        self, any_client, play
     ):
-        reports = play(make(message_api), model=LARGE).reports
+        reports = play(make(any_client), model=LARGE).reports
         assert reports[1]["downlink-bytes"] > LARGE["0"].nbytes
         for number in range(2, 7):
             assert reports[number]["downlink-bytes"] < LARGE["0"].nbytes / 25
+
+    def test_the_log_compares_the_whole_run_with_fedavg(self, message_api, play, caplog):
+        def factors(downlink):
+            caplog.clear()
+            play(make(message_api, downlink=downlink), model=LARGE)
+            up, down = re.findall(r"([\d.]+) times as much", caplog.text)
+            return float(up), float(down)
+
+        (up, down), (usual, one) = factors(CodedSteps()), factors(None)
+        assert up == pytest.approx(usual, rel=0.05)
+        assert one == pytest.approx(1, abs=0.05)
+        assert down > 4  # the first of six rounds sends the whole model
 
     def test_with_all_of_flowers_headers_it_costs_a_twelfth(self, any_client, play):
         first, *others = in_rounds(play(make(any_client), model=LARGE).grid.down)

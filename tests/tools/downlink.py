@@ -55,6 +55,9 @@ FAR = 3.0
 
 LARGEST_STEP = 1.0
 
+MOST_LOSSES = 2
+"""A client that has lost its model so often in a row is sent the whole one from then on."""
+
 # What may happen to a message, and what may come of it.
 ANSWERS, ANSWERS_TWICE, ANSWERS_LATE, HAS_NO_MOD = "answers", "twice", "late", "no mod"
 IS_SILENT, GETS_NOTHING, FAILS = "silent", "gets nothing", "fails"
@@ -83,6 +86,8 @@ class Client:
         The version that its last reply named, if the server heard and may believe it.
     is_lost : bool
         Whether the server has heard that the client could not follow.
+    losses : int
+        How often in a row it has sent no valid reply after one that named a version.
     late : list of (int, object)
         A reply that has not arrived yet.
     """
@@ -90,6 +95,7 @@ class Client:
     held: dict | None = None
     said: str | None = None
     is_lost: bool = False
+    losses: int = 0
     late: list = field(default_factory=list)
 
 
@@ -129,7 +135,7 @@ class Downlink(RuleBasedStateMachine):
         self.protocol._models = KnownModels(self.model, state)
         self.state = state
         for client in self.clients.values():
-            client.said, client.is_lost, client.late = None, False, []
+            client.said, client.is_lost, client.losses, client.late = None, False, 0, []
 
     @rule(place=places, event=st.sampled_from(["joins", "loses its state", "has an old one"]))
     def something_happens_to_a_client(self, place, event):
@@ -341,15 +347,16 @@ class Downlink(RuleBasedStateMachine):
 
     def note(self, replies, is_valid):
         """Note what the server has heard from each node: its last valid reply, if any."""
-        spoken = {node for node, _ in replies}
-        for node in spoken:
-            client, said = self.clients[node], None
+        for node in {node for node, _ in replies}:
+            client = self.clients[node]
             own = [reply for speaker, reply in replies if speaker == node]
-            for reply in own:
-                if not isinstance(reply, Exception) and is_valid(reply):
-                    named = reply[1].get("fedmedian.held") if isinstance(reply, tuple) else reply
-                    said = said if named is None else named
-            client.said = said
+            valid = [one for one in own if not isinstance(one, Exception) and is_valid(one)]
+            said = valid[-1] if valid else None
+            if isinstance(said, tuple):
+                said = said[1].get("fedmedian.held")
+            if client.said is not None:
+                client.losses = 0 if valid else client.losses + 1
+            client.said = said if client.losses < MOST_LOSSES else None
             client.is_lost = said is None and any(isinstance(one, NotHeldError) for one in own)
 
 
