@@ -447,15 +447,14 @@ class RoundProtocol:
         client has no state between rounds. Flower's older API does not say whose failure it is: it
         may be any silent node's.
         """
-        answers = [*answers]
-        valid = {answer.node for answer in answers}
+        valid = {answer.node: answer.held for answer in answers}
         silent = (node for node in asked if node not in valid) if failures else ()
         for node in {*(node for node, _ in replies), *silent}:
             if self._versions.pop(node, None) is not None:
                 self._losses[node] = 0 if node in valid else self._losses[node] + 1
-        for answer in answers:
-            if answer.held is not None and self._losses[answer.node] < _MOST_LOSSES:
-                self._versions[answer.node] = answer.held
+        for node, version in valid.items():
+            if version is not None and self._losses[node] < _MOST_LOSSES:
+                self._versions[node] = version
 
     def hear_evaluation(
         self,

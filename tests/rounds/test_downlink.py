@@ -126,7 +126,6 @@ class TestCost:
     def test_nodes_that_hold_the_same_are_sent_the_same_object(self):
         model = model_of()
         held, _ = move(Held.of(model), model, 3)
-        layout = Layout.of_model(model)
         for version in (held.versions[1], None, "unknown"):
             assert held.content_for(version) is held.content_for(version)
         assert held.content_for(None) is held.content_for("unknown")
