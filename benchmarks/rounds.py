@@ -61,9 +61,10 @@ class ServerRound:
 
     def __call__(self) -> int:
         """Do the server's part of a round, and return the new model's size in bytes."""
-        config = self._ask()[0].content["config"]
-        own = {f"{PREFIX}round": self._round, **_held(config)} if Instruction.is_in(config) else {}
-        return self._hear(own)
+        config = cast(ConfigRecord, self._ask()[0].content["config"])
+        if not Instruction.is_in(config):
+            return self._hear({})
+        return self._hear({f"{PREFIX}round": self._round, **_held(config)})
 
     def _ask(self) -> list[Message]:
         self._round += 1
