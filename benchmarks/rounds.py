@@ -72,9 +72,12 @@ class ServerRound:
         return list(asked)
 
     def _hear(self, own: Mapping[str, str | int]) -> int:
+        if own:
+            for reply in self._replies:
+                reply.content.config_records["fedmedian"].update(own)
         # FedMedian takes the replies apart.
         replies = [
-            Message(content=_copy(reply.content, own), metadata=reply.metadata)  # type: ignore[call-overload]
+            Message(content=_copy(reply.content), metadata=reply.metadata)  # type: ignore[call-overload]
             for reply in self._replies
         ]
         arrays, _ = self._strategy.aggregate_train(self._round, replies)
@@ -140,13 +143,10 @@ def grid_timings(clients: int = 10, dim: int = 8_000) -> list[Timing]:
     ]
 
 
-def _copy(content: RecordDict, own: Mapping[str, str | int]) -> RecordDict:
-    copy = RecordDict(
-        {name: type(record)(cast(Any, dict(record))) for name, record in content.items()}
-    )
-    if own:
-        copy.config_records["fedmedian"].update(own)
-    return copy
+def _copy(content: RecordDict) -> RecordDict:
+    """Return a copy whose arrays can be taken out."""
+    arrays = ArrayRecord(dict(content.array_records["arrays"]))
+    return RecordDict({**content, "arrays": arrays})
 
 
 def _held(config: ConfigRecord) -> dict[str, str]:
