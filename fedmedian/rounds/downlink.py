@@ -92,7 +92,7 @@ class Held:
         if first_spoiled(target, model) is not None:  # float16 ends at 65504
             return Held.of(target, self.count)
         steps, versions = (*self.steps, step), (*self.versions, fingerprint(model))
-        most = max(_nbytes(target) // max(step.signs.nbytes, 1), 1)
+        most = max(num_bytes(target) // max(step.signs.nbytes, 1), 1)
         return Held(
             model,
             version,
@@ -158,11 +158,12 @@ def _form(model: Arrays) -> list[tuple[str, tuple[int, ...], np.dtype[Any]]]:
     return [(name, array.shape, array.dtype) for name, array in model.items()]
 
 
-def _nbytes(model: Arrays) -> int:
+def num_bytes(model: Arrays) -> int:
+    """Return the number of bytes of a model's arrays."""
     return sum(array.nbytes for array in model.values())
 
 
 def _length(content: Content) -> int:
     """Return the bytes of a content, without headers."""
     texts = (one for one in content.scalars.values() if isinstance(one, str | bytes))
-    return _nbytes(content.arrays) + sum(map(len, texts))
+    return num_bytes(content.arrays) + sum(map(len, texts))

@@ -16,7 +16,7 @@ from fedmedian.model.layout import Arrays, Layout, is_same_model
 from fedmedian.privacy.accounting import Mechanism
 from fedmedian.privacy.mechanism import NoMechanism
 from fedmedian.randomness import seeded_sampling
-from fedmedian.rounds.downlink import Content, Held
+from fedmedian.rounds.downlink import Content, Held, num_bytes
 from fedmedian.rounds.first_look import doubts
 from fedmedian.rounds.journal import Journal
 from fedmedian.rounds.ledger import Ledger
@@ -429,9 +429,9 @@ class RoundProtocol:
         unknown, behind = len(nodes) - len(known), sum(one not in held.versions for one in known)
         if unknown or behind:
             _LOGGER.info(
-                "%d of %d clients are sent the whole model: %d are new, have failed, or keep no "
-                "state between rounds; %d hold one that is too old",
-                *(unknown + behind, len(nodes), unknown, behind),
+                "%d of %d clients are sent the whole model, %s bytes each: %d are new, have "
+                "failed, or keep no state between rounds; %d hold one that is too old",
+                *(unknown + behind, len(nodes), f"{num_bytes(held.model):,}", unknown, behind),
             )
 
     def _acknowledge(

@@ -73,9 +73,10 @@ class CodedStep:
         """Return the code of a step, (d,) float32, which may be overwritten."""
         draft = Draft(step, blocks, 0, np.random.default_rng(0))
         Rotation(seed=seed).apply(draft)
-        parts = draft.blocks.split(draft.vector)
-        sizes = [np.abs(part).mean(dtype=np.float64) if part.size else 0.0 for part in parts]
-        return cls(pack_signs(draft.vector), np.array(sizes, dtype=np.float32), seed, tied)
+        signs, sizes = pack_signs(draft.vector), np.abs(draft.vector, out=draft.vector)
+        parts = draft.blocks.split(sizes)
+        means = [part.mean(dtype=np.float64) if part.size else 0.0 for part in parts]
+        return cls(signs, np.array(means, dtype=np.float32), seed, tied)
 
     def decoded(self, blocks: Blocks) -> Float32:
         """Return the step that the code stands for, (d,) float32."""

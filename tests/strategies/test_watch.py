@@ -15,7 +15,7 @@ from flwr.clientapp.mod import fixedclipping_mod
 from flwr.common.constant import ErrorCode
 from flwr.serverapp.strategy import FedAvg
 
-from fedmedian import Adaptive, Gaussian, Majority, Momentum, SmoothedMedian
+from fedmedian import Adaptive, CodedSteps, Gaussian, Majority, Momentum, SmoothedMedian
 from fedmedian.clients import InProcessGrid, perturb
 from fedmedian.records import sizes_of, to_arrays, to_record
 from fedmedian.rounds.watch import RUNAWAY, describe_round
@@ -607,6 +607,20 @@ class TestLines:
     def test_both_apis_report_what_goes_down(self, api, run):
         outcome = run(api.make("SignSGD", fraction_evaluate=0.0), train, MODEL, NUM_CLIENTS)
         assert outcome.reports[1]["downlink-bytes"] == BYTES_OF_MODEL
+
+    def test_whole_models_for_clients_that_cannot_follow_are_announced_with_their_bytes(
+        self, message_api, run, lines
+    ):
+        trained = dict.fromkeys(range(NUM_CLIENTS), 0)
+
+        def fail_once(model, partition):
+            trained[partition] += 1
+            return (fail if partition == trained[partition] == 2 else train)(model, partition)
+
+        strategy = message_api.make("SignSGD", downlink=CodedSteps(), fraction_evaluate=0.0)
+        run(strategy, fail_once, MODEL, NUM_CLIENTS, 4)
+        (line,) = lines("1 of 5 clients are sent the whole model")
+        assert f"{sum(array.nbytes for array in MODEL.values()):,} bytes each: 1 are new" in line
 
     def test_the_banner_has_what_is_not_as_usual(self, message_api, run, lines):
         run(message_api.make("SignSGD", seed=None), train, MODEL, NUM_CLIENTS)

@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, UserConfig
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg, FedMedian, Result, Strategy
 
-from fedmedian import Adaptive, Majority, Rotation, TopUp
+from fedmedian import Adaptive, CodedSteps, Majority, Rotation, TopUp
 from fedmedian.records import serialized_size
 from fedmedian.rules.noise import NOISE_FAMILIES, Noise
 from fedmedian.strategies import Checkpoint, MedianSGD, SignSGD
@@ -45,7 +45,8 @@ def make_strategy(name: str, config: UserConfig) -> tuple[str, Strategy]:
     Parameters
     ----------
     name : str
-        "fedavg", "fedmedian", "sign-plain", "sign-majority", "sign", "median-plain" or "median".
+        "fedavg", "fedmedian", "sign-plain", "sign-majority", "sign", "sign-coded", "median-plain"
+        or "median".
     config : dict
         The run configuration.
 
@@ -84,6 +85,12 @@ def make_strategy(name: str, config: UserConfig) -> tuple[str, Strategy]:
         "sign": (
             "SignSGD",
             lambda: sign(make_noise(config), learning_rate=rate, rotation=basis),
+        ),
+        "sign-coded": (
+            "SignSGD (coded downlink)",
+            lambda: sign(
+                make_noise(config), learning_rate=rate, rotation=basis, downlink=CodedSteps()
+            ),
         ),
         "median-plain": (
             "MedianSGD (no noise)",
