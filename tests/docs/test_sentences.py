@@ -83,7 +83,10 @@ def is_of_ten_thousand(microseconds):
     return heard < 1000 and each == int(microseconds) and carried > 4 * heard
 
 
-DEMO = r"FedAvg, SignSGD with and without the coded downlink and MedianSGD end above (\S+), .* SignSGD without noise stays below (.*?)\]"
+DEMO = (
+    r"FedAvg, SignSGD with and without the coded downlink and MedianSGD end above (\S+), .* "
+    r"SignSGD without noise stays below (.*?)\]"
+)
 
 SENTENCES = [
     ("README", DEMO, is_demo),

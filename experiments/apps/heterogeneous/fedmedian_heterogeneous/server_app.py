@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
 
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, UserConfig
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, UserConfig
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg, FedMedian, Result, Strategy
 
@@ -191,8 +191,10 @@ def _run(label: str, strategy: Strategy, grid: Grid, config: UserConfig) -> dict
     configure, aggregate = strategy.configure_train, strategy.aggregate_train
     up, down = list[int](), list[int]()
 
-    def asking(*round_of: Any) -> list[Message]:
-        messages = list(configure(*round_of))
+    def asking(
+        server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        messages = list(configure(server_round, arrays, config, grid))
         down.extend(map(serialized_size, messages))
         return messages
 
