@@ -7,7 +7,7 @@ attacks, shares. Results are kept in experiments/results, and a study that was k
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -23,6 +23,7 @@ from experiments.studies.random_basis import HOSTILE, late, unseeded
 from experiments.studies.tables import make_table
 from fedmedian import Adam, CodedSteps, Momentum
 from fedmedian.clients import perturb
+from fedmedian.rules.optimizers import Optimizer
 from fedmedian.strategies import MedianSGD, SignSGD
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "both-ways"
@@ -75,16 +76,40 @@ WHOLE = 32
 PHONE_DOWN, PHONE_UP = 1e6, 0.2e6
 """The bits per second that a phone's line carries."""
 
-Key = tuple[str, Setting, int, Any]
-"""A strategy's name, a federation, a seed, and an optimizer at the server or None."""
+
+@dataclass(frozen=True)
+class AtServer:
+    """What is not as usual in one of this package's strategies at the server.
+
+    Parameters
+    ----------
+    optimizer : Optimizer or None (default: None)
+        The optimizer.
+    learning_rate : float or None (default: None)
+        The learning rate, or None for the optimizer's own.
+    """
+
+    optimizer: Optimizer | None = None
+    learning_rate: float | None = None
+
+    def __str__(self) -> str:
+        """Return what names jobs."""
+        rate = "" if self.learning_rate is None else f", learning_rate {self.learning_rate}"
+        return f"{self.optimizer}{rate}"
 
 
-def run_setting(name: str, setting: Setting, seed: int, optimizer: Any) -> Result:
+USUAL = AtServer()
+
+Key = tuple[str, Setting, int, AtServer]
+"""A strategy's name, a federation, a seed, and what is not as usual at the server."""
+
+
+def run_setting(name: str, setting: Setting, seed: int, at_server: AtServer = USUAL) -> Result:
     """Train a federation with a strategy; see `STRATEGIES`."""
     logging.getLogger("flwr").setLevel(logging.ERROR)
     mods = [compress(CODECS[name]) if name in CODECS else perturb]
-    options = {} if optimizer is None or name not in OURS else {"optimizer": optimizer}
-    return simulate(partial(STRATEGIES[name], **options), setting, seed, mods)
+    given = {field: value for field, value in vars(at_server).items() if value is not None}
+    return simulate(partial(STRATEGIES[name], **given), setting, seed, mods)
 
 
 def run_all(keys: Iterable[Key]) -> dict[Key, Result]:
@@ -105,12 +130,12 @@ def megabytes_to(result: Result, accuracy: float) -> float | None:
 def bytes_table(setting: Setting) -> str:
     """Compare accuracy at the end, megabytes to the target, and the bytes of all rounds."""
     settings = [replace(setting, **changes) for changes in PARTITIONS.values()]
-    found = run_all((name, one, 0, None) for one in settings for name in STRATEGIES)
+    found = run_all((name, one, 0, USUAL) for one in settings for name in STRATEGIES)
     rows = []
     for name in STRATEGIES:
         row, sent, reference = [name], 0, 0
         for one in settings:
-            own, fedavg = (found[who, one, 0, None] for who in (name, "FedAvg"))
+            own, fedavg = (found[who, one, 0, USUAL] for who in (name, "FedAvg"))
             sent, reference = sent + sum(own["sent"]), reference + sum(fedavg["sent"])
             needed = megabytes_to(own, TARGET * late([fedavg]))
             row.append(f"{late([own]):.3f} / {'–' if needed is None else f'{needed:.1f}'}")
@@ -122,16 +147,17 @@ def few_table(seeds: Sequence[int] = (0,)) -> str:
     """Compare accuracy at the end: few clients, and optimizers at the server."""
     usual = replace(DIGITS, alpha=0.3)
     federations = {
-        **{f"{n} clients": (replace(usual, num_clients=n), None) for n in (2, 3, 5, 10)},
-        "10 clients, optimizer=Momentum(0.9)": (usual, Momentum(0.9)),
-        "10 clients, optimizer=Adam()": (usual, Adam()),
+        **{f"{n} clients": (replace(usual, num_clients=n), USUAL) for n in (2, 3, 5, 10)},
+        "10 clients, optimizer=Momentum(0.9)": (usual, AtServer(Momentum(0.9))),
+        "10 clients, optimizer=Adam()": (usual, AtServer(Adam())),
+        "10 clients, optimizer=Adam(), learning_rate=0.003": (usual, AtServer(Adam(), 0.003)),
     }
     names = ["FedAvg", *OURS]
     keys = {
-        (label, name): [(name, setting, seed, optimizer) for seed in seeds]
-        for label, (setting, optimizer) in federations.items()
+        (label, name): [(name, setting, seed, at_server) for seed in seeds]
+        for label, (setting, at_server) in federations.items()
         for name in names
-        if name in OURS or optimizer is None
+        if name in OURS or at_server == USUAL
     }
     found = run_all(key for several in keys.values() for key in several)
 
@@ -148,10 +174,10 @@ def attacks_table(seeds: Sequence[int] = (0,)) -> str:
     honest = replace(DIGITS, rounds=40)
     settings = {"none": honest}
     settings |= {name: replace(honest, attack=name, num_hostile=HOSTILE) for name in ATTACKS}
-    found = run_all((n, s, seed, None) for s in settings.values() for n in OURS for seed in seeds)
+    found = run_all((n, s, seed, USUAL) for s in settings.values() for n in OURS for seed in seeds)
     rows = []
     for name in OURS:
-        ends = [late(found[name, one, seed, None] for seed in seeds) for one in settings.values()]
+        ends = [late(found[name, one, seed, USUAL] for seed in seeds) for one in settings.values()]
         rows.append([name, *(f"{end:.3f}" for end in [*ends, min(ends[1:])])])
     return make_table(["strategy", *settings, "worst"], rows)
 
