@@ -442,8 +442,9 @@ def simulate(
     Returns
     -------
     dict
-        ``accuracy`` on the test set after each tested round, ``recall`` of its last class, and
-        ``uplink`` and ``downlink``, the bytes of a training reply and of what asks for it, as sent.
+        ``accuracy`` on the test set after each tested round, ``recall`` of its last class,
+        ``uplink`` and ``downlink``, the mean bytes of a training reply and of what asks for it, as
+        sent, and ``sent``, the bytes of all of them in each round.
     """
     clients = ClientApp(mods=list(mods))
     clients.train()(Clients(setting, seed).train)
@@ -496,4 +497,5 @@ def simulate(
         "recall": recalls[1:],
         "uplink": result.uplink_bytes,
         "downlink": result.downlink_bytes,
+        "sent": result.sent,
     }

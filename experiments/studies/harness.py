@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import nan
 from statistics import fmean
 from typing import Any, cast
@@ -38,6 +38,9 @@ class Run:
     uplink_bytes, downlink_bytes : float
         Mean bytes of a training reply, and of the message that asks for it; nan if nothing was
         sent, or if only the other was measured.
+    sent : list of int
+        The bytes of all training messages and replies of each round, errors included; empty if
+        they were not measured.
     """
 
     strategy: str
@@ -45,6 +48,7 @@ class Run:
     history: list[tuple[int, float]]
     uplink_bytes: float
     downlink_bytes: float = nan
+    sent: list[int] = field(default_factory=list)
 
     @property
     def rounds(self) -> int:
@@ -68,12 +72,15 @@ class StudyGrid(InProcessGrid):
         Rounds, and the mean over all clients' examples of the "accuracy" that they reported.
     model : ArrayRecord
         The model that they evaluated last.
+    sent : list of int
+        The bytes of all training messages and replies of each round, errors included.
     """
 
     def __init__(self, client_app: ClientApp, config: UserConfig) -> None:
         super().__init__(client_app, int(config["num-clients"]), run_config=config)
         self.evaluations: list[tuple[int, float]] = []
         self.model = ArrayRecord()
+        self.sent: list[int] = []
         self._trainings = [(0, 0), (0, 0)]
 
     @property
@@ -104,6 +111,7 @@ class StudyGrid(InProcessGrid):
             if not _has_diverged(error.error.reason):
                 raise RuntimeError(f"a client failed: {error.error.reason}")
         if messages and messages[0].metadata.message_type == MessageType.TRAIN:
+            self.sent.append(self.bytes_up - up + self.bytes_down - down)
             heard = self.bytes_up - up - sum(map(serialized_size, errors))
             new = (heard, len(replies) - len(errors)), (self.bytes_down - down, len(messages))
             self._trainings = [
@@ -171,7 +179,7 @@ def _run_once(strategy: str, app: App, config: UserConfig, seed: int) -> Run:
     # The clients share the machine's cores with each other and with whatever else runs.
     with threadpool_limits(limits=1), _no_entropy(seed):
         app.serve(config, grid, lambda *reached: history.append(reached))
-    return Run(strategy, seed, history, *grid.bytes_of_training)
+    return Run(strategy, seed, history, *grid.bytes_of_training, grid.sent)
 
 
 def _has_diverged(reason: str | None) -> bool:

@@ -17,18 +17,30 @@ _COLOURS = ("#000000", "#E69F00", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#
 _STYLES = ("-", "--", ":", "-", "-.")
 
 
-def compare_uplinks(runs: Sequence[Run]) -> str:
-    """Return a table of runs; ratios are to FedAvg's uplink, if it is there."""
-    reference = next((run.uplink_bytes for run in runs if run.strategy == "FedAvg"), None)
+def compare_bytes(runs: Sequence[Run]) -> str:
+    """Return a table of runs; ratios are to FedAvg's bytes, if it is there."""
+    reference = next((run for run in runs if run.strategy == "FedAvg"), None)
+
+    def ratio(run: Run, *ways: str) -> str:
+        if reference is None:
+            return ""
+        usual, own = (sum(getattr(one, way) for way in ways) for one in (reference, run))
+        return f"{usual / own:.1f}"
+
     return make_table(
-        ["strategy", "accuracy", "rounds", "uplink bytes per client and round", "FedAvg's / its"],
+        [
+            *("strategy", "accuracy", "rounds", "bytes up per client and round", "bytes down"),
+            *("FedAvg's / its, up", "FedAvg's / its, both ways"),
+        ],
         [
             [
                 run.strategy,
                 f"{run.accuracy:.3f}",
                 str(run.rounds),
                 f"{run.uplink_bytes:,.0f}",
-                "" if reference is None else f"{reference / run.uplink_bytes:.1f}",
+                f"{run.downlink_bytes:,.0f}",
+                ratio(run, "uplink_bytes"),
+                ratio(run, "uplink_bytes", "downlink_bytes"),
             ]
             for run in runs
         ],
@@ -70,7 +82,7 @@ def describe(config: UserConfig) -> str:
 def report(folder: Path) -> None:
     """Print the table of the runs that the app wrote into a folder, and draw accuracy.png there."""
     runs = read_runs(folder)
-    print(compare_uplinks(runs), flush=True)
+    print(compare_bytes(runs), flush=True)
     config = json.loads((folder / "results.json").read_text())["config"]
     plot_accuracy(runs, describe(config)).savefig(folder / "accuracy.png", dpi=120)
 

@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from experiments.apps import QUICKSTARTS
 from experiments.studies.commands import tables_of
 from experiments.studies.noise_choices import decoding_table
+from fedmedian import CodedSteps
 from fedmedian.clients import InProcessGrid, Policy, perturb
 from fedmedian.clients.policy import VARIABLE
 from fedmedian.privacy.accounting import Mechanism, noise_multiplier_for
@@ -296,7 +297,7 @@ def test_each_situation_has_a_line_to_write_that_makes_a_strategy(page):
     (imports,) = fences(situations, "python")
     exec(imports, names)
     lines = re.findall(r"^\|.* \| `((?:Sign|Median)SGD.*?)` \| \[", situations, re.MULTILINE)
-    assert len(set(lines)) == len(lines) == 10
+    assert len(set(lines)) == len(lines) == 11
     assert all(isinstance(eval(line, names), FedAvg) for line in lines)
 
 
@@ -360,6 +361,30 @@ def test_the_costs_per_parameter_are_those_of_the_table_of_scales(page):
             slope = {"d/8 + 1300": 1 / 8, "4·d + 1300": 4}[text]
             assert int(number) == pytest.approx(slope * int(dim), abs=10_000)
     assert len(rows) == 2
+
+
+@pytest.mark.parametrize("downlink", [None, CodedSteps()])
+def test_the_bytes_of_a_message_are_those_that_are_shown(downlink, page, counting_app):
+    name = "SignSGD(downlink=CodedSteps())" if downlink else "SignSGD"
+    (row,) = re.findall(rf"^\| `{re.escape(name)}` \| (.*d.*) \| (.*d.*) \|$", page("costs"), re.M)
+    dim, totals = 100_000, []
+    for rounds in (1, 2):  # the first sends the whole model
+        grid = InProcessGrid(counting_app, 1)
+        model = ArrayRecord({"x": Array(np.zeros(dim, np.float32))})
+        strategy = SignSGD(
+            fraction_evaluate=0.0,
+            min_train_nodes=1,
+            min_available_nodes=1,
+            seed=1,
+            downlink=downlink,
+        )
+        strategy.start(grid, model, rounds)
+        totals.append((grid.bytes_up, grid.bytes_down))
+    for shown, before, after in zip(row, *totals, strict=True):
+        slope, constant = re.fullmatch(r"(d/8|4·d) \+ ([\d,]+)", shown).groups()
+        per_parameter = {"d/8": 1 / 8, "4·d": 4}[slope]
+        beside = after - before - per_parameter * dim
+        assert beside == pytest.approx(int(constant.replace(",", "")), abs=60)
 
 
 def test_the_snippet_of_hostile_clients_makes_apps(page):

@@ -57,11 +57,23 @@ def is_lost(said, *attacks):
     return is_rounded(said, none - min(attacked))
 
 
+LEARN = ("FedAvg", "SignSGD", "SignSGD (coded downlink)", "MedianSGD")
+
+
 def is_demo(above, below):
-    ends = [cell("demo", "accuracy", name) for name in ("FedAvg", "SignSGD", "MedianSGD")]
+    ends = [cell("demo", "accuracy", name) for name in LEARN]
     return min(ends) > float(above) and cell("demo", "accuracy", "SignSGD (no noise)") < float(
         below
     )
+
+
+def is_saved_both_ways(factor):
+    (up, down), (usual_up, usual_down) = (
+        [cell("demo", column, name) for column in ("bytes up per client and round", "bytes down")]
+        for name in ("SignSGD (coded downlink)", "FedAvg")
+    )
+    saved = (usual_up + usual_down) / (up + down)
+    return saved >= 22 and int(factor) == round(saved)
 
 
 def is_of_ten_thousand(microseconds):
@@ -72,12 +84,14 @@ def is_of_ten_thousand(microseconds):
 
 
 DEMO = (
-    r"FedAvg, SignSGD and MedianSGD end above (\S+), .* SignSGD without noise stays below (.*?)\]"
+    r"FedAvg, SignSGD with and without the coded downlink and MedianSGD end above (\S+), .* "
+    r"SignSGD without noise stays below (.*?)\]"
 )
 
 SENTENCES = [
     ("README", DEMO, is_demo),
     ("index", DEMO, is_demo),
+    ("README", r"that is a (\d+)rd of FedAvg's bytes both ways", is_saved_both_ways),
     (
         "costs",
         r"it is (\S+) times the updates' energy with ten of them and (\S+) with a hundred",

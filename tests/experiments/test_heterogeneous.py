@@ -11,11 +11,11 @@ from experiments.apps import HETEROGENEOUS, read_config
 from experiments.apps.heterogeneous.fedmedian_heterogeneous import server_app, task
 from experiments.studies.harness import Run
 from experiments.studies.report import (
-    compare_uplinks,
+    compare_bytes,
     plot_accuracy,
     read_runs,
 )
-from fedmedian import Adaptive, Gaussian, Laplace, TopUp
+from fedmedian import Adaptive, CodedSteps, Gaussian, Laplace, TopUp
 from fedmedian.strategies import MedianSGD, SignSGD
 from tests.tools.places import ROOT
 
@@ -49,18 +49,27 @@ class TestStrategies:
             "sign-plain": "SignSGD (no noise)",
             "sign-majority": "SignSGD (majority)",
             "sign": "SignSGD",
+            "sign-coded": "SignSGD (coded downlink)",
             "median-plain": "MedianSGD (no noise)",
             "median": "MedianSGD",
         }
         assert {name: server_app.make_strategy(name, configure())[0] for name in names} == names
 
-    @pytest.mark.parametrize(("name", "usual"), [("sign", SignSGD()), ("median", MedianSGD())])
+    @pytest.mark.parametrize(
+        ("name", "usual"),
+        [
+            ("sign", SignSGD()),
+            ("sign-coded", SignSGD(downlink=CodedSteps())),
+            ("median", MedianSGD()),
+        ],
+    )
     def test_the_noisy_ones_are_the_packages_defaults(self, name, usual):
         _, strategy = server_app.make_strategy(name, configure())
         assert type(strategy) is type(usual)
         assert strategy.recipe.noise == usual.recipe.noise
         assert strategy.recipe.learning_rate == usual.recipe.learning_rate
         assert strategy.recipe.rotation == usual.recipe.rotation
+        assert strategy.recipe.downlink == usual.recipe.downlink
 
     @pytest.mark.parametrize(
         ("rule", "noise"),
@@ -133,7 +142,10 @@ class TestData:
 class TestComparison:
     def test_it_measures_every_strategy_from_the_same_start(self, compare):
         runs = compare(*QUICK)
-        assert list(runs) == ["FedAvg", "FedMedian", "SignSGD (no noise)", "SignSGD", "MedianSGD"]
+        assert list(runs) == [
+            *("FedAvg", "FedMedian", "SignSGD (no noise)", "SignSGD"),
+            *("SignSGD (coded downlink)", "MedianSGD"),
+        ]
         for run in runs.values():
             assert [server_round for server_round, _ in run.history] == [0, 1, 2]
             assert all(0 <= accuracy <= 1 for _, accuracy in run.history)
@@ -141,6 +153,11 @@ class TestComparison:
         size = sum(p.numel() for p in task.make_network().parameters())
         assert 4 * size < runs["FedAvg"].uplink_bytes < 4 * size + 5000
         assert size / 8 < runs["SignSGD"].uplink_bytes < size / 8 + 5000
+        for name in ("FedAvg", "SignSGD", "MedianSGD"):
+            assert 4 * size < runs[name].downlink_bytes < 4 * size + 5000
+        whole_then_steps = (4 * size + size / 8) / 2
+        coded = runs["SignSGD (coded downlink)"].downlink_bytes
+        assert whole_then_steps < coded < whole_then_steps + 5000
 
     def test_the_same_seed_gives_the_same_runs(self, compare):
         once, twice = ({name: run.history for name, run in compare(*QUICK).items()} for _ in "12")
@@ -159,7 +176,7 @@ class TestComparison:
         assert done.returncode == 0, done.stderr
         runs = read_runs(tmp_path / "out")
         assert [run.strategy for run in runs] == ["FedAvg", "SignSGD"]
-        assert compare_uplinks(runs) in done.stdout
+        assert compare_bytes(runs) in done.stdout
         assert json.loads((tmp_path / "out" / "results.json").read_text())["config"]["rounds"] == 2
         assert (tmp_path / "out" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
@@ -175,19 +192,19 @@ class TestComparison:
 
 class TestReport:
     RUNS = (
-        Run("FedAvg", 1, [(0, 0.1), (1, 0.5), (2, 0.9)], 400_000.0),
-        Run("SignSGD", 1, [(0, 0.1), (1, 0.4), (2, 0.8)], 10_000.0),
+        Run("FedAvg", 1, [(0, 0.1), (1, 0.5), (2, 0.9)], 400_000.0, 400_000.0),
+        Run("SignSGD", 1, [(0, 0.1), (1, 0.4), (2, 0.8)], 10_000.0, 30_000.0),
     )
 
-    def test_the_table_compares_uplinks_with_fedavgs_if_it_is_there(self):
+    def test_the_table_compares_bytes_with_fedavgs_if_it_is_there(self):
         def cells(runs):
-            _, _, *rows = compare_uplinks(runs).splitlines()
+            _, _, *rows = compare_bytes(runs).splitlines()
             return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
 
-        sign = ["SignSGD", "0.800", "2", "10,000"]
-        fedavg = ["FedAvg", "0.900", "2", "400,000", "1.0"]
-        assert cells(self.RUNS) == [fedavg, [*sign, "40.0"]]
-        assert cells(self.RUNS[1:]) == [[*sign, ""]]
+        sign = ["SignSGD", "0.800", "2", "10,000", "30,000"]
+        fedavg = ["FedAvg", "0.900", "2", "400,000", "400,000", "1.0", "1.0"]
+        assert cells(self.RUNS) == [fedavg, [*sign, "40.0", "20.0"]]
+        assert cells(self.RUNS[1:]) == [[*sign, "", ""]]
 
     def test_the_figure_has_labelled_axes_and_one_curve_for_each_strategy(self):
         figure = plot_accuracy(self.RUNS, "Digits")

@@ -14,7 +14,7 @@ import pytest
 
 from experiments.apps import HETEROGENEOUS, read_config
 from experiments.studies.report import (
-    compare_uplinks,
+    compare_bytes,
     read_runs,
 )
 from tests.tools.places import DOCS
@@ -73,7 +73,7 @@ class TestCommand:
         assert sign.uplink_bytes * 28 <= fedavg.uplink_bytes
         assert (tmp_path / "accuracy.png").exists()
         assert "round   2/2" in output
-        assert compare_uplinks([fedavg, sign]) in output
+        assert compare_bytes([fedavg, sign]) in output
         assert watched.running() == []
 
     def test_a_run_that_fails_is_told_by_the_exit_status(self, simulate, tmp_path):

@@ -354,6 +354,8 @@ BITS = Page(
             "to find, δ, σ and η, a few are tried in each federation from the first seed, and "
             "those that end best on the *test data* are kept, which is more than a user could "
             "know. All else is as it comes.",
+            "All of them are sent the whole model. [Both ways](both-ways.md) has what is sent and "
+            "learned where the way down is coded too.",
             WHY,
         ]
     ),

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
 
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, UserConfig
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, UserConfig
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg, FedMedian, Result, Strategy
 
@@ -171,7 +171,7 @@ def compare(grid: Grid, config: UserConfig) -> list[dict[str, Any]]:
     -------
     list of dict
         Of each run ``strategy``, ``seed``, ``history`` (pairs of a round and the test accuracy
-        after it) and ``uplink_bytes``.
+        after it), ``uplink_bytes`` and ``downlink_bytes``, the means over clients and rounds.
     """
     names = [name.strip() for name in str(config["strategy"]).split(",")]
     strategies = [make_strategy(name, config) for name in names]  # a wrong name ends it here
@@ -186,23 +186,33 @@ def _run(label: str, strategy: Strategy, grid: Grid, config: UserConfig) -> dict
         history.append((server_round, accuracy))
         if server_round % max(rounds // 10, 1) == 0:
             progress = f"round {server_round:3}/{rounds}  accuracy {accuracy:.3f}"
-            print(f"{PROGRESS}{label:20} {progress}", flush=True)
+            print(f"{PROGRESS}{label:24} {progress}", flush=True)
 
-    aggregate, sizes = strategy.aggregate_train, list[int]()
+    configure, aggregate = strategy.configure_train, strategy.aggregate_train
+    up, down = list[int](), list[int]()
 
-    def measured(server_round: int, replies: Iterable[Message]) -> Any:
+    def asking(
+        server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        messages = list(configure(server_round, arrays, config, grid))
+        down.extend(map(serialized_size, messages))
+        return messages
+
+    def hearing(server_round: int, replies: Iterable[Message]) -> Any:
         replies = list(replies)
-        sizes.extend(serialized_size(reply) for reply in replies if reply.has_content())
+        up.extend(serialized_size(reply) for reply in replies if reply.has_content())
         return aggregate(server_round, replies)
 
-    strategy.aggregate_train = measured  # type: ignore[method-assign]
+    strategy.configure_train = asking  # type: ignore[method-assign]
+    strategy.aggregate_train = hearing  # type: ignore[method-assign]
     random.seed(seed)  # Flower's choice of nodes follows it
     train(strategy, grid, config, tell)
     return {
         "strategy": label,
         "seed": seed,
         "history": history,
-        "uplink_bytes": fmean(sizes or [nan]),
+        "uplink_bytes": fmean(up or [nan]),
+        "downlink_bytes": fmean(down or [nan]),
     }
 
 
