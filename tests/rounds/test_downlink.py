@@ -115,7 +115,6 @@ class TestCost:
     def test_steps_are_sent_up_to_the_length_of_the_model_and_the_whole_after_that(self):
         model = model_of(20_000)
         held, last = move(Held.of(model), model, 40)
-        layout = Layout.of_model(model)
         sent = [held.content_for(version) for version in held.versions]
         assert is_whole(held.content_for(fingerprint(model)))
         assert sum(map(is_whole, sent)) <= 2
