@@ -60,9 +60,7 @@ def padded_size(size: int) -> int:
     return rows * columns
 
 
-def rotate(
-    vector: Float32, rng: np.random.Generator, out: Float32 | None = None
-) -> Float32:
+def rotate(vector: Float32, rng: np.random.Generator, out: Float32 | None = None) -> Float32:
     """Return Q·x for a random orthogonal matrix Q that the generator's state determines.
 
     Parameters
