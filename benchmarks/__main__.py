@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import holding
 from benchmarks.growth import plot_growth
 from benchmarks.kernels import CASES
 from benchmarks.memory import estimator_peaks, round_peaks
@@ -20,7 +21,7 @@ from experiments.studies.nmse import error_table, measure
 from experiments.studies.tables import make_table
 
 RESULTS = Path(__file__).parent / "results"
-NAMES = (*CASES, "rounds", "memory", "grid", "growth", "scale", "nmse")
+NAMES = (*CASES, "rounds", "memory", "grid", "growth", "scale", "holding", "nmse")
 
 
 def main(names: list[str]) -> None:
@@ -43,6 +44,10 @@ def main(names: list[str]) -> None:
         elif name == "nmse":
             results[name] = measure()
             print(error_table(results[name]))
+        elif name == "holding":
+            found = holding.holdings()
+            results[name] = [asdict(one) for one in found]
+            print(make_table(holding.COLUMNS, holding.rows(found)))
         elif name == "growth":
             results[name] = plot_growth(RESULTS / "growth.png")
             print(f"Written: {RESULTS / 'growth.png'}")

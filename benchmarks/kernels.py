@@ -13,7 +13,9 @@ from benchmarks.timing import Case
 from fedmedian import Gaussian, Laplace, Logistic, Noise, Uniform, coordinate_median, majority_vote
 from fedmedian.kernels.encoding import pack_noisy_signs
 from fedmedian.kernels.rotation import rotate
+from fedmedian.model.blocks import Blocks
 from fedmedian.randomness import secret_rng
+from fedmedian.steps.downlink import CodedStep
 
 Float32 = NDArray[np.float32]
 
@@ -147,6 +149,29 @@ def rotation_cases() -> Iterator[Case]:
         )
 
 
+def downlink_cases(dim: int = 10**6) -> Iterator[Case]:
+    """Yield the two sides of a coded step, beside the one rotation that each of them needs."""
+    rng, blocks = np.random.default_rng(0), Blocks((dim,))
+    step = rng.standard_normal(dim, dtype=np.float32)
+    coded = CodedStep.of(step.copy(), blocks, seed=0)
+    rotation = partial(rotate, step, rng)
+    yield Case(
+        f"code a step, d = {dim:,}",
+        {
+            "fedmedian": partial(CodedStep.of, step.copy(), blocks, seed=0),
+            "one rotation": rotation,
+        },
+        step.nbytes,
+        lambda ours, _: bool(np.isclose(ours.sizes, np.sqrt(2 / np.pi), rtol=0.02).all()),
+    )
+    yield Case(
+        f"decode a step, d = {dim:,}",
+        {"fedmedian": partial(coded.decoded, blocks), "one rotation": rotation},
+        step.nbytes,
+        lambda ours, _: bool(np.isclose(np.vdot(ours, step), np.vdot(ours, ours), rtol=0.02)),
+    )
+
+
 def _flower_median(rows: list[Float32]) -> Float32:
     return np.asarray(np.median(np.stack(rows), axis=0))
 
@@ -184,4 +209,5 @@ CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "encode": encode_cases,
     "generators": generator_cases,
     "rotation": rotation_cases,
+    "downlink": downlink_cases,
 }

@@ -1,8 +1,10 @@
 """Rounds from end to end: the server's part alone, and simulation with and without Ray."""
 
+import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import pairwise
 from statistics import median
 from typing import Any, cast
@@ -23,13 +25,17 @@ from flwr.serverapp.strategy import FedAvg, FedMedian
 from flwr.simulation import run_simulation
 
 from benchmarks.timing import Case, Timing
+from fedmedian import CodedSteps
 from fedmedian.clients import InProcessGrid
 from fedmedian.model.layout import Layout
+from fedmedian.steps.downlink import HELD, is_in, version_of_whole
 from fedmedian.steps.instruction import Instruction, perturb_update
 from fedmedian.strategies import MedianSGD, SignSGD
+from fedmedian.wire.scalars import PREFIX
 
 STRATEGIES: dict[str, Callable[..., FedAvg]] = {
     "SignSGD": SignSGD,
+    "SignSGD, coded downlink": partial(SignSGD, downlink=CodedSteps()),
     "MedianSGD": MedianSGD,
     "FedAvg": FedAvg,
     "FedMedian": FedMedian,
@@ -38,29 +44,46 @@ SIZES = ((10, 10**6), (100, 10**6), (10, 10**7))
 
 
 class ServerRound:
-    """A strategy with its clients' replies at hand, ready for any number of rounds."""
+    """A strategy with its clients' replies at hand, ready for any number of rounds.
+
+    Each begins with the model that the one before has made, and has the same replies. Where clients
+    hold the model, they say that they hold what they were sent.
+    """
 
     def __init__(self, strategy: str, clients: int, dim: int) -> None:
         self._grid = InProcessGrid(ClientApp(), clients)
         self._model = ArrayRecord({"w": Array(np.zeros(dim, np.float32))})
         self._strategy = STRATEGIES[strategy](min_train_nodes=clients, min_available_nodes=clients)
-        rng = np.random.default_rng(0)
-        self._replies = [_reply(message, dim, rng) for message in self._configure()]
+        self._round, rng = 0, np.random.default_rng(0)
+        for _ in range(2):  # the first round asks for more than those after it
+            self._replies = [_reply(message, dim, rng) for message in self._ask()]
+            self._hear({})
 
     def __call__(self) -> int:
         """Do the server's part of a round, and return the new model's size in bytes."""
-        self._configure()
+        config = cast(ConfigRecord, self._ask()[0].content["config"])
+        if not Instruction.is_in(config):
+            return self._hear({})
+        return self._hear({f"{PREFIX}round": self._round, **_held(config)})
+
+    def _ask(self) -> list[Message]:
+        self._round += 1
+        asked = self._strategy.configure_train(self._round, self._model, ConfigRecord(), self._grid)
+        return list(asked)
+
+    def _hear(self, own: Mapping[str, str | int]) -> int:
+        if own:
+            for reply in self._replies:
+                reply.content.config_records["fedmedian"].update(own)
         # FedMedian takes the replies apart.
         replies = [
             Message(content=_copy(reply.content), metadata=reply.metadata)  # type: ignore[call-overload]
             for reply in self._replies
         ]
-        arrays, _ = self._strategy.aggregate_train(1, replies)
+        arrays, _ = self._strategy.aggregate_train(self._round, replies)
         assert arrays is not None
+        self._model = arrays
         return sum(array.numpy().nbytes for array in arrays.values())
-
-    def _configure(self) -> list[Message]:
-        return list(self._strategy.configure_train(1, self._model, ConfigRecord(), self._grid))
 
 
 def round_cases() -> Iterator[Case]:
@@ -121,9 +144,20 @@ def grid_timings(clients: int = 10, dim: int = 8_000) -> list[Timing]:
 
 
 def _copy(content: RecordDict) -> RecordDict:
-    return RecordDict(
-        {name: type(record)(cast(Any, dict(record))) for name, record in content.items()}
-    )
+    """Return a copy whose arrays can be taken out."""
+    arrays = ArrayRecord(dict(content.array_records["arrays"]))
+    return RecordDict({**content, "arrays": arrays})
+
+
+def _held(config: ConfigRecord) -> dict[str, str]:
+    """Return what clients reply that hold the model of a message with a config."""
+    if not is_in(config):
+        return {}
+    version = version_of_whole(config)
+    if version is None:
+        versions = json.loads(cast(str, config["fedmedian.model.versions"]))
+        version = [cast(str, config["fedmedian.model.base"]), *versions][-1]
+    return {HELD: version}
 
 
 def _reply(message: Message, dim: int, rng: np.random.Generator) -> Message:

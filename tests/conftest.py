@@ -12,7 +12,7 @@ from fedmedian.clients import perturb
 from fedmedian.rules.noise import NOISE_FAMILIES
 from fedmedian.steps.base import CLIENT_STEPS
 
-settings.register_profile("fedmedian", deadline=None, derandomize=True)
+settings.register_profile("fedmedian", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("fedmedian")
 
 

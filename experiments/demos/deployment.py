@@ -24,8 +24,8 @@ from experiments.studies.report import report
 
 _NUM_SUPERNODES = 3
 _CONFIG: UserConfig = {
-    "strategy": "sign",
-    "rounds": 3,
+    "strategy": "sign-coded",
+    "rounds": 4,
     "num-clients": _NUM_SUPERNODES,
     "partition": "dirichlet",
     "local-epochs": 20,
@@ -35,7 +35,10 @@ _CONFIG: UserConfig = {
 
 _BEGIN = time.monotonic()
 _COLOURS = re.compile(r"\x1b\[\d*m")
-_SHOWN = re.compile(rf"({PROGRESS}.*|(?:WARNING|ERROR).*|(?:configure_train|aggregate_train): .*)")
+_SHOWN = re.compile(
+    rf"{PROGRESS}.*|(?:WARNING|ERROR).*|(?:configure_train|aggregate_train): .*|"
+    r"\d+ of \d+ clients are sent the whole model.*|training and evaluation took .*"
+)
 
 
 def main() -> None:

@@ -60,7 +60,9 @@ def padded_size(size: int) -> int:
     return rows * columns
 
 
-def rotate(vector: Float32, rng: np.random.Generator) -> Float32:
+def rotate(
+    vector: Float32, rng: np.random.Generator, out: Float32 | None = None
+) -> Float32:
     """Return Q·x for a random orthogonal matrix Q that the generator's state determines.
 
     Parameters
@@ -69,6 +71,8 @@ def rotate(vector: Float32, rng: np.random.Generator) -> Float32:
         x. It is not changed.
     rng : numpy.random.Generator
         Draws the signs, eight per byte.
+    out : (n',) float32, optional
+        Where the result goes.
 
     Returns
     -------
@@ -84,11 +88,15 @@ def rotate(vector: Float32, rng: np.random.Generator) -> Float32:
     >>> np.allclose(rotate_back(y, 3, np.random.default_rng(0)), x, atol=1e-6)
     True
     """
-    matrix = np.zeros(matrix_shape(vector.size), dtype=np.float32)
-    flat = matrix.reshape(-1)[: vector.size]
+    if out is None:
+        out = np.empty(padded_size(vector.size), dtype=np.float32)
+    flat = out[: vector.size]
     flat[:] = vector
+    out[vector.size :] = 0
     _flip_signs(flat, rng)
-    return _transform(dctn, matrix)
+    # In place, if SciPy can.
+    out[:] = _transform(dctn, out.reshape(matrix_shape(vector.size)))
+    return out
 
 
 def rotate_back(rotated: Float32, size: int, rng: np.random.Generator) -> Float32:

@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmedian.model.layout import Arrays, Layout, is_same_model
+from fedmedian.model.layout import Arrays, Layout, first_spoiled
 from fedmedian.randomness import downlink_seed
 from fedmedian.steps.downlink import CodedStep, Update, fingerprint, moved, whole
-from fedmedian.wire.scalars import WireScalar
+from fedmedian.wire.scalars import LARGEST, WireScalar
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Held:
     ----------
     model : mapping of str to array
         The model x̂.
-    target : mapping of str to array or None
-        The server's model x that the last step was made for; None if unknown.
+    target : str
+        The fingerprint of the server's model x that the last step was made for.
     versions : tuple of str
         The fingerprints before the first and after each of the steps.
     steps : tuple of CodedStep
@@ -65,7 +65,7 @@ class Held:
     """
 
     model: Arrays
-    target: Arrays | None
+    target: str
     versions: tuple[str, ...]
     steps: tuple[CodedStep, ...] = ()
     count: int = 0
@@ -74,33 +74,50 @@ class Held:
     _contents: dict[str, Content] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, model: Arrays, count: int = 0, target: Arrays | None = None) -> Self:
+    def of(cls, model: Arrays, count: int = 0) -> "Held":
         """Return a model that clients are to be sent as a whole."""
-        return cls(model, target, (fingerprint(model),), count=count)
+        version = fingerprint(model)
+        return cls(model, version, (version,), count=count)
 
     def towards(self, target: Arrays, layout: Layout, seed: int | None) -> "Held":
         """Return what clients hold after a step towards the server's model, if it has changed."""
-        if self.target is not None and is_same_model(target, self.target):
+        version = fingerprint(target)
+        if version == self.target:
             return self
-        if not _have_same_form(self.model, target):
-            return Held.of(target, self.count, target)
-        difference = layout.difference(self.model, target)
-        step = CodedStep.of(
-            difference, layout.blocks, downlink_seed(seed, self.count), layout.tied(target)
-        )
+        step = self._step(target, layout, seed)
+        if step is None:
+            return Held.of(target, self.count)
         exact = {spec.name: target[spec.name] for spec in layout.exact}
         model = moved({**self.model, **exact}, layout, step)
+        if first_spoiled(target, model) is not None:  # float16 ends at 65504
+            return Held.of(target, self.count)
         steps, versions = (*self.steps, step), (*self.versions, fingerprint(model))
-        most = max(_nbytes(target) // max(step.signs.nbytes, 1), 1)
+        most = max(num_bytes(target) // max(step.signs.nbytes, 1), 1)
         return Held(
             model,
-            target,
+            version,
             versions[-most - 1 :],
             steps[-most:],
             self.count + 1,
             layout.pack_exact(model),
             layout.exact_positions,
         )
+
+    def _step(self, target: Arrays, layout: Layout, seed: int | None) -> CodedStep | None:
+        """Return the code of the step to the server's model, or None if no step leads there."""
+        if _form(self.model) != _form(target) or _is_stuck(self.model, target, layout):
+            return None
+        with np.errstate(invalid="ignore"):
+            difference = layout.difference(self.model, target)
+        if not np.abs(difference).max(initial=0) <= LARGEST:  # not if it is NaN either
+            return None
+        parts = layout.blocks.split(difference)
+        tied = tuple(
+            group
+            for group in layout.tied(target)
+            if all(np.array_equal(parts[group[0]], parts[index]) for index in group)
+        )
+        return CodedStep.of(difference, layout.blocks, downlink_seed(seed, self.count), tied)
 
     def content_for(self, version: str | None) -> Content:
         """Return what a node is sent that holds a version, or None.
@@ -127,15 +144,26 @@ class Held:
             self.positions,
         )
         arrays, scalars = update.encode()
-        return Content({f"fedmedian.{i}": array for i, array in enumerate(arrays)}, scalars)
+        steps = Content({f"fedmedian.{i}": array for i, array in enumerate(arrays)}, scalars)
+        return min(steps, self.content_for(None), key=_length)
 
 
-def _have_same_form(model: Arrays, other: Arrays) -> bool:
-    """Return whether two models have the same arrays, in the same order."""
-    return [(n, a.shape, a.dtype) for n, a in model.items()] == [
-        (n, a.shape, a.dtype) for n, a in other.items()
-    ]
+def _is_stuck(held: Arrays, target: Arrays, layout: Layout) -> bool:
+    """Return whether the models differ in an array that is not finite: no step moves it."""
+    names = [spec.name for spec in layout.flat if not np.isfinite(held[spec.name]).all()]
+    return not all(np.array_equal(held[name], target[name], equal_nan=True) for name in names)
 
 
-def _nbytes(model: Arrays) -> int:
+def _form(model: Arrays) -> list[tuple[str, tuple[int, ...], np.dtype[Any]]]:
+    return [(name, array.shape, array.dtype) for name, array in model.items()]
+
+
+def num_bytes(model: Arrays) -> int:
+    """Return the number of bytes of a model's arrays."""
     return sum(array.nbytes for array in model.values())
+
+
+def _length(content: Content) -> int:
+    """Return the bytes of a content, without headers."""
+    texts = (one for one in content.scalars.values() if isinstance(one, str | bytes))
+    return num_bytes(content.arrays) + sum(map(len, texts))

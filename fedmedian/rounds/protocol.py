@@ -5,6 +5,7 @@ It does not know Flower: the strategies of both APIs translate Flower's messages
 
 import gc
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from fedmedian.model.layout import Arrays, Layout, is_same_model
 from fedmedian.privacy.accounting import Mechanism
 from fedmedian.privacy.mechanism import NoMechanism
 from fedmedian.randomness import seeded_sampling
-from fedmedian.rounds.downlink import Content, Held
+from fedmedian.rounds.downlink import Content, Held, num_bytes
 from fedmedian.rounds.first_look import doubts
 from fedmedian.rounds.journal import Journal
 from fedmedian.rounds.ledger import Ledger
@@ -37,6 +38,8 @@ from fedmedian.rounds.state import KnownModels, RunState
 from fedmedian.rounds.watch import Heard, RunFailedError, Watch, describe_round
 
 _LOGGER = logging.getLogger("flwr")
+
+_MOST_LOSSES = 2
 
 
 @contextmanager
@@ -87,6 +90,7 @@ class RoundProtocol:
         self._ledger = ledger
         self._models = KnownModels({}, RunState())
         self._versions: dict[Node, str] = {}
+        self._losses = Counter[Node]()
         self._questions: list[Question] = []
         self._is_answered = False
         self._round: int | None = None
@@ -115,7 +119,7 @@ class RoundProtocol:
         self._questions, self._round = [], None
         state = self.journal.open(self.recipe, initial)
         self._models = KnownModels(self.journal.model or {}, state)
-        self._versions = {}
+        self._versions, self._losses = {}, Counter()
         self._roster = Roster()
         self._watch = Watch(self.options.max_failed_rounds, self._roster)
         if self._ledger is not None:
@@ -328,7 +332,7 @@ class RoundProtocol:
         hearing = Hearing("aggregate_train", asked, self._roster, failures)
         answers = hearing.readable(replies, lambda node, one: question.answer(node, read(one)))
         self._roster.learn([(answer.node, answer.payload.partition) for answer in answers])
-        self._acknowledge([node for node, _ in replies], answers)
+        self._acknowledge(asked, replies, answers, failures)
         rules = (*self._rules, *self.options.cohort_rules)
         kept, counts = hearing.judge(question.server_round, answers, rules)
         report: Report = {**counts}
@@ -425,18 +429,32 @@ class RoundProtocol:
         unknown, behind = len(nodes) - len(known), sum(one not in held.versions for one in known)
         if unknown or behind:
             _LOGGER.info(
-                "%d of %d clients are sent the whole model: %d have not said yet that they hold "
-                "one, or have failed; %d hold one that is too old",
-                *(unknown + behind, len(nodes), unknown, behind),
+                "%d of %d clients are sent the whole model, %s bytes each: %d are new, have "
+                "failed, or keep no state between rounds; %d hold one that is too old",
+                *(unknown + behind, len(nodes), f"{num_bytes(held.model):,}", unknown, behind),
             )
 
-    def _acknowledge(self, replied: Iterable[Node], answers: Iterable[Reply[Any]]) -> None:
-        """Remember what nodes say they hold; a node whose reply is not valid may hold nothing."""
-        for node in replied:
-            self._versions.pop(node, None)
-        for answer in answers:
-            if answer.held is not None:
-                self._versions[answer.node] = answer.held
+    def _acknowledge(
+        self,
+        asked: Iterable[Node],
+        replies: Iterable[tuple[Node, Any]],
+        answers: Iterable[Reply[Any]],
+        failures: Sequence[str],
+    ) -> None:
+        """Remember what nodes say they hold; a node whose reply is not valid may hold nothing.
+
+        A node that has lost its model `_MOST_LOSSES` times in a row does not keep any, as where a
+        client has no state between rounds. Flower's older API does not say whose failure it is: it
+        may be any silent node's.
+        """
+        valid = {answer.node: answer.held for answer in answers}
+        silent = (node for node in asked if node not in valid) if failures else ()
+        for node in {*(node for node, _ in replies), *silent}:
+            if self._versions.pop(node, None) is not None:
+                self._losses[node] = 0 if node in valid else self._losses[node] + 1
+        for node, version in valid.items():
+            if version is not None and self._losses[node] < _MOST_LOSSES:
+                self._versions[node] = version
 
     def hear_evaluation(
         self,
@@ -468,7 +486,7 @@ class RoundProtocol:
         self._has_evaluated = True
         hearing = Hearing("aggregate_evaluate", asked, self._roster, failures)
         answers = hearing.readable(replies, read)
-        self._acknowledge([node for node, _ in replies], answers)
+        self._acknowledge(asked, replies, answers, failures)
         kept, counts = hearing.judge(server_round, answers, self._rules)
         _LOGGER.info("aggregate_evaluate: %s", describe_round({**counts, **(sizes or {})}))
         return self._with_usual_metrics(kept)

@@ -303,7 +303,7 @@ class Recipe:
         """Return the state in which clients hold a model that follows the server's."""
         if self.downlink is None:
             return state
-        held = Held.of(model, target=model) if state.held is None else state.held
+        held = Held.of(model) if state.held is None else state.held
         return replace(state, held=held.towards(model, layout, self.seed))
 
     @property

@@ -5,12 +5,16 @@ from typing import Any, TypeVar
 
 from fedmedian.logs import text_of, warn
 from fedmedian.rounds.screening import AnyReply, Cohort, CohortRule, Node
-from fedmedian.steps.instruction import OtherRoundError
+from fedmedian.wire.scalars import WireError
 
 Received = TypeVar("Received")
 
 NO_REPLY = "no reply"
 """The reason for a node without a reply, if none is known."""
+
+
+class LateReplyError(WireError):
+    """Raised for a reply to a message of an earlier round."""
 
 
 class Roster:
@@ -80,7 +84,7 @@ class Hearing:
         for node, reply in replies:
             try:
                 found.append(read(node, reply))
-            except OtherRoundError as error:  # the answer to this one is still due
+            except LateReplyError as error:  # the reply to this round is still due
                 self._reject(node, error)
                 continue
             # Nothing that a client sends may end the run.

@@ -29,7 +29,7 @@ UNNAMED = "\0"
 
 _SCALE = "scale"
 _OPTIMIZER = "optimizer."
-_HELD, _STEPS = "held", "steps"
+_HELD, _STEPS, _TARGET = "held", "steps", "target"
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,8 @@ class RunState:
                 groups.setdefault(_OPTIMIZER + key, {})[name] = value
         if self.held is not None:
             groups[_HELD] = dict(self.held.model)
-            groups[_STEPS] = {_HELD: np.array(self.held.count)}
+            target = np.frombuffer(bytes.fromhex(self.held.target), dtype=np.uint8)
+            groups[_STEPS] = {_HELD: np.array(self.held.count), _TARGET: target}
         return dict(groups)
 
     @classmethod
@@ -134,6 +135,7 @@ class RunState:
         if _HELD in groups:
             # Clients of a resumed run hold nothing.
             held = Held.of(groups[_HELD], int(groups[_STEPS][_HELD]))
+            held = replace(held, target=groups[_STEPS][_TARGET].tobytes().hex())
         return cls(
             {
                 name: ArrayState(

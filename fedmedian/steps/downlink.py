@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.kernels.signs import pack_signs, packed_size, unpack_signs
+from fedmedian.logs import shown
 from fedmedian.model.blocks import Blocks
 from fedmedian.model.layout import Arrays, Layout
 from fedmedian.steps.base import Draft
@@ -72,16 +73,17 @@ class CodedStep:
         """Return the code of a step, (d,) float32, which may be overwritten."""
         draft = Draft(step, blocks, 0, np.random.default_rng(0))
         Rotation(seed=seed).apply(draft)
-        parts = draft.blocks.split(draft.vector)
-        sizes = [np.abs(part).mean(dtype=np.float64) if part.size else 0.0 for part in parts]
-        return cls(pack_signs(draft.vector), np.array(sizes, dtype=np.float32), seed, tied)
+        signs, sizes = pack_signs(draft.vector), np.abs(draft.vector, out=draft.vector)
+        parts = draft.blocks.split(sizes)
+        means = [part.mean(dtype=np.float64) if part.size else 0.0 for part in parts]
+        return cls(signs, np.array(means, dtype=np.float32), seed, tied)
 
     def decoded(self, blocks: Blocks) -> Float32:
         """Return the step that the code stands for, (d,) float32."""
         rotation = Rotation(seed=self.seed)
         after = rotation.blocks(blocks)
         require_vector("signs of a step", self.signs, packed_size(after.dim), np.uint8)
-        require_vector("sizes of a step", self.sizes, len(after))
+        require_vector("sizes of a step", self.sizes, len(after), are_sizes=True)
         signs = unpack_signs(self.signs, after.dim)
         for part, size in zip(after.split(signs), self.sizes, strict=True):
             part *= size
@@ -89,9 +91,11 @@ class CodedStep:
 
 
 def fingerprint(model: Arrays) -> str:
-    """Return the name of a model: a digest of its arrays' bytes, in order."""
+    """Return the name of a model: a digest of its arrays, in order."""
     digest = blake2b(digest_size=16)
-    for array in model.values():
+    for name, array in model.items():
+        # Models of zeros differ only in their form.
+        digest.update(repr((name, array.dtype.str, array.shape)).encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
@@ -154,10 +158,10 @@ class Update:
             base, sizes = str(own["base"]), np.frombuffer(own["sizes"], "<f4").astype(np.float32)
             signs, exact = arrays
             parts = zip(
-                np.split(signs, max(len(seeds), 1)),
+                np.split(np.atleast_1d(signs), max(len(seeds), 1)),
                 np.split(sizes, max(len(seeds), 1)),
                 seeds,
-                [tuple(map(tuple, groups)) for groups in tied],
+                map(_tied_from_json, tied),
                 strict=len(seeds) > 0,
             )
             steps = [CodedStep(*part) for part in parts]
@@ -193,6 +197,8 @@ class Update:
             If the steps do not fit the model.
         """
         known = [self.base, *self.versions]
+        if version == known[-1]:
+            return held
         layout = Layout.with_exact_positions(held, self.positions)
         if any(max(group) >= len(layout.flat) for step in self.steps for group in step.tied):
             raise WireError(f"tied arrays must be among {len(layout.flat)}")
@@ -210,7 +216,8 @@ def moved(model: Arrays, layout: Layout, step: CodedStep) -> dict[str, NDArray[A
     """Return a model after a coded step; its exact arrays stay."""
     direction = step.decoded(layout.blocks)
     layout.average_tied(direction, step.tied)
-    return layout.move(model, direction, 1.0, model)
+    with np.errstate(over="ignore"):  # the server sends no such step
+        return layout.move(model, direction, 1.0, model)
 
 
 def whole(version: str) -> dict[str, WireScalar]:
@@ -239,6 +246,12 @@ def keys_in(config: Mapping[str, Any]) -> Iterator[str]:
     for key in config:
         if key == PREFIX + _KIND or key.startswith(f"{PREFIX}{_KIND}."):
             yield key
+
+
+def _tied_from_json(groups: list[Any]) -> Tied:
+    if not all(type(i) is int and i >= 0 for group in groups for i in group) or [] in groups:
+        raise ValueError(f"tied arrays must be lists of positions, got {shown(groups)}")
+    return tuple(map(tuple, groups))
 
 
 def _named(message: Mapping[str, WireScalar]) -> dict[str, WireScalar]:

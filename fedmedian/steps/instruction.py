@@ -47,10 +47,6 @@ LONGEST_SEED = 4300
 """The largest number of digits that Python converts to an integer."""
 
 
-class OtherRoundError(WireError):
-    """Raised when an answer belongs to another round, or to another question of its round."""
-
-
 @dataclass(frozen=True, eq=False)
 class Instruction:
     """What the server asks a client to do in one round.
@@ -212,11 +208,11 @@ class Instruction:
             Naming the first fault: round, encoding, body, exact arrays, or a step's report.
         """
         if payload.server_round != self.server_round:
-            raise OtherRoundError(
+            raise WireError(
                 f"answers round {payload.server_round}, was asked in round {self.server_round}"
             )
         if payload.question != self.question:
-            raise OtherRoundError(
+            raise WireError(
                 f"answers question {payload.question} of the round, was asked {self.question}"
             )
         encoding = self.encoding

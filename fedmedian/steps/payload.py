@@ -99,10 +99,9 @@ class Payload:
             body=arrays[0],
             exact=arrays[1] if len(arrays) == 2 else np.empty(0, dtype=np.uint8),
             server_round=read.server_round,
-            partition=read.optional("partition", int),
             reports=read.floats_below(_REPORTS),
             question=read.question,
-            held=read.optional("held", str),
+            **read.optionals(partition=int, held=str),
         )
         read.finish()
         return payload

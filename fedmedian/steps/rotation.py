@@ -57,8 +57,9 @@ class Rotation(ClientStep):
         for number, (group, block) in enumerate(
             zip(self.groups(before), after.split(rotated), strict=True)
         ):
-            joined = np.concatenate([parts[index] for index in group])
-            block[:] = rotate(joined, self._rng(number))
+            joined = [parts[index] for index in group]
+            vector = joined[0] if len(joined) == 1 else np.concatenate(joined)
+            rotate(vector, self._rng(number), out=block)
         draft.replace(rotated, after)
 
     def blocks(self, before: Blocks) -> Blocks:
@@ -72,6 +73,8 @@ class Rotation(ClientStep):
 
     def undo(self, direction: Float32, before: Blocks) -> Float32:
         """Rotate the aggregate back."""
+        if len(before) == 1:
+            return rotate_back(direction, before.dim, self._rng(0))  # without another copy
         original = np.empty(before.dim, dtype=np.float32)
         parts = before.split(original)
         rotated = self.blocks(before).split(direction)

@@ -7,7 +7,7 @@ its position, "0", "1", and so on.
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import fmean
 from typing import Any, TypeVar
@@ -32,6 +32,7 @@ from fedmedian.logs import shown, text_of, warn
 from fedmedian.privacy.accounting import Mechanism
 from fedmedian.privacy.mechanism import NoMechanism
 from fedmedian.records import arrays_to_parameters, parameters_to_arrays
+from fedmedian.rounds.downlink import Content
 from fedmedian.rounds.ledger import Ledger
 from fedmedian.rounds.mechanism import mechanism_of_strategy
 from fedmedian.rounds.metrics import (
@@ -179,7 +180,10 @@ class LegacyStrategy(ShowsArguments, FedAvg):
             )
         self._asked = [client.cid for client, _ in asked]
         self._protocol.log_whole_models(question.state.held, self._asked)
-        sent = [(client, _addressed(ins, question, client.cid)) for client, ins in asked]
+        parameters_of = _shared_parameters()
+        sent = [
+            (client, _addressed(ins, question, client.cid, parameters_of)) for client, ins in asked
+        ]
         self._size = _mean_size([ins.parameters for _, ins in sent])
         return sent
 
@@ -245,11 +249,11 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         if held is None:
             return asked
         self._protocol.log_whole_models(held, self._asked_to_evaluate)
-        sent = []
+        parameters_of, sent = _shared_parameters(), []
         for client, ins in asked:
             own = self._protocol.content_for(held, client.cid)
-            parameters = arrays_to_parameters(own.arrays)
-            sent.append((client, EvaluateIns(parameters, {**ins.config, **own.scalars})))
+            config = {**ins.config, **own.scalars}
+            sent.append((client, EvaluateIns(parameters_of(own), config)))
         self._size = _mean_size([ins.parameters for _, ins in sent])
         return sent
 
@@ -388,11 +392,29 @@ def _by_client(
     return [(client.cid, (client, result)) for client, result in answered], reasons
 
 
-def _addressed(ins: FitIns, question: Question, client: Node) -> FitIns:
+def _shared_parameters() -> Callable[[Content], Parameters]:
+    """Return a function that converts what nodes are sent, once for all that are sent the same."""
+    made: dict[int, Parameters] = {}
+
+    def parameters_of(content: Content) -> Parameters:
+        key = id(content.arrays)  # they are the round's, and outlive this
+        if key not in made:
+            made[key] = arrays_to_parameters(content.arrays)
+        return made[key]
+
+    return parameters_of
+
+
+def _addressed(
+    ins: FitIns,
+    question: Question,
+    client: Node,
+    parameters_of: Callable[[Content], Parameters],
+) -> FitIns:
     """Return what a client is sent: its content and its instruction."""
     content, parameters = question.content_for(client), ins.parameters
     if content.arrays is not question.model:
-        parameters = arrays_to_parameters(content.arrays)
+        parameters = parameters_of(content)
     instruction = question.instruction_for(client).encode()
     return FitIns(parameters, {**ins.config, **instruction, **content.scalars})
 

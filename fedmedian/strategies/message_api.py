@@ -26,9 +26,10 @@ from fedmedian.rounds.metrics import fair_examples, require_examples, try_to_agg
 from fedmedian.rounds.options import RunOptions
 from fedmedian.rounds.protocol import RoundProtocol, paused_collector
 from fedmedian.rounds.recipe import Question, Recipe
+from fedmedian.rounds.roster import LateReplyError
 from fedmedian.rounds.screening import Node, Reply, Said
 from fedmedian.steps.downlink import HELD, as_version
-from fedmedian.steps.instruction import Instruction, OtherRoundError
+from fedmedian.steps.instruction import Instruction
 from fedmedian.steps.payload import MOST_ARRAYS, Payload
 from fedmedian.strategies import numpy_clients as numpy_messages
 from fedmedian.strategies.arguments import Argument, ShowsArguments, differing
@@ -294,17 +295,22 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self, messages: Sequence[Message], model: Arrays, content_for: Callable[[Node], Content]
     ) -> None:
         """Replace the model in messages by what their own nodes are to be sent."""
-        made: dict[int, RecordDict] = {}
-        for message in messages:
+        records: dict[int, ArrayRecord] = {}
+        made: dict[tuple[int, int], RecordDict] = {}
+        before = [message.content for message in messages]  # kept, so that ids stay their own
+        for message, usual in zip(messages, before, strict=True):
             content = content_for(message.metadata.dst_node_id)
             if content.arrays is model and not content.scalars:
                 continue
-            if id(content) not in made:  # one object for all nodes, as Flower's strategies send it
-                record = {self.arrayrecord_key: to_record(content.arrays)}
-                message.content = RecordDict({**message.content, **record})
+            if id(content) not in records:
+                records[id(content)] = to_record(content.arrays)
+            key = id(usual), id(content)
+            if key not in made:  # one object for all nodes, as Flower's strategies send it
+                own = {self.arrayrecord_key: records[id(content)]}
+                message.content = RecordDict({**usual, **own})
                 self._tell(message, content.scalars)
-                made[id(content)] = message.content
-            message.content = made[id(content)]
+                made[key] = message.content
+            message.content = made[key]
 
     def _tell(self, message: Message, scalars: Mapping[str, Any]) -> None:
         """Add scalars to the config of a message, which others may share."""
@@ -486,7 +492,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
     def _open(self, reply: Message) -> tuple[RecordDict, MetricRecord, float]:
         """Return a reply's content, the metrics in it, and the client's weight."""
         if (earlier := self._former.get(reply.metadata.reply_to_message_id)) is not None:
-            raise OtherRoundError(f"replies to a message of round {earlier}")
+            raise LateReplyError(f"replies to a message of round {earlier}")
         if reply.has_error():
             raise WireError(f"error {reply.error.code}: {text_of(reply.error.reason)}")
         content = reply.content

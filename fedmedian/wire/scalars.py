@@ -109,6 +109,10 @@ class Reader:
             raise WireError(f"{PREFIX}{key} must fit 64 bits, got {shown(value)}")
         return value
 
+    def optionals(self, **wanted: type) -> dict[str, Any]:
+        """Return some entries or None by their keys; see `optional`."""
+        return {key: self.optional(key, kind) for key, kind in wanted.items()}
+
     def listed(self, key: str, wanted: type[T]) -> list[T]:
         """Return the items of a JSON list, all of one type."""
         return list_from_json(f"{PREFIX}{key}", self.required(key, str), wanted)

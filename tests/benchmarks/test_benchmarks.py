@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from benchmarks.holding import holdings
 from benchmarks.memory import estimator_peaks
 from benchmarks.rounds import STRATEGIES, ServerRound
 from benchmarks.scale import (
@@ -90,3 +91,16 @@ def test_the_memory_of_a_round_is_measured_in_a_process_of_its_own():
     assert few.peak_mebibytes < long.peak_mebibytes / 2
     # Two vectors and the model, at least.
     assert long_vector.peak_mebibytes > 3 * 4 * 3_000_000 / 2**20 > vector.peak_mebibytes
+
+
+@pytest.mark.slow
+def test_clients_that_hold_the_model_share_it_in_one_process_and_not_on_ray():
+    found = {(one.engine, one.downlink): one for one in holdings(clients=12, dim=3_000_000)}
+    models = 12 * 4 * 3_000_000 / 2**20
+
+    def more(engine):
+        return found[engine, "coded steps"].mebibytes - found[engine, "models"].mebibytes
+
+    assert more("InProcessGrid") < 0.6 * models
+    assert more("Ray") > 0.6 * models
+    assert all(one.seconds > 0 for one in found.values())

@@ -324,7 +324,7 @@ class TestTraining:
         ("kind", "work", "make"),
         [
             (SignClient, None, lambda: SignSGD(**OURS)),
-            (SignClient, None, lambda: SignSGD(Gaussian(0.1), Majority(), 0.01, **OURS)),
+            (SignClient, None, lambda: SignSGD(Gaussian(0.1), Majority(), 0.02, **OURS)),
             (GradientClient, None, lambda: MedianSGD(Gaussian(0.1), **OURS)),
             (SignClient, EPOCH, lambda: FedAvg(**OLDER_KEYS)),
         ],
@@ -346,7 +346,7 @@ class TestTraining:
             losses.append(nn.functional.cross_entropy(model(inputs), targets).item())
 
         grid = InProcessGrid(ClientApp(client_fn=client_fn), 3)
-        make().start(grid, ArrayRecord(make_model().state_dict()), 40, evaluate_fn=test)
+        make().start(grid, ArrayRecord(make_model().state_dict()), 20, evaluate_fn=test)
         assert losses[-1] < 0.9 * losses[0]
 
 

@@ -124,6 +124,7 @@ def test_it_installs_without_the_repository(tmp_path):
     assert done.stdout.endswith("False\n")
 
 
+@pytest.mark.slow
 def test_the_quick_comparison_runs(page):
     (command,) = (
         line for line in commands(page("simulation")) if "experiments.studies.heterogeneous" in line
@@ -274,6 +275,7 @@ def counting_app():
     return app
 
 
+@pytest.mark.slow
 def test_the_script_of_the_start_page_prints_what_it_says(page, capsys):
     (script,), (said,) = fences(page("index"), "python"), fences(page("index"), "text")
 
@@ -474,6 +476,7 @@ def test_the_budget_that_is_shown_is_one_for_the_rounds_that_are_shown(page):
     assert names["strategy"].privacy.rounds_within(names["budget"]) == 100
 
 
+@pytest.mark.slow
 def test_the_price_of_clients_that_do_not_answer_is_the_one_that_is_counted(page):
     (row,) = re.findall(r"^\| clients that do not answer \|.*", page("privacy"), re.MULTILINE)
     ((one, all_of_ten),) = re.findall(r"σ = (\S+) in place of (\S+)\. ", row)
@@ -494,6 +497,7 @@ def test_the_shares_of_votes_that_are_shown_are_those_that_are_counted(page):
     assert votes / vector == pytest.approx(0.8, abs=0.03)
 
 
+@pytest.mark.slow
 def test_the_tables_of_epsilon_and_noise_are_those_that_are_counted(page):
     document, columns = page("privacy"), (1, 10, 30, 100, 300, 1000)
     kinds = {"vector": "vector", "votes": "signs"}

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import psutil
 
 from experiments.apps import HETEROGENEOUS, read_config
 from experiments.apps.heterogeneous.fedmedian_heterogeneous import client_app, server_app
+from experiments.claims import text
+from experiments.claims.bits import study
 from experiments.studies.report import as_runs
 from fedmedian.clients import InProcessGrid
 from tests.tools.places import ROOT
@@ -94,3 +97,22 @@ def compare():
             logging.getLogger("flwr").setLevel(logging.DEBUG)
 
     return compare
+
+
+@pytest.fixture(scope="module")
+def jobs_in_this_process():
+    """Run claims' jobs as other processes would, but here, and keep no results in the clone.
+
+    Each job runs once in a module; `test_jobs` is about the processes.
+    """
+    results = {}
+
+    def run_jobs(jobs, folder):
+        for name in [name for name in jobs if name not in results]:
+            results[name] = pickle.loads(pickle.dumps(jobs[name]))()
+        return {name: results[name] for name in jobs}
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (study, text):
+            patch.setattr(module, "run_jobs", run_jobs)
+        yield

@@ -83,11 +83,11 @@ class TestAccuracyOnDirichletClients:
     def runs(cls, compare):
         return compare(
             *("strategy='fedavg,sign,median'", "partition='dirichlet'", "alpha=0.3"),
-            *("local-epochs=3", "batch-size=32", "learning-rate=0.05", "rounds=40"),
+            *("local-epochs=3", "batch-size=32", "learning-rate=0.1", "rounds=20"),
         )
 
     @pytest.mark.parametrize("name", ["SignSGD", "MedianSGD"])
     def test_signs_and_medians_come_as_far_as_fedavg_in_as_many_rounds(self, runs, name):
-        # Seeded. Over twelve seeds FedAvg came to .951 ± .005, and the others to .003 ± .005 less.
+        # Seeded. From three seeds FedAvg came to .942 to .953, the others to .011 less at most.
         assert runs["FedAvg"].accuracy > 0.92
         assert runs[name].accuracy >= runs["FedAvg"].accuracy - 0.03

@@ -131,6 +131,7 @@ class TestTheTheorems:
 
 @pytest.mark.slow
 @every_claim
+@pytest.mark.usefixtures("jobs_in_this_process")
 def test_the_command_finds_a_claim_to_hold_in_its_quick_variant(page, claim, tmp_path, capsys):
     command.main([claim.name, "--quick", "--into", str(tmp_path)])
     assert capsys.readouterr().out.count(": holds") == 1

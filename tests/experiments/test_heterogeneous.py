@@ -163,6 +163,7 @@ class TestComparison:
         once, twice = ({name: run.history for name, run in compare(*QUICK).items()} for _ in "12")
         assert once == twice
 
+    @pytest.mark.slow
     def test_the_command_prints_a_table_and_writes_a_report(self, tmp_path):
         command = [sys.executable, "-m", "experiments.studies.heterogeneous", *QUICK]
         done = subprocess.run(

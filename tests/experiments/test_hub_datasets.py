@@ -97,6 +97,7 @@ class TestWhatIsNotToBeHad:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("jobs_in_this_process")
 @pytest.mark.parametrize(
     ("page", "name", "column", "variable", "side"),
     [

@@ -57,6 +57,17 @@ def test_a_rotation_follows_from_its_generator_and_leaves_the_vector_as_it_was()
     np.testing.assert_array_equal(vector, normal(5000))
 
 
+@given(size=SIZES, before=st.integers(0, 9))
+def test_a_vector_is_rotated_to_a_given_place_to_the_same_bits(size, before):
+    vector = normal(size)
+    place = np.full(before + padded_size(size) + 1, np.float32(7))
+    returned = rotate(vector, np.random.default_rng(0), out=place[before:-1])
+    assert np.shares_memory(returned, place) or size == 0
+    assert place[before:-1].tobytes() == rotated(vector).tobytes()
+    assert (place[:before] == 7).all()
+    assert place[-1] == 7
+
+
 @pytest.mark.parametrize(
     "vector",
     [

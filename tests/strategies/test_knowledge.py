@@ -7,6 +7,7 @@ holds always or never, and would for some 99.7 % or more of the seeds.
 
 from dataclasses import replace
 from math import inf, nan, sqrt
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -57,16 +58,12 @@ class TestFixedPointsOfTheToy:
     f_i(x) = (x − a_i)²/2 with a = (1, 2, 10): without noise at the median, 2, and with it
     the closer to the mean, 13/3, the larger the noise.
 
-    The noisy fixed points are zeros of the expected step, to three decimals. Copies start a quarter
-    below, are given six relaxation times or more to arrive, and are then averaged over rounds.
-    Besides three standard errors, .0005 is allowed for the decimals and .003 for the step being
-    finite: a step δ shifts the mean by −h″·Var(x)/(2h′), h the expected step, which is .0023 for
-    counts at b = 5 and less than .001 elsewhere; the noisy median's h is linear in x.
+    The noisy fixed points are zeros of the expected step, to three decimals. That a run comes to
+    rest there in as many rounds as it takes is a claim of `experiments.claims.toy`.
     """
 
     A = (1.0, 2.0, 10.0)
-    COPIES = 4000
-    ROUNDING, FINITE_STEP = 0.0005, 0.003
+    COPIES, ASIDE = 800_000, 50_000
 
     def towards_optimum(self, x, partition):
         return x - self.A[partition]
@@ -80,7 +77,6 @@ class TestFixedPointsOfTheToy:
         outcome = play(strategy, self.towards_optimum, 3, np.full(10, 1.7), 60)
         assert outcome.model["x"] == pytest.approx(2.0, abs=0.011)
 
-    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("algorithm", "scale", "expected"),
         [
@@ -89,25 +85,22 @@ class TestFixedPointsOfTheToy:
             *[("counts", 5.0, 4.021), ("counts", 20.0, 4.315)],
         ],
     )
-    def test_with_noise_the_toy_rests_where_theory_says(self, algorithm, scale, expected, play):
+    def test_with_noise_the_mean_step_is_zero_where_theory_says(
+        self, algorithm, scale, expected, play
+    ):
         noise, options = Gaussian(scale), {"diagnostics": False, **SEEDED}
-        strategy, arrive, average = {
-            "median": (MedianSGD(noise, learning_rate=0.05, **options), 150, 250),
-            "majority": (SignSGD(noise, Majority(), 0.2, **options), 500, 300),
-            "counts": (SignSGD(noise, learning_rate=0.02, **options), 300, 300),
+        strategy = {
+            "median": MedianSGD(noise, **options),
+            "majority": SignSGD(noise, Majority(), 1.0, **options),
+            "counts": SignSGD(noise, **options),
         }[algorithm]
-        outcome = play(
-            strategy,
-            self.towards_optimum,
-            clients=3,
-            start=np.full(self.COPIES, expected - 0.25),
-            rounds=arrive + average,
-        )
-        copies = np.mean([model["x"] for model in outcome.path[-average:]], axis=0)
-        error = copies.mean() - expected
-        allowed = 3 * standard_error(copies) + self.ROUNDING + self.FINITE_STEP
-        assert standard_error(copies) < 0.02
-        assert abs(error) < allowed
+        sizes = [self.ASIDE, self.COPIES, self.ASIDE]
+        start = np.repeat([expected - 1, expected, expected + 1], sizes)
+        moved = play(strategy, self.towards_optimum, 3, start).model["x"] - start
+        below, there, above = np.split(moved, np.cumsum(sizes[:2]))
+        assert below.mean() > 4 * standard_error(below)
+        assert abs(there.mean()) < 4 * standard_error(there)
+        assert above.mean() < -4 * standard_error(above)
 
 
 class TestUniformNoise:
@@ -272,6 +265,14 @@ def lying(factor_of_round, partition=0):
 class TestOneLiarOfTen:
     """Whatever one client of ten reports or sends, no scale changes by a factor of two."""
 
+    LIES: ClassVar = {
+        "large at first": (lambda number: 1e6 if number == 1 else 1, 1),
+        "small once": (lambda number: 1e-6 if number == 2 else 1, 1),
+        "always large": (lambda number: 1e6, 1),
+        "junk": (lambda number: (1e38, 0, nan, -1, inf)[number % 5], 1),
+        "a large update": (lambda number: 1, 1e6),
+    }
+
     @pytest.mark.parametrize(
         "make",
         [
@@ -282,20 +283,7 @@ class TestOneLiarOfTen:
         ],
         ids=["by default", "by maximum", "clients' own", "at the server"],
     )
-    @pytest.mark.parametrize(
-        ("lie", "factor"),
-        [
-            (lambda number: 1e6 if number == 1 else 1, 1),
-            (lambda number: 1e-6 if number == 2 else 1, 1),
-            (lambda number: 1e6, 1),
-            (lambda number: (1e38, 0, nan, -1, inf)[number % 5], 1),
-            (lambda number: 1, 1e6),
-        ],
-        ids=["large at first", "small once", "always large", "junk", "a large update"],
-    )
-    def test_one_liar_of_ten_changes_no_noise_scale_by_a_factor_of_two(
-        self, make, lie, factor, play
-    ):
+    def test_one_liar_of_ten_changes_no_noise_scale_by_a_factor_of_two(self, make, play):
         def scales(lie, factor):
             def update(x, partition):
                 draws = np.random.default_rng(partition).standard_normal(x.shape)
@@ -306,8 +294,10 @@ class TestOneLiarOfTen:
             assert all(report["replies-accepted"] >= 9 for report in outcome.reports.values())
             return np.array([report["noise-scale"][0] for report in outcome.reports.values()])
 
-        changed = scales(lie, factor) / scales(lambda number: 1, 1)
-        assert np.all((changed > 0.5) & (changed < 2))
+        honest = scales(lambda number: 1, 1)
+        for name, lie in self.LIES.items():
+            changed = scales(*lie) / honest
+            assert np.all((changed > 0.5) & (changed < 2)), name
 
 
 class TestCalibratedMajority:
@@ -353,7 +343,7 @@ class TestCalibratedMajority:
 class TestNoDrift:
     """A coordinate that no client moves is a random walk at most: its mean stays where it was."""
 
-    STILL, MOVING, ROUNDS = 3000, 1000, 40
+    STILL, MOVING, ROUNDS = 3000, 1000, 20
 
     def walked(self, strategy, clients, play):
         def update(x, partition):

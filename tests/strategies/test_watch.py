@@ -4,6 +4,7 @@ import ast
 import logging
 import pickle
 import re
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,12 +15,13 @@ from flwr.clientapp.mod import fixedclipping_mod
 from flwr.common.constant import ErrorCode
 from flwr.serverapp.strategy import FedAvg
 
-from fedmedian import Adaptive, Gaussian, Majority, Momentum, SmoothedMedian
+from fedmedian import Adaptive, CodedSteps, Gaussian, Majority, Momentum, SmoothedMedian
 from fedmedian.clients import InProcessGrid, perturb
 from fedmedian.records import sizes_of, to_arrays, to_record
 from fedmedian.rounds.watch import RUNAWAY, describe_round
 from fedmedian.strategies import Checkpoint, RunFailedError
 from fedmedian.wire.scalars import PREFIX
+from tests.tools.apis import each_case
 
 MODEL = {"0": np.zeros((4, 5), np.float32), "1": np.zeros(300, np.float32)}
 SMALL = {str(number): np.zeros(20, np.float32) for number in range(6)}
@@ -295,15 +297,15 @@ class TestWarnings:
         assert warning.startswith("round 1: ")
         assert "no camera" in warning
 
-    @pytest.mark.parametrize(
+    @each_case(
         ("model", "options", "named"),
-        [
-            (MODEL, {"rotation": None, "noise": Gaussian()}, "array '1'"),
-            (MODEL, {}, "array '1'"),
-            (SMALL, {}, "arrays '0', '1', '2' and 3 more"),
-            ({name: SMALL[name] for name in "012"}, {}, "arrays '0', '1', '2'"),
-        ],
-        ids=["not rotated", "a large one", "small ones", "three small ones"],
+        {
+            "not rotated": (MODEL, {"rotation": None, "noise": Gaussian()}, "array '1'"),
+            "a large one": (MODEL, {}, "array '1'"),
+            "small ones": (SMALL, {}, "arrays '0', '1', '2' and 3 more"),
+            "three small ones": ({name: SMALL[name] for name in "012"}, {}, "arrays '0', '1', '2'"),
+        },
+        older=("not rotated",),
     )
     def test_scales_that_run_away_are_a_warning_once_that_names_the_arrays(
         self, model, options, named, api, run, warnings
@@ -315,11 +317,16 @@ class TestWarnings:
             by = np.float32(3.0 ** rounds[partition])
             return {**model, "1": model["1"] + by}, {"num-examples": 1}
 
-        run(api.make("SignSGD", **options), diverge, model, NUM_CLIENTS, 15)
+        strategy = api.make("SignSGD", fraction_evaluate=0.0, **options)
+        run(strategy, diverge, model, NUM_CLIENTS, 15)
         (warning,) = warnings("has grown to")
         assert f"noise scale of {named} has grown" in warning
 
-    @pytest.mark.parametrize("late", [0, 12], ids=["from the first round on", "later"])
+    @each_case(
+        ("late",),
+        {"from the first round on": (0,), "later": (12,)},
+        older=("from the first round on",),
+    )
     def test_scales_that_are_small_in_a_blocks_first_rounds_are_no_warning(
         self, late, api, run, warnings
     ):
@@ -332,7 +339,8 @@ class TestWarnings:
             by = np.float32(min(since, 9) ** 3 if since > 0 else 0)
             return {"0": model["0"] + 1, "1": model["1"] + by}, {"num-examples": 1}
 
-        run(api.make("SignSGD"), warm_up, MODEL, NUM_CLIENTS, late + 15)
+        strategy = api.make("SignSGD", fraction_evaluate=0.0)
+        run(strategy, warm_up, MODEL, NUM_CLIENTS, late + 15)
         assert not warnings("has grown to")
 
     def test_scales_that_grow_by_less_are_no_warning(self, api, run, warnings):
@@ -407,10 +415,13 @@ class TestClientsThatReturnWhatTheyWereSent:
         ("MedianSGD", {"noise_at": "server", "noise": Gaussian(0.5)}),
         ("MedianSGD", {"aggregator": SmoothedMedian()}),
     )
-    every_strategy = pytest.mark.parametrize(("make", "options"), STRATEGIES, ids=str)
-    each_way_to_see = pytest.mark.parametrize(
-        ("make", "options"), [STRATEGIES[0], STRATEGIES[4]], ids=["measured", "in full"]
+    WAYS_TO_SEE: ClassVar = {"measured": STRATEGIES[0], "in full": STRATEGIES[4]}
+    every_strategy = each_case(
+        ("make", "options"),
+        {f"{make}({options})": (make, options) for make, options in STRATEGIES},
+        older=("SignSGD({})", "MedianSGD({'noise': None})"),
     )
+    each_way_to_see = each_case(("make", "options"), WAYS_TO_SEE, older=WAYS_TO_SEE)
 
     @every_strategy
     def test_are_a_warning_once_after_three_rounds_with_what_to_do(
@@ -421,7 +432,7 @@ class TestClientsThatReturnWhatTheyWereSent:
 
         run(api.make(make, **options), forget, MODEL, NUM_CLIENTS, 2)
         assert not warnings("returned the model unchanged")
-        run(api.make(make, **options), forget, MODEL, NUM_CLIENTS, 6)
+        run(api.make(make, **options), forget, MODEL, NUM_CLIENTS, 5)
         (warning,) = warnings("returned the model unchanged")
         assert warning.startswith("5 of 5 clients (node ")
         assert "(partition 4)" in warning
@@ -432,7 +443,7 @@ class TestClientsThatReturnWhatTheyWereSent:
         self, make, options, api, run, warnings
     ):
         model = {name: np.full_like(array, np.nan) for name, array in MODEL.items()}
-        run(api.make(make, **options), train, model, NUM_CLIENTS, 5)
+        run(api.make(make, **options), train, model, NUM_CLIENTS, 4)
         assert warnings("arrays that hold NaN or infinity are not trained")
         assert not warnings("returned the model unchanged")
 
@@ -447,7 +458,7 @@ class TestClientsThatReturnWhatTheyWereSent:
         assert "(partition 0)" in warning
         assert "(partition 3)" in warning
 
-    @each_way_to_see
+    @each_case(("make", "options"), WAYS_TO_SEE, older=("measured",))
     @pytest.mark.parametrize(
         "change",
         [
@@ -459,7 +470,8 @@ class TestClientsThatReturnWhatTheyWereSent:
         ids=["a finished model", "finished one by one", "late", "now and then"],
     )
     def test_are_no_warning_once_they_have_trained(self, change, make, options, api, run, warnings):
-        run(api.make(make, **options), by_round(change), MODEL, NUM_CLIENTS, 7)
+        strategy = api.make(make, fraction_evaluate=0.0, **options)
+        run(strategy, by_round(change), MODEL, NUM_CLIENTS, 7)
         assert not warnings("returned the model unchanged")
 
     @each_way_to_see
@@ -595,6 +607,20 @@ class TestLines:
     def test_both_apis_report_what_goes_down(self, api, run):
         outcome = run(api.make("SignSGD", fraction_evaluate=0.0), train, MODEL, NUM_CLIENTS)
         assert outcome.reports[1]["downlink-bytes"] == BYTES_OF_MODEL
+
+    def test_whole_models_for_clients_that_cannot_follow_are_announced_with_their_bytes(
+        self, message_api, run, lines
+    ):
+        trained = dict.fromkeys(range(NUM_CLIENTS), 0)
+
+        def fail_once(model, partition):
+            trained[partition] += 1
+            return (fail if partition == trained[partition] == 2 else train)(model, partition)
+
+        strategy = message_api.make("SignSGD", downlink=CodedSteps(), fraction_evaluate=0.0)
+        run(strategy, fail_once, MODEL, NUM_CLIENTS, 4)
+        (line,) = lines("1 of 5 clients are sent the whole model")
+        assert f"{sum(array.nbytes for array in MODEL.values()):,} bytes each: 1 are new" in line
 
     def test_the_banner_has_what_is_not_as_usual(self, message_api, run, lines):
         run(message_api.make("SignSGD", seed=None), train, MODEL, NUM_CLIENTS)

@@ -13,6 +13,7 @@ from tests.tools import fuzz, policies
 from tests.tools.policies import ALONE, NOISED, REFUSED, play
 
 
+@pytest.mark.slow
 def test_what_a_server_gets_depends_on_the_update_through_noise_within_the_clip_alone():
     outcomes, longest = play(1500, seed=1)
     assert set(outcomes) == {NOISED, ALONE, REFUSED}

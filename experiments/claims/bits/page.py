@@ -34,6 +34,7 @@ SAVED = 15
 
 ON_DIGITS: dict[str, Any] = {
     "dataset": "digits",
+    "examples": 0,
     "network": "mlp",
     "num_clients": 10,
     "rounds": 8,

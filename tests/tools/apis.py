@@ -1,0 +1,26 @@
+"""Cases of a test in Flower's two APIs, without a full cross product."""
+
+import pytest
+
+
+def each_case(names, cases, older):
+    """Parametrize a test with `api` and cases: all in the Message API, some in the older one too.
+
+    Both APIs are adapters of the same rounds: tests/strategies/test_contract.py compares them.
+
+    Parameters
+    ----------
+    names : tuple of str
+        The names of a case's values.
+    cases : dict of str to tuple
+        The values of each case by its name.
+    older : container of str
+        The names of the cases that run in the older API, too.
+    """
+    params = [
+        pytest.param(api, *values, id=f"{api}-{name}")
+        for api in ("Message API", "older API")
+        for name, values in cases.items()
+        if api == "Message API" or name in older
+    ]
+    return pytest.mark.parametrize(("api", *names), params, indirect=["api"])
