@@ -31,6 +31,9 @@ RESULTS = Path(__file__).resolve().parents[1] / "results" / "both-ways"
 TARGET = 0.95
 """The share of FedAvg's accuracy at the end up to which bytes are counted."""
 
+LAST = 10
+"""The number of rounds, the last, whose bytes are also compared by themselves."""
+
 OURS: dict[str, Callable[..., Strategy]] = {
     "SignSGD()": SignSGD,
     "SignSGD(downlink=CodedSteps())": partial(SignSGD, downlink=CodedSteps()),
@@ -128,19 +131,27 @@ def megabytes_to(result: Result, accuracy: float) -> float | None:
 
 
 def bytes_table(setting: Setting) -> str:
-    """Compare accuracy at the end, megabytes to the target, and the bytes of all rounds."""
+    """Compare accuracy at the end, megabytes to the target, and bytes of all and of late rounds."""
     settings = [replace(setting, **changes) for changes in PARTITIONS.values()]
     found = run_all((name, one, 0, USUAL) for one in settings for name in STRATEGIES)
+
+    def saved(name: str, rounds: slice) -> str:
+        reference, sent = (
+            sum(sum(found[who, one, 0, USUAL]["sent"][rounds]) for one in settings)
+            for who in ("FedAvg", name)
+        )
+        return f"{reference / sent:.1f}"
+
     rows = []
     for name in STRATEGIES:
-        row, sent, reference = [name], 0, 0
+        row = [name]
         for one in settings:
             own, fedavg = (found[who, one, 0, USUAL] for who in (name, "FedAvg"))
-            sent, reference = sent + sum(own["sent"]), reference + sum(fedavg["sent"])
             needed = megabytes_to(own, TARGET * late([fedavg]))
             row.append(f"{late([own]):.3f} / {'–' if needed is None else f'{needed:.1f}'}")
-        rows.append([*row, f"{reference / sent:.1f}"])
-    return make_table(["accuracy / MB both ways", *PARTITIONS, "FedAvg's bytes / its"], rows)
+        rows.append([*row, saved(name, slice(None)), saved(name, slice(-LAST, None))])
+    heads = ("FedAvg's bytes / its", f"last {LAST} rounds")
+    return make_table(["accuracy / MB both ways", *PARTITIONS, *heads], rows)
 
 
 def few_table(seeds: Sequence[int] = (0,)) -> str:

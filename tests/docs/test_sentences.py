@@ -93,6 +93,11 @@ SENTENCES = [
     ("index", DEMO, is_demo),
     ("README", r"that is a (\d+)rd of FedAvg's bytes both ways", is_saved_both_ways),
     (
+        "both-ways",
+        r"With a tenth of the clients in a round that is (\S+) steps of one bit down",
+        lambda steps: float(steps) == cell("both_ways-shares", "coded steps per message", "0.1"),
+    ),
+    (
         "costs",
         r"it is (\S+) times the updates' energy with ten of them and (\S+) with a hundred",
         lambda ten, hundred: is_error(ten, "M = 10, alike") and is_error(hundred, "M = 100, alike"),

@@ -43,7 +43,7 @@ class TestRuns:
         monkeypatch.setattr(both_ways, "PARTITIONS", {"iid": {"partition": "iid"}})
         _, _, *rows = both_ways.bytes_table(TINY).splitlines()
         cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-        saved = {name: float(factor) for name, *_, factor in cells}
+        saved = {name: float(factor) for name, *_, factor, _ in cells}
         assert list(saved) == list(STRATEGIES)
         assert saved["FedAvg"] == 1.0
         assert saved[CODED] > 2 * saved["SignSGD()"] > 2
@@ -113,15 +113,19 @@ def accuracies(table, *names):
 
 
 class TestWhatWasMeasured:
-    @pytest.mark.parametrize(("table", "factor"), [("ten", 22), ("hundred", 5)])
-    def test_the_downlink_saves_what_the_page_says(self, table, factor):
+    @pytest.mark.parametrize(
+        ("table", "whole_run", "later"), [("ten", 22, 28), ("hundred", 4.5, 5.5)]
+    )
+    def test_the_downlink_saves_what_the_page_says(self, table, whole_run, later):
         _, rows = printed_table(f"both_ways-{table}")
-        assert min(float(row[-1]) for row in rows if row[0] == CODED) >= factor
+        ((all_rounds, last),) = (map(float, row[-2:]) for row in rows if row[0] == CODED)
+        assert all_rounds >= whole_run
+        assert last >= later
 
     @pytest.mark.parametrize("table", ["ten", "hundred"])
     def test_it_costs_no_accuracy(self, table):
         with_it, without = accuracies(table, CODED, "SignSGD()")
-        assert min(np.subtract(with_it[:-1], without[:-1])) >= -0.02
+        assert min(np.subtract(with_it[:-2], without[:-2])) >= -0.02
 
     def test_the_worst_attack_is_no_worse(self):
         for coded, usual in (
