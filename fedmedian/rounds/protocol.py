@@ -36,6 +36,7 @@ from fedmedian.rounds.screening import (
 )
 from fedmedian.rounds.state import KnownModels, RunState
 from fedmedian.rounds.watch import Heard, RunFailedError, Watch, describe_round
+from fedmedian.steps.downlink import NOT_HELD
 
 _LOGGER = logging.getLogger("flwr")
 
@@ -332,7 +333,7 @@ class RoundProtocol:
         hearing = Hearing("aggregate_train", asked, self._roster, failures)
         answers = hearing.readable(replies, lambda node, one: question.answer(node, read(one)))
         self._roster.learn([(answer.node, answer.payload.partition) for answer in answers])
-        self._acknowledge(asked, replies, answers, failures)
+        self._acknowledge(hearing, asked, replies, answers, failures)
         rules = (*self._rules, *self.options.cohort_rules)
         kept, counts = hearing.judge(question.server_round, answers, rules)
         report: Report = {**counts}
@@ -436,6 +437,7 @@ class RoundProtocol:
 
     def _acknowledge(
         self,
+        hearing: Hearing,
         asked: Iterable[Node],
         replies: Iterable[tuple[Node, Any]],
         answers: Iterable[Reply[Any]],
@@ -443,15 +445,17 @@ class RoundProtocol:
     ) -> None:
         """Remember what nodes say they hold; a node whose reply is not valid may hold nothing.
 
-        A node that has lost its model `_MOST_LOSSES` times in a row does not keep any, as where a
-        client has no state between rounds. Flower's older API does not say whose failure it is: it
-        may be any silent node's.
+        A node that was sent steps and did not hold the model `_MOST_LOSSES` times in a row is not
+        sent any more: its client keeps no state between rounds. Flower's older API does not say
+        whose failure it is: it may be any silent node's.
         """
         valid = {answer.node: answer.held for answer in answers}
-        silent = (node for node in asked if node not in valid) if failures else ()
+        silent = {node for node in asked if node not in valid} if failures else set[Node]()
+        lost = hearing.nodes_rejected(NOT_HELD)
+        lost |= silent if any(NOT_HELD in reason for reason in failures) else set()
         for node in {*(node for node, _ in replies), *silent}:
             if self._versions.pop(node, None) is not None:
-                self._losses[node] = 0 if node in valid else self._losses[node] + 1
+                self._losses[node] = (node not in valid) * (self._losses[node] + (node in lost))
         for node, version in valid.items():
             if version is not None and self._losses[node] < _MOST_LOSSES:
                 self._versions[node] = version
@@ -486,7 +490,7 @@ class RoundProtocol:
         self._has_evaluated = True
         hearing = Hearing("aggregate_evaluate", asked, self._roster, failures)
         answers = hearing.readable(replies, read)
-        self._acknowledge(asked, replies, answers, failures)
+        self._acknowledge(hearing, asked, replies, answers, failures)
         kept, counts = hearing.judge(server_round, answers, self._rules)
         _LOGGER.info("aggregate_evaluate: %s", describe_round({**counts, **(sizes or {})}))
         return self._with_usual_metrics(kept)

@@ -93,6 +93,11 @@ class Hearing:
             self._heard.add(node)
         return found
 
+    def nodes_rejected(self, words: str) -> set[Node]:
+        """Return the nodes whose replies are rejected for a reason with these words."""
+        found = [nodes for reason, nodes in self._rejected.items() if words in reason]
+        return {node for nodes in found for node in nodes}
+
     def judge(
         self, server_round: int, replies: Sequence[AnyReply], rules: Sequence[CohortRule]
     ) -> tuple[list[AnyReply], dict[str, int]]:

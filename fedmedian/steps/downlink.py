@@ -36,6 +36,9 @@ from fedmedian.wire.scalars import (
 _KIND = "model"
 """The key with the version of the format; all other keys begin with it."""
 
+NOT_HELD = "the whole model is needed"
+"""What the reason of a client says that does not hold the model that steps begin from."""
+
 HELD = PREFIX + "held"
 """The key of a reply that names the version of the model that the client holds."""
 
@@ -176,7 +179,7 @@ class Update:
         if version not in (self.base, *self.versions):
             raise NotHeldError(
                 f"holds {'no model' if version is None else f'model {version}'}, was sent steps "
-                f"from {self.base}: the whole model is needed"
+                f"from {self.base}: {NOT_HELD}"
             )
 
     def applied(self, held: Arrays, version: str) -> Arrays:
@@ -208,7 +211,7 @@ class Update:
             model = moved(model, layout, step)
         model |= layout.unpack_exact(self.exact)
         if (made := fingerprint(model)) != known[-1]:
-            raise NotHeldError(f"made model {made} of steps to {known[-1]}: the whole is needed")
+            raise NotHeldError(f"made model {made} of steps to {known[-1]}: {NOT_HELD}")
         return model
 
 

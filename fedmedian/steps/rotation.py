@@ -79,9 +79,9 @@ class Rotation(ClientStep):
         parts = before.split(original)
         rotated = self.blocks(before).split(direction)
         for number, (group, block) in enumerate(zip(self.groups(before), rotated, strict=True)):
-            own = Blocks(tuple(before.sizes[index] for index in group))
-            vector = rotate_back(block, own.dim, self._rng(number))
-            for index, part in zip(group, own.split(vector), strict=True):
+            sizes = tuple(before.sizes[index] for index in group)
+            vector = rotate_back(block, sum(sizes), self._rng(number))
+            for index, part in zip(group, Blocks(sizes).split(vector), strict=True):
                 parts[index][:] = part
         return original
 

@@ -138,7 +138,7 @@ def test_steps_that_lead_elsewhere_than_on_the_server_are_refused(monkeypatch):
     content = path[1].content_for(path[0].versions[0])
     signs = content.arrays["fedmedian.0"] ^ np.uint8(128)
     drifted = type(content)({**content.arrays, "fedmedian.0": signs}, content.scalars)
-    with pytest.raises(NotHeldError, match="the whole is needed"):
+    with pytest.raises(NotHeldError, match="the whole model is needed"):
         receive(message_of(drifted), context)
     assert is_equal(to_arrays(context.state[holding._STATE]), MODEL)
 

@@ -355,7 +355,8 @@ class Downlink(RuleBasedStateMachine):
             if isinstance(said, tuple):
                 said = said[1].get("fedmedian.held")
             if client.said is not None:
-                client.losses = 0 if valid else client.losses + 1
+                has_lost = any(isinstance(one, NotHeldError) for one in own)
+                client.losses = 0 if valid else client.losses + has_lost
             client.said = said if client.losses < MOST_LOSSES else None
             client.is_lost = said is None and any(isinstance(one, NotHeldError) for one in own)
 
