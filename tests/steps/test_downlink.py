@@ -170,7 +170,7 @@ class TestTheWire:
     def test_steps_to_another_model_than_the_servers_are_found_out(self):
         update = travelled(stepped(2)[0])
         other = {**MODEL, "w": MODEL["w"] + np.float32(1e-6)}
-        with pytest.raises(NotHeldError, match="the whole is needed"):
+        with pytest.raises(NotHeldError, match="the whole model is needed"):
             update.applied(other, update.base)
 
     def test_a_whole_model_is_known_by_its_scalars_and_an_update_is_none(self):
