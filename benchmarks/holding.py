@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,9 +62,11 @@ class Holding:
 COLUMNS = ["engine", "downlink", "peak MiB of all processes", "s per round"]
 
 
-def holdings(clients: int = 100, dim: int = 10**6) -> list[Holding]:
+def holdings(
+    clients: int = 100, dim: int = 10**6, engines: Sequence[str] = ("InProcessGrid", "Ray")
+) -> list[Holding]:
     """Measure simulations with and without a coded downlink, each in a process of its own."""
-    points = [(engine, coded) for engine in _ENGINES for coded in (False, True)]
+    points = [(engine, coded) for engine in engines for coded in (False, True)]
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
         made = [pool.submit(measure, *point, clients, dim) for point in points]
         return [one.result() for one in made]
