@@ -7,28 +7,12 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from experiments.demos.flower_runtime import flower_runtime
+from tests.tools.projects import project_of
 
 pytestmark = pytest.mark.slow
 
 NUM_CLIENTS = 6
-PROJECT = f"""[project]
-name = "two-machines"
-version = "1.0.0"
-description = "Clients on two machines"
-license = "Apache-2.0"
-dependencies = []
-
-[tool.flwr.app]
-publisher = "fedmedian"
-
-[tool.flwr.app.components]
-serverapp = "two_machines:server"
-clientapp = "two_machines:client"
-
-[tool.flwr.app.config]
-num-clients = {NUM_CLIENTS}
-folder = ""
-"""
+PROJECT = project_of("two-machines", "Clients on two machines", NUM_CLIENTS)
 APP = """
 import time
 from pathlib import Path

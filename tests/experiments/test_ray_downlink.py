@@ -7,28 +7,12 @@ import pytest
 
 from experiments.demos.flower_runtime import flower_runtime
 from fedmedian.clients import InProcessGrid
+from tests.tools.projects import project_of
 
 pytestmark = pytest.mark.slow
 
 NUM_CLIENTS, ROUNDS, DIM = 4, 4, 30_000
-PROJECT = f"""[project]
-name = "both-ways"
-version = "1.0.0"
-description = "Clients that hold the model"
-license = "Apache-2.0"
-dependencies = []
-
-[tool.flwr.app]
-publisher = "fedmedian"
-
-[tool.flwr.app.components]
-serverapp = "both_ways:server"
-clientapp = "both_ways:client"
-
-[tool.flwr.app.config]
-num-clients = {NUM_CLIENTS}
-folder = ""
-"""
+PROJECT = project_of("both-ways", "Clients that hold the model", NUM_CLIENTS)
 APP = f"""
 import json
 from pathlib import Path

@@ -1,0 +1,24 @@
+"""The project file of a small Flower app."""
+
+
+def project_of(name: str, description: str, num_clients: int) -> str:
+    """Return the ``pyproject.toml`` of an app in one module, named like the project."""
+    module = name.replace("-", "_")
+    return f"""[project]
+name = "{name}"
+version = "1.0.0"
+description = "{description}"
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "fedmedian"
+
+[tool.flwr.app.components]
+serverapp = "{module}:server"
+clientapp = "{module}:client"
+
+[tool.flwr.app.config]
+num-clients = {num_clients}
+folder = ""
+"""
