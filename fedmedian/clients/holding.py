@@ -5,7 +5,7 @@ from weakref import WeakValueDictionary
 from flwr.app import ArrayRecord, Context, Message
 
 from fedmedian.records import to_arrays, to_record
-from fedmedian.steps.downlink import Update, fingerprint, is_in, keys_in, version_of_whole
+from fedmedian.steps.downlink import CatchUp, fingerprint, is_in, keys_in, version_of_whole
 from fedmedian.wire.scalars import WireError
 
 _STATE = "fedmedian-model"
@@ -47,8 +47,8 @@ def receive(message: Message, context: Context) -> str | None:
     if version_of_whole(scalars) is not None:
         version = fingerprint(to_arrays(record))
     else:
-        update = Update.decode([*to_arrays(record).values()], scalars)
-        record, version = _follow(update, context)
+        catch_up = CatchUp.decode([*to_arrays(record).values()], scalars)
+        record, version = _follow(catch_up, context)
     record = _MODELS.setdefault(version, record)
     context.state[_STATE] = record
     # A copy of the names: the app may change its own.
@@ -56,15 +56,15 @@ def receive(message: Message, context: Context) -> str | None:
     return version
 
 
-def _follow(update: Update, context: Context) -> tuple[ArrayRecord, str]:
-    """Return the model that an update leads to, and its version."""
+def _follow(catch_up: CatchUp, context: Context) -> tuple[ArrayRecord, str]:
+    """Return the model that steps lead to, and its version."""
     held = context.state.array_records.get(_STATE)
     model = None if held is None else to_arrays(held)
     version = None if model is None else fingerprint(model)
-    update.require_start(version)
-    target = [update.base, *update.versions][-1]
+    catch_up.require_start(version)
+    target = [catch_up.base, *catch_up.versions][-1]
     if (known := _MODELS.get(target)) is not None:
         return known, target
     assert model is not None  # `require_start` raises
     assert version is not None
-    return to_record(update.applied(model, version)), target
+    return to_record(catch_up.applied(model, version)), target

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from fedmedian.model.layout import Arrays, Layout, first_spoiled
 from fedmedian.randomness import downlink_seed
-from fedmedian.steps.downlink import CodedStep, Update, fingerprint, moved, whole
-from fedmedian.wire.scalars import LARGEST, WireScalar
+from fedmedian.steps.downlink import CatchUp, CodedStep, fingerprint, moved, whole
+from fedmedian.wire.scalars import LARGEST, PREFIX, WireScalar
 
 
 @dataclass(frozen=True)
@@ -136,15 +136,15 @@ class Held:
         if not version:
             return Content(self.model, whole(self.versions[-1]))
         first = self.versions.index(version)
-        update = Update(
+        catch_up = CatchUp(
             version,
             self.steps[first:],
             self.versions[first + 1 :],
             self.exact,
             self.positions,
         )
-        arrays, scalars = update.encode()
-        steps = Content({f"fedmedian.{i}": array for i, array in enumerate(arrays)}, scalars)
+        arrays, scalars = catch_up.encode()
+        steps = Content({f"{PREFIX}{i}": array for i, array in enumerate(arrays)}, scalars)
         return min(steps, self.content_for(None), key=_length)
 
 

@@ -27,6 +27,7 @@ from fedmedian.wire.scalars import (
     Float32,
     WireError,
     WireScalar,
+    floats_from_bytes,
     floats_to_bytes,
     list_from_json,
     require_vector,
@@ -104,7 +105,7 @@ def fingerprint(model: Arrays) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Update:
+class CatchUp:
     """What moves clients from one version of the model to a later one.
 
     Parameters
@@ -142,7 +143,7 @@ class Update:
 
     @classmethod
     def decode(cls, arrays: Sequence[NDArray[Any]], config: Mapping[str, Any]) -> Self:
-        """Read an update from a message.
+        """Read the steps in a message.
 
         Raises
         ------
@@ -158,7 +159,7 @@ class Update:
             seeds = list_from_json("seeds", own["seeds"], int)
             tied = list_from_json("tied", own["tied"], list)
             positions = list_from_json("exact", own["exact"], int)
-            base, sizes = str(own["base"]), np.frombuffer(own["sizes"], "<f4").astype(np.float32)
+            base, sizes = str(own["base"]), floats_from_bytes("sizes", own["sizes"])
             signs, exact = arrays
             parts = zip(
                 np.split(np.atleast_1d(signs), max(len(seeds), 1)),

@@ -138,7 +138,7 @@ class Instruction:
         before = _blocks_around(self, layout.blocks)[:-1]
         for step, blocks in zip(reversed(self.steps), reversed(before), strict=True):
             undone = step.undo(direction, blocks)
-            if undone is not direction:
+            if undone is not direction or undone.shape != (blocks.dim,):
                 direction = require_result(step, undone, blocks.dim)
         return direction
 

@@ -261,3 +261,19 @@ class TestReportOfOtherBlocks:
         assert [own[-1] for own in scales] == [0.0] * CLIENTS
         assert direction[DIM:].tolist() == [0.0] * 9
         assert report["signal-to-noise-per-block"][-1] == 0.0
+
+
+@dataclass(frozen=True)
+class PadForGood(Pad):
+    """Zeros that nobody cuts off again."""
+
+    name: ClassVar[str] = "pad-for-good"
+
+    def undo(self, direction, before):
+        return direction
+
+
+def test_a_step_that_changes_blocks_and_does_not_undo_it_is_named():
+    instruction = Instruction((PadForGood(3), Vector()), 1, None, LAYOUT.exact_positions)
+    with pytest.raises(ValueError, match=rf"^PadForGood\(count=3\) must return .* \({DIM},\), got"):
+        instruction.undo(np.zeros(DIM + 3, np.float32), LAYOUT)

@@ -12,7 +12,7 @@ from fedmedian.model.layout import Layout
 from fedmedian.rounds.downlink import Held
 from fedmedian.rounds.recipe import Recipe
 from fedmedian.rounds.state import RunState
-from fedmedian.steps.downlink import Update, fingerprint, version_of_whole
+from fedmedian.steps.downlink import CatchUp, fingerprint, version_of_whole
 from tests.tools import downlink
 from tests.tools.downlink import RECIPE, length
 
@@ -52,7 +52,7 @@ def followed(content, held):
     """Return the model of a client that holds one and is sent a content."""
     if is_whole(content):
         return content.arrays
-    update = Update.decode([*content.arrays.values()], content.scalars)
+    update = CatchUp.decode([*content.arrays.values()], content.scalars)
     update.require_start(fingerprint(held))
     return update.applied(held, fingerprint(held))
 

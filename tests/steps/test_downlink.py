@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from fedmedian.model.blocks import Blocks
 from fedmedian.model.layout import Layout
 from fedmedian.steps.downlink import (
+    CatchUp,
     CodedStep,
     NotHeldError,
-    Update,
     as_version,
     fingerprint,
     is_in,
@@ -138,12 +138,12 @@ def stepped(number, *, start=MODEL):
         models.append(moved(before, LAYOUT, steps[-1]))
     names = [*map(fingerprint, models)]
     exact = LAYOUT.pack_exact(models[-1])
-    return Update(names[0], steps, names[1:], exact, LAYOUT.exact_positions), models
+    return CatchUp(names[0], steps, names[1:], exact, LAYOUT.exact_positions), models
 
 
 def travelled(update):
     arrays, config = update.encode()
-    return Update.decode(arrays, config)
+    return CatchUp.decode(arrays, config)
 
 
 class TestTheWire:
@@ -228,7 +228,7 @@ def malformed(draw):
 @given(malformed())
 def test_a_malformed_update_is_refused_or_leads_to_the_model_that_it_names(message):
     try:
-        update = Update.decode(*message)
+        update = CatchUp.decode(*message)
         version = fingerprint(MODEL)
         update.require_start(version)
         model = update.applied(MODEL, version)
@@ -245,7 +245,7 @@ def test_any_word_may_be_junk_in_an_update_of_any_number_of_steps():
             for junk in JUNK:
                 arrays, config = good.encode()
                 try:
-                    update = Update.decode(arrays, {**config, f"fedmedian.model.{word}": junk})
+                    update = CatchUp.decode(arrays, {**config, f"fedmedian.model.{word}": junk})
                     update.require_start(good.base)
                     update.applied(MODEL, good.base)
                 except ValueError:
@@ -256,7 +256,7 @@ def test_any_word_may_be_junk_in_an_update_of_any_number_of_steps():
 def test_another_version_of_the_format_is_refused():
     arrays, config = stepped(1)[0].encode()
     with pytest.raises(WireError, match="model must have version"):
-        Update.decode(arrays, {**config, "fedmedian.model": 99})
+        CatchUp.decode(arrays, {**config, "fedmedian.model": 99})
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_no_word_of_a_message_makes_a_client_allocate_more_than_a_few_models(wor
     tracemalloc.start()
     try:
         with pytest.raises(ValueError, match=r"model|tied|exact|sizes|there is no array"):
-            Update.decode(arrays, {**config, f"fedmedian.model.{word}": claim}).applied(
+            CatchUp.decode(arrays, {**config, f"fedmedian.model.{word}": claim}).applied(
                 MODEL, good.base
             )
         _, peak = tracemalloc.get_traced_memory()

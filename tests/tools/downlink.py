@@ -29,8 +29,8 @@ from fedmedian.rounds.recipe import Recipe
 from fedmedian.rounds.screening import Reply, Said
 from fedmedian.rounds.state import KnownModels, RunState
 from fedmedian.steps.downlink import (
+    CatchUp,
     NotHeldError,
-    Update,
     as_version,
     fingerprint,
     version_of_whole,
@@ -300,7 +300,7 @@ class Downlink(RuleBasedStateMachine):
         if version_of_whole(scalars) is not None:
             client.held = arrays
         else:
-            update = Update.decode([*arrays.values()], scalars)
+            update = CatchUp.decode([*arrays.values()], scalars)
             version = None if client.held is None else fingerprint(client.held)
             update.require_start(version)
             happened["steps from a later version than known"] += version != update.base
@@ -309,7 +309,7 @@ class Downlink(RuleBasedStateMachine):
 
     def could_follow(self, client, content):
         """Return whether a client holds a version on the way of an update."""
-        update = Update.decode([*content.arrays.values()], content.scalars)
+        update = CatchUp.decode([*content.arrays.values()], content.scalars)
         return client.held and fingerprint(client.held) in (update.base, *update.versions)
 
     def trained(self, question, model, held):
