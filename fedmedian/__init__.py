@@ -20,6 +20,7 @@ from fedmedian.rules.noise import Gaussian, Laplace, Logistic, Noise, Uniform, r
 from fedmedian.rules.optimizers import Adam, Momentum, Optimizer
 from fedmedian.rules.scales import Adaptive, ScaleRule, Theory, TopUp
 from fedmedian.rules.schedules import Cosine
+from fedmedian.secure.cohort import SecureSum
 from fedmedian.steps.base import ClientStep, register_client_step
 from fedmedian.steps.instruction import Instruction
 from fedmedian.steps.payload import Payload
@@ -57,6 +58,7 @@ __all__ = [
     "Payload",
     "Rotation",
     "ScaleRule",
+    "SecureSum",
     "SmoothedMedian",
     "Theory",
     "TopUp",

@@ -16,6 +16,7 @@ CLIENTS, STRATEGIES = "fedmedian.clients", "fedmedian.strategies"
 ABOVE = [
     ("kernels",),
     ("wire",),
+    ("secure",),
     ("rules",),
     ("model",),
     ("steps",),

@@ -57,6 +57,9 @@ class Answers:
         The clients' own metrics.
     report : dict, optional
         Receives measurements for the round's report; None to skip them.
+    counts : (d,) integers, optional
+        How many clients voted +1, where the server knows nothing but the sum. Then there are no
+        bodies.
     """
 
     bodies: Sequence[NDArray[Any]]
@@ -68,9 +71,10 @@ class Answers:
     noise_at: NoiseAt | None = "client"
     metrics: Sequence[Mapping[str, Any]] = ()
     report: Report | None = field(default=None, compare=False)
+    counts: NDArray[np.integer[Any]] | None = None
 
     def __len__(self) -> int:
-        return len(self.bodies)
+        return len(self.weights)
 
     @property
     def tops_up(self) -> bool:
@@ -158,6 +162,9 @@ class Aggregator(ABC):
 
     integrates_noise: ClassVar[bool] = False
     """Whether the rule itself averages over the noise, so that neither side adds any."""
+
+    takes_sums: ClassVar[bool] = False
+    """Whether the rule needs no more than the sum of votes of equal weight, `Answers.counts`."""
 
     @property
     def needs_noise(self) -> bool:

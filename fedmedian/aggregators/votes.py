@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb, pi, sqrt
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -50,6 +50,8 @@ class Ballot:
         The clients' noise scales b_i; None without noise.
     magnitudes : (M, L) float64, optional
         The root mean squares σ_i of their updates, where clients report them.
+    counts : (d,) integers, optional
+        How many clients voted +1, where the server knows nothing but the sum, of equal weights.
     """
 
     packed: Sequence[PackedSigns]
@@ -58,6 +60,7 @@ class Ballot:
     noise: Noise | None
     scales: Weights | None
     magnitudes: Weights | None = None
+    counts: NDArray[np.integer[Any]] | None = None
 
     @classmethod
     def of(cls, answers: Answers) -> Self:
@@ -67,7 +70,15 @@ class Ballot:
             scales = in_proportion(answers.scales, answers.weights)
             if noise.rule.magnitude == "rms":
                 magnitudes = answers.magnitudes
-        return cls(answers.bodies, answers.weights, answers.blocks, noise, scales, magnitudes)
+        return cls(
+            answers.bodies,
+            answers.weights,
+            answers.blocks,
+            noise,
+            scales,
+            magnitudes,
+            answers.counts,
+        )
 
     def vote_weights(self) -> Weights:
         """Return the weights w_i of the clients' votes on each block, (M, L)."""
@@ -85,7 +96,13 @@ class Ballot:
 
     def sum(self, weights: Weights) -> Float32:
         """Return the sum of the votes times weights for each block, (M, L), as (d,) float32."""
-        return weighted_votes(self.packed, self.blocks.sizes, weights)
+        if self.counts is None:
+            return weighted_votes(self.packed, self.blocks.sizes, weights)
+        # All clients have the weight of the first.
+        total = self.counts.astype(np.float32)
+        total *= 2
+        total -= len(weights)
+        return self.scale(total, weights[0])
 
     def scale(self, direction: Float32, factors: Weights) -> Float32:
         """Multiply a direction, (d,), by a factor for each block, (L,), in place; return it."""
@@ -160,7 +177,7 @@ class VoteAggregator(Aggregator):
                     votes, weights, ballot.blocks, ballot.noise, ballot.scales, ballot.magnitudes
                 )
             )
-            if ballot.noise is not None:
+            if ballot.noise is not None and ballot.counts is None:
                 opposite = _contradictions(ballot, weights, votes)
                 answers.report["majority-contradicts-mean"] = opposite
         return self.decode(votes, ballot, rng)
@@ -209,6 +226,8 @@ class Counts(VoteAggregator):
     clients count as if clipped; see `Ballot.step_lengths`.
     """
 
+    takes_sums = True
+
     @property
     def needs_noise(self) -> bool:
         """True: without noise a vote says nothing about size."""
@@ -248,6 +267,8 @@ class Majority(VoteAggregator):
 
     ties: Ties = "random"
     calibrated: bool = False
+
+    takes_sums = True
 
     def __post_init__(self) -> None:
         require_choice("ties", self.ties, ("random", "unchanged"))

@@ -11,9 +11,11 @@ from fedmedian.checks import require_type
 from fedmedian.clients.answering import answer
 from fedmedian.clients.holding import receive
 from fedmedian.clients.policy import Policies, Policy, PolicyError, are_enforced, enforcing
+from fedmedian.clients.summing import answer_request, masked, take
 from fedmedian.logs import warn
 from fedmedian.model.layout import Arrays, Layout
 from fedmedian.records import to_arrays, to_record
+from fedmedian.secure.cohort import Place
 from fedmedian.steps.downlink import HELD
 from fedmedian.steps.instruction import Instruction
 from fedmedian.wire.scalars import EVALUATION, PREFIX, WireError, WireScalar, refusal
@@ -109,6 +111,8 @@ def _answer(
     except ValueError as error:
         return _refuse(message, error)
     try:
+        if (reply := answer_request(message, context)) is not None:
+            return reply
         held = receive(message, context)
     except ValueError as error:
         return _refuse(message, error)
@@ -157,11 +161,14 @@ def _follow(
 ) -> Message:
     """Let the app train, and answer the instruction with its update."""
     try:
+        place = Place.take(config)
         instruction = Instruction.decode(config)
         before = _read_model(message.content)
         layout = Layout.with_exact_positions(before, instruction.exact)
         instruction.blocks(layout)  # raises if the steps do not fit
         policies.admit(instruction, layout, context)
+        if place is not None:
+            take(place, instruction, context)
     except ValueError as error:
         return _refuse(message, error)
     _remove_keys(message)
@@ -172,7 +179,7 @@ def _follow(
     try:
         # Where warnings are errors, one about a value would report it in spite of a policy.
         with np.errstate(all="ignore" if policies.members else None):
-            _perturb(reply.content, instruction, layout, before, context, policies, held)
+            _perturb(reply.content, instruction, layout, before, context, policies, held, place)
     except ValueError as error:
         return _refuse(message, error)
     return reply
@@ -186,6 +193,7 @@ def _perturb(
     context: Context,
     policies: Policies,
     held: str | None,
+    place: Place | None,
 ) -> None:
     """Replace the trained model by the answer, and remove what must stay on the client."""
     own_arrays, unnamed = _read_model(content), _FIT_METRICS in content
@@ -193,6 +201,8 @@ def _perturb(
     update = layout.difference(before, after)
     policies.require_exact(instruction, layout.own_names(own_arrays, unnamed=unnamed))
     payload = answer(context, instruction, layout, update, after, clip=policies.clip, held=held)
+    if place is not None:
+        payload = masked(payload, instruction, layout, place, context)
     policies.withhold(content)
     bodies, scalars = payload.encode()
     (name,) = content.array_records

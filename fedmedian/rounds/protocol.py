@@ -35,8 +35,10 @@ from fedmedian.rounds.screening import (
     one_reply_per_node,
 )
 from fedmedian.rounds.state import KnownModels, RunState
+from fedmedian.rounds.sums import Exchange, SecureSums
 from fedmedian.rounds.watch import Heard, RunFailedError, Watch, describe_round
 from fedmedian.steps.downlink import NOT_HELD
+from fedmedian.steps.sums import VoteCounts
 
 _LOGGER = logging.getLogger("flwr")
 
@@ -92,6 +94,7 @@ class RoundProtocol:
         self._models = KnownModels({}, RunState())
         self._versions: dict[Node, str] = {}
         self._losses = Counter[Node]()
+        self._sums: SecureSums | None = None
         self._questions: list[Question] = []
         self._is_answered = False
         self._round: int | None = None
@@ -123,6 +126,8 @@ class RoundProtocol:
         self._versions, self._losses = {}, Counter()
         self._roster = Roster()
         self._watch = Watch(self.options.max_failed_rounds, self._roster)
+        secure = self.recipe.secure
+        self._sums = None if secure is None else SecureSums(secure, self._roster)
         if self._ledger is not None:
             try:
                 self._ledger.open(self.journal.done)
@@ -297,6 +302,29 @@ class RoundProtocol:
         self._ledger.spend(question)
         return True
 
+    def seat(
+        self, question: Question, nodes: Sequence[Node], exchange: Exchange
+    ) -> Question | None:
+        """Return the question with the nodes' places in its secure sum, if there is to be one.
+
+        Parameters
+        ----------
+        question : Question
+            The question.
+        nodes : sequence of int or str
+            The nodes to be asked.
+        exchange : callable
+            Sends scalars to nodes and returns their replies.
+
+        Returns
+        -------
+        Question or None
+            The question; None if too few clients can take part in the sum.
+        """
+        if self._sums is None:
+            return question
+        return self._sums.seat(question, nodes, exchange)
+
     def sampling(self, server_round: int) -> AbstractContextManager[None]:
         """Return a context in which Flower samples nodes by the seed."""
         return seeded_sampling(self.recipe.seed, server_round)
@@ -308,6 +336,7 @@ class RoundProtocol:
         replies: Collection[tuple[Node, Received]],
         read: Callable[[Received], Said[Source]],
         failures: Sequence[str] = (),
+        exchange: Exchange | None = None,
     ) -> Heard[Source]:
         """Make a step from the usable replies to training.
 
@@ -323,6 +352,8 @@ class RoundProtocol:
             Reads such a reply, or raises.
         failures : sequence of str
             Known reasons for missing replies.
+        exchange : callable, optional
+            As for `seat`, where there is a secure sum.
 
         Returns
         -------
@@ -342,7 +373,12 @@ class RoundProtocol:
             self._ledger.look_at(answers)
         model, state, reason = None, question.state, ""
         try:
-            step, state, measured = self._step(question, kept)
+            total = None
+            if self._sums is not None and exchange is not None:
+                self._sums.forget({*asked} - {answer.node for answer in kept})
+                kept, total = self._sums.open(question, kept, exchange)
+                report["replies-accepted"] = len(kept)
+            step, state, measured = self._step(question, kept, total)
             report |= measured
             model = question.move(step)
             self._models.replace(question.model, model, state)
@@ -356,12 +392,14 @@ class RoundProtocol:
         )
 
     def _step(
-        self, question: Question, answers: list[Answer[Any]]
+        self, question: Question, answers: list[Answer[Any]], total: VoteCounts | None
     ) -> tuple[ServerStep, RunState, Report]:
         least, diagnostics = self.options.min_replies, self.options.diagnostics
         if len(answers) < least:
             raise NoStepError(f"{len(answers)} usable replies, min_replies is {least}")
-        return self.recipe.step(question, answers, question.state, diagnostics=diagnostics)
+        return self.recipe.step(
+            question, answers, question.state, diagnostics=diagnostics, total=total
+        )
 
     def end(
         self, heard: Heard[Any], sizes: Mapping[str, float], own: Mapping[str, Any]

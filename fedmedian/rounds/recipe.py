@@ -1,9 +1,9 @@
 """Rounds as values: what clients are asked, and the step that their answers make."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
+from math import nan, sqrt
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from fedmedian.rounds.screening import Answer, Node, Said, Source
 from fedmedian.rounds.state import RunState
 from fedmedian.rules.noise import NOISE_FAMILIES, Gaussian, Noise
 from fedmedian.rules.optimizers import Optimizer, State
-from fedmedian.rules.scales import ScaleRule, Scales, TopUp
+from fedmedian.rules.scales import Adaptive, ScaleRule, Scales, TopUp, size_by_votes
 from fedmedian.rules.schedules import Schedule
 from fedmedian.rules.trust import (
     agreed_size,
@@ -36,13 +36,17 @@ from fedmedian.rules.trust import (
     num_tolerated,
     voting_weights,
 )
+from fedmedian.secure.cohort import Place, SecureSum
+from fedmedian.secure.opening import Cohort, require_masked
 from fedmedian.steps.base import CLIENT_STEPS, ClientStep
 from fedmedian.steps.encodings import Encoding, Vector
 from fedmedian.steps.instruction import LONGEST_SEED, Instruction, perturb_update
-from fedmedian.steps.noise import AddNoise, Measure, TopUpNoise
+from fedmedian.steps.noise import AddNoise, Measure, SizeVotes, TopUpNoise
 from fedmedian.steps.payload import Payload
 from fedmedian.steps.rotation import Rotation
+from fedmedian.steps.sums import VoteCounts, VotesLayout, masked_of
 from fedmedian.steps.tied import Tied
+from fedmedian.steps.updates import Clip, Limit
 from fedmedian.wire.scalars import Float32, WireError
 
 Model = dict[str, NDArray[Any]]
@@ -51,6 +55,10 @@ DEFAULT_NOISE = Gaussian(TopUp())
 DEFAULT_ROTATION = Rotation()
 DEFAULT_AGGREGATOR = Counts()
 NOTHING_HELD: Mapping[Node, str] = MappingProxyType({})
+
+_LIMIT = 6.0
+"""The largest coordinate in a random basis, over the root mean square of an update as long as it
+may be. Of normal ones two in 10⁹ are larger."""
 
 ScaleFrom = Literal["server", "client"]
 """The side that chooses the noise scale."""
@@ -103,6 +111,8 @@ class Question:
         The model that clients train from: the same, or with a coded downlink the one they hold.
     versions : mapping of int or str to str
         The versions of the model that nodes hold, as far as the server knows.
+    cohort : Cohort, optional
+        The nodes in its secure sum.
     """
 
     server_round: int
@@ -112,6 +122,22 @@ class Question:
     state: RunState
     sent: Arrays
     versions: Mapping[Node, str]
+    cohort: Cohort[Node] | None = None
+
+    @cached_property
+    def places(self) -> Mapping[Node, Place]:
+        """The nodes' places in its secure sum; none without one."""
+        return {} if self.cohort is None else self.cohort.places()
+
+    @property
+    def number(self) -> tuple[int, int]:
+        """The round, and the number of the question in it."""
+        return self.server_round, self.instruction.question
+
+    @cached_property
+    def votes(self) -> VotesLayout:
+        """The order of the votes in a secure sum."""
+        return VotesLayout.of(self.instruction, self.layout)
 
     @cached_property
     def blocks(self) -> Blocks:
@@ -155,6 +181,13 @@ class Question:
             If the reply is unusable, saying why.
         """
         instruction, layout = self.instruction_for(node), self.layout
+        if self.cohort is not None and scalars is not None:
+            payload = Payload.decode(list(arrays.values()), scalars)
+            instruction.require_question(payload)
+            if node not in self.places:
+                raise WireError("has no place in the sum")
+            require_masked(masked_of(payload), self.places[node], self.votes.dim)
+            return payload
         if scalars is not None:
             payload = Payload.decode(list(arrays.values()), scalars)
         elif isinstance(instruction.encoding, Vector) and instruction.find(AddNoise) is None:
@@ -171,6 +204,26 @@ class Question:
             )
         instruction.require_answer(payload, layout, self.sent)
         return payload
+
+    def counts(
+        self, payloads: Sequence[Payload], total: VoteCounts | None
+    ) -> tuple[VoteCounts | None, dict[str, VoteCounts]]:
+        """Return the counts of signs, if only their sum is known, and of votes in steps' reports.
+
+        Parameters
+        ----------
+        payloads : sequence of Payload
+            The answers.
+        total : (D,) integers, optional
+            The sum of their votes where they are masked, in the order of `votes`.
+        """
+        if total is not None:
+            return self.votes.split(total)
+        reports = {
+            name: np.stack([payload.reports[name] for payload in payloads]).astype(np.int64)
+            for name in self.votes.reports
+        }
+        return None, {name: votes.sum(axis=0) for name, votes in reports.items()}
 
     def answer(self, node: Node, said: Said[Source]) -> Answer[Source]:
         """Return the answer in a node's reply; see `read`."""
@@ -224,6 +277,7 @@ class Recipe:
     scale_from: ScaleFrom = "server"
     exact: Sequence[str] = RUNNING_STATISTICS
     downlink: CodedSteps | None = None
+    secure: SecureSum | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -237,6 +291,7 @@ class Recipe:
             require_type("downlink", self.downlink, CodedSteps, "CodedSteps(), or None")
         _require_client_steps(self.client_steps)
         self._require_rotation()
+        self._require_sums()
         require_choice("scale_from", self.scale_from, ("server", "client"))
         for pattern in require_sequence("exact", self.exact, "strings"):
             require_type("exact", pattern, str, "a sequence of strings")
@@ -293,6 +348,12 @@ class Recipe:
             If an array of the model cannot be trained.
         """
         layout = Layout.of_model(model, self.exact)
+        if self.secure is not None and (exact := [spec.name for spec in layout.exact]):
+            raise ValueError(
+                f"secure must be None with this model, got {self.secure!r}: arrays {exact} would "
+                "be sent exactly, and only votes are summed; exact=() has arrays of floating-point "
+                "numbers trained like others"
+            )
         state = self.with_held(state, model, layout)
         sent = model if state.held is None else state.held.model
         steps = self._steps(state, server_round, layout, layout.tied(model))
@@ -324,6 +385,7 @@ class Recipe:
         state: RunState,
         *,
         diagnostics: bool = True,
+        total: VoteCounts | None = None,
     ) -> tuple[ServerStep, RunState, Report]:
         """Return the step of a round.
 
@@ -337,6 +399,8 @@ class Recipe:
             The run's state.
         diagnostics : bool (default: True)
             Whether the report says how votes agree and how much of the step is noise.
+        total : (D,) integers, optional
+            The sum of the answers' votes where they are masked, in the order of `Question.votes`.
 
         Returns
         -------
@@ -356,9 +420,14 @@ class Recipe:
         payloads = [answer.payload for answer in answers]
         used = np.stack([answer.scales for answer in answers])
         sizes = np.stack([answer.magnitudes for answer in answers]).astype(np.float64)
+        signs, counts = question.counts(payloads, total)
+        voted = self._voted_sizes(question, counts, len(answers))
+        if voted is not None:
+            used = np.tile(voted[0], (len(answers), 1))
+            sizes = np.tile(voted[1], (len(answers), 1))
         claims = np.array([one.num_examples if self.weighted else 1.0 for one in answers])
         read = Answers(
-            bodies=[payload.body for payload in payloads],
+            bodies=[payload.body for payload in payloads] if total is None else (),
             weights=voting_weights(claims),
             blocks=question.blocks,
             noise=self.noise,
@@ -367,14 +436,15 @@ class Recipe:
             noise_at=None if self.aggregator.integrates_noise else self.noise_at,
             metrics=[answer.metrics for answer in answers],
             report={} if diagnostics else None,
+            counts=signs,
         )
-        direction, optimizer = self._direction(question, read, payloads, state)
+        direction, optimizer = self._direction(question, read, counts, state)
         report: Report = {"replies-out-of-proportion": count_out_of_proportion(claims, sizes, used)}
         scales = None
         if self.rule is not None and read.scales is not None:
             report["noise-scale"] = self._reported_scales(read).tolist()
             before = self._scales(state, question.blocks, question.layout)
-            scales = self._following(before, sizes)
+            scales = self._following(before, sizes) if voted is None else voted[2]
         rate = self.learning_rate
         if callable(rate):
             rate = _require_rate(rate(question.server_round))
@@ -388,6 +458,8 @@ class Recipe:
             wanted = "a noise family such as Gaussian(0.1), or None"
             require_type("noise", self.noise, Noise, wanted)
             scaled = self.noise.with_scale(in_random_basis=self.rotation is not None)
+            if self.secure is not None:
+                scaled = replace(scaled, scale=_voted(scaled))
             object.__setattr__(self, "noise", scaled)
         self.aggregator.require_noise(self.noise)
         if self.rule is not None and self.rule.tops_up and self.rotation is None:
@@ -421,6 +493,29 @@ class Recipe:
         if isinstance(self.learning_rate, type) or not callable(self.learning_rate):
             object.__setattr__(self, "learning_rate", _require_rate(self.learning_rate))
 
+    def _require_sums(self) -> None:
+        """Raise if the server needs more than the sum of votes, but learns no more."""
+        if self.secure is None:
+            return
+        require_type("secure", self.secure, SecureSum, "SecureSum(), or None")
+        if not self.aggregator.takes_sums:
+            raise ValueError(
+                "secure must be None unless the aggregator needs no more than the sum of votes, as "
+                f"Counts() and Majority() do, got {self.secure!r} with {self.aggregator!r}"
+            )
+        for argument, allowed in (("weighted", False), ("scale_from", "server")):
+            if (value := getattr(self, argument)) != allowed:
+                raise ValueError(
+                    f"{argument} must be {allowed!r} with secure={self.secure!r}, got {value!r}: "
+                    "in a secure sum all votes have one weight and one noise scale"
+                )
+        for index, step in enumerate(self.client_steps):
+            if step.reveals and type(step).num_votes is ClientStep.num_votes:
+                raise ValueError(
+                    f"client_steps[{index}] must report votes of 0 or 1 with secure="
+                    f"{self.secure!r}, got {step!r}, which reports {step.reveals}"
+                )
+
     def _require_rotation(self) -> None:
         if self.rotation is None:
             return
@@ -443,14 +538,30 @@ class Recipe:
         steps += self.client_steps
         if self.rotation is not None:
             steps.append(replace(self.rotation, seed=rotation_seed(self.seed, server_round)))
-        if self.rule is not None and self.rule.magnitude is not None:
-            steps.append(Measure(self.rule.magnitude))
+        blocks = layout.blocks
+        for step in steps:
+            blocks = step.blocks(blocks)
+        steps += self._limits(blocks)
+        steps += self._measures(state, blocks, layout)
         if self.client_noise is not None:
-            blocks = layout.blocks
-            for step in steps:
-                blocks = step.blocks(blocks)
             steps.append(self._noise_step(self.client_noise, state, blocks, layout))
         return (*steps, self.aggregator.encoding)
+
+    def _limits(self, blocks: Blocks) -> list[ClientStep]:
+        """Return the limit of coordinates where a sum must hide a clipped update."""
+        clip = next((one for one in self.client_steps if type(one) is Clip), None)
+        if self.secure is None or clip is None:
+            return []
+        return [Limit(_LIMIT * clip.norm / sqrt(max(blocks.dim, 1)))]
+
+    def _measures(self, state: RunState, blocks: Blocks, layout: Layout) -> list[ClientStep]:
+        rule = self.rule
+        if rule is None or rule.magnitude is None:
+            return []
+        if not rule.voted:
+            return [Measure(rule.magnitude)]
+        sizes = (self._scales(state, blocks, layout) / rule.own_factor).astype(np.float32)
+        return [SizeVotes(rule.magnitude, None if np.isnan(sizes).all() else sizes)]
 
     def _noise_step(
         self, noise: Noise, state: RunState, blocks: Blocks, layout: Layout
@@ -460,7 +571,7 @@ class Recipe:
         is_own = self.scale_from == "client" or is_unknown
         add = TopUpNoise if noise.rule.tops_up else AddNoise
         told = None if is_own else scales.astype(np.float32)
-        return add(noise, told, noise.rule.own_factor)
+        return add(noise, told, noise.rule.own_factor, noise.rule.voted)
 
     def _scales(self, state: RunState, blocks: Blocks, layout: Layout) -> Scales:
         """Return the scales in force; NaN for a block whose scale the answers set."""
@@ -473,6 +584,27 @@ class Recipe:
         rule = self.rule
         assert rule is not None  # only called with noise
         return require_result(rule, rule.following(scales, sizes), scales.size, np.float64)
+
+    def _voted_sizes(
+        self, question: Question, counts: Mapping[str, VoteCounts], num_clients: int
+    ) -> tuple[Float32, Scales, Scales] | None:
+        """Return each block's scale, the size that it stands for, and its next scale.
+
+        None unless clients vote on sizes.
+        """
+        step, rule = question.instruction.find(SizeVotes), self.rule
+        if step is None or rule is None:
+            return None
+        rungs = step.rungs(question.blocks)
+        ends = np.cumsum([len(one) for one in rungs])
+        above = np.split(counts[step.name], ends[:-1])
+        known = np.array([nan if len(one) > 1 else one[0] for one in rungs], dtype=np.float64)
+        pairs = zip(known, above, strict=True)
+        found = np.array([size_by_votes(*one, num_clients, rule.quantile) for one in pairs])
+        sizes = np.where(np.isnan(known), found, known)
+        # Nothing is known of a block that has not moved.
+        following = np.where(found == 0, nan, rule.own_factor * found)
+        return np.float32(rule.own_factor) * sizes.astype(np.float32), sizes, following
 
     @property
     def _is_measured(self) -> bool:
@@ -494,7 +626,7 @@ class Recipe:
         self,
         question: Question,
         read: Answers,
-        payloads: Sequence[Payload],
+        counts: Mapping[str, VoteCounts],
         state: RunState,
     ) -> tuple[Float32, dict[str, State]]:
         """Return the optimizer's step in the basis of the parameters, and its state by array."""
@@ -505,7 +637,8 @@ class Recipe:
             if read.magnitudes is not None:
                 _keep_frozen(direction, read.blocks, read.magnitudes)
             direction = question.instruction.undo(direction, question.layout)
-            question.layout.average_tied(direction, _still_tied(question.instruction, payloads))
+            tied = _still_tied(question.instruction, counts, len(read))
+            question.layout.average_tied(direction, tied)
             if self.optimizer is None:
                 return direction, {}
             return _optimized(self.optimizer, direction, question.layout, state)
@@ -525,6 +658,18 @@ class Recipe:
             spec.name: spec.combine(values, center, question.model[spec.name])
             for spec, values in stacked
         }
+
+
+def _voted(noise: Noise) -> ScaleRule:
+    """Return the noise's scale rule, changed so that clients report no magnitudes."""
+    rule = noise.rule
+    if rule.magnitude is None or rule.voted:
+        return rule
+    if not isinstance(rule, Adaptive | TopUp):
+        raise ValueError(
+            f"noise must have a scale rule without magnitudes with secure sums, got {noise!r}"
+        )
+    return replace(rule, voted=True)
 
 
 def is_same(value: Any, other: Any) -> bool:
@@ -554,7 +699,7 @@ def _require_client_steps(steps: Sequence[ClientStep]) -> None:
     for index, step in enumerate(require_sequence("client_steps", steps, "client steps")):
         argument = f"client_steps[{index}]"
         CLIENT_STEPS.require(argument, step)
-        if isinstance(step, Tied | Rotation | Measure | AddNoise | Encoding):
+        if isinstance(step, Tied | Rotation | Limit | Measure | AddNoise | Encoding):
             raise ValueError(f"{argument} must not be one that strategies add, got {step!r}")
         if step.name in names:
             raise ValueError(f"{argument} must not be the second of its kind, got {step!r}")
@@ -572,7 +717,9 @@ def _keep_frozen(direction: Float32, blocks: Blocks, magnitudes: NDArray[np.floa
             part[:] = 0
 
 
-def _still_tied(instruction: Instruction, payloads: Sequence[Payload]) -> list[tuple[int, ...]]:
+def _still_tied(
+    instruction: Instruction, counts: Mapping[str, VoteCounts], num_clients: int
+) -> list[tuple[int, ...]]:
     """Return the groups that more than half of the clients, and all but t, report as tied.
 
     Of two clients both must. A liar that separates a tied group does harm that the clients' next
@@ -581,9 +728,9 @@ def _still_tied(instruction: Instruction, payloads: Sequence[Payload]) -> list[t
     step = instruction.find(Tied)
     if step is None:
         return []
-    found = Counter(group for one in payloads for group in step.still_tied(one.reports[step.name]))
-    enough = max(len(payloads) - num_tolerated(len(payloads)), len(payloads) // 2 + 1)
-    return [group for group, count in found.items() if count >= enough]
+    enough = max(num_clients - num_tolerated(num_clients), num_clients // 2 + 1)
+    pairs = zip(step.groups, counts[step.name], strict=True)
+    return [group for group, count in pairs if count >= enough]
 
 
 def _optimized(

@@ -7,13 +7,14 @@ the next ones. Scales and magnitudes are float64 vectors with one entry per bloc
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import nan
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmedian.checks import require_choice, require_integer, require_real
-from fedmedian.rules.trust import PROPORTION, agreed_size
+from fedmedian.checks import require_choice, require_integer, require_real, require_type
+from fedmedian.rules.trust import PROPORTION, agreed_size, num_tolerated
 from fedmedian.wire.scalars import LARGEST
 
 Magnitude = Literal["rms", "max"]
@@ -21,6 +22,9 @@ Magnitude = Literal["rms", "max"]
 
 Scales = NDArray[np.float64]
 """The noise scale of each block, (L,) float64; NaN where each client chooses its own."""
+
+LADDER: NDArray[np.float32] = np.exp2(np.arange(-40, 20.5, 0.5)).astype(np.float32)
+"""The sizes that clients compare a block with whose size is unknown, where they vote on it."""
 
 _MAX_CHANGE = 2.0
 """A scale changes by at most this factor from one round to the next."""
@@ -34,6 +38,12 @@ class ScaleRule(ABC):
 
     tops_up: ClassVar[bool] = False
     """Whether scales are levels that noise tops updates up to, not the noise's own."""
+
+    quantile: float = 0.5
+    """Which quantile over clients of the magnitude counts, in [0, 1]."""
+
+    voted: bool = False
+    """Whether clients vote on that quantile instead of reporting their magnitudes."""
 
     @property
     def own_factor(self) -> float:
@@ -114,6 +124,11 @@ class Adaptive(ScaleRule):
         The measure: root mean square of the block's update, or its largest absolute entry.
     quantile : float (default: 0.5)
         Which quantile over clients, in [0, 1]; 0.5 is the median, 1 the maximum.
+    voted : bool (default: False)
+        Whether clients vote on the magnitude: is that of each block above the last quantile? The
+        quantile doubles or halves at most. No client reports, or can claim, more than this one bit
+        per block. In the first round, and after a unanimous vote, clients compare theirs with each
+        of 121 sizes (Andrew et al., arXiv 1905.03871, move a norm to clip to in this way).
 
     Raises
     ------
@@ -124,11 +139,13 @@ class Adaptive(ScaleRule):
     factor: float = 3.0
     magnitude: Magnitude = "rms"
     quantile: float = 0.5
+    voted: bool = False
 
     def __post_init__(self) -> None:
         require_real("factor", self.factor, low=0.0, open_low=True)
         require_choice("magnitude", self.magnitude, ("rms", "max"))
         require_real("quantile", self.quantile, low=0.0, high=1.0)
+        require_type("voted", self.voted, bool, "a bool")
 
     @property
     def own_factor(self) -> float:
@@ -175,6 +192,8 @@ class TopUp(ScaleRule):
         hundred. A client that chooses its own level uses 1.2.
     quantile : float (default: 0.5)
         Which quantile over clients, in [0, 1]; 0.5 is the median, 1 the maximum.
+    voted : bool (default: False)
+        As for `Adaptive`. The default factor is then 1.2.
 
     Raises
     ------
@@ -184,6 +203,7 @@ class TopUp(ScaleRule):
 
     factor: float | None = None
     quantile: float = 0.5
+    voted: bool = False
 
     magnitude: Magnitude | None = field(default="rms", init=False, repr=False)
 
@@ -209,7 +229,7 @@ class TopUp(ScaleRule):
 
     def _adaptive(self, num_clients: int) -> Adaptive:
         factor = num_clients**self._GROWTH if self.factor is None else self.factor
-        return Adaptive(factor, "rms", self.quantile)
+        return Adaptive(factor, "rms", self.quantile, self.voted)
 
 
 @dataclass(frozen=True)
@@ -254,6 +274,40 @@ class Theory(ScaleRule):
         if encoding not in exponents:
             raise ValueError(f"scale must not be {self!r} where clients send {encoding!r}")
         return float((float(self.rounds) * float(self.dim)) ** exponents[encoding])
+
+
+def size_by_votes(
+    size: float, above: NDArray[np.integer[Any]], num_votes: int, quantile: float
+) -> float:
+    """Return the quantile of a block's magnitudes from votes.
+
+    Parameters
+    ----------
+    size : float
+        The last quantile; NaN if it is unknown.
+    above : (n,) integers
+        How many clients have a larger magnitude: than `size`, or than each of `LADDER`.
+    num_votes : int
+        M, the number of clients that voted, >= 1.
+    quantile : float
+        Which quantile, in [0, 1].
+
+    Returns
+    -------
+    float
+        The quantile. Of an unknown one it is 0 if at most t clients have moved the block. Else it
+        is NaN if the vote is unanimous, because it may be anything.
+    """
+    if not np.isnan(size):
+        share = float(above[0]) / num_votes
+        return (
+            size * 2 ** float(np.clip(2 * (share - 1 + quantile), -1, 1)) if 0 < share < 1 else nan
+        )
+    moved = int(above[0])
+    if moved <= num_tolerated(num_votes):
+        return 0.0
+    rung = np.flatnonzero(above > (1 - quantile) * moved).max(initial=0)
+    return float(LADDER[rung]) * 2**0.25
 
 
 @dataclass(frozen=True)

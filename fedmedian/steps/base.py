@@ -56,6 +56,8 @@ class Draft:
         The body of the payload, once an encoding has made it.
     reports : dict of str to (n,) float32
         What steps report to the server, by the step's name.
+    magnitudes : (L,) float32 or None
+        The magnitude of each block, once a step has measured it.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Draft:
         self.rng = rng
         self.body: NDArray[Any] | None = None
         self.reports: dict[str, Float32] = {}
+        self.magnitudes: Float32 | None = None
 
     @property
     def vector(self) -> Float32:
@@ -165,6 +168,18 @@ class ClientStep(ABC):
             If the step does not fit the blocks before it, whatever the update.
         """
         return before
+
+    def num_votes(self, blocks: Blocks) -> int:
+        """Return the number of entries of the report if each is 0 or 1; by default 0.
+
+        Only such reports can be summed in a secure sum.
+
+        Parameters
+        ----------
+        blocks : Blocks
+            The blocks before this step.
+        """
+        return 0
 
     def check(self, reported: Float32 | None, blocks: Blocks) -> None:
         """Check a client's report on the server; by default there must be none.

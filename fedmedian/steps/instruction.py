@@ -120,6 +120,13 @@ class Instruction:
         """
         return _blocks_around(self, layout.blocks)[-1]
 
+    def num_votes(self, layout: Layout) -> dict[str, int]:
+        """Return how many votes each step reports, by its name, for those that do."""
+        before = _blocks_around(self, layout.blocks)[:-1]
+        pairs = zip(self.steps, before, strict=True)
+        numbers = {step.name: step.num_votes(blocks) for step, blocks in pairs}
+        return {name: number for name, number in numbers.items() if number}
+
     def undo(self, direction: Float32, layout: Layout) -> Float32:
         """Turn an aggregate of the clients' vectors into a direction for the model.
 
@@ -190,6 +197,17 @@ class Instruction:
         read.finish()
         return cls(steps, read.server_round, seed, tuple(exact), read.question)
 
+    def require_question(self, payload: Payload) -> None:
+        """Raise `WireError` unless a payload answers this instruction's question."""
+        if payload.server_round != self.server_round:
+            raise WireError(
+                f"answers round {payload.server_round}, was asked in round {self.server_round}"
+            )
+        if payload.question != self.question:
+            raise WireError(
+                f"answers question {payload.question} of the round, was asked {self.question}"
+            )
+
     def require_answer(self, payload: Payload, layout: Layout, model: Arrays | None = None) -> None:
         """Raise unless a payload is a usable answer.
 
@@ -207,17 +225,12 @@ class Instruction:
         WireError
             Naming the first fault: round, encoding, body, exact arrays, or a step's report.
         """
-        if payload.server_round != self.server_round:
-            raise WireError(
-                f"answers round {payload.server_round}, was asked in round {self.server_round}"
-            )
-        if payload.question != self.question:
-            raise WireError(
-                f"answers question {payload.question} of the round, was asked {self.question}"
-            )
+        self.require_question(payload)
         encoding = self.encoding
         if payload.encoding != encoding.name:
             raise WireError(f"sent {shown(payload.encoding)}, was asked for {encoding.name!r}")
+        if payload.shares is not None or payload.commitment is not None:
+            raise WireError("has shares of a secure sum, which was not asked for")
         *before, after = _blocks_around(self, layout.blocks)
         encoding.check_body(payload.body, after)
         if unknown := payload.reports.keys() - {step.name for step in self.steps}:

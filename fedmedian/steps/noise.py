@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fedmedian.checks import require_choice, require_real
 from fedmedian.model.blocks import Blocks
 from fedmedian.rules.noise import NOISE_FAMILIES, Noise
-from fedmedian.rules.scales import Magnitude
+from fedmedian.rules.scales import LADDER, Magnitude
 from fedmedian.steps.base import ClientStep, Draft, energy, register_client_step
 from fedmedian.wire.scalars import (
     Float32,
@@ -21,6 +21,7 @@ from fedmedian.wire.scalars import (
     floats_to_bytes,
     require_sizes,
     require_vector,
+    require_votes,
 )
 
 
@@ -50,12 +51,16 @@ class Measure(ClientStep):
 
     def apply(self, draft: Draft) -> None:
         """Measure the draft, which stays unchanged, and report (L,) magnitudes."""
-        parts = draft.blocks.split(draft.vector)
-        draft.report(self, np.array([self._of(part) for part in parts], dtype=np.float32))
+        draft.report(self, self._measured(draft))
 
     def check(self, reported: Float32 | None, blocks: Blocks) -> None:
         """Require a magnitude for each block; see `ClientStep.check`."""
         require_vector("magnitudes", reported, len(blocks), are_sizes=True)
+
+    def _measured(self, draft: Draft) -> Float32:
+        parts = draft.blocks.split(draft.vector)
+        draft.magnitudes = np.array([self._of(part) for part in parts], dtype=np.float32)
+        return draft.magnitudes
 
     def _of(self, part: Float32) -> float:
         if part.size == 0:
@@ -67,10 +72,80 @@ class Measure(ClientStep):
 
 @register_client_step
 @dataclass(frozen=True, eq=False)
+class SizeVotes(Measure):
+    """A report of whether each block's magnitude is above a threshold, one vote for each.
+
+    Without a threshold it is a vote for each of the sizes in `LADDER`.
+
+    Parameters
+    ----------
+    magnitude : {"rms", "max"}
+        As for `Measure`.
+    thresholds : (L,) float32, optional
+        The threshold of each block, in units of the update; NaN for `LADDER`. None for `LADDER` for
+        all blocks.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `magnitude` is anything else.
+    """
+
+    thresholds: Float32 | None = None
+
+    name: ClassVar[str] = "size-votes"
+
+    def apply(self, draft: Draft) -> None:
+        """Measure the draft, which stays unchanged, and report the votes."""
+        pairs = zip(self._measured(draft), self.rungs(draft.blocks), strict=True)
+        draft.report(self, np.concatenate([[], *(size > rungs for size, rungs in pairs)]))
+
+    def blocks(self, before: Blocks) -> Blocks:
+        """Return the same blocks; if thresholds are given, there must be one for each."""
+        if self.thresholds is not None and self.thresholds.size != len(before):
+            raise WireError(
+                f"instruction has thresholds for {self.thresholds.size} blocks, "
+                f"the update has {len(before)}"
+            )
+        return before
+
+    def rungs(self, blocks: Blocks) -> list[Float32]:
+        """Return the thresholds that each block is compared with, in ascending order."""
+        self.blocks(blocks)  # raises if the thresholds are those of other blocks
+        if self.thresholds is None:
+            return [LADDER] * len(blocks)
+        return [LADDER if np.isnan(one) else np.array([one]) for one in self.thresholds]
+
+    def num_votes(self, blocks: Blocks) -> int:
+        """Return the number of thresholds."""
+        return sum(rungs.size for rungs in self.rungs(blocks))
+
+    def check(self, reported: Float32 | None, blocks: Blocks) -> None:
+        """Require 0 or 1 for each threshold; see `ClientStep.check`."""
+        require_votes("size votes", reported, self.num_votes(blocks))
+
+    def encode(self) -> dict[str, WireScalar]:
+        """Return the magnitude and the thresholds."""
+        message: dict[str, WireScalar] = {"magnitude": self.magnitude}
+        if self.thresholds is not None:
+            message["thresholds"] = floats_to_bytes(self.thresholds)
+        return message
+
+    @classmethod
+    def decode(cls, parameters: Mapping[str, Any]) -> Self:
+        """Return the step with these parameters; see `ClientStep.decode`."""
+        own = dict(parameters)
+        if (thresholds := own.pop("thresholds", None)) is not None:
+            own["thresholds"] = floats_from_bytes("thresholds", thresholds)
+        return cls(**own)
+
+
+@register_client_step
+@dataclass(frozen=True, eq=False)
 class AddNoise(ClientStep):
     """Noise b·ξ on every coordinate; strategies add it for their `noise`.
 
-    A client that chooses any scale itself reports all scales.
+    A client that chooses any scale itself reports all scales, unless it is to be quiet.
 
     Parameters
     ----------
@@ -82,11 +157,14 @@ class AddNoise(ClientStep):
         blocks.
     factor : float (default: 1.0)
         See `scales`.
+    quiet : bool (default: False)
+        Whether clients keep the scales that they choose to themselves.
     """
 
     noise: Noise
     scales: Float32 | None = None
     factor: float = 1.0
+    quiet: bool = False
 
     name: ClassVar[str] = "noise"
 
@@ -110,7 +188,7 @@ class AddNoise(ClientStep):
 
     def check(self, reported: Float32 | None, blocks: Blocks) -> None:
         """Require scales if the client chooses any, unchanged where it was told one."""
-        if not self.has_own_scales:
+        if self.quiet or not self.has_own_scales:
             super().check(reported, blocks)
             return
         scales = require_vector("scales", reported, len(blocks), are_sizes=True)
@@ -124,13 +202,16 @@ class AddNoise(ClientStep):
         message: dict[str, WireScalar] = {"family": self.noise.name, "factor": float(self.factor)}
         if self.scales is not None:
             message["scales"] = floats_to_bytes(self.scales)
+        if self.quiet:
+            message["quiet"] = True
         return message | {f"family.{key}": value for key, value in self.noise.parameters.items()}
 
     @classmethod
     def decode(cls, parameters: Mapping[str, Any]) -> Self:
         """Return the step with these parameters; see `ClientStep.decode`."""
         own = dict(parameters)
-        family, factor, scales = (own.pop(key, None) for key in ("family", "factor", "scales"))
+        keys = "family", "factor", "scales", "quiet"
+        family, factor, scales, quiet = (own.pop(key, None) for key in keys)
         for key in own:
             if not key.startswith("family.") or key == "family.scale":  # the rule is the server's
                 raise TypeError(f"{key} is unknown")
@@ -140,7 +221,7 @@ class AddNoise(ClientStep):
         if scales is not None:
             scales = floats_from_bytes("scales", scales)
             require_sizes("scales", scales[~np.isnan(scales)])
-        return cls(noise, scales, require_real("factor", factor, low=0.0))
+        return cls(noise, scales, require_real("factor", factor, low=0.0), quiet is not None)
 
     def _scales(self, draft: Draft) -> Float32:
         """Return the scales in force, and report them if the client chose any."""
@@ -149,7 +230,8 @@ class AddNoise(ClientStep):
             return self.scales
         own = np.float32(self.factor) * _measured(draft)
         scales = own if self.scales is None else np.where(np.isnan(self.scales), own, self.scales)
-        draft.report(self, scales)
+        if not self.quiet:
+            draft.report(self, scales)
         return scales
 
 
@@ -176,6 +258,6 @@ def top_up(level: NDArray[Any], rms: NDArray[Any]) -> Float32:
 
 
 def _measured(draft: Draft) -> Float32:
-    if Measure.name not in draft.reports:
+    if draft.magnitudes is None:
         raise WireError("instruction asks for noise scales by a magnitude that it does not measure")
-    return draft.reports[Measure.name]
+    return draft.magnitudes

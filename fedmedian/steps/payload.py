@@ -47,6 +47,8 @@ class Payload:
         The question of the round that it answers.
     held : str, optional
         The version of the model that the client holds; see `fedmedian.steps.downlink`.
+    shares, commitment : bytes, optional
+        What belongs to masked votes; see `fedmedian.secure.masking.Masked`.
     """
 
     encoding: str
@@ -57,6 +59,8 @@ class Payload:
     reports: Mapping[str, Float32] = field(default_factory=dict)
     question: int = 0
     held: str | None = None
+    shares: bytes | None = None
+    commitment: bytes | None = None
 
     def encode(self) -> tuple[list[NDArray[Any]], dict[str, WireScalar]]:
         """Return the payload's arrays, one or two, and its scalars."""
@@ -71,8 +75,9 @@ class Payload:
             message["partition"] = self.partition
         if self.question:
             message["question"] = self.question
-        if self.held is not None:
-            message["held"] = self.held
+        for name in ("held", "shares", "commitment"):
+            if (value := getattr(self, name)) is not None:
+                message[name] = value
         arrays = [self.body, self.exact] if self.exact.size else [self.body]
         return arrays, with_prefix(message)
 
@@ -101,7 +106,7 @@ class Payload:
             server_round=read.server_round,
             reports=read.floats_below(_REPORTS),
             question=read.question,
-            **read.optionals(partition=int, held=str),
+            **read.optionals(partition=int, held=str, shares=bytes, commitment=bytes),
         )
         read.finish()
         return payload

@@ -14,7 +14,7 @@ from fedmedian.wire.scalars import (
     WireError,
     WireScalar,
     list_from_json,
-    require_vector,
+    require_votes,
 )
 
 
@@ -51,10 +51,13 @@ class Tied(ClientStep):
         """Return the groups that a client reports tied."""
         return [group for group, is_tied in zip(self.groups, reported, strict=True) if is_tied]
 
+    def num_votes(self, blocks: Blocks) -> int:
+        """Return the number of groups."""
+        return len(self.groups)
+
     def check(self, reported: Float32 | None, blocks: Blocks) -> None:
         """Require 0 or 1 for each group; see `ClientStep.check`."""
-        if not np.isin(require_vector("tied arrays", reported, len(self.groups)), (0, 1)).all():
-            raise WireError("tied arrays must be 0 or 1")
+        require_votes("tied arrays", reported, len(self.groups))
 
     def encode(self) -> dict[str, WireScalar]:
         """Return the groups as JSON."""

@@ -26,6 +26,7 @@ from fedmedian.rounds.screening import CohortRule
 from fedmedian.rules.noise import Noise
 from fedmedian.rules.optimizers import Optimizer
 from fedmedian.rules.schedules import Schedule
+from fedmedian.secure.cohort import SecureSum
 from fedmedian.steps.base import ClientStep
 from fedmedian.steps.encodings import Vector
 from fedmedian.steps.rotation import Rotation
@@ -138,6 +139,7 @@ class SignArguments(ShowsArguments):
     _usual_aggregator = Counts()
 
     weighted = Argument[bool]()
+    secure = Argument[SecureSum | None]()
 
     def __init__(
         self,
@@ -152,6 +154,7 @@ class SignArguments(ShowsArguments):
         scale_from: ScaleFrom = "server",
         exact: Sequence[str] = RUNNING_STATISTICS,
         downlink: CodedSteps | None = None,
+        secure: SecureSum | None = None,
         cohort_rules: Sequence[CohortRule] = (),
         diagnostics: bool = True,
         min_replies: int = 1,
@@ -165,6 +168,11 @@ class SignArguments(ShowsArguments):
             raise ValueError(
                 f"aggregator must be of signs such as Counts() or Majority(), got {aggregator!r}: "
                 "MedianSGD is for rules of whole updates"
+            )
+        if secure is not None and cohort_rules:
+            raise ValueError(
+                f"cohort_rules must be empty with secure={secure!r}, got {cohort_rules!r}: a "
+                "secure sum hides single votes, so there is nothing to judge"
             )
         given = locals()  # the signature names each argument; here they are sorted by use
         self._build(_of(Recipe, given), _of(RunOptions, given), flower)

@@ -103,6 +103,11 @@ class LegacyStrategy(ShowsArguments, FedAvg):
     """
 
     def _build(self, recipe: Recipe, options: RunOptions, flower: FlowerOptions) -> None:
+        if recipe.secure is not None:
+            raise ValueError(
+                f"secure must be None in the older API, got {recipe.secure!r}: its clients cannot "
+                "be asked anything during a round; fedmedian.strategies.SignSGD has secure sums"
+            )
         require_fedavg_options(type(self), flower, LegacyFedAvgOptions.__optional_keys__)
         fedavg: dict[str, Any] = dict(flower)
         FedAvg.__init__(self, **fedavg)

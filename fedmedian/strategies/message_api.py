@@ -8,7 +8,14 @@ from logging import INFO
 from statistics import fmean
 from typing import Any, TypeVar, cast
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
@@ -35,7 +42,7 @@ from fedmedian.strategies import numpy_clients as numpy_messages
 from fedmedian.strategies.arguments import Argument, ShowsArguments, differing
 from fedmedian.strategies.options import FedAvgOptions, FlowerOptions, require_fedavg_options
 from fedmedian.strategies.wrappers import require_no_unfit_wrapper
-from fedmedian.wire.scalars import EVALUATION, WIRE_VERSION, WireError
+from fedmedian.wire.scalars import EVALUATION, WIRE_VERSION, WireError, WireScalar
 
 Record = TypeVar("Record")
 _FORMER = 10_000
@@ -52,6 +59,14 @@ class _ShortResult(Result):
         reports = self.train_metrics_clientapp
         short = {number: MetricRecord(without_lists(one)[0]) for number, one in reports.items()}
         return repr(Result(**{**vars(self), "train_metrics_clientapp": short}))
+
+
+@dataclass
+class _Traffic:
+    """The bytes of messages around a secure sum, apart from the votes."""
+
+    up: int = 0
+    down: int = 0
 
 
 @dataclass(eq=False)
@@ -108,6 +123,9 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self._former = dict[str, int]()
         self._asked_to_evaluate: list[Message] = []
         self._usual_size = 0
+        self._around = _Traffic()
+        self._grid: Grid | None = None
+        self._timeout = 3600.0
         self._per_block: dict[int, dict[str, Any]] = {}
 
     numpy_clients = Argument[bool]()
@@ -189,7 +207,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
                 "initial_arrays must be an ArrayRecord, such as ArrayRecord(model.state_dict()), "
                 f"got a {type(initial_arrays).__name__}"
             )
-        self._per_block = {}
+        self._per_block, self._timeout = {}, timeout
         self._forget()
         journal = self._protocol.journal
         self._protocol.open(to_arrays(initial_arrays))
@@ -269,6 +287,10 @@ class MessageStrategy(ShowsArguments, FedAvg):
             )
         if not self._protocol.may_ask(question, len(asked), nodes.present):
             asked = []
+        self._grid, self._around = grid, _Traffic()
+        seated = self._protocol.seat(question, _nodes(asked), partial(self._exchange, question))
+        question = question if seated is None else seated
+        asked = [one for one in asked if seated is not None and _has_place(one, seated)]
         self._usual_size = max(sizes_of(asked[:1]), default=0)
         self._address(asked, question.model, question.content_for)
         self._protocol.log_whole_models(question.state.held, _nodes(asked))
@@ -276,6 +298,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
             instruction = question.instruction_for(message.metadata.dst_node_id)
             if instruction is not question.instruction:
                 self._tell(message, instruction.encode())
+            if (place := question.places.get(message.metadata.dst_node_id)) is not None:
+                self._tell(message, place.encode())
         if any(one.question.server_round > server_round for one in self._asked):
             self._forget()  # another strategy has started a new run
         late = [one for one in self._asked if one.question.server_round != server_round]
@@ -286,6 +310,26 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self._asked = [one for one in self._asked if one not in late]
         self._asked.append(_Asked(question, asked))
         return asked
+
+    def _exchange(
+        self, question: Question, requests: Mapping[Node, Mapping[str, WireScalar]]
+    ) -> dict[Node, Mapping[str, Any] | str]:
+        """Send scalars to nodes, and return those in each reply, or the reason for its error."""
+        assert self._grid is not None  # `configure_train` has set it
+        messages = [
+            Message(
+                RecordDict({self.configrecord_key: ConfigRecord(dict(scalars))}),
+                int(node),
+                MessageType.TRAIN,
+                group_id=str(question.server_round),
+            )
+            for node, scalars in requests.items()
+        ]
+        replies = [*self._grid.send_and_receive(messages, timeout=self._timeout)]
+        self._around.down += sum(sizes_of(messages))
+        self._around.up += sum(sizes_of(replies))
+        _, replies_of = _by_node(messages, replies, ())
+        return {node: _scalars_of(reply) for node, reply in replies_of}
 
     def _forget(self) -> None:
         """Forget the messages of an earlier run."""
@@ -336,7 +380,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
             return None, None
         asked, replies_of = _by_node(sent, replies, self._former)
         read = partial(self._read, names=[spec.name for spec in question.layout.specs])
-        heard = self._protocol.hear(question, asked, replies_of, read)
+        exchange = partial(self._exchange, question) if question.cohort is not None else None
+        heard = self._protocol.hear(question, asked, replies_of, read, exchange=exchange)
         sizes = self._count(sent, replies, trains=True)
         own = self._aggregate("train_metrics_aggr_fn", heard.usual) if heard.usual else None
         metrics = self._protocol.end(heard, sizes, own or {})
@@ -442,7 +487,10 @@ class MessageStrategy(ShowsArguments, FedAvg):
         """
         up, down, model = sizes_of(replies), sizes_of(asked), self._usual_size
         with_fedavg = sum(model if trains else size for size in up if size)
-        self._protocol.count(sum(up), sum(down), with_fedavg, model * len(down))
+        around = self._around if trains else _Traffic()
+        self._protocol.count(
+            sum(up) + around.up, sum(down) + around.down, with_fedavg, model * len(down)
+        )
         means = {"uplink-bytes": up, "downlink-bytes": down}
         return {name: fmean(sizes) for name, sizes in means.items() if any(sizes)}
 
@@ -526,6 +574,19 @@ class _CountingGrid:
 
 def _nodes(messages: Sequence[Message]) -> list[Node]:
     return [message.metadata.dst_node_id for message in messages]
+
+
+def _has_place(message: Message, question: Question) -> bool:
+    return question.cohort is None or message.metadata.dst_node_id in question.places
+
+
+def _scalars_of(reply: Message) -> Mapping[str, Any] | str:
+    """Return the scalars in a reply, or the reason why there are none."""
+    if reply.has_error():
+        return text_of(reply.error.reason)
+    return {
+        key: one for record in _records(ConfigRecord, reply.content) for key, one in record.items()
+    }
 
 
 def _is_instructed(message: Message) -> bool:

@@ -241,6 +241,12 @@ def require_vector(
     return require_sizes(name, values, LARGEST) if are_sizes else values
 
 
+def require_votes(name: str, values: NDArray[Any] | None, size: int) -> None:
+    """Raise `WireError` unless `values` are a float32 vector of this size, all 0 or 1."""
+    if not np.isin(require_vector(name, values, size), (0, 1)).all():
+        raise WireError(f"{name} must be 0 or 1")
+
+
 def require_sizes(name: str, values: Float32, largest: float = _LARGEST) -> Float32:
     """Return `values` if all are in [0, largest], else raise `WireError`."""
     if not all(0 <= value <= largest for value in values.tolist()):  # faster than numpy for a few

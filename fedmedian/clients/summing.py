@@ -1,0 +1,87 @@
+"""A client's key for secure sums, which it keeps between rounds, and its part in them."""
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+
+from fedmedian.model.layout import Layout
+from fedmedian.secure.cohort import Place
+from fedmedian.secure.masking import Key
+from fedmedian.secure.requests import answer, is_request
+from fedmedian.steps.instruction import Instruction
+from fedmedian.steps.payload import Payload
+from fedmedian.steps.sums import VotesLayout, masked_payload
+from fedmedian.wire.scalars import WireError
+
+_STATE = "fedmedian-sum"
+"""The record of the client's state that holds its key."""
+
+_RECORD = "fedmedian"
+
+
+def answer_request(message: Message, context: Context) -> Message | None:
+    """Return the reply to a request around a secure sum; None for any other message.
+
+    Raises
+    ------
+    WireError
+        If the request is malformed, or the client must not reveal what it asks for.
+    """
+    config = next((one for one in message.content.config_records.values() if is_request(one)), None)
+    if config is None:
+        return None
+    key, reply = answer(config, _recall(context))
+    _remember(context, key)
+    return Message(RecordDict({_RECORD: ConfigRecord({**reply})}), reply_to=message)
+
+
+def masked(
+    payload: Payload,
+    instruction: Instruction,
+    layout: Layout,
+    place: Place,
+    context: Context,
+) -> Payload:
+    """Return the answer to an instruction with masked votes.
+
+    Raises
+    ------
+    WireError
+        If a report is no vote, or as `Key.takes`.
+    """
+    votes = VotesLayout.of(instruction, layout).votes_of(payload)
+    key = _recall(context)
+    if key is None or key.place != place:
+        raise WireError("the key for secure sums has changed during training")
+    return masked_payload(payload, key.mask(votes))
+
+
+def take(place: Place, instruction: Instruction, context: Context) -> None:
+    """Take a place in the sum of a question, once.
+
+    Raises
+    ------
+    WireError
+        If this client has no key, or as `Key.takes`.
+    """
+    key = _recall(context)
+    if key is None:
+        raise WireError("this client has no key for secure sums, it keeps no state between rounds")
+    question = instruction.server_round, instruction.question
+    _remember(context, key.takes(place, question))
+
+
+def _recall(context: Context) -> Key | None:
+    record = context.state.config_records.get(_STATE)
+    if record is None:
+        return None
+    values = dict(record)
+    private, question = values.pop("private"), (values.pop("round"), values.pop("question"))
+    revealed = values.pop("revealed")
+    return Key(private, question, Place.take(values), revealed)  # type: ignore[arg-type]
+
+
+def _remember(context: Context, key: Key) -> None:
+    record = ConfigRecord({"private": key.private, "revealed": key.revealed})
+    record["round"], record["question"] = key.question
+    if key.place is not None:
+        record.update(key.place.encode())
+    context.state[_STATE] = record

@@ -1,0 +1,123 @@
+"""The secure sums of a run: who has which key, and how sums are opened."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fedmedian.logs import text_of, warn
+from fedmedian.rounds.recipe import NoStepError, Question
+from fedmedian.rounds.roster import Roster
+from fedmedian.rounds.screening import Answer, Node
+from fedmedian.secure.cohort import MOST_CLIENTS, SecureSum
+from fedmedian.secure.opening import Cohort, SumError, Wanted
+from fedmedian.secure.requests import ask_for_key, ask_to_reveal, read_public, read_secrets
+from fedmedian.steps.sums import VoteCounts, masked_of
+from fedmedian.wire.scalars import WireScalar
+
+Exchange = Callable[[Mapping[Node, Mapping[str, WireScalar]]], Mapping[Node, Any]]
+"""Sends scalars to nodes, and returns the scalars of each reply, or an exception or a reason."""
+
+
+class SecureSums:
+    """The secure sums of a run.
+
+    Parameters
+    ----------
+    rule : SecureSum
+        How many clients a sum needs, and which are neighbors.
+    roster : Roster
+        The nodes' names.
+    """
+
+    def __init__(self, rule: SecureSum, roster: Roster) -> None:
+        self._rule, self._roster = rule, roster
+        self._keys: dict[Node, bytes] = {}
+
+    def seat(
+        self, question: Question, nodes: Sequence[Node], exchange: Exchange
+    ) -> Question | None:
+        """Return the question with a place in its sum for each node that has a key.
+
+        Nodes without are asked for one. None if there are too few.
+        """
+        new = [node for node in nodes if node not in self._keys]
+        found = self._heard(
+            "gave no key for the secure sum",
+            read_public,
+            exchange,
+            {node: ask_for_key(question.server_round) for node in new},
+        )
+        for node, public in found.items():
+            if public not in self._keys.values():  # else it is another's
+                self._keys[node] = public
+        members = [node for node in nodes if node in self._keys][:MOST_CLIENTS]
+        least = self._rule.least(len(nodes))
+        if len(members) < least:
+            warn(
+                "round %d keeps the model as it is: the secure sum needs %d clients, and %d of %d "
+                "have a key",
+                *(question.server_round, least, len(members), len(nodes)),
+            )
+            return None
+        circle = replace(self._rule.circle(members), least=least)
+        return replace(question, cohort=Cohort(circle, {one: self._keys[one] for one in members}))
+
+    def forget(self, nodes: Collection[Node]) -> None:
+        """Forget the keys of nodes, which may have lost them."""
+        for node in nodes:
+            self._keys.pop(node, None)
+
+    def open(
+        self, question: Question, answers: Sequence[Answer[Any]], exchange: Exchange
+    ) -> tuple[list[Answer[Any]], VoteCounts]:
+        """Return the answers whose votes are in the sum, and the sum.
+
+        Raises
+        ------
+        NoStepError
+            If the sum cannot be opened.
+        """
+        assert question.cohort is not None  # `seat` comes first
+
+        def ask(wanted: Mapping[Node, Wanted]) -> Mapping[Node, bytes]:
+            requests = {node: ask_to_reveal(question.number, one) for node, one in wanted.items()}
+            found = self._heard("did not help to open the sum", read_secrets, exchange, requests)
+            self.forget(requests.keys() - found.keys())
+            return found
+
+        votes = {answer.node: masked_of(answer.payload) for answer in answers}
+        try:
+            total = question.cohort.open(votes, question.votes.dim, question.number, ask)
+        except SumError as error:
+            raise NoStepError(f"the secure sum cannot be opened: {error}") from error
+        return [one for one in answers if one.node in total.members], total.counts
+
+    def _heard(
+        self,
+        words: str,
+        read: Callable[[Mapping[str, Any]], bytes],
+        exchange: Exchange,
+        requests: Mapping[Node, Mapping[str, WireScalar]],
+    ) -> dict[Node, bytes]:
+        """Return what nodes answer; log those that do not, by reason."""
+        found: dict[Node, bytes] = {}
+        lost: dict[str, list[Node]] = {}
+        replies = exchange(requests) if requests else {}
+        for node in requests:
+            try:
+                reply = replies[node]
+                if not isinstance(reply, Mapping):
+                    raise ValueError(text_of(reply))
+                found[node] = read(reply)
+            except KeyError:
+                lost.setdefault("no reply", []).append(node)
+            except ValueError as error:
+                lost.setdefault(text_of(error), []).append(node)
+        for reason, nodes in lost.items():
+            names = ", ".join(map(self._roster.name, nodes[:_MOST_NAMES]))
+            more = "" if len(nodes) <= _MOST_NAMES else f" and {len(nodes) - _MOST_NAMES} more"
+            warn("%s%s %s: %s", names, more, words, reason)
+        return found
+
+
+_MOST_NAMES = 5

@@ -1,0 +1,195 @@
+"""Who masks whose votes: the clients of one secure sum, and what each of them is told."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, comb
+from random import SystemRandom
+from typing import Any, Generic, TypeVar
+
+from fedmedian.checks import require_integer, require_real
+from fedmedian.kernels.residues import MOST_BITS, bits_of_sum
+from fedmedian.secure.secrets import KEY_SIZE
+from fedmedian.wire.scalars import PREFIX, WireError, WireScalar, with_prefix
+
+FEWEST = 3
+"""The fewest clients in a sum: of two, one would learn the other's vote."""
+
+MOST_CLIENTS = (1 << MOST_BITS) - 1
+"""The most clients in a sum."""
+
+Member = TypeVar("Member")
+
+_FIELDS = {"sum.bits": int, "sum.enough": int, "sum.neighbors": bytes}
+
+_RARE = 1e-6
+"""The probability that a client of a large cohort has too few neighbors left at the threshold."""
+
+
+@dataclass(frozen=True)
+class SecureSum:
+    """Secure sums: the server learns how many clients voted +1, and no single vote.
+
+    Clients mask their votes with masks that cancel in the sum (Bonawitz et al., CCS 2017). Each
+    pair of neighbors shares one, and each client adds another of its own, which the others remove
+    if enough of them agree that its votes are in the sum. Keys are exchanged once a run. A round
+    then takes two exchanges with the clients, and more only if some drop out of it.
+
+    A sum cannot be screened: a single hostile client can shift or spoil it. So there is no
+    protection against hostile clients, whatever the share of honest ones.
+
+    Parameters
+    ----------
+    threshold : float (default: 2/3)
+        The share of a round's clients, in (0.5, 1], whose votes must be in its sum; at least three
+        clients. Otherwise the round keeps the model, and nothing is opened.
+    neighbors : int (default: 48)
+        The number of neighbors of each client, even and >= 20; all others if there are not more.
+        More take longer. A client's `Policy` relies only on its neighbors.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or is out of range.
+    """
+
+    threshold: float = 2 / 3
+    neighbors: int = 48
+
+    def __post_init__(self) -> None:
+        require_real("threshold", self.threshold, low=0.5, high=1.0, open_low=True)
+        require_integer("neighbors", self.neighbors, low=20)
+        if self.neighbors % 2:
+            raise ValueError(f"neighbors must be even, got {self.neighbors!r}")
+
+    def least(self, clients: int) -> int:
+        """Return the fewest clients in a sum of a cohort."""
+        # Rounded, because 0.9·10 is not 9 exactly.
+        return max(FEWEST, ceil(round(self.threshold * clients, 9)))
+
+    def circle(self, members: Sequence[Member]) -> "Circle[Member]":
+        """Return the clients in an order from the operating system's entropy."""
+        order = SystemRandom().sample([*members], len(members))
+        return Circle(order, self.neighbors, self.least(len(order)))
+
+
+@dataclass(frozen=True)
+class Place:
+    """A client's place in a secure sum, as the server describes it to the client.
+
+    Parameters
+    ----------
+    bits : int
+        k: votes are sent as residues modulo 2^k.
+    enough : int
+        The number of shares that reveal a client's own mask. A client reveals none unless so many
+        of its neighbors are in the sum.
+    neighbors : tuple of bytes
+        The public keys of the clients that it shares masks with, in the server's order.
+    """
+
+    bits: int
+    enough: int
+    neighbors: tuple[bytes, ...]
+
+    def __post_init__(self) -> None:
+        number, least = len(self.neighbors), fewest_shares(len(self.neighbors))
+        if not 1 <= self.bits <= MOST_BITS or bits_of_sum(number + 1) > self.bits:
+            raise WireError(f"{self.bits} bits do not hold a sum of {number + 1} votes")
+        if not least <= self.enough <= number:
+            raise WireError(
+                f"{self.enough} shares among {number} neighbors do not hide a vote, it takes at "
+                f"least {least}"
+            )
+        if len(set(self.neighbors)) < number:
+            raise WireError("two neighbors have the same public key")
+
+    def encode(self) -> dict[str, WireScalar]:
+        """Return the place as scalars."""
+        values = self.bits, self.enough, b"".join(self.neighbors)
+        return with_prefix(dict(zip(_FIELDS, values, strict=True)))
+
+    @classmethod
+    def take(cls, config: Any) -> "Place | None":
+        """Remove the place from a message's config and return it; None if there is none.
+
+        Raises
+        ------
+        WireError
+            If it is malformed, or does not hide this client's vote.
+        """
+        found = [config.pop(PREFIX + name, None) for name in _FIELDS]
+        if found == [None] * len(_FIELDS):
+            return None
+        for (name, wanted), value in zip(_FIELDS.items(), found, strict=True):
+            if type(value) is not wanted:
+                raise WireError(f"{PREFIX}{name} must be {wanted.__name__}")
+        bits, enough, keys = found
+        return cls(bits, enough, tuple(in_pieces(keys, KEY_SIZE)))
+
+
+@dataclass(frozen=True, eq=False)
+class Circle(Generic[Member]):
+    """The clients of a sum in a random order, each with those near it as its neighbors.
+
+    Parameters
+    ----------
+    members : sequence of M
+        The clients, M >= 3.
+    neighbors : int
+        The largest number of neighbors, even. A client of a smaller cohort has all others.
+    least : int
+        The fewest clients in the sum.
+    """
+
+    members: Sequence[Member]
+    neighbors: int
+    least: int
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all others are each client's neighbors."""
+        return len(self.members) - 1 <= self.neighbors
+
+    @property
+    def enough(self) -> int:
+        """The number of shares that reveal a client's own mask.
+
+        In a complete circle all but one of the `least` clients hold one. In a larger one it is so
+        small that only one client in a million has fewer of its neighbors among the `least`.
+        """
+        if self.is_complete:
+            return self.least - 1
+        total, near = len(self.members), self.neighbors
+        fewest, ways = 0, 0
+        while True:
+            ways += comb(self.least, fewest) * comb(total - self.least, near - fewest)
+            if ways > _RARE * comb(total, near):
+                return max(fewest, fewest_shares(near))
+            fewest += 1
+
+    def neighbors_of(self, index: int) -> list[Member]:
+        """Return the neighbors of the client at an index."""
+        total = len(self.members)
+        if self.is_complete:
+            return [*self.members[index + 1 :], *self.members[:index]]
+        half = self.neighbors // 2
+        away = [*range(-half, 0), *range(1, half + 1)]
+        return [self.members[(index + step) % total] for step in away]
+
+
+def fewest_shares(neighbors: int) -> int:
+    """Return the fewest shares among a number of neighbors that hide a vote: half of them."""
+    return max(FEWEST - 1, neighbors // 2)
+
+
+def in_pieces(data: bytes, size: int) -> list[bytes]:
+    """Return the pieces of this size that data consists of.
+
+    Raises
+    ------
+    WireError
+        If its length is not a multiple of the size.
+    """
+    if len(data) % size:
+        raise WireError(f"{len(data)} bytes do not consist of pieces of {size}")
+    return [data[start : start + size] for start in range(0, len(data), size)]

@@ -1,0 +1,206 @@
+"""A client's part in a secure sum: it masks its votes, and later reveals what opens the sum."""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmedian.kernels.residues import Residues, dtype_of, pack_residues
+from fedmedian.secure.cohort import Place, in_pieces
+from fedmedian.secure.secrets import (
+    NO_SHARE,
+    SEALED_SIZE,
+    commitment,
+    derived,
+    mask,
+    new_private_key,
+    new_seed,
+    pair_secret,
+    public_key,
+    seal,
+    split,
+    unseal,
+)
+from fedmedian.wire.scalars import WireError
+
+NOTHING, SEED, SHARE = range(3)
+"""What a client reveals about a neighbor: nothing, their mask's seed, or a share of its own one."""
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Masked votes, and what others need to unmask them if enough of them agree.
+
+    Parameters
+    ----------
+    body : (k, ⌈d/8⌉) uint8
+        The masked votes, packed.
+    shares : bytes
+        The shares of the seed of the client's own mask, one sealed for each neighbor.
+    commitment : bytes
+        What binds the client to that seed.
+    """
+
+    body: NDArray[np.uint8]
+    shares: bytes
+    commitment: bytes
+
+
+@dataclass(frozen=True)
+class Key:
+    """A client's key for the sums of a run, and what it has done with it.
+
+    Every question is answered once, in order: with the same masks twice, the difference of the
+    votes would be open.
+
+    Parameters
+    ----------
+    private : bytes
+        The private key.
+    question : tuple of int
+        The last round, and its question, that the client has masked votes for.
+    place : Place, optional
+        Its place in that sum.
+    revealed : bytes
+        What it has revealed about each neighbor: `NOTHING`, `SEED` or `SHARE`.
+    """
+
+    private: bytes
+    question: tuple[int, int] = (-1, -1)
+    place: Place | None = None
+    revealed: bytes = b""
+
+    @classmethod
+    def new(cls) -> Self:
+        """Return a new key."""
+        return cls(new_private_key())
+
+    @property
+    def public(self) -> bytes:
+        """The public key."""
+        return public_key(self.private)
+
+    def takes(self, place: Place, question: tuple[int, int]) -> "Key":
+        """Return the key as it is after votes for a question are masked.
+
+        Raises
+        ------
+        WireError
+            If votes for this or a later question were masked, or a neighbor's key is not valid.
+        """
+        if question <= self.question:
+            raise WireError(
+                f"votes for round {question[0]}, question {question[1]} were masked before: the "
+                "same masks twice would reveal them"
+            )
+        if self.public in place.neighbors:
+            raise WireError("this client cannot be its own neighbor")
+        for public in place.neighbors:
+            self._secret(public)
+        return replace(self, question=question, place=place, revealed=bytes(len(place.neighbors)))
+
+    def mask(self, votes: NDArray[np.uint8]) -> Masked:
+        """Return masked votes for the question that the key `takes`.
+
+        Parameters
+        ----------
+        votes : (d,) uint8
+            The votes, 0 or 1.
+        """
+        place = self.place
+        assert place is not None  # `takes` comes first
+        own, total = new_seed(), votes.astype(dtype_of(place.bits))
+        add_mask(total, own, 1)
+        for public in place.neighbors:
+            add_mask(total, self._seed(public), self._sign(public))
+        shares = split(own, len(place.neighbors), place.enough)
+        sealed = [
+            seal(self._sealing_key(self.public, public), share)
+            for public, share in zip(place.neighbors, shares, strict=True)
+        ]
+        return Masked(pack_residues(total, place.bits), b"".join(sealed), commitment(own))
+
+    def reveal(
+        self, question: tuple[int, int], wanted: bytes, sealed: bytes
+    ) -> tuple["Key", bytes]:
+        """Return what opens a sum, and the key after that.
+
+        A vote stays hidden as long as nobody has both the seeds of its masks with all honest
+        neighbors and enough shares of its own mask. So the client reveals only one of them for each
+        neighbor, and shares only if enough neighbors are in the sum.
+
+        Parameters
+        ----------
+        question : tuple of int
+            The round, and its question.
+        wanted : bytes
+            What the server asks for about each neighbor: `NOTHING`, `SEED` if its votes are not in
+            the sum, `SHARE` if they are.
+        sealed : bytes
+            The sealed shares of the neighbors whose votes are in the sum, in order.
+
+        Returns
+        -------
+        key : Key
+            The key.
+        secrets : bytes
+            The seeds and shares, in order of the neighbors.
+
+        Raises
+        ------
+        WireError
+            If the client must not reveal this.
+        """
+        place = self.place
+        if place is None or question != self.question:
+            raise WireError(f"has no votes in a sum of round {question[0]}, question {question[1]}")
+        shares = wanted.count(SHARE)
+        if len(wanted) != len(place.neighbors) or not set(wanted) <= {NOTHING, SEED, SHARE}:
+            raise WireError(f"must be asked for 0, 1 or 2 of {len(place.neighbors)} neighbors")
+        if any(was and now and was != now for was, now in zip(self.revealed, wanted, strict=True)):
+            raise WireError("a neighbor's votes cannot be both in a sum and not in it")
+        if shares and shares < place.enough:
+            raise WireError(
+                f"only {shares} neighbors are in the sum, their votes hide among {place.enough}"
+            )
+        pieces = in_pieces(sealed, SEALED_SIZE)
+        if len(pieces) != shares:
+            raise WireError(f"there must be {shares} sealed shares, got {len(pieces)}")
+        secrets, given = [], iter(pieces)
+        for public, what in zip(place.neighbors, wanted, strict=True):
+            if what == SEED:
+                secrets.append(self._seed(public))
+            elif what == SHARE:
+                secrets.append(self._unsealed(public, next(given)))
+        revealed = bytes(was or now for was, now in zip(self.revealed, wanted, strict=True))
+        return replace(self, revealed=revealed), b"".join(secrets)
+
+    def _secret(self, public: bytes) -> bytes:
+        try:
+            return pair_secret(self.private, public)
+        except ValueError as error:
+            raise WireError(f"a neighbor's public key is not valid: {error}") from error
+
+    def _seed(self, public: bytes) -> bytes:
+        return derived(self._secret(public), "mask", *self.question)
+
+    def _sign(self, public: bytes) -> int:
+        return 1 if self.public < public else -1
+
+    def _sealing_key(self, sender: bytes, public: bytes) -> bytes:
+        """Return the key of a share between this client and another, one for each direction."""
+        return derived(self._secret(public), "share of", sender.hex(), *self.question)
+
+    def _unsealed(self, public: bytes, sealed: bytes) -> bytes:
+        try:
+            return unseal(self._sealing_key(public, public), sealed)
+        except ValueError:
+            return NO_SHARE  # the others' may be enough
+
+
+def add_mask(total: Residues, seed: bytes, sign: int) -> None:
+    """Add a seed's mask to residues, or subtract it, in place."""
+    stream = np.empty_like(total)
+    mask(seed, stream)
+    (np.add if sign > 0 else np.subtract)(total, stream, out=total)

@@ -1,0 +1,128 @@
+"""Keys, masks and shares of secrets: every use of cryptography in a secure sum.
+
+X25519 (RFC 7748) gives each pair of clients a secret that the server does not know. HKDF (RFC 5869)
+derives separate keys from it for each round and use. A mask is the key stream of ChaCha20 (RFC
+8439) under a whole key of 256 bits, so that each of its bytes is uniform. Shares of a secret are
+Shamir's, and travel under ChaCha20-Poly1305 (RFC 8439).
+"""
+
+import secrets
+from collections.abc import Mapping
+from functools import lru_cache
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+from Crypto.Protocol.SecretSharing import Shamir
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from numpy.typing import NDArray
+
+KEY_SIZE = 32
+"""The bytes of a key, of a seed, and of a share of a seed."""
+
+SEALED_SIZE = KEY_SIZE + 16
+"""The bytes of a sealed share."""
+
+NO_SHARE = bytes(KEY_SIZE)
+"""Stands for a share that its holder could not read."""
+
+_HALF = KEY_SIZE // 2
+_MOST_PAIRS = 1 << 14
+_NONCE = bytes(12)  # each key seals one message
+
+
+def new_private_key() -> bytes:
+    """Return a new private key from the operating system's entropy."""
+    return X25519PrivateKey.generate().private_bytes_raw()
+
+
+@lru_cache(maxsize=_MOST_PAIRS)
+def public_key(private: bytes) -> bytes:
+    """Return the public key of a private one."""
+    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def new_seed() -> bytes:
+    """Return a new seed from the operating system's entropy."""
+    return secrets.token_bytes(KEY_SIZE)
+
+
+@lru_cache(maxsize=_MOST_PAIRS)  # a round takes each several times
+def pair_secret(private: bytes, public: bytes) -> bytes:
+    """Return the secret of two clients, the same on both sides.
+
+    Raises
+    ------
+    ValueError
+        If the public key is not one, or gives every private key the same secret.
+    """
+    other = X25519PublicKey.from_public_bytes(public)
+    return X25519PrivateKey.from_private_bytes(private).exchange(other)
+
+
+def derived(secret: bytes, *use: object) -> bytes:
+    """Return a key for one use of a secret; keys of other uses reveal nothing about it.
+
+    Parameters
+    ----------
+    secret : bytes
+        The secret.
+    *use : object
+        What names the use, as text.
+    """
+    info = " ".join(map(str, ("fedmedian", *use))).encode()
+    return HKDF(SHA256(), KEY_SIZE, salt=None, info=info).derive(secret)
+
+
+def mask(seed: bytes, out: NDArray[np.unsignedinteger[Any]]) -> None:
+    """Fill an array of residues, little-endian if wide, with the key stream of a seed."""
+    stream = Cipher(algorithms.ChaCha20(seed, bytes(16)), mode=None).encryptor()
+    out[:] = 0
+    data = out.view(np.uint8).data
+    stream.update_into(data, data)
+
+
+def commitment(seed: bytes) -> bytes:
+    """Return what binds a client to a seed without revealing it, 32 bytes."""
+    return sha256(b"fedmedian commitment " + seed).digest()
+
+
+def split(seed: bytes, holders: int, enough: int) -> list[bytes]:
+    """Return shares of a seed: any `enough` of them reveal it, fewer reveal nothing."""
+    halves = [Shamir.split(enough, holders, seed[at : at + _HALF], ssss=False) for at in (0, _HALF)]
+    return [first + second for (_, first), (_, second) in zip(*halves, strict=True)]
+
+
+def join(shares: Mapping[int, bytes]) -> bytes:
+    """Return the seed in shares, by the holder's index; a wrong one if a share is wrong."""
+    halves = [
+        Shamir.combine(
+            [(index + 1, share[at : at + _HALF]) for index, share in shares.items()], ssss=False
+        )
+        for at in (0, _HALF)
+    ]
+    return b"".join(halves)
+
+
+def seal(key: bytes, share: bytes) -> bytes:
+    """Return a share that only the holder of a key can read; a key seals one share."""
+    return ChaCha20Poly1305(key).encrypt(_NONCE, share, None)
+
+
+def unseal(key: bytes, sealed: bytes) -> bytes:
+    """Return the share in a sealed one.
+
+    Raises
+    ------
+    ValueError
+        If it was not sealed with this key.
+    """
+    try:
+        return ChaCha20Poly1305(key).decrypt(_NONCE, sealed, None)
+    except InvalidTag:
+        raise ValueError("the sealed share of a neighbor is not valid") from None
