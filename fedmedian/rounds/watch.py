@@ -337,7 +337,7 @@ def _who_has_moved(answers: Sequence[Answer[Any]], question: Question) -> set[No
     can_move = any(np.isfinite(question.model[spec.name]).all() for spec in flat)
     if question.blocks.dim == 0 or not can_move:
         return None
-    if instruction.find(Measure) is not None:
+    if type(instruction.find(Measure)) is Measure:  # and not votes, which may be masked
         return {answer.node for answer in answers if answer.magnitudes.any()}
     if isinstance(instruction.encoding, Vector) and instruction.find(AddNoise) is None:
         bodies = {answer.node: answer.payload.body for answer in answers}
