@@ -21,8 +21,8 @@ Member = TypeVar("Member")
 
 _FIELDS = {"sum.bits": int, "sum.enough": int, "sum.neighbors": bytes}
 
-_RARE = 1e-6
-"""The probability that a client of a large cohort has too few neighbors left at the threshold."""
+_RARE = 10**6
+"""One in so many clients of a large cohort may have too few neighbors left at the threshold."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Circle(Generic[Member]):
         fewest, ways = 0, 0
         while True:
             ways += comb(self.least, fewest) * comb(total - self.least, near - fewest)
-            if ways > _RARE * comb(total, near):
+            if ways * _RARE > comb(total, near):
                 return max(fewest, fewest_shares(near))
             fewest += 1
 
