@@ -128,7 +128,8 @@ class Key:
 
         A vote stays hidden as long as nobody has both the seeds of its masks with all honest
         neighbors and enough shares of its own mask. So the client reveals only one of them for each
-        neighbor, and shares only if enough neighbors are in the sum.
+        neighbor, and nothing unless enough neighbors are in the sum. The others, whose seeds it
+        reveals, are too few for the shares that they may reveal to open its mask.
 
         Parameters
         ----------
@@ -163,6 +164,12 @@ class Key:
         if shares and shares < place.enough:
             raise WireError(
                 f"only {shares} neighbors are in the sum, their votes hide among {place.enough}"
+            )
+        revealed = bytes(was or now for was, now in zip(self.revealed, wanted, strict=True))
+        if len(revealed) - revealed.count(SEED) < place.enough:
+            raise WireError(
+                f"{revealed.count(SEED)} neighbors are not in the sum, at most "
+                f"{len(revealed) - place.enough} of {len(revealed)} may be missing"
             )
         pieces = in_pieces(sealed, SEALED_SIZE)
         if len(pieces) != shares:
