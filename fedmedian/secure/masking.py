@@ -97,7 +97,7 @@ class Key:
         if self.public in place.neighbors:
             raise WireError("this client cannot be its own neighbor")
         for public in place.neighbors:
-            self._secret(public)
+            self.require_valid(public)
         return replace(self, question=question, place=place, revealed=bytes(len(place.neighbors)))
 
     def mask(self, votes: NDArray[np.uint8]) -> Masked:
@@ -180,24 +180,39 @@ class Key:
                 secrets.append(self._seed(public))
             elif what == SHARE:
                 secrets.append(self._unsealed(public, next(given)))
-        revealed = bytes(was or now for was, now in zip(self.revealed, wanted, strict=True))
         return replace(self, revealed=revealed), b"".join(secrets)
 
-    def _secret(self, public: bytes) -> bytes:
+    def require_valid(self, public: bytes) -> None:
+        """Raise unless the public key of another client gives a secret with this one.
+
+        Raises
+        ------
+        WireError
+            If it gives every key the same.
+        """
         try:
-            return pair_secret(self.private, public)
+            pair_secret(self.private, public)
         except ValueError as error:
-            raise WireError(f"a neighbor's public key is not valid: {error}") from error
+            raise WireError(f"the public key of a client is not valid: {error}") from error
 
     def _seed(self, public: bytes) -> bytes:
-        return derived(self._secret(public), "mask", *self.question)
+        return self._derived(public, "mask", *sorted((self.public, public)))
 
     def _sign(self, public: bytes) -> int:
         return 1 if self.public < public else -1
 
     def _sealing_key(self, sender: bytes, public: bytes) -> bytes:
         """Return the key of a share between this client and another, one for each direction."""
-        return derived(self._secret(public), "share of", sender.hex(), *self.question)
+        receiver = public if sender == self.public else self.public
+        return self._derived(public, "share", sender, receiver)
+
+    def _derived(self, public: bytes, use: str, *keys: bytes) -> bytes:
+        """Return a key for one use of the secret with a neighbor, and one question.
+
+        Several public keys have one secret. So each use names the keys, too.
+        """
+        names = [key.hex() for key in keys]
+        return derived(pair_secret(self.private, public), use, *names, *self.question)
 
     def _unsealed(self, public: bytes, sealed: bytes) -> bytes:
         try:

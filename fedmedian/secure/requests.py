@@ -83,11 +83,12 @@ def read_public(reply: Mapping[str, Any]) -> bytes:
     Raises
     ------
     WireError
-        If there is none.
+        If there is none, or other clients would refuse it.
     """
     public = reply.get(PREFIX + _PUBLIC)
     if not isinstance(public, bytes) or len(public) != KEY_SIZE:
         raise WireError(f"{PREFIX}{_PUBLIC} must be {KEY_SIZE} bytes")
+    Key.new().require_valid(public)
     return public
 
 
