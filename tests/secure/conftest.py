@@ -5,6 +5,7 @@ from random import Random
 
 import numpy as np
 import pytest
+from Crypto.Protocol import SecretSharing
 
 from fedmedian.kernels.residues import dtype_of
 from fedmedian.secure import cohort as cohort_module
@@ -23,6 +24,7 @@ def entropy(monkeypatch):
     rng = np.random.default_rng(0)
     monkeypatch.setattr(masking, "new_private_key", lambda: rng.bytes(32))
     monkeypatch.setattr(masking, "new_seed", lambda: rng.bytes(32))
+    monkeypatch.setattr(SecretSharing, "rng", rng.bytes)
     monkeypatch.setattr(cohort_module, "SystemRandom", lambda: Random(rng.bytes(8)))
 
 
