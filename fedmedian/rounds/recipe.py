@@ -603,7 +603,7 @@ class Recipe:
         found = np.array([size_by_votes(*one, num_clients, rule.quantile) for one in pairs])
         sizes = np.where(np.isnan(known), found, known)
         # Nothing is known of a block that has not moved.
-        following = np.where(found == 0, nan, rule.own_factor * found)
+        following = np.where(found == 0, nan, np.minimum(rule.own_factor * found, LARGEST))
         return np.float32(rule.own_factor) * sizes.astype(np.float32), sizes, following
 
     @property
