@@ -16,7 +16,7 @@ from fedmedian.steps.encodings import Signs, Vector
 from fedmedian.steps.instruction import Instruction, perturb_update
 from fedmedian.steps.noise import AddNoise, Measure, SizeVotes
 from fedmedian.steps.payload import Payload
-from fedmedian.steps.sums import VotesLayout, masked_of, masked_payload
+from fedmedian.steps.sums import MASKED, VotesLayout, masked_of, masked_payload
 from fedmedian.steps.tied import Tied
 from fedmedian.wire.scalars import WireError
 
