@@ -3,6 +3,8 @@
 import subprocess
 import sys
 from itertools import permutations
+from math import nan
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -152,3 +154,55 @@ for module in pkgutil.iter_modules(fedmedian.rounds.__path__):
 sys.exit("flwr" in sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+class TestSizesThatClientsVoteOn:
+    """One vote of each client about each array's level, from round to round."""
+
+    RECIPE = Recipe(noise=Gaussian(TopUp(voted=True)), seed=1)
+    START: ClassVar = {"x": np.zeros(64, np.float32)}
+
+    def following(self, sizes, scale=nan):
+        """Return the level after a round of clients with updates of these sizes."""
+        state = RunState({"x": ArrayState((64,), scale)})
+        question, answers = self.RECIPE.ask(state, 1, self.START), []
+        for client, size in enumerate(sizes):
+            payload = perturb_update(
+                question.instruction,
+                question.layout,
+                np.full(64, size, np.float32),
+                self.START,
+                np.random.default_rng(client),
+            )
+            arrays, scalars = payload.encode()
+            said = Said(dict(zip("01", arrays, strict=False)), scalars, 1.0, {}, None)
+            answers.append(question.answer(client, said))
+        step, state, report = self.RECIPE.step(question, answers, state)
+        assert np.isfinite(step.direction).all()
+        assert np.isfinite(report["noise-scale"]).all()
+        return state.arrays["x"].scale
+
+    def test_find_the_middle_one_at_once_where_nothing_is_known(self):
+        for size in (1e-6, 1.0, 1e4):
+            found = self.following([size / 10, size / 2, size, 3 * size, 9 * size])
+            assert found == pytest.approx(1.2 * size, rel=0.2)
+
+    def test_follow_it_by_a_factor_of_two_at_most(self):
+        level = 1.2
+        up = self.following([9.0, 9.0, 9.0, 9.0, 0.1], level)
+        down = self.following([9.0, 0.1, 0.1, 0.1, 0.1], level)
+        assert level < up <= 2 * level
+        assert level / 2 <= down < level
+
+    def test_are_found_anew_after_a_unanimous_vote(self):
+        assert np.isnan(self.following([9.0] * 5, 1.2))
+        assert np.isnan(self.following([0.1] * 5, 1.2))
+
+    def test_stay_bounded_whatever_clients_claim(self):
+        assert self.following([1e13] * 4 + [0.0], 1e12) <= 1e12
+
+    def test_of_an_array_that_no_client_moves_are_unknown_and_it_stays(self):
+        assert np.isnan(self.following([0.0] * 5))
+
+    def test_of_an_array_that_a_liar_alone_claims_to_move_are_unknown_too(self):
+        assert np.isnan(self.following([0.0] * 4 + [1e6]))
