@@ -124,3 +124,34 @@ class Clip(ClientStep):
     def apply(self, draft: Draft) -> None:
         """Scale the draft down if its norm is larger."""
         shorten(draft.vector, self.norm)
+
+
+@register_client_step
+@dataclass(frozen=True)
+class Limit(ClientStep):
+    """Clipping of each coordinate; strategies add it where the sum of votes must hide each of them.
+
+    The other votes hide one only as far as they are uncertain. In a random basis the coordinates of
+    an update are so small that almost none is clipped.
+
+    Parameters
+    ----------
+    largest : float
+        The largest absolute value, > 0, in units of the update.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `largest` is not a number or out of range.
+    """
+
+    largest: float
+
+    name: ClassVar[str] = "limit"
+
+    def __post_init__(self) -> None:
+        require_real("largest", self.largest, low=0.0, open_low=True)
+
+    def apply(self, draft: Draft) -> None:
+        """Clip the draft's coordinates."""
+        np.clip(draft.vector, -self.largest, self.largest, out=draft.vector)
