@@ -38,6 +38,8 @@ class Ledger:
         count even if the process is killed.
     min_replies : int (default: 1)
         A round with fewer replies keeps the model.
+    summed : int (default: 0)
+        The number of honest clients in a secure sum, see `Draw`.
 
     Raises
     ------
@@ -51,6 +53,7 @@ class Ledger:
         mechanism: Mechanism | NoMechanism,
         checkpoint: Checkpoint | None,
         min_replies: int = 1,
+        summed: int = 0,
     ) -> None:
         if isinstance(mechanism, NoMechanism):
             raise ValueError(
@@ -58,8 +61,8 @@ class Ledger:
                 f"got {budget!r}; they do not because of {mechanism}"
             )
         self._budget, self._mechanism, self._checkpoint = budget, mechanism, checkpoint
-        self._draw = Draw(budget.sampling, min_replies)
-        self._affordable = mechanism.rounds_within(budget, min_replies)
+        self._draw = Draw(budget.sampling, min_replies, summed)
+        self._affordable = mechanism.rounds_within(budget, min_replies, summed=summed)
         if self._affordable == 0:
             raise ValueError(
                 "privacy_budget must afford a round, which costs epsilon "
@@ -103,7 +106,7 @@ class Ledger:
     def rounds_left(self) -> int:
         """The number of rounds that the budget still affords."""
         budget, draw = self._budget, self._draw
-        return self._mechanism.rounds_within(budget, draw.min_replies, self._answered)
+        return self._mechanism.rounds_within(budget, draw.min_replies, self._answered, draw.summed)
 
     @property
     def report(self) -> Report:
@@ -179,7 +182,7 @@ class Ledger:
         bool
             Whether clients may be asked.
         """
-        sampling, min_replies = self._draw
+        sampling, min_replies, _ = self._draw
         share = share_that_hides(drawn, present, min_replies) if sampling < 1 else 1.0
         if share <= sampling * (1 + 1e-12):
             return True
