@@ -7,5 +7,13 @@ from fedmedian.privacy.accounting import (
     honest_of,
     noise_multiplier_for,
 )
+from fedmedian.privacy.sums import limit_of_entries
 
-__all__ = ["Draw", "Mechanism", "PrivacyBudget", "honest_of", "noise_multiplier_for"]
+__all__ = [
+    "Draw",
+    "Mechanism",
+    "PrivacyBudget",
+    "honest_of",
+    "limit_of_entries",
+    "noise_multiplier_for",
+]

@@ -85,6 +85,32 @@ _ERROR = 1e-6
 """A bound on the relative error of what is computed."""
 
 
+_LIMIT = 6.0
+"""The largest entry in a random basis, over the root mean square. Of normal ones, two in 10⁹ are
+larger."""
+
+
+def limit_of_entries(dim: int) -> float:
+    """Return what secure sums limit entries of an update to, over the norm that it is clipped to.
+
+    Parameters
+    ----------
+    dim : int
+        d, the number of parameters. Updates are padded for a rotation, which lowers the limit.
+
+    Returns
+    -------
+    float
+        The limit, 6/√d.
+
+    Examples
+    --------
+    >>> limit_of_entries(10_000)
+    0.06
+    """
+    return _LIMIT / sqrt(max(dim, 1))
+
+
 @lru_cache(maxsize=4096)
 def gaussian_share(summed: int, reach: float) -> float:
     """Return κ² of Theorem 1, rounded up.

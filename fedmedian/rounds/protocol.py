@@ -368,7 +368,8 @@ class RoundProtocol:
         model, state, reason = None, question.state, ""
         try:
             total = None
-            if self._sums is not None and exchange is not None:
+            if self._sums is not None:
+                assert exchange is not None  # only the Message API has secure sums
                 self._sums.forget({*asked} - {answer.node for answer in kept})
                 kept, total = self._sums.open(question, kept, exchange)
                 report["replies-accepted"] = len(kept)

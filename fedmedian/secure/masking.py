@@ -97,7 +97,7 @@ class Key:
         if self.public in place.neighbors:
             raise WireError("this client cannot be its own neighbor")
         for public in place.neighbors:
-            self._secret(public)
+            self.secret_with(public)
         return replace(self, question=question, place=place, revealed=bytes(len(place.neighbors)))
 
     def mask(self, votes: NDArray[np.uint8]) -> Masked:
@@ -176,21 +176,28 @@ class Key:
         revealed = bytes(was or now for was, now in zip(self.revealed, wanted, strict=True))
         return replace(self, revealed=revealed), b"".join(secrets)
 
-    def _secret(self, public: bytes) -> bytes:
+    def secret_with(self, public: bytes) -> bytes:
+        """Return the secret shared with the holder of a public key.
+
+        Raises
+        ------
+        WireError
+            If the key is not valid.
+        """
         try:
             return pair_secret(self.private, public)
         except ValueError as error:
-            raise WireError(f"a neighbor's public key is not valid: {error}") from error
+            raise WireError(f"the public key of a client is not valid: {error}") from error
 
     def _seed(self, public: bytes) -> bytes:
-        return derived(self._secret(public), "mask", *self.question)
+        return derived(self.secret_with(public), "mask", *self.question)
 
     def _sign(self, public: bytes) -> int:
         return 1 if self.public < public else -1
 
     def _sealing_key(self, sender: bytes, public: bytes) -> bytes:
         """Return the key of a share between this client and another, one for each direction."""
-        return derived(self._secret(public), "share of", sender.hex(), *self.question)
+        return derived(self.secret_with(public), "share of", sender.hex(), *self.question)
 
     def _unsealed(self, public: bytes, sealed: bytes) -> bytes:
         try:

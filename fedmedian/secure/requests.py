@@ -5,7 +5,6 @@ from typing import Any
 
 from fedmedian.secure.masking import Key
 from fedmedian.secure.opening import Wanted
-from fedmedian.secure.secrets import KEY_SIZE
 from fedmedian.wire.scalars import PREFIX, WIRE_VERSION, Reader, WireError, WireScalar, with_prefix
 
 _REQUEST = "sum.request"
@@ -83,11 +82,12 @@ def read_public(reply: Mapping[str, Any]) -> bytes:
     Raises
     ------
     WireError
-        If there is none.
+        If there is none, or one that all its neighbors would refuse.
     """
     public = reply.get(PREFIX + _PUBLIC)
-    if not isinstance(public, bytes) or len(public) != KEY_SIZE:
-        raise WireError(f"{PREFIX}{_PUBLIC} must be {KEY_SIZE} bytes")
+    if not isinstance(public, bytes):
+        raise WireError(f"{PREFIX}{_PUBLIC} must be bytes")
+    Key.new().secret_with(public)
     return public
 
 
