@@ -1,9 +1,9 @@
 """The study of privacy: what ε a run comes to, and how well a model learns at an ε.
 
 ``python -m experiments.studies.privacy`` prints the tables of docs/privacy.md;
-``python -m experiments.studies.privacy rounds`` prints one; so do noise and accuracy, which takes
-training: results are kept in experiments/results, and a study that was killed goes on where it
-was.
+``python -m experiments.studies.privacy rounds`` prints one; so do noise, sums and accuracy, which
+takes training: results are kept in experiments/results, and a study that was killed goes on where
+it was.
 
 All rules keep to one (ε, δ) for all data of a client, by the same count: noise is chosen by
 `noise_multiplier_for`, for any two updates of norm C or less. Against the server each client adds
@@ -16,7 +16,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from math import log, sqrt
+from math import log, pi, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,14 @@ EPSILONS = (1.0, 4.0, 8.0)
 ROUNDS = (1, 10, 30, 100, 300, 1000)
 DRAWN = 10
 """The number of clients that are a hidden tenth in the table of noise; all must answer."""
-HONEST = 0.8
+HONEST = (1, 3, 10, 30, 100, 300)
+"""The numbers of honest clients in the table of sums."""
+HONEST_SHARE = 0.8
 """The share of the clients in a secure sum that are counted on."""
-
-_WHOLE = 10**9
+LARGEST_ENTRY = limit_of_entries(8192)
+"""The limit of entries in the table of sums, over the clipping norm."""
+WHOLE = 10**9
 """More entries than any array has, so that all of them are rotated together."""
-
 KINDS: dict[str, str] = {"vector": "vector", "votes": "signs"}
 
 
@@ -131,7 +133,7 @@ def _sums(sigma: float, clip: float, setting: Setting) -> Strategies:
         SignSGD,
         Gaussian(sigma * clip),
         client_steps=[Clip(clip)],
-        rotation=Rotation(smallest=_WHOLE),
+        rotation=Rotation(smallest=WHOLE),
         weighted=False,
         secure=secure,
         diagnostics=False,
@@ -188,7 +190,7 @@ def noise_of(kind: str, setting: Setting, epsilon: float) -> float:
     if kind == "sums":
         network = make_network(setting.network, setting.dataset, 0)
         dim = sum(parameter.numel() for parameter in network.parameters())
-        return find(limit=limit_of_entries(dim), summed=honest_of(HONEST, drawn))
+        return find(limit=limit_of_entries(dim), summed=honest_of(HONEST_SHARE, drawn))
     return find(kind=kind, min_replies=drawn)
 
 
@@ -289,8 +291,22 @@ def noise_table() -> str:
     return make_table(["σ for", *map(_count, ROUNDS)], rows)
 
 
-def _count(rounds: int) -> str:
-    return "1 round" if rounds == 1 else f"{rounds} rounds"
+def sums_table() -> str:
+    """Say what noise it takes for 30 rounds if the server sees the sum of votes alone."""
+    rounds, rows = 30, []
+    for epsilon in EPSILONS:
+        found = partial(noise_multiplier_for, epsilon, DELTA, rounds)
+        sums = [found(limit=LARGEST_ENTRY, summed=honest) for honest in HONEST]
+        limits = [found(kind="vector") / sqrt(honest * pi / 2) for honest in HONEST]
+        rows += [
+            [f"{name}, ε = {epsilon:g}", *(f"{sigma:.2f}" for sigma in sigmas)]
+            for name, sigmas in (("a sum of votes", sums), ("the Gaussian limit", limits))
+        ]
+    return make_table(["σ for", *(_count(honest, "client") for honest in HONEST)], rows)
+
+
+def _count(number: int, what: str = "round") -> str:
+    return f"1 {what}" if number == 1 else f"{number} {what}s"
 
 
 def _accuracy_tables() -> str:
@@ -300,8 +316,9 @@ def _accuracy_tables() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "rounds": rounds_table,
     "noise": noise_table,
+    "sums": sums_table,
     "accuracy": _accuracy_tables,
-    "sums": partial(accuracy_table, SUMS),
+    "sums-accuracy": partial(accuracy_table, SUMS),
 }
 
 

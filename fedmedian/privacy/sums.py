@@ -45,10 +45,10 @@ every α > 1. So F is largest where p and q are P or 1 − P. The numerator is c
 others' probabilities, being jointly convex in f_p and f_q. Hence a coordinate's divergence is at
 most log(1 + K·t²)/(α − 1) ≤ K·t²/(α − 1), and |Φ(x) − Φ(y)| ≤ |x − y|/√(2·π). ∎
 
-Votes are symmetric, so q = 1 − P suffices. (α − 1) times the divergence is convex in α: between
-the orders 2 and 3 it is below the chord. Where p = q, K is α·(α − 1)/2 times the Fisher
-information, near 4/H. Theorem 1 needs less noise where entries are small, as in a large model, and
-Theorem 2 where they are not.
+Votes are symmetric, so q = 1 − P suffices. The largest g is 1/q, where W = 1 for certain. (α − 1)
+times the divergence is convex in α: between two orders, such as 2 and 3, it is below the chord.
+Where p = q, K is α·(α − 1)/2 times the Fisher information, near 4/H. Theorem 1 needs less noise
+where entries are small, as in a large model, and Theorem 2 where they are not.
 
 Chen, Özgür and Kairouz (arXiv 2207.09916) bound the Rényi divergence of such a sum in one
 coordinate, and where its maximum is.
@@ -67,7 +67,7 @@ from fedmedian.privacy.amplification import ORDERS
 Float64 = NDArray[np.float64]
 
 _MOST_OTHERS = 1400
-"""The number of others above which `_LEAST_TAIL` keeps the bounds from falling."""
+"""The number of others above which `_LEAST_TAIL` keeps `gaussian_share` from falling."""
 
 _MOST_LAWS = 200
 """The number of values of m above which not every one is computed."""
@@ -78,8 +78,14 @@ _CELLS = 32
 _LEAST_TAIL = 1e-290
 """The smallest probability that is not rounded to a subnormal number."""
 
+_LEAST_WEIGHT = 1e-40
+"""The probability of a sum below which it counts as if it showed that the vote is +1."""
+
 _LARGEST_EXPONENT = 600.0
-"""The exponent above which a divergence is infinite, because rounding to zero might matter."""
+"""The exponent above which a divergence is infinite, because it might not fit a float."""
+
+_COMPUTED: Float64 = ORDERS[(ORDERS <= 2) | ((ORDERS >= 3) & (ORDERS % 0.25 == 0))]
+"""The orders of which divergences are computed. Others are below the chords."""
 
 _ERROR = 1e-6
 """A bound on the relative error of what is computed."""
@@ -164,19 +170,21 @@ def sum_divergences(summed: int, reach: float) -> Float64:
         The divergences at `ORDERS`, read-only; they grow with the square of the distance.
     """
     low, high = (float(ndtr(end)) for end in (-reach, reach))
-    largest = np.zeros(ORDERS.size)
+    orders = _COMPUTED[_COMPUTED * log(high / low) < _LARGEST_EXPONENT]
+    largest = np.zeros(orders.size)
     for law in _laws_of_others(summed, reach):
-        raised, same = low * np.append(0, law), (1 - low) * np.append(law, 0)
-        weight = raised + same
-        weight, raised = weight[weight > 0], raised[weight > 0]
+        raised = low * np.append(0, law)
+        weight = raised + (1 - low) * np.append(law, 0)
+        rare = weight < _LEAST_WEIGHT
+        certain = weight[rare].sum() + _LEAST_TAIL
+        weight, raised = np.append(weight[~rare], certain), np.append(raised[~rare], certain)
         score = (raised / weight - low) / (low * (1 - low))
-        fisher = (weight * score**2).sum()
-        moments = _curvature((high - low) * score) @ (weight * score**2)
-        largest = np.maximum(largest, np.maximum(moments, ORDERS * (ORDERS - 1) / 2 * fisher))
-    largest[ORDERS * log(high / low) > _LARGEST_EXPONENT] = inf
-    between = (ORDERS > 2) & (ORDERS < 3)
-    largest[between] = np.interp(ORDERS[between], ORDERS[~between], largest[~between])
-    divergences: Float64 = largest * (1 + _ERROR) / (ORDERS - 1) / (2 * pi)
+        energy = weight * score**2
+        moments = _curvature(orders[:, None], (high - low) * score) @ energy
+        in_limit = orders * (orders - 1) / 2 * energy.sum()
+        largest = np.maximum(largest, np.maximum(moments, in_limit))
+    found = np.interp(ORDERS, [1, *orders], [0, *largest], right=inf) * (1 + _ERROR)
+    divergences: Float64 = found / (ORDERS - 1) / (2 * pi)
     divergences.flags.writeable = False
     return divergences
 
@@ -198,10 +206,9 @@ def _binomial(size: int, log_one: float, log_zero: float) -> Float64:
     return law
 
 
-def _curvature(y: Float64) -> Float64:
-    """Return k(y) of Theorem 2, a row for each of `ORDERS`."""
-    orders = ORDERS[:, None]
-    series = 1 / 2 + (orders - 2) * y / 6 * (1 + (orders - 3) * y / 4)
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        quotient = (np.expm1(orders * np.log1p(y)) - orders * y) / y**2
-    return np.where(abs(orders * y) < 1e-3, orders * (orders - 1) * series, quotient)
+def _curvature(order: Float64, y: Float64) -> Float64:
+    """Return k(y) of Theorem 2."""
+    series = 1 / 2 + (order - 2) * y / 6 * (1 + (order - 3) * y / 4)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        quotient = (np.expm1(order * np.log1p(y)) - order * y) / y**2
+    return np.where(abs(order * y) < 1e-3, order * (order - 1) * series, quotient)

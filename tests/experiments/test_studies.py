@@ -400,6 +400,16 @@ class TestPrivacy:
             votes, vectors = (privacy.noise_of(kind, setting, 4.0) for kind in ("signs", "vector"))
             assert votes < vectors
 
+    def test_the_table_of_sums_falls_with_clients_to_just_above_the_gaussian_limit(
+        self, monkeypatch
+    ):
+        monkeypatch.setattr(privacy, "EPSILONS", (4.0,))
+        monkeypatch.setattr(privacy, "HONEST", (1, 4, 16))
+        _, _, *rows = privacy.sums_table().splitlines()
+        sums, limits = ([float(cell) for cell in row.split("|")[2:-1]] for row in rows)
+        assert sums == sorted(sums, reverse=True)
+        assert all(one < more < 1.1 * one for more, one in zip(sums, limits, strict=True))
+
     def test_the_table_of_rounds_has_votes_below_vectors(self):
         _, _, *rows = privacy.rounds_table().splitlines()
         for vector, votes in zip(rows[::2], rows[1::2], strict=True):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 from scipy.stats import binom, norm
 
@@ -153,6 +154,43 @@ class TestManyCoordinates:
                 own = [1.0, 0.0 if relation == "zero" else -1.0]
                 laws = [law_of_sums([ndtr(np.array([u, *others]) / scale)] * answers) for u in own]
                 assert hockey_stick(*laws, epsilon) <= delta
+
+
+def epsilon_of_composition(first, second, times, delta, step=5e-5, size=2**20):
+    """ε of many alike and independent observations: their privacy losses are added by FFT."""
+    losses = np.log(first / second) / step
+    below = np.floor(losses).astype(int)
+    law = np.zeros(size)
+    np.add.at(law, below, first * (1 - losses + below))  # rounded, with the same mean
+    np.add.at(law, below + 1, first * (losses - below))
+    law = np.fft.irfft(np.fft.rfft(law) ** times, size)
+    total = np.fft.fftfreq(size, 1 / size) * step
+
+    def excess(epsilon):
+        over = total > epsilon
+        return -(law[over] * np.expm1(epsilon - total[over])).sum() - delta
+
+    return brentq(excess, 0, 20)
+
+
+class TestALargeModel:
+    """All rounds of a linear network on Fashion-MNIST, with the losses of its coordinates added."""
+
+    DIM = 8192
+
+    @pytest.mark.parametrize("others", [0, -1, 1], ids=["even", "low", "high"])
+    @pytest.mark.parametrize("entry", [1, 4], ids=["all entries", "a few at the limit"])
+    @pytest.mark.parametrize(("scale", "slack"), [(0.6, 1.05), (1.0, 1.04)])
+    def test_epsilon_is_just_above_what_the_exact_law_has(self, scale, slack, entry, others):
+        limit, summed = 4 / sqrt(self.DIM), 80
+        own = entry / sqrt(self.DIM)
+        laws = [
+            law_of_sum(ndtr(np.array([vote, *[others * limit] * (summed - 1)]) / scale))
+            for vote in (own, -own)
+        ]
+        told = epsilon_of_composition(*laws, ROUNDS * self.DIM // entry**2, DELTA)
+        reported = Mechanism(1.0, scale, limit=limit).epsilon(DELTA, ROUNDS, summed=summed)
+        assert told < reported < told * slack
 
 
 class TestAttack:
