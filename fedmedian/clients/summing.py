@@ -54,14 +54,15 @@ def masked(
     return masked_payload(payload, key.mask(votes))
 
 
-def take(place: Place, instruction: Instruction, context: Context) -> None:
+def take(place: Place, instruction: Instruction, layout: Layout, context: Context) -> None:
     """Take a place in the sum of a question, once.
 
     Raises
     ------
     WireError
-        If this client has no key, or as `Key.takes`.
+        If this client has no key, or as `VotesLayout.of` and `Key.takes`.
     """
+    VotesLayout.of(instruction, layout)
     key = _recall(context)
     if key is None:
         raise WireError("this client has no key for secure sums, it keeps no state between rounds")

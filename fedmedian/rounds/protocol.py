@@ -317,10 +317,21 @@ class RoundProtocol:
         -------
         Question or None
             The question; None if too few clients can take part in the sum.
+
+        Raises
+        ------
+        RunFailedError
+            If that is so for too many rounds in a row.
         """
-        if self._sums is None:
+        if self._sums is None or not nodes:
             return question
-        return self._sums.seat(question, nodes, exchange)
+        try:
+            return self._sums.seat(question, nodes, exchange)
+        except NoStepError as error:
+            self._has_trained = True
+            self._keep_model(question, error)
+            self._watch.fail(question, str(error))
+            return None
 
     def sampling(self, server_round: int) -> AbstractContextManager[None]:
         """Return a context in which Flower samples nodes by the seed."""
@@ -381,7 +392,7 @@ class RoundProtocol:
             self._models.replace(question.model, model, state)
         except NoStepError as error:
             reason = str(error)
-            warn("round %d keeps the model as it is: %s", question.server_round, reason)
+            self._keep_model(question, error)
         if self._ledger is not None:
             report |= self._ledger.report
             self._ledger.look_at(answers)
@@ -390,6 +401,9 @@ class RoundProtocol:
         return Heard(
             question, model, state, report, usual, len(asked), hearing.reasons, reason, kept
         )
+
+    def _keep_model(self, question: Question, reason: NoStepError) -> None:
+        warn("round %d keeps the model as it is: %s", question.server_round, reason)
 
     def _step(
         self, question: Question, answers: list[Answer[Any]], total: VoteCounts | None

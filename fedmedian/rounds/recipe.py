@@ -40,7 +40,7 @@ from fedmedian.rules.trust import (
 from fedmedian.secure.cohort import Place, SecureSum
 from fedmedian.secure.opening import Cohort, require_masked
 from fedmedian.steps.base import CLIENT_STEPS, ClientStep
-from fedmedian.steps.encodings import Encoding, Vector
+from fedmedian.steps.encodings import Encoding, Signs, Vector
 from fedmedian.steps.instruction import LONGEST_SEED, Instruction, perturb_update
 from fedmedian.steps.noise import AddNoise, Measure, SizeVotes, TopUpNoise
 from fedmedian.steps.payload import Payload
@@ -48,7 +48,7 @@ from fedmedian.steps.rotation import Rotation
 from fedmedian.steps.sums import VoteCounts, VotesLayout, masked_of
 from fedmedian.steps.tied import Tied
 from fedmedian.steps.updates import Clip, Limit
-from fedmedian.wire.scalars import Float32, WireError
+from fedmedian.wire.scalars import LARGEST, Float32, WireError
 
 Model = dict[str, NDArray[Any]]
 
@@ -495,7 +495,7 @@ class Recipe:
         if self.secure is None:
             return
         require_type("secure", self.secure, SecureSum, "SecureSum(), or None")
-        if not self.aggregator.takes_sums:
+        if not self.aggregator.takes_sums or type(self.aggregator.encoding) is not Signs:
             raise ValueError(
                 "secure must be None unless the aggregator needs no more than the sum of votes, as "
                 f"Counts() and Majority() do, got {self.secure!r} with {self.aggregator!r}"
@@ -600,7 +600,7 @@ class Recipe:
         found = np.array([size_by_votes(*one, num_clients, rule.quantile) for one in pairs])
         sizes = np.where(np.isnan(known), found, known)
         # Nothing is known of a block that has not moved.
-        following = np.where(found == 0, nan, rule.own_factor * found)
+        following = np.where(found == 0, nan, np.minimum(rule.own_factor * found, LARGEST))
         return np.float32(rule.own_factor) * sizes.astype(np.float32), sizes, following
 
     @property

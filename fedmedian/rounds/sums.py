@@ -33,12 +33,15 @@ class SecureSums:
         self._rule, self._roster = rule, roster
         self._keys: dict[Node, bytes] = {}
 
-    def seat(
-        self, question: Question, nodes: Sequence[Node], exchange: Exchange
-    ) -> Question | None:
+    def seat(self, question: Question, nodes: Sequence[Node], exchange: Exchange) -> Question:
         """Return the question with a place in its sum for each node that has a key.
 
-        Nodes without are asked for one. None if there are too few.
+        Nodes without are asked for one.
+
+        Raises
+        ------
+        NoStepError
+            If too few have one.
         """
         new = [node for node in nodes if node not in self._keys]
         found = self._heard(
@@ -55,12 +58,10 @@ class SecureSums:
         members = [node for node in nodes if node in self._keys][:MOST_CLIENTS]
         least = self._rule.least(len(nodes))
         if len(members) < least:
-            warn(
-                "round %d keeps the model as it is: the secure sum needs %d clients, and %d of %d "
-                "have a key",
-                *(question.server_round, least, len(members), len(nodes)),
+            raise NoStepError(
+                f"the secure sum needs {least} clients, and {len(members)} of {len(nodes)} gave a "
+                "key: do their ClientApps have mods=[perturb]?"
             )
-            return None
         circle = replace(self._rule.circle(members), least=least)
         return replace(question, cohort=Cohort(circle, {one: self._keys[one] for one in members}))
 

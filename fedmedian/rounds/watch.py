@@ -197,14 +197,24 @@ class Watch:
             self._look_at_scales(question.blocks, report.get("noise-scale", ()))
             self._look_at_updates(question, heard.answers)
             return
-        self._failed.append(number)
         self._reasons += reasons
-        never_moved = number == len(self._failed)
+        never_moved = number == len(self._failed) + 1
         plain = bool(refused) and all(isinstance(one, PlainWeightsError) for one in refused)
         # One client's plain weights say nothing about the others' app.
         plain = plain and not heard.answers and asked > 1
-        if (plain and never_moved) or len(self._failed) == self._max_failed_rounds:
-            raise RunFailedError(self._failure(heard.no_step), question.model)
+        self.fail(question, heard.no_step, at_once=plain and never_moved)
+
+    def fail(self, question: Question, no_step: str, *, at_once: bool = False) -> None:
+        """Count a round without a new model.
+
+        Raises
+        ------
+        RunFailedError
+            If it is the last of `max_failed_rounds` in a row, or `at_once`.
+        """
+        self._failed.append(question.server_round)
+        if at_once or len(self._failed) == self._max_failed_rounds:
+            raise RunFailedError(self._failure(no_step), question.model)
 
     def count(self, up: float, down: float, up_with_fedavg: float, down_with_fedavg: float) -> None:
         """Count the bytes of a round of training or evaluation.

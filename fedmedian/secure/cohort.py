@@ -21,8 +21,8 @@ Member = TypeVar("Member")
 
 _FIELDS = {"sum.bits": int, "sum.enough": int, "sum.neighbors": bytes}
 
-_RARE = 1e-6
-"""The probability that a client of a large cohort has too few neighbors left at the threshold."""
+_RARE = 10**6
+"""One in so many clients of a large cohort may have too few neighbors left at the threshold."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class SecureSum:
     ----------
     threshold : float (default: 2/3)
         The share of a round's clients, in (0.5, 1], whose votes must be in its sum; at least three
-        clients. Otherwise the round keeps the model, and nothing is opened.
+        clients, and two more than half of the others. Otherwise the round keeps the model, and
+        nothing is opened.
     neighbors : int (default: 48)
         The number of neighbors of each client, even and >= 20; all others if there are not more.
         More take longer. A client's `Policy` relies only on its neighbors.
@@ -64,7 +65,8 @@ class SecureSum:
     def least(self, clients: int) -> int:
         """Return the fewest clients in a sum of a cohort."""
         # Rounded, because 0.9·10 is not 9 exactly.
-        return max(FEWEST, ceil(round(self.threshold * clients, 9)))
+        least = ceil(round(self.threshold * clients, 9))
+        return max(least, fewest_shares(clients - 1) + 1)
 
     def circle(self, members: Sequence[Member]) -> "Circle[Member]":
         """Return the clients in an order from the operating system's entropy."""
@@ -168,7 +170,7 @@ class Circle(Generic[Member]):
         fewest, ways = 0, 0
         while True:
             ways += comb(self.least, fewest) * comb(total - self.least, near - fewest)
-            if ways > _RARE * comb(total, near):
+            if ways * _RARE > comb(total, near):
                 return max(fewest, fewest_shares(near))
             fewest += 1
 
@@ -183,8 +185,8 @@ class Circle(Generic[Member]):
 
 
 def fewest_shares(neighbors: int) -> int:
-    """Return the fewest shares among a number of neighbors that hide a vote: half of them."""
-    return max(FEWEST - 1, neighbors // 2)
+    """Return the fewest shares among a number of neighbors that hide a vote: more than half."""
+    return max(FEWEST - 1, neighbors // 2 + 1)
 
 
 def in_pieces(data: bytes, size: int) -> list[bytes]:

@@ -97,7 +97,7 @@ class Key:
         if self.public in place.neighbors:
             raise WireError("this client cannot be its own neighbor")
         for public in place.neighbors:
-            self.secret_with(public)
+            self.require_valid(public)
         return replace(self, question=question, place=place, revealed=bytes(len(place.neighbors)))
 
     def mask(self, votes: NDArray[np.uint8]) -> Masked:
@@ -128,7 +128,8 @@ class Key:
 
         A vote stays hidden as long as nobody has both the seeds of its masks with all honest
         neighbors and enough shares of its own mask. So the client reveals only one of them for each
-        neighbor, and shares only if enough neighbors are in the sum.
+        neighbor, and nothing unless enough neighbors are in the sum. The others, whose seeds it
+        reveals, are too few for the shares that they may reveal to open its mask.
 
         Parameters
         ----------
@@ -164,6 +165,12 @@ class Key:
             raise WireError(
                 f"only {shares} neighbors are in the sum, their votes hide among {place.enough}"
             )
+        revealed = bytes(was or now for was, now in zip(self.revealed, wanted, strict=True))
+        if len(revealed) - revealed.count(SEED) < place.enough:
+            raise WireError(
+                f"{revealed.count(SEED)} neighbors are not in the sum, at most "
+                f"{len(revealed) - place.enough} of {len(revealed)} may be missing"
+            )
         pieces = in_pieces(sealed, SEALED_SIZE)
         if len(pieces) != shares:
             raise WireError(f"there must be {shares} sealed shares, got {len(pieces)}")
@@ -173,31 +180,39 @@ class Key:
                 secrets.append(self._seed(public))
             elif what == SHARE:
                 secrets.append(self._unsealed(public, next(given)))
-        revealed = bytes(was or now for was, now in zip(self.revealed, wanted, strict=True))
         return replace(self, revealed=revealed), b"".join(secrets)
 
-    def secret_with(self, public: bytes) -> bytes:
-        """Return the secret shared with the holder of a public key.
+    def require_valid(self, public: bytes) -> None:
+        """Raise unless the public key of another client gives a secret with this one.
 
         Raises
         ------
         WireError
-            If the key is not valid.
+            If it gives every key the same.
         """
         try:
-            return pair_secret(self.private, public)
+            pair_secret(self.private, public)
         except ValueError as error:
             raise WireError(f"the public key of a client is not valid: {error}") from error
 
     def _seed(self, public: bytes) -> bytes:
-        return derived(self.secret_with(public), "mask", *self.question)
+        return self._derived(public, "mask", *sorted((self.public, public)))
 
     def _sign(self, public: bytes) -> int:
         return 1 if self.public < public else -1
 
     def _sealing_key(self, sender: bytes, public: bytes) -> bytes:
         """Return the key of a share between this client and another, one for each direction."""
-        return derived(self.secret_with(public), "share of", sender.hex(), *self.question)
+        receiver = public if sender == self.public else self.public
+        return self._derived(public, "share", sender, receiver)
+
+    def _derived(self, public: bytes, use: str, *keys: bytes) -> bytes:
+        """Return a key for one use of the secret with a neighbor, and one question.
+
+        Several public keys have one secret. So each use names the keys, too.
+        """
+        names = [key.hex() for key in keys]
+        return derived(pair_secret(self.private, public), use, *names, *self.question)
 
     def _unsealed(self, public: bytes, sealed: bytes) -> bytes:
         try:

@@ -179,8 +179,6 @@ class Cohort(Generic[Member]):
         wanted = {}
         for one in votes:
             near = [other for other in neighbors[one] if other in votes]
-            if len(near) < self.circle.enough:
-                continue  # it would refuse: its own neighbors are too few
             what = bytes(SHARE if other in votes else NOTHING for other in neighbors[one])
             wanted[one] = Wanted(what, b"".join(sealed[other][one] for other in near))
         shares: dict[Member, dict[int, bytes]] = {one: {} for one in votes}

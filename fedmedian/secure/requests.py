@@ -5,6 +5,7 @@ from typing import Any
 
 from fedmedian.secure.masking import Key
 from fedmedian.secure.opening import Wanted
+from fedmedian.secure.secrets import KEY_SIZE
 from fedmedian.wire.scalars import PREFIX, WIRE_VERSION, Reader, WireError, WireScalar, with_prefix
 
 _REQUEST = "sum.request"
@@ -82,12 +83,12 @@ def read_public(reply: Mapping[str, Any]) -> bytes:
     Raises
     ------
     WireError
-        If there is none, or one that all its neighbors would refuse.
+        If there is none, or other clients would refuse it.
     """
     public = reply.get(PREFIX + _PUBLIC)
-    if not isinstance(public, bytes):
-        raise WireError(f"{PREFIX}{_PUBLIC} must be bytes")
-    Key.new().secret_with(public)
+    if not isinstance(public, bytes) or len(public) != KEY_SIZE:
+        raise WireError(f"{PREFIX}{_PUBLIC} must be {KEY_SIZE} bytes")
+    Key.new().require_valid(public)
     return public
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmedian.checks import require_choice, require_real
+from fedmedian.checks import require_choice, require_real, require_type
 from fedmedian.model.blocks import Blocks
 from fedmedian.rules.noise import NOISE_FAMILIES, Noise
 from fedmedian.rules.scales import LADDER, Magnitude
@@ -210,8 +210,9 @@ class AddNoise(ClientStep):
     def decode(cls, parameters: Mapping[str, Any]) -> Self:
         """Return the step with these parameters; see `ClientStep.decode`."""
         own = dict(parameters)
-        keys = "family", "factor", "scales", "quiet"
-        family, factor, scales, quiet = (own.pop(key, None) for key in keys)
+        quiet = own.pop("quiet", False)
+        require_type("quiet", quiet, bool, "a bool")
+        family, factor, scales = (own.pop(key, None) for key in ("family", "factor", "scales"))
         for key in own:
             if not key.startswith("family.") or key == "family.scale":  # the rule is the server's
                 raise TypeError(f"{key} is unknown")
@@ -221,7 +222,7 @@ class AddNoise(ClientStep):
         if scales is not None:
             scales = floats_from_bytes("scales", scales)
             require_sizes("scales", scales[~np.isnan(scales)])
-        return cls(noise, scales, require_real("factor", factor, low=0.0), quiet is not None)
+        return cls(noise, scales, require_real("factor", factor, low=0.0), quiet)
 
     def _scales(self, draft: Draft) -> Float32:
         """Return the scales in force, and report them if the client chose any."""

@@ -125,6 +125,8 @@ def _hint(strategy: type, name: str, allowed: frozenset[str]) -> str:
         theirs = name in LegacyFedAvgOptions.__optional_keys__
         owner = f"; {name!r} belongs to {other}.{ours.__name__}" if theirs else ""
         return f": pass it to start({_OF_START[name]}=…){owner}"
+    if name == "secure":  # unknown to MedianSGD alone
+        return ": secure sums are of votes, use SignSGD"
     if name in _SYNONYMS:
         return f", did you mean {_SYNONYMS[name]}?"
     known = [*inspect.signature(ours).parameters, *allowed]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedmedian import Adaptive, ScaleRule, Theory, TopUp
-from fedmedian.rules.scales import Fixed, as_scale_rule
+from fedmedian.rules.scales import LADDER, Fixed, as_scale_rule, size_by_votes
 from fedmedian.rules.trust import agreed_size, num_tolerated
 
 RULES = [
@@ -21,6 +21,7 @@ RULES = [
     Adaptive(2.0, magnitude="max", quantile=1.0),
     TopUp(),
     TopUp(2.0, quantile=1.0),
+    TopUp(voted=True),
     Theory(rounds=100, dim=10),
 ]
 
@@ -325,3 +326,80 @@ def test_an_argument_of_a_theoretical_scale_that_is_no_positive_integer_is_named
     for value in (1.0, "1", None, True):
         with pytest.raises(TypeError, match=f"^{argument} must "):
             Theory(**{"rounds": 1, "dim": 1, argument: value})
+
+
+class TestSizeByVotes:
+    """Each client says whether its magnitude is above the last quantile, or above each rung."""
+
+    quantiles = st.sampled_from([0.0, 0.25, 0.5, 0.9, 1.0])
+
+    def votes_on(self, sizes, thresholds):
+        return np.array([(np.asarray(sizes) > one).sum() for one in thresholds])
+
+    @given(num_votes=st.integers(2, 200), quantile=quantiles, data=st.data())
+    def test_moves_towards_the_quantile_by_a_factor_of_two_at_most(self, num_votes, quantile, data):
+        above = data.draw(st.integers(1, num_votes - 1))
+        size = size_by_votes(3.0, np.array([above]), num_votes, quantile)
+        assert 1.5 <= size <= 6.0
+        wanted = (1 - quantile) * num_votes
+        assert (size > 3.0) == (above > wanted)
+        assert (size < 3.0) == (above < wanted)
+
+    @given(num_votes=st.integers(3, 200), quantile=quantiles, data=st.data())
+    def test_one_client_changes_it_by_no_more_than_one_vote(self, num_votes, quantile, data):
+        above = data.draw(st.integers(1, num_votes - 2))
+        sizes = [size_by_votes(3.0, np.array([n]), num_votes, quantile) for n in (above, above + 1)]
+        assert 1 <= sizes[1] / sizes[0] <= 4 ** (1 / num_votes) * (1 + 1e-12)
+
+    @pytest.mark.parametrize("above", [0, 7])
+    def test_after_a_unanimous_vote_nothing_is_known(self, above):
+        assert np.isnan(size_by_votes(3.0, np.array([above]), 7, 0.5))
+
+    @given(
+        sizes=st.lists(st.floats(1e-10, 1e5), min_size=1, max_size=20),
+        quantile=st.sampled_from([0.5, 0.75, 1.0]),
+    )
+    def test_of_an_unknown_size_the_ladder_finds_the_quantile_within_half_a_rung(
+        self, sizes, quantile
+    ):
+        found = size_by_votes(nan, self.votes_on(sizes, LADDER), len(sizes), quantile)
+        if len(sizes) <= num_tolerated(len(sizes)):
+            assert found == 0
+            return
+        ordered = np.sort(sizes)
+        rank = max(int(np.ceil(quantile * len(sizes))) - 1, 0)
+        expected = ordered[rank]
+        assert expected / 2**0.26 <= found <= expected * 2**0.26
+
+    def test_a_ladder_that_one_client_of_many_lies_about_moves_to_the_next_clients_size(self):
+        honest = [1.0] * 5 + [2.0] * 4
+        for lie in (0.0, 1e9):
+            found = size_by_votes(nan, self.votes_on([*honest, lie], LADDER), 10, 0.5)
+            assert found == pytest.approx(1.0, rel=0.2)
+
+    def test_a_block_that_no_more_than_the_tolerated_clients_have_moved_has_size_zero(self):
+        for clients in (2, 3, 5, 10, 20):
+            most = num_tolerated(clients)
+            for moved in (0, most):
+                above = np.full(LADDER.size, moved)
+                assert size_by_votes(nan, above, clients, 0.5) == 0
+            assert size_by_votes(nan, np.full(LADDER.size, most + 1), clients, 0.5) > 0
+
+    @given(
+        size=st.floats(1e-30, 1e12) | st.just(nan),
+        num_votes=st.integers(1, 300),
+        quantile=quantiles,
+        seed=st.integers(0, 99),
+    )
+    def test_whatever_the_counts_are_it_is_a_size_or_unknown(self, size, num_votes, quantile, seed):
+        rungs = LADDER.size if np.isnan(size) else 1
+        counts = np.random.default_rng(seed).integers(0, num_votes + 1, rungs)
+        found = size_by_votes(size, counts, num_votes, quantile)
+        assert np.isnan(found) or 0 <= found <= 2 * 1e12
+
+
+@pytest.mark.parametrize("rule", [Adaptive, TopUp])
+@pytest.mark.parametrize("value", [1, None, "yes"])
+def test_whether_clients_vote_is_a_bool(rule, value):
+    with pytest.raises(TypeError, match=r"^voted must be a bool"):
+        rule(voted=value)

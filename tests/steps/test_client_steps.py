@@ -28,10 +28,12 @@ from fedmedian import (
     unpack_signs,
 )
 from fedmedian.rules.noise import NOISE_FAMILIES
+from fedmedian.rules.scales import LADDER
 from fedmedian.steps.base import CLIENT_STEPS, Draft, UpdateError
 from fedmedian.steps.encodings import Signs, Vector
-from fedmedian.steps.noise import AddNoise, Measure, TopUpNoise
+from fedmedian.steps.noise import AddNoise, Measure, SizeVotes, TopUpNoise
 from fedmedian.steps.tied import Tied
+from fedmedian.steps.updates import Limit
 from fedmedian.strategies import SignSGD
 from fedmedian.wire.scalars import WireError
 
@@ -122,10 +124,13 @@ STEPS = [
     DivideByLearningRate(0.5),
     ClientMomentum(0.5),
     Clip(1.0),
+    Limit(1.0),
     Measure("max"),
+    SizeVotes("rms", np.float32([0.5, np.nan])),
+    SizeVotes("max"),
     AddNoise(Gaussian(), np.float32([0.5, 0.25])),
     AddNoise(StudentT(df=4.0), None, 3.0),
-    AddNoise(Gaussian(), np.float32([0.5, np.nan]), 3.0),
+    AddNoise(Gaussian(), np.float32([0.5, np.nan]), 3.0, quiet=True),
     TopUpNoise(Gaussian(), np.float32([5, 0.1])),
     TopUpNoise(Gaussian(), None, 1.5),
     Rotation(smallest=4, seed=3),
@@ -147,7 +152,7 @@ class TestEveryStep:
 
     def test_is_a_value_that_arrives_as_it_was_sent(self, step):
         parameters = step.encode()
-        assert all(type(value) in (int, float, str, bytes) for value in parameters.values())
+        assert all(type(value) in (bool, int, float, str, bytes) for value in parameters.values())
         arrived = CLIENT_STEPS.find(step.name).decode(parameters)
         assert type(arrived) is type(step)
         for field in fields(step):
@@ -190,6 +195,8 @@ class TestEveryStep:
         (DivideByLearningRate, "learning_rate", [0.0, -1.0, nan, inf]),
         (ClientMomentum, "decay", [1.0, -0.1, nan]),
         (Clip, "norm", [0.0, -1.0, nan, inf]),
+        (Limit, "largest", [0.0, -1.0, nan, inf]),
+        (SizeVotes, "magnitude", ["mean", ""]),
         (Measure, "magnitude", ["mean", ""]),
         (Rotation, "smallest", [0, -1]),
     ],
@@ -435,6 +442,7 @@ class TestAddNoise:
             [
                 *[("family", value) for value in (3, b"gaussian")],
                 *[("factor", value) for value in ("3", None, nan, inf, -1.0)],
+                *[("quiet", value) for value in ("no", None, 1)],
                 *[("scales", np.float32(value).tobytes()) for value in (inf, -1)],
                 *[("family.df", 3.0), ("family.a.b", 3.0)],
             ]
@@ -448,6 +456,80 @@ class TestAddNoise:
     def test_a_familys_scale_is_no_parameter_that_travels(self):
         with pytest.raises((TypeError, ValueError), match="scale"):
             AddNoise.decode({**AddNoise(Gaussian()).encode(), "family.scale": 3.0})
+
+
+class TestLimit:
+    @given(
+        update=hnp.arrays(np.float32, 8, elements=st.floats(-(2.0**99), 2.0**99, width=32)),
+        largest=st.floats(1e-3, 1e3),
+    )
+    def test_clips_each_coordinate_by_itself(self, update, largest):
+        limited = after(Limit(largest), update).vector
+        np.testing.assert_array_equal(limited, np.clip(update, -largest, largest))
+
+    def test_an_infinite_coordinate_becomes_as_large_as_allowed(self):
+        assert after(Limit(3.0), [inf, -inf, *UPDATE[2:]]).vector[:2].tolist() == [3.0, -3.0]
+
+
+class TestSizeVotes:
+    def test_each_block_is_compared_with_its_threshold(self):
+        rms = np.sqrt([np.mean(np.square(UPDATE[:6])), np.mean(np.square(UPDATE[6:]))])
+        for above in ([0.9, 0.9], [0.9, 1.1], [1.1, 0.9]):
+            draft = after(SizeVotes("rms", np.float32(rms * above)))
+            assert draft.reports["size-votes"].tolist() == [one < 1 for one in above]
+            assert draft.vector.tolist() == np.float32(UPDATE).tolist()
+            np.testing.assert_allclose(draft.magnitudes, rms, rtol=1e-6)
+
+    def test_without_a_threshold_with_each_rung_of_the_ladder(self):
+        step = SizeVotes("max", np.float32([np.nan, 0.5]))
+        votes = after(step).reports["size-votes"]
+        assert votes.size == step.num_votes(BLOCKS) == LADDER.size + 1
+        assert votes[:-1].tolist() == (LADDER < 4.0).tolist()
+        assert votes[-1] == 0  # .4 is not above .5
+        assert after(SizeVotes("max")).reports["size-votes"].size == 2 * LADDER.size
+
+    def test_a_block_of_zeros_is_above_nothing(self):
+        draft = after(SizeVotes("rms", np.float32([0.0, np.nan])), [0.0] * 8)
+        assert not draft.reports["size-votes"].any()
+
+    def test_no_client_can_report_more_than_a_bit_for_each(self):
+        step = SizeVotes("rms", np.float32([1.0, 2.0]))
+        for fine in ([0, 1], [1, 1]):
+            step.check(np.float32(fine), BLOCKS)
+        for wrong in ([0, 2], [0.5, 1], [-1, 0], [nan, 1], [inf, 0], [1], [1, 1, 1]):
+            with pytest.raises(WireError, match="size votes must be"):
+                step.check(np.float32(wrong), BLOCKS)
+        with pytest.raises(WireError, match="size votes are missing"):
+            step.check(None, BLOCKS)
+
+    @pytest.mark.parametrize("count", [0, 1, 3])
+    def test_thresholds_of_other_blocks_are_refused_with_both_numbers(self, count):
+        step = SizeVotes("rms", np.ones(count, np.float32))
+        for refuse in (step.blocks, step.num_votes):
+            with pytest.raises(WireError, match=rf"thresholds\b.*\b{count}\b.*\b2\b"):
+                refuse(BLOCKS)
+
+    @pytest.mark.parametrize("thresholds", [3, "1", b"abc", None, [1.0]])
+    def test_malformed_thresholds_are_refused_by_name(self, thresholds):
+        sent = {"magnitude": "rms", "thresholds": thresholds}
+        if thresholds is None:
+            assert SizeVotes.decode(sent).thresholds is None
+        else:
+            with pytest.raises(WireError, match="thresholds"):
+                SizeVotes.decode(sent)
+
+
+class TestQuietNoise:
+    def test_keeps_the_scales_that_a_client_chooses_to_itself(self):
+        for step in (AddNoise, TopUpNoise):
+            draft = draft_of()
+            Measure("rms").apply(draft)
+            quiet = step(Gaussian(), None, 3.0, quiet=True)
+            quiet.apply(draft)
+            assert {*draft.reports} == {"measure"}
+            quiet.check(None, BLOCKS)
+            with pytest.raises(WireError, match="not asked for"):
+                quiet.check(np.ones(2, np.float32), BLOCKS)
 
 
 class TestSigns:

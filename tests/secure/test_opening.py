@@ -1,0 +1,236 @@
+"""The server's part: the sum of plain votes bit for bit, or nothing at all."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedmedian.secure.cohort import Place, SecureSum
+from fedmedian.secure.masking import Masked
+from fedmedian.secure.opening import SumError, Wanted, require_masked
+from fedmedian.secure.secrets import KEY_SIZE, SEALED_SIZE
+from fedmedian.wire.scalars import WireError
+
+numbers = st.integers(3, 12)
+dims = st.sampled_from([0, 1, 7, 8, 9, 50])
+thresholds = st.sampled_from([0.51, 2 / 3, 0.9, 1.0])
+few = st.floats(0, 0.4)
+
+
+def some_of(rng, clients, share):
+    """Return about a share of the clients."""
+    return {one for one in clients if rng.random() < share}
+
+
+def garbled(secrets):
+    return bytes(byte ^ 0xFF for byte in secrets)
+
+
+class TestSum:
+    @given(
+        number=numbers, dim=dims, threshold=thresholds, seed=st.integers(0, 99),
+        voting=few, seeds=few, shares=few,
+    )  # fmt: skip
+    def test_is_that_of_plain_votes_whoever_drops_out_when_or_there_is_none(
+        self, number, dim, threshold, seed, voting, seeds, shares, round_of
+    ):
+        sums, rng = round_of(number, dim, SecureSum(threshold), seed), np.random.default_rng(seed)
+        silent = {
+            "seeds": some_of(rng, range(number), seeds),
+            "shares": some_of(rng, range(number), shares),
+        }
+        masked = sums.masked(set(range(number)) - some_of(rng, range(number), voting))
+        try:
+            total = sums.open(masked, sums.asking(silent))
+        except SumError:
+            missing = len({*silent["seeds"], *silent["shares"]}) + number - len(masked)
+            assert number - missing < sums.least
+        else:
+            assert len(total.members) >= sums.least
+            assert {*total.members} <= {*masked}
+            assert total.counts.dtype == sums.plain(total.members).dtype
+            np.testing.assert_array_equal(total.counts, sums.plain(total.members))
+
+    @given(
+        number=st.integers(8, 30), neighbors=st.sampled_from([4, 6]), seed=st.integers(0, 99),
+        voting=st.floats(0, 0.2), seeds=st.floats(0, 0.2),
+    )  # fmt: skip
+    def test_of_clients_with_few_neighbors_is_that_of_plain_votes_or_there_is_none(
+        self, number, neighbors, seed, voting, seeds, round_of, ring
+    ):
+        circle = ring(number, neighbors, SecureSum(0.51).least(number))
+        sums = round_of(number, 9, seed=seed, circle=circle)
+        rng = np.random.default_rng(seed)
+        masked = sums.masked(set(range(number)) - some_of(rng, range(number), voting))
+        silent = some_of(rng, range(number), seeds)
+        try:
+            total = sums.open(masked, sums.asking({"seeds": silent, "shares": ()}))
+        except SumError:
+            assert number - len(masked) + len(silent) > 0
+        else:
+            assert len(total.members) >= sums.least
+            np.testing.assert_array_equal(total.counts, sums.plain(total.members))
+
+    @pytest.mark.parametrize("number", [254, 255, 256, 300])
+    def test_of_many_clients_takes_residues_of_two_bytes(self, number, round_of, ring):
+        sums = round_of(number, 9, circle=ring(number, 4, number - 3))
+        masked = sums.masked(range(1, number))
+        total = sums.open(masked)
+        assert total.counts.dtype == (np.uint8 if number < 256 else np.dtype("<u2"))
+        np.testing.assert_array_equal(total.counts, sums.plain(total.members))
+        assert len(total.members) == number - 1
+
+    @pytest.mark.parametrize("vote", [0, 1])
+    def test_of_equal_votes_does_not_wrap_around(self, vote, round_of):
+        for number in (3, 4, 7, 8, 15, 16):
+            sums = round_of(number, 3)
+            sums.votes = {one: np.full(3, vote, np.uint8) for one in sums.votes}
+            assert sums.open(sums.masked()).counts.tolist() == [vote * number] * 3
+
+    def test_has_whoever_voted_even_if_it_then_falls_silent(self, round_of):
+        sums = round_of(10, 9)
+        total = sums.open(sums.masked(), sums.asking({"seeds": (), "shares": {0, 1, 2}}))
+        assert len(total.members) == 10
+
+    def test_lacks_a_client_that_does_not_reveal_its_masks_with_the_lost(self, round_of):
+        sums = round_of(10, 9)
+        total = sums.open(sums.masked(range(9)), sums.asking({"seeds": {0}, "shares": ()}))
+        assert {*total.members} == {*range(1, 9)}
+        np.testing.assert_array_equal(total.counts, sums.plain(range(1, 9)))
+
+    def test_lacks_a_client_with_too_few_neighbors_left_to_open_its_mask(self, round_of, ring):
+        sums = round_of(40, 9, circle=ring(40, 20, 25))
+        assert sums.cohort.circle.enough == 11
+        lost = {1, 7, 8, 9, 10, 30, 31, 32, 33, 39}
+        total = sums.open(sums.masked({*range(40)} - lost))
+        assert {*range(40)} - {*total.members} == {0, *lost}
+        np.testing.assert_array_equal(total.counts, sums.plain(total.members))
+
+    def test_is_opened_again_in_the_next_round_with_the_same_keys(self, round_of):
+        sums = round_of(6, 9)
+        for question in ((1, 0), (1, 1), (2, 0), (10, 0)):
+            later = sums.another(question)
+            np.testing.assert_array_equal(later.open(later.masked()).counts, sums.plain(range(6)))
+
+
+class TestTooFew:
+    @given(number=numbers, dim=dims, threshold=thresholds, data=st.data())
+    def test_nothing_is_asked_and_nothing_opened(self, number, dim, threshold, data, round_of):
+        sums = round_of(number, dim, SecureSum(threshold))
+        voting = data.draw(st.integers(0, sums.least - 1))
+        with pytest.raises(SumError, match=f"^{voting} clients are left of {number}, .* needs"):
+            sums.open(sums.masked(range(voting)))
+        assert sums.requests == []
+
+    def test_once_too_few_are_left_no_share_is_asked_for(self, round_of):
+        sums = round_of(10, 9)
+        masked = sums.masked(range(8))
+        with pytest.raises(SumError, match=r"^6 clients are left of 10, the sum needs 7$"):
+            sums.open(masked, sums.asking({"seeds": {0, 1}, "shares": ()}))
+        assert {stage for stage, _ in sums.requests} == {"seeds"}
+
+    def test_too_few_shares_open_nothing(self, round_of):
+        sums = round_of(10, 9)
+        silent = {"seeds": (), "shares": {*range(4)}}
+        with pytest.raises(SumError, match="needs 6 shares, but only 5 were revealed"):
+            sums.open(sums.masked(), sums.asking(silent))
+
+
+class TestWrongAnswers:
+    """A wrong one spoils the sum or does not: it never raises anything else."""
+
+    def test_one_clients_wrong_shares_are_found_and_left_out(self, round_of):
+        sums = round_of(10, 9)
+        ask = sums.asking(change=lambda one, secrets: garbled(secrets) if one == 3 else secrets)
+        np.testing.assert_array_equal(sums.open(sums.masked(), ask).counts, sums.plain(range(10)))
+
+    def test_too_many_wrong_shares_spoil_the_sum(self, round_of):
+        sums = round_of(10, 9)
+        ask = sums.asking(change=lambda one, secrets: garbled(secrets))
+        with pytest.raises(SumError, match="shares of a client's mask are wrong"):
+            sums.open(sums.masked(), ask)
+
+    @pytest.mark.parametrize("wrong", [b"", b"short", bytes(KEY_SIZE * 9 + 1), bytes(10_000)])
+    def test_shares_or_seeds_of_a_wrong_length_are_as_good_as_none(self, wrong, round_of):
+        sums = round_of(10, 9)
+        ask = sums.asking(change=lambda one, secrets: wrong if one == 3 else secrets)
+        total = sums.open(sums.masked(range(9)), ask)
+        assert {*total.members} == {*range(9)} - {3}
+        np.testing.assert_array_equal(total.counts, sums.plain(total.members))
+
+    def test_secrets_of_clients_that_were_not_asked_are_left_out(self, round_of):
+        sums = round_of(10, 9)
+        ask = sums.asking()
+        asking = lambda wanted: {**ask(wanted), 9: bytes(KEY_SIZE), 77: b"?"}  # noqa: E731
+        total = sums.open(sums.masked(range(9)), asking)
+        np.testing.assert_array_equal(total.counts, sums.plain(range(9)))
+
+    def test_another_commitment_spoils_the_sum(self, round_of):
+        sums = round_of(5, 9)
+        masked = sums.masked()
+        masked[0] = replace(masked[0], commitment=bytes(KEY_SIZE))
+        with pytest.raises(SumError, match="shares of a client's mask are wrong"):
+            sums.open(masked)
+
+    def test_wrong_votes_are_noticed_where_they_make_a_count_that_cannot_be(self, round_of):
+        sums = round_of(10, 1000)
+        masked = sums.masked()
+        masked[0] = replace(masked[0], body=np.bitwise_xor(masked[0].body, 0xA5))
+        with pytest.raises(SumError, match="not one of votes: a client has sent something else"):
+            sums.open(masked)
+
+    @given(data=st.data(), number=st.integers(3, 6))
+    def test_whatever_one_client_sends_there_is_a_sum_or_a_reason(self, data, number, round_of):
+        sums = round_of(number, 9, SecureSum(0.51))
+        places, near = sums.cohort.places(), number - 1
+        body = data.draw(st.binary(min_size=2 * places[0].bits, max_size=2 * places[0].bits))
+        hostile = Masked(
+            np.frombuffer(body, np.uint8).reshape(places[0].bits, 2),
+            data.draw(st.binary(min_size=SEALED_SIZE * near, max_size=SEALED_SIZE * near)),
+            data.draw(st.binary(min_size=KEY_SIZE, max_size=KEY_SIZE)),
+        )
+        require_masked(hostile, places[0], 9)
+        wrong = data.draw(st.binary(max_size=KEY_SIZE * near))
+        ask = sums.asking(change=lambda one, secrets: wrong if one == 0 else secrets)
+        with pytest.raises(SumError):  # its own mask cannot be removed
+            sums.open({**sums.masked(), 0: hostile}, ask)
+
+
+class TestForm:
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"body": np.zeros((2, 2), np.uint8)},
+            {"body": np.zeros((3, 1), np.uint8)},
+            {"body": np.zeros(6, np.uint8)},
+            {"body": np.zeros((3, 2), np.int8)},
+            {"body": np.zeros((3, 2), np.float64)},
+            {"body": np.zeros((3, 2), object)},
+            {"shares": b""},
+            {"shares": bytes(SEALED_SIZE * 5)},
+            {"shares": bytes(SEALED_SIZE * 4 + 1)},
+            {"commitment": b""},
+            {"commitment": bytes(KEY_SIZE + 1)},
+        ],
+        ids=str,
+    )
+    def test_masked_votes_of_another_form_are_refused(self, change):
+        place = Place(3, 3, tuple(bytes([index]) * KEY_SIZE for index in range(4)))
+        fine = Masked(np.zeros((3, 2), np.uint8), bytes(SEALED_SIZE * 4), bytes(KEY_SIZE))
+        require_masked(fine, place, 9)
+        with pytest.raises(WireError, match=r"uint8 of shape \(3, 2\)|share for each|commitment"):
+            require_masked(replace(fine, **change), place, 9)
+
+    def test_what_is_asked_of_a_client_names_no_other_clients_votes(self, round_of):
+        sums = round_of(6, 9)
+        masked = sums.masked(range(5))
+        sums.open(masked)
+        bodies = b"".join(one.body.tobytes() for one in masked.values())
+        for _, wanted in sums.requests:
+            for one in wanted.values():
+                assert isinstance(one, Wanted)
+                assert len(one.of_neighbors) == 5
+                assert len(one.sealed) in (0, 4 * SEALED_SIZE)
+                assert one.sealed not in bodies or not one.sealed
