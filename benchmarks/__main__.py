@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import holding
+from benchmarks import holding, sums
 from benchmarks.growth import plot_growth
 from benchmarks.kernels import CASES
 from benchmarks.memory import estimator_peaks, round_peaks
@@ -21,7 +21,7 @@ from experiments.studies.nmse import error_table, measure
 from experiments.studies.tables import make_table
 
 RESULTS = Path(__file__).parent / "results"
-NAMES = (*CASES, "rounds", "memory", "grid", "growth", "scale", "holding", "nmse")
+NAMES = (*CASES, "rounds", "memory", "grid", "growth", "scale", "holding", "sums", "nmse")
 
 
 def main(names: list[str]) -> None:
@@ -48,6 +48,10 @@ def main(names: list[str]) -> None:
             found = holding.holdings()
             results[name] = [asdict(one) for one in found]
             print(make_table(holding.COLUMNS, holding.rows(found)))
+        elif name == "sums":
+            costs_of_sums = sums.sum_costs()
+            results[name] = [asdict(one) for one in costs_of_sums]
+            print(make_table(sums.COLUMNS, sums.rows(costs_of_sums)))
         elif name == "growth":
             results[name] = plot_growth(RESULTS / "growth.png")
             print(f"Written: {RESULTS / 'growth.png'}")

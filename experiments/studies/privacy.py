@@ -1,9 +1,9 @@
 """The study of privacy: what ε a run comes to, and how well a model learns at an ε.
 
 ``python -m experiments.studies.privacy`` prints the tables of docs/privacy.md;
-``python -m experiments.studies.privacy rounds`` prints one; so do noise and accuracy, which takes
-training: results are kept in experiments/results, and a study that was killed goes on where it
-was.
+``python -m experiments.studies.privacy rounds`` prints one; so do noise, sums and accuracy, which
+takes training: results are kept in experiments/results, and a study that was killed goes on where
+it was.
 
 All rules keep to one (ε, δ) for all data of a client, by the same count: noise is chosen by
 `noise_multiplier_for`, for any two updates of norm C or less. Against the server each client adds
@@ -16,7 +16,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from math import log, sqrt
+from math import log, pi, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,13 @@ from flwr.serverapp.strategy import (
 )
 
 from experiments.studies.commands import show_tables
-from experiments.studies.federation import Setting, simulate
+from experiments.studies.federation import Setting, make_network, simulate
 from experiments.studies.jobs import Result, run_jobs
 from experiments.studies.random_basis import late, unseeded
 from experiments.studies.tables import make_table
-from fedmedian import Clip, Gaussian
+from fedmedian import Clip, Gaussian, Rotation, SecureSum
 from fedmedian.clients import perturb
-from fedmedian.privacy import Mechanism, noise_multiplier_for
+from fedmedian.privacy import Mechanism, honest_of, limit_of_entries, noise_multiplier_for
 from fedmedian.strategies import MedianSGD, SignSGD
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "privacy"
@@ -46,6 +46,14 @@ EPSILONS = (1.0, 4.0, 8.0)
 ROUNDS = (1, 10, 30, 100, 300, 1000)
 DRAWN = 10
 """The number of clients that are a hidden tenth in the table of noise; all must answer."""
+HONEST = (1, 3, 10, 30, 100, 300)
+"""The numbers of honest clients in the table of sums."""
+HONEST_SHARE = 0.8
+"""The share of the clients in a secure sum that are counted on."""
+LARGEST_ENTRY = limit_of_entries(8192)
+"""The limit of entries in the table of sums, over the clipping norm."""
+WHOLE = 10**9
+"""More entries than any array has, so that all of them are rotated together."""
 KINDS: dict[str, str] = {"vector": "vector", "votes": "signs"}
 
 
@@ -57,11 +65,17 @@ class Study:
     ----------
     setting : Setting
         The federation; whom a fraction below 1 hides is counted on.
+    rules : tuple of str
+        The `RULES` that are compared.
+    epsilons : tuple of float
+        The ε that they keep within.
     clips : tuple of float
         The clipping norms C that are tried; of each rule the best is shown.
     """
 
     setting: Setting
+    rules: tuple[str, ...]
+    epsilons: tuple[float, ...] = EPSILONS
     clips: tuple[float, ...] = (0.1, 0.3, 1.0)
 
 
@@ -70,9 +84,19 @@ _FEDERATION = Setting(
 )
 
 STUDIES = {
-    "against the server": Study(_FEDERATION),
-    "against readers of the model": Study(replace(_FEDERATION, fraction=0.1, rounds=60)),
+    "against the server": Study(_FEDERATION, ("FedAvg, LocalDpMod", "SignSGD", "MedianSGD")),
+    "against readers of the model": Study(
+        replace(_FEDERATION, fraction=0.1, rounds=60),
+        ("FedAvg, central wrapper", "SignSGD", "MedianSGD"),
+    ),
 }
+
+SUMS = Study(
+    _FEDERATION,
+    ("FedAvg, central wrapper", "SignSGD, secure sums", "FedAvg, LocalDpMod"),
+    epsilons=(4.0, 8.0),
+)
+"""Secure sums between a server that is trusted to add the noise, and clients that trust nobody."""
 
 
 Strategies = Callable[..., Strategy]
@@ -85,8 +109,8 @@ class Rule:
 
     Parameters
     ----------
-    kind : {"signs", "vector"}
-        What is hidden in noise.
+    kind : {"signs", "vector", "sums"}
+        What is hidden in noise: votes, vectors, or sums of votes.
     strategy : callable
         Returns, of σ, C and the setting, what makes the strategy.
     mods : callable
@@ -100,6 +124,20 @@ class Rule:
 
 def _signs(sigma: float, clip: float, setting: Setting) -> Strategies:
     return partial(SignSGD, Gaussian(sigma * clip), client_steps=[Clip(clip)], diagnostics=False)
+
+
+def _sums(sigma: float, clip: float, setting: Setting) -> Strategies:
+    # Few neighbors take less time; the model is the same.
+    secure = SecureSum(threshold=0.8, neighbors=20)
+    return partial(
+        SignSGD,
+        Gaussian(sigma * clip),
+        client_steps=[Clip(clip)],
+        rotation=Rotation(smallest=WHOLE),
+        weighted=False,
+        secure=secure,
+        diagnostics=False,
+    )
 
 
 def _medians(sigma: float, clip: float, setting: Setting) -> Strategies:
@@ -135,33 +173,32 @@ def _none(sigma: float, clip: float) -> Sequence[Mod]:
     return []
 
 
-_OURS = {
+RULES = {
+    "FedAvg, central wrapper": Rule("vector", _mean_of_wrapper, _none),
+    "FedAvg, LocalDpMod": Rule("vector", _mean, _local_dp),
     "SignSGD": Rule("signs", _signs, _perturb),
+    "SignSGD, secure sums": Rule("sums", _sums, _perturb),
     "MedianSGD": Rule("vector", _medians, _perturb),
 }
-
-
-def rules(study: Study) -> dict[str, Rule]:
-    """Return the rules that are compared, by their names in tables."""
-    if study.setting.fraction == 1:
-        return {"FedAvg, LocalDpMod": Rule("vector", _mean, _local_dp)} | _OURS
-    return {"FedAvg, central wrapper": Rule("vector", _mean_of_wrapper, _none)} | _OURS
 
 
 @cache
 def noise_of(kind: str, setting: Setting, epsilon: float) -> float:
     """Return the noise multiplier σ with which a federation keeps within (ε, δ)."""
     drawn = round(setting.fraction * setting.num_clients)
-    return noise_multiplier_for(
-        epsilon, DELTA, setting.rounds, setting.fraction, kind=kind, min_replies=drawn
-    )
+    find = partial(noise_multiplier_for, epsilon, DELTA, setting.rounds, setting.fraction)
+    if kind == "sums":
+        network = make_network(setting.network, setting.dataset, 0)
+        dim = sum(parameter.numel() for parameter in network.parameters())
+        return find(limit=limit_of_entries(dim), summed=honest_of(HONEST_SHARE, drawn))
+    return find(kind=kind, min_replies=drawn)
 
 
 def run_rule(rule: str, study: Study, epsilon: float, clip: float, seed: int) -> Result:
     """Train a study's federation within ε."""
     logging.getLogger("flwr").setLevel(logging.ERROR)
     np.random.seed(seed)  # noqa: NPY002  # where Flower's noise comes from
-    chosen, setting = rules(study)[rule], study.setting
+    chosen, setting = RULES[rule], study.setting
     sigma = noise_of(chosen.kind, setting, epsilon)
     strategy = chosen.strategy(sigma, clip, setting)
     return simulate(strategy, setting, seed, chosen.mods(sigma, clip))
@@ -195,8 +232,8 @@ def accuracies(study: Study, seeds: Sequence[int] = (0,)) -> dict[str, list[floa
             partial(run_rule, rule, study, epsilon, clip, seed),
         )
         for seed in seeds
-        for rule in rules(study)
-        for epsilon in EPSILONS
+        for rule in study.rules
+        for epsilon in study.epsilons
         for clip in study.clips
     }
     plain = {
@@ -211,9 +248,9 @@ def accuracies(study: Study, seeds: Sequence[int] = (0,)) -> dict[str, list[floa
         return late(runs, rounds=tested)
 
     without = late((results[name] for name, _ in plain.values()), rounds=tested)
-    found = {"FedAvg, nothing hidden": [without] * len(EPSILONS)}
-    for rule in rules(study):
-        found[rule] = [max(end(rule, e, clip) for clip in study.clips) for e in EPSILONS]
+    found = {"FedAvg, nothing hidden": [without] * len(study.epsilons)}
+    for rule in study.rules:
+        found[rule] = [max(end(rule, e, clip) for clip in study.clips) for e in study.epsilons]
     return found
 
 
@@ -221,7 +258,7 @@ def accuracy_table(study: Study, seeds: Sequence[int] = (0,)) -> str:
     """Compare the rules at each ε."""
     found = accuracies(study, seeds)
     rows = [[rule, *(f"{end:.3f}" for end in ends)] for rule, ends in found.items()]
-    return make_table(["rule", *(f"ε = {epsilon:g}" for epsilon in EPSILONS)], rows)
+    return make_table(["rule", *(f"ε = {epsilon:g}" for epsilon in study.epsilons)], rows)
 
 
 def epsilon_of(kind: str, sigma: float, rounds: int) -> float:
@@ -254,8 +291,22 @@ def noise_table() -> str:
     return make_table(["σ for", *map(_count, ROUNDS)], rows)
 
 
-def _count(rounds: int) -> str:
-    return "1 round" if rounds == 1 else f"{rounds} rounds"
+def sums_table() -> str:
+    """Say what noise it takes for 30 rounds if the server sees the sum of votes alone."""
+    rounds, rows = 30, []
+    for epsilon in EPSILONS:
+        found = partial(noise_multiplier_for, epsilon, DELTA, rounds)
+        sums = [found(limit=LARGEST_ENTRY, summed=honest) for honest in HONEST]
+        limits = [found(kind="vector") / sqrt(honest * pi / 2) for honest in HONEST]
+        rows += [
+            [f"{name}, ε = {epsilon:g}", *(f"{sigma:.2f}" for sigma in sigmas)]
+            for name, sigmas in (("a sum of votes", sums), ("the Gaussian limit", limits))
+        ]
+    return make_table(["σ for", *(_count(honest, "client") for honest in HONEST)], rows)
+
+
+def _count(number: int, what: str = "round") -> str:
+    return f"1 {what}" if number == 1 else f"{number} {what}s"
 
 
 def _accuracy_tables() -> str:
@@ -265,7 +316,9 @@ def _accuracy_tables() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "rounds": rounds_table,
     "noise": noise_table,
+    "sums": sums_table,
     "accuracy": _accuracy_tables,
+    "sums-accuracy": partial(accuracy_table, SUMS),
 }
 
 

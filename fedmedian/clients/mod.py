@@ -166,7 +166,7 @@ def _follow(
         before = _read_model(message.content)
         layout = Layout.with_exact_positions(before, instruction.exact)
         instruction.blocks(layout)  # raises if the steps do not fit
-        policies.admit(instruction, layout, context)
+        policies.admit(instruction, layout, context, None if place is None else place.least)
         if place is not None:
             take(place, instruction, layout, context)
     except ValueError as error:

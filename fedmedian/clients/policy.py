@@ -14,8 +14,15 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDic
 
 from fedmedian.checks import require_integer, require_real, require_type
 from fedmedian.model.layout import Layout, matches
-from fedmedian.privacy.accounting import MOST_ANSWERS, Mechanism, PrivacyBudget, PrivacyLoss
-from fedmedian.privacy.mechanism import least_scale, noise_of, obstacles
+from fedmedian.privacy.accounting import (
+    MOST_ANSWERS,
+    Mechanism,
+    PrivacyBudget,
+    PrivacyLoss,
+    honest_of,
+    require_share,
+)
+from fedmedian.privacy.mechanism import least_scale, limit_of, noise_of, obstacles
 from fedmedian.randomness import secret_rng
 from fedmedian.steps.encodings import Signs
 from fedmedian.steps.instruction import Instruction
@@ -32,11 +39,20 @@ EXAMPLES = ("num-examples", "num_examples")
 _STATE = "fedmedian-policy"
 """The record in ``Context.state``; no client step stores its memory under this name."""
 
-_NOTHING = {"answers": 0, "last-round": -1, "as-vectors": 0.0, "as-sent": 0.0}
+_NOTHING = {
+    "answers": 0,
+    "last-round": -1,
+    "as-gaussian": 0.0,
+    "as-sent": 0.0,
+    "divergences": list[float](),
+}
 """Its contents before the first answer."""
 
 SHORTEST = 1e-30
 """The smallest clip norm: float32 has fewer bits for the entries of much shorter vectors."""
+
+_FEWEST = 3
+"""The fewest clients in a sum: of two, one knows the other's votes."""
 
 _STATUS = tuple(f"{what}res.status" for what in ("fit", "evaluate", "getproperties"))
 """The records in which a client of the older API reports whether it failed; not metrics."""
@@ -67,7 +83,7 @@ class Policy:
     - ``vectors``: any encoding of the noisy update but its signs, unless `vectors` allows it;
     - ``noise_scale``: no noise, too little noise, noise that depends on the update, noise that is
       not Gaussian, or another step between the noise and the encoding;
-    - ``exact``, ``rounds``, ``epsilon``, ``metrics``: see the parameters;
+    - ``exact``, ``rounds``, ``epsilon``, ``metrics``, ``cohort``: see the parameters;
     - ``one answer per round``: a round that does not come after the last one.
 
     If an update is not finite, or a step of the server fails on it, the client sends only noise.
@@ -102,6 +118,12 @@ class Policy:
     vectors : bool (default: False)
         Whether more of the noisy update than its signs may be sent. Noise in floating point hides
         less of it than the formulas say; see `fedmedian.kernels.encoding`.
+    cohort : int, optional
+        The smallest number of clients, including this one, whose votes are in a secure sum, >= 3.
+        Votes that are not summed are refused. Without it, the server may see every vote.
+    honest : float (default: 0.8)
+        The smallest share of the clients in a sum that are honest, in (0, 1]. With `cohort`, the
+        cost of an answer follows from the number of them; see `fedmedian.privacy.sums`.
 
     Raises
     ------
@@ -123,6 +145,8 @@ class Policy:
     vectors: bool = False
     epsilon: float | None = None
     delta: float | None = None
+    cohort: int | None = None
+    honest: float = 0.8
 
     def __post_init__(self) -> None:
         limits = np.finfo(np.float32)  # of the arithmetic, and on the wire
@@ -138,6 +162,9 @@ class Policy:
                 raise TypeError(f"{name} must be a list or tuple of strings, got {patterns!r}")
             object.__setattr__(self, name, tuple(patterns))
         require_type("vectors", self.vectors, bool, "a bool")
+        if self.cohort is not None:
+            require_integer("cohort", self.cohort, low=_FEWEST)
+        require_share("honest", self.honest)
         self._require_budget()
         secret_rng()
 
@@ -209,6 +236,27 @@ class Policy:
         if not scale >= low:
             _refuse("noise_scale", f"must be >= {low!s}, the server asks for {scale!s}")
 
+    def require_cohort(self, cohort: int | None) -> None:
+        """Raise if too few clients' votes are summed.
+
+        Parameters
+        ----------
+        cohort : int or None
+            The smallest number of clients, including this one, whose votes are in the secure sum;
+            None without one.
+
+        Raises
+        ------
+        PolicyError
+            Naming the rule.
+        """
+        if self.cohort is None:
+            return
+        if cohort is None:
+            _refuse("cohort", "the server asks for votes without a secure sum")
+        if cohort < self.cohort:
+            _refuse("cohort", f"must be >= {self.cohort}, the sum may have {cohort} clients")
+
     def require_budget_for(self, loss: PrivacyLoss) -> None:
         """Raise if answers reveal more than the budget allows.
 
@@ -274,6 +322,8 @@ class Policy:
             )
         if self.epsilon is not None and self.delta is not None:
             budget = PrivacyBudget(self.epsilon, self.delta)
+            if self.cohort is not None:
+                return  # the cost depends on the limit that the server asks for
             least = Mechanism(self.clip, self.noise_scale, "vector" if self.vectors else "signs")
             if not least.rounds_within(budget):
                 price = least.epsilon(self.delta)
@@ -341,7 +391,13 @@ class Policies:
         """The largest L2 norm of the vector that noise is added to; None without a policy."""
         return min((float(policy.clip) for policy in self.members), default=None)
 
-    def admit(self, instruction: Instruction, layout: Layout, context: Context) -> None:
+    def admit(
+        self,
+        instruction: Instruction,
+        layout: Layout,
+        context: Context,
+        cohort: int | None = None,
+    ) -> None:
         """Count an instruction's round as answered, unless a policy refuses it.
 
         Parameters
@@ -352,6 +408,9 @@ class Policies:
             The model's layout.
         context : Context
             The client's context; its count of answers is updated.
+        cohort : int, optional
+            The smallest number of clients, including this one, whose votes are in the secure sum.
+            Without it, the server sees every vote.
 
         Raises
         ------
@@ -360,9 +419,10 @@ class Policies:
         """
         for policy in self.members:
             policy.require_permission(instruction, layout)
+            policy.require_cohort(cohort)
         if self.members:
             # Before training: a failure reveals something about the data, too.
-            self._count(context, instruction)
+            self._count(context, instruction, cohort)
 
     def require_exact(self, instruction: Instruction, names: Sequence[str]) -> None:
         """Raise if an array must not be sent exactly; see `Policy.require_exact`."""
@@ -410,27 +470,37 @@ class Policies:
             if isinstance(content[name], MetricRecord) and not content[name]:
                 _refuse("metrics", f"nothing in record {name!r} may be sent")
 
-    def _count(self, context: Context, instruction: Instruction) -> None:
-        state = dict(context.state.config_records.get(_STATE, _NOTHING))
-        answers, last = int(state["answers"]), int(state["last-round"])  # type: ignore[arg-type]
+    def _count(self, context: Context, instruction: Instruction, cohort: int | None) -> None:
+        state: dict[str, Any] = {**context.state.config_records.get(_STATE, _NOTHING)}
+        answers, last = state["answers"], state["last-round"]
         server_round = instruction.server_round
         if server_round <= last:
             _refuse("one answer per round", f"round {server_round} came after round {last}")
         most = min(policy.rounds for policy in self.members)
         if answers >= most:
             _refuse("rounds", f"{answers} have been answered, the limit is {most}")
-        spent = (float(state[key]) for key in ("as-vectors", "as-sent"))  # type: ignore[arg-type]
-        loss = PrivacyLoss(*spent) + self._loss_of_answer(instruction)
+        spent = PrivacyLoss(state["as-gaussian"], state["as-sent"], (*state["divergences"],))
+        loss = spent + self._loss_of_answer(instruction, cohort)
         for policy in self.members:
             policy.require_budget_for(loss)
         counts = {"answers": answers + 1, "last-round": server_round}
-        sums = {"as-vectors": loss.as_vectors, "as-sent": loss.as_sent}
-        context.state[_STATE] = ConfigRecord({**counts, **sums})
+        sums = {"as-gaussian": loss.as_gaussian, "as-sent": loss.as_sent}
+        divergences = {"divergences": [*loss.divergences]}
+        context.state[_STATE] = ConfigRecord({**counts, **sums, **divergences})
 
-    def _loss_of_answer(self, instruction: Instruction) -> PrivacyLoss:
-        assert self.clip is not None
-        multiplier = float(_least_scale(instruction)) / self.clip
-        return PrivacyLoss.of_answer(instruction.encoding.name, multiplier)
+    def _loss_of_answer(self, instruction: Instruction, cohort: int | None) -> PrivacyLoss:
+        clip, steps = self.clip, instruction.steps
+        assert clip is not None
+        summed = 0
+        # A policy without a cohort relies on no other client.
+        if cohort is not None and all(policy.cohort is not None for policy in self.members):
+            summed = min(honest_of(policy.honest, cohort) for policy in self.members)
+        return PrivacyLoss.of_answer(
+            instruction.encoding.name,
+            float(_least_scale(instruction)) / clip,
+            limit=limit_of(steps) / clip,
+            summed=summed,
+        )
 
 
 _ENFORCING: ContextVar[bool] = ContextVar("enforcing", default=False)

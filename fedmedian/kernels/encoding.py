@@ -9,8 +9,9 @@ As a privacy mechanism, votes avoid the flaw of floating-point noise (Mironov, C
 low bits of u + b·ξ are possible for a given u, and they reveal it. Here no such sum is formed. One
 bit is released per coordinate, and any u may produce either value. Rounding only affects p. In the
 ratio u/b it is one part in 2²⁴, as if b were smaller by that much. In F and U it is about 2⁻⁵²,
-negligible against p while |u| ≤ 5·b, which a noise multiplier of at least 0.2 guarantees. Noise
-that is added to a vector and sent does have the flaw.
+negligible against p while |u| ≤ 5·b in each coordinate. A noise multiplier of at least 0.2
+guarantees that, and so does a `Limit` of 5·b, with any multiplier. Noise that is added to a vector
+and sent does have the flaw.
 """
 
 from bisect import bisect_right

@@ -34,6 +34,11 @@ Proposition 12). This conversion is not tight, so ε of votes is the smaller of 
 Chen, Özgür and Kairouz (arXiv 2207.09916) bound votes of another law in this way, against an
 observer of their sum; this bound is against an observer of each vote.
 
+**Sums of votes.** A server that sees only the sum of several clients' votes learns less of each of
+them; see `fedmedian.privacy.sums`. The sum is a function of the votes, so both bounds above hold
+for it, too, and ε is the smallest of all. Where entries are limited as well, R in the theorem is
+their limit over b.
+
 **Sampling.** A server knows which clients it asks, so sampling hides nothing from it. It does hide
 clients from an observer of the models alone; see `fedmedian.privacy.amplification`.
 """
@@ -41,25 +46,31 @@ clients from an observer of the models alone; see `fedmedian.privacy.amplificati
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import exp, expm1, inf, log, log1p, sqrt
+from math import exp, expm1, floor, inf, log, log1p, sqrt
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import log_ndtr
 
 from fedmedian.checks import require_choice, require_integer, require_real
-from fedmedian.privacy.amplification import epsilon_of_divergences, sampled_divergences
-from fedmedian.steps.encodings import encodings
+from fedmedian.privacy.amplification import ORDERS, epsilon_of_divergences, sampled_divergences
+from fedmedian.privacy.sums import gaussian_share, sum_divergences
+from fedmedian.steps.encodings import Signs, encodings
 
-__all__ = ["Draw", "Mechanism", "PrivacyBudget", "noise_multiplier_for"]
+__all__ = ["Draw", "Mechanism", "PrivacyBudget", "honest_of", "noise_multiplier_for"]
 
 Relation = Literal["replace", "zero"]
 """What is hidden: which of any two updates it was, or whether it was an update or zero."""
 
 LEAST_MULTIPLIER = 0.2
-"""The noise multiplier below which rounding counts; see `fedmedian.kernels.encoding`."""
+"""The noise scale, over the largest entry of an update, below which rounding counts.
+
+`fedmedian.kernels.encoding` has the reason. Without a limit, the largest entry is the clip norm.
+With one, as for secure sums, the scale may be a much smaller share of the clip norm.
+"""
 
 MOST_ANSWERS = 2**63 - 1
 """The largest number of answers that is counted, as in Flower's records."""
@@ -100,6 +111,9 @@ class PrivacyBudget:
         strongest if all drawn clients must answer, and weak with 1; for r in between the share is
         r/n·C(m, r)^(1/r), more than m/n. The module `amplification` has the proof. The sum of
         several clients' noise in the model does not count, because some clients may add none.
+    honest : float (default: 0.8)
+        The smallest share of the clients in a secure sum that are honest, in (0, 1]: they add their
+        noise, and do not tell the server their votes. It matters only with secure sums.
 
     Raises
     ------
@@ -115,11 +129,13 @@ class PrivacyBudget:
     delta: float
     relation: Relation = "replace"
     sampling: float = 1.0
+    honest: float = 0.8
 
     def __post_init__(self) -> None:
         require_real("epsilon", self.epsilon, low=0.0, open_low=True)
         _require_delta(self.delta)
         _require_sampling(self.relation, self.sampling)
+        require_share("honest", self.honest)
 
     def __str__(self) -> str:
         hidden = "" if self.sampling == 1 else f", a hidden {self.sampling:g} of the clients drawn"
@@ -136,10 +152,14 @@ class Draw(NamedTuple):
         The share that hides them, see `PrivacyBudget`; 1 for no protection.
     min_replies : int (default: 1)
         A round with fewer answers keeps the model.
+    summed : int (default: 0)
+        The number of honest clients whose votes are in a secure sum, see `honest_of`; 0 if the
+        server sees every vote.
     """
 
     sampling: float = 1.0
     min_replies: int = 1
+    summed: int = 0
 
 
 @dataclass(frozen=True)
@@ -148,21 +168,31 @@ class PrivacyLoss:
 
     Parameters
     ----------
-    as_vectors : float (default: 0.0)
-        The sum of Δ²/b², which is μ² of the Gaussian mechanism that they form together.
+    as_gaussian : float (default: 0.0)
+        μ² of a Gaussian mechanism that reveals at least as much: the sum of Δ²/b², each term times
+        the `gaussian_share` of a secure sum.
     as_sent : float (default: 0.0)
-        The same sum, each term times the `Encoding.share` of what was sent: α/2 times this bounds
-        the Rényi divergence of order α.
+        The sum of Δ²/b², each term times the `Encoding.share` of what was sent if that is smaller:
+        α/2 times this bounds the Rényi divergence of order α.
+    divergences : tuple of float (default: none)
+        Another bound of it, at `ORDERS`: for secure sums their own; empty without any.
     """
 
-    as_vectors: float = 0.0
+    as_gaussian: float = 0.0
     as_sent: float = 0.0
+    divergences: tuple[float, ...] = ()
 
     @classmethod
     def of_answer(
-        cls, kind: str, noise_multiplier: float, relation: Relation = "replace"
+        cls,
+        kind: str,
+        noise_multiplier: float,
+        relation: Relation = "replace",
+        *,
+        limit: float = inf,
+        summed: int = 0,
     ) -> "PrivacyLoss":
-        """Return what one answer reveals; infinite below `LEAST_MULTIPLIER`.
+        """Return what one answer reveals; infinite with too little noise, see `LEAST_MULTIPLIER`.
 
         Parameters
         ----------
@@ -172,33 +202,56 @@ class PrivacyLoss:
             σ, > 0.
         relation : {"replace", "zero"} (default: "replace")
             See `PrivacyBudget`.
+        limit : float (default: infinity)
+            The largest entry of the vector that noise is added to, over the clip norm.
+        summed : int (default: 0)
+            See `Draw`; it matters for signs only.
 
         Returns
         -------
         PrivacyLoss
             What it reveals.
         """
-        if noise_multiplier < LEAST_MULTIPLIER:
+        largest = min(1.0, limit)
+        counted = noise_multiplier * (1 - _ROUNDING)
+        if noise_multiplier < LEAST_MULTIPLIER * largest or counted == 0:
             return cls(inf, inf)
-        reach = 1 / (noise_multiplier * (1 - _ROUNDING))
-        as_vector = (reach * (2 if relation == "replace" else 1)) ** 2
-        share = encodings()[kind].share(reach)
-        return cls(as_vector, share * as_vector)
+        reach, encoding = largest / counted, encodings()[kind]
+        as_vector = 1 / counted / counted * (4 if relation == "replace" else 1)
+        share = encoding.share(reach)
+        if summed < 2 or not issubclass(encoding, Signs):
+            return cls(as_vector, share * as_vector)
+        of_sum = gaussian_share(summed, reach)
+        divergences = (as_vector * one for one in sum_divergences(summed, reach).tolist())
+        return cls(of_sum * as_vector, min(share, of_sum) * as_vector, (*divergences,))
 
     def __add__(self, other: "PrivacyLoss") -> "PrivacyLoss":
-        return PrivacyLoss(self.as_vectors + other.as_vectors, self.as_sent + other.as_sent)
+        divergences: tuple[float, ...] = ()
+        if self.divergences or other.divergences:
+            divergences = (*(self._at_orders() + other._at_orders()).tolist(),)
+        return PrivacyLoss(
+            self.as_gaussian + other.as_gaussian, self.as_sent + other.as_sent, divergences
+        )
 
     def __mul__(self, answers: int) -> "PrivacyLoss":
-        return PrivacyLoss(self.as_vectors * answers, self.as_sent * answers)
+        divergences = (*(answers * one for one in self.divergences),)
+        return PrivacyLoss(self.as_gaussian * answers, self.as_sent * answers, divergences)
 
     def epsilon(self, delta: float) -> float:
-        """Return ε at δ, the smaller of both bounds."""
-        if not 0 < self.as_vectors < inf:
-            return self.as_vectors
-        epsilon = gaussian_epsilon(sqrt(self.as_vectors), delta)
-        if self.as_sent < self.as_vectors:
+        """Return ε at δ, the smallest of the bounds."""
+        if not 0 < self.as_gaussian < inf:
+            return self.as_gaussian
+        epsilon = gaussian_epsilon(sqrt(self.as_gaussian), delta)
+        if self.as_sent < self.as_gaussian:
             epsilon = min(epsilon, renyi_epsilon(self.as_sent, delta))
+        if self.divergences:
+            epsilon = min(epsilon, epsilon_of_divergences(self._at_orders(), delta))
         return epsilon
+
+    def _at_orders(self) -> NDArray[np.float64]:
+        with np.errstate(over="ignore"):
+            bound = self.as_sent / 2 * ORDERS
+        return np.minimum(bound, self.divergences) if self.divergences else bound
 
 
 @dataclass(frozen=True)
@@ -210,9 +263,11 @@ class Mechanism:
     clip : float
         C, the largest L2 norm of an update, > 0.
     noise_scale : float
-        The Gaussian noise's scale b, in the same units; at least 0.2·C.
+        The Gaussian noise's scale b, in the same units; at least 0.2·C, or 0.2·limit.
     kind : {"signs", "vector"} (default: "signs")
         What is sent of the noisy update.
+    limit : float (default: infinity)
+        The largest entry of the vector that noise is added to, in the same units, > 0.
 
     Raises
     ------
@@ -233,17 +288,21 @@ class Mechanism:
     clip: float
     noise_scale: float
     kind: str = "signs"
+    limit: float = inf
 
     def __post_init__(self) -> None:
         require_real("clip", self.clip, low=0.0, open_low=True)
-        require_real("noise_scale", self.noise_scale, low=LEAST_MULTIPLIER * self.clip)
+        _require_limit(self.limit)
+        least = LEAST_MULTIPLIER * min(self.clip, self.limit)
+        require_real("noise_scale", self.noise_scale, low=least)
         require_choice("kind", self.kind, (*encodings(),))
 
     def __str__(self) -> str:
         sent = "the signs of" if self.kind == "signs" else "whole"
+        entries = "" if self.limit == inf else f" and entries up to {self.limit:g}"
         return (
-            f"{sent} updates of norm {self.clip:g} in Gaussian noise of {self.noise_scale:g}, "
-            f"a noise multiplier of {self.noise_multiplier:g}"
+            f"{sent} updates of norm {self.clip:g}{entries} in Gaussian noise of "
+            f"{self.noise_scale:g}, a noise multiplier of {self.noise_multiplier:g}"
         )
 
     @property
@@ -258,6 +317,7 @@ class Mechanism:
         relation: Relation = "replace",
         sampling: float = 1.0,
         min_replies: int = 1,
+        summed: int = 0,
     ) -> float:
         """Return ε of a client that may have answered a number of times.
 
@@ -273,6 +333,8 @@ class Mechanism:
             See `PrivacyBudget`.
         min_replies : int (default: 1)
             A round with fewer answers keeps the model, >= 1; matters with sampling.
+        summed : int (default: 0)
+            The number of honest clients in a secure sum, >= 0: see `Draw`.
 
         Returns
         -------
@@ -287,7 +349,8 @@ class Mechanism:
         require_integer("rounds", rounds, low=0, high=MOST_ANSWERS)
         _require_sampling(relation, sampling)
         require_integer("min_replies", min_replies, low=1)
-        return self.epsilon_of({Draw(sampling, min_replies): rounds}, delta, relation)
+        require_integer("summed", summed, low=0)
+        return self.epsilon_of({Draw(sampling, min_replies, summed): rounds}, delta, relation)
 
     def epsilon_of(
         self, rounds: Mapping[Draw, int], delta: float, relation: Relation = "replace"
@@ -312,16 +375,19 @@ class Mechanism:
             If an argument has the wrong type or is out of range.
         """
         _require_delta(delta)
-        total = sum(rounds.values())
-        if total == 0:
-            return 0.0
-        loss = PrivacyLoss.of_answer(self.kind, self.noise_multiplier, relation)
-        epsilon = (loss * total).epsilon(delta)
+        own = [(draw, number) for draw, number in rounds.items() if number]
+        losses = (self._loss(relation, draw.summed) * number for draw, number in own)
+        epsilon = sum(losses, PrivacyLoss()).epsilon(delta)
         is_sampled = relation == "replace" and any(draw.sampling < 1 for draw in rounds)
         if is_sampled and 0 < epsilon < inf:
+            # Sampling hides a client among others, but those in a sum may not be honest.
+            loss = self._loss(relation)
             divergences = sum(
-                number * sampled_divergences(sqrt(loss.as_vectors), loss.as_sent, *draw)
-                for draw, number in rounds.items()
+                number
+                * sampled_divergences(
+                    sqrt(loss.as_gaussian), loss.as_sent, draw.sampling, draw.min_replies
+                )
+                for draw, number in own
             )
             epsilon = min(epsilon, epsilon_of_divergences(np.asarray(divergences), delta))
         return epsilon
@@ -331,6 +397,7 @@ class Mechanism:
         budget: PrivacyBudget,
         min_replies: int = 1,
         spent: Mapping[Draw, int] = MappingProxyType({}),
+        summed: int = 0,
     ) -> int:
         """Return the number of rounds that a budget affords a client; it may be 0.
 
@@ -338,7 +405,7 @@ class Mechanism:
         ----------
         budget : PrivacyBudget
             The budget.
-        min_replies : int (default: 1)
+        min_replies, summed : int
             As for `epsilon`.
         spent : mapping of Draw to int (default: none)
             Rounds already spent.
@@ -348,7 +415,7 @@ class Mechanism:
         int
             The largest number of rounds after which ε is within the budget.
         """
-        draw = Draw(budget.sampling, min_replies)
+        draw = Draw(budget.sampling, min_replies, summed)
 
         def exceeds(rounds: int) -> bool:
             counts = Counter(spent)
@@ -367,6 +434,10 @@ class Mechanism:
             low, high = (low, middle) if exceeds(middle) else (middle, high)
         return low
 
+    def _loss(self, relation: Relation, summed: int = 0) -> PrivacyLoss:
+        multiplier, limit = self.noise_multiplier, self.limit / self.clip
+        return PrivacyLoss.of_answer(self.kind, multiplier, relation, limit=limit, summed=summed)
+
 
 def noise_multiplier_for(
     epsilon: float,
@@ -377,6 +448,8 @@ def noise_multiplier_for(
     kind: str = "signs",
     relation: Relation = "replace",
     min_replies: int = 1,
+    limit: float = inf,
+    summed: int = 0,
 ) -> float:
     """Return the smallest noise multiplier σ with which a client may answer a number of times.
 
@@ -397,11 +470,16 @@ def noise_multiplier_for(
         See `PrivacyBudget`.
     min_replies : int (default: 1)
         The strategy's `min_replies`, which affects what sampling hides: see `PrivacyBudget`.
+    limit : float (default: infinity)
+        The largest entry of the vector that noise is added to, over the norm of `Clip`, > 0.
+    summed : int (default: 0)
+        The number of honest clients in a secure sum, >= 0: see `honest_of`.
 
     Returns
     -------
     float
-        σ >= 0.2, to six digits and rounded up: the noise scale is σ times the norm of `Clip`.
+        σ >= 0.2·min(1, limit), to six digits and rounded up: the noise scale is σ times the norm of
+        `Clip`.
 
     Raises
     ------
@@ -413,17 +491,21 @@ def noise_multiplier_for(
     >>> sigma = noise_multiplier_for(epsilon=8.0, delta=1e-6, rounds=100)
     >>> round(sigma, 2)
     11.0
+    >>> sigma = noise_multiplier_for(epsilon=8.0, delta=1e-6, rounds=100, limit=0.01, summed=80)
+    >>> round(sigma, 2)
+    1.17
     """
     budget = PrivacyBudget(epsilon, delta, relation, sampling)
     require_integer("rounds", rounds, low=1, high=MOST_ANSWERS)
     require_choice("kind", kind, ("signs", "vector"))
+    _require_limit(limit)
 
     def suffices(multiplier: float) -> bool:
-        mechanism = Mechanism(1.0, multiplier, kind)
-        spent = mechanism.epsilon(delta, rounds, relation, sampling, min_replies)
+        mechanism = Mechanism(1.0, multiplier, kind, limit)
+        spent = mechanism.epsilon(delta, rounds, relation, sampling, min_replies, summed)
         return spent <= budget.epsilon
 
-    low = high = LEAST_MULTIPLIER
+    low = high = LEAST_MULTIPLIER * min(1.0, limit)
     while not suffices(high):
         low, high = high, 2 * high
     while high > low * (1 + 1e-6):
@@ -431,6 +513,29 @@ def noise_multiplier_for(
         middle = sqrt(low * high) if high < 1e150 else sqrt(low) * sqrt(high)
         low, high = (low, middle) if suffices(middle) else (middle, high)
     return high
+
+
+def honest_of(share: float, votes: int) -> int:
+    """Return the number of honest clients among those whose votes are in a sum, rounded down.
+
+    Parameters
+    ----------
+    share : float
+        The smallest share of honest ones, in (0, 1].
+    votes : int
+        The number of votes in the sum. Clients that drop out add none.
+
+    Returns
+    -------
+    int
+        The number.
+
+    Examples
+    --------
+    >>> honest_of(0.8, 100)
+    80
+    """
+    return floor(share * votes * (1 + 1e-12))
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:
@@ -495,8 +600,18 @@ def _require_delta(delta: float) -> None:
     require_real("delta", delta, low=0.0, high=1.0, open_low=True, open_high=True)
 
 
+def require_share(name: str, share: float) -> None:
+    """Raise unless a share is a number in (0, 1]."""
+    require_real(name, share, low=0.0, high=1.0, open_low=True)
+
+
+def _require_limit(limit: float) -> None:
+    if limit != inf:
+        require_real("limit", limit, low=0.0, open_low=True)
+
+
 def _require_sampling(relation: str, sampling: float) -> None:
     require_choice("relation", relation, ("replace", "zero"))
-    require_real("sampling", sampling, low=0.0, high=1.0, open_low=True)
+    require_share("sampling", sampling)
     if sampling < 1 and relation != "replace":
         raise ValueError(f"relation must be 'replace' with sampling={sampling!r}, got {relation!r}")

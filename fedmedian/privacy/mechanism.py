@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 
@@ -13,9 +14,9 @@ from fedmedian.steps.encodings import Encoding
 from fedmedian.steps.noise import AddNoise, Measure
 from fedmedian.steps.rotation import Rotation
 from fedmedian.steps.tied import Tied
-from fedmedian.steps.updates import Clip
+from fedmedian.steps.updates import Clip, Limit
 
-_KEEP_THE_NORM = (Rotation, Measure)
+_KEEP_THE_NORM = (Rotation, Limit, Measure)
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,13 @@ def mechanism_of(
     reasons = [*map(str, obstacles(steps, seed=seed))]
     noise, norm = noise_of(steps), next((step.norm for step in steps if type(step) is Clip), None)
     if norm is not None and noise is not None and not reasons:
-        scale, encoding = least_scale(noise), steps[-1]
-        if scale >= LEAST_MULTIPLIER * norm:
-            return Mechanism(norm, scale, encoding.name)
+        scale, limit, encoding = least_scale(noise), limit_of(steps), steps[-1]
+        if scale >= LEAST_MULTIPLIER * min(norm, limit):
+            return Mechanism(norm, scale, encoding.name, limit)
+        clipped = "the norm that updates are" if norm <= limit else "what their entries are"
         reasons.append(
-            f"noise={noise.noise!r}: the scale is less than {LEAST_MULTIPLIER} times the norm "
-            f"that updates are clipped to, {norm:g}"
+            f"noise={noise.noise!r}: the scale is less than {LEAST_MULTIPLIER} times {clipped} "
+            f"clipped to, {min(norm, limit):g}"
         )
     return NoMechanism(tuple(reasons))
 
@@ -130,6 +132,15 @@ def least_scale(noise: AddNoise) -> float:
     """Return the least scale that the server asks for; infinity for a model without parameters."""
     assert noise.scales is not None  # else the scales depend on the update
     return float(noise.scales.min(initial=np.inf))
+
+
+def limit_of(steps: Sequence[ClientStep]) -> float:
+    """Return the largest entry of the vector that gets the noise; infinity without a `Limit`."""
+    limit = inf
+    for step in steps[:-2]:
+        if type(step) is not Measure:
+            limit = step.largest if type(step) is Limit else inf
+    return limit
 
 
 def _in_reports(steps: Sequence[ClientStep], layout: Layout | None) -> Iterator[Obstacle]:

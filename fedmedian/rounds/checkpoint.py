@@ -231,10 +231,12 @@ class Checkpoint:
             with open(descriptor, "rb") as file:
                 stored = json.loads(file.read())
             rounds = {
-                Draw(float(sampling), require_integer("min_replies", least, low=1)): (
-                    require_integer("number of rounds", number, low=0)
-                )
-                for sampling, least, number in stored["rounds"]
+                Draw(
+                    float(sampling),
+                    require_integer("min_replies", least, low=1),
+                    require_integer("summed", summed, low=0),
+                ): require_integer("number of rounds", number, low=0)
+                for sampling, least, summed, number in stored["rounds"]
             }
             if stored != _counted(rounds):
                 raise ValueError("it does not match its checksum")

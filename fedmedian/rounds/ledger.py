@@ -6,14 +6,21 @@ from typing import Any
 
 from fedmedian.aggregators.diagnostics import Report
 from fedmedian.logs import warn
-from fedmedian.privacy.accounting import Draw, Mechanism, PrivacyBudget
+from fedmedian.privacy.accounting import (
+    MOST_ANSWERS,
+    Draw,
+    Mechanism,
+    PrivacyBudget,
+    honest_of,
+)
 from fedmedian.privacy.amplification import share_that_hides
-from fedmedian.privacy.mechanism import NoMechanism
+from fedmedian.privacy.mechanism import NoMechanism, mechanism_of
 from fedmedian.rounds.checkpoint import Checkpoint
-from fedmedian.rounds.mechanism import against_model, mechanism_of_strategy
+from fedmedian.rounds.mechanism import UNKNOWN_MODEL, against_model, mechanism_of_strategy
 from fedmedian.rounds.options import RunOptions
 from fedmedian.rounds.recipe import Question, Recipe
 from fedmedian.rounds.screening import Reply
+from fedmedian.secure.cohort import SecureSum
 from fedmedian.steps.updates import Clip, DivideByLearningRate
 
 _MEMORYLESS = (Clip, DivideByLearningRate)
@@ -32,12 +39,14 @@ class Ledger:
     budget : PrivacyBudget
         The bound on what clients reveal.
     mechanism : Mechanism or NoMechanism
-        What clients release in a round.
+        What clients release in a round. With secure sums it is known in the first round.
     checkpoint : Checkpoint or None
         Where the count is stored. It is written before clients are asked, because their answers
         count even if the process is killed.
     min_replies : int (default: 1)
         A round with fewer replies keeps the model.
+    secure : SecureSum, optional
+        The secure sums of votes, if any.
 
     Raises
     ------
@@ -51,23 +60,40 @@ class Ledger:
         mechanism: Mechanism | NoMechanism,
         checkpoint: Checkpoint | None,
         min_replies: int = 1,
+        secure: SecureSum | None = None,
     ) -> None:
+        self._secure = secure
+        self._mechanism: Mechanism | None = None
+        self._budget, self._checkpoint = budget, checkpoint
+        self._draw = Draw(budget.sampling, min_replies)
+        self._affordable = MOST_ANSWERS
+        self._answered: Counter[Draw] = Counter()
+        self._has_warned = False
+        if secure is None or mechanism != NoMechanism((UNKNOWN_MODEL,)):
+            self._take(mechanism)
+
+    def _take(self, mechanism: Mechanism | NoMechanism) -> None:
+        """Count by a mechanism from now on.
+
+        Raises
+        ------
+        ValueError
+            If it is none, or the budget does not afford one round.
+        """
+        budget = self._budget
         if isinstance(mechanism, NoMechanism):
             raise ValueError(
                 "privacy_budget must be None where clients do not run a mechanism, "
                 f"got {budget!r}; they do not because of {mechanism}"
             )
-        self._budget, self._mechanism, self._checkpoint = budget, mechanism, checkpoint
-        self._draw = Draw(budget.sampling, min_replies)
-        self._affordable = mechanism.rounds_within(budget, min_replies)
+        self._mechanism, draw = mechanism, self._draw
+        self._affordable = mechanism.rounds_within(budget, draw.min_replies, summed=draw.summed)
         if self._affordable == 0:
             raise ValueError(
                 "privacy_budget must afford a round, which costs epsilon "
                 f"{self._epsilon({self._draw: 1}):.4g}, "
                 f"got {budget!r}; fedmedian.privacy.noise_multiplier_for finds the noise for one"
             )
-        self._answered: Counter[Draw] = Counter()
-        self._has_warned = False
 
     @classmethod
     def of_strategy(
@@ -93,17 +119,21 @@ class Ledger:
         # That a round takes several answers counts if they do not depend on earlier draws.
         is_memoryless = all(type(step) in _MEMORYLESS for step in recipe.client_steps)
         min_replies = options.min_replies if is_memoryless else 1
-        return cls(budget, mechanism, options.checkpoint, min_replies)
+        return cls(budget, mechanism, options.checkpoint, min_replies, recipe.secure)
 
     def __str__(self) -> str:
+        if self._mechanism is None:
+            return str(self._budget)
         rounds = "1 round" if self._affordable == 1 else f"{self._affordable} rounds"
         return f"{self._budget}, which affords {rounds}"
 
     @property
     def rounds_left(self) -> int:
-        """The number of rounds that the budget still affords."""
+        """The number of rounds that the budget still affords, as far as it is known."""
         budget, draw = self._budget, self._draw
-        return self._mechanism.rounds_within(budget, draw.min_replies, self._answered)
+        if self._mechanism is None:
+            return MOST_ANSWERS
+        return self._mechanism.rounds_within(budget, draw.min_replies, self._answered, draw.summed)
 
     @property
     def report(self) -> Report:
@@ -133,13 +163,21 @@ class Ledger:
         if (others := done - self._answered.total()) > 0:
             self._answered[Draw()] += others
 
-    def spend(self, question: Question) -> None:
-        """Take note of a round, before clients are asked.
+    def spend(self, question: Question, drawn: int) -> bool:
+        """Take note of a round, before clients are asked, if the budget affords it.
 
         Parameters
         ----------
         question : Question
             What they are asked.
+        drawn : int
+            The number of clients drawn.
+
+        Returns
+        -------
+        bool
+            Whether it does. It always affords what `rounds_left` says, but a secure sum of fewer
+            clients costs more.
 
         Raises
         ------
@@ -151,7 +189,32 @@ class Ledger:
                 f"privacy_budget must be None with this model, got {self._budget!r}; there is no "
                 f"mechanism because of {NoMechanism(tuple(reasons))}"
             )
+        if self._secure is not None:
+            self._draw = self._draw._replace(summed=self._honest(self._secure.least(drawn)))
+            # A model of another size has other limits of its entries.
+            self._take(mechanism_of(question.instruction.steps, seed=question.instruction.seed))
+            if not self.rounds_left:
+                warn(
+                    "no client is asked in round %d: another answer would exceed the privacy "
+                    "budget, %s",
+                    *(question.server_round, self),
+                )
+                return False
         self._answered[self._draw] += 1
+        self._store(question)
+        return True
+
+    def settle(self, question: Question, votes: int) -> None:
+        """Take note of the number of votes in a secure sum: more than `spend` has counted on."""
+        self._answered[self._draw] -= 1
+        self._answered[self._draw._replace(summed=self._honest(votes))] += 1
+        self._answered += Counter()  # without those that are zero
+        self._store(question)
+
+    def _honest(self, votes: int) -> int:
+        return honest_of(self._budget.honest, votes)
+
+    def _store(self, question: Question) -> None:
         if self._checkpoint is None:
             return
         try:
@@ -179,7 +242,7 @@ class Ledger:
         bool
             Whether clients may be asked.
         """
-        sampling, min_replies = self._draw
+        sampling, min_replies, _ = self._draw
         share = share_that_hides(drawn, present, min_replies) if sampling < 1 else 1.0
         if share <= sampling * (1 + 1e-12):
             return True
@@ -208,4 +271,5 @@ class Ledger:
         )
 
     def _epsilon(self, rounds: Mapping[Draw, int]) -> float:
+        assert self._mechanism is not None  # rounds are counted once it is known
         return self._mechanism.epsilon_of(rounds, self._budget.delta, self._budget.relation)

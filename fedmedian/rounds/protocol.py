@@ -297,10 +297,7 @@ class RoundProtocol:
         """
         if self._ledger is None or not drawn:
             return drawn > 0
-        if not self._ledger.is_hidden(drawn, present):
-            return False
-        self._ledger.spend(question)
-        return True
+        return self._ledger.is_hidden(drawn, present) and self._ledger.spend(question, drawn)
 
     def seat(
         self, question: Question, nodes: Sequence[Node], exchange: Exchange
@@ -379,16 +376,16 @@ class RoundProtocol:
         rules = (*self._rules, *self.options.cohort_rules)
         kept, counts = hearing.judge(question.server_round, answers, rules)
         report: Report = {**counts}
-        if self._ledger is not None:
-            report |= self._ledger.report
-            self._ledger.look_at(answers)
         model, state, reason = None, question.state, ""
         try:
             total = None
-            if self._sums is not None and exchange is not None:
+            if self._sums is not None:
+                assert exchange is not None  # only the Message API has secure sums
                 self._sums.forget({*asked} - {answer.node for answer in kept})
                 kept, total = self._sums.open(question, kept, exchange)
                 report["replies-accepted"] = len(kept)
+                if self._ledger is not None:
+                    self._ledger.settle(question, len(kept))
             step, state, measured = self._step(question, kept, total)
             report |= measured
             model = question.move(step)
@@ -396,6 +393,9 @@ class RoundProtocol:
         except NoStepError as error:
             reason = str(error)
             self._keep_model(question, error)
+        if self._ledger is not None:
+            report |= self._ledger.report
+            self._ledger.look_at(answers)
         kept = self.recipe.in_order(kept)  # averages of metrics depend on it, too
         usual = self._with_usual_metrics(kept)
         return Heard(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
-from math import nan, sqrt
+from math import nan
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from fedmedian.checks import (
 )
 from fedmedian.model.blocks import Blocks
 from fedmedian.model.layout import RUNNING_STATISTICS, Arrays, Layout, first_spoiled
+from fedmedian.privacy.sums import limit_of_entries
 from fedmedian.randomness import rotation_seed, server_rng
 from fedmedian.rounds.downlink import CodedSteps, Content, Held
 from fedmedian.rounds.screening import Answer, Node, Said, Source
@@ -55,10 +56,6 @@ DEFAULT_NOISE = Gaussian(TopUp())
 DEFAULT_ROTATION = Rotation()
 DEFAULT_AGGREGATOR = Counts()
 NOTHING_HELD: Mapping[Node, str] = MappingProxyType({})
-
-_LIMIT = 6.0
-"""The largest coordinate in a random basis, over the root mean square of an update as long as it
-may be. Of normal ones two in 10⁹ are larger."""
 
 ScaleFrom = Literal["server", "client"]
 """The side that chooses the noise scale."""
@@ -552,7 +549,7 @@ class Recipe:
         clip = next((one for one in self.client_steps if type(one) is Clip), None)
         if self.secure is None or clip is None:
             return []
-        return [Limit(_LIMIT * clip.norm / sqrt(max(blocks.dim, 1)))]
+        return [Limit(clip.norm * limit_of_entries(blocks.dim))]
 
     def _measures(self, state: RunState, blocks: Blocks, layout: Layout) -> list[ClientStep]:
         rule = self.rule

@@ -51,7 +51,9 @@ class SecureSums:
             {node: ask_for_key(question.server_round) for node in new},
         )
         for node, public in found.items():
-            if public not in self._keys.values():  # else it is another's
+            if public in self._keys.values():
+                warn("%s has the key of another node", self._roster.name(node))
+            else:
                 self._keys[node] = public
         members = [node for node in nodes if node in self._keys][:MOST_CLIENTS]
         least = self._rule.least(len(nodes))
@@ -78,7 +80,9 @@ class SecureSums:
         NoStepError
             If the sum cannot be opened.
         """
-        assert question.cohort is not None  # `seat` comes first
+        cohort = question.cohort
+        if cohort is None:
+            raise NoStepError("no client was asked for a secure sum")
 
         def ask(wanted: Mapping[Node, Wanted]) -> Mapping[Node, bytes]:
             requests = {node: ask_to_reveal(question.number, one) for node, one in wanted.items()}
@@ -88,7 +92,7 @@ class SecureSums:
 
         votes = {answer.node: masked_of(answer.payload) for answer in answers}
         try:
-            total = question.cohort.open(votes, question.votes.dim, question.number, ask)
+            total = cohort.open(votes, question.votes.dim, question.number, ask)
         except SumError as error:
             raise NoStepError(f"the secure sum cannot be opened: {error}") from error
         return [one for one in answers if one.node in total.members], total.counts

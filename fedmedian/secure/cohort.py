@@ -105,6 +105,11 @@ class Place:
         if len(set(self.neighbors)) < number:
             raise WireError("two neighbors have the same public key")
 
+    @property
+    def least(self) -> int:
+        """The fewest clients in the sum, this one included, before it reveals any share."""
+        return self.enough + 1
+
     def encode(self) -> dict[str, WireScalar]:
         """Return the place as scalars."""
         values = self.bits, self.enough, b"".join(self.neighbors)

@@ -187,13 +187,13 @@ class Cohort(Generic[Member]):
             for other, share in zip(near, secrets, strict=True):
                 if share != NO_SHARE:
                     shares[other][neighbors[other].index(holder)] = share
-        return [self._own_seed(shares[one], masked) for one, masked in votes.items()]
+        return [self._own_seed(one, shares[one], masked) for one, masked in votes.items()]
 
-    def _own_seed(self, shares: Mapping[int, bytes], masked: Masked) -> bytes:
+    def _own_seed(self, one: Member, shares: Mapping[int, bytes], masked: Masked) -> bytes:
         enough, held = self.circle.enough, [*shares.items()]
         if len(held) < enough:
             raise SumError(
-                f"a client's mask needs {enough} shares, but only {len(held)} were revealed"
+                f"{len(held)} shares of the mask of client {one} were revealed, {enough} are needed"
             )
         for start in range(len(held) if len(held) > enough else 1):
             # Some of the shares may be wrong ones.
@@ -201,7 +201,7 @@ class Cohort(Generic[Member]):
             seed = join(dict(some))
             if commitment(seed) == masked.commitment:
                 return seed
-        raise SumError("the shares of a client's mask are wrong")
+        raise SumError(f"the shares of the mask of client {one} are wrong")
 
     def _require_enough(self, votes: Mapping[Member, Masked]) -> None:
         if len(votes) < self.circle.least:

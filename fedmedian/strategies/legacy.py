@@ -321,6 +321,8 @@ class SignSGD(SignArguments, LegacyStrategy):
         As for `fedmedian.strategies.SignSGD`.
     downlink, cohort_rules, diagnostics, min_replies, max_failed_rounds, seed
         As for `fedmedian.strategies.SignSGD`.
+    secure : None
+        This API has no secure sums, since its clients cannot be asked anything during a round.
     exact : sequence of str
         As there; the patterns match positions, ``exact=["2", "3"]`` for the running statistics of
         a model whose third and fourth array they are.

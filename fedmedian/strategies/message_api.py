@@ -380,7 +380,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
             return None, None
         asked, replies_of = _by_node(sent, replies, self._former)
         read = partial(self._read, names=[spec.name for spec in question.layout.specs])
-        exchange = partial(self._exchange, question) if question.cohort is not None else None
+        exchange = partial(self._exchange, question)
         heard = self._protocol.hear(question, asked, replies_of, read, exchange=exchange)
         sizes = self._count(sent, replies, trains=True)
         own = self._aggregate("train_metrics_aggr_fn", heard.usual) if heard.usual else None

@@ -54,6 +54,11 @@ class SignSGD(SignArguments, MessageStrategy):
         How clients are sent the model. By default as a whole, 32 bits per parameter. With
         ``CodedSteps()`` clients that hold an earlier version are sent one bit per parameter; see
         `CodedSteps`.
+    secure : SecureSum, optional
+        Secure sums: the server learns how many clients voted +1 for each coordinate, and no single
+        vote. Needs ``weighted=False``, and no `cohort_rules`. Rules such as `TopUp` that follow the
+        size of updates then learn it from votes. There is no protection against hostile clients;
+        see `SecureSum`.
     cohort_rules : sequence of callables (default: none)
         Rules that judge a round's usable answers together before they are aggregated. Each maps a
         `fedmedian.strategies.Cohort` to the answers to reject, by index, with the reason. The rule

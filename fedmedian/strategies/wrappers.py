@@ -14,7 +14,8 @@ _DIFFERENTIAL_PRIVACY = (
 )
 _SECURE_SUM = (
     "shows the server only a sum of weights, but these strategies read each client's answer. "
-    "Remove it and the clients' secaggplus_mod, or use FedAvg"
+    "Remove it and the clients' secaggplus_mod, and use fedmedian.strategies.SignSGD("
+    "secure=SecureSum(), weighted=False), or use FedAvg"
 )
 _REFUSED = {
     "DifferentialPrivacy": _DIFFERENTIAL_PRIVACY,

@@ -35,13 +35,15 @@ from fedmedian import (
 )
 from fedmedian.chacha import ChaCha20
 from fedmedian.clients import InProcessGrid, Policy, answering, perturb, perturb_with
-from fedmedian.clients.policy import CONFIG_KEY, VARIABLE, PolicyError
-from fedmedian.privacy.accounting import Mechanism, PrivacyLoss
+from fedmedian.clients.policy import CONFIG_KEY, VARIABLE, Policies, PolicyError
+from fedmedian.model.layout import Layout
+from fedmedian.privacy.accounting import Draw, Mechanism, PrivacyLoss
 from fedmedian.records import to_record
 from fedmedian.steps.base import CLIENT_STEPS, register_client_step
 from fedmedian.steps.encodings import Signs, Vector
 from fedmedian.steps.noise import AddNoise, Measure, TopUpNoise
 from fedmedian.steps.tied import Tied
+from fedmedian.steps.updates import Limit
 from fedmedian.strategies import MedianSGD, SignSGD
 
 POLICY = Policy(clip=1.0, noise_scale=0.5, rounds=100)
@@ -705,6 +707,72 @@ class TestBudget:
     def test_half_a_budget_is_refused(self, half):
         with pytest.raises(ValueError, match="epsilon and delta must be given together"):
             replace(POLICY, **half)
+
+
+class TestSecureSums:
+    """Votes that only their sum is known of, in noise of scale 2 to entries of at most a half."""
+
+    POLICY = Policy(clip=2.0, noise_scale=2.0, rounds=9, cohort=10)
+    NOISE = AddNoise(Gaussian(), np.float32([2, 2]))
+    SUMMED = replace(ASKED, steps=(Limit(0.5), NOISE, Signs()))
+    MECHANISM = Mechanism(2.0, 2.0, limit=0.5)
+    DELTA = 1e-5
+
+    @pytest.fixture
+    def admit(self):
+        """Admits the rounds' instructions, each with a number of clients, until one is refused."""
+        context = Context(0, 0, {}, RecordDict(), {})
+        layout = Layout.of_model(TWO, ())
+
+        def admit(policies, *cohorts, instruction=self.SUMMED, first=1):
+            for number, cohort in enumerate(cohorts, first):
+                asked = replace(instruction, server_round=number)
+                Policies(policies).admit(asked, layout, context, cohort)
+
+        return admit
+
+    def with_budget(self, rounds, honest=0.8):
+        epsilon = self.MECHANISM.epsilon_of(rounds, self.DELTA) * 1.001
+        return replace(self.POLICY, epsilon=epsilon, delta=self.DELTA, honest=honest)
+
+    def test_votes_that_are_not_summed_are_refused(self, client, admit):
+        require_refusal(client(self.POLICY).ask(self.SUMMED), "cohort", "without a secure sum")
+        with pytest.raises(PolicyError, match="'cohort': must be >= 10, the sum may have 9"):
+            admit((self.POLICY,), 9)
+        admit((self.POLICY,), 10)
+
+    def test_an_answer_costs_what_is_left_to_see_in_the_honest_clients_sum(self, admit):
+        careful = self.with_budget({Draw(summed=8): 2, Draw(summed=16): 1})
+        admit((careful,), 10, 20, 10)
+        with pytest.raises(PolicyError, match="'epsilon'"):
+            admit((careful,), 20, first=4)
+
+    def test_entries_without_a_limit_cost_more(self, admit):
+        careful = self.with_budget({Draw(summed=8): 1})
+        for steps in ((), (Limit(0.5), Rotation(seed=1))):  # the rotation undoes the limit
+            asked = replace(ASKED, steps=(*steps, self.NOISE, Signs()))
+            with pytest.raises(PolicyError, match="'epsilon'"):
+                admit((careful,), 10, instruction=asked)
+        admit((careful,), 10)
+
+    def test_of_several_policies_the_fewest_honest_clients_count(self, admit):
+        careful = self.with_budget({Draw(summed=8): 1})
+        for other in (replace(self.POLICY, honest=0.7), replace(self.POLICY, cohort=None)):
+            with pytest.raises(PolicyError, match="'epsilon'"):
+                admit((careful, other), 10)
+        admit((careful, replace(self.POLICY, honest=1.0)), 10)
+
+    @pytest.mark.parametrize(
+        ("name", "value", "error"),
+        [("cohort", 2, ValueError), ("cohort", 9.5, TypeError), ("honest", 0.0, ValueError)],
+    )
+    def test_a_cohort_and_a_share_out_of_range_are_refused(self, name, value, error):
+        with pytest.raises(error, match=f"{name} must "):
+            replace(self.POLICY, **{name: value})
+
+    def test_a_text_may_describe_both(self):
+        text = "clip = 2.0, noise-scale = 2.0, rounds = 9, cohort = 10, honest = 0.5"
+        assert Policy.from_text(text) == replace(self.POLICY, honest=0.5)
 
 
 class TestRounds:

@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from experiments.apps import QUICKSTARTS
 from experiments.studies.commands import tables_of
 from experiments.studies.noise_choices import decoding_table
+from experiments.studies.privacy import HONEST, LARGEST_ENTRY
 from fedmedian import CodedSteps
 from fedmedian.clients import InProcessGrid, Policy, perturb
 from fedmedian.clients.policy import VARIABLE
@@ -510,6 +511,17 @@ def test_the_tables_of_epsilon_and_noise_are_those_that_are_counted(page):
             mechanism = Mechanism(1.0, sigma, kinds[sent])
             found = mechanism.epsilon(1e-5, rounds, sampling=sampling, min_replies=10)
             assert found == pytest.approx(epsilon, rel=0.015, abs=0.005)
+
+
+@pytest.mark.slow
+def test_the_table_of_sums_is_what_is_counted(page):
+    rows = re.findall(r"^\| a sum of votes, ε = (\d) *\|(.*)\|$", page("privacy"), re.MULTILINE)
+    assert len(rows) == 3
+    for epsilon, cells in rows:
+        for honest, sigma in zip(HONEST, map(float, cells.split("|")), strict=True):
+            mechanism = Mechanism(1.0, sigma, limit=LARGEST_ENTRY)
+            found = mechanism.epsilon(1e-5, 30, summed=honest)
+            assert found == pytest.approx(float(epsilon), rel=0.02)
 
 
 def test_the_table_of_decodings_is_what_its_command_prints(page):

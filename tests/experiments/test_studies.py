@@ -367,25 +367,29 @@ class TestPrivacy:
     TINY = Setting(
         "digits", network="linear", partition="iid", learning_rate=0.1, rounds=3, tested=1
     )
-    LOCAL = privacy.Study(TINY, clips=(1.0,))
-    READERS = privacy.Study(replace(TINY, fraction=0.5), clips=(1.0,))
+    LAX = (4000.0,)  # hardly any noise
+    STUDIES = (*privacy.STUDIES.values(),)
+    LOCAL = privacy.Study(TINY, STUDIES[0].rules, LAX, (1.0,))
+    READERS = privacy.Study(replace(TINY, fraction=0.5), STUDIES[1].rules, LAX, (1.0,))
+    SUMS = privacy.Study(TINY, privacy.SUMS.rules, LAX, (1.0,))
 
-    @pytest.mark.parametrize("study", [LOCAL, READERS], ids=["server", "readers"])
+    @pytest.mark.parametrize(
+        "study", [LOCAL, READERS, SUMS], ids=["server", "readers", "secure sums"]
+    )
     def test_every_rule_has_a_row_with_an_accuracy_better_than_chance(self, study, monkeypatch):
         monkeypatch.setattr(privacy, "run_jobs", run_here)
-        monkeypatch.setattr(privacy, "EPSILONS", (4000.0,))  # hardly any noise
         heading, _, *rows = privacy.accuracy_table(study, seeds=[0]).splitlines()
         assert heading.split("|")[2].strip() == "ε = 4000"
         names = [row.split("|")[1].strip() for row in rows]
-        assert names == ["FedAvg, nothing hidden", *privacy.rules(study)]
+        assert names == ["FedAvg, nothing hidden", *study.rules]
         assert all(0.15 < float(row.split("|")[2]) <= 1 for row in rows)
 
     def test_flowers_rules_have_the_noise_that_is_counted(self):
-        (mod,) = privacy.rules(self.LOCAL)["FedAvg, LocalDpMod"].mods(3.0, 0.5)
+        (mod,) = privacy.RULES["FedAvg, LocalDpMod"].mods(3.0, 0.5)
         by_formula = mod.sensitivity * np.sqrt(2 * np.log(1.25 / mod.delta)) / mod.epsilon
         assert by_formula == pytest.approx(3.0 * 0.5)
         assert mod.clipping_norm == 0.5
-        rule = privacy.rules(self.READERS)["FedAvg, central wrapper"]
+        rule = privacy.RULES["FedAvg, central wrapper"]
         wrapper = rule.strategy(3.0, 0.5, self.READERS.setting)(seed=1)
         assert (wrapper.noise_multiplier, wrapper.clipping_norm) == (3.0, 0.5)
         assert wrapper.num_sampled_clients == 5
@@ -395,6 +399,16 @@ class TestPrivacy:
         for setting in (self.LOCAL.setting, self.READERS.setting):
             votes, vectors = (privacy.noise_of(kind, setting, 4.0) for kind in ("signs", "vector"))
             assert votes < vectors
+
+    def test_the_table_of_sums_falls_with_clients_to_just_above_the_gaussian_limit(
+        self, monkeypatch
+    ):
+        monkeypatch.setattr(privacy, "EPSILONS", (4.0,))
+        monkeypatch.setattr(privacy, "HONEST", (1, 4, 16))
+        _, _, *rows = privacy.sums_table().splitlines()
+        sums, limits = ([float(cell) for cell in row.split("|")[2:-1]] for row in rows)
+        assert sums == sorted(sums, reverse=True)
+        assert all(one < more < 1.1 * one for more, one in zip(sums, limits, strict=True))
 
     def test_the_table_of_rounds_has_votes_below_vectors(self):
         _, _, *rows = privacy.rounds_table().splitlines()

@@ -444,7 +444,7 @@ class TestCheckpoint:
 
     def test_no_bit_of_a_count_can_flip_unseen(self, tmp_path):
         checkpoint, path = Checkpoint(tmp_path), tmp_path / "answered-rounds.json"
-        counts = {Draw(0.1, 8): 37, Draw(): 2}
+        counts = {Draw(0.1, 8, 80): 37, Draw(): 2}
         checkpoint.note_answered_rounds(counts)
         whole = path.read_bytes()
         for bit in range(8 * len(whole)):

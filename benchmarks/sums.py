@@ -1,0 +1,146 @@
+"""Secure sums beside Flower's SecAgg+: what a round costs its clients and its server."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Context, Message, RecordDict
+from flwr.client import Client, NumPyClient
+from flwr.client.mod import secaggplus_mod
+from flwr.clientapp import ClientApp
+from flwr.common import ndarrays_to_parameters
+from flwr.common.typing import NDArrays, Scalar
+from flwr.server import LegacyContext, ServerConfig
+from flwr.server.strategy import FedAvg
+from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow
+
+from benchmarks.holding import app as ours
+from fedmedian import SecureSum
+from fedmedian.clients import InProcessGrid
+from fedmedian.records import to_record
+from fedmedian.strategies import SignSGD
+
+SIZES = ((10, 10**6), (100, 10**6))
+_SHARE = 2 / 3
+"""The share of clients that a sum needs, in both."""
+
+
+@dataclass(frozen=True)
+class SumCost:
+    """What one round of a secure sum costs.
+
+    Parameters
+    ----------
+    clients, dim : int
+        The numbers of clients and of parameters.
+    by : str
+        What sums: "SecureSum" or "SecAgg+".
+    client_seconds, server_seconds : float
+        The time of one client, and of the server, without the transport.
+    bits_up : float
+        The bits that a client sends for each parameter, headers and all exchanges included.
+    """
+
+    clients: int
+    dim: int
+    by: str
+    client_seconds: float
+    server_seconds: float
+    bits_up: float
+
+
+COLUMNS = ["clients", "parameters", "by", "s per client", "s of the server", "bits up a parameter"]
+
+
+def sum_costs(sizes: Sequence[tuple[int, int]] = SIZES) -> list[SumCost]:
+    """Measure a round of both at each number of clients and parameters."""
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    runs = {"SecureSum": _run_ours, "SecAgg+": _run_secagg}
+    return [_cost(clients, dim, by, run) for clients, dim in sizes for by, run in runs.items()]
+
+
+def rows(costs: Sequence[SumCost]) -> list[list[str]]:
+    """Return costs as the rows of a table."""
+    return [
+        [
+            str(cost.clients),
+            f"{cost.dim:,}",
+            cost.by,
+            f"{cost.client_seconds:.3g}",
+            f"{cost.server_seconds:.3g}",
+            f"{cost.bits_up:.2f}",
+        ]
+        for cost in costs
+    ]
+
+
+class _TimedGrid(InProcessGrid):
+    """A grid that measures the time of its clients, and its own."""
+
+    in_clients = in_grid = 0.0
+
+    def _answer(self, message: Message) -> Message:
+        start = time.perf_counter()
+        try:
+            return super()._answer(message)
+        finally:
+            self.in_clients += time.perf_counter() - start
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        start = time.perf_counter()
+        try:
+            return super().push_messages(messages)
+        finally:
+            self.in_grid += time.perf_counter() - start
+
+
+def _cost(
+    clients: int, dim: int, by: str, run: Callable[[int, int], tuple[_TimedGrid, float]]
+) -> SumCost:
+    grid, seconds = run(clients, dim)
+    return SumCost(
+        clients,
+        dim,
+        by,
+        grid.in_clients / clients,
+        seconds - grid.in_grid,
+        8 * grid.bytes_up / clients / dim,
+    )
+
+
+def _run_ours(clients: int, dim: int) -> tuple[_TimedGrid, float]:
+    grid, model = _TimedGrid(ours, clients), to_record({"w": np.zeros(dim, np.float32)})
+    strategy = SignSGD(weighted=False, secure=SecureSum(_SHARE), fraction_evaluate=0.0)
+    return grid, _seconds(lambda: strategy.start(grid, model, num_rounds=1))
+
+
+def _run_secagg(clients: int, dim: int) -> tuple[_TimedGrid, float]:
+    grid = _TimedGrid(ClientApp(client_fn=_make_client, mods=[secaggplus_mod]), clients)
+    strategy = FedAvg(
+        min_available_clients=clients,
+        fraction_evaluate=0.0,
+        initial_parameters=ndarrays_to_parameters([np.zeros(dim, np.float32)]),
+    )
+    empty = Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={})
+    context = LegacyContext(empty, ServerConfig(num_rounds=1), strategy)
+    workflow = DefaultWorkflow(fit_workflow=SecAggPlusWorkflow(1.0, _SHARE))
+    return grid, _seconds(lambda: workflow(grid, context))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _make_client(context: Context) -> Client:
+    return _Client().to_client()
+
+
+class _Client(NumPyClient):
+    def fit(
+        self, parameters: NDArrays, config: dict[str, Scalar]
+    ) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        return [one + np.float32(1e-3) for one in parameters], 1, {}

@@ -1,0 +1,55 @@
+"""What a client that takes some steps releases."""
+
+import re
+from math import inf
+
+import numpy as np
+import pytest
+
+from fedmedian import Clip, DivideByLearningRate, Gaussian, Rotation
+from fedmedian.privacy.accounting import Mechanism, PrivacyBudget
+from fedmedian.privacy.mechanism import NoMechanism, mechanism_of
+from fedmedian.rounds.ledger import Ledger
+from fedmedian.steps.encodings import Signs
+from fedmedian.steps.noise import AddNoise
+from fedmedian.steps.updates import Limit
+
+CLIP, LIMIT, TURN = Clip(1.0), Limit(0.1), Rotation(seed=1)
+
+
+def answering(*steps, scale=0.5):
+    return mechanism_of((*steps, AddNoise(Gaussian(), np.float32([scale])), Signs()))
+
+
+@pytest.mark.parametrize(
+    ("steps", "limit"),
+    [
+        ((CLIP, TURN, LIMIT), 0.1),
+        ((CLIP, LIMIT, Limit(0.2)), 0.2),
+        ((CLIP, LIMIT, TURN), inf),
+        ((LIMIT, CLIP), inf),
+        ((CLIP,), inf),
+    ],
+    ids=["last", "twice", "before the rotation", "before the clipping", "none"],
+)
+def test_entries_are_limited_by_the_last_step_before_the_noise(steps, limit):
+    assert answering(*steps) == Mechanism(1.0, 0.5, limit=limit)
+
+
+def test_a_limit_does_not_replace_the_clipping():
+    assert "without Clip" in str(answering(LIMIT))
+    assert isinstance(answering(CLIP, DivideByLearningRate(0.1), LIMIT), NoMechanism)
+
+
+def test_noise_for_limited_entries_may_be_a_small_share_of_the_norm():
+    assert answering(CLIP, LIMIT, scale=0.03125).noise_multiplier == 0.03125
+    for steps, largest in (((CLIP, LIMIT), "entries are clipped to, 0.1"), ((CLIP,), "to, 1")):
+        assert re.search(f"0.2 times .*{largest}$", str(answering(*steps, scale=0.015625)))
+
+
+def test_a_ledger_counts_rounds_as_sums_of_the_honest_clients_votes():
+    budget, mechanism = PrivacyBudget(8.0, 1e-5), answering(CLIP, LIMIT)
+    ledger = Ledger(budget, mechanism, None, summed=80)
+    assert ledger.rounds_left == mechanism.rounds_within(budget, summed=80) > 0
+    with pytest.raises(ValueError, match="must afford a round"):
+        Ledger(budget, mechanism, None)
