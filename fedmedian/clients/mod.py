@@ -168,7 +168,7 @@ def _follow(
         instruction.blocks(layout)  # raises if the steps do not fit
         policies.admit(instruction, layout, context, None if place is None else place.least)
         if place is not None:
-            take(place, instruction, layout, context)
+            take(place, instruction, context)
     except ValueError as error:
         return _refuse(message, error)
     _remove_keys(message)

@@ -6,6 +6,7 @@ from fedmedian.model.layout import Layout
 from fedmedian.secure.cohort import Place
 from fedmedian.secure.masking import Key
 from fedmedian.secure.requests import answer, is_request
+from fedmedian.steps.encodings import Signs
 from fedmedian.steps.instruction import Instruction
 from fedmedian.steps.payload import Payload
 from fedmedian.steps.sums import VotesLayout, masked_payload
@@ -54,15 +55,16 @@ def masked(
     return masked_payload(payload, key.mask(votes))
 
 
-def take(place: Place, instruction: Instruction, layout: Layout, context: Context) -> None:
+def take(place: Place, instruction: Instruction, context: Context) -> None:
     """Take a place in the sum of a question, once.
 
     Raises
     ------
     WireError
-        If this client has no key, or as `VotesLayout.of` and `Key.takes`.
+        If it is not one of signs, this client has no key, or as `Key.takes`.
     """
-    VotesLayout.of(instruction, layout)
+    if type(instruction.encoding) is not Signs:
+        raise WireError(f"a secure sum is one of signs, not of {instruction.encoding.name!r}")
     key = _recall(context)
     if key is None:
         raise WireError("this client has no key for secure sums, it keeps no state between rounds")

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from fedmedian.model.layout import Layout
 from fedmedian.secure.masking import Masked
-from fedmedian.steps.encodings import Signs
 from fedmedian.steps.instruction import Instruction
 from fedmedian.steps.payload import Payload
 from fedmedian.wire.scalars import WireError
@@ -37,15 +36,7 @@ class VotesLayout:
 
     @classmethod
     def of(cls, instruction: Instruction, layout: Layout) -> "VotesLayout":
-        """Return the order of the votes that answer an instruction.
-
-        Raises
-        ------
-        WireError
-            If it asks for something else than signs.
-        """
-        if type(instruction.encoding) is not Signs:
-            raise WireError(f"a secure sum is one of signs, not of {instruction.encoding.name!r}")
+        """Return the order of the votes that answer an instruction."""
         return cls(instruction.blocks(layout).dim, instruction.num_votes(layout))
 
     @property

@@ -239,6 +239,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
             )
         finally:
             self._protocol.release()
+            self._grid = None  # or the strategy could not be copied
         reports = result.train_metrics_clientapp
         for server_round, lists in self._per_block.items():
             own = reports.get(server_round) or MetricRecord()  # a subclass may report nothing
@@ -287,7 +288,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
             )
         if not self._protocol.may_ask(question, len(asked), nodes.present):
             asked = []
-        self._grid, self._around = grid, _Traffic()
+        self._grid, self._around = None if self.recipe.secure is None else grid, _Traffic()
         seated = self._protocol.seat(question, _nodes(asked), partial(self._exchange, question))
         question = question if seated is None else seated
         asked = [one for one in asked if seated is not None and _has_place(one, seated)]

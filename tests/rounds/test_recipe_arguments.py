@@ -27,6 +27,7 @@ from fedmedian import (
     Median,
     Momentum,
     Rotation,
+    SecureSum,
     SmoothedMedian,
     Theory,
     TopUp,
@@ -42,8 +43,9 @@ from fedmedian.rounds.recipe import Recipe
 from fedmedian.rules.noise import NOISE_FAMILIES
 from fedmedian.steps.base import CLIENT_STEPS
 from fedmedian.steps.encodings import Encoding, Signs, Vector
-from fedmedian.steps.noise import AddNoise, Measure
+from fedmedian.steps.noise import AddNoise, Measure, SizeVotes
 from fedmedian.steps.tied import Tied
+from fedmedian.steps.updates import Limit
 
 OUT_OF_RANGE = {
     "learning_rate": (0.0, -1.0, nan, inf, 0),
@@ -65,6 +67,7 @@ WRONG_TYPE = {
     "rotation": (True, 256, "rotation", Rotation),
     "scale_from": (None, True),
     "downlink": (True, 1, "coded", CodedSteps),
+    "secure": (True, 1, "secure", SecureSum),
     "exact": ("*mean", [1], ("*mean", None), 3, None),
     "seed": (1.0, "1", True),
     "cohort_rules": (len, None, "one", [1]),
@@ -211,7 +214,16 @@ class TestClientSteps:
 
     @pytest.mark.parametrize(
         "step",
-        [Rotation(), Measure("rms"), AddNoise(Gaussian()), Tied(()), Signs(), Vector()],
+        [
+            Rotation(),
+            Limit(1.0),
+            Measure("rms"),
+            SizeVotes("rms"),
+            AddNoise(Gaussian()),
+            Tied(()),
+            Signs(),
+            Vector(),
+        ],
         ids=repr,
     )
     def test_a_client_step_that_strategies_add_themselves_is_refused(self, step):

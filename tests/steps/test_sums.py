@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fedmedian import ClientStep, Gaussian, Rotation, register_client_step
 from fedmedian.model.layout import Layout
 from fedmedian.secure.masking import Masked
-from fedmedian.steps.encodings import Signs, Vector
+from fedmedian.steps.encodings import Signs
 from fedmedian.steps.instruction import Instruction, perturb_update
 from fedmedian.steps.noise import AddNoise, Measure, SizeVotes
 from fedmedian.steps.payload import Payload
@@ -117,11 +117,6 @@ class TestWhatIsNoVote:
         order = VotesLayout.of(instruction, layout)
         with pytest.raises(WireError, match=r"exact arrays .* would be sent in the clear"):
             order.votes_of(answered(instruction, layout=layout))
-
-    def test_an_instruction_for_something_else_than_signs_has_no_order_of_votes(self):
-        instruction = replace(asked(), steps=(Vector(),))
-        with pytest.raises(WireError, match="one of signs, not of 'vector'"):
-            VotesLayout.of(instruction, LAYOUT)
 
 
 class TestPayload:

@@ -65,6 +65,7 @@ ALL_OF_SIGNS = {
     "aggregator": Majority("unchanged", calibrated=True),
     "learning_rate": 0.25,
     "weighted": False,
+    "secure": None,  # it forbids others; see test_secure_sums.py
 }
 ALL_OF_MEDIANS = {
     "noise": Gaussian(Adaptive(0.5)),
@@ -200,7 +201,8 @@ class TestShownAndPassedOn:
         assert {name: in_force[name] for name in given} == given
         assert strategy(scale_from="client").recipe.scale_from == "client"
         rest = {name: value for name, value in in_force.items() if name not in given}
-        assert rest == ({"noise_at": "client"} if strategy in OF_SIGNS else {"weighted": False})
+        of_median = {"weighted": False, "secure": None}
+        assert rest == ({"noise_at": "client"} if strategy in OF_SIGNS else of_median)
 
     @pytest.mark.parametrize(("strategies", "rule"), [(OF_SIGNS, Median()), (OF_MEDIANS, Counts())])
     def test_a_rule_for_the_other_strategy_is_refused_with_its_name(self, strategies, rule):
