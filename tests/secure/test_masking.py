@@ -217,6 +217,25 @@ class TestServerThatLies:
         assert all(frozenset({victim, other}) in seeds for other in near[victim])
         assert len(shares[victim]) == len(lost) < enough
 
+    @pytest.mark.parametrize("number", [3, 4, 7, 10, 12])
+    def test_opens_a_sum_of_as_many_as_the_shares_leave_it(self, number, round_of):
+        """With s shares of n neighbors it can be 2s - n + 1 clients, and no fewer."""
+        sums = round_of(number, 8)
+        masked, near = sums.masked(), sums.cohort.neighbors
+        enough = sums.cohort.circle.enough
+        fewest = 2 * enough - (number - 1) + 1
+        group, others = range(fewest), range(fewest, number)
+        lies = {(a, b): SHARE for a in near for b in near[a]}
+        for one in group:  # of the others half reveal their share of its mask, half the seed
+            called_lost = {
+                fewest + (one + i) % max(len(others), 1) for i in range(len(others) // 2)
+            }
+            lies |= {(one, other): SEED for other in called_lost}
+            lies |= {(other, one): SEED for other in others if other not in called_lost}
+        seeds, shares = self.knowledge(sums, masked, lies)
+        assert not self.openable(sums, seeds, shares, fewest - 1)
+        assert {*group} in map(set, self.openable(sums, seeds, shares, fewest))
+
     def test_that_calls_all_others_lost_is_refused_by_the_client(self, round_of):
         sums = round_of(10, 8)
         sums.masked()
