@@ -1,0 +1,194 @@
+"""Secure sums on Flower itself: in its simulation on Ray, and deployed over TLS with an outage."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from experiments.demos.deployment_runtime import SuperNode, superlink_options, write_certificates
+from experiments.demos.flower_runtime import flower_runtime, wait_until
+from fedmedian.clients import InProcessGrid
+from tests.tools.projects import project_of
+
+pytestmark = pytest.mark.slow
+
+ROUNDS = 6
+APP = """
+import time
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+from fedmedian import SecureSum
+from fedmedian.clients import perturb
+from fedmedian.secure import masking, opening
+from fedmedian.strategies import SignSGD
+
+mask, open_sum = masking.Key.mask, opening.Cohort.open
+
+
+def record(message, context, call_next):
+    '''Write the plain votes that the client masks.'''
+    folder = Path(context.run_config["folder"])
+
+    def masked(key, votes):
+        np.save(folder / f"{key.public.hex()}-{key.question[0]}.npy", votes)
+        return mask(key, votes)
+
+    masking.Key.mask = masked
+    return call_next(message, context)
+
+
+client = ClientApp(mods=[record, perturb])
+server = ServerApp()
+
+
+@client.train()
+def train(message, context):
+    partition = context.node_config["partition-id"]
+    if context.run_config["fails"] and partition == message.content["config"]["server-round"]:
+        raise ConnectionError("gone")
+    model = message.content["arrays"]["w"].numpy()
+    aim = np.random.default_rng(partition).standard_normal(model.size, dtype=np.float32)
+    content = {"arrays": ArrayRecord({"w": Array(model + (aim - model) / 2)})}
+    content["metrics"] = MetricRecord({"num-examples": 1})
+    return Message(RecordDict(content), reply_to=message)
+
+
+def run(grid, config):
+    '''Train, and write each sum with the keys of its members, and the model.'''
+    folder = Path(config["folder"])
+
+    def opened(cohort, votes, dim, question, ask):
+        total = open_sum(cohort, votes, dim, question, ask)
+        keys = [cohort.keys[one].hex() for one in total.members]
+        path = folder / f"sum-{question[0]}.npz"
+        np.savez(path, counts=total.counts, keys=keys, least=cohort.circle.least)
+        return total
+
+    opening.Cohort.open = opened
+    strategy = SignSGD(
+        weighted=False,
+        secure=SecureSum(),
+        fraction_evaluate=0.0,
+        min_available_nodes=config["num-clients"],
+        seed=1,
+    )
+    start = ArrayRecord({"w": Array(np.zeros(999, np.float32))})
+    result = strategy.start(grid, start, config["rounds"], timeout=config["timeout"])
+    np.save(folder / "model.npy", result.arrays["w"].numpy())
+
+
+@server.main()
+def main(grid, context):
+    run(grid, context.run_config)
+"""
+
+
+@dataclass
+class Outcome:
+    """What a run has written: each round's counts, beside the sum of its members' plain votes."""
+
+    folder: object
+
+    @property
+    def model(self):
+        return np.load(self.folder / "model.npy")
+
+    def members(self):
+        """Return how many votes are in each round's sum, once all sums are seen to be right."""
+        numbers = {}
+        for path in self.folder.glob("sum-*.npz"):
+            stored, number = np.load(path), int(path.stem.removeprefix("sum-"))
+            plain = [np.load(self.folder / f"{key}-{number}.npy") for key in stored["keys"]]
+            np.testing.assert_array_equal(stored["counts"], np.sum(plain, axis=0, dtype=int))
+            assert len(plain) >= stored["least"]
+            numbers[number] = len(plain)
+        return dict(sorted(numbers.items()))
+
+
+def write_app(folder, num_clients, **config):
+    """Write the app, and return its configuration."""
+    project = project_of("secure-run", "Clients whose votes are summed", num_clients)
+    entries = "\n".join(f"{name} = {str(value).lower()}" for name, value in config.items())
+    (folder / "pyproject.toml").write_text(f"{project}{entries}\n")
+    (folder / "secure_run.py").write_text(APP)
+
+
+class TestSimulation:
+    """Clients' keys outlive their processes, and so does what they have revealed."""
+
+    NUM_CLIENTS = 6
+    CONFIG = {"rounds": ROUNDS, "fails": True, "timeout": 600}  # noqa: RUF012
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def on_ray(cls, tmp_path_factory):
+        app, folder = tmp_path_factory.mktemp("app"), tmp_path_factory.mktemp("results")
+        write_app(app, cls.NUM_CLIENTS, **cls.CONFIG)
+        with flower_runtime() as runtime:
+            config = {"num-clients": cls.NUM_CLIENTS, "folder": str(folder)}
+            log = "\n".join(runtime.simulate(app, config))
+        assert (folder / "model.npy").exists(), log
+        return Outcome(folder)
+
+    def test_every_sum_is_that_of_the_plain_votes_of_those_that_did_not_fail(self, on_ray):
+        assert on_ray.members() == dict.fromkeys(range(1, ROUNDS), 5) | {ROUNDS: 6}
+
+    def test_it_ends_at_the_same_bits_as_in_one_process(self, on_ray, tmp_path):
+        names, config = {}, {**self.CONFIG, "num-clients": 6, "folder": str(tmp_path)}
+        exec(APP, names)
+        grid = InProcessGrid(names["client"], self.NUM_CLIENTS, run_config=config)
+        with pytest.MonkeyPatch.context() as patch:  # the app replaces them
+            for owner, name in ((names["masking"].Key, "mask"), (names["opening"].Cohort, "open")):
+                patch.setattr(owner, name, getattr(owner, name))
+            names["run"](grid, config)
+        assert on_ray.model.tobytes() == Outcome(tmp_path).model.tobytes()
+
+
+class TestDeployment:
+    """A SuperNode is killed while it trains; another one takes its place in the run."""
+
+    NUM_NODES = 4
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def outcome(cls, tmp_path_factory):
+        app, folder = tmp_path_factory.mktemp("app"), tmp_path_factory.mktemp("results")
+        write_app(app, cls.NUM_NODES, rounds=ROUNDS, fails=False, timeout=10)
+        with flower_runtime() as runtime:
+            write_certificates(runtime.home)
+            ca = runtime.home / "ca.crt"
+            port = runtime.start_superlink(*superlink_options(runtime.home), ca=ca)
+            nodes = [
+                SuperNode(runtime, f"node-{index}", port, min(index, 3), cls.NUM_NODES)
+                for index in range(cls.NUM_NODES + 1)
+            ]
+            for node in nodes:
+                node.register()
+            *first, spare = nodes
+            for node in first:
+                node.start()
+            assert all(node.is_accepted() for node in first)
+            began = time.monotonic()
+            run = runtime.submit(app, {"folder": str(folder)})
+            wait_until(lambda: (folder / "sum-2.npz").exists(), "round 2")
+            first[-1].kill()
+            spare.start()
+            assert spare.is_accepted()
+            wait_until(lambda: not run.running, "the end of the run")
+            runtime.require_completed()
+            print(f"{time.monotonic() - began:.0f} s")
+        return Outcome(folder)
+
+    def test_every_sum_is_that_of_the_plain_votes_and_none_is_below_the_threshold(self, outcome):
+        assert {1, 2, ROUNDS} <= outcome.members().keys()
+
+    def test_a_killed_client_is_missed_and_the_next_rounds_are_summed(self, outcome):
+        numbers = outcome.members()
+        assert numbers[1] == numbers[2] == self.NUM_NODES
+        assert 3 in numbers.values()
