@@ -1,6 +1,5 @@
 """Secure sums on Flower itself: in its simulation on Ray, and deployed over TLS with an outage."""
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -159,7 +158,7 @@ class TestDeployment:
     @classmethod
     def outcome(cls, tmp_path_factory):
         app, folder = tmp_path_factory.mktemp("app"), tmp_path_factory.mktemp("results")
-        write_app(app, cls.NUM_NODES, rounds=ROUNDS, fails=False, timeout=10)
+        write_app(app, cls.NUM_NODES, rounds=ROUNDS, fails=False, timeout=600)
         with flower_runtime() as runtime:
             write_certificates(runtime.home)
             ca = runtime.home / "ca.crt"
@@ -174,21 +173,26 @@ class TestDeployment:
             for node in first:
                 node.start()
             assert all(node.is_accepted() for node in first)
-            began = time.monotonic()
             run = runtime.submit(app, {"folder": str(folder)})
-            wait_until(lambda: (folder / "sum-2.npz").exists(), "round 2")
+            # Its key, then votes and shares in each of two rounds, then votes.
+            wait_until(lambda: first[-1].trainings == 6, "votes of round 3")
             first[-1].kill()
             spare.start()
             assert spare.is_accepted()
+            for number in range(3, ROUNDS + 1):
+                stored = folder / f"sum-{number}.npz"
+                wait_until(lambda stored=stored: stored.exists() or not run.running, stored.name)
             wait_until(lambda: not run.running, "the end of the run")
             runtime.require_completed()
-            print(f"{time.monotonic() - began:.0f} s")
         return Outcome(folder)
 
-    def test_every_sum_is_that_of_the_plain_votes_and_none_is_below_the_threshold(self, outcome):
-        assert {1, 2, ROUNDS} <= outcome.members().keys()
+    def test_every_sum_is_that_of_the_plain_votes_and_lacks_only_those_of_the_killed(self, outcome):
+        assert outcome.members() == dict.fromkeys(range(1, ROUNDS + 1), 4) | {3: 3}
 
-    def test_a_killed_client_is_missed_and_the_next_rounds_are_summed(self, outcome):
-        numbers = outcome.members()
-        assert numbers[1] == numbers[2] == self.NUM_NODES
-        assert 3 in numbers.values()
+    def test_the_model_is_trained(self, outcome):
+        aims = [
+            np.random.default_rng(partition).standard_normal(999, dtype=np.float32)
+            for partition in range(self.NUM_NODES)
+        ]
+        goal = np.mean(aims, axis=0)
+        assert np.linalg.norm(outcome.model - goal) < 0.7 * np.linalg.norm(goal)
