@@ -134,7 +134,7 @@ class TestTooFew:
     def test_too_few_shares_open_nothing(self, round_of):
         sums = round_of(10, 9)
         silent = {"seeds": (), "shares": {*range(4)}}
-        with pytest.raises(SumError, match="needs 6 shares, but only 5 were revealed"):
+        with pytest.raises(SumError, match="5 shares of the mask of client . were revealed, 6 are"):
             sums.open(sums.masked(), sums.asking(silent))
 
 
