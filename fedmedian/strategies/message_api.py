@@ -207,7 +207,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
                 "initial_arrays must be an ArrayRecord, such as ArrayRecord(model.state_dict()), "
                 f"got a {type(initial_arrays).__name__}"
             )
-        self._per_block, self._timeout = {}, timeout
+        self._per_block, self._timeout, self._around = {}, timeout, _Traffic()
         self._forget()
         journal = self._protocol.journal
         self._protocol.open(to_arrays(initial_arrays))
@@ -288,7 +288,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
             )
         if not self._protocol.may_ask(question, len(asked), nodes.present):
             asked = []
-        self._grid, self._around = None if self.recipe.secure is None else grid, _Traffic()
+        self._grid = None if self.recipe.secure is None else grid
         seated = self._protocol.seat(question, _nodes(asked), partial(self._exchange, question))
         question = question if seated is None else seated
         asked = [one for one in asked if seated is not None and _has_place(one, seated)]
@@ -488,7 +488,9 @@ class MessageStrategy(ShowsArguments, FedAvg):
         """
         up, down, model = sizes_of(replies), sizes_of(asked), self._usual_size
         with_fedavg = sum(model if trains else size for size in up if size)
-        around = self._around if trains else _Traffic()
+        around = _Traffic()
+        if trains:  # once: a round may train several models
+            around, self._around = self._around, around
         self._protocol.count(
             sum(up) + around.up, sum(down) + around.down, with_fedavg, model * len(down)
         )

@@ -3,6 +3,7 @@
 What the server sees is in tests/secure; here whole runs go through Flower's messages.
 """
 
+import copy
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -31,7 +32,8 @@ from fedmedian import (
     VoteAggregator,
     register_client_step,
 )
-from fedmedian.clients import Policy, perturb, perturb_with
+from fedmedian.clients import InProcessGrid, Policy, perturb, perturb_with
+from fedmedian.records import sizes_of
 from fedmedian.rounds.checkpoint import Checkpoint
 from fedmedian.rounds.watch import RunFailedError
 from fedmedian.secure import masking, opening
@@ -457,6 +459,42 @@ class TestCheckpoint:
             assert keys["key"] == number * NUM_CLIENTS
 
 
+class CountingGrid(InProcessGrid):
+    """Counts the bytes of what messages contain."""
+
+    up = down = 0
+
+    def send_and_receive(self, messages, *, timeout=None):
+        messages = list(messages)
+        replies = super().send_and_receive(messages, timeout=timeout)
+        self.down += sum(sizes_of(messages))
+        self.up += sum(sizes_of(replies))
+        return replies
+
+
+def assert_all_bytes_counted(strategy, outcome):
+    counted = strategy._protocol._watch
+    assert (counted._up, counted._down) == (outcome.grid.up, outcome.grid.down)
+    assert counted._up > sum(report["uplink-bytes"] for report in outcome.reports.values())
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_bytes_around_the_votes_are_counted(lost, message_api, run, app):
+    def fails(partition, server_round, stage):
+        return partition < lost and server_round == 2 and stage == "votes"
+
+    strategy = message_api.make("SignSGD", **SECURE)
+    outcome = run(strategy, app(failing(fails)), MODEL, NUM_CLIENTS, 3, grid=CountingGrid)
+    assert_all_bytes_counted(strategy, outcome)
+
+
+def test_a_strategy_may_be_copied_after_a_run(message_api, run, app, bits):
+    strategy = message_api.make("SignSGD", **SECURE)
+    first = run(strategy, app(), MODEL, NUM_CLIENTS, 2)
+    again = run(copy.deepcopy(strategy), app(), MODEL, NUM_CLIENTS, 2)
+    assert bits(again.model) == bits(first.model)
+
+
 class TestSubclasses:
     def asking(self, change):
         class Own(SignSGD):
@@ -521,7 +559,8 @@ class TestSubclasses:
                 return as_record(models[0]), metrics
 
         strategy = Clusters(**SECURE, seed=1)
-        run(strategy, app(num_clients=10), MODEL, 10, 3)
+        outcome = run(strategy, app(num_clients=10), MODEL, 10, 3, grid=CountingGrid)
+        assert_all_bytes_counted(strategy, outcome)
         assert Counter(len(total.members) for _, total, _, _ in audit.sums) == {5: 6}
         audit.require_plain_sums()
         for model, start in zip(strategy.models, (0, -5), strict=True):
