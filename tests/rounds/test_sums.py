@@ -191,7 +191,9 @@ class TestOpening:
         question = run.seat(1)
         answers, _ = run.votes(question, NODES)
         run.instead = dict.fromkeys(NODES[:6], "gone")
-        with pytest.raises(NoStepError, match="needs 6 shares, but only 4 were revealed"):
+        with pytest.raises(
+            NoStepError, match="4 shares of the mask of client 101 were revealed, 6 are"
+        ):
             run.open(question, answers)
         run.instead = {}
         question = run.seat(2)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from flwr.clientapp import ClientApp
 
-from fedmedian import DivideByLearningRate, Gaussian
+from fedmedian import DivideByLearningRate, Gaussian, SecureSum
+from fedmedian.rounds.watch import RunFailedError
 from fedmedian.rules.trust import mean_in_proportion
 
 pytest.importorskip("torch")
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fedmedian.clients import GradientClient, SignClient
+from fedmedian.clients import GradientClient, SignClient, perturb
 
 NUM_CLIENTS = 5
 
@@ -120,3 +121,25 @@ class TestTorchClients:
         spread = np.mean([(4.0 - optimum) ** 2 / 2 for optimum in self.OPTIMA])
         assert outcome.evaluations[15]["loss"] > 0.9 * spread
         assert set(outcome.evaluations[15]) == {"loss", "accuracy"}
+
+    @pytest.mark.parametrize("client", [SignClient, GradientClient])
+    def test_torch_clients_take_part_in_secure_sums_with_the_mod_alone(
+        self, client, numpy_clients, run
+    ):
+        def client_fn(context):
+            data = TensorDataset(torch.ones(1, 1), torch.full((1, 50), 2.0))
+            batches, model = DataLoader(data), nn.Linear(1, 50, bias=False)
+            return client(context, model, batches, loss=nn.MSELoss()).to_client()
+
+        def play(*mods):
+            strategy = numpy_clients.make(
+                "SignSGD", secure=SecureSum(), weighted=False, fraction_evaluate=0.0
+            )
+            clients, start = ClientApp(client_fn=client_fn, mods=[*mods]), np.full((50, 1), 4.0)
+            return run(strategy, clients, {"weight": start.astype(np.float32)}, 4, 4)
+
+        outcome = play(perturb)
+        assert outcome.reports[4]["replies-accepted"] == 4
+        assert outcome.model["weight"].mean() < 3.95
+        with pytest.raises(RunFailedError, match=r"0 of 4 gave a key: .*mods=\[perturb\]"):
+            play()
