@@ -94,6 +94,7 @@ class SecureSums:
         try:
             total = cohort.open(votes, question.votes.dim, question.number, ask)
         except SumError as error:
+            self.forget(votes)  # a client may hold another key than it gave
             raise NoStepError(f"the secure sum cannot be opened: {error}") from error
         return [one for one in answers if one.node in total.members], total.counts
 

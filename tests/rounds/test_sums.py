@@ -12,6 +12,7 @@ from fedmedian.rounds.roster import Roster
 from fedmedian.rounds.state import RunState
 from fedmedian.rounds.sums import SecureSums
 from fedmedian.secure.cohort import SecureSum
+from fedmedian.secure.masking import Key
 from fedmedian.secure.requests import answer
 from fedmedian.steps.instruction import perturb_update
 from fedmedian.steps.sums import VotesLayout, masked_payload
@@ -197,6 +198,18 @@ class TestOpening:
             run.open(question, answers)
         run.instead = {}
         question = run.seat(2)
+        answers, expected = run.votes(question, NODES)
+        np.testing.assert_array_equal(run.open(question, answers)[1], expected)
+
+    def test_a_client_that_holds_another_key_than_it_gave_spoils_one_round(self):
+        run = Run()
+        question = run.seat(1)
+        run.keys[101] = Key.new()  # as where an earlier request for a key came late
+        answers, _ = run.votes(question, NODES)
+        with pytest.raises(NoStepError, match="the mask of client 101"):
+            run.open(question, answers)
+        question = run.seat(2)
+        assert question.cohort.keys[101] == run.keys[101].public
         answers, expected = run.votes(question, NODES)
         np.testing.assert_array_equal(run.open(question, answers)[1], expected)
 

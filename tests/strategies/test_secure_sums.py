@@ -307,7 +307,7 @@ class TestDropouts:
         assert first == second != third
         assert "round 2 keeps the model as it is: the secure sum cannot be opened" in caplog.text
         assert [number for number, *_ in audit.sums] == [1, 3]
-        assert keys == {1: NUM_CLIENTS, 2: 0, 3: 3}
+        assert keys == {1: NUM_CLIENTS, 2: 0, 3: NUM_CLIENTS}  # of all: one may be wrong
         audit.require_plain_sums()
 
     def test_without_keys_of_enough_nobody_is_asked_to_vote(self, play, audit, bits):
