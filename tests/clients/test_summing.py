@@ -295,6 +295,14 @@ class TestPolicy:
         quiet = AddNoise(Gaussian(), np.float32([0.1, 0.1]))
         assert refused(client.ask(steps=(quiet, Signs())), "noise_scale")
 
+    def test_too_few_neighbors_are_refused_by_a_policy_that_relies_on_a_cohort(self, make):
+        client = make(perturb_with(Policy(clip=1.0, noise_scale=0.5, rounds=100, cohort=4)))
+        client.public()
+        assert refused(client.ask(), "cohort", "must be >= 4, the sum may have 3 clients")
+        assert refused(client.ask(None), "cohort", "without a secure sum")
+        assert client.trained == 0
+        assert client.payload(replace(PLACE, enough=3), server_round=2).encoding == MASKED
+
 
 def test_numpy_clients_take_part_through_the_mod(as_record):
     class Own(NumPyClient):
