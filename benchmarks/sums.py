@@ -38,7 +38,7 @@ class SumCost:
     by : str
         What sums: "SecureSum" or "SecAgg+".
     client_seconds, server_seconds : float
-        The time of one client, and of the server, without the transport.
+        The processor's time of one client, and of the server, without the transport.
     bits_up : float
         The bits that a client sends for each parameter, headers and all exchanges included.
     """
@@ -82,18 +82,18 @@ class _TimedGrid(InProcessGrid):
     in_clients = in_grid = 0.0
 
     def _answer(self, message: Message) -> Message:
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             return super()._answer(message)
         finally:
-            self.in_clients += time.perf_counter() - start
+            self.in_clients += time.process_time() - start
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             return super().push_messages(messages)
         finally:
-            self.in_grid += time.perf_counter() - start
+            self.in_grid += time.process_time() - start
 
 
 def _cost(
@@ -130,9 +130,9 @@ def _run_secagg(clients: int, dim: int) -> tuple[_TimedGrid, float]:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def _make_client(context: Context) -> Client:

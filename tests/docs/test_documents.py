@@ -81,7 +81,7 @@ def test_every_command_is_known_to_a_test(readme):
 def test_every_page_with_a_snippet_is_known_to_a_test(readme):
     pages = {path.stem for path in DOCS.rglob("*.md") if fences(path.read_text(), "python")}
     here = {"index", "choose", "costs", "simulation", "existing-apps", "noise", "privacy"}
-    assert pages == here | {"deployment"}
+    assert pages == here | {"deployment", "secure-sums"}
     assert not fences(readme, "python")
 
 
@@ -404,6 +404,21 @@ def test_the_snippet_of_a_grid_without_ray_trains(page, counting_app):
     exec(snippet, names)
     moved = names["result"].arrays["x"].numpy()
     assert moved.mean() == pytest.approx(-20, rel=0.15)
+
+
+def test_the_snippets_of_secure_sums_train_within_their_budget(page, counting_app):
+    names, model = {}, ArrayRecord({"x": Array(np.zeros(7850, np.float32))})
+    plain, with_budget = fences(page("secure-sums"), "python")
+    exec(plain, names)
+    strategy = names["strategy"]
+    moved = strategy.start(InProcessGrid(counting_app, 3), model, 2).arrays["x"].numpy()
+    assert moved.mean() == pytest.approx(-2, rel=0.15)
+    exec(with_budget, names)
+    assert 0 < names["sigma"] < 1
+    report = (
+        names["strategy"].start(InProcessGrid(counting_app, 10), model, 1).train_metrics_clientapp
+    )
+    assert 0 < report[1]["epsilon"] < 8
 
 
 def test_the_snippet_of_a_torch_client_trains(existing_apps):

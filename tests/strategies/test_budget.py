@@ -18,12 +18,14 @@ from fedmedian import (
     Gaussian,
     Laplace,
     Rotation,
+    SecureSum,
     SmoothedMedian,
     Theory,
     TopUp,
     register_noise,
 )
-from fedmedian.privacy.accounting import Draw, Mechanism, PrivacyBudget
+from fedmedian.privacy import limit_of_entries
+from fedmedian.privacy.accounting import Draw, Mechanism, PrivacyBudget, honest_of
 from fedmedian.steps.base import ClientStep, register_client_step
 from fedmedian.strategies import (
     Checkpoint,
@@ -453,3 +455,76 @@ class TestCheckpoint:
             path.write_bytes(damaged)
             with suppress(ValueError):
                 assert checkpoint.answered_rounds() == counts
+
+
+class TestSecureSums:
+    SECURE = SecureSum(0.8)
+    NUM_CLIENTS, ROUNDS = 10, 4
+    LIMIT = 2.0 * limit_of_entries(16)  # of the padded model
+
+    def make(self, message_api, budget, **options):
+        own = {"weighted": False, "secure": self.SECURE, "rotation": Rotation(100)}
+        return message_api.make("SignSGD", **HIDDEN, **own, privacy_budget=budget, **options)
+
+    def epsilon(self, *votes, delta=1e-5):
+        draws = [Draw(summed=honest_of(0.8, number)) for number in votes]
+        mechanism = Mechanism(2.0, 8.0, limit=self.LIMIT)
+        return mechanism.epsilon_of({draw: draws.count(draw) for draw in draws}, delta)
+
+    def run(self, message_api, run, budget, rounds=ROUNDS, lost=None, **options):
+        def train_or_fail(model, partition):
+            if partition in (lost or ()):
+                raise RuntimeError
+            return train(model, partition)
+
+        strategy = self.make(message_api, budget, **options)
+        outcome = run(strategy, train_or_fail, MODEL, self.NUM_CLIENTS, rounds)
+        return strategy, outcome
+
+    def test_the_mechanism_is_known_in_the_first_round(self, message_api, run):
+        strategy = self.make(message_api, None)
+        assert "known in the first round" in str(strategy.privacy)
+        run(strategy, train, MODEL, self.NUM_CLIENTS, 1)
+        assert strategy.privacy == Mechanism(2.0, 8.0, limit=pytest.approx(self.LIMIT))
+
+    def test_reasons_against_any_mechanism_are_known_before(self):
+        with pytest.raises(ValueError, match=r"^privacy_budget must be None .*Laplace"):
+            SignSGD(
+                **HIDDEN | {"noise": Laplace(8.0)},
+                weighted=False,
+                secure=self.SECURE,
+                privacy_budget=BUDGET,
+            )
+
+    @pytest.mark.parametrize("lost", [(), (3,), (3, 7)])
+    def test_each_round_counts_the_votes_in_its_sum(self, lost, message_api, run):
+        _, outcome = self.run(message_api, run, PrivacyBudget(50.0, 1e-5), lost=lost)
+        for number, report in outcome.reports.items():
+            votes = [self.NUM_CLIENTS - len(lost)] * number
+            assert report["epsilon"] == pytest.approx(self.epsilon(*votes))
+
+    def test_a_sum_that_is_not_opened_counts_as_one_of_the_fewest_votes(self, message_api, run):
+        _, outcome = self.run(message_api, run, PrivacyBudget(50.0, 1e-5), 1, lost=(1, 2, 3))
+        assert outcome.reports[1]["epsilon"] == pytest.approx(self.epsilon(8))
+
+    def test_no_client_is_asked_once_the_fewest_votes_would_exceed_the_budget(
+        self, message_api, run, caplog
+    ):
+        budget = PrivacyBudget(self.epsilon(10, 10, 8) * 1.001, 1e-5)
+        _, outcome = self.run(message_api, run, budget)
+        answered = [number for number, one in outcome.reports.items() if "epsilon" in one]
+        assert answered == [1, 2, 3]
+        assert any("would exceed the privacy budget" in text for text in caplog.messages)
+
+    def test_a_budget_for_less_than_a_round_is_refused_before_a_client_is_asked(
+        self, message_api, run
+    ):
+        with pytest.raises(ValueError, match=r"^privacy_budget must afford a round, which costs"):
+            self.run(message_api, run, PrivacyBudget(self.epsilon(8) * 0.99, 1e-5))
+
+    def test_what_was_spent_counts_when_the_run_resumes(self, message_api, run, tmp_path):
+        own = {"checkpoint": Checkpoint(tmp_path)}
+        budget = PrivacyBudget(50.0, 1e-5)
+        self.run(message_api, run, budget, 2, **own)
+        _, outcome = self.run(message_api, run, budget, 3, lost=(4,), **own)
+        assert outcome.reports[3]["epsilon"] == pytest.approx(self.epsilon(10, 10, 9))
