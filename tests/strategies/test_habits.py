@@ -252,9 +252,7 @@ class TestTwoModels:
     def test_they_may_be_changed_between_rounds(self, require_alone):
         require_alone(after=lambda model: {"w": model["w"] + np.float32(1e-3)})
 
-    def test_two_liars_of_five_do_not_turn_a_cluster_into_the_other(
-        self, older_api, clusters, api
-    ):
+    def test_two_liars_of_five_do_not_turn_a_cluster_into_the_other(self, older_api, clusters, api):
         if api is not older_api:
             pytest.skip("there a reply's question is not the client's to say")
 
