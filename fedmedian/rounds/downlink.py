@@ -137,11 +137,7 @@ class Held:
             return Content(self.model, whole(self.versions[-1]))
         first = self.versions.index(version)
         catch_up = CatchUp(
-            version,
-            self.steps[first:],
-            self.versions[first + 1 :],
-            self.exact,
-            self.positions,
+            version, self.steps[first:], self.versions[first + 1 :], self.exact, self.positions
         )
         arrays, scalars = catch_up.encode()
         steps = Content({f"{PREFIX}{i}": array for i, array in enumerate(arrays)}, scalars)

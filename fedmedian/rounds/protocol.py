@@ -76,11 +76,7 @@ class RoundProtocol:
     """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        options: RunOptions,
-        *rules: CohortRule,
-        ledger: Ledger | None = None,
+        self, recipe: Recipe, options: RunOptions, *rules: CohortRule, ledger: Ledger | None = None
     ) -> None:
         self.recipe = recipe
         self.options = options

@@ -9,13 +9,7 @@ import numpy as np
 
 from fedmedian.model.blocks import Blocks
 from fedmedian.steps.base import ClientStep, Draft, register_client_step
-from fedmedian.wire.scalars import (
-    Float32,
-    WireError,
-    WireScalar,
-    list_from_json,
-    require_vector,
-)
+from fedmedian.wire.scalars import Float32, WireError, WireScalar, list_from_json, require_vector
 
 
 @register_client_step

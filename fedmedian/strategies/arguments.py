@@ -15,13 +15,7 @@ from fedmedian.privacy.accounting import PrivacyBudget
 from fedmedian.rounds.checkpoint import Checkpoint
 from fedmedian.rounds.downlink import CodedSteps
 from fedmedian.rounds.options import RunOptions
-from fedmedian.rounds.recipe import (
-    DEFAULT_NOISE,
-    DEFAULT_ROTATION,
-    Recipe,
-    ScaleFrom,
-    is_same,
-)
+from fedmedian.rounds.recipe import DEFAULT_NOISE, DEFAULT_ROTATION, Recipe, ScaleFrom, is_same
 from fedmedian.rounds.screening import CohortRule
 from fedmedian.rules.noise import Noise
 from fedmedian.rules.optimizers import Optimizer

@@ -48,17 +48,8 @@ from fedmedian.rounds.recipe import Question, Recipe
 from fedmedian.rounds.screening import Node, Reply, Said, all_or_none
 from fedmedian.steps.downlink import HELD, as_version
 from fedmedian.steps.payload import MOST_ARRAYS, Payload
-from fedmedian.strategies.arguments import (
-    MedianArguments,
-    ShowsArguments,
-    SignArguments,
-    differing,
-)
-from fedmedian.strategies.options import (
-    FlowerOptions,
-    LegacyFedAvgOptions,
-    require_fedavg_options,
-)
+from fedmedian.strategies.arguments import MedianArguments, ShowsArguments, SignArguments, differing
+from fedmedian.strategies.options import FlowerOptions, LegacyFedAvgOptions, require_fedavg_options
 from fedmedian.strategies.wrappers import require_no_unfit_wrapper
 from fedmedian.wire.scalars import PREFIX, WireError
 
@@ -189,10 +180,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
 
     @paused_collector()
     def aggregate_fit(
-        self,
-        server_round: int,
-        results: list[Trained],
-        failures: list[Trained | BaseException],
+        self, server_round: int, results: list[Trained], failures: list[Trained | BaseException]
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Aggregate the usable results into a new model, and report on the round."""
         questions = self._protocol.questions_of(server_round)
@@ -258,10 +246,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         return sent
 
     def aggregate_evaluate(
-        self,
-        server_round: int,
-        results: list[Evaluated],
-        failures: list[Evaluated | BaseException],
+        self, server_round: int, results: list[Evaluated], failures: list[Evaluated | BaseException]
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Aggregate the usable results' losses and metrics as FedAvg does."""
         replies, reasons = _by_client("aggregate_evaluate", results, failures)
@@ -406,10 +391,7 @@ def _shared_parameters() -> Callable[[Content], Parameters]:
 
 
 def _addressed(
-    ins: FitIns,
-    question: Question,
-    client: Node,
-    parameters_of: Callable[[Content], Parameters],
+    ins: FitIns, question: Question, client: Node, parameters_of: Callable[[Content], Parameters]
 ) -> FitIns:
     """Return what a client is sent: its content and its instruction."""
     content, parameters = question.content_for(client), ins.parameters
