@@ -2,11 +2,10 @@
 
 from weakref import WeakValueDictionary
 
-from flwr.app import ArrayRecord, Context, Message
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 
-from fedmedian.records import to_arrays, to_record
+from fedmedian.records import only, records_of, to_arrays, to_record
 from fedmedian.steps.downlink import CatchUp, fingerprint, is_in, keys_in, version_of_whole
-from fedmedian.wire.scalars import WireError
 
 _STATE = "fedmedian-model"
 """The record of the client's state that holds the model."""
@@ -35,15 +34,14 @@ def receive(message: Message, context: Context) -> str | None:
     WireError
         If the steps are malformed, or do not begin from what this client holds.
     """
-    config = next((one for one in message.content.config_records.values() if is_in(one)), None)
+    config = next((one for one in records_of(ConfigRecord, message.content) if is_in(one)), None)
     if config is None:
         return None
     scalars = {key: config[key] for key in [*keys_in(config)]}
     for key in scalars:
         del config[key]
-    if len(message.content.array_records) != 1:
-        raise WireError(f"expected one ArrayRecord, got {len(message.content.array_records)}")
-    ((name, record),) = message.content.array_records.items()
+    record = only(ArrayRecord, message.content)
+    name = next(name for name, one in message.content.items() if one is record)
     if version_of_whole(scalars) is not None:
         version = fingerprint(to_arrays(record))
     else:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import numpy as np
-from flwr.app import ConfigRecord, Context, Error, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.common.constant import ErrorCode
 
@@ -13,10 +13,10 @@ from fedmedian.clients.holding import receive
 from fedmedian.clients.policy import Policies, Policy, PolicyError, are_enforced, enforcing
 from fedmedian.logs import warn
 from fedmedian.model.layout import Arrays, Layout
-from fedmedian.records import to_arrays, to_record
+from fedmedian.records import only, records_of, to_arrays, to_record
 from fedmedian.steps.downlink import HELD
 from fedmedian.steps.instruction import Instruction
-from fedmedian.wire.scalars import EVALUATION, PREFIX, WireError, WireScalar, refusal
+from fedmedian.wire.scalars import EVALUATION, PREFIX, WireScalar, refusal
 
 _FIT_METRICS = "fitres.metrics"
 _EVALUATION_METRICS = "evaluateres.metrics"
@@ -106,9 +106,6 @@ def _answer(
         if is_second and own:
             raise PolicyError("use perturb_with(…) instead of perturb, and only once")
         policies = Policies() if is_second else Policies.in_force(context, *own)
-    except ValueError as error:
-        return _refuse(message, error)
-    try:
         held = receive(message, context)
     except ValueError as error:
         return _refuse(message, error)
@@ -158,7 +155,7 @@ def _follow(
     """Let the app train, and answer the instruction with its update."""
     try:
         instruction = Instruction.decode(config)
-        before = _read_model(message.content)
+        before = to_arrays(only(ArrayRecord, message.content))
         layout = Layout.with_exact_positions(before, instruction.exact)
         instruction.blocks(layout)  # raises if the steps do not fit
         policies.admit(instruction, layout, context)
@@ -188,7 +185,7 @@ def _perturb(
     held: str | None,
 ) -> None:
     """Replace the trained model by the answer, and remove what must stay on the client."""
-    own_arrays, unnamed = _read_model(content), _FIT_METRICS in content
+    own_arrays, unnamed = to_arrays(only(ArrayRecord, content)), _FIT_METRICS in content
     after = layout.named(own_arrays, unnamed=unnamed)
     update = layout.difference(before, after)
     policies.require_exact(instruction, layout.own_names(own_arrays, unnamed=unnamed))
@@ -210,7 +207,7 @@ def _add_scalars(content: RecordDict, metrics: str, scalars: Mapping[str, WireSc
 
 def _remove_keys(message: Message) -> None:
     """Remove from a message, in place, what is not for the app."""
-    for config in message.content.config_records.values():
+    for config in records_of(ConfigRecord, message.content):
         for key in [key for key in config if key.startswith(PREFIX)]:
             del config[key]
 
@@ -218,7 +215,7 @@ def _remove_keys(message: Message) -> None:
 def _instructed_config(message: Message) -> ConfigRecord | None:
     if not _is_training(message):
         return None
-    records = message.content.config_records.values()
+    records = records_of(ConfigRecord, message.content)
     return next((record for record in records if Instruction.is_in(record)), None)
 
 
@@ -227,19 +224,12 @@ def _is_training(message: Message) -> bool:
 
 
 def _is_evaluation_of_ours(message: Message) -> bool:
-    configs = message.content.config_records.values()
+    configs = records_of(ConfigRecord, message.content)
     return _kind(message) == MessageType.EVALUATE and any(EVALUATION in one for one in configs)
 
 
 def _kind(message: Message) -> str:
     return message.metadata.message_type.split(".")[0]
-
-
-def _read_model(content: RecordDict) -> Arrays:
-    if len(content.array_records) != 1:
-        raise WireError(f"expected one ArrayRecord, got {len(content.array_records)}")
-    (record,) = content.array_records.values()
-    return to_arrays(record)
 
 
 def _refuse(message: Message, error: ValueError) -> Message:

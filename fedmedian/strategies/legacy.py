@@ -436,29 +436,28 @@ def _mean_size(sent: Sequence[Parameters]) -> float:
 
 def _read(trained: Trained, most_arrays: int, *, must_name_question: bool) -> Said[FitRes]:
     _, result = trained
-    _require_success(result)
-    num_examples = require_examples("num_examples", result.num_examples)
+    num_examples, own = _open(result)
     scalars = result.metrics if Payload.is_in(result.metrics) else None
     if scalars is None and must_name_question:
         raise WireError(
             "sent plain weights, which do not say which of the round's models was trained: does "
             "its ClientApp have mods=[perturb]?"
         )
-    own = {key: value for key, value in result.metrics.items() if not key.startswith(PREFIX)}
     arrays = parameters_to_arrays(result.parameters, most_arrays)
     return Said(arrays, scalars, num_examples, own, result)
 
 
 def _read_evaluation(node: Node, evaluated: Evaluated) -> Reply[EvaluateRes]:
     _, result = evaluated
-    _require_success(result)
-    num_examples = require_examples("num_examples", result.num_examples)
+    num_examples, own = _open(result)
     if not is_averageable(result.loss):
         raise WireError(f"loss must be finite, at most {LARGEST:g}, got {shown(result.loss)}")
-    own = {key: value for key, value in result.metrics.items() if not key.startswith(PREFIX)}
     return Reply(node, num_examples, own, result, held=as_version(result.metrics.get(HELD)))
 
 
-def _require_success(result: FitRes | EvaluateRes) -> None:
+def _open(result: FitRes | EvaluateRes) -> tuple[float, dict[str, Scalar]]:
+    """Return a client's weight and its own metrics."""
     if result.status.code != Code.OK:
         raise WireError(f"client failed: {shown(result.status.message)}")
+    own = {key: value for key, value in result.metrics.items() if not key.startswith(PREFIX)}
+    return require_examples("num_examples", result.num_examples), own
