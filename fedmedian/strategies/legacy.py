@@ -29,12 +29,9 @@ from flwr.server.strategy.aggregate import weighted_loss_avg
 
 from fedmedian.aggregators.diagnostics import without_lists
 from fedmedian.logs import shown, text_of, warn
-from fedmedian.privacy.accounting import Mechanism
-from fedmedian.privacy.mechanism import NoMechanism
 from fedmedian.records import arrays_to_parameters, parameters_to_arrays
 from fedmedian.rounds.downlink import Content
 from fedmedian.rounds.ledger import Ledger
-from fedmedian.rounds.mechanism import mechanism_of_strategy
 from fedmedian.rounds.metrics import (
     LARGEST,
     fair_examples,
@@ -111,13 +108,6 @@ class LegacyStrategy(ShowsArguments, FedAvg):
 
     def _unusual_of_flower(self) -> Mapping[str, Any]:
         return differing(self, FedAvg(), [*LegacyFedAvgOptions.__annotations__])
-
-    @property
-    def privacy(self) -> Mechanism | NoMechanism:
-        """What clients release; see `fedmedian.strategies.SignSGD.privacy`."""
-        return mechanism_of_strategy(
-            self.recipe, self.fraction_evaluate, self._protocol.last_question
-        )
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters | None:
         """Return the model to begin with, or to resume with from a checkpoint.
