@@ -135,16 +135,16 @@ class TestTraining:
     @pytest.fixture(scope="class", params=QUICKSTARTS, ids=APP_NAMES)
     @classmethod
     def outcomes(cls, request):
-        """Two runs of an app with FedAvg, as it stands, and two with SignSGD."""
-        return compare(request.param, seeds=range(2))
+        """A run of an app with FedAvg, as it stands, and one with SignSGD."""
+        return compare(request.param, seeds=[0])
 
     def test_the_app_learns_as_well_as_with_fedavg(self, outcomes):
         # Seeded. Over 30 other seeds the means of three runs with FedAvg were .946 ± .003 to
-        # .962 ± .007, and their differences at most .003 ± .010; those of two, as here, spread 1.2
+        # .962 ± .007, and their differences at most .003 ± .010; single runs, as here, spread 1.7
         # times as much, and the bounds are at least 3.8 of these away.
         fedavg, sign = outcomes
-        assert fedavg.accuracy > 0.92
-        assert sign.accuracy > fedavg.accuracy - 0.05
+        assert fedavg.accuracy > 0.9
+        assert sign.accuracy > fedavg.accuracy - 0.07
 
     def test_a_training_reply_is_a_twentieth_of_fedavgs(self, outcomes):
         fedavg, sign = outcomes

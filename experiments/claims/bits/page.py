@@ -37,7 +37,7 @@ ON_DIGITS: dict[str, Any] = {
     "examples": 0,
     "network": "mlp",
     "num_clients": 10,
-    "rounds": 8,
+    "rounds": 6,
     "local_steps": 0,
     "batch_size": 32,
     "learning_rate": 0.1,
@@ -336,7 +336,7 @@ def _hole(name: str, images: str, part: Part, in_short: Mapping[str, Any] = ON_D
     )
 
 
-BITS_CIFAR_10 = _hole("hole-cifar-10", "CIFAR-10", HOLE_CIFAR_10, {"examples": 300, "rounds": LAST})
+BITS_CIFAR_10 = _hole("hole-cifar-10", "CIFAR-10", HOLE_CIFAR_10, {"examples": 300, "num_clients": 3, "rounds": LAST})
 
 BITS = Page(
     "bits",
