@@ -21,7 +21,7 @@ from fedmedian.clients import (
 from fedmedian.steps.downlink import HELD
 from fedmedian.strategies import Checkpoint
 
-NUM_CLIENTS = 6
+NUM_CLIENTS = 4
 LARGE = {"0": np.random.default_rng(0).standard_normal((100, 120)).astype(np.float32)}
 MODEL = {"0": LARGE["0"][:10]}
 GOAL = 2.0
