@@ -58,7 +58,7 @@ def squared_gradient(rounds: int, name: str, noisy: bool, copies: int) -> float:
 
 def measure(quick: bool) -> Findings:
     """Measure the mean squared gradient over T, with the theorems' noise and without."""
-    lengths, copies = ((50, 100), 20) if quick else (LENGTHS, 100)
+    lengths, copies = ((100, 200), 20) if quick else (LENGTHS, 100)
     found: Findings = {"T": list(lengths), "noisy": {}, "plain": {}, "exponent": {}}
     for name in PROVEN:
         for kind, noisy in (("noisy", True), ("plain", False)):

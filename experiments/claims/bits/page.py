@@ -37,7 +37,7 @@ ON_DIGITS: dict[str, Any] = {
     "examples": 0,
     "network": "mlp",
     "num_clients": 10,
-    "rounds": 6,
+    "rounds": 8,
     "local_steps": 0,
     "batch_size": 32,
     "learning_rate": 0.1,
