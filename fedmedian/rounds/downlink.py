@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from fedmedian.model.layout import Arrays, Layout, first_spoiled
 from fedmedian.randomness import downlink_seed
 from fedmedian.steps.downlink import CatchUp, CodedStep, fingerprint, moved, whole
+from fedmedian.steps.tied import are_equal
 from fedmedian.wire.scalars import LARGEST, PREFIX, WireScalar
 
 
@@ -112,11 +113,7 @@ class Held:
         if not np.abs(difference).max(initial=0) <= LARGEST:  # not if it is NaN either
             return None
         parts = layout.blocks.split(difference)
-        tied = tuple(
-            group
-            for group in layout.tied(target)
-            if all(np.array_equal(parts[group[0]], parts[index]) for index in group)
-        )
+        tied = tuple(group for group in layout.tied(target) if are_equal(parts, group))
         return CodedStep.of(difference, layout.blocks, downlink_seed(seed, self.count), tied)
 
     def content_for(self, version: str | None) -> Content:
