@@ -6,7 +6,7 @@ need it.
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf
-from typing import Any, TypeVar
+from typing import Any
 
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.common import Parameters, ndarrays_to_parameters
@@ -17,28 +17,6 @@ from fedmedian.logs import shown
 from fedmedian.model.layout import Arrays
 from fedmedian.wire.npy import read_npy, write_npy
 from fedmedian.wire.scalars import WireError
-
-Record = TypeVar("Record")
-
-
-def records_of(kind: type[Record], content: RecordDict) -> list[Record]:
-    """Return the records of one kind in a message's content."""
-    # Flower's own views of a content check and copy it, which takes longer than reading a reply.
-    return [record for record in content.values() if isinstance(record, kind)]
-
-
-def only(kind: type[Record], content: RecordDict) -> Record:
-    """Return the only record of its kind in a message's content.
-
-    Raises
-    ------
-    WireError
-        If there is none, or more than one.
-    """
-    records = records_of(kind, content)
-    if len(records) != 1:
-        raise WireError(f"expected one {kind.__name__}, got {len(records)}")
-    return records[0]
 
 
 def to_arrays(record: ArrayRecord, most: float = inf) -> Arrays:

@@ -2,10 +2,11 @@
 
 from weakref import WeakValueDictionary
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 
-from fedmedian.records import only, records_of, to_arrays, to_record
+from fedmedian.records import to_arrays, to_record
 from fedmedian.steps.downlink import CatchUp, fingerprint, is_in, keys_in, version_of_whole
+from fedmedian.wire.scalars import WireError
 
 _STATE = "fedmedian-model"
 """The record of the client's state that holds the model."""
@@ -34,14 +35,13 @@ def receive(message: Message, context: Context) -> str | None:
     WireError
         If the steps are malformed, or do not begin from what this client holds.
     """
-    config = next((one for one in records_of(ConfigRecord, message.content) if is_in(one)), None)
+    config = next((one for one in message.content.config_records.values() if is_in(one)), None)
     if config is None:
         return None
     scalars = {key: config[key] for key in [*keys_in(config)]}
     for key in scalars:
         del config[key]
-    record = only(ArrayRecord, message.content)
-    name = next(name for name, one in message.content.items() if one is record)
+    name, record = model_in(message.content)
     if version_of_whole(scalars) is not None:
         version = fingerprint(to_arrays(record))
     else:
@@ -52,6 +52,20 @@ def receive(message: Message, context: Context) -> str | None:
     # A copy of the names: the app may change its own.
     message.content[name] = ArrayRecord(dict(record))
     return version
+
+
+def model_in(content: RecordDict) -> tuple[str, ArrayRecord]:
+    """Return the only ArrayRecord of a message's content, after its name.
+
+    Raises
+    ------
+    WireError
+        If there is none, or more than one.
+    """
+    found = [(name, one) for name, one in content.items() if isinstance(one, ArrayRecord)]
+    if len(found) != 1:
+        raise WireError(f"expected one ArrayRecord, got {len(found)}")
+    return found[0]
 
 
 def _follow(catch_up: CatchUp, context: Context) -> tuple[ArrayRecord, str]:

@@ -3,17 +3,17 @@
 from collections.abc import Mapping
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.common.constant import ErrorCode
 
 from fedmedian.checks import require_type
 from fedmedian.clients.answering import answer
-from fedmedian.clients.holding import receive
+from fedmedian.clients.holding import model_in, receive
 from fedmedian.clients.policy import Policies, Policy, PolicyError, are_enforced, enforcing
 from fedmedian.logs import warn
 from fedmedian.model.layout import Arrays, Layout
-from fedmedian.records import only, records_of, to_arrays, to_record
+from fedmedian.records import to_arrays, to_record
 from fedmedian.steps.downlink import HELD
 from fedmedian.steps.instruction import Instruction
 from fedmedian.wire.scalars import EVALUATION, PREFIX, WireScalar, refusal
@@ -155,7 +155,7 @@ def _follow(
     """Let the app train, and answer the instruction with its update."""
     try:
         instruction = Instruction.decode(config)
-        before = to_arrays(only(ArrayRecord, message.content))
+        before = to_arrays(model_in(message.content)[1])
         layout = Layout.with_exact_positions(before, instruction.exact)
         instruction.blocks(layout)  # raises if the steps do not fit
         policies.admit(instruction, layout, context)
@@ -185,14 +185,14 @@ def _perturb(
     held: str | None,
 ) -> None:
     """Replace the trained model by the answer, and remove what must stay on the client."""
-    own_arrays, unnamed = to_arrays(only(ArrayRecord, content)), _FIT_METRICS in content
+    name, trained = model_in(content)
+    own_arrays, unnamed = to_arrays(trained), _FIT_METRICS in content
     after = layout.named(own_arrays, unnamed=unnamed)
     update = layout.difference(before, after)
     policies.require_exact(instruction, layout.own_names(own_arrays, unnamed=unnamed))
     payload = answer(context, instruction, layout, update, after, clip=policies.clip, held=held)
     policies.withhold(content)
     bodies, scalars = payload.encode()
-    (name,) = content.array_records
     # Not the model's names: another mod must not mistake these arrays for the model.
     content[name] = to_record({f"{PREFIX}{i}": body for i, body in enumerate(bodies)})
     _add_scalars(content, _FIT_METRICS, scalars)
@@ -207,7 +207,7 @@ def _add_scalars(content: RecordDict, metrics: str, scalars: Mapping[str, WireSc
 
 def _remove_keys(message: Message) -> None:
     """Remove from a message, in place, what is not for the app."""
-    for config in records_of(ConfigRecord, message.content):
+    for config in message.content.config_records.values():
         for key in [key for key in config if key.startswith(PREFIX)]:
             del config[key]
 
@@ -215,7 +215,7 @@ def _remove_keys(message: Message) -> None:
 def _instructed_config(message: Message) -> ConfigRecord | None:
     if not _is_training(message):
         return None
-    records = records_of(ConfigRecord, message.content)
+    records = message.content.config_records.values()
     return next((record for record in records if Instruction.is_in(record)), None)
 
 
@@ -224,7 +224,7 @@ def _is_training(message: Message) -> bool:
 
 
 def _is_evaluation_of_ours(message: Message) -> bool:
-    configs = records_of(ConfigRecord, message.content)
+    configs = message.content.config_records.values()
     return _kind(message) == MessageType.EVALUATE and any(EVALUATION in one for one in configs)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from logging import INFO
 from statistics import fmean
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.logger import log
@@ -16,7 +16,7 @@ from flwr.serverapp.strategy import FedAvg, Result
 from fedmedian.aggregators.diagnostics import without_lists
 from fedmedian.logs import text_of
 from fedmedian.model.layout import Arrays
-from fedmedian.records import only, records_of, sizes_of, to_arrays, to_record
+from fedmedian.records import sizes_of, to_arrays, to_record
 from fedmedian.rounds.downlink import Content
 from fedmedian.rounds.ledger import Ledger
 from fedmedian.rounds.metrics import fair_examples, require_examples, try_to_aggregate
@@ -34,6 +34,7 @@ from fedmedian.strategies.options import FedAvgOptions, FlowerOptions, require_f
 from fedmedian.strategies.wrappers import require_no_unfit_wrapper
 from fedmedian.wire.scalars import EVALUATION, WIRE_VERSION, WireError
 
+Record = TypeVar("Record")
 _FORMER = 10_000
 """The number of earlier messages whose late replies are known as such."""
 
@@ -462,14 +463,14 @@ class MessageStrategy(ShowsArguments, FedAvg):
 
     def _read(self, reply: Message, names: Sequence[str]) -> Said[RecordDict]:
         content, metrics, num_examples = self._open(reply)
-        arrays = to_arrays(only(ArrayRecord, content), max(len(names), MOST_ARRAYS))
-        scalars = next((r for r in records_of(ConfigRecord, content) if Payload.is_in(r)), None)
+        arrays = to_arrays(_only(ArrayRecord, content), max(len(names), MOST_ARRAYS))
+        scalars = next((r for r in _records(ConfigRecord, content) if Payload.is_in(r)), None)
         if self._numpy_clients and scalars is None and len(arrays) == len(names):
             arrays = dict(zip(names, arrays.values(), strict=True))  # theirs are positions
         return Said(arrays, scalars, num_examples, metrics, content)
 
     def _read_evaluation(self, node: Node, reply: Message) -> Reply[RecordDict]:
-        records = records_of(ConfigRecord, reply.content) if reply.has_content() else []
+        records = _records(ConfigRecord, reply.content) if reply.has_content() else []
         held = next((record[HELD] for record in records if HELD in record), None)
         content, metrics, num_examples = self._open(reply)
         return Reply(node, num_examples, metrics, content, held=as_version(held))
@@ -483,7 +484,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         content = reply.content
         if self._numpy_clients:
             content = numpy_messages.read_reply(content)
-        metrics = only(MetricRecord, content)
+        metrics = _only(MetricRecord, content)
         key = self.weighted_by_key
         return content, metrics, require_examples(key, metrics.get(key))
 
@@ -509,7 +510,7 @@ def _nodes(messages: Sequence[Message]) -> list[Node]:
 
 
 def _is_instructed(message: Message) -> bool:
-    return any(map(Instruction.is_in, records_of(ConfigRecord, message.content)))
+    return any(map(Instruction.is_in, _records(ConfigRecord, message.content)))
 
 
 def _sent(asked: Sequence[Message], replies: Sequence[Message]) -> list[Message]:
@@ -543,6 +544,18 @@ def _by_node(
             asked.append(node)
         speaking.append((node, reply))
     return list(dict.fromkeys(asked)), speaking
+
+
+def _records(kind: type[Record], content: RecordDict) -> list[Record]:
+    # Flower's own views of a content check and copy it, which takes longer than reading a reply.
+    return [record for record in content.values() if isinstance(record, kind)]
+
+
+def _only(kind: type[Record], content: RecordDict) -> Record:
+    records = _records(kind, content)
+    if len(records) != 1:
+        raise WireError(f"expected one {kind.__name__}, got {len(records)}")
+    return records[0]
 
 
 def _with_metric(content: RecordDict, key: str, value: float) -> RecordDict:
