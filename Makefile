@@ -18,6 +18,9 @@ demo: setup  ## Compare the strategies on clients of one class each: table and p
 deploy-demo: setup  ## Deploy with TLS and keys; a node dies in a round and returns: 3 minutes.
 	@$(BIN)/python -m experiments.demos.deployment
 
+# One thread for each process: there are as many of these as cores.
+test test-oldest test-newest: export OMP_NUM_THREADS = 1
+
 # A class's tests share what they start. In their own order the slow ones come before the many fast
 # ones, so that all processes end together. Slow ones wait, so that a third process has work.
 test: setup  ## Run all tests; ARGS="-m 'not slow'" leaves out what takes long.

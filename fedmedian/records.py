@@ -4,13 +4,13 @@ The only module outside `fedmedian.clients` and `fedmedian.strategies` that impo
 need it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.common import Parameters, ndarrays_to_parameters
-from flwr.supercore.inflatable.inflatable_object import InflatableObject
+from flwr.supercore.inflatable.inflatable_object import InflatableObject, no_object_id_recompute
 from numpy.typing import NDArray
 
 from fedmedian.logs import shown
@@ -86,7 +86,17 @@ def _num_bytes(content: RecordDict) -> int:
     return sum(len(one) for one in data if isinstance(one, bytes))
 
 
+def serialized_sizes(sent: Iterable[Message | InflatableObject]) -> list[int]:
+    """Return the bytes of Flower's messages or records on the wire, headers included."""
+    with no_object_id_recompute():  # objects hold others, and strategies send one content to all
+        return [_serialized_size(one) for one in sent]
+
+
 def serialized_size(sent: Message | InflatableObject) -> int:
     """Return the bytes of a Flower message or record on the wire, headers included."""
+    return serialized_sizes([sent])[0]
+
+
+def _serialized_size(sent: Message | InflatableObject) -> int:
     children: Mapping[str, InflatableObject] = sent.children or {}
-    return len(sent.deflate()) + sum(serialized_size(child) for child in children.values())
+    return len(sent.deflate()) + sum(map(_serialized_size, children.values()))

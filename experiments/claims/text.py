@@ -261,7 +261,7 @@ def measure(quick: bool) -> Findings:
     for kind, adapters in KINDS.items():
         task = Task(adapters, ROUNDS[adapters])
         if quick:
-            task = Task(adapters, QUICK_ROUNDS, steps=5, width=16)
+            task = Task(adapters, QUICK_ROUNDS, steps=3, width=16)
         for name in NAMES:
             jobs[kind, name] = (f"{name} | {task} | seed 0", partial(run_task, name, task, 0))
     results = run_jobs(dict(jobs.values()), RESULTS)

@@ -62,6 +62,9 @@ PARTITIONS: dict[str, dict[str, Any]] = {
 DIGITS = Setting("digits", learning_rate=0.1, rounds=60)
 """Ten clients, all of them in each round."""
 
+ATTACKED = replace(DIGITS, rounds=40)
+"""The same, of which some are hostile."""
+
 # Digits have too few examples for a hundred clients that hold unlike data.
 SAMPLED = Setting(
     num_clients=100,
@@ -185,9 +188,8 @@ def few_table(seeds: Sequence[int] = (0,)) -> str:
 
 def attacks_table(seeds: Sequence[int] = (0,)) -> str:
     """Compare what two hostile clients of ten do."""
-    honest = replace(DIGITS, rounds=40)
-    settings = {"none": honest}
-    settings |= {name: replace(honest, attack=name, num_hostile=HOSTILE) for name in ATTACKS}
+    settings = {"none": ATTACKED}
+    settings |= {name: replace(ATTACKED, attack=name, num_hostile=HOSTILE) for name in ATTACKS}
     found = run_all((n, s, seed, USUAL) for s in settings.values() for n in OURS for seed in seeds)
     rows = []
     for name in OURS:

@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from fedmedian.clients import InProcessGrid
-from fedmedian.records import serialized_size
+from fedmedian.records import serialized_sizes
 from fedmedian.wire.scalars import is_refusal
 
 Tell = Callable[[int, float], None]
@@ -112,7 +112,7 @@ class StudyGrid(InProcessGrid):
                 raise RuntimeError(f"a client failed: {error.error.reason}")
         if messages and messages[0].metadata.message_type == MessageType.TRAIN:
             self.sent.append(self.bytes_up - up + self.bytes_down - down)
-            heard = self.bytes_up - up - sum(map(serialized_size, errors))
+            heard = self.bytes_up - up - sum(serialized_sizes(errors))
             new = (heard, len(replies) - len(errors)), (self.bytes_down - down, len(messages))
             self._trainings = [
                 (size + more, number + others)

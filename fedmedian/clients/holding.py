@@ -2,7 +2,7 @@
 
 from weakref import WeakValueDictionary
 
-from flwr.app import ArrayRecord, Context, Message
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from fedmedian.records import to_arrays, to_record
 from fedmedian.steps.downlink import CatchUp, fingerprint, is_in, keys_in, version_of_whole
@@ -41,9 +41,7 @@ def receive(message: Message, context: Context) -> str | None:
     scalars = {key: config[key] for key in [*keys_in(config)]}
     for key in scalars:
         del config[key]
-    if len(message.content.array_records) != 1:
-        raise WireError(f"expected one ArrayRecord, got {len(message.content.array_records)}")
-    ((name, record),) = message.content.array_records.items()
+    name, record = model_in(message.content)
     if version_of_whole(scalars) is not None:
         version = fingerprint(to_arrays(record))
     else:
@@ -54,6 +52,20 @@ def receive(message: Message, context: Context) -> str | None:
     # A copy of the names: the app may change its own.
     message.content[name] = ArrayRecord(dict(record))
     return version
+
+
+def model_in(content: RecordDict) -> tuple[str, ArrayRecord]:
+    """Return the only ArrayRecord of a message's content, after its name.
+
+    Raises
+    ------
+    WireError
+        If there is none, or more than one.
+    """
+    found = [(name, one) for name, one in content.items() if isinstance(one, ArrayRecord)]
+    if len(found) != 1:
+        raise WireError(f"expected one ArrayRecord, got {len(found)}")
+    return found[0]
 
 
 def _follow(catch_up: CatchUp, context: Context) -> tuple[ArrayRecord, str]:

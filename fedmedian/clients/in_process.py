@@ -14,13 +14,12 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.common.logger import log
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_object import no_object_id_recompute
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedmedian.checks import require_integer, require_type
 from fedmedian.logs import as_line, text_of
-from fedmedian.records import serialized_size
+from fedmedian.records import serialized_sizes
 
 _RUN_ID = 1
 _FIRST_NODE_ID = SUPERLINK_NODE_ID + 1
@@ -226,15 +225,12 @@ def _sizes(messages: list[Message]) -> list[int]:
         for message in messages
         if message.has_content()
     }
-    with no_object_id_recompute():  # strategies send one content to all nodes
-        return [
-            serialized_size(
-                Message(content=copies[id(message.content)], metadata=message.metadata)  # type: ignore[call-overload]
-                if message.has_content()
-                else message
-            )
-            for message in messages
-        ]
+    return serialized_sizes(
+        Message(content=copies[id(message.content)], metadata=message.metadata)  # type: ignore[call-overload]
+        if message.has_content()
+        else message
+        for message in messages
+    )
 
 
 def _copy_for_measuring(record: Any) -> Any:

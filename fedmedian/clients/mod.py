@@ -9,7 +9,7 @@ from flwr.common.constant import ErrorCode
 
 from fedmedian.checks import require_type
 from fedmedian.clients.answering import answer
-from fedmedian.clients.holding import receive
+from fedmedian.clients.holding import model_in, receive
 from fedmedian.clients.policy import Policies, Policy, PolicyError, are_enforced, enforcing
 from fedmedian.clients.summing import answer_request, masked, take
 from fedmedian.logs import warn
@@ -18,7 +18,7 @@ from fedmedian.records import to_arrays, to_record
 from fedmedian.secure.cohort import Place
 from fedmedian.steps.downlink import HELD
 from fedmedian.steps.instruction import Instruction
-from fedmedian.wire.scalars import EVALUATION, PREFIX, WireError, WireScalar, refusal
+from fedmedian.wire.scalars import EVALUATION, PREFIX, WireScalar, refusal
 
 _FIT_METRICS = "fitres.metrics"
 _EVALUATION_METRICS = "evaluateres.metrics"
@@ -108,9 +108,6 @@ def _answer(
         if is_second and own:
             raise PolicyError("use perturb_with(…) instead of perturb, and only once")
         policies = Policies() if is_second else Policies.in_force(context, *own)
-    except ValueError as error:
-        return _refuse(message, error)
-    try:
         if (reply := answer_request(message, context)) is not None:
             return reply
         held = receive(message, context)
@@ -163,7 +160,7 @@ def _follow(
     try:
         place = Place.take(config)
         instruction = Instruction.decode(config)
-        before = _read_model(message.content)
+        before = to_arrays(model_in(message.content)[1])
         layout = Layout.with_exact_positions(before, instruction.exact)
         instruction.blocks(layout)  # raises if the steps do not fit
         policies.admit(instruction, layout, context, None if place is None else place.least)
@@ -196,7 +193,8 @@ def _perturb(
     place: Place | None,
 ) -> None:
     """Replace the trained model by the answer, and remove what must stay on the client."""
-    own_arrays, unnamed = _read_model(content), _FIT_METRICS in content
+    name, trained = model_in(content)
+    own_arrays, unnamed = to_arrays(trained), _FIT_METRICS in content
     after = layout.named(own_arrays, unnamed=unnamed)
     update = layout.difference(before, after)
     policies.require_exact(instruction, layout.own_names(own_arrays, unnamed=unnamed))
@@ -205,7 +203,6 @@ def _perturb(
         payload = masked(payload, instruction, layout, place, context)
     policies.withhold(content)
     bodies, scalars = payload.encode()
-    (name,) = content.array_records
     # Not the model's names: another mod must not mistake these arrays for the model.
     content[name] = to_record({f"{PREFIX}{i}": body for i, body in enumerate(bodies)})
     _add_scalars(content, _FIT_METRICS, scalars)
@@ -243,13 +240,6 @@ def _is_evaluation_of_ours(message: Message) -> bool:
 
 def _kind(message: Message) -> str:
     return message.metadata.message_type.split(".")[0]
-
-
-def _read_model(content: RecordDict) -> Arrays:
-    if len(content.array_records) != 1:
-        raise WireError(f"expected one ArrayRecord, got {len(content.array_records)}")
-    (record,) = content.array_records.values()
-    return to_arrays(record)
 
 
 def _refuse(message: Message, error: ValueError) -> Message:

@@ -301,11 +301,7 @@ def _write(folder: Path, saved: Saved, earlier: Mark | None) -> Mark:
         "arrays": {group: list(arrays) for group, arrays in saved.arrays.items()},
     }
     mark = _write_history(folder, saved, earlier)
-    state["history"] = {
-        "entries": mark.entries,
-        "bytes": mark.num_bytes,
-        "sha256": mark.digest,
-    }
+    state["history"] = {"entries": mark.entries, "bytes": mark.num_bytes, "sha256": mark.digest}
     with _create(folder / _ARRAYS) as file:
         np.savez(file, **numbered)  # type: ignore[arg-type]  # no name is allow_pickle
     _create_text(folder / _STATE, json.dumps(state, indent=1) + "\n")

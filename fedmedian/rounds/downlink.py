@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from fedmedian.model.layout import Arrays, Layout, first_spoiled
 from fedmedian.randomness import downlink_seed
 from fedmedian.steps.downlink import CatchUp, CodedStep, fingerprint, moved, whole
+from fedmedian.steps.tied import are_equal
 from fedmedian.wire.scalars import LARGEST, PREFIX, WireScalar
 
 
@@ -112,11 +113,7 @@ class Held:
         if not np.abs(difference).max(initial=0) <= LARGEST:  # not if it is NaN either
             return None
         parts = layout.blocks.split(difference)
-        tied = tuple(
-            group
-            for group in layout.tied(target)
-            if all(np.array_equal(parts[group[0]], parts[index]) for index in group)
-        )
+        tied = tuple(group for group in layout.tied(target) if are_equal(parts, group))
         return CodedStep.of(difference, layout.blocks, downlink_seed(seed, self.count), tied)
 
     def content_for(self, version: str | None) -> Content:
@@ -137,11 +134,7 @@ class Held:
             return Content(self.model, whole(self.versions[-1]))
         first = self.versions.index(version)
         catch_up = CatchUp(
-            version,
-            self.steps[first:],
-            self.versions[first + 1 :],
-            self.exact,
-            self.positions,
+            version, self.steps[first:], self.versions[first + 1 :], self.exact, self.positions
         )
         arrays, scalars = catch_up.encode()
         steps = Content({f"{PREFIX}{i}": array for i, array in enumerate(arrays)}, scalars)

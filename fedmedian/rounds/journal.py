@@ -39,13 +39,18 @@ class Journal:
     def __init__(self, checkpoint: Checkpoint | None) -> None:
         self._checkpoint = checkpoint
         self._lock: FolderLock | None = None
+        self._begin(None)
+
+    def _begin(self, saved: Saved | None) -> None:
+        self.done = 0 if saved is None else saved.server_round
+        self.model: Arrays | None = None if saved is None else saved.arrays["model"]
+        self._history: History = {} if saved is None else dict(saved.history)
         self._last: Saved | None = None
-        self._newest: Arrays | None = None
+        self._newest = self.model
         self._has_warned = False
-        self._stored = 0
+        self._stored = self.done
         self._earlier: Mark | None = None
         self._latest: Mark | None = None
-        self._begin(None)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state to copy or pickle, without the lock of the folder."""
@@ -201,16 +206,6 @@ class Journal:
         self._last, self._stored = None, saved.server_round
         self._earlier, self._latest = self._latest, mark
         return None
-
-    def _begin(self, saved: Saved | None) -> None:
-        self.done = 0 if saved is None else saved.server_round
-        self.model: Arrays | None = None if saved is None else saved.arrays["model"]
-        self._history: History = {} if saved is None else dict(saved.history)
-        self._last = None
-        self._newest = self.model
-        self._has_warned = False
-        self._stored = self.done
-        self._earlier = self._latest = None
 
 
 def _require_same_run(

@@ -78,31 +78,28 @@ class RoundProtocol:
     """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        options: RunOptions,
-        *rules: CohortRule,
-        ledger: Ledger | None = None,
+        self, recipe: Recipe, options: RunOptions, *rules: CohortRule, ledger: Ledger | None = None
     ) -> None:
         self.recipe = recipe
         self.options = options
         self.journal = Journal(options.checkpoint)
-        self._roster = Roster()
         self._rules = (one_reply_per_node, *rules)
-        self._watch = Watch(options.max_failed_rounds, self._roster)
         self._ledger = ledger
-        self._models = KnownModels({}, RunState())
+        self._is_open = self._is_answered = False
+        self._begin({}, RunState())
+
+    def _begin(self, model: Arrays, state: RunState) -> None:
+        self._roster = Roster()
+        self._watch = Watch(self.options.max_failed_rounds, self._roster)
+        self._models = KnownModels(self.journal.model or {}, state)
         self._versions: dict[Node, str] = {}
         self._losses = Counter[Node]()
-        self._sums: SecureSums | None = None
+        secure = self.recipe.secure
+        self._sums = None if secure is None else SecureSums(secure, self._roster)
         self._questions: list[Question] = []
-        self._is_answered = False
         self._round: int | None = None
-        self._is_over = False
-        self._is_open = False
-        self._has_trained = self._has_evaluated = False
-        self._silent_rounds = 0
-        self._model: Arrays = {}
+        self._is_over = self._has_trained = self._has_evaluated = False
+        self._silent_rounds, self._model = 0, model
 
     def open(self, initial: Arrays | None) -> None:
         """Start a run, or resume the one in the checkpoint.
@@ -118,16 +115,7 @@ class RoundProtocol:
             As `Journal.open` and `Ledger.open`.
         """
         self._is_open = True
-        self._is_over = self._has_trained = self._has_evaluated = False
-        self._silent_rounds, self._model = 0, initial or {}
-        self._questions, self._round = [], None
-        state = self.journal.open(self.recipe, initial)
-        self._models = KnownModels(self.journal.model or {}, state)
-        self._versions, self._losses = {}, Counter()
-        self._roster = Roster()
-        self._watch = Watch(self.options.max_failed_rounds, self._roster)
-        secure = self.recipe.secure
-        self._sums = None if secure is None else SecureSums(secure, self._roster)
+        self._begin(initial or {}, self.journal.open(self.recipe, initial))
         if self._ledger is not None:
             try:
                 self._ledger.open(self.journal.done)

@@ -218,7 +218,7 @@ class Question:
             return self.votes.split(total)
         reports = {
             name: np.stack([payload.reports[name] for payload in payloads]).astype(np.int64)
-            for name in self.votes.reports
+            for name in self.instruction.reports_of_votes
         }
         return None, {name: votes.sum(axis=0) for name, votes in reports.items()}
 

@@ -60,10 +60,7 @@ _REMEDIES = (
         "training diverges on that client; lower the clients' learning rate",
     ),
     ("^no reply$", "are the nodes up, and is the timeout long enough?"),
-    (
-        "(instruction|payload) has version",
-        "server and clients need the same release of fedmedian",
-    ),
+    ("(instruction|payload) has version", "server and clients need the same release of fedmedian"),
     # An exception in the client's app, which Flower logs on the client.
     (
         r"^error [12]: |\(reason: (<class '|An exception was raised|(?!Error: )[A-Z]\w*: )",

@@ -39,7 +39,7 @@ class SecureSum:
 
     Parameters
     ----------
-    threshold : float (default: 2/3)
+    threshold : float (default: 0.8)
         The share of a round's clients, in (0.5, 1], whose votes must be in its sum; at least three
         clients, and two more than half of the others. Otherwise the round keeps the model, and
         nothing is opened.
@@ -53,7 +53,7 @@ class SecureSum:
         If an argument has the wrong type or is out of range.
     """
 
-    threshold: float = 2 / 3
+    threshold: float = 0.8
     neighbors: int = 48
 
     def __post_init__(self) -> None:
@@ -107,8 +107,12 @@ class Place:
 
     @property
     def least(self) -> int:
-        """The fewest clients in the sum, this one included, before it reveals any share."""
-        return self.enough + 1
+        """The fewest clients in the sum, this one included, whoever the server says is lost.
+
+        Of n neighbors, this client reveals the masks with at most n − s, for s shares, and at most
+        n − s may do so about it.
+        """
+        return 2 * self.enough - len(self.neighbors) + 1
 
     def encode(self) -> dict[str, WireScalar]:
         """Return the place as scalars."""

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.kernels.signs import pack_signs, packed_size, unpack_signs
-from fedmedian.logs import shown
 from fedmedian.model.blocks import Blocks
 from fedmedian.model.layout import Arrays, Layout
 from fedmedian.steps.base import Draft
 from fedmedian.steps.rotation import Rotation
+from fedmedian.steps.tied import as_groups
 from fedmedian.wire.scalars import (
     PREFIX,
     WIRE_VERSION,
@@ -165,7 +165,7 @@ class CatchUp:
                 np.split(np.atleast_1d(signs), max(len(seeds), 1)),
                 np.split(sizes, max(len(seeds), 1)),
                 seeds,
-                map(_tied_from_json, tied),
+                map(as_groups, tied),
                 strict=len(seeds) > 0,
             )
             steps = [CodedStep(*part) for part in parts]
@@ -250,12 +250,6 @@ def keys_in(config: Mapping[str, Any]) -> Iterator[str]:
     for key in config:
         if key == PREFIX + _KIND or key.startswith(f"{PREFIX}{_KIND}."):
             yield key
-
-
-def _tied_from_json(groups: list[Any]) -> Tied:
-    if not all(type(i) is int and i >= 0 for group in groups for i in group) or [] in groups:
-        raise ValueError(f"tied arrays must be lists of positions, got {shown(groups)}")
-    return tuple(map(tuple, groups))
 
 
 def _named(message: Mapping[str, WireScalar]) -> dict[str, WireScalar]:

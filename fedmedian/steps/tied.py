@@ -7,15 +7,10 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from fedmedian.logs import shown
 from fedmedian.model.blocks import Blocks
 from fedmedian.steps.base import ClientStep, Draft, register_client_step
-from fedmedian.wire.scalars import (
-    Float32,
-    WireError,
-    WireScalar,
-    list_from_json,
-    require_votes,
-)
+from fedmedian.wire.scalars import Float32, WireError, WireScalar, list_from_json, require_votes
 
 
 @register_client_step
@@ -38,7 +33,7 @@ class Tied(ClientStep):
         """Report (G,) numbers: 1 for each group whose arrays have one update, else 0."""
         self.blocks(draft.blocks)
         parts = draft.blocks.split(draft.vector)
-        equal = [_are_equal(parts, group) for group in self.groups]
+        equal = [are_equal(parts, group) for group in self.groups]
         draft.report(self, np.array(equal, dtype=np.float32))
 
     def blocks(self, before: Blocks) -> Blocks:
@@ -68,12 +63,23 @@ class Tied(ClientStep):
         """Return the step with these parameters; see `ClientStep.decode`."""
         if set(parameters) != {"groups"}:
             raise TypeError(f"tied takes groups, got {sorted(parameters)}")
-        groups = list_from_json("groups", parameters["groups"], list)
-        if not all(group and all(type(i) is int and i >= 0 for i in group) for group in groups):
-            raise WireError(f"groups must be lists of positions, got {groups!r}")
-        return cls(tuple(tuple(group) for group in groups))
+        return cls(as_groups(list_from_json("groups", parameters["groups"], list)))
 
 
-def _are_equal(parts: Sequence[Float32], group: tuple[int, ...]) -> bool:
+def as_groups(groups: Sequence[Any]) -> tuple[tuple[int, ...], ...]:
+    """Return groups of tied arrays that were received as lists of positions.
+
+    Raises
+    ------
+    WireError
+        If they are anything else.
+    """
+    if not all(type(i) is int and i >= 0 for group in groups for i in group) or [] in groups:
+        raise WireError(f"tied groups must be lists of positions, got {shown(groups)}")
+    return tuple(map(tuple, groups))
+
+
+def are_equal(parts: Sequence[Float32], group: tuple[int, ...]) -> bool:
+    """Return whether the vectors of a group's arrays are equal."""
     first, *others = group
     return all(np.array_equal(parts[first], parts[other]) for other in others)

@@ -11,17 +11,14 @@ from fedmedian.aggregators.medians import Median
 from fedmedian.aggregators.votes import Counts
 from fedmedian.logs import as_line
 from fedmedian.model.layout import RUNNING_STATISTICS
-from fedmedian.privacy.accounting import PrivacyBudget
+from fedmedian.privacy.accounting import Mechanism, PrivacyBudget
+from fedmedian.privacy.mechanism import NoMechanism
 from fedmedian.rounds.checkpoint import Checkpoint
 from fedmedian.rounds.downlink import CodedSteps
+from fedmedian.rounds.mechanism import mechanism_of_strategy
 from fedmedian.rounds.options import RunOptions
-from fedmedian.rounds.recipe import (
-    DEFAULT_NOISE,
-    DEFAULT_ROTATION,
-    Recipe,
-    ScaleFrom,
-    is_same,
-)
+from fedmedian.rounds.protocol import RoundProtocol
+from fedmedian.rounds.recipe import DEFAULT_NOISE, DEFAULT_ROTATION, Recipe, ScaleFrom, is_same
 from fedmedian.rounds.screening import CohortRule
 from fedmedian.rules.noise import Noise
 from fedmedian.rules.optimizers import Optimizer
@@ -82,6 +79,8 @@ class ShowsArguments:
 
     recipe: Recipe
     options: RunOptions
+    fraction_evaluate: float
+    _protocol: RoundProtocol
     _usual_aggregator: Aggregator
 
     aggregator = Argument[Aggregator]()
@@ -118,6 +117,17 @@ class ShowsArguments:
             for name, value in self.arguments.items()
             if name in usual and not is_same(value, usual[name])
         }
+
+    @property
+    def privacy(self) -> Mechanism | NoMechanism:
+        """What clients release in a round, or the reasons why that has no bound.
+
+        It holds for clients that follow their instructions and send no metrics of their apps; a
+        `fedmedian.clients.Policy` on the client enforces both. Reasons that lie in the model are
+        known once a round has begun.
+        """
+        question = self._protocol.last_question
+        return mechanism_of_strategy(self.recipe, self.fraction_evaluate, question)
 
     def __repr__(self) -> str:
         shown = {**self.unusual, **self._unusual_of_flower()}

@@ -29,12 +29,9 @@ from flwr.server.strategy.aggregate import weighted_loss_avg
 
 from fedmedian.aggregators.diagnostics import without_lists
 from fedmedian.logs import shown, text_of, warn
-from fedmedian.privacy.accounting import Mechanism
-from fedmedian.privacy.mechanism import NoMechanism
 from fedmedian.records import arrays_to_parameters, parameters_to_arrays
 from fedmedian.rounds.downlink import Content
 from fedmedian.rounds.ledger import Ledger
-from fedmedian.rounds.mechanism import mechanism_of_strategy
 from fedmedian.rounds.metrics import (
     LARGEST,
     fair_examples,
@@ -48,17 +45,8 @@ from fedmedian.rounds.recipe import Question, Recipe
 from fedmedian.rounds.screening import Node, Reply, Said, all_or_none
 from fedmedian.steps.downlink import HELD, as_version
 from fedmedian.steps.payload import MOST_ARRAYS, Payload
-from fedmedian.strategies.arguments import (
-    MedianArguments,
-    ShowsArguments,
-    SignArguments,
-    differing,
-)
-from fedmedian.strategies.options import (
-    FlowerOptions,
-    LegacyFedAvgOptions,
-    require_fedavg_options,
-)
+from fedmedian.strategies.arguments import MedianArguments, ShowsArguments, SignArguments, differing
+from fedmedian.strategies.options import FlowerOptions, LegacyFedAvgOptions, require_fedavg_options
 from fedmedian.strategies.wrappers import require_no_unfit_wrapper
 from fedmedian.wire.scalars import PREFIX, WireError
 
@@ -126,13 +114,6 @@ class LegacyStrategy(ShowsArguments, FedAvg):
     def _unusual_of_flower(self) -> Mapping[str, Any]:
         return differing(self, FedAvg(), [*LegacyFedAvgOptions.__annotations__])
 
-    @property
-    def privacy(self) -> Mechanism | NoMechanism:
-        """What clients release; see `fedmedian.strategies.SignSGD.privacy`."""
-        return mechanism_of_strategy(
-            self.recipe, self.fraction_evaluate, self._protocol.last_question
-        )
-
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters | None:
         """Return the model to begin with, or to resume with from a checkpoint.
 
@@ -194,10 +175,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
 
     @paused_collector()
     def aggregate_fit(
-        self,
-        server_round: int,
-        results: list[Trained],
-        failures: list[Trained | BaseException],
+        self, server_round: int, results: list[Trained], failures: list[Trained | BaseException]
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Aggregate the usable results into a new model, and report on the round."""
         questions = self._protocol.questions_of(server_round)
@@ -263,10 +241,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         return sent
 
     def aggregate_evaluate(
-        self,
-        server_round: int,
-        results: list[Evaluated],
-        failures: list[Evaluated | BaseException],
+        self, server_round: int, results: list[Evaluated], failures: list[Evaluated | BaseException]
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Aggregate the usable results' losses and metrics as FedAvg does."""
         replies, reasons = _by_client("aggregate_evaluate", results, failures)
@@ -413,10 +388,7 @@ def _shared_parameters() -> Callable[[Content], Parameters]:
 
 
 def _addressed(
-    ins: FitIns,
-    question: Question,
-    client: Node,
-    parameters_of: Callable[[Content], Parameters],
+    ins: FitIns, question: Question, client: Node, parameters_of: Callable[[Content], Parameters]
 ) -> FitIns:
     """Return what a client is sent: its content and its instruction."""
     content, parameters = question.content_for(client), ins.parameters
@@ -461,29 +433,28 @@ def _mean_size(sent: Sequence[Parameters]) -> float:
 
 def _read(trained: Trained, most_arrays: int, *, must_name_question: bool) -> Said[FitRes]:
     _, result = trained
-    _require_success(result)
-    num_examples = require_examples("num_examples", result.num_examples)
+    num_examples, own = _open(result)
     scalars = result.metrics if Payload.is_in(result.metrics) else None
     if scalars is None and must_name_question:
         raise WireError(
             "sent plain weights, which do not say which of the round's models was trained: does "
             "its ClientApp have mods=[perturb]?"
         )
-    own = {key: value for key, value in result.metrics.items() if not key.startswith(PREFIX)}
     arrays = parameters_to_arrays(result.parameters, most_arrays)
     return Said(arrays, scalars, num_examples, own, result)
 
 
 def _read_evaluation(node: Node, evaluated: Evaluated) -> Reply[EvaluateRes]:
     _, result = evaluated
-    _require_success(result)
-    num_examples = require_examples("num_examples", result.num_examples)
+    num_examples, own = _open(result)
     if not is_averageable(result.loss):
         raise WireError(f"loss must be finite, at most {LARGEST:g}, got {shown(result.loss)}")
-    own = {key: value for key, value in result.metrics.items() if not key.startswith(PREFIX)}
     return Reply(node, num_examples, own, result, held=as_version(result.metrics.get(HELD)))
 
 
-def _require_success(result: FitRes | EvaluateRes) -> None:
+def _open(result: FitRes | EvaluateRes) -> tuple[float, dict[str, Scalar]]:
+    """Return a client's weight and its own metrics."""
     if result.status.code != Code.OK:
         raise WireError(f"client failed: {shown(result.status.message)}")
+    own = {key: value for key, value in result.metrics.items() if not key.startswith(PREFIX)}
+    return require_examples("num_examples", result.num_examples), own

@@ -23,12 +23,9 @@ from flwr.serverapp.strategy import FedAvg, Result
 from fedmedian.aggregators.diagnostics import without_lists
 from fedmedian.logs import text_of
 from fedmedian.model.layout import Arrays
-from fedmedian.privacy.accounting import Mechanism
-from fedmedian.privacy.mechanism import NoMechanism
 from fedmedian.records import sizes_of, to_arrays, to_record
 from fedmedian.rounds.downlink import Content
 from fedmedian.rounds.ledger import Ledger
-from fedmedian.rounds.mechanism import mechanism_of_strategy
 from fedmedian.rounds.metrics import fair_examples, require_examples, try_to_aggregate
 from fedmedian.rounds.options import RunOptions
 from fedmedian.rounds.protocol import RoundProtocol, paused_collector
@@ -138,21 +135,10 @@ class MessageStrategy(ShowsArguments, FedAvg):
     def _unusual_of_flower(self) -> Mapping[str, Any]:
         usual, own = FedAvg(), dict[str, Any]()
         if self._numpy_clients:
-            usual, own = _numpy_fedavg(), {"numpy_clients": True}
+            keys: dict[str, Any] = {**numpy_messages.KEYS}
+            usual, own = FedAvg(**keys), {"numpy_clients": True}
         return own | differing(
             self, usual, [*FedAvgOptions.__annotations__.keys() - {"numpy_clients"}]
-        )
-
-    @property
-    def privacy(self) -> Mechanism | NoMechanism:
-        """What clients release in a round, or the reasons why that has no bound.
-
-        It holds for clients that follow their instructions and send no metrics of their apps; a
-        `fedmedian.clients.Policy` on the client enforces both. Reasons that lie in the model are
-        known once a round has begun.
-        """
-        return mechanism_of_strategy(
-            self.recipe, self.fraction_evaluate, self._protocol.last_question
         )
 
     def start(
@@ -552,11 +538,6 @@ class MessageStrategy(ShowsArguments, FedAvg):
         metrics = _only(MetricRecord, content)
         key = self.weighted_by_key
         return content, metrics, require_examples(key, metrics.get(key))
-
-
-def _numpy_fedavg() -> FedAvg:
-    keys: dict[str, Any] = {**numpy_messages.KEYS}
-    return FedAvg(**keys)
 
 
 class _CountingGrid:

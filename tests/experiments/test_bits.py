@@ -30,7 +30,7 @@ def outcome(uplink, *ends, numbers=()):
 
 
 class TestTheRuns:
-    TINY = Setting("digits", network="linear", learning_rate=0.1, rounds=2, num_clients=3)
+    TINY = Setting("digits", network="linear", rounds=2, num_clients=3, local_steps=1)
 
     TRIED = EVERYBODY | {"plain signs": ((0.001,),), "z-SignFedAvg": ((0.01, 0.01),)}
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from experiments.claims import __main__ as command
 from experiments.claims import text, theorems, toy
@@ -63,7 +64,7 @@ class TestFinding:
             self.measured += 1
             return stored(toy.TOY)["found"]
 
-        return replace(toy.TOY, measure=measure)
+        return replace(toy.TOY, measure=measure, draw=lambda found: Figure())
 
     def test_a_second_call_measures_nothing(self, claim, tmp_path):
         first = claim.find(tmp_path, quick=False)
@@ -140,7 +141,8 @@ def test_the_command_finds_a_claim_to_hold_in_its_quick_variant(page, claim, tmp
 
 
 def test_the_command_tries_all_claims_unless_some_are_named(tmp_path, monkeypatch, capsys):
-    claims = [replace(toy.TOY, name=name, measure=lambda quick: TOYS) for name in ("one", "two")]
+    toys = replace(toy.TOY, measure=lambda quick: TOYS, draw=lambda found: Figure())
+    claims = [replace(toys, name=name) for name in ("one", "two")]
     monkeypatch.setattr(command, "PAGES", (Page("paper", "# Claims", tuple(claims)),))
     command.main(["--into", str(tmp_path)])
     assert capsys.readouterr().out.count(": holds") == 2

@@ -17,6 +17,7 @@ from fedmedian.clients import perturb
 from fedmedian.rules.trust import voting_weights
 from fedmedian.strategies import MedianSGD, SignSGD
 from tests.tools.places import ROOT
+from tests.tools.projects import project_of
 
 APP_NAMES = [app.name for app in QUICKSTARTS]
 TORCH_APP, _, NUMPY_APP = QUICKSTARTS
@@ -29,21 +30,7 @@ CLIENT = """from flwr.clientapp import ClientApp
 
 app = ClientApp()
 """
-PROJECT = """[project]
-name = "some-app"
-version = "1.0.0"
-license = "Apache-2.0"
-
-[tool.flwr.app]
-publisher = "someone"
-
-[tool.flwr.app.components]
-serverapp = "some_app.server_app:strategy"
-clientapp = "some_app.client_app:app"
-
-[tool.flwr.app.config]
-num-server-rounds = 3
-"""
+PROJECT = project_of("some-app", "Some app", 3, ".server_app:strategy", ".client_app:app")
 
 
 @pytest.fixture
@@ -123,7 +110,7 @@ def test_an_app_and_its_changed_copy_can_be_loaded_one_after_the_other(write_app
     for folder in (app, changed):
         with loaded(folder) as found:
             mods.append(found.client_app._mods)
-            assert read_config(folder) == {"num-server-rounds": 3}
+            assert read_config(folder)["num-clients"] == 3
             assert sys.modules["some_app.client_app"].__file__.startswith(str(folder))
     assert mods == [[], [perturb]]
     assert not [name for name in sys.modules if name.startswith("some_app")]
@@ -135,16 +122,16 @@ class TestTraining:
     @pytest.fixture(scope="class", params=QUICKSTARTS, ids=APP_NAMES)
     @classmethod
     def outcomes(cls, request):
-        """Two runs of an app with FedAvg, as it stands, and two with SignSGD."""
-        return compare(request.param, seeds=range(2))
+        """A run of an app with FedAvg, as it stands, and one with SignSGD."""
+        return compare(request.param, seeds=[0])
 
     def test_the_app_learns_as_well_as_with_fedavg(self, outcomes):
         # Seeded. Over 30 other seeds the means of three runs with FedAvg were .946 ± .003 to
-        # .962 ± .007, and their differences at most .003 ± .010; those of two, as here, spread 1.2
+        # .962 ± .007, and their differences at most .003 ± .010; single runs, as here, spread 1.7
         # times as much, and the bounds are at least 3.8 of these away.
         fedavg, sign = outcomes
-        assert fedavg.accuracy > 0.92
-        assert sign.accuracy > fedavg.accuracy - 0.05
+        assert fedavg.accuracy > 0.9
+        assert sign.accuracy > fedavg.accuracy - 0.07
 
     def test_a_training_reply_is_a_twentieth_of_fedavgs(self, outcomes):
         fedavg, sign = outcomes

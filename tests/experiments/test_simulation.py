@@ -13,10 +13,7 @@ import psutil
 import pytest
 
 from experiments.apps import HETEROGENEOUS, read_config
-from experiments.studies.report import (
-    compare_bytes,
-    read_runs,
-)
+from experiments.studies.report import compare_bytes, read_runs
 from tests.tools.places import DOCS
 
 pytestmark = pytest.mark.slow
@@ -108,7 +105,7 @@ class TestInterruptedRun:
 
 class TestKilledRun:
     def test_a_run_that_is_killed_goes_on_to_the_model_of_one_that_is_not(
-        self, watch, simulate, tmp_path
+        self, simulate, compare, tmp_path
     ):
         config = ("strategy='sign'", "rounds=40")
 
@@ -125,13 +122,7 @@ class TestKilledRun:
             with np.load(folder / "arrays.npz") as arrays:
                 return {key: arrays[key].tobytes() for key in arrays.files}
 
-        def run_in_process(name):
-            module = ("-m", "experiments.studies.heterogeneous")
-            with watch(*module, *SMALL, *config, checkpoint(name)) as watched:
-                output, _ = watched.process.communicate(timeout=PATIENCE)
-                assert watched.process.returncode == 0, output
-
-        run_in_process("whole")
+        compare(*SMALL, *config, checkpoint("whole"))
         killed, deadline = simulate(*config, checkpoint("killed")), time.monotonic() + PATIENCE
         while last_round("killed") < 5:
             assert time.monotonic() < deadline
@@ -144,5 +135,5 @@ class TestKilledRun:
         psutil.wait_procs(everything)
         shutil.rmtree(home)
         assert last_round("killed") < 40
-        run_in_process("killed")
+        compare(*SMALL, *config, checkpoint("killed"))
         assert model("killed") == model("whole")

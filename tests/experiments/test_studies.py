@@ -25,7 +25,7 @@ from fedmedian import Adam
 from fedmedian.clients import InProcessGrid, perturb
 from fedmedian.strategies import MedianSGD, SignSGD
 
-DIGITS = Setting(dataset="digits", learning_rate=0.1, rounds=2)
+DIGITS = Setting(dataset="digits", learning_rate=0.1, rounds=2, local_steps=2)
 
 
 class TestSettings:
@@ -72,9 +72,7 @@ class TestHostileClients:
         return updates_of(DIGITS)[:8]
 
     def sent(self, attack):
-        return updates_of(
-            Setting(dataset="digits", learning_rate=0.1, attack=attack, num_hostile=2)
-        )
+        return updates_of(replace(DIGITS, attack=attack, num_hostile=2))
 
     @pytest.mark.parametrize(
         ("attack", "multiple"),
@@ -285,7 +283,7 @@ def test_a_federation_whose_clients_diverge_keeps_the_model_that_it_has_for_all_
 
 @pytest.mark.slow
 def test_adam_trains_with_its_defaults_as_fast_as_fedavg():
-    setting = replace(DIGITS, rounds=10, alpha=0.3)
+    setting = replace(DIGITS, rounds=10, alpha=0.3, local_steps=0)
     fedavg = run_setting("FedAvg", setting, 0)
     for strategy in (SignSGD, MedianSGD):
         found = simulate(partial(strategy, optimizer=Adam()), setting, 0, [perturb])

@@ -52,6 +52,10 @@ class Api:
         """Make a strategy, called "SignSGD" or "MedianSGD", with a seed if no other is given."""
         return self.make_own(getattr(self.module, strategy), *args, **options)
 
+    def make_trainer(self, strategy, *args, **options):
+        """Make a strategy that asks nobody to evaluate."""
+        return self.make(strategy, *args, fraction_evaluate=0.0, **options)
+
     def make_own(self, subclass, *args, **options):
         """Make a strategy of a subclass, with a seed if no other is given."""
         own = {self.words.get(name, name): value for name, value in options.items()}

@@ -199,13 +199,13 @@ def any_cohort(cases):
     """Go through cohort sizes for each case, with claims that hypothesis chooses."""
 
     def decorate(test):
-        sized = pytest.mark.parametrize("clients", [2, 3, 4, 5, 10, 25])(test)
+        sized = pytest.mark.parametrize("clients", [2, 3, 4, 5, 10, 15])(test)
         return pytest.mark.parametrize("case", cases.values(), ids=cases)(sized)
 
     return decorate
 
 
-few_examples = settings(max_examples=6, deadline=None)
+few_examples = settings(max_examples=5, deadline=None)
 
 
 @any_cohort(COUNTS)

@@ -16,10 +16,6 @@ UNSEEN = {"2": np.array(np.inf, np.float32), "3": np.array([-np.inf, 1], np.floa
 either_strategy = pytest.mark.parametrize("name", ["SignSGD", "MedianSGD"])
 
 
-def trainer(api, name, **options):
-    return api.make(name, fraction_evaluate=0.0, **options)
-
-
 def towards_one(model, partition):
     """Trains all floating-point arrays that are finite halfway to one."""
     trained = {
@@ -39,14 +35,14 @@ class TestMasks:
     def test_a_mask_of_minus_infinity_stays_as_it_is_and_all_else_trains(
         self, api, name, exact, run
     ):
-        outcome = run(trainer(api, name, exact=exact), towards_one, self.MODEL, NUM_CLIENTS, 4)
+        outcome = run(api.make_trainer(name, exact=exact), towards_one, self.MODEL, NUM_CLIENTS, 4)
         assert outcome.model["1"].tobytes() == MASK.tobytes()
         assert outcome.model["0"].mean() > 0.8
         assert all(report["replies-rejected"] == 0 for report in outcome.reports.values())
 
     def test_unmodified_clients_may_return_it_as_well(self, api, name, exact, run):
         if name == "MedianSGD":
-            strategy = trainer(api, name, noise_at="server", exact=exact)
+            strategy = api.make_trainer(name, noise_at="server", exact=exact)
             outcome = run(strategy, towards_one, self.MODEL, NUM_CLIENTS, 4, mods=())
             assert outcome.model["1"].tobytes() == MASK.tobytes()
             assert outcome.model["0"].mean() > 0.8
@@ -63,7 +59,7 @@ class TestRanges:
             trained, metrics = towards_one(model, partition)
             return {**trained, **seen(model, partition)}, metrics
 
-        strategy = trainer(api, name, exact=["2", "3"])
+        strategy = api.make_trainer(name, exact=["2", "3"])
         return run(strategy, observe, self.MODEL, NUM_CLIENTS, num_rounds)
 
     @staticmethod
@@ -122,7 +118,7 @@ class TestDtypes:
         self, api, name, dtype, run, warnings
     ):
         model = {"0": np.zeros((4, 5), dtype), "1": np.zeros(3)}
-        strategy = trainer(api, name, max_failed_rounds=1)
+        strategy = api.make_trainer(name, max_failed_rounds=1)
         with pytest.raises(RunFailedError) as failed:
             run(strategy, floats_everywhere, model, NUM_CLIENTS)
         assert "'0'" in str(failed.value)
@@ -152,7 +148,7 @@ class TestDtypes:
             return {**trained, "1": trained["1"].reshape(1), "2": trained["2"].reshape(())}, metrics
 
         model = {"0": W, "1": np.array(0.0), "2": np.zeros((1, 1)), "3": np.array(7)}
-        outcome = run(trainer(api, name), reshape, model, NUM_CLIENTS, 3)
+        outcome = run(api.make_trainer(name), reshape, model, NUM_CLIENTS, 3)
         assert outcome.reports[3]["replies-rejected"] == 0
         assert (outcome.model["1"].shape, outcome.model["2"].shape) == ((), (1, 1))
 

@@ -12,7 +12,7 @@ import pytest
 
 from fedmedian import Adam, Adaptive, Gaussian, Majority, Momentum, Theory, TopUp
 
-NUM_CLIENTS, NUM_ROUNDS = 5, 14
+NUM_CLIENTS, NUM_ROUNDS = 4, 12
 MODEL = {
     "head": np.zeros((50, 10), np.float32),
     "body": np.zeros((40, 12), np.float32),
@@ -53,7 +53,7 @@ CHANGES = {
         as_before,
     ),
     "all, then all but the first": (
-        lambda number, model: part(model, "body", "tail") if number > 10 else model,
+        lambda number, model: part(model, "body", "tail") if number > 8 else model,
         as_before,
     ),
     "by turns": (
@@ -115,7 +115,7 @@ def play(habitual, seeking, run):
     """Runs a strategy whose subclass changes what is sent; returns the outcome."""
 
     def play(api, make, noise, choose, after, model=MODEL, num_rounds=NUM_ROUNDS, **options):
-        app = options.pop("app", None) or seeking(api, aim)
+        app = options.pop("app", None) or seeking(api, aim, num_clients=NUM_CLIENTS)
         whole = {}
 
         def ask(number, model, usual):

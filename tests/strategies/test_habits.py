@@ -203,7 +203,7 @@ class TestTwoModels:
                     reports.append(metrics and counts(metrics))
                 return models[0], metrics
 
-            return models, reports, *play(5, ask=ask, hear=hear, **options)
+            return models, reports, *play(4, ask=ask, hear=hear, **options)
 
         return clusters
 
@@ -229,8 +229,8 @@ class TestTwoModels:
 
     def test_each_cluster_is_heard_by_itself(self, clusters):
         models, reports, outcome, warned = clusters(0.0, 0.0)
-        assert reports == [(NUM_CLIENTS // 2, 0, 0)] * 10
-        assert list(outcome.reports) == [1, 2, 3, 4, 5]
+        assert reports == [(NUM_CLIENTS // 2, 0, 0)] * 8
+        assert list(outcome.reports) == [1, 2, 3, 4]
         assert all(np.mean(model["w"]) > 0.75 * GOAL for model in models)
         assert not warned
 
@@ -264,7 +264,7 @@ class TestTwoModels:
         lying = 2
         (_, model), reports, *_ = clusters(*self.STARTS, hear_of=hear_of)
         assert GOAL < np.mean(model["w"]) < GOAL + 4
-        assert reports[1::2] == [(3, 2, 0)] * 5
+        assert reports[1::2] == [(3, 2, 0)] * 4
 
     def test_where_as_many_results_are_about_either_model_none_is_changed(
         self, older_api, clusters, api, warnings

@@ -343,7 +343,7 @@ class TestCalibratedMajority:
 class TestNoDrift:
     """A coordinate that no client moves is a random walk at most: its mean stays where it was."""
 
-    STILL, MOVING, ROUNDS = 3000, 1000, 20
+    STILL, MOVING, ROUNDS = 3000, 1000, 10
 
     def walked(self, strategy, clients, play):
         def update(x, partition):

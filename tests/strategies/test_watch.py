@@ -317,7 +317,7 @@ class TestWarnings:
             by = np.float32(3.0 ** rounds[partition])
             return {**model, "1": model["1"] + by}, {"num-examples": 1}
 
-        strategy = api.make("SignSGD", fraction_evaluate=0.0, **options)
+        strategy = api.make_trainer("SignSGD", **options)
         run(strategy, diverge, model, NUM_CLIENTS, 15)
         (warning,) = warnings("has grown to")
         assert f"noise scale of {named} has grown" in warning
@@ -339,7 +339,7 @@ class TestWarnings:
             by = np.float32(min(since, 9) ** 3 if since > 0 else 0)
             return {"0": model["0"] + 1, "1": model["1"] + by}, {"num-examples": 1}
 
-        strategy = api.make("SignSGD", fraction_evaluate=0.0)
+        strategy = api.make_trainer("SignSGD")
         run(strategy, warm_up, MODEL, NUM_CLIENTS, late + 15)
         assert not warnings("has grown to")
 
@@ -351,7 +351,7 @@ class TestWarnings:
             by = np.float32(min(1.5 ** rounds[partition], RUNAWAY / 2))
             return {name: array + by for name, array in model.items()}, {"num-examples": 1}
 
-        run(api.make("SignSGD"), warm_up, MODEL, NUM_CLIENTS, 8)
+        run(api.make_trainer("SignSGD"), warm_up, MODEL, NUM_CLIENTS, 8)
         assert not warnings("has grown to")
 
     @pytest.mark.parametrize("make", ["SignSGD", "MedianSGD"])
@@ -364,7 +364,7 @@ class TestWarnings:
             moved = model["0"] + rngs[partition].standard_normal(model["0"].size, np.float32)
             return {"0": moved}, {"num-examples": 1}
 
-        outcome = run(api.make(make), wander, {"0": np.zeros(20_000, np.float32)}, 10, 6)
+        outcome = run(api.make_trainer(make), wander, {"0": np.zeros(20_000, np.float32)}, 10, 6)
         # Their mean has energy 1/10; the noise in it .126 of votes, and .1 of a median.
         for report in outcome.reports.values():
             assert report["signal-to-noise"] == pytest.approx(
@@ -430,9 +430,9 @@ class TestClientsThatReturnWhatTheyWereSent:
         def forget(model, partition):
             return model, {"num-examples": 2}
 
-        run(api.make(make, **options), forget, MODEL, NUM_CLIENTS, 2)
+        run(api.make_trainer(make, **options), forget, MODEL, NUM_CLIENTS, 2)
         assert not warnings("returned the model unchanged")
-        run(api.make(make, **options), forget, MODEL, NUM_CLIENTS, 5)
+        run(api.make_trainer(make, **options), forget, MODEL, NUM_CLIENTS, 5)
         (warning,) = warnings("returned the model unchanged")
         assert warning.startswith("5 of 5 clients (node ")
         assert "(partition 4)" in warning
@@ -443,7 +443,7 @@ class TestClientsThatReturnWhatTheyWereSent:
         self, make, options, api, run, warnings
     ):
         model = {name: np.full_like(array, np.nan) for name, array in MODEL.items()}
-        run(api.make(make, **options), train, model, NUM_CLIENTS, 4)
+        run(api.make_trainer(make, **options), train, model, NUM_CLIENTS, 4)
         assert warnings("arrays that hold NaN or infinity are not trained")
         assert not warnings("returned the model unchanged")
 
@@ -452,7 +452,7 @@ class TestClientsThatReturnWhatTheyWereSent:
         self, make, options, api, run, warnings
     ):
         some = by_round(lambda partition, number: partition % 3)
-        run(api.make(make, **options), some, MODEL, NUM_CLIENTS, 5)
+        run(api.make_trainer(make, **options), some, MODEL, NUM_CLIENTS, 5)
         (warning,) = warnings("returned the model unchanged")
         assert warning.startswith("2 of 5 clients (node ")
         assert "(partition 0)" in warning
@@ -470,7 +470,7 @@ class TestClientsThatReturnWhatTheyWereSent:
         ids=["a finished model", "finished one by one", "late", "now and then"],
     )
     def test_are_no_warning_once_they_have_trained(self, change, make, options, api, run, warnings):
-        strategy = api.make(make, fraction_evaluate=0.0, **options)
+        strategy = api.make_trainer(make, **options)
         run(strategy, by_round(change), MODEL, NUM_CLIENTS, 7)
         assert not warnings("returned the model unchanged")
 
@@ -479,7 +479,7 @@ class TestClientsThatReturnWhatTheyWereSent:
         def train_one(model, partition):
             return {**model, "0": model["0"] + np.float32(1)}, {"num-examples": 2}
 
-        run(api.make(make, **options), train_one, MODEL, NUM_CLIENTS, 5)
+        run(api.make_trainer(make, **options), train_one, MODEL, NUM_CLIENTS, 5)
         assert not warnings("returned the model unchanged")
 
     @pytest.mark.parametrize(
@@ -492,7 +492,7 @@ class TestClientsThatReturnWhatTheyWereSent:
         ids=str,
     )
     def test_cannot_be_seen_behind_noise_or_votes(self, make, options, api, run, warnings):
-        run(api.make(make, **options), by_round(lambda *_: 0), MODEL, NUM_CLIENTS, 5)
+        run(api.make_trainer(make, **options), by_round(lambda *_: 0), MODEL, NUM_CLIENTS, 5)
         assert not warnings("returned the model unchanged")
 
     def test_are_no_warning_where_a_run_resumes_that_was_finished(

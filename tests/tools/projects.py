@@ -1,8 +1,10 @@
 """The project file of a small Flower app."""
 
 
-def project_of(name: str, description: str, num_clients: int) -> str:
-    """Return the ``pyproject.toml`` of an app in one module, named like the project."""
+def project_of(
+    name: str, description: str, num_clients: int, server: str = ":server", client: str = ":client"
+) -> str:
+    """Return the ``pyproject.toml`` of an app whose module or package has the project's name."""
     module = name.replace("-", "_")
     return f"""[project]
 name = "{name}"
@@ -15,8 +17,8 @@ dependencies = []
 publisher = "fedmedian"
 
 [tool.flwr.app.components]
-serverapp = "{module}:server"
-clientapp = "{module}:client"
+serverapp = "{module}{server}"
+clientapp = "{module}{client}"
 
 [tool.flwr.app.config]
 num-clients = {num_clients}

@@ -336,7 +336,9 @@ def _hole(name: str, images: str, part: Part, in_short: Mapping[str, Any] = ON_D
     )
 
 
-BITS_CIFAR_10 = _hole("hole-cifar-10", "CIFAR-10", HOLE_CIFAR_10, {"examples": 300, "rounds": LAST})
+BITS_CIFAR_10 = _hole(
+    "hole-cifar-10", "CIFAR-10", HOLE_CIFAR_10, {"examples": 300, "num_clients": 3, "rounds": LAST}
+)
 
 BITS = Page(
     "bits",

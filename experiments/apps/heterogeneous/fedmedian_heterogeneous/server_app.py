@@ -14,7 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg, FedMedian, Result, Strategy
 
 from fedmedian import Adaptive, CodedSteps, Majority, Rotation, TopUp
-from fedmedian.records import serialized_size
+from fedmedian.records import serialized_sizes
 from fedmedian.rules.noise import NOISE_FAMILIES, Noise
 from fedmedian.strategies import Checkpoint, MedianSGD, SignSGD
 
@@ -195,12 +195,12 @@ def _run(label: str, strategy: Strategy, grid: Grid, config: UserConfig) -> dict
         server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         messages = list(configure(server_round, arrays, config, grid))
-        down.extend(map(serialized_size, messages))
+        down.extend(serialized_sizes(messages))
         return messages
 
     def hearing(server_round: int, replies: Iterable[Message]) -> Any:
         replies = list(replies)
-        up.extend(serialized_size(reply) for reply in replies if reply.has_content())
+        up.extend(serialized_sizes(reply for reply in replies if reply.has_content()))
         return aggregate(server_round, replies)
 
     strategy.configure_train = asking  # type: ignore[method-assign]
