@@ -216,11 +216,9 @@ class Question:
         """
         if total is not None:
             return self.votes.split(total)
-        reports = {
-            name: np.stack([payload.reports[name] for payload in payloads]).astype(np.int64)
-            for name in self.instruction.reports_of_votes
-        }
-        return None, {name: votes.sum(axis=0) for name, votes in reports.items()}
+        names = [one.name for one in self.instruction.steps if isinstance(one, Tied | SizeVotes)]
+        reports = {name: np.stack([one.reports[name] for one in payloads]) for name in names}
+        return None, {name: one.sum(axis=0).astype(np.int64) for name, one in reports.items()}
 
     def answer(self, node: Node, said: Said[Source]) -> Answer[Source]:
         """Return the answer in a node's reply; see `read`."""
@@ -589,9 +587,11 @@ class Recipe:
 
         None unless clients vote on sizes.
         """
-        step, rule = question.instruction.find(SizeVotes), self.rule
-        if step is None or rule is None:
+        rule = self.rule
+        if rule is None or not rule.voted:
             return None
+        step = question.instruction.find(SizeVotes)
+        assert step is not None  # a rule that is voted on comes with one
         rungs = step.rungs(question.blocks)
         ends = np.cumsum([len(one) for one in rungs])
         above = np.split(counts[step.name], ends[:-1])
@@ -634,7 +634,7 @@ class Recipe:
             if read.magnitudes is not None:
                 _keep_frozen(direction, read.blocks, read.magnitudes)
             direction = question.instruction.undo(direction, question.layout)
-            tied = _still_tied(question.instruction, counts, len(read))
+            tied = _still_tied(question.instruction, counts, len(read.weights))
             question.layout.average_tied(direction, tied)
             if self.optimizer is None:
                 return direction, {}

@@ -23,7 +23,7 @@ Magnitude = Literal["rms", "max"]
 Scales = NDArray[np.float64]
 """The noise scale of each block, (L,) float64; NaN where each client chooses its own."""
 
-LADDER: NDArray[np.float32] = np.exp2(np.arange(-40, 20.5, 0.5)).astype(np.float32)
+LADDER: NDArray[np.float32] = np.exp2(np.arange(-40, 20.25, 0.25)).astype(np.float32)
 """The sizes that clients compare a block with whose size is unknown, where they vote on it."""
 
 _MAX_CHANGE = 2.0
@@ -128,7 +128,7 @@ class Adaptive(ScaleRule):
         Whether clients vote on the magnitude: is that of each block above the last quantile? The
         quantile doubles or halves at most. No client reports, or can claim, more than this one bit
         per block. In the first round, and after a unanimous vote, clients compare theirs with each
-        of 121 sizes (Andrew et al., arXiv 1905.03871, move a norm to clip to in this way).
+        of 241 sizes (Andrew et al., arXiv 1905.03871, move a norm to clip to in this way).
 
     Raises
     ------
@@ -158,17 +158,7 @@ class Adaptive(ScaleRule):
 
     def following(self, scales: Scales, magnitudes: NDArray[np.float64]) -> Scales:
         """Return the scales for the next round; see `ScaleRule.following`."""
-        wanted = np.minimum(self.factor * agreed_size(magnitudes, self.quantile), LARGEST)
-        # A scale of zero, of a block that has not moved yet, cannot grow by a factor.
-        is_new = np.isnan(scales) | (scales == 0)
-        bounded = np.clip(wanted, scales / _MAX_CHANGE, scales * _MAX_CHANGE)
-        # In a small cohort t clients can set a scale far too small, so it recovers at once. They
-        # cannot make the median size too large.
-        least = self.factor * agreed_size(magnitudes) / PROPORTION
-        bounded = np.maximum(bounded, np.minimum(wanted, least))
-        kept = (wanted == 0) & ~np.isnan(scales)
-        following = np.where(kept, scales, np.where(is_new, wanted, bounded))
-        return np.minimum(following, LARGEST)
+        return _following(scales, magnitudes, self.factor, self.quantile)
 
 
 @dataclass(frozen=True)
@@ -212,7 +202,7 @@ class TopUp(ScaleRule):
     _GROWTH: ClassVar[float] = 0.08
 
     def __post_init__(self) -> None:
-        self._adaptive(1)  # checks the arguments
+        Adaptive(self.own_factor, "rms", self.quantile, self.voted)  # checks the arguments
 
     @property
     def own_factor(self) -> float:
@@ -225,11 +215,9 @@ class TopUp(ScaleRule):
 
     def following(self, scales: Scales, magnitudes: NDArray[np.float64]) -> Scales:
         """Return the levels for the next round; see `ScaleRule.following`."""
-        return self._adaptive(len(magnitudes)).following(scales, magnitudes)
-
-    def _adaptive(self, num_clients: int) -> Adaptive:
-        factor = num_clients**self._GROWTH if self.factor is None else self.factor
-        return Adaptive(factor, "rms", self.quantile, self.voted)
+        grown = len(magnitudes) ** self._GROWTH
+        factor = grown if self.factor is None else self.factor
+        return _following(scales, magnitudes, factor, self.quantile)
 
 
 @dataclass(frozen=True)
@@ -276,6 +264,22 @@ class Theory(ScaleRule):
         return float((float(self.rounds) * float(self.dim)) ** exponents[encoding])
 
 
+def _following(
+    scales: Scales, magnitudes: NDArray[np.float64], factor: float, quantile: float
+) -> Scales:
+    wanted = np.minimum(factor * agreed_size(magnitudes, quantile), LARGEST)
+    # A scale of zero, of a block that has not moved yet, cannot grow by a factor.
+    is_new = np.isnan(scales) | (scales == 0)
+    bounded = np.clip(wanted, scales / _MAX_CHANGE, scales * _MAX_CHANGE)
+    # In a small cohort t clients can set a scale far too small, so it recovers at once. They
+    # cannot make the median size too large.
+    least = factor * agreed_size(magnitudes) / PROPORTION
+    bounded = np.maximum(bounded, np.minimum(wanted, least))
+    kept = (wanted == 0) & ~np.isnan(scales)
+    following = np.where(kept, scales, np.where(is_new, wanted, bounded))
+    return np.minimum(following, LARGEST)
+
+
 def size_by_votes(
     size: float, above: NDArray[np.integer[Any]], num_votes: int, quantile: float
 ) -> float:
@@ -307,7 +311,7 @@ def size_by_votes(
     if moved <= num_tolerated(num_votes):
         return 0.0
     rung = np.flatnonzero(above > (1 - quantile) * moved).max(initial=0)
-    return float(LADDER[rung]) * 2**0.25
+    return float(LADDER[rung]) * 2**0.125
 
 
 @dataclass(frozen=True)

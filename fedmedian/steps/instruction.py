@@ -120,18 +120,12 @@ class Instruction:
         """
         return _blocks_around(self, layout.blocks)[-1]
 
-    @property
-    def reports_of_votes(self) -> list[str]:
-        """The names of the steps that report votes."""
-        own, none = self.steps, ClientStep.num_votes
-        return [step.name for step in own if type(step).num_votes is not none]
-
     def num_votes(self, layout: Layout) -> dict[str, int]:
         """Return how many votes each step reports, by its name, for those that do."""
         before = _blocks_around(self, layout.blocks)[:-1]
         pairs = zip(self.steps, before, strict=True)
         numbers = {step.name: step.num_votes(blocks) for step, blocks in pairs}
-        return {name: numbers[name] for name in self.reports_of_votes}
+        return {name: number for name, number in numbers.items() if number}
 
     def undo(self, direction: Float32, layout: Layout) -> Float32:
         """Turn an aggregate of the clients' vectors into a direction for the model.

@@ -411,7 +411,7 @@ def test_the_snippets_of_secure_sums_train_within_their_budget(page, counting_ap
     plain, with_budget = fences(page("secure-sums"), "python")
     exec(plain, names)
     strategy = names["strategy"]
-    moved = strategy.start(InProcessGrid(counting_app, 3), model, 2).arrays["x"].numpy()
+    moved = strategy.start(InProcessGrid(counting_app, 10), model, 2).arrays["x"].numpy()
     assert moved.mean() == pytest.approx(-2, rel=0.15)
     exec(with_budget, names)
     assert 0 < names["sigma"] < 1

@@ -40,7 +40,7 @@ class Round:
 
     @classmethod
     def of(cls, number, dim, rule=None, seed=0, circle=None, question=QUESTION):
-        circle = circle or (rule or SecureSum()).circle(range(number))
+        circle = circle or (rule or SecureSum(2 / 3)).circle(range(number))
         clients = {one: Key.new() for one in range(number)}
         cohort = Cohort(circle, {one: key.public for one, key in clients.items()})
         rng = np.random.default_rng(seed)

@@ -47,7 +47,7 @@ MODEL = {
     "w": np.random.default_rng(0).standard_normal((6, 5)).astype(np.float32),
     "b": np.zeros(7, np.float32),
 }
-SECURE = {"secure": SecureSum(), "weighted": False, "fraction_evaluate": 0.0}
+SECURE = {"secure": SecureSum(2 / 3), "weighted": False, "fraction_evaluate": 0.0}
 SAME = ("loss", "noise-scale", "signal-to-noise", "margin", "vote-agreement", "replies-accepted")
 
 
@@ -424,7 +424,7 @@ class TestRefused:
 
     def test_nothing_else(self):
         strategy = SignSGD(**SECURE, client_steps=[Halves(), Clip(1.0)])
-        assert strategy.secure == SecureSum()
+        assert strategy.secure == SECURE["secure"]
         assert strategy.noise == Gaussian(TopUp(voted=True))
         assert "secure=SecureSum(" in repr(strategy)
 
