@@ -189,8 +189,12 @@ class Circle(Generic[Member]):
 
 
 def fewest_shares(neighbors: int) -> int:
-    """Return the fewest shares among a number of neighbors that hide a vote: more than half."""
-    return max(FEWEST - 1, neighbors // 2 + 1)
+    """Return the fewest shares among n neighbors that hide a vote, more than half of them.
+
+    With s of them a server that lies about who is lost opens a sum of 2·s − n + 1 clients at least,
+    which must be three.
+    """
+    return (neighbors + FEWEST) // 2
 
 
 def in_pieces(data: bytes, size: int) -> list[bytes]:

@@ -24,8 +24,8 @@ from fedmedian.wire.scalars import PREFIX
 MODEL = {"w": np.zeros(20, np.float32), "b": np.zeros(3, np.float32)}
 NOISE = AddNoise(Gaussian(), np.float32([1, 1]))
 ASKED = Instruction((NOISE, Signs()), server_round=1, seed=None, exact=())
-OTHERS = [Key.new() for _ in range(3)]
-PLACE = Place(3, 2, tuple(key.public for key in OTHERS))
+OTHERS = [Key.new() for _ in range(4)]
+PLACE = Place(3, 3, tuple(key.public for key in OTHERS))
 
 anything = st.one_of(
     st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False), st.text(),
@@ -134,7 +134,7 @@ class TestKey:
         client.payload()
         client.restart()
         assert refused(client.ask(server_round=2), "no key for secure sums")
-        request = ask_to_reveal((1, 0), Wanted(bytes([SEED, 0, 0])))
+        request = ask_to_reveal((1, 0), Wanted(bytes([SEED, 0, 0, 0])))
         assert refused(client.tell(request), "no key for secure sums")
 
 
@@ -185,7 +185,7 @@ class TestVotes:
     def test_a_key_that_is_asked_for_in_the_middle_of_a_round_opens_nothing(self, client):
         client.payload()
         client.public()
-        request = ask_to_reveal((1, 0), Wanted(bytes([SEED, 0, 0])))
+        request = ask_to_reveal((1, 0), Wanted(bytes([SEED, 0, 0, 0])))
         assert refused(client.tell(request), "has no votes in a sum of round 1, question 0")
 
 
@@ -224,7 +224,7 @@ class TestHostileServer:
             assert client.trained == 0
 
     @given(
-        base=st.sampled_from([ask_for_key(1), ask_to_reveal((1, 0), Wanted(b"\1\0\0"))]),
+        base=st.sampled_from([ask_for_key(1), ask_to_reveal((1, 0), Wanted(b"\1\0\0\0"))]),
         data=st.data(),
     )
     def test_that_sends_a_malformed_request_is_refused_in_words(self, base, data, make):
@@ -258,19 +258,19 @@ class TestHostileServer:
 
     def test_that_asks_in_a_message_to_evaluate_gets_no_more(self, client):
         client.payload()
-        request = ask_to_reveal((1, 0), Wanted(bytes([SEED] * 3)))
+        request = ask_to_reveal((1, 0), Wanted(bytes([SEED] * 4)))
         assert refused(client.tell(request, kind="evaluate"), "3 neighbors are not in the sum")
 
 
 class TestRevealing:
     def test_is_remembered_between_messages(self, client):
         client.payload()
-        first = client.tell(ask_to_reveal((1, 0), Wanted(bytes([SEED, 0, 0]))))
+        first = client.tell(ask_to_reveal((1, 0), Wanted(bytes([SEED, 0, 0, 0]))))
         assert len(read_secrets(client.scalars(first))) == 32
-        second = client.tell(ask_to_reveal((1, 0), Wanted(bytes([0, SEED, 0]))))
-        assert refused(second, "2 neighbors are not in the sum, at most 1 of 3")
-        sealed = bytes(48 * 3)
-        third = client.tell(ask_to_reveal((1, 0), Wanted(bytes([SHARE] * 3), sealed)))
+        second = client.tell(ask_to_reveal((1, 0), Wanted(bytes([0, SEED, 0, 0]))))
+        assert refused(second, "2 neighbors are not in the sum, at most 1 of 4")
+        sealed = bytes(48 * 4)
+        third = client.tell(ask_to_reveal((1, 0), Wanted(bytes([SHARE] * 4), sealed)))
         assert refused(third, "both in a sum and not in it")
         assert client.trained == 1
 
@@ -296,12 +296,12 @@ class TestPolicy:
         assert refused(client.ask(steps=(quiet, Signs())), "noise_scale")
 
     def test_too_few_neighbors_are_refused_by_a_policy_that_relies_on_a_cohort(self, make):
-        client = make(perturb_with(Policy(clip=1.0, noise_scale=0.5, rounds=100, cohort=4)))
+        client = make(perturb_with(Policy(clip=1.0, noise_scale=0.5, rounds=100, cohort=5)))
         client.public()
-        assert refused(client.ask(), "cohort", "must be >= 4, the sum may have 3 clients")
+        assert refused(client.ask(), "cohort", "must be >= 5, the sum may have 3 clients")
         assert refused(client.ask(None), "cohort", "without a secure sum")
         assert client.trained == 0
-        assert client.payload(replace(PLACE, enough=3), server_round=2).encoding == MASKED
+        assert client.payload(replace(PLACE, enough=4), server_round=2).encoding == MASKED
 
 
 def test_numpy_clients_take_part_through_the_mod(as_record):

@@ -31,7 +31,7 @@ class Run:
     """A run's sums, and its clients by node, which answer its requests."""
 
     def __init__(self, **options):
-        self.recipe = Recipe(secure=SecureSum(**options), seed=1)
+        self.recipe = Recipe(secure=SecureSum(**{"threshold": 2 / 3} | options), seed=1)
         self.sums = SecureSums(self.recipe.secure, Roster())
         self.keys, self.asked, self.instead = {}, [], {}
 

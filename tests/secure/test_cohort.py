@@ -53,8 +53,9 @@ class TestFewestInASum:
             (0.9, 10, 9),  # although 0.9 * 10 is not 9 exactly
             (1, 10, 10),
             (0.6, 100, 60),
-            (0.51, 4, 3),
-            (0.51, 5, 4),  # and not 3: half of four neighbors would hold enough shares
+            (0.51, 4, 4),  # and not 3: a server that lies could open a sum of two
+            (0.51, 5, 4),
+            (0.51, 6, 5),
         ],
     )
     def test_is_the_threshold_but_at_least_three_and_two_more_than_half_of_the_others(
@@ -67,7 +68,7 @@ class TestFewestInASum:
         least = SecureSum(threshold).least(clients)
         assert 3 <= least <= clients
         assert least >= threshold * clients - 1e-6
-        assert 2 * (least - 1) > clients - 1
+        assert 2 * (least - 1) - (clients - 1) + 1 >= 3
 
 
 class TestCircle:

@@ -61,11 +61,11 @@ class TestTakingAPlace:
             Key.new().takes(replace(place, neighbors=(*place.neighbors[1:], public)), QUESTION)
 
     def test_what_it_revealed_of_an_earlier_sum_does_not_matter_in_the_next(self, round_of):
-        sums = round_of(4, 8)
+        sums = round_of(5, 8)
         place = sums.cohort.places()[0]
         key = sums.clients[0].takes(place, QUESTION)
-        key, _ = key.reveal(QUESTION, bytes([SEED, NOTHING, NOTHING]), b"")
-        assert key.takes(place, (2, 0)).revealed == bytes(3)
+        key, _ = key.reveal(QUESTION, bytes([SEED, NOTHING, NOTHING, NOTHING]), b"")
+        assert key.takes(place, (2, 0)).revealed == bytes(4)
 
 
 class TestRevealing:
@@ -203,7 +203,7 @@ class TestServerThatLies:
         fewest = 2 * sums.cohort.circle.enough - (number - 1) + 1
         assert not self.openable(sums, seeds, shares, min(fewest - 1, number))
 
-    @pytest.mark.parametrize("number", range(4, 13))
+    @pytest.mark.parametrize("number", range(5, 13))
     def test_that_wants_one_clients_vote_gets_its_seeds_or_its_mask(self, number, round_of):
         """The best lies: the victim hears that as many are lost as it accepts; those help."""
         sums = round_of(number, 8)
@@ -259,8 +259,8 @@ class TestKeysOfOneSecret:
     def test_the_seed_of_the_one_that_poses_is_not_its_neighbors(self, posed):
         own, victim, _, place = posed
         _, revealed = own.reveal(QUESTION, bytes([NOTHING, NOTHING, NOTHING, SEED]), b"")
-        of_own = Place(3, 2, (own.public, *place.neighbors[1:3]))
-        _, seed = victim.takes(of_own, QUESTION).reveal(QUESTION, bytes([SEED, 0, 0]), b"")[:2]
+        of_own = Place(3, 3, (own.public, *place.neighbors[1:3], Key.new().public))
+        _, seed = victim.takes(of_own, QUESTION).reveal(QUESTION, bytes([SEED, 0, 0, 0]), b"")[:2]
         assert revealed != seed
 
     def test_the_share_of_the_one_that_poses_is_sealed_with_another_key(self, posed):

@@ -51,11 +51,11 @@ def test_what_a_client_revealed_before_cannot_be_asked_for_after_a_new_key(round
 
 
 def test_a_client_reveals_what_its_key_allows(round_of):
-    sums = round_of(4, 8)
+    sums = round_of(5, 8)
     sums.masked()
-    key, reply = answer(ask_to_reveal((1, 0), Wanted(b"\1\0\0")), sums.clients[0])
+    key, reply = answer(ask_to_reveal((1, 0), Wanted(b"\1\0\0\0")), sums.clients[0])
     assert len(read_secrets(reply)) == KEY_SIZE
-    assert key.revealed == b"\1\0\0"
+    assert key.revealed == b"\1\0\0\0"
 
 
 def test_a_client_without_a_key_says_that_it_keeps_no_state():

@@ -331,12 +331,12 @@ class TestDropouts:
         for server_round in range(1, 201):
             share = rng.choice([0, 0.05, 0.15, 0.3])
             for stage in ("key", "votes", "seeds", "shares"):
-                failures[server_round, stage] = {*np.flatnonzero(rng.random(6) < share)}
+                failures[server_round, stage] = {*np.flatnonzero(rng.random(7) < share)}
 
         def fails(partition, server_round, stage):
             return partition in failures[server_round, stage]
 
-        outcome = play(200, failing(fails), model=model, num_clients=6, max_failed_rounds=None)
+        outcome = play(200, failing(fails), model=model, num_clients=7, max_failed_rounds=None)
         audit.require_plain_sums()
         done = {number for number, *_ in audit.sums}
         assert 100 < len(done) < 195
