@@ -304,7 +304,7 @@ class Recipe:
         if self.downlink is None:
             return state
         held = Held.of(model) if state.held is None else state.held
-        return replace(state, held=held.towards(model, layout, self.seed))
+        return replace(state, held=held.towards(model, layout, self.seed, self.downlink.bits))
 
     @property
     def usual_steps(self) -> tuple[ClientStep, ...]:
