@@ -69,7 +69,7 @@ SAMPLED = Setting(
     examples=60_000,
     local_steps=8,
     learning_rate=0.1,
-    rounds=60,
+    rounds=100,
 )
 """A hundred clients, a tenth of them in each round, on Fashion-MNIST."""
 
