@@ -37,6 +37,7 @@ from fedmedian.rules.trust import (
     voting_weights,
 )
 from fedmedian.steps.base import CLIENT_STEPS, ClientStep
+from fedmedian.steps.downlink import as_version
 from fedmedian.steps.encodings import Encoding, Vector
 from fedmedian.steps.instruction import LONGEST_SEED, Instruction, perturb_update
 from fedmedian.steps.noise import AddNoise, Measure, TopUpNoise
@@ -182,7 +183,7 @@ class Question:
             said.source,
             payload,
             *self.instruction.sizes_of(payload, self.blocks),
-            held=payload.held,
+            held=as_version(payload.held),
         )
 
     def move(self, step: ServerStep) -> Model:
