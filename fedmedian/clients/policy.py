@@ -19,6 +19,7 @@ from fedmedian.privacy.mechanism import least_scale, noise_of, obstacles
 from fedmedian.randomness import secret_rng
 from fedmedian.steps.encodings import Signs
 from fedmedian.steps.instruction import Instruction
+from fedmedian.wire.scalars import POLICY_RULE
 
 VARIABLE = "FEDMEDIAN_POLICY"
 """The environment variable that may hold a policy."""
@@ -464,7 +465,7 @@ def require_enforcement(context: Context) -> None:
 
 
 def _refuse(rule: str, why: str) -> NoReturn:
-    raise PolicyError(f"policy rule {rule!r}: {why}")
+    raise PolicyError(f"{POLICY_RULE} {rule!r}: {why}")
 
 
 def _least_scale(instruction: Instruction) -> np.float32:

@@ -326,6 +326,12 @@ class TestClients:
         assert counts(outcome.reports[6])[0] == NUM_CLIENTS
         assert sum(outcome.grid.whole) == NUM_CLIENTS
 
+    def test_a_client_whose_policy_sends_no_metrics_follows_nevertheless(self, any_client, play):
+        policy = Policy(clip=1.0, noise_scale=0.5, rounds=9, metrics=())
+        strategy = make(any_client, noise=Gaussian(1.0), seed=None, fraction_evaluate=1.0)
+        outcome = play(strategy, mods=(perturb_with(policy),))
+        assert sum(outcome.grid.whole) == NUM_CLIENTS
+
     def test_a_policy_is_enforced_as_ever(self, any_client, play):
         refuses = perturb_with(Policy(clip=1.0, noise_scale=1e6, rounds=9))
         with pytest.raises(RuntimeError, match="noise"):
