@@ -90,15 +90,19 @@ class AtServer:
         The optimizer.
     learning_rate : float or None (default: None)
         The learning rate, or None for the optimizer's own.
+    downlink : CodedSteps or None (default: None)
+        The downlink, or None for the strategy's own.
     """
 
     optimizer: Optimizer | None = None
     learning_rate: float | None = None
+    downlink: CodedSteps | None = None
 
     def __str__(self) -> str:
         """Return what names jobs."""
         rate = "" if self.learning_rate is None else f", learning_rate {self.learning_rate}"
-        return f"{self.optimizer}{rate}"
+        downlink = "" if self.downlink is None else f", {self.downlink}"
+        return f"{self.optimizer}{rate}{downlink}"
 
 
 USUAL = AtServer()
@@ -165,13 +169,18 @@ def few_table(seeds: Sequence[int] = (0,)) -> str:
         "ten clients, optimizer=Momentum(0.9)": (usual, AtServer(Momentum(0.9))),
         "ten clients, optimizer=Adam()": (usual, AtServer(Adam())),
         "ten clients, optimizer=Adam(), learning_rate=0.003": (usual, AtServer(Adam(), 0.003)),
+        "ten clients, optimizer=Adam(), two bits down": (
+            usual,
+            AtServer(Adam(), downlink=CodedSteps(bits=2)),
+        ),
     }
     names = ["FedAvg", *OURS]
     keys = {
         (label, name): [(name, setting, seed, at_server) for seed in seeds]
         for label, (setting, at_server) in federations.items()
         for name in names
-        if name in OURS or at_server == USUAL
+        if (name in OURS or at_server == USUAL)
+        and (at_server.downlink is None or "downlink" in name)
     }
     found = run_all(key for several in keys.values() for key in several)
 

@@ -61,6 +61,7 @@ class TestRuns:
             4,
             4,
             4,
+            2,
         ]
         _, _, *attacked = both_ways.attacks_table().splitlines()
         assert len(attacked) == len(OURS)

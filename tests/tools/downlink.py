@@ -358,8 +358,7 @@ class Downlink(RuleBasedStateMachine):
             if not valid and any(isinstance(one, PolicyError) for one in own):
                 continue
             said = valid[-1] if valid else None
-            if isinstance(said, tuple):
-                said = as_version(said[1].get("fedmedian.held"))
+            said = as_version(said[1].get("fedmedian.held") if isinstance(said, tuple) else said)
             if client.said is not None:
                 has_lost = any(isinstance(one, NotHeldError) for one in own)
                 client.losses = 0 if valid else client.losses + has_lost
