@@ -1,8 +1,9 @@
 """The study of the coded downlink: what is sent both ways, and what is learned from it.
 
 ``python -m experiments.studies.both_ways`` prints the tables of docs/both-ways.md, in a quarter of
-an hour; ``python -m experiments.studies.both_ways phone`` prints one; so do ten, hundred, few,
-attacks, shares. Results are kept in experiments/results, and a study that was killed resumes there.
+an hour; ``python -m experiments.studies.both_ways phone`` prints one; so do ten, hundred, longer,
+few, attacks, shares. Results are kept in experiments/results, and a study that was killed resumes
+there.
 """
 
 import logging
@@ -69,9 +70,12 @@ SAMPLED = Setting(
     examples=60_000,
     local_steps=8,
     learning_rate=0.1,
-    rounds=100,
+    rounds=60,
 )
 """A hundred clients, a tenth of them in each round, on Fashion-MNIST."""
+
+LONGER = replace(SAMPLED, rounds=100)
+"""The same for as many rounds as there are clients, so that the first whole models weigh less."""
 
 WHOLE = 32
 """The bits per parameter of a whole model, which is also the number of coded steps that fit in."""
@@ -134,10 +138,10 @@ def megabytes_to(result: Result, accuracy: float) -> float | None:
     return None
 
 
-def bytes_table(setting: Setting) -> str:
+def bytes_table(setting: Setting, names: Sequence[str] = tuple(STRATEGIES)) -> str:
     """Compare accuracy at the end, megabytes to the target, and bytes of all and of late rounds."""
     settings = [replace(setting, **changes) for changes in PARTITIONS.values()]
-    found = run_all((name, one, 0, USUAL) for one in settings for name in STRATEGIES)
+    found = run_all((name, one, 0, USUAL) for one in settings for name in names)
 
     def saved(name: str, rounds: slice) -> str:
         reference, sent = (
@@ -147,7 +151,7 @@ def bytes_table(setting: Setting) -> str:
         return f"{reference / sent:.1f}"
 
     rows = []
-    for name in STRATEGIES:
+    for name in names:
         row = [name]
         for one in settings:
             own, fedavg = (found[who, one, 0, USUAL] for who in (name, "FedAvg"))
@@ -276,6 +280,7 @@ def shares_table() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "ten": partial(bytes_table, DIGITS),
     "hundred": partial(bytes_table, SAMPLED),
+    "longer": partial(bytes_table, LONGER, ["FedAvg", *list(OURS)[:2]]),
     "few": few_table,
     "attacks": attacks_table,
     "phone": phone_table,

@@ -69,10 +69,10 @@ class TestRuns:
     def test_no_federation_is_another_by_another_name(self):
         settings = [
             replace(one, **changes)
-            for one in (both_ways.DIGITS, both_ways.SAMPLED)
+            for one in (both_ways.DIGITS, both_ways.SAMPLED, both_ways.LONGER)
             for changes in both_ways.PARTITIONS.values()
         ]
-        assert len(set(map(str, settings))) == 8
+        assert len(set(map(str, settings))) == 12
 
 
 class TestArithmetic:
@@ -115,7 +115,8 @@ def accuracies(table, *names):
 
 class TestWhatWasMeasured:
     @pytest.mark.parametrize(
-        ("table", "whole_run", "later"), [("ten", 22, 28), ("hundred", 4.5, 5.5)]
+        ("table", "whole_run", "later"),
+        [("ten", 22, 28), ("hundred", 4.5, 5.5), ("longer", 5, 6)],
     )
     def test_the_downlink_saves_what_the_page_says(self, table, whole_run, later):
         _, rows = printed_table(f"both_ways-{table}")
@@ -123,10 +124,20 @@ class TestWhatWasMeasured:
         assert all_rounds >= whole_run
         assert last >= later
 
-    @pytest.mark.parametrize("table", ["ten", "hundred"])
+    @pytest.mark.parametrize("table", ["ten", "hundred", "longer"])
     def test_it_costs_no_accuracy(self, table):
         with_it, without = accuracies(table, CODED, "SignSGD()")
         assert min(np.subtract(with_it[:-2], without[:-2])) >= -0.02
+
+    def test_with_two_bits_down_adam_ends_as_high_as_with_the_whole_model(self):
+        head, rows = printed_table("both_ways-few")
+        whole, coded = (
+            next(row for row in rows if row[0] == f"ten clients, optimizer=Adam(){words}")
+            for words in ("", ", two bits down")
+        )
+        for name in ("SignSGD()", "MedianSGD()"):
+            at = head.index(name)
+            assert float(coded[at + 1]) >= float(whole[at]) - 0.01
 
     def test_the_worst_attack_is_no_worse(self):
         for coded, usual in (
