@@ -15,7 +15,6 @@ from flwr.serverapp.strategy import FedAvg, Result
 
 from fedmedian.aggregators.diagnostics import without_lists
 from fedmedian.logs import text_of
-from fedmedian.model.layout import Arrays
 from fedmedian.privacy.accounting import Mechanism
 from fedmedian.privacy.mechanism import NoMechanism
 from fedmedian.records import sizes_of, to_arrays, to_record
@@ -270,7 +269,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         if not self._protocol.may_ask(question, len(asked), nodes.present):
             asked = []
         self._usual_size = max(sizes_of(asked[:1]), default=0)
-        self._address(asked, question.model, question.content_for)
+        self._address(asked, arrays, question.content_for)
         self._protocol.log_whole_models(question.state.held, _nodes(asked))
         for message in asked:
             instruction = question.instruction_for(message.metadata.dst_node_id)
@@ -292,15 +291,21 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self._asked, self._former = [], {}
 
     def _address(
-        self, messages: Sequence[Message], model: Arrays, content_for: Callable[[Node], Content]
+        self,
+        messages: Sequence[Message],
+        model: ArrayRecord,
+        content_for: Callable[[Node], Content],
     ) -> None:
-        """Replace the model in messages by what their own nodes are to be sent."""
+        """Replace the model in messages by what their nodes are to be sent to hold it.
+
+        Messages with other arrays, as a subclass constructs them, stay as they are.
+        """
         records: dict[int, ArrayRecord] = {}
         made: dict[tuple[int, int], RecordDict] = {}
         before = [message.content for message in messages]  # kept, so that ids stay their own
         for message, usual in zip(messages, before, strict=True):
             content = content_for(message.metadata.dst_node_id)
-            if content.arrays is model and not content.scalars:
+            if not content.scalars or usual.get(self.arrayrecord_key) is not model:
                 continue
             if id(content) not in records:
                 records[id(content)] = to_record(content.arrays)
@@ -394,7 +399,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self._usual_size = max(sizes_of(messages[:1]), default=0)
         held = self._protocol.held_to_evaluate(to_arrays(arrays)) if messages else None
         if held is not None:
-            self._address(messages, {}, partial(self._protocol.content_for, held))
+            self._address(messages, arrays, partial(self._protocol.content_for, held))
             self._protocol.log_whole_models(held, _nodes(messages))
         if self._numpy_clients:
             messages = numpy_messages.as_evaluation(messages)

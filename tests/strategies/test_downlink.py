@@ -18,6 +18,7 @@ from fedmedian.clients import (
     perturb,
     perturb_with,
 )
+from fedmedian.records import to_arrays, to_record
 from fedmedian.steps.downlink import HELD
 from fedmedian.strategies import Checkpoint
 
@@ -508,6 +509,24 @@ class TestMessages:
         assert len(seen) == 6 * NUM_CLIENTS
         assert all(node == own for node, own in seen)
         assert counts(outcome.reports[3]) == (NUM_CLIENTS, 0, 0)
+
+    def test_a_node_that_a_subclass_sends_other_arrays_gets_these(self, message_api, run):
+        own, seen = to_record({"0": np.full_like(MODEL["0"], 5.0)}), []
+
+        class Personal(message_api.module.MedianSGD):
+            def _construct_messages(self, record, node_ids, message_type):
+                usual = super()._construct_messages
+                yield from usual(record, node_ids[1:], message_type)
+                yield from usual(RecordDict({**record, "arrays": own}), node_ids[:1], message_type)
+
+        def listen(message, context, call_next):
+            (record,) = message.content.array_records.values()
+            seen.append(np.array_equal(to_arrays(record)["0"], to_arrays(own)["0"]))
+            return call_next(message, context)
+
+        strategy = message_api.make_own(Personal, downlink=CodedSteps())
+        run(strategy, train, MODEL, NUM_CLIENTS, 3, mods=(perturb, listen))
+        assert sum(seen) == len(seen) / NUM_CLIENTS == 6
 
     @pytest.mark.parametrize("server_round", [1, 2])
     def test_what_nodes_are_sent_alike_is_one_object(self, server_round, api, habitual, run):
