@@ -95,9 +95,7 @@ class TestTheChange:
     @pytest.mark.parametrize("strategy", [SignSGD, MedianSGD])
     @pytest.mark.parametrize("downlink", [None, CodedSteps()], ids=["as usual", "coded downlink"])
     def test_what_the_app_gives_fedavg_is_kept(self, strategy, downlink, write_app, tmp_path):
-        plug_in(
-            write_app(), tmp_path / "changed", strategy.__name__, downlink=downlink is not None
-        )
+        plug_in(write_app(), tmp_path / "changed", strategy.__name__, downlink=downlink is not None)
         names = {}
         exec(sources(tmp_path / "changed")["server_app.py"], names)
         assert isinstance(names["strategy"], strategy)
