@@ -295,7 +295,7 @@ def measure(part: Part) -> dict[str, Outcomes]:
             setting.rounds,
             uplink,
             downlink,
-            [fmean(of_seeds) / 1e6 for of_seeds in sent],
+            [round(fmean(of_seeds) / 1e6, 6) for of_seeds in sent],
             accuracy,
         )
 
