@@ -15,17 +15,18 @@ from typing import Any
 from datasets import disable_progress_bars
 
 from experiments.apps import QUICKSTARTS
+from experiments.studies.both_ways import run_setting
 from experiments.studies.commands import show_tables
 from experiments.studies.federation import Setting
 from experiments.studies.jobs import Result, run_jobs
 from experiments.studies.plugging import plug_in
 from experiments.studies.quickstarts import try_app
-from experiments.studies.random_basis import late, run_setting
+from experiments.studies.random_basis import late
 from experiments.studies.tables import make_table
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "apps"
 
-STRATEGIES = ("FedAvg", "SignSGD", "MedianSGD")
+STRATEGIES = ("FedAvg", "SignSGD()", "SignSGD(downlink=CodedSteps())", "MedianSGD()")
 
 EACH = 600
 """The number of images per client, so that all federations take as many steps one after another."""
@@ -75,12 +76,12 @@ def run_app(strategy: str, app: Setting | Path, seed: int) -> Result:
     logging.getLogger("flwr").setLevel(logging.ERROR)
     disable_progress_bars()
     if isinstance(app, Setting):
-        return run_setting(strategy if strategy == "FedAvg" else f"{strategy}()", app, seed)
+        return run_setting(strategy, app, seed)
     if strategy == "FedAvg":
         return {"accuracy": [try_app(strategy, app, [seed]).accuracy]}
     with TemporaryDirectory() as temporary:
         changed = Path(temporary) / app.name
-        plug_in(app, changed, strategy)
+        plug_in(app, changed, strategy.partition("(")[0], downlink="downlink" in strategy)
         return {"accuracy": [try_app(strategy, changed, [seed]).accuracy]}
 
 
@@ -97,7 +98,7 @@ def app_table(apps: dict[str, Setting | Path], seeds: Sequence[int] = (0, 1)) ->
     Returns
     -------
     str
-        The table, with how far the worse of ours is above FedAvg.
+        The table, with how far the worst of ours is above FedAvg.
     """
     jobs = {
         (name, strategy, seed): (
@@ -116,7 +117,7 @@ def app_table(apps: dict[str, Setting | Path], seeds: Sequence[int] = (0, 1)) ->
             for strategy in STRATEGIES
         ]
         rows.append([name, *(f"{end:.3f}" for end in ends), f"{min(ends[1:]) - ends[0]:+.3f}"])
-    return make_table(["app", "FedAvg", "SignSGD()", "MedianSGD()", "worse − FedAvg"], rows)
+    return make_table(["app", *STRATEGIES, "worst − FedAvg"], rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,8 +1,9 @@
 """The study of the coded downlink: what is sent both ways, and what is learned from it.
 
 ``python -m experiments.studies.both_ways`` prints the tables of docs/both-ways.md, in a quarter of
-an hour; ``python -m experiments.studies.both_ways phone`` prints one; so do ten, hundred, few,
-attacks, shares. Results are kept in experiments/results, and a study that was killed resumes there.
+an hour; ``python -m experiments.studies.both_ways phone`` prints one; so do ten, hundred, longer,
+few, attacks, shares. Results are kept in experiments/results, and a study that was killed resumes
+there.
 """
 
 import logging
@@ -76,6 +77,9 @@ SAMPLED = Setting(
 )
 """A hundred clients, a tenth of them in each round, on Fashion-MNIST."""
 
+LONGER = replace(SAMPLED, rounds=100)
+"""The same for as many rounds as there are clients, so that the first whole models weigh less."""
+
 WHOLE = 32
 """The bits per parameter of a whole model, which is also the number of coded steps that fit in."""
 
@@ -93,15 +97,19 @@ class AtServer:
         The optimizer.
     learning_rate : float or None (default: None)
         The learning rate, or None for the optimizer's own.
+    downlink : CodedSteps or None (default: None)
+        The downlink, or None for the strategy's own.
     """
 
     optimizer: Optimizer | None = None
     learning_rate: float | None = None
+    downlink: CodedSteps | None = None
 
     def __str__(self) -> str:
         """Return what names jobs."""
         rate = "" if self.learning_rate is None else f", learning_rate {self.learning_rate}"
-        return f"{self.optimizer}{rate}"
+        downlink = "" if self.downlink is None else f", {self.downlink}"
+        return f"{self.optimizer}{rate}{downlink}"
 
 
 USUAL = AtServer()
@@ -133,10 +141,10 @@ def megabytes_to(result: Result, accuracy: float) -> float | None:
     return None
 
 
-def bytes_table(setting: Setting) -> str:
+def bytes_table(setting: Setting, names: Sequence[str] = tuple(STRATEGIES)) -> str:
     """Compare accuracy at the end, megabytes to the target, and bytes of all and of late rounds."""
     settings = [replace(setting, **changes) for changes in PARTITIONS.values()]
-    found = run_all((name, one, 0, USUAL) for one in settings for name in STRATEGIES)
+    found = run_all((name, one, 0, USUAL) for one in settings for name in names)
 
     def saved(name: str, rounds: slice) -> str:
         reference, sent = (
@@ -146,7 +154,7 @@ def bytes_table(setting: Setting) -> str:
         return f"{reference / sent:.1f}"
 
     rows = []
-    for name in STRATEGIES:
+    for name in names:
         row = [name]
         for one in settings:
             own, fedavg = (found[who, one, 0, USUAL] for who in (name, "FedAvg"))
@@ -168,13 +176,18 @@ def few_table(seeds: Sequence[int] = (0,)) -> str:
         "ten clients, optimizer=Momentum(0.9)": (usual, AtServer(Momentum(0.9))),
         "ten clients, optimizer=Adam()": (usual, AtServer(Adam())),
         "ten clients, optimizer=Adam(), learning_rate=0.003": (usual, AtServer(Adam(), 0.003)),
+        "ten clients, optimizer=Adam(), two bits down": (
+            usual,
+            AtServer(Adam(), downlink=CodedSteps(bits=2)),
+        ),
     }
     names = ["FedAvg", *OURS]
     keys = {
         (label, name): [(name, setting, seed, at_server) for seed in seeds]
         for label, (setting, at_server) in federations.items()
         for name in names
-        if name in OURS or at_server == USUAL
+        if (name in OURS or at_server == USUAL)
+        and (at_server.downlink is None or "downlink" in name)
     }
     found = run_all(key for several in keys.values() for key in several)
 
@@ -269,6 +282,7 @@ def shares_table() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "ten": partial(bytes_table, DIGITS),
     "hundred": partial(bytes_table, SAMPLED),
+    "longer": partial(bytes_table, LONGER, ["FedAvg", *list(OURS)[:2]]),
     "few": few_table,
     "attacks": attacks_table,
     "phone": phone_table,

@@ -26,6 +26,7 @@ from fedmedian.privacy.mechanism import least_scale, limit_of, noise_of, obstacl
 from fedmedian.randomness import secret_rng
 from fedmedian.steps.encodings import Signs
 from fedmedian.steps.instruction import Instruction
+from fedmedian.wire.scalars import POLICY_RULE
 
 VARIABLE = "FEDMEDIAN_POLICY"
 """The environment variable that may hold a policy."""
@@ -534,7 +535,7 @@ def require_enforcement(context: Context) -> None:
 
 
 def _refuse(rule: str, why: str) -> NoReturn:
-    raise PolicyError(f"policy rule {rule!r}: {why}")
+    raise PolicyError(f"{POLICY_RULE} {rule!r}: {why}")
 
 
 def _least_scale(instruction: Instruction) -> np.float32:

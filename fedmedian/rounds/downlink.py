@@ -1,12 +1,13 @@
 """The server's side of a coded downlink: the model that clients hold, and its last steps."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmedian.checks import require_integer
 from fedmedian.model.layout import Arrays, Layout, first_spoiled
 from fedmedian.randomness import downlink_seed
 from fedmedian.steps.downlink import CatchUp, CodedStep, fingerprint, moved, whole
@@ -16,15 +17,37 @@ from fedmedian.wire.scalars import LARGEST, PREFIX, WireScalar
 
 @dataclass(frozen=True)
 class CodedSteps:
-    """A downlink of one bit per parameter.
+    """A downlink of one bit per parameter, or of a few.
 
     Clients that hold an earlier version of the model are sent coded steps to the current one, all
     others the whole model. What a code loses is sent later. Clients keep the model between rounds,
     in ``Context.state``, which costs them its memory.
 
     Clients train from the model that they hold. It is about one step behind the server's, which the
-    Result has.
+    Result has. An optimizer at the server whose steps are much longer than the clients' updates,
+    such as `Adam`, needs two bits.
+
+    Parameters
+    ----------
+    bits : int (default: 1)
+        The number of coded steps per round, each of what the last one lost, in [1, 8].
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `bits` is not an integer or out of range.
+
+    Examples
+    --------
+    >>> from fedmedian import Adam, CodedSteps
+    >>> from fedmedian.strategies import SignSGD
+    >>> strategy = SignSGD(optimizer=Adam(), downlink=CodedSteps(bits=2))
     """
+
+    bits: int = 1
+
+    def __post_init__(self) -> None:
+        require_integer("bits", self.bits, low=1, high=8)
 
 
 @dataclass(frozen=True)
@@ -52,7 +75,7 @@ class Held:
     model : mapping of str to array
         The model x̂.
     target : str
-        The fingerprint of the server's model x that the last step was made for.
+        The fingerprint of the server's model x that the last steps were made for.
     versions : tuple of str
         The fingerprints before the first and after each of the steps.
     steps : tuple of CodedStep
@@ -80,11 +103,17 @@ class Held:
         version = fingerprint(model)
         return cls(model, version, (version,), count=count)
 
-    def towards(self, target: Arrays, layout: Layout, seed: int | None) -> "Held":
-        """Return what clients hold after a step towards the server's model, if it has changed."""
-        version = fingerprint(target)
-        if version == self.target:
-            return self
+    def towards(self, target: Arrays, layout: Layout, seed: int | None, bits: int = 1) -> "Held":
+        """Return what clients hold after steps towards the server's model, if it has changed."""
+        version, held = fingerprint(target), self
+        for _ in range(bits):
+            if held.target == version:
+                return held
+            held = held._moved(target, layout, seed)
+        return replace(held, target=version)
+
+    def _moved(self, target: Arrays, layout: Layout, seed: int | None) -> "Held":
+        """Return what clients hold after one step, or as a whole model if none leads there."""
         step = self._step(target, layout, seed)
         if step is None:
             return Held.of(target, self.count)
@@ -96,7 +125,7 @@ class Held:
         most = max(num_bytes(target) // max(step.signs.nbytes, 1), 1)
         return Held(
             model,
-            version,
+            self.target,
             versions[-most - 1 :],
             steps[-most:],
             self.count + 1,

@@ -39,6 +39,7 @@ from fedmedian.rounds.sums import Exchange, SecureSums
 from fedmedian.rounds.watch import Heard, RunFailedError, Watch, describe_round
 from fedmedian.steps.downlink import NOT_HELD
 from fedmedian.steps.sums import VoteCounts
+from fedmedian.wire.scalars import POLICY_RULE
 
 _LOGGER = logging.getLogger("flwr")
 
@@ -485,15 +486,18 @@ class RoundProtocol:
     ) -> None:
         """Remember what nodes say they hold; a node whose reply is not valid may hold nothing.
 
-        A node that was sent steps and did not hold the model `_MOST_LOSSES` times in a row is not
-        sent any more: its client keeps no state between rounds. Flower's older API does not say
-        whose failure it is: it may be any silent node's.
+        A node whose policy refuses to answer could follow all the same. A node that was sent steps
+        and did not hold the model `_MOST_LOSSES` times in a row is not sent any more: its client
+        keeps no state between rounds. Flower's older API does not say whose failure it is: it may
+        be any silent node's.
         """
         valid = {answer.node: answer.held for answer in answers}
         silent = {node for node in asked if node not in valid} if failures else set[Node]()
         lost = hearing.nodes_rejected(NOT_HELD)
         lost |= silent if any(NOT_HELD in reason for reason in failures) else set()
-        for node in {*(node for node, _ in replies), *silent}:
+        follows = hearing.nodes_rejected(POLICY_RULE)
+        follows |= silent if all(POLICY_RULE in reason for reason in failures) else set()
+        for node in {*(node for node, _ in replies), *silent} - (follows - valid.keys()):
             if self._versions.pop(node, None) is not None:
                 self._losses[node] = (node not in valid) * (self._losses[node] + (node in lost))
         for node, version in valid.items():

@@ -40,6 +40,7 @@ from fedmedian.rules.trust import (
 from fedmedian.secure.cohort import Place, SecureSum
 from fedmedian.secure.opening import Cohort, require_masked
 from fedmedian.steps.base import CLIENT_STEPS, ClientStep
+from fedmedian.steps.downlink import as_version
 from fedmedian.steps.encodings import Encoding, Signs, Vector
 from fedmedian.steps.instruction import LONGEST_SEED, Instruction, perturb_update
 from fedmedian.steps.noise import AddNoise, Measure, SizeVotes, TopUpNoise
@@ -230,7 +231,7 @@ class Question:
             said.source,
             payload,
             *self.instruction.sizes_of(payload, self.blocks),
-            held=payload.held,
+            held=as_version(payload.held),
         )
 
     def move(self, step: ServerStep) -> Model:
@@ -360,7 +361,7 @@ class Recipe:
         if self.downlink is None:
             return state
         held = Held.of(model) if state.held is None else state.held
-        return replace(state, held=held.towards(model, layout, self.seed))
+        return replace(state, held=held.towards(model, layout, self.seed, self.downlink.bits))
 
     @property
     def usual_steps(self) -> tuple[ClientStep, ...]:

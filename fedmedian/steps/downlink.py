@@ -40,6 +40,9 @@ _KIND = "model"
 NOT_HELD = "the whole model is needed"
 """What the reason of a client says that does not hold the model that steps begin from."""
 
+_DIGEST = 16
+"""The bytes of a fingerprint, which is a text of twice as many characters."""
+
 HELD = PREFIX + "held"
 """The key of a reply that names the version of the model that the client holds."""
 
@@ -96,7 +99,7 @@ class CodedStep:
 
 def fingerprint(model: Arrays) -> str:
     """Return the name of a model: a digest of its arrays, in order."""
-    digest = blake2b(digest_size=16)
+    digest = blake2b(digest_size=_DIGEST)
     for name, array in model.items():
         # Models of zeros differ only in their form.
         digest.update(repr((name, array.dtype.str, array.shape)).encode())
@@ -242,7 +245,7 @@ def version_of_whole(config: Mapping[str, Any]) -> str | None:
 
 def as_version(value: Any) -> str | None:
     """Return what a reply says that its client holds, or None if it is no version."""
-    return value if isinstance(value, str) else None
+    return value if isinstance(value, str) and len(value) == 2 * _DIGEST else None
 
 
 def keys_in(config: Mapping[str, Any]) -> Iterator[str]:

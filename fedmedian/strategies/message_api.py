@@ -22,7 +22,6 @@ from flwr.serverapp.strategy import FedAvg, Result
 
 from fedmedian.aggregators.diagnostics import without_lists
 from fedmedian.logs import text_of
-from fedmedian.model.layout import Arrays
 from fedmedian.records import sizes_of, to_arrays, to_record
 from fedmedian.rounds.downlink import Content
 from fedmedian.rounds.ledger import Ledger
@@ -279,7 +278,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         question = question if seated is None else seated
         asked = [one for one in asked if seated is not None and _has_place(one, seated)]
         self._usual_size = max(sizes_of(asked[:1]), default=0)
-        self._address(asked, question.model, question.content_for)
+        self._address(asked, arrays, question.content_for)
         self._protocol.log_whole_models(question.state.held, _nodes(asked))
         for message in asked:
             instruction = question.instruction_for(message.metadata.dst_node_id)
@@ -323,15 +322,21 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self._asked, self._former = [], {}
 
     def _address(
-        self, messages: Sequence[Message], model: Arrays, content_for: Callable[[Node], Content]
+        self,
+        messages: Sequence[Message],
+        model: ArrayRecord,
+        content_for: Callable[[Node], Content],
     ) -> None:
-        """Replace the model in messages by what their own nodes are to be sent."""
+        """Replace the model in messages by what their nodes are to be sent to hold it.
+
+        Messages with other arrays, as a subclass constructs them, stay as they are.
+        """
         records: dict[int, ArrayRecord] = {}
         made: dict[tuple[int, int], RecordDict] = {}
         before = [message.content for message in messages]  # kept, so that ids stay their own
         for message, usual in zip(messages, before, strict=True):
             content = content_for(message.metadata.dst_node_id)
-            if content.arrays is model and not content.scalars:
+            if not content.scalars or usual.get(self.arrayrecord_key) is not model:
                 continue
             if id(content) not in records:
                 records[id(content)] = to_record(content.arrays)
@@ -426,7 +431,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self._usual_size = max(sizes_of(messages[:1]), default=0)
         held = self._protocol.held_to_evaluate(to_arrays(arrays)) if messages else None
         if held is not None:
-            self._address(messages, {}, partial(self._protocol.content_for, held))
+            self._address(messages, arrays, partial(self._protocol.content_for, held))
             self._protocol.log_whole_models(held, _nodes(messages))
         if self._numpy_clients:
             messages = numpy_messages.as_evaluation(messages)

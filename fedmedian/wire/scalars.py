@@ -36,6 +36,10 @@ Float32 = NDArray[np.float32]
 T = TypeVar("T")
 
 _REFUSAL = "perturb: "
+
+POLICY_RULE = "policy rule"
+"""What the reason of a client says whose policy refuses to answer."""
+
 _LARGEST = float(np.finfo(np.float32).max)
 
 _MOST_ENTRIES = 1000

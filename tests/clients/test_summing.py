@@ -259,7 +259,7 @@ class TestHostileServer:
     def test_that_asks_in_a_message_to_evaluate_gets_no_more(self, client):
         client.payload()
         request = ask_to_reveal((1, 0), Wanted(bytes([SEED] * 4)))
-        assert refused(client.tell(request, kind="evaluate"), "3 neighbors are not in the sum")
+        assert refused(client.tell(request, kind="evaluate"), "4 neighbors are not in the sum")
 
 
 class TestRevealing:

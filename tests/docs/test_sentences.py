@@ -127,7 +127,7 @@ SENTENCES = [
     (
         "existing-apps",
         r"At the end nobody is more than (\S+) behind FedAvg\.",
-        lambda most: min(cells("apps-accuracy", "worse − FedAvg")) >= -float(most),
+        lambda most: min(cells("apps-accuracy", "worst − FedAvg")) >= -float(most),
     ),
     (
         "scale",

@@ -26,7 +26,8 @@ def run_here(jobs, folder):
 
 def outcome(uplink, *ends, numbers=()):
     """A peer of ten clients that is at its end from the second of six rounds on, for each seed."""
-    return Outcome(list(numbers), 10, 6, uplink, 400.0, [[0.1, *[end] * 5] for end in ends])
+    sent = [10 * (uplink + 400.0) / 1e6] * 6
+    return Outcome(list(numbers), 10, 6, uplink, 400.0, sent, [[0.1, *[end] * 5] for end in ends])
 
 
 class TestTheRuns:
@@ -54,6 +55,12 @@ class TestTheRuns:
         assert halved - levels == pytest.approx(650, abs=30)
         assert found["plain signs"].uplink == pytest.approx(found["SignSGD()"].uplink, abs=300)
 
+    def test_what_goes_both_ways_is_counted_by_round(self, found):
+        for one in found.values():
+            both = one.clients * one.rounds * (one.uplink + one.downlink) / 1e6
+            assert sum(one.both_ways) == pytest.approx(both, abs=1e-5)
+            assert len(one.both_ways) == one.rounds
+
     def test_an_outcome_has_an_accuracy_for_each_seed_and_round(self, found):
         for one in found.values():
             assert [len(rounds) for rounds in one.accuracy] == [2, 2]
@@ -65,7 +72,7 @@ class TestTheRuns:
 
         def made_up(peer, numbers, setting, seed):
             asked.add((numbers, seed))
-            return {"accuracy": [ends[numbers]], "uplink": 1.0, "downlink": 2.0}
+            return {"accuracy": [ends[numbers]], "uplink": 1.0, "downlink": 2.0, "sent": [9]}
 
         monkeypatch.setattr(study, "run_jobs", run_here)
         monkeypatch.setattr(study, "run_peer", made_up)
@@ -103,7 +110,7 @@ class TestTheRuns:
 
 class TestThePage:
     def test_rounds_are_counted_on_the_mean_over_seeds(self):
-        one = Outcome([], 10, 3, 1.0, 1.0, [[0.1, 0.5, 0.9], [0.3, 0.3, 0.5]])
+        one = Outcome([], 10, 3, 1.0, 1.0, [1.0] * 3, [[0.1, 0.5, 0.9], [0.3, 0.3, 0.5]])
         assert [one.rounds_to(accuracy) for accuracy in (0.2, 0.4, 0.7, 0.71)] == [1, 2, 3, None]
 
     def test_ahead_is_who_is_no_larger_and_no_worse_and_one_of_both_strictly(self):
@@ -165,7 +172,14 @@ class TestThePage:
         }
         rows = page.target_table({"here": found}).split("\n")[2:]
         cells = [row.split("|")[2].strip() for row in rows]
-        assert cells == ["2 / 0.08", "2 / 0.02", "–"]
+        assert cells == ["2 / 0.08 / 0.1", "2 / 0.02 / 0.0", "–"]
+
+    def test_a_first_round_that_sends_the_whole_model_counts_as_what_it_is(self):
+        fedavg, coded = outcome(4000, 0.8), replace(outcome(1000, 0.8), both_ways=[9.0, *[1.0] * 5])
+        _, _, _, row = page.target_table({"here": {"FedAvg": fedavg, "own": coded}}).split("\n")
+        assert row.split("|")[2].strip() == "2 / 0.02 / 10.0"
+        _, _, _, row = page.bytes_table({"FedAvg": fedavg, "own": coded}).split("\n")
+        assert row.split("|")[5].strip() == "14.0"
 
     def test_every_peer_is_explained(self):
         assert list(page.GOES_UP) == list(PEERS)
@@ -218,9 +232,14 @@ class TestTheClaims:
         monkeypatch.setattr(
             study,
             "run_peer",
-            lambda *_: {"accuracy": [0.12345, 0.5], "uplink": 1.0, "downlink": 2.0},
+            lambda *_: {
+                "accuracy": [0.12345, 0.5],
+                "uplink": 1.0,
+                "downlink": 2.0,
+                "sent": [3_000_000, 6_000_000],
+            },
         )
         claim = page.BITS.claims[0]
         found = json.loads(json.dumps(claim.measure(True)))
         (one, *_) = page.read(found)["iid"].values()
-        assert one == Outcome([], 10, 8, 1.0, 2.0, [[0.1235, 0.5]])
+        assert one == Outcome([], 10, 8, 1.0, 2.0, [3.0, 6.0], [[0.1235, 0.5]])

@@ -13,6 +13,7 @@ from experiments.studies import quickstarts
 from experiments.studies.harness import run
 from experiments.studies.plugging import REPLACEMENTS, PlugInError, plug_in
 from experiments.studies.quickstarts import NUM_CLIENTS, compare, loaded, main
+from fedmedian import CodedSteps
 from fedmedian.clients import perturb
 from fedmedian.rules.trust import voting_weights
 from fedmedian.strategies import MedianSGD, SignSGD
@@ -79,12 +80,14 @@ class TestTheChange:
         assert added == {"__init__.py": 0, "client_app.py": 2, "server_app.py": 2, "task.py": 0}
 
     @pytest.mark.parametrize("strategy", [SignSGD, MedianSGD])
-    def test_what_the_app_gives_fedavg_is_kept(self, strategy, write_app, tmp_path):
-        plug_in(write_app(), tmp_path / "changed", strategy.__name__)
+    @pytest.mark.parametrize("downlink", [None, CodedSteps()], ids=["as usual", "coded downlink"])
+    def test_what_the_app_gives_fedavg_is_kept(self, strategy, downlink, write_app, tmp_path):
+        plug_in(write_app(), tmp_path / "changed", strategy.__name__, downlink=downlink is not None)
         names = {}
         exec(sources(tmp_path / "changed")["server_app.py"], names)
         assert isinstance(names["strategy"], strategy)
         assert names["strategy"].fraction_train == 0.5
+        assert names["strategy"].recipe.downlink == downlink
 
     @pytest.mark.parametrize(("file", "times"), [("server_app.py", 0), ("client_app.py", 2)])
     def test_a_line_that_is_not_there_once_is_named(self, write_app, tmp_path, file, times):

@@ -233,15 +233,16 @@ class TestApps:
         monkeypatch.setattr(apps, "run_jobs", run_here)
         table = apps.app_table({"small": self.SMALL}, seeds=[0])
         heading, _, row = table.splitlines()
-        assert [cell.strip() for cell in heading.split("|")[2:5]] == [
+        assert [cell.strip() for cell in heading.split("|")[2:6]] == [
             "FedAvg",
             "SignSGD()",
+            "SignSGD(downlink=CodedSteps())",
             "MedianSGD()",
         ]
-        accuracies = [float(cell) for cell in row.split("|")[2:5]]
+        accuracies = [float(cell) for cell in row.split("|")[2:6]]
         assert all(0.1 < accuracy <= 1 for accuracy in accuracies)
-        worse = float(row.split("|")[5])
-        assert worse == pytest.approx(min(accuracies[1:]) - accuracies[0], abs=2e-3)
+        worst = float(row.split("|")[6])
+        assert worst == pytest.approx(min(accuracies[1:]) - accuracies[0], abs=2e-3)
 
     def test_no_federation_is_another_by_another_name(self):
         assert len(set(apps.SETTINGS.values())) == len(apps.SETTINGS)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmedian.model.layout import Layout
-from fedmedian.rounds.downlink import Held
+from fedmedian.rounds.downlink import CodedSteps, Held
 from fedmedian.rounds.recipe import Recipe
 from fedmedian.rounds.state import RunState
 from fedmedian.steps.downlink import CatchUp, fingerprint, version_of_whole
@@ -58,15 +58,15 @@ def followed(content, held):
 
 
 class TestAnyModel:
-    @given(models(), st.integers(1, 9), st.integers(0, 99))
+    @given(models(), st.integers(1, 9), st.integers(0, 99), st.integers(1, 3))
     def test_whatever_a_node_holds_it_gets_to_the_same_model_by_the_shortest_way(
-        self, model, rounds, seed
+        self, model, rounds, seed, bits
     ):
         layout, rng = Layout.of_model(model), np.random.default_rng(seed)
         held, path = Held.of(model), [model]
         for _ in range(rounds):
             model = later(model, rng, layout)
-            held = held.towards(model, layout, 1)
+            held = held.towards(model, layout, 1, bits)
             path.append(held.model)
         whole = held.content_for(None)
         assert is_whole(whole)
@@ -121,6 +121,32 @@ class TestCost:
         assert len(sent) >= 30
         assert length(sent[-2]) < last["w"].nbytes / 28
         assert sent[-1].arrays["fedmedian.0"].size == 0
+
+    @pytest.mark.parametrize("bits", [1, 2, 3])
+    def test_each_bit_sends_as_much_again_and_leaves_a_share_of_what_the_last_one_lost(self, bits):
+        model = model_of(2**14)
+        layout, old = Layout.of_model(model), Held.of(model)
+        target = later(model, np.random.default_rng(5), layout)
+        held = old.towards(target, layout, 1, bits)
+        left = layout.difference(held.model, target)
+        lost = np.square(left).sum() / np.square(layout.difference(model, target)).sum()
+        assert lost == pytest.approx((1 - 2 / np.pi) ** bits, rel=0.1)
+        signs = held.content_for(fingerprint(model)).arrays["fedmedian.0"]
+        assert signs.size == bits * 2**14 / 8
+
+    @pytest.mark.parametrize(
+        ("bits", "error"), [(0, ValueError), (9, ValueError), (1.5, TypeError), (True, TypeError)]
+    )
+    def test_a_number_of_bits_that_is_not_allowed_is_refused_by_name(self, bits, error):
+        with pytest.raises(error, match=f"bits.*{bits}"):
+            CodedSteps(bits)
+
+    def test_a_model_that_no_step_leads_to_is_sent_as_a_whole_however_many_bits_there_are(self):
+        model = model_of()
+        grown = {**model, "new": np.ones(5, dtype=np.float32)}
+        held = Held.of(model).towards(grown, Layout.of_model(grown), 1, 3)
+        assert held.model is grown
+        assert held.steps == ()
 
     def test_nodes_that_hold_the_same_are_sent_the_same_object(self):
         model = model_of()

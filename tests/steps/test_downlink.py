@@ -147,6 +147,12 @@ def travelled(update):
 
 
 class TestTheWire:
+    @pytest.mark.parametrize("claim", [None, 3, 0.5, b"0" * 32, "", "0" * 31, "0" * 33, ["0"]])
+    def test_a_claim_that_cannot_be_a_fingerprint_is_no_version(self, claim):
+        name = fingerprint(MODEL)
+        assert as_version(name) == name
+        assert as_version(claim) is None
+
     @pytest.mark.parametrize("number", [0, 1, 5])
     def test_an_update_leads_from_each_of_its_versions_to_the_last_one(self, number):
         update, models = stepped(number)

@@ -18,6 +18,7 @@ from fedmedian.clients import (
     perturb,
     perturb_with,
 )
+from fedmedian.records import to_arrays, to_record
 from fedmedian.steps.downlink import HELD
 from fedmedian.strategies import Checkpoint
 
@@ -338,6 +339,12 @@ class TestClients:
         assert counts(outcome.reports[6])[0] == NUM_CLIENTS
         assert sum(outcome.grid.whole) == NUM_CLIENTS
 
+    def test_a_client_whose_policy_sends_no_metrics_follows_nevertheless(self, any_client, play):
+        policy = Policy(clip=1.0, noise_scale=0.5, rounds=9, metrics=())
+        strategy = make(any_client, noise=Gaussian(1.0), seed=None, fraction_evaluate=1.0)
+        outcome = play(strategy, mods=(perturb_with(policy),))
+        assert sum(outcome.grid.whole) == NUM_CLIENTS
+
     def test_a_policy_is_enforced_as_ever(self, any_client, play):
         refuses = perturb_with(Policy(clip=1.0, noise_scale=1e6, rounds=9))
         with pytest.raises(RuntimeError, match="noise"):
@@ -514,6 +521,24 @@ class TestMessages:
         assert len(seen) == 6 * NUM_CLIENTS
         assert all(node == own for node, own in seen)
         assert counts(outcome.reports[3]) == (NUM_CLIENTS, 0, 0)
+
+    def test_a_node_that_a_subclass_sends_other_arrays_gets_these(self, message_api, run):
+        own, seen = to_record({"0": np.full_like(MODEL["0"], 5.0)}), []
+
+        class Personal(message_api.module.MedianSGD):
+            def _construct_messages(self, record, node_ids, message_type):
+                usual = super()._construct_messages
+                yield from usual(record, node_ids[1:], message_type)
+                yield from usual(RecordDict({**record, "arrays": own}), node_ids[:1], message_type)
+
+        def listen(message, context, call_next):
+            (record,) = message.content.array_records.values()
+            seen.append(np.array_equal(to_arrays(record)["0"], to_arrays(own)["0"]))
+            return call_next(message, context)
+
+        strategy = message_api.make_own(Personal, downlink=CodedSteps())
+        run(strategy, train, MODEL, NUM_CLIENTS, 3, mods=(perturb, listen))
+        assert sum(seen) == len(seen) / NUM_CLIENTS == 6
 
     @pytest.mark.parametrize("server_round", [1, 2])
     def test_what_nodes_are_sent_alike_is_one_object(self, server_round, api, habitual, run):

@@ -21,6 +21,7 @@ from hypothesis.stateful import (
 )
 
 from fedmedian.aggregators.medians import Median
+from fedmedian.clients.policy import PolicyError
 from fedmedian.model.layout import Layout
 from fedmedian.rounds.downlink import CodedSteps
 from fedmedian.rounds.options import RunOptions
@@ -36,6 +37,7 @@ from fedmedian.steps.downlink import (
     version_of_whole,
 )
 from fedmedian.steps.instruction import perturb_update
+from fedmedian.wire.scalars import POLICY_RULE
 
 STEPS = 50
 """The steps of a run."""
@@ -60,11 +62,11 @@ MOST_LOSSES = 2
 
 # What may happen to a message, and what may come of it.
 ANSWERS, ANSWERS_TWICE, ANSWERS_LATE, HAS_NO_MOD = "answers", "twice", "late", "no mod"
-IS_SILENT, GETS_NOTHING, FAILS = "silent", "gets nothing", "fails"
+IS_SILENT, GETS_NOTHING, FAILS, REFUSES = "silent", "gets nothing", "fails", "refuses"
 LIES_ABOUT_AN_OLD_ONE, LIES_ABOUT_THE_LAST_ONE, LIES = "lies old", "lies last", "lies"
 FATES = [
     *[ANSWERS] * 4,
-    *(ANSWERS_TWICE, ANSWERS_LATE, HAS_NO_MOD, IS_SILENT, GETS_NOTHING, FAILS),
+    *(ANSWERS_TWICE, ANSWERS_LATE, HAS_NO_MOD, IS_SILENT, GETS_NOTHING, FAILS, REFUSES),
     *(LIES_ABOUT_AN_OLD_ONE, LIES_ABOUT_THE_LAST_ONE, LIES),
 ]
 SERVER_EVENTS = ["resumes", "resumes alone", "moves", "grows", "shrinks", "renames"]
@@ -262,6 +264,8 @@ class Downlink(RuleBasedStateMachine):
                 return late
             case "fails":
                 return [*late, (node, RuntimeError("out of memory"))]
+            case "refuses":
+                return [*late, (node, PolicyError(f"{POLICY_RULE} 'metrics'"))]
             case "lies old":
                 version = self.names[int(self.draws.integers(len(self.names)))]
             case "lies last":
@@ -351,9 +355,10 @@ class Downlink(RuleBasedStateMachine):
             client = self.clients[node]
             own = [reply for speaker, reply in replies if speaker == node]
             valid = [one for one in own if not isinstance(one, Exception) and is_valid(one)]
+            if not valid and any(isinstance(one, PolicyError) for one in own):
+                continue
             said = valid[-1] if valid else None
-            if isinstance(said, tuple):
-                said = said[1].get("fedmedian.held")
+            said = as_version(said[1].get("fedmedian.held") if isinstance(said, tuple) else said)
             if client.said is not None:
                 has_lost = any(isinstance(one, NotHeldError) for one in own)
                 client.losses = 0 if valid else client.losses + has_lost

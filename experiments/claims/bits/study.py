@@ -29,7 +29,7 @@ from experiments.studies.peers import (
     compress,
 )
 from experiments.studies.random_basis import unseeded
-from fedmedian import Majority
+from fedmedian import CodedSteps, Majority
 from fedmedian.clients import perturb
 from fedmedian.strategies import MedianSGD, SignSGD
 
@@ -37,6 +37,10 @@ RESULTS = Path(__file__).resolve().parents[2] / "results" / "bits"
 
 LAST = 5
 """The number of rounds, the last, over which accuracy at the end is averaged."""
+
+
+CODED = "SignSGD(downlink=CodedSteps())"
+"""Who is sent one bit as well, by its name in tables."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ PEERS: dict[str, Callable[..., Peer]] = {
     "z-SignFedAvg": _noisy,
     "EDEN, one bit": partial(_coded, Eden()),
     "SignSGD()": partial(Peer, SignSGD, (perturb,)),
+    CODED: partial(Peer, partial(SignSGD, downlink=CodedSteps()), (perturb,)),
     "MedianSGD()": partial(Peer, MedianSGD, (perturb,)),
 }
 """What is compared, by its name in tables; some take numbers that are the user's to find."""
@@ -201,6 +206,8 @@ class Outcome:
         The numbers of clients, all of whom train in a round, and of rounds.
     uplink, downlink : float
         The bytes of a training reply and of what asks for it, as sent, with all headers.
+    both_ways : list of float
+        The megabytes that all clients send and are sent, by round; a mean over seeds.
     accuracy : list of list of float
         Test accuracy by seed and round, of the rounds that it is tested after.
     """
@@ -210,6 +217,7 @@ class Outcome:
     rounds: int
     uplink: float
     downlink: float
+    both_ways: list[float]
     accuracy: list[list[float]]
 
     @property
@@ -278,10 +286,17 @@ def measure(part: Part) -> dict[str, Outcomes]:
 
     def outcome(keys: list[Key]) -> Outcome:
         uplink, downlink = (fmean(runs[key][way] for key in keys) for way in ("uplink", "downlink"))
+        sent = zip(*(runs[key]["sent"] for key in keys), strict=True)
         accuracy = [[round(one, 4) for one in runs[key]["accuracy"]] for key in keys]
         _, numbers, setting, _ = keys[0]
         return Outcome(
-            list(numbers), setting.num_clients, setting.rounds, uplink, downlink, accuracy
+            list(numbers),
+            setting.num_clients,
+            setting.rounds,
+            uplink,
+            downlink,
+            [round(fmean(of_seeds) / 1e6, 6) for of_seeds in sent],
+            accuracy,
         )
 
     return {
