@@ -267,7 +267,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         replies, reasons = _by_client("aggregate_evaluate", results, failures)
         # Replies to evaluation hold no arrays in this API.
         sizes = {"downlink-bytes": self._size}
-        usual = self._protocol.hear_evaluation(
+        usual, report = self._protocol.hear_evaluation(
             server_round,
             _sent(self._asked_to_evaluate, replies, reasons),
             replies,
@@ -276,13 +276,16 @@ class LegacyStrategy(ShowsArguments, FedAvg):
             reasons,
         )
         if not usual:
+            self._protocol.end_evaluation(report, {})
             return None, {}
         # Flower annotates int but takes any number.
         losses: list[Any] = [
             (count, reply.source.loss) for count, reply in zip(_examples(usual), usual, strict=True)
         ]
+        loss = weighted_loss_avg(losses)
         metrics = self._aggregate("evaluate_metrics_aggregation_fn", usual)
-        return weighted_loss_avg(losses), metrics
+        self._protocol.end_evaluation(report, {"loss": loss, **metrics})
+        return loss, metrics
 
     def _log_waiting(self, client_manager: ClientManager) -> None:
         # Flower's older server does not log that it waits.

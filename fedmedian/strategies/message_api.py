@@ -28,11 +28,13 @@ from fedmedian.rounds.protocol import RoundProtocol, paused_collector
 from fedmedian.rounds.recipe import Question, Recipe
 from fedmedian.rounds.roster import LateReplyError
 from fedmedian.rounds.screening import Node, Reply, Said
+from fedmedian.rounds.watch import describe_metrics
 from fedmedian.steps.downlink import HELD, as_version
 from fedmedian.steps.instruction import Instruction
 from fedmedian.steps.payload import MOST_ARRAYS, Payload
 from fedmedian.strategies import numpy_clients as numpy_messages
 from fedmedian.strategies.arguments import Argument, ShowsArguments, differing
+from fedmedian.strategies.log import without_repetition
 from fedmedian.strategies.options import FedAvgOptions, FlowerOptions, require_fedavg_options
 from fedmedian.strategies.wrappers import require_no_unfit_wrapper
 from fedmedian.wire.scalars import EVALUATION, WIRE_VERSION, WireError
@@ -202,17 +204,20 @@ class MessageStrategy(ShowsArguments, FedAvg):
                     f"holds, got {num_rounds}"
                 )
             affordable = self._protocol.affordable(num_rounds)
-            result = super().start(
-                grid,
-                initial_arrays,
-                affordable,
-                timeout,
-                train_config,
-                evaluate_config,
-                evaluate_fn,
-                **newer,
-            )
+            with without_repetition():
+                result = super().start(
+                    grid,
+                    initial_arrays,
+                    affordable,
+                    timeout,
+                    train_config,
+                    evaluate_config,
+                    evaluate_fn,
+                    **newer,
+                )
             journal.close()
+            _say_last("clients", result.evaluate_metrics_clientapp)
+            _say_last("the server", result.evaluate_metrics_serverapp)
             self._protocol.say_totals()
             self._protocol.say_why_it_ends(affordable, num_rounds)
             self._protocol.require_clients(
@@ -423,12 +428,11 @@ class MessageStrategy(ShowsArguments, FedAvg):
             return None
         asked, replies_of = _by_node(sent, replies, self._former)
         sizes = self._count(sent, replies)
-        usual = self._protocol.hear_evaluation(
+        usual, report = self._protocol.hear_evaluation(
             server_round, asked, replies_of, self._read_evaluation, sizes
         )
-        if not usual:
-            return None
-        metrics = self._aggregate("evaluate_metrics_aggr_fn", usual)
+        metrics = self._aggregate("evaluate_metrics_aggr_fn", usual) if usual else None
+        self._protocol.end_evaluation(report, metrics or {})
         if metrics is not None:
             journal.note("evaluate", server_round, metrics)
         return metrics
@@ -501,6 +505,14 @@ class MessageStrategy(ShowsArguments, FedAvg):
         metrics = _only(MetricRecord, content)
         key = self.weighted_by_key
         return content, metrics, require_examples(key, metrics.get(key))
+
+
+def _say_last(who: str, evaluations: Mapping[int, MetricRecord]) -> None:
+    """Log the last evaluation of a run."""
+    if evaluations:
+        last = max(evaluations)
+        found = describe_metrics(evaluations[last])
+        log(INFO, "evaluation by %s after round %d: %s", who, last, found)
 
 
 def _numpy_fedavg() -> FedAvg:
