@@ -36,6 +36,7 @@ from fedmedian.strategies import numpy_clients as numpy_messages
 from fedmedian.strategies.arguments import Argument, ShowsArguments, differing
 from fedmedian.strategies.log import without_repetition
 from fedmedian.strategies.options import FedAvgOptions, FlowerOptions, require_fedavg_options
+from fedmedian.strategies.results import ShownResult
 from fedmedian.strategies.wrappers import require_no_unfit_wrapper
 from fedmedian.wire.scalars import EVALUATION, WIRE_VERSION, WireError
 
@@ -44,16 +45,6 @@ _FORMER = 10_000
 """The number of earlier messages whose late replies are known as such."""
 
 EvaluateFunction = Callable[[int, ArrayRecord], MetricRecord | None]
-
-
-@dataclass(repr=False)
-class _ShortResult(Result):
-    """Flower's Result with a shorter text, without the values of each block."""
-
-    def __repr__(self) -> str:
-        reports = self.train_metrics_clientapp
-        short = {number: MetricRecord(without_lists(one)[0]) for number, one in reports.items()}
-        return repr(Result(**{**vars(self), "train_metrics_clientapp": short}))
 
 
 @dataclass(eq=False)
@@ -230,7 +221,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         for server_round, lists in self._per_block.items():
             own = reports.get(server_round) or MetricRecord()  # a subclass may report nothing
             reports[server_round] = MetricRecord({**own, **lists})
-        return _ShortResult(**vars(result))
+        return ShownResult(**vars(result))
 
     def summary(self) -> None:
         """Log the arguments of the strategy that are not defaults, then those of FedAvg.
