@@ -62,6 +62,18 @@ _REMEDIES = (
         "^(scales|magnitudes) must be from 0 to ",
         "training diverges on that client; lower the clients' learning rate",
     ),
+    (
+        _IN_ERROR_REPLY + r".*perturb_with\(\) takes 1 positional argument",
+        "give it the client's policy: mods=[perturb_with(Policy(…))]",
+    ),
+    (
+        _IN_ERROR_REPLY + ".*secaggplus_configs",
+        "remove secaggplus_mod from the clients' mods: it needs Flower's SecAggPlusWorkflow",
+    ),
+    (
+        "^metric .* must be a number > 0, got None$",
+        "let clients report it with their metrics, or set weighted_by_key to their name for it",
+    ),
     ("^no reply$", "are the nodes up, and is the timeout long enough?"),
     (
         "(instruction|payload) has version",

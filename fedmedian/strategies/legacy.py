@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from flwr.common import (
     Code,
@@ -126,6 +126,16 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         """What clients release; see `fedmedian.strategies.SignSGD.privacy`."""
         return mechanism_of_strategy(
             self.recipe, self.fraction_evaluate, self._protocol.last_question
+        )
+
+    @property
+    def start(self) -> NoReturn:
+        """Not available: it belongs to strategies of Flower's Message API."""
+        name = type(self).__name__
+        raise AttributeError(
+            f"{name} is a strategy of Flower's older API, which is run by ServerApp(server_fn=…) "
+            f"with ServerAppComponents(strategy={name}(…)); fedmedian.strategies has that with "
+            "start"
         )
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters | None:

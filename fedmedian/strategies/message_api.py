@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from logging import INFO
 from statistics import fmean
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.logger import log
@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
 from fedmedian.aggregators.diagnostics import without_lists
+from fedmedian.checks import require_integer
 from fedmedian.logs import text_of
 from fedmedian.model.layout import Arrays
 from fedmedian.privacy.accounting import Mechanism
@@ -130,6 +131,15 @@ class MessageStrategy(ShowsArguments, FedAvg):
             self.recipe, self.fraction_evaluate, self._protocol.last_question
         )
 
+    @property
+    def initialize_parameters(self) -> NoReturn:
+        """Not available: it belongs to strategies of Flower's older API."""
+        name = type(self).__name__
+        raise AttributeError(
+            f"{name} is a strategy of the Message API, which is run by {name}(…).start(…); "
+            f"ServerAppComponents takes that of fedmedian.strategies.legacy"
+        )
+
     def start(
         self,
         grid: Grid,
@@ -162,9 +172,9 @@ class MessageStrategy(ShowsArguments, FedAvg):
         Raises
         ------
         TypeError
-            If the initial arrays are not an ArrayRecord.
+            If the initial arrays are not an ArrayRecord, or `num_rounds` is not an integer.
         ValueError
-            If the checkpoint is not one of this run, is damaged, or holds more rounds than the
+            If the initial arrays are empty or `num_rounds` is negative; if the checkpoint is not one of this run, is damaged, or holds more rounds than the
             run is to have; if the privacy budget does not afford a round, or the model rules out a
             mechanism.
         RunFailedError
@@ -182,6 +192,9 @@ class MessageStrategy(ShowsArguments, FedAvg):
                 "initial_arrays must be an ArrayRecord, such as ArrayRecord(model.state_dict()), "
                 f"got a {type(initial_arrays).__name__}"
             )
+        if not initial_arrays:
+            raise ValueError("initial_arrays must hold at least one array, got an empty one")
+        require_integer("num_rounds", num_rounds, low=0)
         self._per_block = {}
         self._forget()
         journal = self._protocol.journal
