@@ -174,9 +174,9 @@ class MessageStrategy(ShowsArguments, FedAvg):
         TypeError
             If the initial arrays are not an ArrayRecord, or `num_rounds` is not an integer.
         ValueError
-            If the initial arrays are empty or `num_rounds` is negative; if the checkpoint is not one of this run, is damaged, or holds more rounds than the
-            run is to have; if the privacy budget does not afford a round, or the model rules out a
-            mechanism.
+            If the initial arrays are empty or `num_rounds` is negative; if the checkpoint is not
+            one of this run, is damaged, or holds more rounds than the run is to have; if the
+            privacy budget does not afford a round, or the model rules out a mechanism.
         RunFailedError
             If `max_failed_rounds` rounds in a row made no new model, or all clients sent plain
             weights before there was one, with the most common reason; if no client was ever asked.
