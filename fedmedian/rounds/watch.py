@@ -76,6 +76,11 @@ _REMEDIES = (
     ),
     ("^no reply$", "are the nodes up, and is the timeout long enough?"),
     (
+        _IN_ERROR_REPLY + r".*ray\.exceptions\.\w*Actor\w*Error",
+        "a Ray worker has died, and Flower sends it most messages of later rounds too: end the "
+        "run, and look above for what ended the worker, such as sys.exit or too little memory",
+    ),
+    (
         "(instruction|payload) has version",
         "server and clients need the same release of fedmedian",
     ),

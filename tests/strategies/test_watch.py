@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flwr.app import Error, Message, MetricRecord, RecordDict
 from flwr.client import NumPyClient
+from flwr.client.mod import secaggplus_mod
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import fixedclipping_mod
 from flwr.common.constant import ErrorCode
@@ -19,7 +20,7 @@ from flwr.common.logger import log
 from flwr.serverapp.strategy import FedAvg
 
 from fedmedian import Adaptive, CodedSteps, Gaussian, Majority, Momentum, SmoothedMedian
-from fedmedian.clients import InProcessGrid, perturb
+from fedmedian.clients import InProcessGrid, perturb, perturb_with
 from fedmedian.records import sizes_of, to_arrays, to_record
 from fedmedian.rounds.watch import RUNAWAY, describe_round
 from fedmedian.strategies import Checkpoint, RunFailedError
@@ -213,9 +214,13 @@ CLASSES = "drops classes"
 TREES = "trees change the shapes"
 NORM = '{"clipping_norm": 1.0}'
 NUMPY = "numpy_clients=True"
+WORKER = "a Ray worker has died"
+POLICY = "mods=[perturb_with(Policy(…))]"
+SECURE_SUM = "remove secaggplus_mod"
 
 UNAVAILABLE = Error(ErrorCode.NODE_UNAVAILABLE, "Error: Node Unavailable — no heartbeat")
 MOD = Error(ErrorCode.MOD_FAILED_PRECONDITION, "my mod needs the version of no reply, which failed")
+DEAD = Error(ErrorCode.UNKNOWN, "<class 'ray.exceptions.ActorDiedError'>:<'The actor died …'>")
 CLIPPING = fixedclipping_mod
 
 SITUATIONS = {
@@ -227,6 +232,9 @@ SITUATIONS = {
     "Flower's clipping is not told a norm": (NORM, train, [perturb, CLIPPING]),
     "Flower's clipping comes first": (ORDER, train, [telling_a_norm, CLIPPING, perturb]),
     "a node is gone": (None, train, [replying(UNAVAILABLE)]),
+    "a Ray worker is gone": (WORKER, train, [replying(DEAD)]),
+    "perturb_with is not called": (POLICY, train, [perturb_with]),
+    "a secure sum is not asked for": (SECURE_SUM, train, [secaggplus_mod]),
     "a server of another version": (RELEASE, train, [telling(instruction=99), perturb]),
     "a server that knows more": (None, train, [telling(surprise=1), perturb]),
     "training diverges": (RATE, diverge, [perturb]),
@@ -241,6 +249,7 @@ class TestHints:
     """Each is there where it is true, and no other is."""
 
     HINTS = (LOG, ORDER, NODES, RELEASE, RATE, PART, CLASSES, TREES, NORM, NUMPY)
+    HINTS += (WORKER, POLICY, SECURE_SUM)
 
     @pytest.mark.parametrize(("hint", "train", "mods"), SITUATIONS.values(), ids=SITUATIONS)
     def test_what_helps_is_said_where_it_does(self, hint, train, mods, api, run, warnings):
