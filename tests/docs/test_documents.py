@@ -80,7 +80,16 @@ def test_every_command_is_known_to_a_test(readme):
 
 def test_every_page_with_a_snippet_is_known_to_a_test(readme):
     pages = {path.stem for path in DOCS.rglob("*.md") if fences(path.read_text(), "python")}
-    here = {"index", "choose", "costs", "simulation", "existing-apps", "noise", "privacy"}
+    here = {
+        "index",
+        "recipes",
+        "choose",
+        "costs",
+        "simulation",
+        "existing-apps",
+        "noise",
+        "privacy",
+    }
     assert pages == here | {"deployment"}
     assert not fences(readme, "python")
 
