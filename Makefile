@@ -7,7 +7,7 @@ OLDEST = $(shell sed -n 's/^dependencies = \[\(.*\)\]$$/\1/p' pyproject.toml | \
 	sed 's/,<[0-9]*//g; s/[",]//g; s/>=/==/g')
 NEWEST_VENV = .venv-newest-$(notdir $(PYTHON))
 
-.PHONY: help demo deploy-demo test test-oldest test-newest lint types docs figures bench setup clean
+.PHONY: help demo deploy-demo test test-oldest test-newest lint types docs figures bench release setup clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -52,6 +52,16 @@ bench: setup  ## Measure speed against peers in about 5 minutes; ARGS="median vo
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet \
 		--constraint constraints.txt --editable '.[dev,bench]'
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+# The version is the tag's: hatch-vcs reads it.
+release: setup  ## Tag VERSION=… and build its wheel and sdist in dist/; it publishes nothing.
+	@test -n "$(VERSION)" || { echo "Which one? make release VERSION=0.1.0"; exit 2; }
+	@test -z "$$(git status --porcelain)" || { echo "Commit first: a release is of what is committed."; exit 2; }
+	@grep -q '^## \[$(VERSION)\]' CHANGELOG.md || \
+		{ echo "CHANGELOG.md has no heading [$(VERSION)]: rename [Unreleased]."; exit 2; }
+	@git tag --annotate v$(VERSION) --message "fedmedian $(VERSION)"
+	@rm -rf dist
+	@$(BIN)/python -m hatchling build --directory dist
 
 setup: .venv/installed  ## Set up .venv with the tested versions.
 
