@@ -11,7 +11,7 @@ from typing import Any, Generic
 import numpy as np
 
 from fedmedian.aggregators.diagnostics import Report
-from fedmedian.logs import as_line, cut, warn
+from fedmedian.logs import as_line, warn
 from fedmedian.model.blocks import Blocks
 from fedmedian.model.layout import Arrays
 from fedmedian.rounds.recipe import Model, PlainWeightsError, Question
@@ -353,7 +353,7 @@ def describe_round(metrics: Mapping[str, Any], own: Mapping[str, Any]) -> str:
 def describe_metrics(metrics: Mapping[str, Any]) -> str:
     """Return metrics as part of a log line: the first few single numbers."""
     numbers = (item for item in metrics.items() if isinstance(item[1], int | float))
-    return as_line(", ".join(f"{cut(name)} {x:.4g}" for name, x in islice(numbers, _MOST_METRICS)))
+    return as_line(", ".join(f"{name} {x:.4g}" for name, x in islice(numbers, _MOST_METRICS)))
 
 
 def _name_of_block(names: tuple[str, ...]) -> str:
