@@ -353,7 +353,8 @@ def describe_round(metrics: Mapping[str, Any], own: Mapping[str, Any]) -> str:
 def describe_metrics(metrics: Mapping[str, Any]) -> str:
     """Return metrics as part of a log line: the first few single numbers."""
     numbers = (item for item in metrics.items() if isinstance(item[1], int | float))
-    return as_line(", ".join(f"{name} {x:.4g}" for name, x in islice(numbers, _MOST_METRICS)))
+    text = ", ".join(f"{name} {x:.4g}" for name, x in islice(numbers, _MOST_METRICS))
+    return as_line(text) if text else ""
 
 
 def _name_of_block(names: tuple[str, ...]) -> str:
