@@ -21,7 +21,7 @@ deploy-demo: setup  ## Deploy with TLS and keys; a node dies in a round and retu
 # A class's tests share what they start. In their own order the slow ones come before the many fast
 # ones, so that all processes end together. Slow ones wait, so that a third process has work.
 test: setup  ## Run all tests; ARGS="-m 'not slow'" leaves out what takes long.
-	@$(BIN)/python -m pytest --numprocesses $(if $(findstring not slow,$(ARGS)),2,3) --dist loadscope --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(if $(findstring not slow,$(ARGS)),2,3) --dist loadscope --no-loadscope-reorder --durations=10 $(ARGS)
 
 test-oldest: .venv-oldest/installed  ## Run the fast tests on the oldest dependencies that we declare.
 	@$(OLDEST_BIN)/python -m pytest --numprocesses 4 --dist loadscope --no-loadscope-reorder -m 'not slow'
