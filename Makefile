@@ -7,7 +7,7 @@ OLDEST = $(shell sed -n 's/^dependencies = \[\(.*\)\]$$/\1/p' pyproject.toml | \
 	sed 's/,<[0-9]*//g; s/[",]//g; s/>=/==/g')
 NEWEST_VENV = .venv-newest-$(notdir $(PYTHON))
 
-.PHONY: help demo deploy-demo test test-oldest test-newest lint types docs figures bench setup clean
+.PHONY: help demo deploy-demo test test-oldest test-newest lint types docs figures bench release setup clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -24,7 +24,7 @@ test test-oldest test-newest: export OMP_NUM_THREADS = 1
 # A class's tests share what they start. In their own order the slow ones come before the many fast
 # ones, so that all processes end together. Slow ones wait, so that a third process has work.
 test: setup  ## Run all tests; ARGS="-m 'not slow'" leaves out what takes long.
-	@$(BIN)/python -m pytest --numprocesses $(if $(findstring not slow,$(ARGS)),2,3) --dist loadscope --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(if $(findstring not slow,$(ARGS)),2,3) --dist loadscope --no-loadscope-reorder --durations=10 $(ARGS)
 
 test-oldest: .venv-oldest/installed  ## Run the fast tests on the oldest dependencies that we declare.
 	@$(OLDEST_BIN)/python -m pytest --numprocesses 4 --dist loadscope --no-loadscope-reorder -m 'not slow'
@@ -55,6 +55,16 @@ bench: setup  ## Measure speed against peers in about 5 minutes; ARGS="median vo
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet \
 		--constraint constraints.txt --editable '.[dev,bench]'
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+# The version is the tag's: hatch-vcs reads it.
+release: setup  ## Tag VERSION=… and build its wheel and sdist in dist/; it publishes nothing.
+	@test -n "$(VERSION)" || { echo "Which one? make release VERSION=0.1.0"; exit 2; }
+	@test -z "$$(git status --porcelain)" || { echo "Commit first: a release is of what is committed."; exit 2; }
+	@grep -q '^## \[$(VERSION)\]' CHANGELOG.md || \
+		{ echo "CHANGELOG.md has no heading [$(VERSION)]: rename [Unreleased]."; exit 2; }
+	@git tag --annotate v$(VERSION) --message "fedmedian $(VERSION)"
+	@rm -rf dist
+	@$(BIN)/python -m hatchling build --directory dist
 
 setup: .venv/installed  ## Set up .venv with the tested versions.
 

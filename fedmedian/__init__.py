@@ -5,6 +5,7 @@ the server's side and `fedmedian.clients` the client's.
 """
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import NoReturn
 
 from fedmedian.aggregators.base import Aggregator, Answers, coordinatewise
 from fedmedian.aggregators.medians import Median, SmoothedMedian
@@ -75,3 +76,38 @@ __all__ = [
     "smoothed_median",
     "unpack_signs",
 ]
+
+_ELSEWHERE = {
+    "fedmedian.clients": (
+        "FullBatchGradient",
+        "GradientClient",
+        "InProcessGrid",
+        "LocalEpochs",
+        "MiniBatchGradient",
+        "Policy",
+        "SignClient",
+        "perturb",
+        "perturb_with",
+    ),
+    "fedmedian.privacy": ("Draw", "Mechanism", "PrivacyBudget", "noise_multiplier_for"),
+    "fedmedian.strategies": (
+        "Checkpoint",
+        "Cohort",
+        "MedianSGD",
+        "NoMechanism",
+        "RunFailedError",
+        "SignSGD",
+        "plot",
+    ),
+}
+
+
+def __getattr__(name: str) -> NoReturn:
+    for module, names in _ELSEWHERE.items():
+        if name in names:  # an AttributeError's words do not reach whoever imports
+            raise ImportError(f"{name} is in {module}: from {module} import {name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__", "clients", "privacy", "strategies"])

@@ -1,9 +1,10 @@
 """How the API reference reads our docstrings where numpydoc leaves a choice."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
-from griffe import Extension, Object
+from griffe import Alias, Class, Extension, Function, Module, Object
 
 _DEFAULT = re.compile(r"^(\s*[*\w, ]+ : .+?) \(default: (.+)\)$", flags=re.MULTILINE)
 _SEVERAL = re.compile(r"^( *)([a-z_]\w*(?:, \w+)+)\n((?:\1 +.*\n)+)", flags=re.MULTILINE)
@@ -17,6 +18,34 @@ class Parameters(Extension):
         """Rewrite an object's docstring before it is parsed."""
         if obj.docstring is not None:
             obj.docstring.value = as_numpydoc(obj.docstring.value)
+
+
+class Defaults(Extension):
+    """Writes out the defaults of arguments that the code gives by a constant's name."""
+
+    def on_package(self, *, pkg: Module, **_: Any) -> None:
+        """Rewrite the signatures of a package."""
+        for function in _functions(pkg):
+            for parameter in function.parameters:
+                if (constant := _constant(str(parameter.default), function)) is not None:
+                    parameter.default = str(constant.value)
+
+
+def _constant(name: str, function: Function) -> Any:
+    """Return a constant of ours that a function's default names, or None."""
+    known = {**function.module.members, **(function.parent or function.module).members}
+    found = known.get(name)
+    if isinstance(found, Alias):
+        return found.final_target if found.target_path.startswith("fedmedian.") else None
+    return found
+
+
+def _functions(scope: Module | Class) -> Iterator[Function]:
+    for member in scope.members.values():
+        if isinstance(member, Function):
+            yield member
+        elif isinstance(member, Module | Class):
+            yield from _functions(member)
 
 
 def as_numpydoc(docstring: str) -> str:

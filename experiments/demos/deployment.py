@@ -37,7 +37,7 @@ _BEGIN = time.monotonic()
 _COLOURS = re.compile(r"\x1b\[\d*m")
 _SHOWN = re.compile(
     rf"{PROGRESS}.*|(?:WARNING|ERROR).*|(?:configure_train|aggregate_train): .*|"
-    r"\d+ of \d+ clients are sent the whole model.*|training and evaluation took .*"
+    r"\d+ of \d+ clients are sent the whole model.*|arrays sent in .*"
 )
 
 

@@ -39,3 +39,7 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         raise ImportError(f"{name} needs torch: pip install 'fedmedian[torch]'") from error
     return getattr(torch_clients, name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "attacks"]

@@ -89,6 +89,10 @@ class InProcessGrid(Grid):
         self.bytes_up = 0
         self.bytes_down = 0
 
+    def __repr__(self) -> str:
+        sizes = f"bytes_up={self.bytes_up:,}, bytes_down={self.bytes_down:,}"
+        return f"<{type(self).__name__} of {len(self._contexts)} nodes, {sizes}>"
+
     def set_run(self, run: Run) -> None:
         """Set the run that this grid operates in."""
         self._run = run

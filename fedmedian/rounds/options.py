@@ -38,7 +38,8 @@ class RunOptions:
         if self.max_failed_rounds is not None:
             require_integer("max_failed_rounds", self.max_failed_rounds, low=1)
         if self.checkpoint is not None:
-            require_type("checkpoint", self.checkpoint, Checkpoint, "a Checkpoint, or None")
+            wanted = "a Checkpoint such as Checkpoint('runs/1'), or None"
+            require_type("checkpoint", self.checkpoint, Checkpoint, wanted)
         if self.privacy_budget is not None:
             wanted = "a PrivacyBudget, or None"
             require_type("privacy_budget", self.privacy_budget, PrivacyBudget, wanted)

@@ -435,8 +435,8 @@ class RoundProtocol:
         model = question.model if heard.model is None else heard.model
         self.journal.end_round(question.server_round, self.recipe, model, heard.state)
         few = self.recipe.aggregator.cost_of_few(self.recipe.noise)
-        # Not the clients' metrics: they may have the names of ours, and hold anything.
-        self._watch.see(heard, report, few)
+        # The clients' metrics apart: they may have the names of ours, and hold anything.
+        self._watch.see(heard, report, own, few)
         return metrics
 
     def count(self, up: float, down: float, up_with_fedavg: float, down_with_fedavg: float) -> None:
@@ -512,8 +512,8 @@ class RoundProtocol:
         read: Callable[[Node, Received], Reply[Source]],
         sizes: Mapping[str, float] | None = None,
         failures: Sequence[str] = (),
-    ) -> list[Reply[Source]]:
-        """Return the replies to evaluation whose metrics can be aggregated.
+    ) -> tuple[list[Reply[Source]], Report]:
+        """Return the replies to evaluation whose metrics can be aggregated, and a report.
 
         Parameters
         ----------
@@ -530,14 +530,19 @@ class RoundProtocol:
         -------
         list of Reply
             The replies.
+        dict
+            What to report, for `end_evaluation`.
         """
         self._has_evaluated = True
         hearing = Hearing("aggregate_evaluate", asked, self._roster, failures)
         answers = hearing.readable(replies, read)
         self._acknowledge(hearing, asked, replies, answers, failures)
         kept, counts = hearing.judge(server_round, answers, self._rules)
-        _LOGGER.info("aggregate_evaluate: %s", describe_round({**counts, **(sizes or {})}))
-        return self._with_usual_metrics(kept)
+        return self._with_usual_metrics(kept), {**counts, **(sizes or {})}
+
+    def end_evaluation(self, report: Report, own: Mapping[str, Any]) -> None:
+        """Log the line of an evaluation, with the clients' aggregated metrics."""
+        _LOGGER.info("aggregate_evaluate: %s", describe_round(report, own))
 
     def _with_usual_metrics(self, replies: list[AnyReply]) -> list[AnyReply]:
         return with_usual_metrics(replies, self._roster.name)

@@ -37,6 +37,9 @@ STILL_ROUNDS = 3
 
 _START = 4096
 
+_MOST_METRICS = 8
+"""The number of the clients' metrics in a round's log line."""
+
 # The older API passes on an error reply's text without its code.
 _IN_ERROR_REPLY = r"(^error \d+: |\(reason: )"
 
@@ -59,8 +62,28 @@ _REMEDIES = (
         "^(scales|magnitudes) must be from 0 to ",
         "training diverges on that client; lower the clients' learning rate",
     ),
+    (
+        _IN_ERROR_REPLY + r".*perturb_with\(\) takes 1 positional argument",
+        "give it the client's policy: mods=[perturb_with(Policy(…))]",
+    ),
+    (
+        _IN_ERROR_REPLY + ".*secaggplus_configs",
+        "remove secaggplus_mod from the clients' mods: it needs Flower's SecAggPlusWorkflow",
+    ),
+    (
+        "^metric .* must be a number > 0, got None$",
+        "let clients report it with their metrics, or set weighted_by_key to their name for it",
+    ),
     ("^no reply$", "are the nodes up, and is the timeout long enough?"),
-    ("(instruction|payload) has version", "server and clients need the same release of fedmedian"),
+    (
+        _IN_ERROR_REPLY + r".*ray\.exceptions\.\w*Actor\w*Error",
+        "a Ray worker has died, and Flower sends it most messages of later rounds too: end the "
+        "run, and look above for what ended the worker, such as sys.exit or too little memory",
+    ),
+    (
+        "(instruction|payload) has version",
+        "server and clients need the same release of fedmedian",
+    ),
     # An exception in the client's app, which Flower logs on the client.
     (
         r"^error [12]: |\(reason: (<class '|An exception was raised|(?!Error: )[A-Z]\w*: )",
@@ -157,7 +180,13 @@ class Watch:
         self._rounds_seen = 0
         self._up = self._down = self._up_with_fedavg = self._down_with_fedavg = 0.0
 
-    def see(self, heard: Heard[Any], report: Mapping[str, Any], few: tuple[int, str]) -> None:
+    def see(
+        self,
+        heard: Heard[Any],
+        report: Mapping[str, Any],
+        own: Mapping[str, Any],
+        few: tuple[int, str],
+    ) -> None:
         """Observe a round: log its line, warn once about each problem, stop a failing run.
 
         Parameters
@@ -166,6 +195,8 @@ class Watch:
             The round.
         report : dict
             What is reported of it.
+        own : dict
+            The clients' own metrics, aggregated, for the log.
         few : tuple of int and str
             The cohort size at or below which a warning is due, and its words.
 
@@ -177,7 +208,7 @@ class Watch:
         """
         question, asked, refused = heard.question, heard.asked, heard.reasons
         number = question.server_round
-        _LOGGER.info("aggregate_train: %s", describe_round(report))
+        _LOGGER.info("aggregate_train: %s", describe_round(report, own))
         self._rounds += 1
         reasons, total = Counter(map(as_line, refused)), len(refused) + len(heard.answers)
         for reason, count in reasons.items():
@@ -231,12 +262,12 @@ class Watch:
         self._down_with_fedavg += down_with_fedavg
 
     def say_totals(self) -> None:
-        """Log the bytes of the run, next to those of a run with FedAvg."""
+        """Log the bytes of this process's rounds, next to those of FedAvg."""
         if self._up:
             _LOGGER.info(
-                "training and evaluation took %s up and %s down in %d rounds; FedAvg would have "
-                "taken about %s up, %.1f times as much, and %s down, %.1f times as much",
-                *(_in_units(self._up), _in_units(self._down), self._rounds),
+                "arrays sent in %s, without Flower's headers: %s up and %s down; FedAvg "
+                "sends about %s up, %.1f times as much, and %s down, %.1f times as much",
+                *(_counted(self._rounds, "round"), _in_units(self._up), _in_units(self._down)),
                 *(_in_units(self._up_with_fedavg), self._up_with_fedavg / self._up),
                 *(_in_units(self._down_with_fedavg), self._down_with_fedavg / max(self._down, 1)),
             )
@@ -254,7 +285,7 @@ class Watch:
 
     def _look_at_cohort(self, accepted: int, few: int, cost: str) -> None:
         if accepted <= few:
-            clients = "1 client" if accepted == 1 else f"{accepted} clients"
+            clients = _counted(accepted, "client")
             self._warn_once("few", "replies of %s in a round: %s", clients, cost)
 
     def _look_at_scales(self, blocks: Blocks, scales: Sequence[float]) -> None:
@@ -305,8 +336,8 @@ class Watch:
             warn(template, *words)
 
 
-def describe_round(metrics: Mapping[str, Any]) -> str:
-    """Return a round's log line: replies, ε, signal to noise, margin and bytes."""
+def describe_round(metrics: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """Return a round's log line: replies, ε, signal to noise, margin, bytes, clients' metrics."""
     replies = (
         f"accepted {metrics['replies-accepted']} replies, dropped {metrics['replies-rejected']}"
     )
@@ -323,8 +354,17 @@ def describe_round(metrics: Mapping[str, Any]) -> str:
         if key in metrics
     ]
     spent = f"epsilon {metrics['epsilon']:.3g}" if "epsilon" in metrics else ""
-    parts = [replies, spent, ", ".join(quality), " and ".join(size) + " per client" if size else ""]
-    return "; ".join(part for part in parts if part)
+    sent = " and ".join(size) + " per client" if size else ""
+    # Labeled, because clients name their metrics as they like.
+    said = f"clients report {described}" if (described := describe_metrics(own)) else ""
+    return "; ".join(filter(None, [replies, spent, ", ".join(quality), sent, said]))
+
+
+def describe_metrics(metrics: Mapping[str, Any]) -> str:
+    """Return metrics as part of a log line: the first few single numbers."""
+    numbers = (item for item in metrics.items() if isinstance(item[1], int | float))
+    text = ", ".join(f"{name} {x:.4g}" for name, x in islice(numbers, _MOST_METRICS))
+    return as_line(text) if text else ""
 
 
 def _name_of_block(names: tuple[str, ...]) -> str:
@@ -351,6 +391,10 @@ def _who_has_moved(answers: Sequence[Answer[Any]], question: Question) -> set[No
         # The first entries nearly always do.
         return {node for node, body in bodies.items() if body[:_START].any() or body.any()}
     return None
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _in_units(size: float) -> str:

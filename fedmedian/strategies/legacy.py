@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from flwr.common import (
     Code,
@@ -113,6 +113,16 @@ class LegacyStrategy(ShowsArguments, FedAvg):
 
     def _unusual_of_flower(self) -> Mapping[str, Any]:
         return differing(self, FedAvg(), [*LegacyFedAvgOptions.__annotations__])
+
+    @property
+    def start(self) -> NoReturn:
+        """Not available: it belongs to strategies of Flower's Message API."""
+        name = type(self).__name__
+        raise AttributeError(
+            f"{name} is a strategy of Flower's older API, which is run by ServerApp(server_fn=…) "
+            f"with ServerAppComponents(strategy={name}(…)); fedmedian.strategies has that with "
+            "start"
+        )
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters | None:
         """Return the model to begin with, or to resume with from a checkpoint.
@@ -247,7 +257,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         replies, reasons = _by_client("aggregate_evaluate", results, failures)
         # Replies to evaluation hold no arrays in this API.
         sizes = {"downlink-bytes": self._size}
-        usual = self._protocol.hear_evaluation(
+        usual, report = self._protocol.hear_evaluation(
             server_round,
             _sent(self._asked_to_evaluate, replies, reasons),
             replies,
@@ -256,13 +266,16 @@ class LegacyStrategy(ShowsArguments, FedAvg):
             reasons,
         )
         if not usual:
+            self._protocol.end_evaluation(report, {})
             return None, {}
         # Flower annotates int but takes any number.
         losses: list[Any] = [
             (count, reply.source.loss) for count, reply in zip(_examples(usual), usual, strict=True)
         ]
+        loss = weighted_loss_avg(losses)
         metrics = self._aggregate("evaluate_metrics_aggregation_fn", usual)
-        return weighted_loss_avg(losses), metrics
+        self._protocol.end_evaluation(report, {"loss": loss, **metrics})
+        return loss, metrics
 
     def _log_waiting(self, client_manager: ClientManager) -> None:
         # Flower's older server does not log that it waits.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from logging import INFO
 from statistics import fmean
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 from flwr.app import (
     ArrayRecord,
@@ -21,6 +21,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
 from fedmedian.aggregators.diagnostics import without_lists
+from fedmedian.checks import require_integer
 from fedmedian.logs import text_of
 from fedmedian.records import sizes_of, to_arrays, to_record
 from fedmedian.rounds.downlink import Content
@@ -31,12 +32,15 @@ from fedmedian.rounds.protocol import RoundProtocol, paused_collector
 from fedmedian.rounds.recipe import Question, Recipe
 from fedmedian.rounds.roster import LateReplyError
 from fedmedian.rounds.screening import Node, Reply, Said
+from fedmedian.rounds.watch import describe_metrics
 from fedmedian.steps.downlink import HELD, as_version
 from fedmedian.steps.instruction import Instruction
 from fedmedian.steps.payload import MOST_ARRAYS, Payload
 from fedmedian.strategies import numpy_clients as numpy_messages
 from fedmedian.strategies.arguments import Argument, ShowsArguments, differing
+from fedmedian.strategies.log import without_repetition
 from fedmedian.strategies.options import FedAvgOptions, FlowerOptions, require_fedavg_options
+from fedmedian.strategies.results import ShownResult
 from fedmedian.strategies.wrappers import require_no_unfit_wrapper
 from fedmedian.wire.scalars import EVALUATION, WIRE_VERSION, WireError, WireScalar
 
@@ -45,16 +49,6 @@ _FORMER = 10_000
 """The number of earlier messages whose late replies are known as such."""
 
 EvaluateFunction = Callable[[int, ArrayRecord], MetricRecord | None]
-
-
-@dataclass(repr=False)
-class _ShortResult(Result):
-    """Flower's Result with a shorter text, without the values of each block."""
-
-    def __repr__(self) -> str:
-        reports = self.train_metrics_clientapp
-        short = {number: MetricRecord(without_lists(one)[0]) for number, one in reports.items()}
-        return repr(Result(**{**vars(self), "train_metrics_clientapp": short}))
 
 
 @dataclass
@@ -140,6 +134,15 @@ class MessageStrategy(ShowsArguments, FedAvg):
             self, usual, [*FedAvgOptions.__annotations__.keys() - {"numpy_clients"}]
         )
 
+    @property
+    def initialize_parameters(self) -> NoReturn:
+        """Not available: it belongs to strategies of Flower's older API."""
+        name = type(self).__name__
+        raise AttributeError(
+            f"{name} is a strategy of the Message API, which is run by {name}(…).start(…); "
+            f"ServerAppComponents takes that of fedmedian.strategies.legacy"
+        )
+
     def start(
         self,
         grid: Grid,
@@ -172,11 +175,11 @@ class MessageStrategy(ShowsArguments, FedAvg):
         Raises
         ------
         TypeError
-            If the initial arrays are not an ArrayRecord.
+            If the initial arrays are not an ArrayRecord, or `num_rounds` is not an integer.
         ValueError
-            If the checkpoint is not one of this run, is damaged, or holds more rounds than the
-            run is to have; if the privacy budget does not afford a round, or the model rules out a
-            mechanism.
+            If the initial arrays are empty or `num_rounds` is negative; if the checkpoint is not
+            one of this run, is damaged, or holds more rounds than the run is to have; if the
+            privacy budget does not afford a round, or the model rules out a mechanism.
         RunFailedError
             If `max_failed_rounds` rounds in a row made no new model, or all clients sent plain
             weights before there was one, with the most common reason; if no client was ever asked.
@@ -192,6 +195,9 @@ class MessageStrategy(ShowsArguments, FedAvg):
                 "initial_arrays must be an ArrayRecord, such as ArrayRecord(model.state_dict()), "
                 f"got a {type(initial_arrays).__name__}"
             )
+        if not initial_arrays:
+            raise ValueError("initial_arrays must hold at least one array, got an empty one")
+        require_integer("num_rounds", num_rounds, low=0)
         self._per_block, self._timeout, self._around = {}, timeout, _Traffic()
         self._forget()
         journal = self._protocol.journal
@@ -205,17 +211,20 @@ class MessageStrategy(ShowsArguments, FedAvg):
                     f"holds, got {num_rounds}"
                 )
             affordable = self._protocol.affordable(num_rounds)
-            result = super().start(
-                grid,
-                initial_arrays,
-                affordable,
-                timeout,
-                train_config,
-                evaluate_config,
-                evaluate_fn,
-                **newer,
-            )
+            with without_repetition():
+                result = super().start(
+                    grid,
+                    initial_arrays,
+                    affordable,
+                    timeout,
+                    train_config,
+                    evaluate_config,
+                    evaluate_fn,
+                    **newer,
+                )
             journal.close()
+            _say_last("clients", result.evaluate_metrics_clientapp)
+            _say_last("the server", result.evaluate_metrics_serverapp)
             self._protocol.say_totals()
             self._protocol.say_why_it_ends(affordable, num_rounds)
             self._protocol.require_clients(
@@ -229,7 +238,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         for server_round, lists in self._per_block.items():
             own = reports.get(server_round) or MetricRecord()  # a subclass may report nothing
             reports[server_round] = MetricRecord({**own, **lists})
-        return _ShortResult(**vars(result))
+        return ShownResult(**vars(result))
 
     def summary(self) -> None:
         """Log the arguments of the strategy that are not defaults, then those of FedAvg.
@@ -460,12 +469,11 @@ class MessageStrategy(ShowsArguments, FedAvg):
             return None
         asked, replies_of = _by_node(sent, replies, self._former)
         sizes = self._count(sent, replies)
-        usual = self._protocol.hear_evaluation(
+        usual, report = self._protocol.hear_evaluation(
             server_round, asked, replies_of, self._read_evaluation, sizes
         )
-        if not usual:
-            return None
-        metrics = self._aggregate("evaluate_metrics_aggr_fn", usual)
+        metrics = self._aggregate("evaluate_metrics_aggr_fn", usual) if usual else None
+        self._protocol.end_evaluation(report, metrics or {})
         if metrics is not None:
             journal.note("evaluate", server_round, metrics)
         return metrics
@@ -543,6 +551,14 @@ class MessageStrategy(ShowsArguments, FedAvg):
         metrics = _only(MetricRecord, content)
         key = self.weighted_by_key
         return content, metrics, require_examples(key, metrics.get(key))
+
+
+def _say_last(who: str, evaluations: Mapping[int, MetricRecord]) -> None:
+    """Log the last evaluation of a run."""
+    if evaluations:
+        last = max(evaluations)
+        found = describe_metrics(evaluations[last])
+        log(INFO, "evaluation by %s after round %d: %s", who, last, found)
 
 
 class _CountingGrid:

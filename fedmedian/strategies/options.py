@@ -69,6 +69,9 @@ _OF_START = {
     "on_fit_config_fn": "train_config",
     "on_evaluate_config_fn": "evaluate_config",
     "num_rounds": "num_rounds",
+    "timeout": "timeout",
+    "train_config": "train_config",
+    "evaluate_config": "evaluate_config",
 }
 """Arguments that the Message API passes to ``start``, and their names there."""
 

@@ -196,6 +196,12 @@ class TestFailures:
         assert replies[1].error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
         assert grid.bytes_up == sum(serialized_size(reply) for reply in replies)
 
+    def test_its_text_has_its_nodes_and_bytes(self):
+        grid = InProcessGrid(app_of(lambda message, context: metrics(n=1)), 3)
+        grid.send_and_receive(to_all(grid))
+        sizes = f"bytes_up={grid.bytes_up:,}, bytes_down={grid.bytes_down:,}"
+        assert repr(grid) == f"<InProcessGrid of 3 nodes, {sizes}>"
+
     def test_an_answer_that_is_no_reply_becomes_an_error_reply(self):
         app = ClientApp()
         app.train()(lambda message, context: None)

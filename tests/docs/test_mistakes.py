@@ -2,35 +2,98 @@
 
 import re
 
+import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.client.mod import secaggplus_mod
+from flwr.clientapp import ClientApp
+from flwr.server import ServerAppComponents, ServerConfig
+from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping
 
-from fedmedian import Gaussian, Majority
-from fedmedian.clients import perturb
-from fedmedian.strategies import MedianSGD, SignSGD, legacy
+from fedmedian import Adam, Gaussian, Majority
+from fedmedian.clients import InProcessGrid, Policy, perturb, perturb_with
+from fedmedian.strategies import MedianSGD, RunFailedError, SignSGD, legacy
 from tests.tools.places import DOCS
 
 PAGE = DOCS / "mistakes.md"
-TYPED = re.findall(r"^\| `(.*?)` \| (\w+Error): (.*) \|$", PAGE.read_text(), re.MULTILINE)
+ROWS = re.findall(r"^\| (.*?) \| (\w+Error): (.*) \|$", PAGE.read_text(), re.MULTILINE)
+TYPED = [row for row in ROWS if row[0].startswith("`")]
+ENDS = {done: answer for done, error, answer in ROWS if error == "RunFailedError"}
+ARRAYS = ArrayRecord({"x": Array(np.zeros(3, np.float32))})
+
+
+def run_by_older_server(strategy):
+    config = ServerConfig(num_rounds=1)
+    server = ServerApp(
+        server_fn=lambda context: ServerAppComponents(strategy=strategy, config=config)
+    )
+    server(InProcessGrid(ClientApp(), 3), Context(1, 1, {}, RecordDict(), {}))
+
+
 NAMES = {
+    "Adam": Adam,
+    "ArrayRecord": ArrayRecord,
+    "ClientApp": ClientApp,
+    "DifferentialPrivacyServerSideFixedClipping": DifferentialPrivacyServerSideFixedClipping,
     "Gaussian": Gaussian,
     "Majority": Majority,
     "MedianSGD": MedianSGD,
     "SignSGD": SignSGD,
-    "grid": None,
+    "arrays": ARRAYS,
+    "grid": InProcessGrid(ClientApp(), 3),
     "legacy": legacy,
     "model": {},
     "perturb": perturb,
+    "run_by_older_server": run_by_older_server,
+    "train": print,
 }
 
 
+def matches(answer, error):
+    return re.fullmatch(re.escape(answer).replace("…", ".*"), str(error))
+
+
 def test_the_page_has_mistakes():
-    assert len(TYPED) == 16
+    assert len(TYPED) == 27
 
 
 @pytest.mark.parametrize(("typed", "error", "answer"), TYPED, ids=[typed for typed, _, _ in TYPED])
 def test_what_is_typed_is_answered_as_the_page_says(typed, error, answer):
-    expected = re.escape(answer).replace("…", ".*")
-    with pytest.raises((TypeError, ValueError)) as refused:
-        eval(typed, dict(NAMES))
+    (code,) = re.findall("^`(.*?)`", typed)
+    with pytest.raises((TypeError, ValueError, AttributeError, ImportError)) as refused:
+        exec(code, dict(NAMES))
     assert type(refused.value).__name__ == error
-    assert re.fullmatch(expected, str(refused.value))
+    assert matches(answer, refused.value)
+
+
+def app_of(*mods, examples="num-examples"):
+    app = ClientApp(mods=[*mods])
+
+    @app.train()
+    def train(message, context):
+        metrics = MetricRecord({examples: 3})
+        content = {"arrays": message.content["arrays"], "metrics": metrics}
+        return Message(RecordDict(content), reply_to=message)
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("done", "app"),
+    [
+        ("clients without the mod, with `SignSGD()`", app_of()),
+        ("clients that all fail", ClientApp(mods=[perturb])),
+        (
+            "clients with `mods=[perturb, perturb_with(policy)]`",
+            app_of(perturb, perturb_with(Policy(clip=1.0, noise_scale=1.0, rounds=3))),
+        ),
+        ("clients with `mods=[perturb_with]`", app_of(perturb_with)),
+        ("clients with `mods=[perturb, secaggplus_mod]`", app_of(perturb, secaggplus_mod)),
+        ("clients that report `num_examples`", app_of(perturb, examples="num_examples")),
+    ],
+)
+def test_a_run_ends_with_the_answer_that_the_page_says(done, app):
+    with pytest.raises(RunFailedError) as ended:
+        SignSGD(fraction_evaluate=0.0).start(InProcessGrid(app, 3), ARRAYS, 3)
+    assert matches(ENDS[done], ended.value)

@@ -43,6 +43,13 @@ def public_names():
             yield f"{attacks.__name__}.{name}"
 
 
+@pytest.fixture(scope="module")
+def package(docstrings):
+    griffe = pytest.importorskip("griffe")
+    extensions = griffe.Extensions(docstrings.Defaults())
+    return griffe.load("fedmedian", search_paths=[ROOT], extensions=extensions)
+
+
 class TestReference:
     def test_every_public_name_has_a_place_in_it_and_one_only(self, hooks):
         described = [name for name, _ in hooks.reference()]
@@ -74,6 +81,21 @@ class TestReference:
             "<pre><code>Clip(1.0)</code></pre>",
         ):
             assert hooks.with_links_to_reference(html, "noise.md") == html
+
+
+class TestSignatures:
+    @pytest.mark.parametrize(
+        ("argument", "default"),
+        [
+            ("noise", "Gaussian(TopUp())"),
+            ("aggregator", "Counts()"),
+            ("rotation", "Rotation()"),
+            ("seed", "None"),
+        ],
+    )
+    def test_a_default_is_the_value_that_the_code_names(self, package, argument, default):
+        signature = package["strategies.arguments.SignArguments.__init__"].parameters
+        assert str(signature[argument].default) == default
 
 
 class TestLinks:

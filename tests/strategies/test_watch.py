@@ -4,19 +4,23 @@ import ast
 import logging
 import pickle
 import re
+from concurrent.futures import ThreadPoolExecutor
+from logging import INFO, WARNING
 from typing import ClassVar
 
 import numpy as np
 import pytest
 from flwr.app import Error, Message, MetricRecord, RecordDict
 from flwr.client import NumPyClient
+from flwr.client.mod import secaggplus_mod
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import fixedclipping_mod
 from flwr.common.constant import ErrorCode
+from flwr.common.logger import log
 from flwr.serverapp.strategy import FedAvg
 
 from fedmedian import Adaptive, CodedSteps, Gaussian, Majority, Momentum, SmoothedMedian
-from fedmedian.clients import InProcessGrid, perturb
+from fedmedian.clients import InProcessGrid, perturb, perturb_with
 from fedmedian.records import sizes_of, to_arrays, to_record
 from fedmedian.rounds.watch import RUNAWAY, describe_round
 from fedmedian.strategies import Checkpoint, RunFailedError
@@ -210,9 +214,13 @@ CLASSES = "drops classes"
 TREES = "trees change the shapes"
 NORM = '{"clipping_norm": 1.0}'
 NUMPY = "numpy_clients=True"
+WORKER = "a Ray worker has died"
+POLICY = "mods=[perturb_with(Policy(…))]"
+SECURE_SUM = "remove secaggplus_mod"
 
 UNAVAILABLE = Error(ErrorCode.NODE_UNAVAILABLE, "Error: Node Unavailable — no heartbeat")
 MOD = Error(ErrorCode.MOD_FAILED_PRECONDITION, "my mod needs the version of no reply, which failed")
+DEAD = Error(ErrorCode.UNKNOWN, "<class 'ray.exceptions.ActorDiedError'>:<'The actor died …'>")
 CLIPPING = fixedclipping_mod
 
 SITUATIONS = {
@@ -224,6 +232,9 @@ SITUATIONS = {
     "Flower's clipping is not told a norm": (NORM, train, [perturb, CLIPPING]),
     "Flower's clipping comes first": (ORDER, train, [telling_a_norm, CLIPPING, perturb]),
     "a node is gone": (None, train, [replying(UNAVAILABLE)]),
+    "a Ray worker is gone": (WORKER, train, [replying(DEAD)]),
+    "perturb_with is not called": (POLICY, train, [perturb_with]),
+    "a secure sum is not asked for": (SECURE_SUM, train, [secaggplus_mod]),
     "a server of another version": (RELEASE, train, [telling(instruction=99), perturb]),
     "a server that knows more": (None, train, [telling(surprise=1), perturb]),
     "training diverges": (RATE, diverge, [perturb]),
@@ -238,6 +249,7 @@ class TestHints:
     """Each is there where it is true, and no other is."""
 
     HINTS = (LOG, ORDER, NODES, RELEASE, RATE, PART, CLASSES, TREES, NORM, NUMPY)
+    HINTS += (WORKER, POLICY, SECURE_SUM)
 
     @pytest.mark.parametrize(("hint", "train", "mods"), SITUATIONS.values(), ids=SITUATIONS)
     def test_what_helps_is_said_where_it_does(self, hint, train, mods, api, run, warnings):
@@ -516,9 +528,42 @@ class TestLines:
             f"{report['downlink-bytes']:,.0f} bytes down per client"
         )
 
+    def test_flower_does_not_repeat_what_our_lines_report(self, message_api, run, caplog):
+        run(message_api.make("SignSGD"), train, MODEL, NUM_CLIENTS, 2)
+        assert all(text.strip() for text in caplog.messages)
+        assert not [text for text in caplog.messages if "MetricRecord:" in text and "{" in text]
+        last = caplog.messages[-2:]
+        assert last[0].startswith("evaluation by clients after round 2: loss ")
+        assert last[1].startswith("arrays sent in 2 rounds, ")
+
+    def test_after_the_run_and_in_other_threads_flowers_log_is_whole(self, message_api, caplog):
+        repeated = "\t└──> Aggregated MetricRecord: %s"
+
+        def say(number, arrays):
+            for level in (INFO, WARNING):
+                log(level, repeated, f"inside at {level}")
+            with ThreadPoolExecutor() as threads:
+                threads.submit(log, INFO, repeated, "elsewhere").result()
+
+        model = to_record({"x": np.zeros(3, np.float32)})
+        app = ClientApp()
+        message_api.make("SignSGD").start(InProcessGrid(app, 2), model, 0, evaluate_fn=say)
+        log(INFO, repeated, "after")
+        said = [text.split(": ")[1] for text in caplog.messages if "Aggregated" in text]
+        assert said == ["inside at 30", "elsewhere", "after"]
+
+    @pytest.mark.parametrize("number", [0, 1, 100])
+    def test_a_line_names_the_first_few_of_the_clients_metrics(self, number):
+        counts = {"replies-accepted": 2, "replies-rejected": 0, "replies-missing": 0}
+        own = {"list": [1.0], **{f"{count}\n" * 100: count / 3 for count in range(number)}}
+        line = describe_round(counts, own)
+        assert line.isprintable()
+        assert len(line) < 400
+        assert ("clients report 0\\n0" in line) == (number > 0)
+
     def test_what_is_not_known_is_left_out_of_the_line(self):
         counts = {"replies-accepted": 2, "replies-rejected": 1, "replies-missing": 3}
-        assert describe_round(counts) == "accepted 2 replies, dropped 1, missing 3"
+        assert describe_round(counts, {}) == "accepted 2 replies, dropped 1, missing 3"
 
     @pytest.mark.parametrize("value", [[1.0, 2.0], [1e30] * 9, 1e30, 7])
     @pytest.mark.parametrize(
@@ -534,10 +579,10 @@ class TestLines:
         strategy = message_api.make("MedianSGD", noise=None, diagnostics=False)
         outcome = run(strategy, claim, MODEL, NUM_CLIENTS, 3)
         assert [report["replies-accepted"] for report in outcome.reports.values()] == [5] * 3
-        assert not [line for line in lines("aggregate_train") if "epsilon" in line]
-        assert not [
-            line for line in lines("aggregate_train") if "margin" in line or "signal" in line
-        ]
+        for line in lines("aggregate_train"):
+            ours, _, theirs = line.partition("; clients report ")
+            assert not re.search("epsilon|margin|signal", ours)
+            assert (name in theirs) == isinstance(value, int | float)
         assert not warnings("noise scale")
 
     def test_lists_with_an_entry_for_each_block_are_kept_and_not_in_the_log(
@@ -581,7 +626,7 @@ class TestLines:
             return grid
 
         grid, of_weights = play(message_api.make(make)), play(FedAvg())
-        (line,) = lines("training and evaluation took")
+        (line,) = lines("arrays sent in 2 rounds")
         up, down, weights, models = map(in_bytes, re.findall(r"[\d.]+ [kMG]?B", line))
         assert up == pytest.approx(grid.held_up, rel=0.005)
         assert down == pytest.approx(grid.held_down, rel=0.005)
@@ -601,7 +646,7 @@ class TestLines:
         *_, line = lines("aggregate_evaluate")  # the older API has one of Flower's before it
         assert line == (
             "aggregate_evaluate: accepted 5 replies, dropped 0; "
-            f"{BYTES_OF_MODEL:,} bytes down per client"
+            f"{BYTES_OF_MODEL:,} bytes down per client; clients report loss 2"
         )
 
     def test_both_apis_report_what_goes_down(self, api, run):

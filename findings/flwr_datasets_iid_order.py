@@ -1,0 +1,17 @@
+"""flwr-datasets 0.6.1: IidPartitioner keeps the order of the data.
+
+One expects the partitions of an "IID partitioner" to be drawn at random. They are consecutive
+parts, so data that are sorted by label give clients of one class each. Shuffle the dataset first.
+"""
+
+# packages: flwr-datasets==0.6.1
+from datasets import Dataset
+from flwr_datasets.partitioner import IidPartitioner
+
+partitioner = IidPartitioner(num_partitions=2)
+partitioner.dataset = Dataset.from_dict({"label": [0] * 5 + [1] * 5})
+for number in range(2):
+    print([*partitioner.load_partition(number)["label"]])
+
+# prints: [0, 0, 0, 0, 0]
+# prints: [1, 1, 1, 1, 1]

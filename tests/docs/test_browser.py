@@ -1,0 +1,152 @@
+"""The documentation site in a browser: its pages fit, its links lead somewhere, its search finds.
+
+It needs Chromium and playwright, and is skipped without them.
+"""
+
+import shutil
+import subprocess
+import sys
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import pytest
+
+from tests.tools.places import ROOT
+
+pytest.importorskip("mkdocs")
+sync_api = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium"),
+]
+
+WIDER_THAN_THE_WINDOW = "document.documentElement.scrollWidth > window.innerWidth"
+WIDER_THAN_THE_PAGE = """[...document.querySelectorAll('.md-typeset table')].filter(
+    table => table.getBoundingClientRect().right
+        > table.closest('.md-content').getBoundingClientRect().right
+).map(table => table.innerText.slice(0, 80))"""
+FOUND = """place => [...document.querySelectorAll('.md-search-result__link')].some(
+    link => (link.pathname + link.hash).startsWith(place)
+)"""
+LINKS = """[...document.querySelectorAll('a[href]')].map(link => link.href)"""
+
+
+QUESTIONS = {
+    "LoRA": "existing-apps/#a-part-of-a-model",
+    "early stopping": "recipes/#stop-early",
+    "best model": "recipes/#keep-the-best-model",
+    "TensorBoard": "recipes/#log-to-tensorboard",
+    "pandas": "recipes/#draw-a-run",
+    "Colab": "recipes/#work-in-a-notebook",
+    "GPU": "recipes/#train-clients-on-a-gpu",
+    "FedProx": "recipes/#fedopt-fedprox-scaffold",
+    "SCAFFOLD": "recipes/#fedopt-fedprox-scaffold",
+    "FedAdam": "recipes/#fedopt-fedprox-scaffold",
+    "progress": "recipes/#see-progress",
+    "resume": "recipes/#interrupt-a-run",
+    "three clients": "recipes/#train-with-two-or-three",
+    "JAX": "recipes/#jax",
+    "Keras": "recipes/#tensorflow-and-keras",
+    "Lightning": "recipes/#pytorch-lightning",
+    "scikit-learn": "recipes/#scikit-learn",
+    "NumPyClient": "existing-apps/#numpyclients",
+    "BatchNorm": "existing-apps/#an-app-of-the-message-api",
+    "timeout": "deployment/#when-a-client-is-gone",
+    "min_available_nodes": "deployment/#when-a-client-is-gone",
+    "certificate": "deployment/#2-certificates",
+    "num_examples": "mistakes/",
+    "sys.exit": "simulation/#what-costs-a-run",
+    "memory": "costs/#memory",
+    "secure aggregation": "choose/#when-not-to-use-it",
+    "bfloat16": "support/#what-is-not-supported",
+    "Windows": "support/#tested-versions",
+    "margin": "noise/#what-each-rounds-report-says",
+    "hostile clients": "robustness/#what-is-promised",
+}
+"""What users ask, and the place that answers."""
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the site, and its address."""
+    folder = tmp_path_factory.mktemp("site")
+    config = ROOT / "docs" / "site" / "mkdocs.yml"
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
+    subprocess.run([*build, "--config-file", config, "--site-dir", folder], cwd=ROOT, check=True)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder))
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield folder, f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def visit(browser, site, width):
+    """Yield every page of the site, by name, in a window of a width."""
+    folder, address = site
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    for file in sorted(folder.rglob("index.html")):
+        name = file.relative_to(folder).as_posix()
+        page.goto(address + name)
+        yield name, page
+    page.close()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_page_is_wider_than_a_phone_or_a_desktop(browser, site, width):
+    pages = {
+        name: page.evaluate(WIDER_THAN_THE_WINDOW) for name, page in visit(browser, site, width)
+    }
+    assert len(pages) > 20
+    assert not [name for name, is_wider in pages.items() if is_wider]
+
+
+def test_every_table_fits_a_desktop(browser, site):
+    wide = {name: page.evaluate(WIDER_THAN_THE_PAGE) for name, page in visit(browser, site, 1280)}
+    assert {name: tables for name, tables in wide.items() if tables} == {}
+
+
+def test_every_link_leads_to_a_page_and_to_its_heading(browser, site):
+    _, address = site
+    anchors, links = {}, set()
+    for name, page in visit(browser, site, 1280):
+        ids = page.evaluate("[...document.querySelectorAll('[id]')].map(one => one.id)")
+        anchors[address + name.removesuffix("index.html")] = set(ids)
+        links |= {link for link in page.evaluate(LINKS) if link.startswith(address)}
+    for link in links:
+        target, _, anchor = link.partition("#")
+        target = target.removesuffix("index.html")
+        assert target in anchors, link
+        assert anchor.startswith("__") or not anchor or anchor in anchors[target], link
+
+
+@pytest.mark.parametrize(("question", "place"), QUESTIONS.items())
+def test_search_finds_what_users_ask_for(browser, site, question, place):
+    _, address = site
+    window = browser.new_page()
+    window.goto(f"{address}?q={question}")
+    window.wait_for_function(FOUND, arg=f"/{place}")
+    window.close()
+
+
+def test_figures_are_on_white_in_the_dark(browser, site):
+    _, address = site
+    window = browser.new_page(color_scheme="dark")
+    window.goto(f"{address}how-it-works/")
+    colors = "[...document.images].map(one => getComputedStyle(one).backgroundColor)"
+    assert set(window.evaluate(colors)) == {"rgb(255, 255, 255)"}
+    window.close()
