@@ -33,14 +33,19 @@ from fedmedian.clients.attacks import (
     ALittleIsEnough,
     ClaimExamples,
     Collusion,
+    Drift,
     FoolKrum,
     GaussianNoise,
+    HalfMimic,
     Hostile,
     InnerProduct,
     Mimic,
     MinMax,
+    MinMaxAngle,
     MinSum,
+    MinSumAngle,
     SignFlip,
+    TwoCamps,
     flip_labels,
 )
 from fedmedian.records import to_arrays, to_record
@@ -68,6 +73,9 @@ CLAIMED = 1000
 MORE_ATTACKS = ("sign flip", "gaussian", "min-max", "min-sum", "opt")
 """Attacks that only the study of robustness knows."""
 
+ADAPTIVE = ("half-mimic", "drift", "two camps", "min-max angle", "min-sum angle")
+"""Attacks that are made against rules that compare clients' directions."""
+
 _OMNISCIENT = {
     "minus the mean": InnerProduct(1.0),
     "minus ten times the mean": InnerProduct(10.0),
@@ -77,6 +85,10 @@ _OMNISCIENT = {
     "mimic": Mimic(),
     "min-max": MinMax(),
     "min-sum": MinSum(),
+    "half-mimic": HalfMimic(2.0),
+    "two camps": TwoCamps(2.0),
+    "min-max angle": MinMaxAngle(),
+    "min-sum angle": MinSumAngle(),
 }
 
 Vector = NDArray[np.float32]
@@ -123,7 +135,7 @@ class Setting:
     dtype : str
         The dtype in which the model travels, of "float32" and "float16".
     attack : str
-        One of `ATTACKS` or `MORE_ATTACKS`, or "" if nobody attacks.
+        One of `ATTACKS`, `MORE_ATTACKS` or `ADAPTIVE`, or "" if nobody attacks.
     num_hostile : int
         The number of hostile clients.
     tested : int
@@ -386,6 +398,8 @@ class Clients:
                 return Hostile(GaussianNoise(10.0, self._seed), self._hostile)
             case "opt":
                 return Collusion(FoolKrum(self._setting.num_hostile), self._hostile)
+            case "drift":
+                return Collusion(Drift(), self._hostile)
             case attack:
                 return Collusion(_OMNISCIENT[attack], self._hostile)
 

@@ -1,8 +1,8 @@
-"""The study of robustness: rules of aggregation under attack, in two settings of the literature.
+"""The study of robustness: rules of aggregation under attack, two settings of the literature's.
 
 ``python -m experiments.studies.robustness`` prints the tables of docs/robustness.md;
-``python -m experiments.studies.robustness sorted`` prints one; so does flanders. Results are kept
-in experiments/results, and a study that was killed resumes there.
+``python -m experiments.studies.robustness sorted`` prints one; so do flanders and adaptive. Results
+are kept in experiments/results, and a study that was killed resumes there.
 """
 
 import gc
@@ -16,17 +16,19 @@ from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.clientapp.typing import Mod
 from flwr.serverapp.strategy import Bulyan, FedAvg, FedMedian, FedTrimmedAvg, Krum, Strategy
 from numpy.typing import NDArray
 
 from experiments.studies.commands import show_tables
-from experiments.studies.federation import Setting, simulate
+from experiments.studies.federation import ADAPTIVE, CLAIMED, Setting, simulate
 from experiments.studies.jobs import Result, run_jobs
 from experiments.studies.peers import Remembering
-from experiments.studies.random_basis import late, unseeded
+from experiments.studies.random_basis import ONE_BLOCK, late, unseeded
 from experiments.studies.tables import make_table
+from fedmedian import Aggregator, Agreement, Answers, ClippedMean, Counts
 from fedmedian.clients import perturb
-from fedmedian.clients.attacks import squared_distances
+from fedmedian.clients.attacks import ClaimMagnitude, ClaimScale, Hostile, squared_distances
 from fedmedian.model.layout import Layout
 from fedmedian.records import to_arrays, to_record
 from fedmedian.strategies import MedianSGD, SignSGD
@@ -52,12 +54,16 @@ class Study:
         The attacks.
     radius : float
         The radius of centered clipping, in units of the clients' updates.
+    with_peers : bool
+        Whether rules that compare directions or norms join, ours among them. Hostile clients also
+        claim large magnitudes and noise scales then.
     """
 
     honest: Setting
     num_hostile: int
     attacks: tuple[str, ...]
     radius: float
+    with_peers: bool = False
 
     def settings(self) -> dict[str, Setting]:
         """Return the federation without hostile clients and under each attack."""
@@ -97,6 +103,14 @@ STUDIES = {
         num_hostile=20,
         attacks=("gaussian", "a little is enough", "opt", "min-max"),
         radius=3.0,
+    ),
+    # Attacks that know the rules, on small data. The radius is twice the median honest norm.
+    "adaptive": Study(
+        Setting("digits", learning_rate=0.1, rounds=20, tested=5),
+        num_hostile=2,
+        attacks=("minus ten times the mean", "minus the mean", "a little is enough", *ADAPTIVE),
+        radius=1.2,
+        with_peers=True,
     ),
 }
 
@@ -157,6 +171,47 @@ class CenteredClipping:
         return self._center
 
 
+@dataclass(frozen=True)
+class Buckets(Aggregator):
+    """Means of two clients each, drawn anew in each round, and then another rule of vectors.
+
+    Karimireddy et al., ICLR 2022 (arXiv 2006.09365).
+
+    Parameters
+    ----------
+    then : Aggregator
+        The other rule.
+    """
+
+    then: Aggregator
+
+    def direction(self, answers: Answers, rng: np.random.Generator) -> Updates:
+        """Return the other rule's direction; see `Aggregator.direction`."""
+        shuffled = rng.permutation(answers.vectors(rng))
+        bodies = [shuffled[i : i + 2].mean(axis=0) for i in range(0, len(answers), 2)]
+        equal = np.full(len(bodies), 1 / len(bodies))
+        return self.then.direction(replace(answers, bodies=bodies, weights=equal), rng)
+
+
+def geometric_median(updates: Updates, iterations: int = 10) -> Updates:
+    """Return the vector with the least sum of distances to the updates, by Weiszfeld's iteration.
+
+    RFA: Pillutla et al., IEEE TSP 2022 (arXiv 1912.13445).
+    """
+    center: Updates = np.asarray(updates.mean(axis=0))
+    for _ in range(iterations):
+        weights = 1 / np.maximum(np.linalg.norm(updates - center, axis=1), 1e-6)
+        center = np.asarray((weights / weights.sum()) @ updates)
+    return center
+
+
+def mixed_by_angle(updates: Updates, num_hostile: int) -> Updates:
+    """Return `mixed_trimmed_mean` of updates of the same length, whose distances are angles."""
+    norms = np.linalg.norm(updates, axis=1, keepdims=True)
+    units = np.divide(updates, norms, out=np.zeros_like(updates), where=norms > 0)
+    return mixed_trimmed_mean(units * np.median(norms), num_hostile)
+
+
 def mixed_trimmed_mean(updates: Updates, num_hostile: int) -> Updates:
     """Return the trimmed mean of each update's mean with its nearest neighbours.
 
@@ -187,8 +242,21 @@ def _clipping(radius: float, *, seed: int, **options: Any) -> Strategy:
     return InPlaceOfMean(CenteredClipping(radius, seed), **options)
 
 
-def _mixing(num_hostile: int, *, seed: int, **options: Any) -> Strategy:
-    return InPlaceOfMean(partial(mixed_trimmed_mean, num_hostile=num_hostile), **options)
+def _in_place(rule: Rule, *, seed: int, **options: Any) -> Strategy:
+    return InPlaceOfMean(rule, **options)
+
+
+PEERS: dict[str, Callable[..., Strategy]] = {
+    "Clipped mean, whole vector": partial(MedianSGD, None, ClippedMean(), rotation=ONE_BLOCK),
+    "Clipped mean, each array": partial(MedianSGD, None, ClippedMean(), rotation=None),
+    "Clipped mean, buckets of 2": partial(
+        MedianSGD, None, Buckets(ClippedMean()), rotation=ONE_BLOCK
+    ),
+    "RFA": partial(_in_place, geometric_median),
+    "SignSGD, agreement": partial(SignSGD, aggregator=Agreement(Counts())),
+    "MedianSGD, agreement": partial(MedianSGD, None, Agreement(ClippedMean())),
+}
+"""Rules that compare norms or directions, ours the last."""
 
 
 def rules(study: Study) -> dict[str, Callable[..., Strategy]]:
@@ -198,6 +266,10 @@ def rules(study: Study) -> dict[str, Callable[..., Strategy]]:
     beside a torch without CUDA.
     """
     hostile, clients = study.num_hostile, study.honest.num_clients
+    by_angle = partial(mixed_by_angle, num_hostile=hostile)
+    peers: dict[str, Callable[..., Strategy]] = {
+        "NNM by angle + trimmed mean (told)": partial(_in_place, by_angle)
+    }
     return {
         "FedAvg": partial(unseeded, FedAvg),
         "FedMedian": partial(unseeded, FedMedian),
@@ -206,9 +278,12 @@ def rules(study: Study) -> dict[str, Callable[..., Strategy]]:
         "Bulyan (told)": partial(unseeded, partial(Bulyan, num_malicious_nodes=hostile)),
         "CClip, buckets of 2": partial(_clipping, study.radius),
         "CClip, a tenth of the radius": partial(_clipping, study.radius / 10),
-        "NNM + trimmed mean (told)": partial(_mixing, hostile),
+        "NNM + trimmed mean (told)": partial(
+            _in_place, partial(mixed_trimmed_mean, num_hostile=hostile)
+        ),
         "SignSGD()": SignSGD,
         "MedianSGD()": MedianSGD,
+        **(peers | PEERS if study.with_peers else {}),
     }
 
 
@@ -220,7 +295,15 @@ def run_rule(rule: str, study: Study, setting: Setting, seed: int) -> Result:
     import_module("torch._dynamo")
     gc.collect()
     gc.freeze()
-    return simulate(rules(study)[rule], setting, seed, [perturb])
+    return simulate(rules(study)[rule], setting, seed, [*_claims(study, setting), perturb])
+
+
+def _claims(study: Study, setting: Setting) -> list[Mod]:
+    """Return what hostile clients say about their replies, beside the examples that they claim."""
+    if not setting.attack or not study.with_peers:
+        return []
+    hostile = range(setting.num_clients - setting.num_hostile, setting.num_clients)
+    return [Hostile(claim, hostile) for claim in (ClaimMagnitude(CLAIMED), ClaimScale(CLAIMED))]
 
 
 def accuracies(study: Study, seeds: Sequence[int] = (0, 1)) -> dict[str, dict[str, float]]:

@@ -153,11 +153,16 @@ class Aggregator(ABC):
     `encoding`. It may pass changed answers to another one, see ``dataclasses.replace``.
     """
 
-    encoding: ClassVar[Encoding] = Vector()
-    """The form in which clients send their updates."""
+    uses_weights: ClassVar[bool] = False
+    """Whether the rule counts clients by their weights."""
 
     integrates_noise: ClassVar[bool] = False
     """Whether the rule itself averages over the noise, so that neither side adds any."""
+
+    @property
+    def encoding(self) -> Encoding:
+        """The form in which clients send their updates."""
+        return Vector()
 
     @property
     def needs_noise(self) -> bool:

@@ -1,0 +1,167 @@
+"""Weights by agreement: clients count for more, the more others point in their direction."""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmedian.aggregators.base import Aggregator, Answers, Weights
+from fedmedian.aggregators.means import clipping_factors
+from fedmedian.checks import require_type
+from fedmedian.kernels.agreement import count_agreements
+from fedmedian.rules.noise import Noise
+from fedmedian.rules.trust import num_tolerated
+from fedmedian.steps.encodings import Encoding, Signs
+from fedmedian.wire.scalars import Float32
+
+LEAST = 0.1
+"""The least that a client counts for, relative to one that all others count among their nearest."""
+
+# Coordinates are sampled for a cost of at most so many pairs of them, but never fewer than these.
+_PAIRS, _COORDINATES = 1 << 31, 1 << 14
+
+
+@dataclass(frozen=True)
+class Agreement(Aggregator):
+    """Another rule with weights by agreement, for votes and for vectors.
+
+    Each of M clients has M − t − 1 nearest others, by the angle between their updates, with
+    t = `num_tolerated`. A client's weight is multiplied by its share, see `shares`: 1 if all others
+    count it among their nearest, 0 if at most t − 1 of them do, as many as may be its accomplices.
+    A share counts as at least `LEAST`, so that an honest client that is unlike all others is heard.
+
+    The angle between votes follows from the bits that agree. Vectors are compared after clipping as
+    in `ClippedMean`. With many coordinates or clients a random sample of coordinates is compared;
+    in a random basis, the default, it is as good as all of them.
+
+    Parameters
+    ----------
+    then : Aggregator
+        The rule that uses the weights: `Counts`, `Majority`, `ClippedMean`, or a custom one that
+        `uses_weights`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `then` is not an aggregator, or does not use weights.
+
+    Examples
+    --------
+    >>> from fedmedian import ClippedMean, Counts
+    >>> from fedmedian.strategies import MedianSGD, SignSGD
+    >>> votes = SignSGD(aggregator=Agreement(Counts()))
+    >>> vectors = MedianSGD(noise=None, aggregator=Agreement(ClippedMean()))
+    """
+
+    then: Aggregator
+
+    uses_weights: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        wanted = "a rule that uses weights, such as Counts() or ClippedMean()"
+        require_type("then", self.then, Aggregator, wanted)
+        if not self.then.uses_weights:
+            raise ValueError(f"then must be {wanted}, got {self.then!r}")
+
+    @property
+    def encoding(self) -> Encoding:
+        """The other rule's."""
+        return self.then.encoding
+
+    @property
+    def needs_noise(self) -> bool:
+        """The other rule's."""
+        return self.then.needs_noise
+
+    def direction(self, answers: Answers, rng: np.random.Generator) -> Float32:
+        """Return the other rule's direction; see `Aggregator.direction`."""
+        of_votes = isinstance(self.encoding, Signs)
+        likeness = _likeness_of_votes if of_votes else _likeness_of_vectors
+        found = shares(likeness(answers, rng))
+        if answers.report is not None:
+            answers.report["agreement-per-client"] = found.tolist()
+            answers.report["clients-apart"] = int(np.count_nonzero(found < LEAST))
+        weights = answers.weights * np.maximum(found, LEAST)
+        return self.then.direction(replace(answers, weights=weights / weights.sum()), rng)
+
+    def center(self, values: Weights, weights: Weights) -> Weights:
+        """Return the other rule's center; see `Aggregator.center`."""
+        return self.then.center(values, weights)
+
+    def usual_rate(self, noise: Noise | None) -> float | None:
+        """Return the other rule's rate; see `Aggregator.usual_rate`."""
+        return self.then.usual_rate(noise)
+
+    def cost_of_few(self, noise: Noise | None) -> tuple[int, str]:
+        """Return the other rule's; see `Aggregator.cost_of_few`."""
+        return self.then.cost_of_few(noise)
+
+
+def shares(likeness: NDArray[Any]) -> Weights:
+    """Return each client's share of the others that count it among their nearest.
+
+    Of c others that do, t − 1 may be accomplices: the share is max(c − (t − 1), 0)/(M − t), with
+    t = `num_tolerated`. Others that are equally near at the border count in part.
+
+    Parameters
+    ----------
+    likeness : (M, M) array
+        How like each pair of clients are, M >= 1; any increasing function of the cosine.
+
+    Returns
+    -------
+    (M,) float64
+        The shares, in [0, 1]; all 1 with one client or two.
+
+    Examples
+    --------
+    >>> cosines = np.array([[1, 0.8, 0.7, -0.5], [0.8, 1, 0.6, -0.5],
+    ...                     [0.7, 0.6, 1, -0.5], [-0.5, -0.5, -0.5, 1]])
+    >>> shares(cosines).round(2).tolist()
+    [0.89, 0.89, 0.89, 0.0]
+    """
+    clients = len(likeness)
+    tolerated = num_tolerated(clients)
+    if (near := clients - tolerated - 1) < 1:
+        return np.ones(clients)
+    others = likeness.astype(np.float64)
+    np.fill_diagonal(others, -np.inf)
+    border = np.partition(others, tolerated + 1, axis=1)[:, tolerated + 1, None]
+    nearer, at = others > border, others == border
+    left = near - nearer.sum(axis=1, keepdims=True)
+    counted = (nearer + at * (left / at.sum(axis=1, keepdims=True))).sum(axis=0)
+    return np.asarray(np.maximum(counted - (tolerated - 1), 0) / (clients - tolerated))
+
+
+def _likeness_of_votes(answers: Answers, rng: np.random.Generator) -> NDArray[Any]:
+    """Return how many of the coordinates each pair of clients votes alike on, (M, M)."""
+    dim = answers.blocks.dim
+    if (sample := _sample(dim // 8, _stride(answers), rng)).step == 1:
+        return count_agreements(answers.bodies, dim)
+    rows = [body[sample] for body in answers.bodies]
+    return count_agreements(rows, 8 * rows[0].size)
+
+
+def _likeness_of_vectors(answers: Answers, rng: np.random.Generator) -> NDArray[Any]:
+    """Return the cosine of each pair of clipped vectors, (M, M); 0 for zeros."""
+    blocks, bodies = answers.blocks, answers.bodies
+    sample = _sample(blocks.dim, _stride(answers), rng)
+    block_of = np.repeat(np.arange(len(blocks)), blocks.sizes)[sample]
+    factors = clipping_factors(answers).astype(np.float32)
+    rows = np.stack(
+        [body[sample] * own[block_of] for body, own in zip(bodies, factors, strict=True)]
+    )
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    np.divide(rows, norms, out=rows, where=norms > 0)
+    return np.asarray(rows @ rows.T)
+
+
+def _stride(answers: Answers) -> int:
+    most = max(_PAIRS // len(answers) ** 2, _COORDINATES)
+    return -(-answers.blocks.dim // most)
+
+
+def _sample(length: int, stride: int, rng: np.random.Generator) -> slice:
+    """Return the places of every so many of a vector's entries, from a random one on."""
+    return slice(int(rng.integers(stride)) if stride > 1 else 0, length, max(stride, 1))
