@@ -86,6 +86,7 @@ _OMNISCIENT = {
     "min-max": MinMax(),
     "min-sum": MinSum(),
     "half-mimic": HalfMimic(2.0),
+    "drift": Drift(0.1),
     "two camps": TwoCamps(2.0),
     "min-max angle": MinMaxAngle(),
     "min-sum angle": MinSumAngle(),
@@ -398,8 +399,6 @@ class Clients:
                 return Hostile(GaussianNoise(10.0, self._seed), self._hostile)
             case "opt":
                 return Collusion(FoolKrum(self._setting.num_hostile), self._hostile)
-            case "drift":
-                return Collusion(Drift(), self._hostile)
             case attack:
                 return Collusion(_OMNISCIENT[attack], self._hostile)
 

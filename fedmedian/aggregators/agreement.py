@@ -1,5 +1,6 @@
 """Weights by agreement: clients count for more, the more others point in their direction."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -19,7 +20,9 @@ LEAST = 0.1
 """The least that a client counts for, relative to one that all others count among their nearest."""
 
 # Coordinates are sampled for a cost of at most so many pairs of them, but never fewer than these.
-_PAIRS, _COORDINATES = 1 << 31, 1 << 14
+_PAIRS, _COORDINATES = 1 << 30, 1 << 14
+# Vectors are compared part by part, so many values of all of them at once.
+_VALUES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -135,33 +138,41 @@ def shares(likeness: NDArray[Any]) -> Weights:
 
 
 def _likeness_of_votes(answers: Answers, rng: np.random.Generator) -> NDArray[Any]:
-    """Return how many of the coordinates each pair of clients votes alike on, (M, M)."""
+    """Return the number of coordinates on which each pair of clients votes alike, (M, M)."""
     dim = answers.blocks.dim
-    if (sample := _sample(dim // 8, _stride(answers), rng)).step == 1:
+    first, stride = _sample(answers, rng)
+    if stride == 1:
         return count_agreements(answers.bodies, dim)
-    rows = [body[sample] for body in answers.bodies]
+    rows = [body[first : dim // 8 : stride] for body in answers.bodies]
     return count_agreements(rows, 8 * rows[0].size)
 
 
 def _likeness_of_vectors(answers: Answers, rng: np.random.Generator) -> NDArray[Any]:
-    """Return the cosine of each pair of clipped vectors, (M, M); 0 for zeros."""
-    blocks, bodies = answers.blocks, answers.bodies
-    sample = _sample(blocks.dim, _stride(answers), rng)
-    block_of = np.repeat(np.arange(len(blocks)), blocks.sizes)[sample]
-    factors = clipping_factors(answers).astype(np.float32)
-    rows = np.stack(
-        [body[sample] * own[block_of] for body, own in zip(bodies, factors, strict=True)]
-    )
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    np.divide(rows, norms, out=rows, where=norms > 0)
-    return np.asarray(rows @ rows.T)
+    """Return the cosine of each pair of vectors, clipped block by block, (M, M); 0 for zeros."""
+    products = np.zeros((len(answers), len(answers)))
+    first, stride = _sample(answers, rng)
+    parts = zip(*(answers.blocks.split(body) for body in answers.bodies), strict=True)
+    for block in parts:
+        own = _products([part[first::stride] for part in block])
+        norms = np.sqrt(own.diagonal())
+        factors = clipping_factors(norms[:, None])
+        products += own * (factors * factors.T)
+    norms = np.sqrt(products.diagonal())
+    norms = np.outer(norms, norms)
+    return np.asarray(np.divide(products, norms, out=np.zeros_like(products), where=norms > 0))
 
 
-def _stride(answers: Answers) -> int:
+def _products(rows: Sequence[Float32]) -> Weights:
+    """Return the inner product of each pair of M vectors, (M, M) float64, part by part."""
+    products, length = np.zeros((len(rows), len(rows))), max(_VALUES // len(rows), 1)
+    for start in range(0, rows[0].size, length):
+        part = np.stack([row[start : start + length] for row in rows])
+        products += part @ part.T
+    return products
+
+
+def _sample(answers: Answers, rng: np.random.Generator) -> tuple[int, int]:
+    """Return the first place of a random sample of coordinates, or bytes, and its stride."""
     most = max(_PAIRS // len(answers) ** 2, _COORDINATES)
-    return -(-answers.blocks.dim // most)
-
-
-def _sample(length: int, stride: int, rng: np.random.Generator) -> slice:
-    """Return the places of every so many of a vector's entries, from a random one on."""
-    return slice(int(rng.integers(stride)) if stride > 1 else 0, length, max(stride, 1))
+    stride = max(-(-answers.blocks.dim // most), 1)
+    return (0 if stride == 1 else int(rng.integers(stride))), stride

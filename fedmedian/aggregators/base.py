@@ -214,7 +214,10 @@ class Aggregator(ABC):
 
 
 def coordinatewise(
-    answers: Answers, rng: np.random.Generator, center: Callable[[slice, list[Float32]], Float32]
+    answers: Answers,
+    rng: np.random.Generator,
+    center: Callable[[slice, list[Float32]], Float32],
+    variance: float | None = None,
 ) -> Float32:
     """Return a center of vectors, computed part by part, and report its distance from the mean.
 
@@ -228,6 +231,9 @@ def coordinatewise(
         See `Answers.parts`.
     center : callable
         Maps a part and the clients' vectors there, M times (n,) float32, to their center, (n,).
+    variance : float, optional
+        The variance of the center of M independent draws of variance 1, for the report. By default
+        that of their median.
 
     Returns
     -------
@@ -241,7 +247,7 @@ def coordinatewise(
         direction[part] = center(part, rows)
         if answers.report is not None:
             gap.add(direction[part], rows)
-            excess.append(excess_of_signs([row[::stride] for row in rows]))
+            excess.append(excess_of_signs([row[::stride] for row in rows], answers.weights))
         del rows  # before the next part's noisy copies are made
     if answers.report is not None:
         squares, levels = np.square(answers.noise_scales(), dtype=np.float64), None
@@ -251,7 +257,8 @@ def coordinatewise(
         scales = np.sqrt(squares.mean(axis=0))
         answers.report.update(
             describe_median(
-                direction, gap, excess, len(answers), scales, blocks, answers.noise, levels
+                *(direction, gap, excess, len(answers), scales, blocks, answers.noise),
+                *(levels, variance),
             )
         )
     return direction

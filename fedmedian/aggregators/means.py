@@ -26,8 +26,9 @@ class ClippedMean(Aggregator):
 
     def direction(self, answers: Answers, rng: np.random.Generator) -> Float32:
         """Return the mean; see `Aggregator.direction`."""
-        weights = answers.weights[:, None] * clipping_factors(answers)
-        counted = weights.astype(np.float32)
+        split = answers.blocks.split
+        norms = np.sqrt([[energy(part) for part in split(body)] for body in answers.bodies])
+        counted = (answers.weights[:, None] * clipping_factors(norms)).astype(np.float32)
 
         def mean(part: slice, rows: list[Float32]) -> Float32:
             total = np.zeros(part.stop - part.start, dtype=np.float32)
@@ -35,12 +36,10 @@ class ClippedMean(Aggregator):
                 total += row * answers.blocks.repeat_within(part, weight)
             return total
 
-        return coordinatewise(answers, rng, mean)
+        return coordinatewise(answers, rng, mean, float(np.square(answers.weights).sum()))
 
 
-def clipping_factors(answers: Answers) -> Weights:
-    """Return the factors, (M, L) in [0, 1], by which `ClippedMean` multiplies clients' blocks."""
-    blocks = answers.blocks
-    norms = np.sqrt([[energy(part) for part in blocks.split(body)] for body in answers.bodies])
+def clipping_factors(norms: Weights) -> Weights:
+    """Return the factors in [0, 1] that clip blocks of these norms, both (M, L)."""
     most = np.broadcast_to(LONGEST * agreed_size(norms), norms.shape)
     return np.asarray(np.divide(most, norms, out=np.ones_like(norms), where=norms > most))

@@ -174,8 +174,8 @@ class Omniscient(ABC):
             The update to send.
         """
 
-    def camps(self, honest: Float32) -> list[Float32]:
-        """Return what the hostile clients send in turn; see `update`. By default all the same."""
+    def camps(self, honest: Float32, server_round: int) -> list[Float32]:
+        """Return what the hostile clients send in turn in a round; by default all the same."""
         return [self.update(honest)]
 
 
@@ -364,11 +364,11 @@ class HalfMimic(Omniscient):
         return _against(honest, _from_outlier(honest)[0], self.factor)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Drift(Omniscient):
     """A copy of an honest update that moves away from it, a little further in each round.
 
-    In round r of the attack it is the update most like the mean, minus r · rate times the mean.
+    In round r it is the honest update most like the mean, minus r · rate times the mean.
 
     Parameters
     ----------
@@ -385,12 +385,14 @@ class Drift(Omniscient):
 
     def __post_init__(self) -> None:
         require_real("rate", self.rate, low=0.0)
-        self._rounds = 0
 
     def update(self, honest: Float32) -> Float32:
-        """Return the round's update, lengthened; see `Omniscient.update`."""
-        self._rounds += 1
-        return _against(honest, _from_outlier(honest)[-1], self._rounds * self.rate)
+        """Return the first round's update, lengthened; see `Omniscient.update`."""
+        return self.camps(honest, 1)[0]
+
+    def camps(self, honest: Float32, server_round: int) -> list[Float32]:
+        """Return a round's update, lengthened; see `Omniscient.camps`."""
+        return [_against(honest, _from_outlier(honest)[-1], server_round * self.rate)]
 
 
 @dataclass(frozen=True)
@@ -400,7 +402,7 @@ class TwoCamps(HalfMimic):
     Each camp looks like a minority of its own. Arguments are those of `HalfMimic`.
     """
 
-    def camps(self, honest: Float32) -> list[Float32]:
+    def camps(self, honest: Float32, server_round: int) -> list[Float32]:
         """Return what the two camps send; see `Omniscient.camps`."""
         return [_against(honest, one, self.factor) for one in _from_outlier(honest)[:2]]
 
@@ -534,7 +536,8 @@ class Collusion:
             self._honest[partition] = reply.update
             return reply.message
         if self._sent is None:
-            self._sent = self._attack.camps(np.stack(list(self._honest.values())))
+            honest = np.stack(list(self._honest.values()))
+            self._sent = self._attack.camps(honest, server_round)
         return reply.send(self._sent[partition % len(self._sent)])
 
 
