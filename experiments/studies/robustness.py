@@ -263,14 +263,14 @@ def rules(study: Study) -> dict[str, Callable[..., Strategy]]:
     """Return the rules that are compared, by their names in tables, told what they need to know.
 
     CClip and NNM are written here because the library that has both, byzfl, does not import
-    beside a torch without CUDA.
+    beside a torch without CUDA. Bulyan needs 4f + 3 clients and is left out where there are fewer.
     """
     hostile, clients = study.num_hostile, study.honest.num_clients
     by_angle = partial(mixed_by_angle, num_hostile=hostile)
     peers: dict[str, Callable[..., Strategy]] = {
         "NNM by angle + trimmed mean (told)": partial(_in_place, by_angle)
     }
-    return {
+    found = {
         "FedAvg": partial(unseeded, FedAvg),
         "FedMedian": partial(unseeded, FedMedian),
         "FedTrimmedAvg (told)": partial(unseeded, partial(FedTrimmedAvg, beta=hostile / clients)),
@@ -285,6 +285,9 @@ def rules(study: Study) -> dict[str, Callable[..., Strategy]]:
         "MedianSGD()": MedianSGD,
         **(peers | PEERS if study.with_peers else {}),
     }
+    if clients < 4 * hostile + 3:
+        del found["Bulyan (told)"]
+    return found
 
 
 def run_rule(rule: str, study: Study, setting: Setting, seed: int) -> Result:

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.aggregators.base import Aggregator, Answers, Weights
-from fedmedian.aggregators.means import clipping_factors
+from fedmedian.aggregators.means import LONGEST, clipping_factors
 from fedmedian.checks import require_type
 from fedmedian.kernels.agreement import count_agreements
 from fedmedian.rules.noise import Noise
-from fedmedian.rules.trust import num_tolerated
+from fedmedian.rules.trust import agreed_size, num_tolerated
 from fedmedian.steps.encodings import Encoding, Signs
 from fedmedian.wire.scalars import Float32
 
@@ -155,7 +155,7 @@ def _likeness_of_vectors(answers: Answers, rng: np.random.Generator) -> NDArray[
     for block in parts:
         own = _products([part[first::stride] for part in block])
         norms = np.sqrt(own.diagonal())
-        factors = clipping_factors(norms[:, None])
+        factors = clipping_factors(norms[:, None], LONGEST * agreed_size(norms[:, None]))
         products += own * (factors * factors.T)
     norms = np.sqrt(products.diagonal())
     norms = np.outer(norms, norms)
