@@ -1,13 +1,13 @@
 """The study of robustness: rules of aggregation under attack, two settings of the literature's.
 
 ``python -m experiments.studies.robustness`` prints the tables of docs/robustness.md;
-``python -m experiments.studies.robustness sorted`` prints one; so do flanders and adaptive. Results
-are kept in experiments/results, and a study that was killed resumes there.
+``python -m experiments.studies.robustness sorted`` prints one; so do flanders, adaptive, little
+and minority. Results are kept in experiments/results, and a study that was killed resumes there.
 """
 
 import gc
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -24,9 +24,18 @@ from experiments.studies.commands import show_tables
 from experiments.studies.federation import ADAPTIVE, CLAIMED, Setting, simulate
 from experiments.studies.jobs import Result, run_jobs
 from experiments.studies.peers import Remembering
-from experiments.studies.random_basis import ONE_BLOCK, late, unseeded
+from experiments.studies.random_basis import MINORITY, ONE_BLOCK, late, unseeded
 from experiments.studies.tables import make_table
-from fedmedian import Aggregator, Agreement, Answers, ClippedMean, Counts
+from fedmedian import (
+    Aggregator,
+    Agreement,
+    Answers,
+    ClippedMean,
+    Counts,
+    Gaussian,
+    Momentum,
+    TopUp,
+)
 from fedmedian.clients import perturb
 from fedmedian.clients.attacks import ClaimMagnitude, ClaimScale, Hostile, squared_distances
 from fedmedian.model.layout import Layout
@@ -246,6 +255,8 @@ def _in_place(rule: Rule, *, seed: int, **options: Any) -> Strategy:
     return InPlaceOfMean(rule, **options)
 
 
+_BY_AGREEMENT = partial(SignSGD, aggregator=Agreement(Counts()))
+
 PEERS: dict[str, Callable[..., Strategy]] = {
     "Clipped mean, whole vector": partial(MedianSGD, None, ClippedMean(), rotation=ONE_BLOCK),
     "Clipped mean, each array": partial(MedianSGD, None, ClippedMean(), rotation=None),
@@ -253,7 +264,7 @@ PEERS: dict[str, Callable[..., Strategy]] = {
         MedianSGD, None, Buckets(ClippedMean()), rotation=ONE_BLOCK
     ),
     "RFA": partial(_in_place, geometric_median),
-    "SignSGD, agreement": partial(SignSGD, aggregator=Agreement(Counts())),
+    "SignSGD, agreement": _BY_AGREEMENT,
     "MedianSGD, agreement": partial(MedianSGD, None, Agreement(ClippedMean())),
 }
 """Rules that compare norms or directions, ours the last."""
@@ -270,7 +281,7 @@ def rules(study: Study) -> dict[str, Callable[..., Strategy]]:
     peers: dict[str, Callable[..., Strategy]] = {
         "NNM by angle + trimmed mean (told)": partial(_in_place, by_angle)
     }
-    found = {
+    found: dict[str, Callable[..., Strategy]] = {
         "FedAvg": partial(unseeded, FedAvg),
         "FedMedian": partial(unseeded, FedMedian),
         "FedTrimmedAvg (told)": partial(unseeded, partial(FedTrimmedAvg, beta=hostile / clients)),
@@ -354,9 +365,90 @@ def table(study: Study, seeds: Sequence[int] = (0, 1)) -> str:
     return make_table(["rule", *study.settings(), "worst"], rows)
 
 
+NOISY: dict[str, Callable[..., Strategy]] = {
+    "clipped vectors": partial(MedianSGD, None, ClippedMean()),
+    "the same, noise added": partial(MedianSGD, aggregator=ClippedMean()),
+    "votes": SignSGD,
+    "votes by agreement": _BY_AGREEMENT,
+    "the same, level 2": partial(_BY_AGREEMENT, Gaussian(TopUp(2.0))),
+    "the same, server momentum": partial(_BY_AGREEMENT, optimizer=Momentum(0.9)),
+}
+"""From vectors to votes: what noise, its level and averaging over rounds change."""
+
+_SORTED = Setting(
+    "digits",
+    learning_rate=0.1,
+    partition="sorted",
+    num_clients=25,
+    rounds=120,
+    local_steps=1,
+    client_momentum=0.9,
+    tested=10,
+)
+_LITTLE = replace(_SORTED, attack="a little is enough", num_hostile=5)
+LITTLE = {
+    "none": _SORTED,
+    "a little is enough": _LITTLE,
+    "the same, four minibatches a round": replace(_LITTLE, local_steps=4, rounds=30),
+}
+"""Sorted labels on small data, where updates are noisy and honest clients unlike each other."""
+
+KEEPING: dict[str, Callable[..., Strategy]] = {
+    "FedAvg": partial(unseeded, FedAvg),
+    "SignSGD()": SignSGD,
+    "MedianSGD()": MedianSGD,
+    **{name: rule for name, rule in PEERS.items() if name.endswith("agreement")},
+}
+MINORITIES = {
+    "one client": MINORITY,
+    "two clients": replace(MINORITY, partition="shared class"),
+}
+"""Federations of honest clients, of which one or two alone hold a class."""
+
+QUANTITIES = ("recall", "accuracy")
+
+
+def _run(strategy: Callable[..., Strategy], setting: Setting, seed: int) -> Result:
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    return simulate(strategy, setting, seed, [perturb])
+
+
+def _compare(
+    rules: Mapping[str, Callable[..., Strategy]],
+    settings: Mapping[str, Setting],
+    quantities: Sequence[str] = ("accuracy",),
+    rounds: int = 5,
+    seeds: Sequence[int] = (0, 1),
+) -> str:
+    """Return a table of what rules reach in settings in the last rounds, over all seeds."""
+    jobs = {
+        (rule, label, seed): (
+            f"{rule} | {setting} | seed {seed}",
+            partial(_run, rules[rule], setting, seed),
+        )
+        for seed in seeds
+        for label, setting in settings.items()
+        for rule in rules
+    }
+    results, rows = run_jobs(dict(jobs.values()), RESULTS), []
+    for rule in rules:
+        row = [rule]
+        for label in settings:
+            runs = [results[jobs[rule, label, seed][0]] for seed in seeds]
+            row += [f"{late(runs, quantity, rounds):.3f}" for quantity in quantities]
+        rows.append(row)
+    several = len(quantities) > 1
+    columns = [f"{label}, {of}" if several else label for label in settings for of in quantities]
+    return make_table(["rule", *columns], rows)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables that the command line names, or all."""
-    makers = {name: partial(table, study) for name, study in STUDIES.items()}
+    makers: dict[str, Callable[[], str]] = {
+        name: partial(table, study) for name, study in STUDIES.items()
+    }
+    makers["little"] = partial(_compare, NOISY, LITTLE, rounds=10)
+    makers["minority"] = partial(_compare, KEEPING, MINORITIES, QUANTITIES)
     show_tables("robustness", makers, arguments)
 
 
