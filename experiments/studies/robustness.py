@@ -380,7 +380,7 @@ _SORTED = Setting(
     learning_rate=0.1,
     partition="sorted",
     num_clients=25,
-    rounds=120,
+    rounds=80,
     local_steps=1,
     client_momentum=0.9,
     tested=10,
@@ -389,7 +389,7 @@ _LITTLE = replace(_SORTED, attack="a little is enough", num_hostile=5)
 LITTLE = {
     "none": _SORTED,
     "a little is enough": _LITTLE,
-    "the same, four minibatches a round": replace(_LITTLE, local_steps=4, rounds=30),
+    "the same, four minibatches a round": replace(_LITTLE, local_steps=4, rounds=20),
 }
 """Sorted labels on small data, where updates are noisy and honest clients unlike each other."""
 
