@@ -34,8 +34,7 @@ Arrays that start at zero, or train with a learning rate that warms up, move lit
 """
 
 APART_ROUNDS = 3
-"""A client that counts for the least in so many rounds in a row, since others do not agree with it,
-is named in the log."""
+"""A client that others do not agree with in so many of its rounds in a row is named in the log."""
 
 STILL_ROUNDS = 3
 """A client whose update is zero in each of its first so many rounds triggers a warning."""
@@ -309,8 +308,8 @@ class Watch:
             self._apart[answer.node] = since, rounds + 1
             if rounds + 1 == APART_ROUNDS:
                 warn(
-                    "client %s has counted for at most a tenth of its weight since round %d: few "
-                    "clients agree with it. It may be hostile, or hold data that others do not; "
+                    "fewer than a tenth of the others have agreed with client %s since round %d, so "
+                    "it counts for little: it may be hostile, or hold data that others do not; "
                     "look at it, and without Agreement it counts like the others",
                     *(self._roster.name(answer.node), since),
                 )

@@ -422,7 +422,7 @@ class TestClientsThatFewOthersAgreeWith:
         "vectors": ("MedianSGD", {"noise": None, "aggregator": Agreement(ClippedMean())}),
     }
     each_rule = each_case(("make", "options"), RULES, older=RULES)
-    OF_IT = "has counted for at most a tenth of its weight"
+    OF_IT = "fewer than a tenth of the others have agreed with client "
 
     @each_rule
     def test_are_named_once_after_three_rounds_with_since_when(
@@ -434,7 +434,7 @@ class TestClientsThatFewOthersAgreeWith:
         run(api.make(make, seed=1, **options), opposing, MODEL, NUM_CLIENTS, 5)
         (warning,) = warnings(self.OF_IT)
         assert "(partition 3)" in warning
-        assert "since round 1: few clients agree with it" in warning
+        assert "since round 1, so it counts for little: it may be hostile" in warning
 
     @each_rule
     def test_are_not_named_if_others_agree_in_between(self, make, options, api, run, warnings):
