@@ -13,7 +13,7 @@ from fedmedian.checks import require_type
 from fedmedian.kernels.agreement import count_agreements
 from fedmedian.rules.noise import Noise
 from fedmedian.rules.trust import agreed_size, num_tolerated
-from fedmedian.steps.encodings import Encoding, Signs
+from fedmedian.steps.encodings import Encoding, Signs, Vector
 from fedmedian.wire.scalars import Float32
 
 LEAST = 0.1
@@ -47,7 +47,7 @@ class Agreement(Aggregator):
     Raises
     ------
     TypeError, ValueError
-        If `then` is not an aggregator, or does not use weights.
+        If `then` is not an aggregator, does not use weights, or has an encoding of its own.
 
     Examples
     --------
@@ -62,15 +62,20 @@ class Agreement(Aggregator):
     uses_weights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        wanted = "a rule that uses weights, such as Counts() or ClippedMean()"
+        wanted = "a rule of signs or vectors that uses weights, such as Counts() or ClippedMean()"
         require_type("then", self.then, Aggregator, wanted)
-        if not self.then.uses_weights:
+        if not self.then.uses_weights or not isinstance(self.encoding, Signs | Vector):
             raise ValueError(f"then must be {wanted}, got {self.then!r}")
 
     @property
     def encoding(self) -> Encoding:
         """The other rule's."""
         return self.then.encoding
+
+    @property
+    def integrates_noise(self) -> bool:
+        """The other rule's."""
+        return self.then.integrates_noise
 
     @property
     def needs_noise(self) -> bool:
@@ -99,6 +104,10 @@ class Agreement(Aggregator):
     def cost_of_few(self, noise: Noise | None) -> tuple[int, str]:
         """Return the other rule's; see `Aggregator.cost_of_few`."""
         return self.then.cost_of_few(noise)
+
+    def require_noise(self, noise: Noise | None) -> None:
+        """Raise as the other rule does; see `Aggregator.require_noise`."""
+        self.then.require_noise(noise)
 
 
 def shares(likeness: NDArray[Any]) -> Weights:

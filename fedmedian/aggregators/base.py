@@ -156,13 +156,15 @@ class Aggregator(ABC):
     uses_weights: ClassVar[bool] = False
     """Whether the rule counts clients by their weights."""
 
-    integrates_noise: ClassVar[bool] = False
-    """Whether the rule itself averages over the noise, so that neither side adds any."""
-
     @property
     def encoding(self) -> Encoding:
         """The form in which clients send their updates."""
         return Vector()
+
+    @property
+    def integrates_noise(self) -> bool:
+        """Whether the rule itself averages over the noise, so that neither side adds any."""
+        return False
 
     @property
     def needs_noise(self) -> bool:

@@ -307,7 +307,8 @@ class Watch:
                 continue
             self._apart[answer.node] = since, rounds + 1
             if rounds + 1 == APART_ROUNDS:
-                warn(
+                self._warn_once(
+                    f"apart: {answer.node}",
                     "fewer than a tenth of the others have agreed with client %s since round %d, "
                     "so it counts for little: it may be hostile, or hold data that others do not; "
                     "look at it, and without Agreement it counts like the others",

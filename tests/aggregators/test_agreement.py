@@ -1,6 +1,6 @@
 """Weights by agreement, and the mean of clipped vectors that they often precede."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -25,6 +25,8 @@ from fedmedian.aggregators import agreement
 from fedmedian.aggregators.agreement import LEAST, shares
 from fedmedian.aggregators.means import LONGEST
 from fedmedian.rules.trust import num_tolerated, voting_weights
+from fedmedian.steps.encodings import Encoding
+from fedmedian.strategies import SignSGD
 
 DIM = 4000
 RNG = np.random.default_rng(0)
@@ -64,6 +66,19 @@ def naive_shares(likeness):
         others = [one for one in np.argsort(-likeness[own]) if one != own]
         counted[others[: clients - tolerated - 1]] += 1
     return np.maximum(counted - (tolerated - 1), 0) / (clients - tolerated)
+
+
+class Levels(Encoding):
+    """A custom encoding."""
+
+    pack = check_body = None
+
+
+@dataclass(frozen=True)
+class Coarse(ClippedMean):
+    """A rule of a custom encoding."""
+
+    encoding = Levels()
 
 
 EACH = pytest.mark.parametrize(
@@ -190,12 +205,23 @@ class TestAgreement:
 
     @pytest.mark.parametrize(
         ("then", "error"),
-        [(Median(), ValueError), (SmoothedMedian(), ValueError), (Counts, TypeError)],
+        [
+            (Median(), ValueError),
+            (SmoothedMedian(), ValueError),
+            (Coarse(), ValueError),
+            (Counts, TypeError),
+        ],
         ids=repr,
     )
-    def test_needs_a_rule_that_uses_weights(self, then, error):
-        with pytest.raises(error, match="then must be a rule that uses weights, such as"):
+    def test_needs_a_rule_that_uses_weights_of_signs_or_vectors(self, then, error):
+        with pytest.raises(
+            error, match="then must be a rule of signs or vectors that uses weights"
+        ):
             Agreement(then)
+
+    def test_refuses_to_be_without_noise_as_the_other_rule_does(self):
+        with pytest.raises(ValueError, match=r"^noise must not be None with aggregator=Counts"):
+            SignSGD(None, Agreement(Counts()))
 
 
 class TestClippedMean:
