@@ -7,6 +7,7 @@ robustness and privacy. Those of attacks and robustness show the tables that com
 
 from collections.abc import Callable, Sequence
 from statistics import fmean
+from textwrap import fill
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
@@ -151,10 +152,10 @@ def robustness() -> Figure:
         ends = np.array([list(row.values()) for row in found.values()])
         axes.imshow(ends, vmin=0, vmax=0.85, cmap="RdYlGn", aspect="auto")
         for (row, column), end in np.ndenumerate(ends):
-            axes.text(column, row, f"{end:.2f}", ha="center", va="center")
+            shade = "white" if abs(end - 0.42) > 0.35 else "black"
+            axes.text(column, row, f"{end:.2f}", color=shade, ha="center", va="center")
         columns = ["none", *study.attacks, "worst"]
-        names = [column.replace(" ", "\n", 1) for column in columns]
-        axes.set_xticks(range(len(columns)), names)
+        axes.set_xticks(range(len(columns)), [fill(column, 10) for column in columns])
         axes.set_yticks(range(len(found)), found)
         axes.axvline(len(columns) - 1.5, color="black")
         hostile, clients = study.num_hostile, study.honest.num_clients
