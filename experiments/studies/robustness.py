@@ -26,16 +26,7 @@ from experiments.studies.jobs import Result, run_jobs
 from experiments.studies.peers import Remembering
 from experiments.studies.random_basis import MINORITY, ONE_BLOCK, late, unseeded
 from experiments.studies.tables import make_table
-from fedmedian import (
-    Aggregator,
-    Agreement,
-    Answers,
-    ClippedMean,
-    Counts,
-    Gaussian,
-    Momentum,
-    TopUp,
-)
+from fedmedian import Aggregator, Agreement, Answers, ClippedMean, Counts
 from fedmedian.clients import perturb
 from fedmedian.clients.attacks import ClaimMagnitude, ClaimScale, Hostile, squared_distances
 from fedmedian.model.layout import Layout
@@ -373,10 +364,8 @@ NOISY: dict[str, Callable[..., Strategy]] = {
     "the same, noise added": partial(MedianSGD, aggregator=ClippedMean()),
     "votes": SignSGD,
     "votes by agreement": _BY_AGREEMENT,
-    "the same, level 2": partial(_BY_AGREEMENT, Gaussian(TopUp(2.0))),
-    "the same, server momentum": partial(_BY_AGREEMENT, optimizer=Momentum(0.9)),
 }
-"""From vectors to votes: what noise, its level and averaging over rounds change."""
+"""From vectors to votes, step by step."""
 
 _SORTED = Setting(
     "digits",
