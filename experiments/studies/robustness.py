@@ -367,23 +367,12 @@ NOISY: dict[str, Callable[..., Strategy]] = {
 }
 """From vectors to votes, step by step."""
 
-_SORTED = Setting(
-    "digits",
-    learning_rate=0.1,
-    partition="sorted",
-    num_clients=25,
-    rounds=80,
-    local_steps=1,
-    client_momentum=0.9,
-    tested=10,
-)
-_LITTLE = replace(_SORTED, attack="a little is enough", num_hostile=5)
 LITTLE = {
-    "none": _SORTED,
-    "a little is enough": _LITTLE,
-    "the same, four minibatches a round": replace(_LITTLE, local_steps=4, rounds=20),
+    "a little is enough": replace(
+        STUDIES["sorted"].settings()["a little is enough"], rounds=150, tested=10
+    )
 }
-"""Sorted labels on small data, where updates are noisy and honest clients unlike each other."""
+"""The first quarter of the rounds of the study of sorted labels."""
 
 KEEPING: dict[str, Callable[..., Strategy]] = {
     "FedAvg": partial(unseeded, FedAvg),
