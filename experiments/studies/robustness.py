@@ -1,8 +1,8 @@
 """The study of robustness: rules of aggregation under attack, two settings of the literature's.
 
 ``python -m experiments.studies.robustness`` prints the tables of docs/robustness.md;
-``python -m experiments.studies.robustness sorted`` prints one; so do flanders, adaptive and
-minority. Results are kept in experiments/results, and a study that was killed resumes there.
+``python -m experiments.studies.robustness sorted`` prints one; so do flanders, adaptive, little
+and minority. Results are kept in experiments/results, and a study that was killed resumes there.
 """
 
 import gc
@@ -359,6 +359,21 @@ def table(study: Study) -> str:
     return make_table(["rule", *study.settings(), "worst"], rows)
 
 
+NOISY: dict[str, Callable[..., Strategy]] = {
+    "clipped vectors": partial(MedianSGD, None, ClippedMean()),
+    "the same, noise added": partial(MedianSGD, aggregator=ClippedMean()),
+    "votes": SignSGD,
+    "votes by agreement": _BY_AGREEMENT,
+}
+"""From vectors to votes, step by step."""
+
+LITTLE = {
+    "a little is enough": replace(
+        STUDIES["sorted"].settings()["a little is enough"], rounds=150, tested=10
+    )
+}
+"""The first quarter of the rounds of the study of sorted labels."""
+
 KEEPING: dict[str, Callable[..., Strategy]] = {
     "FedAvg": partial(unseeded, FedAvg),
     "SignSGD()": SignSGD,
@@ -408,6 +423,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     makers: dict[str, Callable[[], str]] = {
         name: partial(table, study) for name, study in STUDIES.items()
     }
+    makers["little"] = partial(_compare, NOISY, LITTLE, rounds=10)
     makers["minority"] = partial(_compare, KEEPING, MINORITIES, QUANTITIES)
     show_tables("robustness", makers, arguments)
 
