@@ -25,7 +25,7 @@ from flwr.serverapp.strategy import FedAvg, FedMedian
 from flwr.simulation import run_simulation
 
 from benchmarks.timing import Case, Timing
-from fedmedian import CodedSteps
+from fedmedian import Agreement, ClippedMean, CodedSteps, Counts
 from fedmedian.clients import InProcessGrid
 from fedmedian.model.layout import Layout
 from fedmedian.steps.downlink import HELD, is_in, version_of_whole
@@ -36,11 +36,14 @@ from fedmedian.wire.scalars import PREFIX
 STRATEGIES: dict[str, Callable[..., FedAvg]] = {
     "SignSGD": SignSGD,
     "SignSGD, coded downlink": partial(SignSGD, downlink=CodedSteps()),
+    "SignSGD, agreement": partial(SignSGD, aggregator=Agreement(Counts())),
     "MedianSGD": MedianSGD,
+    "MedianSGD, clipped mean": partial(MedianSGD, None, ClippedMean()),
+    "MedianSGD, agreement": partial(MedianSGD, None, Agreement(ClippedMean())),
     "FedAvg": FedAvg,
     "FedMedian": FedMedian,
 }
-SIZES = ((10, 10**6), (100, 10**6), (10, 10**7))
+SIZES = ((10, 10**6), (100, 10**6), (1000, 10**5), (10, 10**7))
 
 
 class ServerRound:

@@ -7,7 +7,9 @@ the server's side and `fedmedian.clients` the client's.
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
+from fedmedian.aggregators.agreement import Agreement
 from fedmedian.aggregators.base import Aggregator, Answers, coordinatewise
+from fedmedian.aggregators.means import ClippedMean
 from fedmedian.aggregators.medians import Median, SmoothedMedian
 from fedmedian.aggregators.smoothing import smoothed_median
 from fedmedian.aggregators.votes import Counts, Majority, VoteAggregator, mean_from_votes
@@ -37,11 +39,13 @@ __all__ = [
     "Adam",
     "Adaptive",
     "Aggregator",
+    "Agreement",
     "Answers",
     "Blocks",
     "ClientMomentum",
     "ClientStep",
     "Clip",
+    "ClippedMean",
     "CodedSteps",
     "Cosine",
     "Counts",

@@ -33,14 +33,19 @@ from fedmedian.clients.attacks import (
     ALittleIsEnough,
     ClaimExamples,
     Collusion,
+    Drift,
     FoolKrum,
     GaussianNoise,
+    HalfMimic,
     Hostile,
     InnerProduct,
     Mimic,
     MinMax,
+    MinMaxAngle,
     MinSum,
+    MinSumAngle,
     SignFlip,
+    TwoCamps,
     flip_labels,
 )
 from fedmedian.records import to_arrays, to_record
@@ -68,6 +73,9 @@ CLAIMED = 1000
 MORE_ATTACKS = ("sign flip", "gaussian", "min-max", "min-sum", "opt")
 """Attacks that only the study of robustness knows."""
 
+ADAPTIVE = ("half-mimic", "drift", "two camps", "min-max angle", "min-sum angle")
+"""Attacks that are made against rules that compare clients' directions."""
+
 _OMNISCIENT = {
     "minus the mean": InnerProduct(1.0),
     "minus ten times the mean": InnerProduct(10.0),
@@ -77,6 +85,11 @@ _OMNISCIENT = {
     "mimic": Mimic(),
     "min-max": MinMax(),
     "min-sum": MinSum(),
+    "half-mimic": HalfMimic(2.0),
+    "drift": Drift(0.1),
+    "two camps": TwoCamps(2.0),
+    "min-max angle": MinMaxAngle(),
+    "min-sum angle": MinSumAngle(),
 }
 
 Vector = NDArray[np.float32]
@@ -98,9 +111,9 @@ class Setting:
         one, an MLP, a LeNet or a ResNet.
     partition : str
         "classes" (one each), "two classes" (each, and each class at two clients), "dirichlet",
-        "iid", "lone class": iid, but that the last client alone holds the last class, or "sorted":
-        each honest client holds a shard of the examples in the order of their labels, and hostile
-        ones hold them all.
+        "iid", "lone class" and "shared class": iid, but that the last client alone, or the last
+        two, hold the last class, or "sorted": each honest client holds a shard of the examples in
+        the order of their labels, and hostile ones hold them all.
     alpha : float
         The concentration of a Dirichlet partition.
     num_clients : int
@@ -123,7 +136,7 @@ class Setting:
     dtype : str
         The dtype in which the model travels, of "float32" and "float16".
     attack : str
-        One of `ATTACKS` or `MORE_ATTACKS`, or "" if nobody attacks.
+        One of `ATTACKS`, `MORE_ATTACKS` or `ADAPTIVE`, or "" if nobody attacks.
     num_hostile : int
         The number of hostile clients.
     tested : int
@@ -187,6 +200,8 @@ _SHAPES = {"digits": (1, 8), "cifar-10": (3, 32)}
 """The channels and the side of images, where they are not 1 and 28."""
 
 _CLASSES = {"two classes": ("classes", 2)}
+_HOLDERS = {"lone class": 1, "shared class": 2}
+"""The number of clients that hold the last class, where not all may."""
 
 
 @cache
@@ -197,15 +212,20 @@ def split(setting: Setting, seed: int) -> list[NDArray[np.int64]]:
         rows = np.argsort(labels, kind="stable")
         shards = np.array_split(rows, setting.num_clients - setting.num_hostile)
         return [*shards, *([rows] * setting.num_hostile)]
-    if setting.partition != "lone class":
+    if setting.partition not in _HOLDERS:
         kind, classes = _CLASSES.get(setting.partition, (setting.partition, 1))
         return task.split_rows(labels, kind, setting.num_clients, classes, setting.alpha, seed)
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     known, lone = (
         shuffled[chosen] for chosen in (labels[shuffled] < 9, labels[shuffled] == NUM_CLASSES - 1)
     )
-    *others, last = np.array_split(known, setting.num_clients)
-    return [*others, np.concatenate([last, lone])]
+    holders = _HOLDERS[setting.partition]
+    parts = np.array_split(known, setting.num_clients)
+    ends = [
+        np.concatenate(pair)
+        for pair in zip(parts[-holders:], np.array_split(lone, holders), strict=True)
+    ]
+    return [*parts[:-holders], *ends]
 
 
 class _Rows(nn.Module):

@@ -7,6 +7,7 @@ robustness and privacy. Those of attacks and robustness show the tables that com
 
 from collections.abc import Callable, Sequence
 from statistics import fmean
+from textwrap import fill
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
@@ -17,7 +18,7 @@ from experiments.studies import privacy as studied
 from experiments.studies.commands import DOCS, chosen_parts, printed_table
 from experiments.studies.federation import ATTACKS, Clients, Setting, make_network
 from experiments.studies.random_basis import run_all
-from experiments.studies.robustness import STUDIES
+from experiments.studies.robustness import STUDIES, rules
 from fedmedian import Gaussian
 from fedmedian.clients import InProcessGrid
 from fedmedian.kernels.rotation import rotate
@@ -142,16 +143,19 @@ def worst_cases() -> Figure:
 
 
 def robustness() -> Figure:
-    """Draw each rule's accuracy under each attack, and the worst of them, in both settings."""
-    figure = Figure(figsize=(13, 5), layout="constrained")
-    for axes, (title, study) in zip(figure.subplots(1, 2), STUDIES.items(), strict=True):
+    """Draw each rule's accuracy under each attack, and the worst of them, setting by setting."""
+    figure = Figure(figsize=(10, 16), layout="constrained")
+    rows = [len(rules(study)) for study in STUDIES.values()]
+    panels = figure.subplots(len(STUDIES), 1, height_ratios=rows)
+    for axes, (title, study) in zip(panels, STUDIES.items(), strict=True):
         found = accuracies(f"robustness-{title}")
         ends = np.array([list(row.values()) for row in found.values()])
         axes.imshow(ends, vmin=0, vmax=0.85, cmap="RdYlGn", aspect="auto")
         for (row, column), end in np.ndenumerate(ends):
-            axes.text(column, row, f"{end:.2f}", ha="center", va="center", fontsize="small")
+            shade = "white" if abs(end - 0.42) > 0.35 else "black"
+            axes.text(column, row, f"{end:.2f}", color=shade, ha="center", va="center")
         columns = ["none", *study.attacks, "worst"]
-        axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
+        axes.set_xticks(range(len(columns)), [fill(column, 10) for column in columns])
         axes.set_yticks(range(len(found)), found)
         axes.axvline(len(columns) - 1.5, color="black")
         hostile, clients = study.num_hostile, study.honest.num_clients

@@ -1,13 +1,13 @@
-"""The study of robustness: rules of aggregation under attack, in two settings of the literature.
+"""The study of robustness: rules of aggregation under attack, two settings of the literature's.
 
 ``python -m experiments.studies.robustness`` prints the tables of docs/robustness.md;
-``python -m experiments.studies.robustness sorted`` prints one; so does flanders. Results are kept
-in experiments/results, and a study that was killed resumes there.
+``python -m experiments.studies.robustness sorted`` prints one; so do flanders, adaptive, little
+and minority. Results are kept in experiments/results, and a study that was killed resumes there.
 """
 
 import gc
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -16,17 +16,19 @@ from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.clientapp.typing import Mod
 from flwr.serverapp.strategy import Bulyan, FedAvg, FedMedian, FedTrimmedAvg, Krum, Strategy
 from numpy.typing import NDArray
 
 from experiments.studies.commands import show_tables
-from experiments.studies.federation import Setting, simulate
+from experiments.studies.federation import ADAPTIVE, CLAIMED, Setting, simulate
 from experiments.studies.jobs import Result, run_jobs
 from experiments.studies.peers import Remembering
-from experiments.studies.random_basis import late, unseeded
+from experiments.studies.random_basis import MINORITY, ONE_BLOCK, late, unseeded
 from experiments.studies.tables import make_table
+from fedmedian import Aggregator, Agreement, Answers, ClippedMean, Counts
 from fedmedian.clients import perturb
-from fedmedian.clients.attacks import squared_distances
+from fedmedian.clients.attacks import ClaimMagnitude, ClaimScale, Hostile, squared_distances
 from fedmedian.model.layout import Layout
 from fedmedian.records import to_arrays, to_record
 from fedmedian.strategies import MedianSGD, SignSGD
@@ -52,12 +54,19 @@ class Study:
         The attacks.
     radius : float
         The radius of centered clipping, in units of the clients' updates.
+    with_peers : bool
+        Whether rules that compare directions or norms join, ours among them. Hostile clients also
+        claim large magnitudes and noise scales then.
+    seeds : tuple of int
+        The seeds, over which accuracy is averaged.
     """
 
     honest: Setting
     num_hostile: int
     attacks: tuple[str, ...]
     radius: float
+    with_peers: bool = False
+    seeds: tuple[int, ...] = (0, 1)
 
     def settings(self) -> dict[str, Setting]:
         """Return the federation without hostile clients and under each attack."""
@@ -97,6 +106,15 @@ STUDIES = {
         num_hostile=20,
         attacks=("gaussian", "a little is enough", "opt", "min-max"),
         radius=3.0,
+    ),
+    # Attacks that know the rules, on small data. The radius is twice the median honest norm.
+    "adaptive": Study(
+        Setting("digits", learning_rate=0.1, rounds=20, tested=5),
+        num_hostile=2,
+        attacks=("minus ten times the mean", "minus the mean", "a little is enough", *ADAPTIVE),
+        radius=1.2,
+        with_peers=True,
+        seeds=(0,),
     ),
 }
 
@@ -157,6 +175,47 @@ class CenteredClipping:
         return self._center
 
 
+@dataclass(frozen=True)
+class Buckets(Aggregator):
+    """Means of two clients each, drawn anew in each round, and then another rule of vectors.
+
+    Karimireddy et al., ICLR 2022 (arXiv 2006.09365).
+
+    Parameters
+    ----------
+    then : Aggregator
+        The other rule.
+    """
+
+    then: Aggregator
+
+    def direction(self, answers: Answers, rng: np.random.Generator) -> Updates:
+        """Return the other rule's direction; see `Aggregator.direction`."""
+        shuffled = rng.permutation(answers.vectors(rng))
+        bodies = [shuffled[i : i + 2].mean(axis=0) for i in range(0, len(answers), 2)]
+        equal = np.full(len(bodies), 1 / len(bodies))
+        return self.then.direction(replace(answers, bodies=bodies, weights=equal), rng)
+
+
+def geometric_median(updates: Updates, iterations: int = 10) -> Updates:
+    """Return the vector with the least sum of distances to the updates, by Weiszfeld's iteration.
+
+    RFA: Pillutla et al., IEEE TSP 2022 (arXiv 1912.13445).
+    """
+    center: Updates = np.asarray(updates.mean(axis=0))
+    for _ in range(iterations):
+        weights = 1 / np.maximum(np.linalg.norm(updates - center, axis=1), 1e-6)
+        center = np.asarray((weights / weights.sum()) @ updates)
+    return center
+
+
+def mixed_by_angle(updates: Updates, num_hostile: int) -> Updates:
+    """Return `mixed_trimmed_mean` of updates of the same length, whose distances are angles."""
+    norms = np.linalg.norm(updates, axis=1, keepdims=True)
+    units = np.divide(updates, norms, out=np.zeros_like(updates), where=norms > 0)
+    return mixed_trimmed_mean(units * np.median(norms), num_hostile)
+
+
 def mixed_trimmed_mean(updates: Updates, num_hostile: int) -> Updates:
     """Return the trimmed mean of each update's mean with its nearest neighbours.
 
@@ -187,18 +246,37 @@ def _clipping(radius: float, *, seed: int, **options: Any) -> Strategy:
     return InPlaceOfMean(CenteredClipping(radius, seed), **options)
 
 
-def _mixing(num_hostile: int, *, seed: int, **options: Any) -> Strategy:
-    return InPlaceOfMean(partial(mixed_trimmed_mean, num_hostile=num_hostile), **options)
+def _in_place(rule: Rule, *, seed: int, **options: Any) -> Strategy:
+    return InPlaceOfMean(rule, **options)
+
+
+_BY_AGREEMENT = partial(SignSGD, aggregator=Agreement(Counts()))
+
+PEERS: dict[str, Callable[..., Strategy]] = {
+    "Clipped mean, whole vector": partial(MedianSGD, None, ClippedMean(), rotation=ONE_BLOCK),
+    "Clipped mean, each array": partial(MedianSGD, None, ClippedMean(), rotation=None),
+    "Clipped mean, buckets of 2": partial(
+        MedianSGD, None, Buckets(ClippedMean()), rotation=ONE_BLOCK
+    ),
+    "RFA": partial(_in_place, geometric_median),
+    "SignSGD, agreement": _BY_AGREEMENT,
+    "MedianSGD, agreement": partial(MedianSGD, None, Agreement(ClippedMean())),
+}
+"""Rules that compare norms or directions, ours the last."""
 
 
 def rules(study: Study) -> dict[str, Callable[..., Strategy]]:
     """Return the rules that are compared, by their names in tables, told what they need to know.
 
     CClip and NNM are written here because the library that has both, byzfl, does not import
-    beside a torch without CUDA.
+    beside a torch without CUDA. Bulyan needs 4f + 3 clients and is left out where there are fewer.
     """
     hostile, clients = study.num_hostile, study.honest.num_clients
-    return {
+    by_angle = partial(mixed_by_angle, num_hostile=hostile)
+    peers: dict[str, Callable[..., Strategy]] = {
+        "NNM by angle + trimmed mean (told)": partial(_in_place, by_angle)
+    }
+    found: dict[str, Callable[..., Strategy]] = {
         "FedAvg": partial(unseeded, FedAvg),
         "FedMedian": partial(unseeded, FedMedian),
         "FedTrimmedAvg (told)": partial(unseeded, partial(FedTrimmedAvg, beta=hostile / clients)),
@@ -206,10 +284,16 @@ def rules(study: Study) -> dict[str, Callable[..., Strategy]]:
         "Bulyan (told)": partial(unseeded, partial(Bulyan, num_malicious_nodes=hostile)),
         "CClip, buckets of 2": partial(_clipping, study.radius),
         "CClip, a tenth of the radius": partial(_clipping, study.radius / 10),
-        "NNM + trimmed mean (told)": partial(_mixing, hostile),
+        "NNM + trimmed mean (told)": partial(
+            _in_place, partial(mixed_trimmed_mean, num_hostile=hostile)
+        ),
         "SignSGD()": SignSGD,
         "MedianSGD()": MedianSGD,
+        **(peers | PEERS if study.with_peers else {}),
     }
+    if clients < 4 * hostile + 3:
+        del found["Bulyan (told)"]
+    return found
 
 
 def run_rule(rule: str, study: Study, setting: Setting, seed: int) -> Result:
@@ -220,25 +304,32 @@ def run_rule(rule: str, study: Study, setting: Setting, seed: int) -> Result:
     import_module("torch._dynamo")
     gc.collect()
     gc.freeze()
-    return simulate(rules(study)[rule], setting, seed, [perturb])
+    return simulate(rules(study)[rule], setting, seed, [*_claims(study, setting), perturb])
 
 
-def accuracies(study: Study, seeds: Sequence[int] = (0, 1)) -> dict[str, dict[str, float]]:
+def _claims(study: Study, setting: Setting) -> list[Mod]:
+    """Return what hostile clients say about their replies, beside the examples that they claim."""
+    if not setting.attack or not study.with_peers:
+        return []
+    hostile = range(setting.num_clients - setting.num_hostile, setting.num_clients)
+    return [Hostile(claim, hostile) for claim in (ClaimMagnitude(CLAIMED), ClaimScale(CLAIMED))]
+
+
+def accuracies(study: Study) -> dict[str, dict[str, float]]:
     """Return each rule's accuracy at the end, by the attack, unless kept already after its runs.
 
     Parameters
     ----------
     study : Study
         The study.
-    seeds : sequence of int
-        The seeds, over which accuracy is averaged, as over the last ten rounds.
 
     Returns
     -------
     dict of str to dict of str to float
-        Accuracies by rule and attack, "none" the first and "worst" the last.
+        Accuracies by rule and attack, "none" the first and "worst" the last, each the mean over
+        seeds and the tested rounds.
     """
-    settings = study.settings()
+    settings, seeds = study.settings(), study.seeds
     jobs = {
         (rule, attack, seed): (
             f"{rule} | {setting} | told {study.num_hostile}, {study.radius} | seed {seed}",
@@ -261,16 +352,79 @@ def accuracies(study: Study, seeds: Sequence[int] = (0, 1)) -> dict[str, dict[st
     return found
 
 
-def table(study: Study, seeds: Sequence[int] = (0, 1)) -> str:
+def table(study: Study) -> str:
     """Compare the rules under each attack of a study."""
-    found = accuracies(study, seeds)
+    found = accuracies(study)
     rows = [[rule, *(f"{end:.3f}" for end in ends.values())] for rule, ends in found.items()]
     return make_table(["rule", *study.settings(), "worst"], rows)
 
 
+NOISY: dict[str, Callable[..., Strategy]] = {
+    "clipped vectors": partial(MedianSGD, None, ClippedMean()),
+    "the same, noise added": partial(MedianSGD, aggregator=ClippedMean()),
+    "votes": SignSGD,
+    "votes by agreement": _BY_AGREEMENT,
+}
+"""From vectors to votes, step by step."""
+
+LITTLE = {
+    "a little is enough": replace(
+        STUDIES["sorted"].settings()["a little is enough"], rounds=150, tested=10
+    )
+}
+"""The first quarter of the rounds of the study of sorted labels."""
+
+KEEPING: dict[str, Callable[..., Strategy]] = {
+    "FedAvg": partial(unseeded, FedAvg),
+    "SignSGD()": SignSGD,
+    "MedianSGD()": MedianSGD,
+    **{name: rule for name, rule in PEERS.items() if name.endswith("agreement")},
+}
+MINORITIES = {
+    "one client": MINORITY,
+    "two clients": replace(MINORITY, partition="shared class"),
+}
+"""Federations of honest clients, of which one or two alone hold a class."""
+
+QUANTITIES = ("recall", "accuracy")
+
+
+def _run(strategy: Callable[..., Strategy], setting: Setting, seed: int) -> Result:
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    return simulate(strategy, setting, seed, [perturb])
+
+
+def _compare(
+    rules: Mapping[str, Callable[..., Strategy]],
+    settings: Mapping[str, Setting],
+    quantities: Sequence[str] = ("accuracy",),
+    rounds: int = 5,
+) -> str:
+    """Return a table of what rules reach in settings in the last rounds, from one seed."""
+    jobs = {
+        (rule, label): (f"{rule} | {setting} | seed 0", partial(_run, rules[rule], setting, 0))
+        for label, setting in settings.items()
+        for rule in rules
+    }
+    results, rows = run_jobs(dict(jobs.values()), RESULTS), []
+    for rule in rules:
+        row = [rule]
+        for label in settings:
+            run = results[jobs[rule, label][0]]
+            row += [f"{late([run], quantity, rounds):.3f}" for quantity in quantities]
+        rows.append(row)
+    several = len(quantities) > 1
+    columns = [f"{label}, {of}" if several else label for label in settings for of in quantities]
+    return make_table(["rule", *columns], rows)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables that the command line names, or all."""
-    makers = {name: partial(table, study) for name, study in STUDIES.items()}
+    makers: dict[str, Callable[[], str]] = {
+        name: partial(table, study) for name, study in STUDIES.items()
+    }
+    makers["little"] = partial(_compare, NOISY, LITTLE, rounds=10)
+    makers["minority"] = partial(_compare, KEEPING, MINORITIES, QUANTITIES)
     show_tables("robustness", makers, arguments)
 
 

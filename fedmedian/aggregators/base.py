@@ -157,11 +157,18 @@ class Aggregator(ABC):
     `encoding`. It may pass changed answers to another one, see ``dataclasses.replace``.
     """
 
-    encoding: ClassVar[Encoding] = Vector()
-    """The form in which clients send their updates."""
+    uses_weights: ClassVar[bool] = False
+    """Whether the rule counts clients by their weights."""
 
-    integrates_noise: ClassVar[bool] = False
-    """Whether the rule itself averages over the noise, so that neither side adds any."""
+    @property
+    def encoding(self) -> Encoding:
+        """The form in which clients send their updates."""
+        return Vector()
+
+    @property
+    def integrates_noise(self) -> bool:
+        """Whether the rule itself averages over the noise, so that neither side adds any."""
+        return False
 
     takes_sums: ClassVar[bool] = False
     """Whether the rule needs no more than the sum of votes of equal weight, `Answers.counts`."""
@@ -216,7 +223,10 @@ class Aggregator(ABC):
 
 
 def coordinatewise(
-    answers: Answers, rng: np.random.Generator, center: Callable[[slice, list[Float32]], Float32]
+    answers: Answers,
+    rng: np.random.Generator,
+    center: Callable[[slice, list[Float32]], Float32],
+    variance: float | None = None,
 ) -> Float32:
     """Return a center of vectors, computed part by part, and report its distance from the mean.
 
@@ -230,6 +240,9 @@ def coordinatewise(
         See `Answers.parts`.
     center : callable
         Maps a part and the clients' vectors there, M times (n,) float32, to their center, (n,).
+    variance : float, optional
+        The variance of the center of M independent draws of variance 1, for the report. By default
+        that of their median.
 
     Returns
     -------
@@ -243,7 +256,7 @@ def coordinatewise(
         direction[part] = center(part, rows)
         if answers.report is not None:
             gap.add(direction[part], rows)
-            excess.append(excess_of_signs([row[::stride] for row in rows]))
+            excess.append(excess_of_signs([row[::stride] for row in rows], answers.weights))
         del rows  # before the next part's noisy copies are made
     if answers.report is not None:
         squares, levels = np.square(answers.noise_scales(), dtype=np.float64), None
@@ -253,7 +266,8 @@ def coordinatewise(
         scales = np.sqrt(squares.mean(axis=0))
         answers.report.update(
             describe_median(
-                direction, gap, excess, len(answers), scales, blocks, answers.noise, levels
+                *(direction, gap, excess, len(answers), scales, blocks, answers.noise),
+                *(levels, variance),
             )
         )
     return direction

@@ -21,8 +21,8 @@ _ROUNDING = 1e-5
 SAMPLE = 1 << 14
 """The approximate number of evenly spaced coordinates in the sample for margins."""
 
-PER_BLOCK = ("noise-scale", "signal-to-noise-per-block")
-"""The measurements that are lists, with one entry per block."""
+_LISTS = ("noise-scale", "signal-to-noise-per-block", "agreement-per-client")
+"""The measurements that are lists, with one entry per block or client."""
 
 Report = dict[str, float | list[float]]
 """A round's measurements by name."""
@@ -191,12 +191,13 @@ def describe_median(
     blocks: Blocks,
     noise: Noise | None,
     levels: NDArray[np.float64] | None = None,
+    variance: float | None = None,
 ) -> Report:
     """Measure a median's distance from the mean, its noise and its margin.
 
     Two parts of its energy per coordinate are noise: b²/M, as in a mean, and V − 1/M times the
-    variance that the vectors do not have in common, with V the `variance_of_median`. That variance
-    is b², or (c² − energy)/(1 − V) where noise tops updates up to a level c, in a random basis.
+    variance that the vectors do not have in common, with V the `variance`. That variance is b²,
+    or (c² − energy)/(1 − V) where noise tops updates up to a level c, in a random basis.
 
     Parameters
     ----------
@@ -216,6 +217,9 @@ def describe_median(
         The noise family.
     levels : (L,) float64, optional
         Where noise tops updates up: the vectors' median root mean square c, noise included.
+    variance : float, optional
+        V, the variance of the center of M independent draws of variance 1. By default the
+        `variance_of_median`.
 
     Returns
     -------
@@ -234,7 +238,8 @@ def describe_median(
     }
     noisy = (scales > 0) & (np.array(blocks.sizes) > 0)
     if noise is not None and noisy.any():
-        variance, counts = variance_of_median(noise, num_rows), np.array(blocks.sizes)[noisy]
+        counts = np.array(blocks.sizes)[noisy]
+        variance = variance_of_median(noise, num_rows) if variance is None else variance
         energies = np.array([float(np.vdot(part, part)) for part in blocks.split(median)])[noisy]
         added = apart = np.square(scales[noisy])
         if levels is not None and variance < 1:
@@ -274,8 +279,8 @@ def variance_of_median(noise: Noise, num_rows: int) -> float:
 
 
 def without_lists(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """Split a round's metrics into single numbers and lists with an entry per block."""
-    lists = {name: metrics[name] for name in PER_BLOCK if name in metrics}
+    """Split a round's metrics into single numbers and lists."""
+    lists = {name: metrics[name] for name in _LISTS if name in metrics}
     return {name: metrics[name] for name in metrics if name not in lists}, lists
 
 
@@ -284,11 +289,14 @@ def sample_stride(dim: int) -> int:
     return max(dim // SAMPLE, 1)
 
 
-def excess_of_signs(rows: Sequence[Float32]) -> Float32:
-    """Return how many more of M rows, (n,) float32, have one sign than the other, (n,) float32."""
+def excess_of_signs(rows: Sequence[Float32], weights: NDArray[np.float64]) -> Float32:
+    """Return how many more of M rows, (n,) float32, have one sign than the other, (n,) float32.
+
+    A row of mean weight counts as one; `weights`, (M,), add up to 1.
+    """
     total = np.zeros(rows[0].size, dtype=np.float32)
-    for row in rows:
-        total += np.sign(row)
+    for row, weight in zip(rows, len(rows) * weights, strict=True):
+        total += np.float32(weight) * np.sign(row)
     return np.abs(total)
 
 

@@ -1,7 +1,6 @@
 """Medians of the clients' vectors: robust to bad clients, in full precision."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -42,7 +41,7 @@ class SmoothedMedian(Median):
     Neither clients nor the server add noise: its distribution is part of the rule.
     """
 
-    integrates_noise: ClassVar[bool] = True
+    integrates_noise = True
 
     @property
     def needs_noise(self) -> bool:

@@ -165,6 +165,7 @@ class VoteAggregator(Aggregator):
     """
 
     encoding = Signs()
+    uses_weights = True
 
     def direction(self, answers: Answers, rng: np.random.Generator) -> Float32:
         """Return the decoded sums; see `Aggregator.direction`."""

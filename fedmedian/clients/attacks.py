@@ -6,8 +6,9 @@ The position among the mods determines what an attack sees:
   replies hold trained weights. `SignFlip` and `GaussianNoise` need only the client's own update,
   and work in every engine, with every strategy.
 - ``ClientApp(mods=[perturb, Collusion(MinMax(), partitions=(8, 9))])``: `ALittleIsEnough`,
-  `InnerProduct`, `Mimic`, `MinMax`, `MinSum` and `FoolKrum` know the honest clients' updates, and
-  work with an `InProcessGrid`.
+  `InnerProduct`, `Mimic`, `MinMax`, `MinSum`, `FoolKrum`, `HalfMimic`, `Drift`, `TwoCamps`,
+  `MinMaxAngle` and `MinSumAngle` know the honest clients' updates, and work with an
+  `InProcessGrid`. The last five are made against rules that compare directions.
 - ``ClientApp(mods=[Hostile(Replay(), partitions=(8, 9)), perturb])``: outside `perturb`, where
   replies are as sent. `ClaimExamples`, `ClaimMagnitude` and `ClaimScale` lie about their content,
   and `Replay` sends an old one.
@@ -173,6 +174,10 @@ class Omniscient(ABC):
             The update to send.
         """
 
+    def camps(self, honest: Float32, server_round: int) -> list[Float32]:
+        """Return what the hostile clients send in turn in a round; by default all the same."""
+        return [self.update(honest)]
+
 
 @dataclass(frozen=True)
 class ALittleIsEnough(Omniscient):
@@ -331,6 +336,144 @@ _HALVINGS = 20
 """After this many the step is a millionth of the bound, too short for an attack."""
 
 
+@dataclass(frozen=True)
+class HalfMimic(Omniscient):
+    """The honest update least like the mean, minus a multiple of the mean.
+
+    It keeps the direction of an honest client, and moves against the others. Like the attacks
+    below, it has the length of the longest honest update, the longest that is not conspicuous.
+
+    Parameters
+    ----------
+    factor : float (default: 2.0)
+        The length of what is subtracted, relative to the mean, >= 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `factor` is not a number or out of range.
+    """
+
+    factor: float = 2.0
+
+    def __post_init__(self) -> None:
+        require_real("factor", self.factor, low=0.0)
+
+    def update(self, honest: Float32) -> Float32:
+        """Return the outlier − factor · mean, lengthened; see `Omniscient.update`."""
+        return _against(honest, _from_outlier(honest)[0], self.factor)
+
+
+@dataclass(frozen=True)
+class Drift(Omniscient):
+    """A copy of an honest update that moves away from it, a little further in each round.
+
+    In round r it is the honest update most like the mean, minus r · rate times the mean.
+
+    Parameters
+    ----------
+    rate : float (default: 0.1)
+        How much further it moves in each round, relative to the mean, >= 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `rate` is not a number or out of range.
+    """
+
+    rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        require_real("rate", self.rate, low=0.0)
+
+    def update(self, honest: Float32) -> Float32:
+        """Return the first round's update, lengthened; see `Omniscient.update`."""
+        return self.camps(honest, 1)[0]
+
+    def camps(self, honest: Float32, server_round: int) -> list[Float32]:
+        """Return a round's update, lengthened; see `Omniscient.camps`."""
+        return [_against(honest, _from_outlier(honest)[-1], server_round * self.rate)]
+
+
+@dataclass(frozen=True)
+class TwoCamps(HalfMimic):
+    """A `HalfMimic` of each of the two honest updates least like the mean, in two camps.
+
+    Each camp looks like a minority of its own. Arguments are those of `HalfMimic`.
+    """
+
+    def camps(self, honest: Float32, server_round: int) -> list[Float32]:
+        """Return what the two camps send; see `Omniscient.camps`."""
+        return [_against(honest, one, self.factor) for one in _from_outlier(honest)[:2]]
+
+
+@dataclass(frozen=True)
+class MinMaxAngle(Omniscient):
+    """`MinMax` by angle: as far against the mean as the largest angle among the honest allows.
+
+    It starts at the honest update most like the mean, and subtracts the largest multiple of the
+    mean for which its angle to each honest update is at most the largest between two of them.
+    """
+
+    def update(self, honest: Float32) -> Float32:
+        """Return the update, lengthened; see `Omniscient.update`."""
+        return _as_far_as(honest, np.min)
+
+
+@dataclass(frozen=True)
+class MinSumAngle(Omniscient):
+    """`MinSum` by angle: the same where the sum of cosines is bounded.
+
+    The sum of its cosines with the honest updates is at least the smallest such sum of an honest
+    update.
+    """
+
+    def update(self, honest: Float32) -> Float32:
+        """Return the update, lengthened; see `Omniscient.update`."""
+        return _as_far_as(honest, np.sum)
+
+
+_MOST_MULTIPLES = 16.0
+"""Minus this many times the mean an update points against the mean anyway."""
+
+
+def _from_outlier(honest: Float32) -> list[Float32]:
+    """Return the honest updates from that least like the mean to that most like it."""
+    return list(honest[np.argsort(_cosines(honest, honest.mean(axis=0)))])
+
+
+def _against(honest: Float32, start: Float32, factor: float) -> Float32:
+    """Return start − factor · mean, with the length of the longest honest update."""
+    moved = start - np.float32(factor) * honest.mean(axis=0)
+    length = np.linalg.norm(moved)
+    longest = np.linalg.norm(honest, axis=1).max()
+    return np.asarray(moved * (longest / length) if length else moved, dtype=np.float32)
+
+
+def _as_far_as(honest: Float32, likeness: Callable[..., Any]) -> Float32:
+    """Return the farthest update `_against` the mean that is as like the honest ones as they are.
+
+    `likeness` makes one number of a client's cosines with honest clients.
+    """
+    among = np.stack([_cosines(honest, one) for one in honest])
+    least, start = likeness(among, axis=1).min(), _from_outlier(honest)[-1]
+    low, high = 0.0, _MOST_MULTIPLES
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        if likeness(_cosines(honest, _against(honest, start, middle))) >= least:
+            low = middle
+        else:
+            high = middle
+    return _against(honest, start, low)
+
+
+def _cosines(vectors: Float32, one: Float32) -> NDArray[np.floating]:
+    """Return the cosines of vectors, (M, d), with one of them or another, (M,); 0 for zeros."""
+    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(one)
+    along = vectors @ one
+    return np.asarray(np.divide(along, lengths, out=np.zeros_like(along), where=lengths > 0))
+
+
 class Collusion:
     """A mod for an omniscient attack by some clients, who know the others' updates.
 
@@ -365,7 +508,7 @@ class Collusion:
         self._attack, self._partitions = attack, partitions
         self._round = 0
         self._honest = dict[int, Float32]()
-        self._sent: Float32 | None = None
+        self._sent: list[Float32] | None = None
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         """Record the update of an honest client, and replace that of a hostile one.
@@ -393,8 +536,9 @@ class Collusion:
             self._honest[partition] = reply.update
             return reply.message
         if self._sent is None:
-            self._sent = self._attack.update(np.stack(list(self._honest.values())))
-        return reply.send(self._sent)
+            honest = np.stack(list(self._honest.values()))
+            self._sent = self._attack.camps(honest, server_round)
+        return reply.send(self._sent[partition % len(self._sent)])
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any, Generic
 
 import numpy as np
 
+from fedmedian.aggregators.agreement import LEAST
 from fedmedian.aggregators.diagnostics import Report
 from fedmedian.logs import as_line, warn
 from fedmedian.model.blocks import Blocks
@@ -31,6 +32,9 @@ _FIRST_ROUNDS = 10
 
 Arrays that start at zero, or train with a learning rate that warms up, move little at first.
 """
+
+APART_ROUNDS = 3
+"""A client that others do not agree with in so many of its rounds in a row is named in the log."""
 
 STILL_ROUNDS = 3
 """A client whose update is zero in each of its first so many rounds triggers a warning."""
@@ -178,6 +182,7 @@ class Watch:
         self._moved = set[Node]()
         self._rounds_still = Counter[Node]()
         self._rounds_seen = 0
+        self._apart = dict[Node, tuple[int, int]]()  # the first round, and how many
         self._up = self._down = self._up_with_fedavg = self._down_with_fedavg = 0.0
 
     def see(
@@ -224,6 +229,7 @@ class Watch:
             self._look_at_cohort(len(heard.answers), *few)
             self._look_at_scales(question.blocks, report.get("noise-scale", ()))
             self._look_at_updates(question, heard.answers)
+            self._look_at_agreement(number, heard.answers, report.get("agreement-per-client", ()))
             return
         self._reasons += reasons
         never_moved = number == len(self._failed) + 1
@@ -329,6 +335,23 @@ class Watch:
                 "receives and returns the weights from after training",
                 *(len(still), len(answers), *map(self._roster.name, still)),
             )
+
+    def _look_at_agreement(
+        self, number: int, answers: Sequence[Answer[Any]], shares: Sequence[float]
+    ) -> None:
+        for answer, share in zip(answers, shares, strict=False):
+            since, rounds = self._apart.pop(answer.node, (number, 0))
+            if share >= LEAST:
+                continue
+            self._apart[answer.node] = since, rounds + 1
+            if rounds + 1 == APART_ROUNDS:
+                self._warn_once(
+                    f"apart: {answer.node}",
+                    "fewer than a tenth of the others have agreed with client %s since round %d, "
+                    "so it counts for little: it may be hostile, or hold data that others do not; "
+                    "look at it, and without Agreement it counts like the others",
+                    *(self._roster.name(answer.node), since),
+                )
 
     def _warn_once(self, key: str, template: str, *words: object) -> None:
         if key not in self._said:

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedmedian import (
+    Agreement,
     Blocks,
+    ClippedMean,
     Counts,
     Gaussian,
     Laplace,
@@ -36,6 +38,7 @@ from fedmedian.aggregators.base import Answers
 from fedmedian.aggregators.votes import majority_gain
 from fedmedian.kernels.votes import weighted_votes
 from fedmedian.rules.trust import PROPORTION, voting_weights
+from fedmedian.steps.encodings import Vector
 
 GAUSSIAN = Gaussian()
 FAMILIES = [GAUSSIAN, Logistic(), Laplace(), Uniform()]
@@ -437,7 +440,7 @@ def prepared(rule, own=False, weighted=False, **known):
 
     def prepare(clients, dim):
         rng, ones = np.random.default_rng(0), np.ones((clients, 3), np.float32)
-        if isinstance(rule, Median):
+        if isinstance(rule.encoding, Vector):
             bodies = [rng.standard_normal(dim, np.float32) for _ in range(2)]
         else:
             bodies = [rng.integers(0, 256, -(-dim // 8), np.uint8) for _ in range(2)]
@@ -466,6 +469,8 @@ AGGREGATIONS = {
     "median": prepared(Median()),
     "median with noise added": prepared(Median(), noise_at="server"),
     "smoothed median": prepared(SmoothedMedian(), noise_at=None),
+    "counts by agreement": prepared(Agreement(Counts())),
+    "mean of clipped vectors by agreement": prepared(Agreement(ClippedMean()), noise_at=None),
 }
 
 

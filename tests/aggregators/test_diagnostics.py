@@ -481,9 +481,10 @@ class TestSignalToNoisePerBlock:
         votes, gap = sum(np.sign(row) for row in rows) / np.float32(8), MeanGap()
         gap.add(votes, rows)
         blocks, weights = Blocks(self.SIZES), np.full((8, 2), 1 / 8)
+        excess = [excess_of_signs(rows, np.full(8, 1 / 8))]
         for report in (
             describe_votes(votes, weights, blocks, GAUSSIAN),
-            describe_median(votes, gap, [excess_of_signs(rows)], 8, np.ones(2), blocks, GAUSSIAN),
+            describe_median(votes, gap, excess, 8, np.ones(2), blocks, GAUSSIAN),
         ):
             for value in report.values():
                 for number in value if isinstance(value, list) else [value]:

@@ -22,15 +22,20 @@ from fedmedian.clients.attacks import (
     ClaimMagnitude,
     ClaimScale,
     Collusion,
+    Drift,
     FoolKrum,
     GaussianNoise,
+    HalfMimic,
     Hostile,
     InnerProduct,
     Mimic,
     MinMax,
+    MinMaxAngle,
     MinSum,
+    MinSumAngle,
     Replay,
     SignFlip,
+    TwoCamps,
     flip_labels,
     squared_distances,
 )
@@ -54,6 +59,11 @@ VALUES = [
     MinMax(),
     MinSum(),
     FoolKrum(2),
+    HalfMimic(),
+    Drift(),
+    TwoCamps(),
+    MinMaxAngle(),
+    MinSumAngle(),
     ClaimExamples(7),
     ClaimMagnitude(1.0),
     ClaimScale(1.0),
@@ -80,6 +90,14 @@ def largest(fits, high=1e6):
         middle = (low + high) / 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
+
+
+def cosine(first, second):
+    return first @ second / np.linalg.norm(first) / np.linalg.norm(second)
+
+
+def cosines(vectors, one):
+    return np.array([cosine(vector, one) for vector in vectors])
 
 
 def krum(vectors, num_hostile):
@@ -145,13 +163,57 @@ class TestArithmetic:
         _, scores = krum(np.vstack([honest, [sent] * 2]), 2)
         assert scores[-1] <= scores[:-2].min() + 1e-6 or np.abs(sent).max() < 1e-2
 
-    @pytest.mark.parametrize("attack", VALUES[2:8], ids=repr)
+    @pytest.mark.parametrize("attack", VALUES[2:13], ids=repr)
     @pytest.mark.parametrize("honest", [np.zeros((3, 4)), np.ones((1, 4)), np.ones((5, 4))])
     def test_alike_or_lone_honest_clients_are_attacked_with_finite_numbers(self, attack, honest):
         sent = attack.update(honest.astype(np.float32))
         assert sent.shape == (4,)
         assert sent.dtype == np.float32
         assert np.isfinite(sent).all()
+
+    @pytest.mark.parametrize("attack", VALUES[8:13], ids=repr)
+    def test_attacks_on_directions_are_as_long_as_the_longest_honest_update(self, attack):
+        for sent in attack.camps(UPDATES, 3):
+            longest = np.linalg.norm(UPDATES, axis=1).max()
+            assert np.linalg.norm(sent) == pytest.approx(longest, rel=1e-5)
+
+    def test_a_half_mimic_points_as_the_outlier_does_less_a_multiple_of_the_mean(self):
+        mean = UPDATES.mean(axis=0)
+        outlier = UPDATES[np.argmin(cosines(UPDATES, mean))]
+        assert cosine(HalfMimic(3.0).update(UPDATES), outlier - 3 * mean) == pytest.approx(1)
+
+    def test_two_camps_are_half_mimics_of_two_outliers(self):
+        mean = UPDATES.mean(axis=0)
+        outliers = UPDATES[np.argsort(cosines(UPDATES, mean))[:2]]
+        camps = TwoCamps(3.0).camps(UPDATES, 1)
+        aims = [cosine(camp, one - 3 * mean) for camp, one in zip(camps, outliers, strict=True)]
+        assert aims == pytest.approx([1, 1])
+        np.testing.assert_array_equal(camps[0], HalfMimic(3.0).update(UPDATES))
+
+    def test_a_drift_starts_near_an_honest_update_and_leaves_it_round_by_round(self):
+        mean, attack = UPDATES.mean(axis=0), Drift(0.5)
+        start = UPDATES[np.argmax(cosines(UPDATES, mean))]
+        for number in (1, 2, 3):
+            (sent,) = attack.camps(UPDATES, number)
+            assert cosine(sent, start - number * 0.5 * mean) == pytest.approx(1)
+
+    @pytest.mark.parametrize(
+        ("attack", "likeness"), [(MinMaxAngle(), np.min), (MinSumAngle(), np.sum)], ids=repr
+    )
+    @pytest.mark.parametrize("seed", range(3))
+    def test_by_angle_an_attack_goes_as_far_as_the_honest_client_least_like_the_others(
+        self, attack, likeness, seed
+    ):
+        rng = np.random.default_rng(seed)
+        honest = rng.normal(rng.normal(size=50), size=(8, 50)).astype(np.float32)
+        mean, sent = honest.mean(axis=0), attack.update(honest)
+        start = honest[np.argmax(cosines(honest, mean))]
+        least = min(likeness(cosines(honest, one)) for one in honest)
+        assert likeness(cosines(honest, sent)) >= least - 1e-4
+        factor = largest(lambda factor: cosine(start - factor * mean, mean) >= cosine(sent, mean))
+        further = start - 1.1 * factor * mean
+        assert likeness(cosines(honest, further)) < least
+        assert cosine(sent, start - factor * mean) == pytest.approx(1, abs=1e-4)
 
     @given(honest_updates())
     def test_squared_distances_are_those_of_each_to_each(self, vectors):
@@ -295,12 +357,13 @@ class TestOwnUpdates:
 
 
 class TestCollusion:
-    @pytest.mark.parametrize("attack", VALUES[2:8], ids=repr)
+    @pytest.mark.parametrize("attack", VALUES[2:13], ids=repr)
     def test_hostile_clients_send_what_follows_from_the_honest_updates(self, attack, play):
         (usual,), (replies,) = play([]), play([Collusion(attack, HOSTILE)])
         assert [one.content for one in replies[:4]] == [one.content for one in usual[:4]]
-        expected = attack.update(UPDATES[:4].astype(np.float64))
-        np.testing.assert_allclose(updates_in(replies)[4:], [expected] * 2, rtol=1e-3, atol=1e-5)
+        camps = attack.camps(UPDATES[:4].astype(np.float64), 1)
+        expected = [camps[partition % len(camps)] for partition in HOSTILE]
+        np.testing.assert_allclose(updates_in(replies)[4:], expected, rtol=1e-3, atol=1e-5)
 
     def test_it_is_the_round_of_which_they_know(self, play):
         rounds = []

@@ -57,6 +57,12 @@ def is_lost(said, *attacks):
     return is_rounded(said, none - min(attacked))
 
 
+def leads(name):
+    head, rows = printed_table("robustness-adaptive")
+    worst = {row[0]: float(row[head.index("worst")]) for row in rows}
+    return max(worst, key=worst.__getitem__) == name
+
+
 LEARN = ("FedAvg", "SignSGD", "SignSGD (coded downlink)", "MedianSGD")
 
 
@@ -91,6 +97,12 @@ DEMO = (
 SENTENCES = [
     ("README", DEMO, is_demo),
     ("index", DEMO, is_demo),
+    (
+        "README",
+        r"attackers that know the rules, `SignSGD\(aggregator=Agreement\(Counts\(\)\)\)` keeps "
+        r"more than every other rule of our study",
+        lambda: leads("SignSGD, agreement"),
+    ),
     ("README", r"that is a (\d+)rd of FedAvg's bytes both ways", is_saved_both_ways),
     (
         "both-ways",

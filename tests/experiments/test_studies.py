@@ -10,6 +10,7 @@ from flwr.clientapp import ClientApp
 
 from experiments.studies import apps, figures, nmse, noise_choices, privacy, robustness
 from experiments.studies.federation import (
+    ADAPTIVE,
     ATTACKS,
     CLAIMED,
     MORE_ATTACKS,
@@ -21,7 +22,7 @@ from experiments.studies.federation import (
     split,
 )
 from experiments.studies.random_basis import STRATEGIES, run_setting
-from fedmedian import Adam
+from fedmedian import Adam, Aggregator, Answers, Blocks
 from fedmedian.clients import InProcessGrid, perturb
 from fedmedian.strategies import MedianSGD, SignSGD
 
@@ -37,6 +38,12 @@ class TestSettings:
         labels = load("digits", 0)[1].numpy()
         held = [set(labels[rows]) for rows in split(Setting("digits", partition="lone class"), 0)]
         assert held == [set(range(9))] * 9 + [set(range(10))]
+
+    def test_a_shared_class_is_that_of_the_last_two_clients(self):
+        labels = load("digits", 0)[1].numpy()
+        rows = split(Setting("digits", partition="shared class"), 0)
+        assert [9 in labels[one] for one in rows] == [False] * 8 + [True] * 2
+        assert sorted(np.concatenate(rows)) == list(range(len(labels)))
 
     def test_sorted_shards_are_the_honest_clients_and_hostile_ones_hold_all(self):
         setting = Setting("digits", partition="sorted", num_clients=7, num_hostile=2)
@@ -105,7 +112,7 @@ class TestHostileClients:
     def test_there_are_seven_attacks_in_all_studies(self):
         assert len(ATTACKS) == len(set(ATTACKS)) == 7
 
-    @pytest.mark.parametrize("attack", MORE_ATTACKS)
+    @pytest.mark.parametrize("attack", [*MORE_ATTACKS, *ADAPTIVE])
     def test_the_attacks_of_one_study_change_what_hostile_clients_send(self, attack, honest):
         sent, usual = self.sent(attack), updates_of(DIGITS)
         np.testing.assert_array_equal(sent[:8], honest)
@@ -204,6 +211,36 @@ class TestRulesOfOthers:
         # Each honest one is mixed with the honest ones; of two at each end, outliers are trimmed.
         np.testing.assert_allclose(mixed, honest.mean(axis=0), atol=1e-5)
 
+    def test_mixing_by_angle_is_that_of_vectors_of_one_length(self):
+        norms = np.linalg.norm(self.updates, axis=1, keepdims=True)
+        expected = robustness.mixed_trimmed_mean(self.updates / norms * np.median(norms), 2)
+        found = robustness.mixed_by_angle(
+            self.updates * np.float32([[1], [9], [1], [4], [1], [2]]), 2
+        )
+        aim = found @ expected / np.linalg.norm(found) / np.linalg.norm(expected)
+        assert aim == pytest.approx(1, abs=1e-5)
+
+    def test_no_vector_near_the_geometric_median_has_a_smaller_sum_of_distances(self):
+        found = robustness.geometric_median(self.updates, iterations=100)
+
+        def total(center):
+            return np.linalg.norm(self.updates - center, axis=1).sum()
+
+        moves = np.random.default_rng(1).normal(size=(20, 40)) * 0.05
+        assert total(found) <= min(total(found + move) for move in moves)
+
+    def test_buckets_are_means_of_two_with_equal_weights(self):
+        answers = Answers(list(self.updates), np.full(6, 1 / 6), Blocks((40,)))
+
+        class Kept(Aggregator):
+            def direction(self, answers, rng):
+                self.rows, self.weights = answers.vectors(rng), answers.weights
+                return self.rows[0]
+
+        robustness.Buckets(kept := Kept()).direction(answers, np.random.default_rng(0))
+        np.testing.assert_allclose(kept.rows.sum(axis=0), self.updates.sum(axis=0) / 2, rtol=1e-4)
+        assert kept.weights.tolist() == [1 / 3] * 3
+
     def test_mixing_is_a_trimmed_mean_of_means(self):
         distances = np.linalg.norm(self.updates[:, None] - self.updates, axis=2)
         means = [self.updates[np.argsort(row)[:4]].mean(axis=0) for row in distances]
@@ -301,17 +338,18 @@ class TestRobustness:
         def shrink(study, attacks):
             small = {"dataset": "digits", "num_clients": 7, "rounds": 1, "alpha": 5.0}
             honest = replace(study.honest, **small)
-            return replace(study, honest=honest, num_hostile=1, attacks=attacks)
+            return replace(study, honest=honest, num_hostile=1, attacks=attacks, seeds=(0,))
 
         return shrink
 
     @pytest.mark.slow
     @pytest.mark.parametrize(
-        ("name", "attacks"), [("sorted", ("label flip",)), ("flanders", ("opt",))]
+        ("name", "attacks"),
+        [("sorted", ("label flip",)), ("flanders", ("opt",)), ("adaptive", ("two camps",))],
     )
     def test_a_table_has_a_row_for_each_rule_and_its_worst_attack(self, name, attacks, tiny):
         study = tiny(robustness.STUDIES[name], attacks)
-        found = robustness.accuracies(study, seeds=[0])
+        found = robustness.accuracies(study)
         assert list(found) == list(robustness.rules(study))
         for ends in found.values():
             assert list(ends) == ["none", *attacks, "worst"]
@@ -331,7 +369,7 @@ class TestRobustness:
         assert min(ends["SignSGD()"], ends["MedianSGD()"]) > 0.6
 
     def test_every_attack_of_the_studies_is_known_and_no_job_has_the_name_of_another(self):
-        known = {*ATTACKS, *MORE_ATTACKS}
+        known = {*ATTACKS, *MORE_ATTACKS, *ADAPTIVE}
         for study in robustness.STUDIES.values():
             assert set(study.attacks) <= known
             assert (
@@ -339,14 +377,25 @@ class TestRobustness:
                 == len(study.attacks) + 1
             )
 
+    def test_rules_are_compared_by_recall_and_accuracy_in_each_federation(self, tiny):
+        rules = {name: robustness.KEEPING[name] for name in ("FedAvg", "SignSGD, agreement")}
+        table = robustness._compare(rules, {"tiny": DIGITS}, robustness.QUANTITIES, rounds=1)
+        heading, _, *rows = (
+            [cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()
+        )
+        assert heading == ["rule", "tiny, recall", "tiny, accuracy"]
+        assert [name for name, *_ in rows] == list(rules)
+        found = run_setting("FedAvg", DIGITS, 0)
+        assert rows[0][1:] == [f"{found[of][-1]:.3f}" for of in ("recall", "accuracy")]
+
     def test_the_heat_map_has_a_cell_for_each_rule_and_attack(self):
         panels = figures.robustness().axes
-        assert [len(panel.texts) for panel in panels] == [10 * 7, 10 * 6]
+        assert [len(panel.texts) for panel in panels] == [10 * 7, 10 * 6, 16 * 10]
         for panel, (name, study) in zip(panels, robustness.STUDIES.items(), strict=True):
             labels = [label.get_text() for label in panel.get_yticklabels()]
             assert labels == list(robustness.rules(study)), name
 
-    @pytest.mark.parametrize("attack", ["", *ATTACKS, *MORE_ATTACKS])
+    @pytest.mark.parametrize("attack", ["", *ATTACKS, *MORE_ATTACKS, *ADAPTIVE])
     def test_under_every_attack_hostile_clients_also_claim_examples(self, attack):
         claimed = {}
 

@@ -12,10 +12,13 @@ from flwr.app import ConfigRecord
 from fedmedian import (
     Adam,
     Adaptive,
+    Agreement,
     ClientMomentum,
     Clip,
+    ClippedMean,
     CodedSteps,
     Cosine,
+    Counts,
     DivideByLearningRate,
     Gaussian,
     Laplace,
@@ -67,6 +70,7 @@ NOISE = frozenset({"signal-to-noise", "signal-to-noise-per-block", "noise-scale"
 NOISY_VOTES = VOTES | NOISE
 GAP = frozenset({"median-mean-gap", "margin"})
 NOISY_GAP = GAP | NOISE
+AGREEMENT = frozenset({"agreement-per-client", "clients-apart"})
 
 CASES = {
     "counts": Case("SignSGD", {"exact": ["7"]}, reports=NOISY_VOTES),
@@ -153,10 +157,25 @@ CASES = {
         weighted=False,
         reports=GAP | {"noise-scale"},
     ),
+    "counts by agreement": Case(
+        "SignSGD", {"aggregator": Agreement(Counts())}, reports=NOISY_VOTES | AGREEMENT
+    ),
+    "mean of clipped vectors by agreement": Case(
+        "MedianSGD",
+        {"noise": None, "aggregator": Agreement(ClippedMean())},
+        weighted=False,
+        reports=GAP | AGREEMENT,
+    ),
 }
 
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-SOME = ("counts", "calibrated majority, clients' own scales", "smoothed median")
+SOME = (
+    "counts",
+    "calibrated majority, clients' own scales",
+    "smoothed median",
+    "counts by agreement",
+    "mean of clipped vectors by agreement",
+)
 some_in_the_older_api = each_case(
     ("case",), {name: (case,) for name, case in CASES.items()}, older=SOME
 )

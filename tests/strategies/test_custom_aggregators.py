@@ -6,7 +6,14 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from fedmedian import Gaussian, Median, TopUp, register_client_step
+from fedmedian import (
+    Agreement,
+    ClippedMean,
+    Gaussian,
+    Median,
+    TopUp,
+    register_client_step,
+)
 from fedmedian.aggregators.base import Aggregator
 from fedmedian.steps.encodings import Encoding
 from fedmedian.wire.scalars import require_vector
@@ -154,6 +161,7 @@ def moved(api, run):
         NearestNeighbours(then=Median()),
         NearestNeighbours(then=GeometricMedian()),
         WeightedByLoss(),
+        Agreement(ClippedMean()),
     ],
     ids=repr,
 )

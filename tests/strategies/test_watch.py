@@ -19,7 +19,17 @@ from flwr.common.constant import ErrorCode
 from flwr.common.logger import log
 from flwr.serverapp.strategy import FedAvg
 
-from fedmedian import Adaptive, CodedSteps, Gaussian, Majority, Momentum, SmoothedMedian
+from fedmedian import (
+    Adaptive,
+    Agreement,
+    ClippedMean,
+    CodedSteps,
+    Counts,
+    Gaussian,
+    Majority,
+    Momentum,
+    SmoothedMedian,
+)
 from fedmedian.clients import InProcessGrid, perturb, perturb_with
 from fedmedian.records import sizes_of, to_arrays, to_record
 from fedmedian.rounds.watch import RUNAWAY, describe_round
@@ -414,6 +424,38 @@ def by_round(change):
         return {name: array + by for name, array in model.items()}, {"num-examples": 2}
 
     return train_by
+
+
+class TestClientsThatFewOthersAgreeWith:
+    """One of five trains in the opposite direction."""
+
+    RULES: ClassVar = {
+        "votes": ("SignSGD", {"aggregator": Agreement(Counts())}),
+        "vectors": ("MedianSGD", {"noise": None, "aggregator": Agreement(ClippedMean())}),
+    }
+    each_rule = each_case(("make", "options"), RULES, older=RULES)
+    OF_IT = "fewer than a tenth of the others have agreed with client "
+
+    @each_rule
+    def test_are_named_once_after_three_rounds_with_since_when(
+        self, make, options, api, run, warnings
+    ):
+        opposing = by_round(lambda partition, number: -1 if partition == 3 else 1)
+        run(api.make(make, seed=1, **options), opposing, MODEL, NUM_CLIENTS, 2)
+        assert not warnings(self.OF_IT)
+        run(api.make(make, seed=1, **options), opposing, MODEL, NUM_CLIENTS, 5)
+        (warning,) = warnings(self.OF_IT)
+        assert "(partition 3)" in warning
+        assert "since round 1, so it counts for little: it may be hostile" in warning
+
+    @each_rule
+    def test_are_not_named_if_others_agree_in_between(self, make, options, api, run, warnings):
+        """In every third round another client opposes the others."""
+        opposing = by_round(
+            lambda partition, number: -1 if partition == (3 if number % 3 else 1) else 1
+        )
+        run(api.make(make, seed=1, **options), opposing, MODEL, NUM_CLIENTS, 7)
+        assert not warnings(self.OF_IT)
 
 
 class TestClientsThatReturnWhatTheyWereSent:

@@ -26,7 +26,17 @@ from flwr.server import SimpleClientManager
 from flwr.server.compat.grid_client_proxy import GridClientProxy
 
 from experiments.studies.tables import make_table
-from fedmedian import Adaptive, Gaussian, Laplace, Layout, Majority, SmoothedMedian
+from fedmedian import (
+    Adaptive,
+    Agreement,
+    ClippedMean,
+    Counts,
+    Gaussian,
+    Laplace,
+    Layout,
+    Majority,
+    SmoothedMedian,
+)
 from fedmedian.clients import InProcessGrid
 from fedmedian.model.layout import Arrays
 from fedmedian.records import arrays_to_parameters, parameters_to_arrays, to_arrays, to_record
@@ -61,6 +71,11 @@ STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
     "MedianSGD(noise_at='server')": ("MedianSGD", {"noise_at": "server"}),
     "MedianSGD(aggregator=SmoothedMedian())": ("MedianSGD", {"aggregator": SmoothedMedian()}),
     "MedianSGD(None, rotation=None)": ("MedianSGD", {"noise": None, "rotation": None}),
+    "SignSGD(aggregator=Agreement(Counts()))": ("SignSGD", {"aggregator": Agreement(Counts())}),
+    "MedianSGD(None, Agreement(ClippedMean()))": (
+        "MedianSGD",
+        {"noise": None, "aggregator": Agreement(ClippedMean())},
+    ),
 }
 
 Outcomes = Counter[str]

@@ -1,0 +1,187 @@
+"""Weights by agreement: clients count for more, the more others point in their direction."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmedian.aggregators.base import Aggregator, Answers, Weights
+from fedmedian.aggregators.means import LONGEST, clipping_factors
+from fedmedian.checks import require_type
+from fedmedian.kernels.agreement import count_agreements
+from fedmedian.rules.noise import Noise
+from fedmedian.rules.trust import agreed_size, num_tolerated
+from fedmedian.steps.encodings import Encoding, Signs, Vector
+from fedmedian.wire.scalars import Float32
+
+LEAST = 0.1
+"""The least that a client counts for, relative to one that all others count among their nearest."""
+
+# Coordinates are sampled for a cost of at most so many pairs of them, but never fewer than these.
+_PAIRS, _COORDINATES = 1 << 30, 1 << 14
+# Vectors are compared part by part, so many values of all of them at once.
+_VALUES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Agreement(Aggregator):
+    """Another rule with weights by agreement, for votes and for vectors.
+
+    Each of M clients has M − t − 1 nearest others, by the angle between their updates, with
+    t = `num_tolerated`. A client's weight is multiplied by its share, see `shares`: 1 if all others
+    count it among their nearest, 0 if at most t − 1 of them do, as many as may be its accomplices.
+    A share counts as at least `LEAST`, so that an honest client that is unlike all others is heard.
+
+    The angle between votes follows from the bits that agree. Vectors are compared after clipping as
+    in `ClippedMean`. With many coordinates or clients a random sample of coordinates is compared;
+    in a random basis, the default, it is as good as all of them.
+
+    Parameters
+    ----------
+    then : Aggregator
+        The rule that uses the weights: `Counts`, `Majority`, `ClippedMean`, or a custom one that
+        `uses_weights`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `then` is not an aggregator, does not use weights, or has an encoding of its own.
+
+    Examples
+    --------
+    >>> from fedmedian import ClippedMean, Counts
+    >>> from fedmedian.strategies import MedianSGD, SignSGD
+    >>> votes = SignSGD(aggregator=Agreement(Counts()))
+    >>> vectors = MedianSGD(noise=None, aggregator=Agreement(ClippedMean()))
+    """
+
+    then: Aggregator
+
+    uses_weights: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        wanted = "a rule of signs or vectors that uses weights, such as Counts() or ClippedMean()"
+        require_type("then", self.then, Aggregator, wanted)
+        if not self.then.uses_weights or not isinstance(self.encoding, Signs | Vector):
+            raise ValueError(f"then must be {wanted}, got {self.then!r}")
+
+    @property
+    def encoding(self) -> Encoding:
+        """The other rule's."""
+        return self.then.encoding
+
+    @property
+    def integrates_noise(self) -> bool:
+        """The other rule's."""
+        return self.then.integrates_noise
+
+    @property
+    def needs_noise(self) -> bool:
+        """The other rule's."""
+        return self.then.needs_noise
+
+    def direction(self, answers: Answers, rng: np.random.Generator) -> Float32:
+        """Return the other rule's direction; see `Aggregator.direction`."""
+        of_votes = isinstance(self.encoding, Signs)
+        likeness = _likeness_of_votes if of_votes else _likeness_of_vectors
+        found = shares(likeness(answers, rng))
+        if answers.report is not None:
+            answers.report["agreement-per-client"] = found.tolist()
+            answers.report["clients-apart"] = int(np.count_nonzero(found < LEAST))
+        weights = answers.weights * np.maximum(found, LEAST)
+        return self.then.direction(replace(answers, weights=weights / weights.sum()), rng)
+
+    def center(self, values: Weights, weights: Weights) -> Weights:
+        """Return the other rule's center; see `Aggregator.center`."""
+        return self.then.center(values, weights)
+
+    def usual_rate(self, noise: Noise | None) -> float | None:
+        """Return the other rule's rate; see `Aggregator.usual_rate`."""
+        return self.then.usual_rate(noise)
+
+    def cost_of_few(self, noise: Noise | None) -> tuple[int, str]:
+        """Return the other rule's; see `Aggregator.cost_of_few`."""
+        return self.then.cost_of_few(noise)
+
+    def require_noise(self, noise: Noise | None) -> None:
+        """Raise as the other rule does; see `Aggregator.require_noise`."""
+        self.then.require_noise(noise)
+
+
+def shares(likeness: NDArray[Any]) -> Weights:
+    """Return each client's share of the others that count it among their nearest.
+
+    Of c others that do, t − 1 may be accomplices: the share is max(c − (t − 1), 0)/(M − t), with
+    t = `num_tolerated`. Others that are equally near at the border count in part.
+
+    Parameters
+    ----------
+    likeness : (M, M) array
+        How like each pair of clients are, M >= 1; any increasing function of the cosine.
+
+    Returns
+    -------
+    (M,) float64
+        The shares, in [0, 1]; all 1 with one client or two.
+
+    Examples
+    --------
+    >>> cosines = np.array([[1, 0.8, 0.7, -0.5], [0.8, 1, 0.6, -0.5],
+    ...                     [0.7, 0.6, 1, -0.5], [-0.5, -0.5, -0.5, 1]])
+    >>> shares(cosines).round(2).tolist()
+    [0.89, 0.89, 0.89, 0.0]
+    """
+    clients = len(likeness)
+    tolerated = num_tolerated(clients)
+    if (near := clients - tolerated - 1) < 1:
+        return np.ones(clients)
+    others = likeness.astype(np.float64)
+    np.fill_diagonal(others, -np.inf)
+    border = np.partition(others, tolerated + 1, axis=1)[:, tolerated + 1, None]
+    nearer, at = others > border, others == border
+    left = near - nearer.sum(axis=1, keepdims=True)
+    counted = (nearer + at * (left / at.sum(axis=1, keepdims=True))).sum(axis=0)
+    return np.asarray(np.maximum(counted - (tolerated - 1), 0) / (clients - tolerated))
+
+
+def _likeness_of_votes(answers: Answers, rng: np.random.Generator) -> NDArray[Any]:
+    """Return the number of coordinates on which each pair of clients votes alike, (M, M)."""
+    dim = answers.blocks.dim
+    first, stride = _sample(answers, rng)
+    if stride == 1:
+        return count_agreements(answers.bodies, dim)
+    rows = [body[first : dim // 8 : stride] for body in answers.bodies]
+    return count_agreements(rows, 8 * rows[0].size)
+
+
+def _likeness_of_vectors(answers: Answers, rng: np.random.Generator) -> NDArray[Any]:
+    """Return the cosine of each pair of vectors, clipped block by block, (M, M); 0 for zeros."""
+    products = np.zeros((len(answers), len(answers)))
+    first, stride = _sample(answers, rng)
+    parts = zip(*(answers.blocks.split(body) for body in answers.bodies), strict=True)
+    for block in parts:
+        own = _products([part[first::stride] for part in block])
+        norms = np.sqrt(own.diagonal())
+        factors = clipping_factors(norms[:, None], LONGEST * agreed_size(norms[:, None]))
+        products += own * (factors * factors.T)
+    norms = np.sqrt(products.diagonal())
+    norms = np.outer(norms, norms)
+    return np.asarray(np.divide(products, norms, out=np.zeros_like(products), where=norms > 0))
+
+
+def _products(rows: Sequence[Float32]) -> Weights:
+    """Return the inner product of each pair of M vectors, (M, M) float64, part by part."""
+    products, length = np.zeros((len(rows), len(rows))), max(_VALUES // len(rows), 1)
+    for start in range(0, rows[0].size, length):
+        part = np.stack([row[start : start + length] for row in rows])
+        products += part @ part.T
+    return products
+
+
+def _sample(answers: Answers, rng: np.random.Generator) -> tuple[int, int]:
+    """Return the first place of a random sample of coordinates, or bytes, and its stride."""
+    most = max(_PAIRS // len(answers) ** 2, _COORDINATES)
+    stride = max(-(-answers.blocks.dim // most), 1)
+    return (0 if stride == 1 else int(rng.integers(stride))), stride
