@@ -198,7 +198,9 @@ class TestArithmetic:
             assert cosine(sent, start - number * 0.5 * mean) == pytest.approx(1)
 
     @pytest.mark.parametrize(
-        ("attack", "likeness"), [(MinMaxAngle(), np.min), (MinSumAngle(), np.sum)], ids=repr
+        ("attack", "likeness"),
+        [(MinMaxAngle(), np.min), (MinSumAngle(), np.sum)],
+        ids=["max", "sum"],
     )
     @pytest.mark.parametrize("seed", range(3))
     def test_by_angle_an_attack_goes_as_far_as_the_honest_client_least_like_the_others(
