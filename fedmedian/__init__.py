@@ -93,7 +93,14 @@ _ELSEWHERE = {
         "perturb",
         "perturb_with",
     ),
-    "fedmedian.privacy": ("Draw", "Mechanism", "PrivacyBudget", "noise_multiplier_for"),
+    "fedmedian.privacy": (
+        "Draw",
+        "Mechanism",
+        "PrivacyBudget",
+        "honest_of",
+        "limit_of_entries",
+        "noise_multiplier_for",
+    ),
     "fedmedian.strategies": (
         "Checkpoint",
         "Cohort",

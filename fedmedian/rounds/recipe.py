@@ -40,7 +40,6 @@ from fedmedian.rules.trust import (
 from fedmedian.secure.cohort import Place, SecureSum
 from fedmedian.secure.opening import Cohort, require_masked
 from fedmedian.steps.base import CLIENT_STEPS, ClientStep
-from fedmedian.steps.downlink import as_version
 from fedmedian.steps.encodings import Encoding, Signs, Vector
 from fedmedian.steps.instruction import LONGEST_SEED, Instruction, perturb_update
 from fedmedian.steps.noise import AddNoise, Measure, SizeVotes, TopUpNoise
@@ -231,7 +230,7 @@ class Question:
             said.source,
             payload,
             *self.instruction.sizes_of(payload, self.blocks),
-            held=as_version(payload.held),
+            held=payload.held,
         )
 
     def move(self, step: ServerStep) -> Model:

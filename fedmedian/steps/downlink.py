@@ -19,6 +19,7 @@ from fedmedian.kernels.signs import pack_signs, packed_size, unpack_signs
 from fedmedian.model.blocks import Blocks
 from fedmedian.model.layout import Arrays, Layout
 from fedmedian.steps.base import Draft
+from fedmedian.steps.payload import DIGEST
 from fedmedian.steps.rotation import Rotation
 from fedmedian.steps.tied import as_groups
 from fedmedian.wire.scalars import (
@@ -40,8 +41,6 @@ _KIND = "model"
 NOT_HELD = "the whole model is needed"
 """What the reason of a client says that does not hold the model that steps begin from."""
 
-_DIGEST = 16
-"""The bytes of a fingerprint, which is a text of twice as many characters."""
 
 HELD = PREFIX + "held"
 """The key of a reply that names the version of the model that the client holds."""
@@ -99,7 +98,7 @@ class CodedStep:
 
 def fingerprint(model: Arrays) -> str:
     """Return the name of a model: a digest of its arrays, in order."""
-    digest = blake2b(digest_size=_DIGEST)
+    digest = blake2b(digest_size=DIGEST)
     for name, array in model.items():
         # Models of zeros differ only in their form.
         digest.update(repr((name, array.dtype.str, array.shape)).encode())
@@ -241,11 +240,6 @@ def version_of_whole(config: Mapping[str, Any]) -> str | None:
     """Return the version of a message's whole model, or None if the message has steps."""
     version = config.get(f"{PREFIX}{_KIND}.whole")
     return None if version is None else str(version)
-
-
-def as_version(value: Any) -> str | None:
-    """Return what a reply says that its client holds, or None if it is no version."""
-    return value if isinstance(value, str) and len(value) == 2 * _DIGEST else None
 
 
 def keys_in(config: Mapping[str, Any]) -> Iterator[str]:

@@ -21,6 +21,9 @@ from fedmedian.wire.scalars import (
 MOST_ARRAYS = 2
 """The largest number of arrays in a payload."""
 
+DIGEST = 16
+"""The number of bytes that name a version of the model; see `fedmedian.steps.downlink`."""
+
 _REPORTS = "reports"
 
 
@@ -99,6 +102,7 @@ class Payload:
         read = Reader(config, "payload")
         if not 1 <= len(arrays) <= MOST_ARRAYS:
             raise WireError(f"a payload has one or two arrays, got {len(arrays)}")
+        own = read.optionals(partition=int, held=str, shares=bytes, commitment=bytes)
         payload = cls(
             encoding=read.required("encoding", str),
             body=arrays[0],
@@ -106,7 +110,12 @@ class Payload:
             server_round=read.server_round,
             reports=read.floats_below(_REPORTS),
             question=read.question,
-            **read.optionals(partition=int, held=str, shares=bytes, commitment=bytes),
+            **{**own, "held": as_version(own["held"])},
         )
         read.finish()
         return payload
+
+
+def as_version(value: Any) -> str | None:
+    """Return what a reply says that its client holds, or None if it is no version."""
+    return value if isinstance(value, str) and len(value) == 2 * DIGEST else None

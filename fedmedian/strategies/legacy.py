@@ -43,8 +43,8 @@ from fedmedian.rounds.options import RunOptions
 from fedmedian.rounds.protocol import RoundProtocol, paused_collector
 from fedmedian.rounds.recipe import Question, Recipe
 from fedmedian.rounds.screening import Node, Reply, Said, all_or_none
-from fedmedian.steps.downlink import HELD, as_version
-from fedmedian.steps.payload import MOST_ARRAYS, Payload
+from fedmedian.steps.downlink import HELD
+from fedmedian.steps.payload import MOST_ARRAYS, Payload, as_version
 from fedmedian.strategies.arguments import MedianArguments, ShowsArguments, SignArguments, differing
 from fedmedian.strategies.options import FlowerOptions, LegacyFedAvgOptions, require_fedavg_options
 from fedmedian.strategies.wrappers import require_no_unfit_wrapper

@@ -23,6 +23,7 @@ from flwr.serverapp.strategy import FedAvg, Result
 from fedmedian.aggregators.diagnostics import without_lists
 from fedmedian.checks import require_integer
 from fedmedian.logs import text_of
+from fedmedian.model.layout import Arrays
 from fedmedian.records import sizes_of, to_arrays, to_record
 from fedmedian.rounds.downlink import Content
 from fedmedian.rounds.ledger import Ledger
@@ -33,9 +34,9 @@ from fedmedian.rounds.recipe import Question, Recipe
 from fedmedian.rounds.roster import LateReplyError
 from fedmedian.rounds.screening import Node, Reply, Said
 from fedmedian.rounds.watch import describe_metrics
-from fedmedian.steps.downlink import HELD, as_version
+from fedmedian.steps.downlink import HELD
 from fedmedian.steps.instruction import Instruction
-from fedmedian.steps.payload import MOST_ARRAYS, Payload
+from fedmedian.steps.payload import MOST_ARRAYS, Payload, as_version
 from fedmedian.strategies import numpy_clients as numpy_messages
 from fedmedian.strategies.arguments import Argument, ShowsArguments, differing
 from fedmedian.strategies.log import without_repetition
@@ -287,7 +288,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         question = question if seated is None else seated
         asked = [one for one in asked if seated is not None and _has_place(one, seated)]
         self._usual_size = max(sizes_of(asked[:1]), default=0)
-        self._address(asked, arrays, question.content_for)
+        self._address(asked, arrays, question.model, question.content_for)
         self._protocol.log_whole_models(question.state.held, _nodes(asked))
         for message in asked:
             instruction = question.instruction_for(message.metadata.dst_node_id)
@@ -333,7 +334,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
     def _address(
         self,
         messages: Sequence[Message],
-        model: ArrayRecord,
+        record: ArrayRecord,
+        model: Arrays,
         content_for: Callable[[Node], Content],
     ) -> None:
         """Replace the model in messages by what their nodes are to be sent to hold it.
@@ -345,7 +347,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
         before = [message.content for message in messages]  # kept, so that ids stay their own
         for message, usual in zip(messages, before, strict=True):
             content = content_for(message.metadata.dst_node_id)
-            if not content.scalars or usual.get(self.arrayrecord_key) is not model:
+            is_as_sent = content.arrays is model and not content.scalars
+            if is_as_sent or usual.get(self.arrayrecord_key) is not record:
                 continue
             if id(content) not in records:
                 records[id(content)] = to_record(content.arrays)
@@ -440,7 +443,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self._usual_size = max(sizes_of(messages[:1]), default=0)
         held = self._protocol.held_to_evaluate(to_arrays(arrays)) if messages else None
         if held is not None:
-            self._address(messages, arrays, partial(self._protocol.content_for, held))
+            self._address(messages, arrays, {}, partial(self._protocol.content_for, held))
             self._protocol.log_whole_models(held, _nodes(messages))
         if self._numpy_clients:
             messages = numpy_messages.as_evaluation(messages)

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from fedmedian import Clip, DivideByLearningRate, Gaussian, Rotation
-from fedmedian.privacy.accounting import Mechanism, PrivacyBudget
+from fedmedian.privacy.accounting import Mechanism
 from fedmedian.privacy.mechanism import NoMechanism, mechanism_of
-from fedmedian.rounds.ledger import Ledger
 from fedmedian.steps.encodings import Signs
 from fedmedian.steps.noise import AddNoise
 from fedmedian.steps.updates import Limit
@@ -45,11 +44,3 @@ def test_noise_for_limited_entries_may_be_a_small_share_of_the_norm():
     assert answering(CLIP, LIMIT, scale=0.03125).noise_multiplier == 0.03125
     for steps, largest in (((CLIP, LIMIT), "entries are clipped to, 0.1"), ((CLIP,), "to, 1")):
         assert re.search(f"0.2 times .*{largest}$", str(answering(*steps, scale=0.015625)))
-
-
-def test_a_ledger_counts_rounds_as_sums_of_the_honest_clients_votes():
-    budget, mechanism = PrivacyBudget(8.0, 1e-5), answering(CLIP, LIMIT)
-    ledger = Ledger(budget, mechanism, None, summed=80)
-    assert ledger.rounds_left == mechanism.rounds_within(budget, summed=80) > 0
-    with pytest.raises(ValueError, match="must afford a round"):
-        Ledger(budget, mechanism, None)

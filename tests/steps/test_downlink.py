@@ -13,7 +13,6 @@ from fedmedian.steps.downlink import (
     CatchUp,
     CodedStep,
     NotHeldError,
-    as_version,
     fingerprint,
     is_in,
     keys_in,
@@ -21,6 +20,7 @@ from fedmedian.steps.downlink import (
     version_of_whole,
     whole,
 )
+from fedmedian.steps.payload import as_version
 from fedmedian.wire.scalars import WireError
 
 KEPT = 1 - 2 / np.pi

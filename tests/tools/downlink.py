@@ -32,11 +32,11 @@ from fedmedian.rounds.state import KnownModels, RunState
 from fedmedian.steps.downlink import (
     CatchUp,
     NotHeldError,
-    as_version,
     fingerprint,
     version_of_whole,
 )
 from fedmedian.steps.instruction import perturb_update
+from fedmedian.steps.payload import as_version
 from fedmedian.wire.scalars import POLICY_RULE
 
 STEPS = 50
