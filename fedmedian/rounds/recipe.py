@@ -301,8 +301,12 @@ class Recipe:
     @property
     def client_noise(self) -> Noise | None:
         """The noise that clients add, or None if they add none."""
-        at_client = self.noise_at == "client" and not self.aggregator.integrates_noise
-        return self.noise if at_client else None
+        return self.noise if self.noise_side == "client" else None
+
+    @property
+    def noise_side(self) -> NoiseAt | None:
+        """The side that adds the noise, if any; None for neither."""
+        return None if self.aggregator.integrates_noise else self.noise_at
 
     @property
     def rule(self) -> ScaleRule | None:
@@ -421,14 +425,15 @@ class Recipe:
             used = np.tile(voted[0], (len(answers), 1))
             sizes = np.tile(voted[1], (len(answers), 1))
         claims = np.array([one.num_examples if self.weighted else 1.0 for one in answers])
+        side = self.noise_side
         read = Answers(
             bodies=[payload.body for payload in payloads] if total is None else (),
             weights=voting_weights(claims),
             blocks=question.blocks,
             noise=self.noise,
-            scales=self._scales_in_force(question, state, used, sizes),
+            scales=self._scales_in_force(question, state, used, sizes, side),
             magnitudes=sizes if self._is_measured else None,
-            noise_at=None if self.aggregator.integrates_noise else self.noise_at,
+            noise_at=side,
             metrics=[answer.metrics for answer in answers],
             report={} if diagnostics else None,
             counts=signs,
@@ -608,12 +613,17 @@ class Recipe:
         return self.rule is not None and self.rule.magnitude is not None
 
     def _scales_in_force(
-        self, question: Question, state: RunState, used: Float32, sizes: NDArray[np.float64]
+        self,
+        question: Question,
+        state: RunState,
+        used: Float32,
+        sizes: NDArray[np.float64],
+        side: NoiseAt | None,
     ) -> Float32 | None:
         """Return the noise scales, (M, L): the clients' own, or the server's for all of them."""
         if self.rule is None:
             return None
-        if self.client_noise is not None:
+        if side == "client":
             return used
         known = self._scales(state, question.blocks, question.layout)
         found = np.where(np.isnan(known), self._following(known, sizes), known)
@@ -642,7 +652,7 @@ class Recipe:
 
     def _reported_scales(self, read: Answers) -> Float32:
         assert read.scales is not None
-        if self.client_noise is None:
+        if read.noise_at != "client":
             return np.asarray(read.scales[0])
         return np.asarray(agreed_size(read.scales), dtype=np.float32)
 
