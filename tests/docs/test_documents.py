@@ -318,7 +318,7 @@ def test_each_situation_has_a_line_to_write_that_makes_a_strategy(page):
     (imports,) = fences(situations, "python")
     exec(imports, names)
     lines = re.findall(r"^\|.* \| `((?:Sign|Median)SGD.*?)` \| \[", situations, re.MULTILINE)
-    assert len(set(lines)) == len(lines) == 13
+    assert len(set(lines)) == len(lines) == 14
     assert all(isinstance(eval(line, names), FedAvg) for line in lines)
 
 
