@@ -165,7 +165,7 @@ def _follow(
         instruction.blocks(layout)  # raises if the steps do not fit
         policies.admit(instruction, layout, context, None if place is None else place.least)
         if place is not None:
-            take(place, instruction, context)
+            take(place, instruction, before, context)
     except ValueError as error:
         return _refuse(message, error)
     _remove_keys(message)

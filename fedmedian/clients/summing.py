@@ -1,11 +1,15 @@
 """A client's key for secure sums, which it keeps between rounds, and its part in them."""
 
+import json
+from hashlib import sha256
+
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from fedmedian.model.layout import Layout
+from fedmedian.model.layout import Arrays, Layout
 from fedmedian.secure.cohort import Place
 from fedmedian.secure.masking import Key
 from fedmedian.secure.requests import answer, is_request
+from fedmedian.steps.downlink import fingerprint
 from fedmedian.steps.encodings import Signs
 from fedmedian.steps.instruction import Instruction
 from fedmedian.steps.payload import Payload
@@ -55,8 +59,10 @@ def masked(
     return masked_payload(payload, key.mask(votes))
 
 
-def take(place: Place, instruction: Instruction, context: Context) -> None:
+def take(place: Place, instruction: Instruction, model: Arrays, context: Context) -> None:
     """Take a place in the sum of a question, once.
+
+    Only clients with the same instruction and the same model have masks that cancel.
 
     Raises
     ------
@@ -69,7 +75,9 @@ def take(place: Place, instruction: Instruction, context: Context) -> None:
     if key is None:
         raise WireError("this client has no key for secure sums, it keeps no state between rounds")
     question = instruction.server_round, instruction.question
-    _remember(context, key.takes(place, question))
+    asked = json.dumps(instruction.encode(), sort_keys=True, default=bytes.hex)
+    about = sha256(f"{asked} {fingerprint(model)}".encode()).digest()
+    _remember(context, key.takes(place, question, about))
 
 
 def _recall(context: Context) -> Key | None:
@@ -78,12 +86,12 @@ def _recall(context: Context) -> Key | None:
         return None
     values = dict(record)
     private, question = values.pop("private"), (values.pop("round"), values.pop("question"))
-    revealed = values.pop("revealed")
-    return Key(private, question, Place.take(values), revealed)  # type: ignore[arg-type]
+    revealed, about = values.pop("revealed"), values.pop("about")
+    return Key(private, question, Place.take(values), revealed, about)  # type: ignore[arg-type]
 
 
 def _remember(context: Context, key: Key) -> None:
-    record = ConfigRecord({"private": key.private, "revealed": key.revealed})
+    record = ConfigRecord({"private": key.private, "revealed": key.revealed, "about": key.about})
     record["round"], record["question"] = key.question
     if key.place is not None:
         record.update(key.place.encode())

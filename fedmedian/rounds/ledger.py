@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from fedmedian.aggregators.diagnostics import Report
@@ -22,6 +23,8 @@ from fedmedian.rounds.recipe import Question, Recipe
 from fedmedian.rounds.screening import Reply
 from fedmedian.secure.cohort import SecureSum
 from fedmedian.steps.updates import Clip, DivideByLearningRate
+
+NOTHING_SPENT: Mapping[Draw, int] = MappingProxyType({})
 
 _MEMORYLESS = (Clip, DivideByLearningRate)
 """Client steps that are known to keep no state between rounds; a custom step may."""
@@ -68,6 +71,7 @@ class Ledger:
         self._draw = Draw(budget.sampling, min_replies)
         self._affordable = MOST_ANSWERS
         self._answered: Counter[Draw] = Counter()
+        self._charged: dict[tuple[int, int], Draw] = {}
         self._has_warned = False
         if secure is None or mechanism != NoMechanism((UNKNOWN_MODEL,)):
             self._take(mechanism)
@@ -86,14 +90,32 @@ class Ledger:
                 "privacy_budget must be None where clients do not run a mechanism, "
                 f"got {budget!r}; they do not because of {mechanism}"
             )
-        self._mechanism, draw = mechanism, self._draw
-        self._affordable = mechanism.rounds_within(budget, draw.min_replies, summed=draw.summed)
-        if self._affordable == 0:
+        if self._mechanism is not None and self._mechanism.limit > mechanism.limit:
+            mechanism = self._mechanism  # earlier rounds had larger entries
+        self._mechanism = mechanism
+        self._affordable = self._rounds_within(self._draw)
+        if self._affordable == 0 and not self._answered:
             raise ValueError(
                 "privacy_budget must afford a round, which costs epsilon "
                 f"{self._epsilon({self._draw: 1}):.4g}, "
                 f"got {budget!r}; fedmedian.privacy.noise_multiplier_for finds the noise for one"
             )
+
+    def _rounds_within(self, draw: Draw, spent: Mapping[Draw, int] = NOTHING_SPENT) -> int:
+        assert self._mechanism is not None  # rounds are counted once it is known
+        (of_honest,) = self._of_honest({draw: 1})
+        before = self._of_honest(spent)
+        return self._mechanism.rounds_within(
+            self._budget, draw.min_replies, before, of_honest.summed
+        )
+
+    def _of_honest(self, rounds: Mapping[Draw, int]) -> Counter[Draw]:
+        """Return the rounds with the honest among the votes that their sums have."""
+        found: Counter[Draw] = Counter()
+        for draw, number in rounds.items():
+            summed = honest_of(self._budget.honest, draw.summed)
+            found[draw._replace(summed=summed)] += number
+        return found
 
     @classmethod
     def of_strategy(
@@ -129,11 +151,11 @@ class Ledger:
 
     @property
     def rounds_left(self) -> int:
-        """The number of rounds that the budget still affords, as far as it is known."""
-        budget, draw = self._budget, self._draw
-        if self._mechanism is None:
-            return MOST_ANSWERS
-        return self._mechanism.rounds_within(budget, draw.min_replies, self._answered, draw.summed)
+        """The number of rounds that the budget still affords.
+
+        With secure sums it depends on the clients that are drawn, which `spend` knows.
+        """
+        return MOST_ANSWERS if self._secure else self._rounds_within(self._draw, self._answered)
 
     @property
     def report(self) -> Report:
@@ -176,8 +198,7 @@ class Ledger:
         Returns
         -------
         bool
-            Whether it does. It always affords what `rounds_left` says, but a secure sum of fewer
-            clients costs more.
+            Whether it does. Only for a secure sum may it not, of whatever `rounds_left` says.
 
         Raises
         ------
@@ -189,30 +210,31 @@ class Ledger:
                 f"privacy_budget must be None with this model, got {self._budget!r}; there is no "
                 f"mechanism because of {NoMechanism(tuple(reasons))}"
             )
+        draw = self._draw
         if self._secure is not None:
-            self._draw = self._draw._replace(summed=self._honest(self._secure.least(drawn)))
+            draw = self._draw = draw._replace(summed=self._secure.least(drawn))
             # A model of another size has other limits of its entries.
             self._take(mechanism_of(question.instruction.steps, seed=question.instruction.seed))
-            if not self.rounds_left:
+            if not self._rounds_within(draw, self._answered):
                 warn(
-                    "no client is asked in round %d: another answer would exceed the privacy "
-                    "budget, %s",
-                    *(question.server_round, self),
+                    "no client is asked in round %d: another answer in a sum of %d clients would "
+                    "exceed the privacy budget, %s",
+                    *(question.server_round, draw.summed, self),
                 )
                 return False
-        self._answered[self._draw] += 1
+        self._answered[draw] += 1
+        same = {key: one for key, one in self._charged.items() if key[0] == question.server_round}
+        self._charged = {**same, question.number: draw}
         self._store(question)
         return True
 
     def settle(self, question: Question, votes: int) -> None:
         """Take note of the number of votes in a secure sum: more than `spend` has counted on."""
-        self._answered[self._draw] -= 1
-        self._answered[self._draw._replace(summed=self._honest(votes))] += 1
+        charged = self._charged[question.number]
+        self._answered[charged] -= 1
+        self._answered[charged._replace(summed=votes)] += 1
         self._answered += Counter()  # without those that are zero
         self._store(question)
-
-    def _honest(self, votes: int) -> int:
-        return honest_of(self._budget.honest, votes)
 
     def _store(self, question: Question) -> None:
         if self._checkpoint is None:
@@ -272,4 +294,5 @@ class Ledger:
 
     def _epsilon(self, rounds: Mapping[Draw, int]) -> float:
         assert self._mechanism is not None  # rounds are counted once it is known
-        return self._mechanism.epsilon_of(rounds, self._budget.delta, self._budget.relation)
+        budget, counted = self._budget, self._of_honest(rounds)
+        return self._mechanism.epsilon_of(counted, budget.delta, budget.relation)

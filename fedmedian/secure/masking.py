@@ -64,12 +64,16 @@ class Key:
         Its place in that sum.
     revealed : bytes
         What it has revealed about each neighbor: `NOTHING`, `SEED` or `SHARE`.
+    about : bytes
+        What the votes are about, as a digest: masks cancel only among clients that were asked the
+        same. Else a server could have others vote without noise, and learn this client's votes.
     """
 
     private: bytes
     question: tuple[int, int] = (-1, -1)
     place: Place | None = None
     revealed: bytes = b""
+    about: bytes = b""
 
     @classmethod
     def new(cls) -> Self:
@@ -81,8 +85,17 @@ class Key:
         """The public key."""
         return public_key(self.private)
 
-    def takes(self, place: Place, question: tuple[int, int]) -> "Key":
+    def takes(self, place: Place, question: tuple[int, int], about: bytes = b"") -> "Key":
         """Return the key as it is after votes for a question are masked.
+
+        Parameters
+        ----------
+        place : Place
+            The client's place in the sum.
+        question : tuple of int
+            The round, and its question.
+        about : bytes
+            A digest of the instruction and of the model.
 
         Raises
         ------
@@ -98,7 +111,8 @@ class Key:
             raise WireError("this client cannot be its own neighbor")
         for public in place.neighbors:
             self.require_valid(public)
-        return replace(self, question=question, place=place, revealed=bytes(len(place.neighbors)))
+        none = bytes(len(place.neighbors))
+        return replace(self, question=question, place=place, revealed=none, about=about)
 
     def mask(self, votes: NDArray[np.uint8]) -> Masked:
         """Return masked votes for the question that the key `takes`.
@@ -207,12 +221,14 @@ class Key:
         return self._derived(public, "share", sender, receiver)
 
     def _derived(self, public: bytes, use: str, *keys: bytes) -> bytes:
-        """Return a key for one use of the secret with a neighbor, and one question.
+        """Return a key for one use of the secret with a neighbor, for one question about one thing.
 
         Several public keys have one secret. So each use names the keys, too.
         """
         names = [key.hex() for key in keys]
-        return derived(pair_secret(self.private, public), use, *names, *self.question)
+        return derived(
+            pair_secret(self.private, public), use, *names, *self.question, self.about.hex()
+        )
 
     def _unsealed(self, public: bytes, sealed: bytes) -> bytes:
         try:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmedian.secure.cohort import Place, in_pieces
-from fedmedian.secure.masking import NOTHING, SEED, SHARE, Key
+from fedmedian.secure.masking import NOTHING, SEED, SHARE, Key, add_mask
 from fedmedian.secure.opening import Wanted
 from fedmedian.secure.secrets import KEY_SIZE, NO_SHARE, SEALED_SIZE, commitment, join
 from fedmedian.wire.scalars import WireError
@@ -307,3 +307,20 @@ def test_enough_shares_open_the_commitment(round_of):
         shares[near[0].index(holder)] = piece
     some = dict([*shares.items()][: sums.cohort.circle.enough])
     assert commitment(join(some)) == masked[0].commitment
+
+
+def test_masks_cancel_only_among_clients_that_are_asked_the_same():
+    """Else a server could ask all others for votes without noise, and subtract them."""
+    keys = [Key.new() for _ in range(3)]
+
+    def total(*about):
+        sums = np.zeros(64, np.uint8)
+        for key, subject in zip(keys, about, strict=True):
+            others = tuple(one.public for one in keys if one is not key)
+            taken = key.takes(Place(2, 2, others), QUESTION, subject)
+            for public in others:
+                add_mask(sums, taken._seed(public), taken._sign(public))
+        return sums
+
+    assert not total(b"noise", b"noise", b"noise").any()
+    assert total(b"noise", b"none", b"none").any()

@@ -26,6 +26,10 @@ from fedmedian import (
 )
 from fedmedian.privacy import limit_of_entries
 from fedmedian.privacy.accounting import Draw, Mechanism, PrivacyBudget, honest_of
+from fedmedian.rounds.ledger import Ledger
+from fedmedian.rounds.options import RunOptions
+from fedmedian.rounds.recipe import Recipe
+from fedmedian.rounds.state import RunState
 from fedmedian.steps.base import ClientStep, register_client_step
 from fedmedian.strategies import (
     Checkpoint,
@@ -528,3 +532,46 @@ class TestSecureSums:
         self.run(message_api, run, budget, 2, **own)
         _, outcome = self.run(message_api, run, budget, 3, lost=(4,), **own)
         assert outcome.reports[3]["epsilon"] == pytest.approx(self.epsilon(10, 10, 9))
+
+    @pytest.fixture
+    def ledger_of(self):
+        def make(epsilon, **options):
+            recipe = Recipe(
+                noise=Gaussian(8.0),
+                client_steps=[Clip(2.0)],
+                rotation=Rotation(100),
+                secure=self.SECURE,
+            )
+            options = RunOptions(privacy_budget=PrivacyBudget(epsilon, 1e-5, **options))
+            return recipe, Ledger.of_strategy(recipe, options, 1.0, 0.0)
+
+        return make
+
+    def test_a_larger_model_does_not_make_earlier_rounds_cheaper(self, ledger_of):
+        recipe, ledger = ledger_of(50.0)
+        assert ledger.spend(recipe.ask(RunState(), 1, MODEL), 10)
+        before = ledger.report["epsilon"]
+        larger = {"0": np.zeros(10_000, np.float32)}
+        assert ledger.spend(recipe.ask(RunState(), 1, larger), 10)
+        assert ledger.report["epsilon"] > before
+
+    def test_a_round_of_few_clients_is_left_out_and_the_next_of_many_is_asked(
+        self, ledger_of, caplog
+    ):
+        recipe, ledger = ledger_of(self.epsilon(10, 10) * 1.001)
+        assert ledger.spend(recipe.ask(RunState(), 1, MODEL), 12)
+        assert not ledger.spend(recipe.ask(RunState(), 2, MODEL), 3)
+        assert "in a sum of 3 clients would exceed the privacy budget" in caplog.text
+        assert ledger.spend(recipe.ask(RunState(), 3, MODEL), 12)
+
+    def test_another_share_of_honest_clients_counts_for_earlier_rounds_too(self, ledger_of):
+        spent = []
+        for honest in (0.8, 0.5):
+            recipe, ledger = ledger_of(50.0, honest=honest)
+            question = recipe.ask(RunState(), 1, MODEL)
+            assert ledger.spend(question, 10)
+            ledger.settle(question, 10)
+            spent.append((dict(ledger._answered), ledger.report["epsilon"]))
+        (rounds, first), (others, second) = spent
+        assert rounds == others
+        assert first < second
