@@ -256,7 +256,10 @@ class Policy:
         if cohort is None:
             _refuse("cohort", "the server asks for votes without a secure sum")
         if cohort < self.cohort:
-            _refuse("cohort", f"must be >= {self.cohort}, the sum may have {cohort} clients")
+            remedy = "SecureSum's threshold and neighbors raise that"
+            _refuse(
+                "cohort", f"must be >= {self.cohort}, the sum may have {cohort} clients; {remedy}"
+            )
 
     def require_budget_for(self, loss: PrivacyLoss) -> None:
         """Raise if answers reveal more than the budget allows.
