@@ -11,6 +11,16 @@ from fedmedian.kernels.signs import PackedSigns, require_packed
 # the sum over a chunk fits 16 bits.
 _CHUNK_WORDS = 1 << 8
 
+_BITS_OF_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1)
+
+
+def _count_bits_of_bytes(words: NDArray[np.uint64], out: NDArray[np.uint8]) -> None:
+    counts = _BITS_OF_BYTE[words.view(np.uint8)]
+    out[:] = counts.reshape(*words.shape, words.itemsize).sum(axis=-1)
+
+
+_count_bits = getattr(np, "bitwise_count", _count_bits_of_bytes)  # NumPy 2 has it
+
 
 def count_agreements(packed_vectors: Sequence[PackedSigns], dim: int) -> NDArray[np.int64]:
     """Count the coordinates on which each pair of clients votes alike.
@@ -55,7 +65,7 @@ def count_agreements(packed_vectors: Sequence[PackedSigns], dim: int) -> NDArray
             votes[:, end - start - 1] &= 0xFF << (8 - dim % 8) & 0xFF  # the rest has no meaning
         for first in range(clients - 1):
             np.bitwise_xor(words[first + 1 :], words[first], out=apart[first + 1 :])
-            np.bitwise_count(apart[first + 1 :], out=counts[first + 1 :])
+            _count_bits(apart[first + 1 :], out=counts[first + 1 :])
             found = np.add.reduce(counts[first + 1 :], axis=1, dtype=np.uint16)
             differences[first, first + 1 :] += found
     return np.asarray(dim - differences - differences.T)

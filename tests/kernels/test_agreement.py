@@ -62,3 +62,10 @@ def test_memory_is_independent_of_the_number_of_coordinates(scratch_bytes):
 def test_what_are_no_packed_signs_is_refused(packed, dim):
     with pytest.raises(ValueError, match="packed"):
         count_agreements(packed, dim)
+
+
+def test_bits_are_counted_alike_without_numpys_own_function():
+    words = np.random.default_rng(0).integers(0, 2**64, (3, 5), dtype=np.uint64)
+    counts = np.empty(words.shape, dtype=np.uint8)
+    agreement._count_bits_of_bytes(words, counts)
+    assert counts.tolist() == [[int(word).bit_count() for word in row] for row in words]
