@@ -4,13 +4,14 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import holding, sums
+from benchmarks import holding, imports, sums
 from benchmarks.growth import plot_growth
 from benchmarks.kernels import CASES
 from benchmarks.memory import estimator_peaks, round_peaks
@@ -21,7 +22,12 @@ from experiments.studies.nmse import error_table, measure
 from experiments.studies.tables import make_table
 
 RESULTS = Path(__file__).parent / "results"
-NAMES = (*CASES, "rounds", "memory", "grid", "growth", "scale", "holding", "sums", "nmse")
+TABLES: dict[str, tuple[Callable[[], list[Any]], Any]] = {
+    "holding": (holding.holdings, holding),
+    "sums": (sums.sum_costs, sums),
+    "imports": (imports.parts, imports),
+}
+NAMES = (*CASES, "rounds", "memory", "grid", "growth", "scale", *TABLES, "nmse")
 
 
 def main(names: list[str]) -> None:
@@ -44,14 +50,11 @@ def main(names: list[str]) -> None:
         elif name == "nmse":
             results[name] = measure()
             print(error_table(results[name]))
-        elif name == "holding":
-            found = holding.holdings()
+        elif name in TABLES:
+            measure_all, module = TABLES[name]
+            found = measure_all()
             results[name] = [asdict(one) for one in found]
-            print(make_table(holding.COLUMNS, holding.rows(found)))
-        elif name == "sums":
-            costs_of_sums = sums.sum_costs()
-            results[name] = [asdict(one) for one in costs_of_sums]
-            print(make_table(sums.COLUMNS, sums.rows(costs_of_sums)))
+            print(make_table(module.COLUMNS, module.rows(found)))
         elif name == "growth":
             results[name] = plot_growth(RESULTS / "growth.png")
             print(f"Written: {RESULTS / 'growth.png'}")

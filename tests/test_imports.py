@@ -114,6 +114,13 @@ def test_importing_the_numerics_loads_neither_flower_nor_torch():
     assert run.stdout.strip() == "[]"
 
 
+def test_importing_the_clients_loads_no_heavy_part_of_a_library():
+    heavy = {"torch", "randomgen", *(f"scipy.{name}" for name in ("fft", "special", "optimize"))}
+    code = f"import sys, fedmedian.clients; print(sorted({heavy} & sys.modules.keys()))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
 def test_client_classes_say_what_they_need_where_there_is_no_torch():
     code = (
         "import sys; sys.modules['torch'] = None\n"

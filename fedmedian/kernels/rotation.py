@@ -14,8 +14,8 @@ from functools import lru_cache
 from math import isqrt
 
 import numpy as np
+import scipy  # its subpackages load on first use
 from numpy.typing import NDArray
-from scipy.fft import dctn, idctn, next_fast_len
 
 Float32 = NDArray[np.float32]
 
@@ -47,10 +47,10 @@ def matrix_shape(size: int) -> tuple[int, int]:
         return 0, 0
     root = isqrt(size - 1) + 1
     shapes = []
-    columns = next_fast_len(-(-root // 2), real=True)
+    columns = scipy.fft.next_fast_len(-(-root // 2), real=True)
     while columns <= 2 * root:
-        shapes.append((next_fast_len(-(-size // columns), real=True), columns))
-        columns = next_fast_len(columns + 1, real=True)
+        shapes.append((scipy.fft.next_fast_len(-(-size // columns), real=True), columns))
+        columns = scipy.fft.next_fast_len(columns + 1, real=True)
     return min(shapes, key=lambda shape: (shape[0] * shape[1], abs(shape[1] - root)))
 
 
@@ -93,7 +93,7 @@ def rotate(vector: Float32, rng: np.random.Generator, out: Float32 | None = None
     out[vector.size :] = 0
     _flip_signs(flat, rng)
     # In place, if SciPy can.
-    out[:] = _transform(dctn, out.reshape(matrix_shape(vector.size)))
+    out[:] = _transform(scipy.fft.dctn, out.reshape(matrix_shape(vector.size)))
     return out
 
 
@@ -114,7 +114,7 @@ def rotate_back(rotated: Float32, size: int, rng: np.random.Generator) -> Float3
     (n,) float32
         The vector.
     """
-    vector = _transform(idctn, rotated.reshape(matrix_shape(size)))[:size]
+    vector = _transform(scipy.fft.idctn, rotated.reshape(matrix_shape(size)))[:size]
     _flip_signs(vector, rng)
     return vector
 

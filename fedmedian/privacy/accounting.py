@@ -51,9 +51,8 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import numpy as np
+import scipy  # its subpackages load on first use
 from numpy.typing import NDArray
-from scipy.optimize import brentq, minimize_scalar
-from scipy.special import log_ndtr
 
 from fedmedian.checks import require_choice, require_integer, require_real
 from fedmedian.privacy.amplification import ORDERS, epsilon_of_divergences, sampled_divergences
@@ -559,13 +558,13 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
         return enough
 
     def log_excess(epsilon: float) -> float:
-        first, second = log_ndtr([mu / 2 - epsilon / mu, -mu / 2 - epsilon / mu])
+        first, second = scipy.special.log_ndtr([mu / 2 - epsilon / mu, -mu / 2 - epsilon / mu])
         difference = min(epsilon + float(second) - float(first), -1e-300)
         return float(first) + log(-expm1(difference)) - log(delta)
 
     if log_excess(0.0) <= 0:
         return 0.0
-    return float(brentq(log_excess, 0.0, enough, xtol=1e-12)) * (1 + 1e-9) + 1e-9
+    return float(scipy.optimize.brentq(log_excess, 0.0, enough, xtol=1e-12)) * (1 + 1e-9) + 1e-9
 
 
 def renyi_epsilon(energy: float, delta: float) -> float:
@@ -592,7 +591,7 @@ def renyi_epsilon(energy: float, delta: float) -> float:
 
     # The bound α/2·energy − log δ/(α − 1) is least at this α, and this one's least is near.
     near = (log(2 * -log(delta)) - log(energy)) / 2
-    found = minimize_scalar(bound, bounds=(near - 3, near + 3), method="bounded")
+    found = scipy.optimize.minimize_scalar(bound, bounds=(near - 3, near + 3), method="bounded")
     return max(0.0, float(found.fun))
 
 

@@ -53,8 +53,8 @@ from functools import lru_cache
 from math import comb, expm1, inf, log, pi
 
 import numpy as np
+import scipy  # its subpackages load on first use
 from numpy.typing import NDArray
-from scipy.special import gammaln, logsumexp
 
 Float64 = NDArray[np.float64]
 
@@ -128,11 +128,12 @@ def sampled_divergences(
     if energy < 1:  # else 2·exp(E) is smaller
         parts[0] = min(parts[0], log(4) + log(expm1(energy)))
     moments = []
+    gammaln = scipy.special.gammaln
     for order in _WHOLE:
         own = slice(order - 1)
         chosen = gammaln(order + 1) - gammaln(j[own] + 1) - gammaln(order - j[own] + 1)
         hidden = np.minimum(j[own], min_replies) * log(fraction)
-        moments.append(logsumexp([0.0, *(chosen + hidden + parts[own])]))
+        moments.append(scipy.special.logsumexp([0.0, *(chosen + hidden + parts[own])]))
     # (α − 1)·D_α is convex in α, and 0 for α = 1: between whole orders it is below the chords.
     between = np.interp(ORDERS, [1, *_WHOLE], [0.0, *moments]) / (ORDERS - 1)
     with np.errstate(divide="ignore"):  # where all clients are drawn
@@ -177,5 +178,5 @@ def _log_moments(distance: float, powers: Float64) -> Float64:
             near = np.log(np.abs(np.expm1(np.minimum(log_ratio, 30.0))))
         distances = np.where(log_ratio < 30, near, log_ratio)
         density = -(x**2) / 2 - log(2 * pi) / 2
-        found[index] = logsumexp(density + power * distances) + log(_STEP) + _ERROR
+        found[index] = scipy.special.logsumexp(density + power * distances) + log(_STEP) + _ERROR
     return found

@@ -59,8 +59,8 @@ from functools import lru_cache
 from math import exp, inf, log, pi, sqrt
 
 import numpy as np
+import scipy  # its subpackages load on first use
 from numpy.typing import NDArray
-from scipy.special import gammaln, ndtr, ndtri
 
 from fedmedian.privacy.amplification import ORDERS
 
@@ -141,6 +141,7 @@ def gaussian_share(summed: int, reach: float) -> float:
     edges = np.linspace(-reach, reach, _CELLS + 1)[:, None]
     # The largest φ(x) of an interval is where x is nearest to 0.
     nearest = np.maximum(0, np.maximum(edges[:-1], -edges[1:]))
+    ndtr, ndtri = scipy.special.ndtr, scipy.special.ndtri
     tail = exp(-(reach**2) / 2) / sqrt(2 * pi) / float(ndtr(-reach)) / -float(ndtri(_LEAST_TAIL))
     largest = log(tail)
     for law in _laws_of_others(summed, reach):
@@ -169,7 +170,7 @@ def sum_divergences(summed: int, reach: float) -> Float64:
     array of float64
         The divergences at `ORDERS`, read-only; they grow with the square of the distance.
     """
-    low, high = (float(ndtr(end)) for end in (-reach, reach))
+    low, high = (float(scipy.special.ndtr(end)) for end in (-reach, reach))
     orders = _COMPUTED[_COMPUTED * log(high / low) < _LARGEST_EXPONENT]
     largest = np.zeros(orders.size)
     for law in _laws_of_others(summed, reach):
@@ -194,13 +195,14 @@ def _laws_of_others(summed: int, reach: float) -> Iterator[Float64]:
     others = min(summed - 1, _MOST_OTHERS)
     step = 1 + others // _MOST_LAWS
     others -= step - 1
-    low, high = np.log(ndtr([-reach, reach]))
+    low, high = np.log(scipy.special.ndtr([-reach, reach]))
     for at_high in sorted({*range(0, others + 1, step), others}):
         yield np.convolve(_binomial(at_high, high, low), _binomial(others - at_high, low, high))
 
 
 def _binomial(size: int, log_one: float, log_zero: float) -> Float64:
     ones = np.arange(size + 1.0)
+    gammaln = scipy.special.gammaln
     log_choices = gammaln(size + 1) - gammaln(ones + 1) - gammaln(size - ones + 1)
     law: Float64 = np.exp(log_choices + ones * log_one + (size - ones) * log_zero)
     return law

@@ -11,8 +11,8 @@ from math import pi, sqrt
 from typing import ClassVar, Self, TypeVar
 
 import numpy as np
+import scipy  # its subpackages load on first use
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit, ndtr
 
 from fedmedian.rules.scales import DefaultScale, ScaleRule, TopUp, as_scale_rule
 from fedmedian.wire.registry import Registry
@@ -169,7 +169,7 @@ class Gaussian(Noise):
 
     def cdf(self, x: ArrayLike) -> NDArray[np.floating]:
         """Return Φ(x), elementwise."""
-        return np.asarray(ndtr(_floating(x)))
+        return np.asarray(scipy.special.ndtr(_floating(x)))
 
     def density(self, x: ArrayLike) -> NDArray[np.floating]:
         """Return exp(−x²/2)/√(2π), elementwise."""
@@ -204,7 +204,7 @@ class Logistic(Noise):
     def cdf(self, x: ArrayLike) -> NDArray[np.floating]:
         """Return 1 / (1 + exp(−πx/√3)), elementwise."""
         values = _floating(x)
-        return np.asarray(expit(values / values.dtype.type(_LOGISTIC_SCALE)))
+        return np.asarray(scipy.special.expit(values / values.dtype.type(_LOGISTIC_SCALE)))
 
     def density(self, x: ArrayLike) -> NDArray[np.floating]:
         """Return 4·φ0·F(x)·F(−x), elementwise."""

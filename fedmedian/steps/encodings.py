@@ -6,8 +6,8 @@ from math import pi
 from typing import Any, ClassVar
 
 import numpy as np
+import scipy  # its subpackages load on first use
 from numpy.typing import NDArray
-from scipy.special import log_ndtr
 
 from fedmedian.kernels.signs import packed_size
 from fedmedian.model.blocks import Blocks
@@ -96,7 +96,7 @@ class Signs(Encoding):
         """
         if reach < 1e-6:
             return 2 / pi * (1 + 1e-9)
-        log_odds = float(log_ndtr(reach)) - float(log_ndtr(-reach))
+        log_odds = float(scipy.special.log_ndtr(reach)) - float(scipy.special.log_ndtr(-reach))
         return min(1.0, (log_odds / (2 * reach)) ** 2)
 
 

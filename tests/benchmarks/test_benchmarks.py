@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from benchmarks import imports
 from benchmarks.holding import holdings
 from benchmarks.memory import estimator_peaks
 from benchmarks.rounds import STRATEGIES, ServerRound
@@ -100,3 +101,10 @@ def test_clients_that_hold_the_model_share_it_in_one_process():
     models = 12 * 4 * 3_000_000 / 2**20
     assert coded.mebibytes - whole.mebibytes < 0.6 * models
     assert min(whole.seconds, coded.seconds) > 0
+
+
+def test_what_imports_add_is_measured_beside_flowers_own():
+    light, answered = imports.parts(runs=1)
+    assert light.mebibytes < min(12, answered.mebibytes)
+    assert min(light.seconds, light.flower_seconds) > 0
+    assert len(imports.rows([light])[0]) == len(imports.COLUMNS)
