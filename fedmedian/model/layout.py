@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fedmedian.logs import shown
 from fedmedian.model.blocks import Blocks
 from fedmedian.rules.trust import clip_two
+from fedmedian.wire.npy import is_floating
 from fedmedian.wire.scalars import LARGEST, WireError, require_vector
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -81,7 +82,7 @@ class ArraySpec:
         (*shape) array
             The center, in the array's own dtype.
         """
-        if np.issubdtype(self.dtype, np.inexact):
+        if is_floating(self.dtype):
             numbers = values.astype(np.float64)
             if before is None or np.isfinite(before).all():
                 if before is None or len(numbers) != 2:
@@ -147,8 +148,7 @@ class Layout:
         positions = [
             position
             for position, (name, array) in enumerate(arrays.items())
-            if not np.issubdtype(array.dtype, np.floating)
-            or any(matches(pattern, name) for pattern in patterns)
+            if not is_floating(array.dtype) or any(matches(pattern, name) for pattern in patterns)
         ]
         return cls.with_exact_positions(arrays, positions)
 
@@ -184,7 +184,7 @@ class Layout:
             )
         )
         for spec in layout.flat:
-            if not np.issubdtype(spec.dtype, np.floating):
+            if not is_floating(spec.dtype):
                 raise ValueError(f"array {spec.name!r} of {spec.dtype} cannot be perturbed")
         return layout
 
@@ -498,7 +498,7 @@ def first_spoiled(before: Arrays, after: Arrays, largest: float | None = None) -
         The name.
     """
     for name, array in after.items():
-        if np.issubdtype(array.dtype, np.inexact):
+        if is_floating(array.dtype):
             is_bad = ~_is_in_range(array, largest)
             old = np.asarray(before.get(name, 0.0))
             if is_bad.any() and (is_bad & _is_in_range(old, largest)).any():
@@ -513,9 +513,8 @@ def _positions(number: int) -> list[str]:
 
 def _is_in_range(array: NDArray[Any], largest: float | None) -> NDArray[np.bool_]:
     is_finite = np.asarray(np.isfinite(array))
-    if largest is None or largest > float(np.finfo(array.dtype).max):
-        return is_finite
-    return np.asarray(is_finite & (np.abs(array) <= largest))
+    # A float64, because float16 ends at 65504.
+    return is_finite if largest is None else is_finite & (np.abs(array) <= np.float64(largest))
 
 
 def _is_surely_finite(array: NDArray[Any]) -> bool:
@@ -551,7 +550,7 @@ def _as_in_model(spec: ArraySpec, array: NDArray[Any]) -> NDArray[Any]:
     if array.dtype == spec.dtype:
         return array
     with np.errstate(all="ignore"):
-        if np.issubdtype(spec.dtype, np.inexact):
+        if is_floating(spec.dtype):
             cast = _rounded(array, spec.dtype)
             is_held = np.isfinite(cast) | ~np.isfinite(array)
         else:
@@ -566,12 +565,8 @@ def _as_in_model(spec: ArraySpec, array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _require_real(name: str, dtype: np.dtype[Any]) -> None:
-    if dtype.kind not in _REAL:
-        # The .npy format has no bfloat16: it arrives as two raw bytes.
-        remedy = "; bfloat16 arrives as |V2: cast to float32" if dtype.kind == "V" else ""
-        raise ValueError(
-            f"array {name!r} of {dtype} cannot be trained, only real numbers can{remedy}"
-        )
+    if dtype.kind not in _REAL and not is_floating(dtype):
+        raise ValueError(f"array {name!r} of {dtype} cannot be trained, only real numbers can")
 
 
 def _cause_of_shapes(name: str, own: tuple[int, ...], models: tuple[int, ...]) -> str:

@@ -20,6 +20,7 @@ from fedmedian.checks import require_integer, require_type
 from fedmedian.logs import warn
 from fedmedian.privacy.accounting import Draw
 from fedmedian.rounds.lock import FolderLock
+from fedmedian.wire.npy import as_numbers
 
 _FORMAT = 4
 _ARRAYS, _STATE, _SUMS = "arrays.npz", "state.json", "SHA256SUMS"
@@ -387,7 +388,7 @@ def _read(folder: Path) -> Saved:
     history = _read_history(folder / _HISTORY, mark)
     with _reading(folder / _ARRAYS), np.load(folder / _ARRAYS, allow_pickle=False) as stored:
         arrays = {
-            group: {name: stored[f"{group}.{i}"] for i, name in enumerate(own)}
+            group: {name: as_numbers(stored[f"{group}.{i}"]) for i, name in enumerate(own)}
             for group, own in names.items()
         }
     return Saved(number, identity, arrays, history)

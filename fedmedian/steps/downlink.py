@@ -22,6 +22,7 @@ from fedmedian.steps.base import Draft
 from fedmedian.steps.payload import DIGEST
 from fedmedian.steps.rotation import Rotation
 from fedmedian.steps.tied import as_groups
+from fedmedian.wire.npy import bytes_of
 from fedmedian.wire.scalars import (
     PREFIX,
     WIRE_VERSION,
@@ -102,7 +103,7 @@ def fingerprint(model: Arrays) -> str:
     for name, array in model.items():
         # Models of zeros differ only in their form.
         digest.update(repr((name, array.dtype.str, array.shape)).encode())
-        digest.update(np.ascontiguousarray(array).data)
+        digest.update(bytes_of(array))
     return digest.hexdigest()
 
 

@@ -14,6 +14,48 @@ from fedmedian.wire.scalars import WireError
 _LONGEST_HEADER = 10_000
 """numpy's own limit, in bytes."""
 
+_RAW = np.dtype("V2")
+"""How bfloat16 is stored in the .npy format, which has no name for it."""
+
+
+def bfloat16() -> np.dtype[Any]:
+    """Return the dtype bfloat16.
+
+    Raises
+    ------
+    WireError
+        If ml_dtypes, which has it, is not installed.
+    """
+    try:
+        import ml_dtypes  # only where a model needs it
+    except ModuleNotFoundError as error:
+        raise WireError(
+            "bfloat16, which needs ml_dtypes: pip install ml_dtypes, or cast to float32"
+        ) from error
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+def is_floating(dtype: np.dtype[Any]) -> bool:
+    """Return whether a dtype is of real floating-point numbers, bfloat16 included."""
+    return np.issubdtype(dtype, np.floating) or dtype.name == "bfloat16"
+
+
+def as_numbers(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array as it was before it was stored: bfloat16 comes back as raw bytes.
+
+    Raises
+    ------
+    WireError
+        As for `bfloat16`.
+    """
+    return array.view(bfloat16()) if array.dtype == _RAW else array
+
+
+def bytes_of(array: NDArray[Any]) -> memoryview:
+    """Return an array's bytes in order, without a copy if it is contiguous."""
+    # Bytes of their own dtype: bfloat16 has no buffer.
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
 
 def read_npy(data: bytes) -> NDArray[Any]:
     """Return the array in the bytes of an ``.npy`` file without copying it.
@@ -32,7 +74,7 @@ def read_npy(data: bytes) -> NDArray[Any]:
     ------
     WireError
         If the bytes are not such a file, or do not match its header. Allocates nothing based on
-        the header alone.
+        the header alone. Also as for `bfloat16`.
 
     Examples
     --------
@@ -40,10 +82,11 @@ def read_npy(data: bytes) -> NDArray[Any]:
     [1.0, 2.0]
     """
     try:
-        return _parse_npy(data)
+        array = _parse_npy(data)
     # The header is a Python literal, which can fail to parse in ways that numpy does not catch.
     except Exception as error:
         raise WireError(f"not in .npy format: {error}") from error
+    return as_numbers(array)
 
 
 def write_npy(array: NDArray[Any]) -> bytes:
@@ -61,7 +104,7 @@ def write_npy(array: NDArray[Any]) -> bytes:
     """
     array, header = np.asarray(array, order="C"), BytesIO()
     npy.write_array_header_1_0(header, npy.header_data_from_array_1_0(array))
-    return b"".join((header.getvalue(), array.data))
+    return b"".join((header.getvalue(), bytes_of(array)))
 
 
 def _parse_npy(data: bytes) -> NDArray[Any]:
