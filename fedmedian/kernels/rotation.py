@@ -22,6 +22,14 @@ Float32 = NDArray[np.float32]
 # A multiple of the eight signs that a byte stands for.
 _CHUNK = 1 << 16
 
+# Rows of a multiple of 4 KiB fall on the same lines of the cache. Columns then take twice as long.
+_ALIASED = 1 << 10
+_CACHE_LINE = 1 << 4
+
+# Row b holds the sign bits that byte b flips.
+_FLIPS_OF_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.uint32)
+_FLIPS_OF_BYTE <<= 31
+
 
 @lru_cache(maxsize=256)
 def matrix_shape(size: int) -> tuple[int, int]:
@@ -88,12 +96,11 @@ def rotate(vector: Float32, rng: np.random.Generator, out: Float32 | None = None
     """
     if out is None:
         out = np.empty(padded_size(vector.size), dtype=np.float32)
-    flat = out[: vector.size]
-    flat[:] = vector
+    _flip_signs(vector, rng, out[: vector.size])
     out[vector.size :] = 0
-    _flip_signs(flat, rng)
-    # In place, if SciPy can.
-    out[:] = _transform(scipy.fft.dctn, out.reshape(matrix_shape(vector.size)))
+    rotated = _transform(scipy.fft.dctn, out, matrix_shape(vector.size))
+    if not np.may_share_memory(rotated, out):  # SciPy transforms in place if it can
+        out[:] = rotated
     return out
 
 
@@ -114,20 +121,32 @@ def rotate_back(rotated: Float32, size: int, rng: np.random.Generator) -> Float3
     (n,) float32
         The vector.
     """
-    vector = _transform(scipy.fft.idctn, rotated.reshape(matrix_shape(size)))[:size]
-    _flip_signs(vector, rng)
-    return vector
+    vector = _transform(scipy.fft.idctn, rotated, matrix_shape(size))[:size]
+    return _flip_signs(vector, rng, vector)
 
 
-def _transform(function: Callable[..., Float32], matrix: Float32) -> Float32:
-    if matrix.size == 0:
-        return matrix.reshape(-1)
+def _transform(
+    function: Callable[..., Float32], vector: Float32, shape: tuple[int, int]
+) -> Float32:
+    """Return the transform of a vector written into a matrix; the vector is overwritten."""
+    if vector.size == 0:
+        return vector
+    rows, columns = shape
+    matrix = vector.reshape(shape)
+    if columns % _ALIASED == 0:
+        matrix = np.empty((rows, columns + _CACHE_LINE), dtype=np.float32)[:, :columns]
+        matrix[:] = vector.reshape(shape)
     return function(matrix, norm="ortho", overwrite_x=True).reshape(-1)
 
 
-def _flip_signs(vector: Float32, rng: np.random.Generator) -> None:
-    """Flip the sign of each coordinate by a fair coin, in place."""
+def _flip_signs(vector: Float32, rng: np.random.Generator, out: Float32) -> Float32:
+    """Write the vector into `out`, the sign of each coordinate flipped by a fair coin."""
+    flips = np.empty((-(-min(vector.size, _CHUNK) // 8), 8), dtype=np.uint32)
     for start in range(0, vector.size, _CHUNK):
-        bits = vector[start : start + _CHUNK].view(np.uint32)
+        chunk = slice(start, start + _CHUNK)
+        bits = vector[chunk].view(np.uint32)
         coins = np.frombuffer(rng.bytes(-(-bits.size // 8)), dtype=np.uint8)
-        bits ^= np.unpackbits(coins)[: bits.size].astype(np.uint32) << 31
+        # Any mode but "raise" writes to `out` without a buffer.
+        np.take(_FLIPS_OF_BYTE, coins, axis=0, out=flips[: coins.size], mode="clip")
+        np.bitwise_xor(bits, flips.reshape(-1)[: bits.size], out=out[chunk].view(np.uint32))
+    return out

@@ -7,20 +7,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+UNNAMED = "\0"
+"""Begins the names of blocks that no array corresponds to: no array's name does."""
+
 
 @dataclass(frozen=True)
 class Blocks:
     """Consecutive blocks of coordinates, each with its own noise scale and magnitude.
 
-    Blocks need not be a model's arrays: a client step may join several arrays into one block, or
-    add coordinates.
+    Blocks need not be a model's arrays: a client step may join several arrays into one block, cut
+    an array into several, or add coordinates.
 
     Parameters
     ----------
     sizes : tuple of L int
         The number of coordinates in each block, >= 0, in order.
     members : tuple of L tuples of str, optional
-        The names of the arrays in each block, if blocks consist of whole arrays.
+        The names of the arrays in each block, if blocks consist of arrays. The name of a part of an
+        array begins with `UNNAMED`.
 
     Examples
     --------

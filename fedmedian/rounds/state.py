@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmedian.model.blocks import Blocks
+from fedmedian.model.blocks import UNNAMED, Blocks
 from fedmedian.model.layout import Arrays, Layout
 from fedmedian.rounds.downlink import Held
 from fedmedian.rules.optimizers import State
@@ -23,9 +23,6 @@ _MOST_MODELS = 64
 
 _SAMPLE = 4096
 """About the number of coordinates of an array that distances are estimated from."""
-
-UNNAMED = "\0"
-"""Begins the names of blocks that no array corresponds to: no array's name does."""
 
 _SCALE = "scale"
 _OPTIMIZER = "optimizer."
@@ -222,10 +219,8 @@ def names_of(blocks: Blocks) -> Iterable[tuple[str, ...]]:
 
 def _shapes(blocks: Blocks, layout: Layout) -> dict[str, tuple[int, ...]]:
     shapes = {spec.name: spec.shape for spec in layout.flat}
-    if blocks.members is None:
-        names = (name for (name,) in names_of(blocks))
-        shapes |= {name: (size,) for name, size in zip(names, blocks.sizes, strict=True)}
-    return shapes
+    sizes = zip(names_of(blocks), blocks.sizes, strict=True)
+    return shapes | {name: (size,) for (name, *_), size in sizes if name.startswith(UNNAMED)}
 
 
 def _joint_scale(states: list[ArrayState]) -> float:

@@ -13,12 +13,12 @@ import numpy as np
 from fedmedian.aggregators.agreement import LEAST
 from fedmedian.aggregators.diagnostics import Report
 from fedmedian.logs import as_line, warn
-from fedmedian.model.blocks import Blocks
+from fedmedian.model.blocks import UNNAMED, Blocks
 from fedmedian.model.layout import Arrays
 from fedmedian.rounds.recipe import Model, PlainWeightsError, Question
 from fedmedian.rounds.roster import Roster
 from fedmedian.rounds.screening import Answer, Node, Source
-from fedmedian.rounds.state import UNNAMED, RunState, names_of
+from fedmedian.rounds.state import RunState, names_of
 from fedmedian.steps.encodings import Vector
 from fedmedian.steps.noise import AddNoise, Measure
 

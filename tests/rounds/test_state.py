@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedmedian import Blocks, Layout
+from fedmedian import Blocks, Layout, Rotation
 from fedmedian.rounds.state import KnownModels, RunState
 
 OLD = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
@@ -71,3 +71,15 @@ def test_blocks_without_arrays_do_not_share_a_name_with_an_array():
     state = FRESH.following(Blocks((2, 1)), layout, np.array([1.0, 2.0]), own)
     assert state.of("block 0", (3,)).optimizer["m"].tolist() == [1, 1, 1]
     assert state.scales(Blocks((2, 1)), layout).tolist() == [1, 2]
+
+
+def test_each_part_of_a_long_array_has_a_scale_which_a_checkpoint_keeps():
+    layout = Layout.of_model({"w": np.zeros(30, np.float32), "b": np.zeros(4, np.float32)})
+    blocks = Rotation(smallest=4, largest=10).blocks(layout.blocks)
+    scales = np.array([1.0, 2.0, 3.0, 4.0])
+    state = FRESH.following(blocks, layout, scales, {"w": {"m": np.ones(30, np.float32)}})
+    kept = RunState.from_groups(state.to_groups())
+    assert kept.scales(blocks, layout).tolist() == scales.tolist()
+    assert kept.of("w", (30,)).optimizer["m"].sum() == 30
+    whole = Rotation(smallest=4).blocks(layout.blocks)
+    np.testing.assert_array_equal(kept.scales(whole, layout), [np.nan, 4.0])

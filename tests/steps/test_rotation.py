@@ -4,6 +4,7 @@ Nine clients of norms from .3 to 1.9 hold lognormal updates of 4,096 coordinates
 is 400 rotations, with fixed seeds, and a standard error is that of their mean.
 """
 
+from dataclasses import replace
 from math import asin, pi, sqrt
 
 import numpy as np
@@ -119,9 +120,23 @@ class TestBlocks:
         assert blocks.sizes == tuple(padded_size(size) for size in (300, 1000, 12))
         assert len(Rotation(smallest=6).blocks(self.MODEL)) == 4
 
+    def test_long_arrays_are_cut_into_blocks_of_equal_size_with_a_name_each(self):
+        named = replace(self.MODEL, members=tuple((name,) for name in "abcde"))
+        blocks = Rotation(smallest=6, largest=400).blocks(named)
+        assert blocks.sizes == tuple(padded_size(size) for size in (300, 333, 333, 334, 7, 5))
+        assert blocks.members == (
+            ("a",),
+            ("\0entries 0 to 332 of 'd'",),
+            ("\0entries 333 to 665 of 'd'",),
+            ("\0entries 666 to 999 of 'd'",),
+            ("e",),
+            ("b", "c"),
+        )
+
+    @pytest.mark.parametrize("largest", [10, 333, 1 << 20])
     @pytest.mark.parametrize("smallest", [1, 6, 256, 5000])
-    def test_what_is_rotated_is_rotated_back_to_its_place(self, smallest):
-        rotation = Rotation(smallest, seed=1)
+    def test_what_is_rotated_is_rotated_back_to_its_place(self, smallest, largest):
+        rotation = Rotation(smallest, 1, largest)
         update = np.random.default_rng(0).standard_normal(self.MODEL.dim, dtype=np.float32)
         draft = Draft(update.copy(), self.MODEL, 1, np.random.default_rng(0))
         rotation.apply(draft)
