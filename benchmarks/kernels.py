@@ -70,12 +70,12 @@ def encode_cases() -> Iterator[Case]:
     dim, scale = 10**7, np.float32(3)
     update = np.random.default_rng(0).standard_normal(dim, dtype=np.float32)
     rng = np.random.default_rng(1)
-    sizes, scales = [dim], np.array([scale])
+    scales = np.array([scale])
     tensor = torch.from_numpy(update)
     for noise in (Gaussian(), Logistic(), Laplace(), Uniform()):
 
         def ours(noise: Noise = noise) -> NDArray[np.uint8]:
-            return pack_noisy_signs(update, sizes, noise, scales, rng)
+            return pack_noisy_signs([update], dim, noise, scales, rng)
 
         def normal() -> NDArray[np.uint8]:
             return np.packbits(update + scale * rng.standard_normal(dim, dtype=np.float32) >= 0)
@@ -104,7 +104,7 @@ def generator_cases() -> Iterator[Case]:
     secret, own = secret_rng(), np.random.default_rng()
 
     def signs(rng: np.random.Generator) -> NDArray[np.uint8]:
-        return pack_noisy_signs(update, [dim], Gaussian(), scales, rng)
+        return pack_noisy_signs([update], dim, Gaussian(), scales, rng)
 
     for name, draw in (
         ("normal values", lambda rng: rng.standard_normal(dim, dtype=np.float32)),
@@ -127,7 +127,7 @@ def rotation_cases() -> Iterator[Case]:
 
         def encode(update: Float32 = update, scales: Float32 = scales) -> NDArray[np.uint8]:
             rotated = rotate(update, rng)
-            return pack_noisy_signs(rotated, [rotated.size], noise, scales, rng)
+            return pack_noisy_signs([rotated], rotated.size, noise, scales, rng)
 
         yield Case(
             f"rotation, d = {dim:,}",

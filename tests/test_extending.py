@@ -449,7 +449,7 @@ class TestNoiseFamily:
     def test_votes_follow_a_familys_own_law_and_are_decoded_by_it(self, run):
         scales = np.array([0.5], np.float32)
         votes = [
-            pack_noisy_signs(update, (DIM,), self.FAMILY, scales, client_rng(1, partition, 1))
+            pack_noisy_signs([update], DIM, self.FAMILY, scales, client_rng(1, partition, 1))
             for partition, update in enumerate(UPDATES)
         ]
         mean = mean_from_votes(count_votes(votes, DIM), NUM_CLIENTS, self.FAMILY, 0.5)

@@ -6,7 +6,7 @@ from flwr.app import Context
 
 from fedmedian.clients.memory import recall, remember
 from fedmedian.logs import warned_of
-from fedmedian.model.layout import Arrays, Layout
+from fedmedian.model.layout import Arrays, Difference, Layout
 from fedmedian.randomness import client_rng, secret_rng
 from fedmedian.steps.instruction import Instruction, perturb_update
 from fedmedian.steps.payload import Payload
@@ -17,7 +17,7 @@ def answer(
     context: Context,
     instruction: Instruction,
     layout: Layout,
-    update: Float32,
+    update: Float32 | Difference,
     after: Arrays,
     *,
     clip: float | None = None,
@@ -33,8 +33,8 @@ def answer(
         What the server asks for.
     layout : Layout
         The model's layout.
-    update : (d,) float32
-        The update. It is overwritten.
+    update : (d,) float32 or Difference
+        The update. An array is overwritten.
     after : mapping of str to array
         The model after training, for its exact arrays.
     clip : float, optional

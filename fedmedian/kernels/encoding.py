@@ -14,8 +14,7 @@ guarantees that, and so does a `Limit` of 5·b, with any multiplier. Noise that 
 and sent does have the flaw.
 """
 
-from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,10 +43,10 @@ class VoteLaw(Protocol):
 
 
 def pack_noisy_signs(
-    update: NDArray[np.float32],
-    sizes: Sequence[int],
+    parts: Iterable[NDArray[np.float32]],
+    dim: int,
     noise: VoteLaw,
-    scales: NDArray[np.float32],
+    scales: Iterable[np.float32],
     rng: np.random.Generator,
 ) -> PackedSigns:
     """Draw the signs of u + b·ξ, and pack them.
@@ -57,15 +56,15 @@ def pack_noisy_signs(
 
     Parameters
     ----------
-    update : (d,) float32
-        The update u, finite. It is not changed.
-    sizes : sequence of L int
-        The number of coordinates of each block, in order; they add up to d.
+    parts : iterable of L (n,) float32
+        The blocks of the update u, finite, in order. They are not changed, and read one at a time.
+    dim : int
+        d, the number of coordinates of all blocks together.
     noise : VoteLaw
         The law of ξ.
-    scales : (L,) float32
-        The noise scale b >= 0 of each block. Where b = 0 the sign is that of u, and a fair coin
-        if u = 0.
+    scales : iterable of L float32
+        The noise scale b >= 0 of each block, read after the block. Where b = 0 the sign is that of
+        u, and a fair coin if u = 0.
     rng : numpy.random.Generator
         Its state determines the signs, and advances. All randomness comes from bit generators of
         its class, which must accept a list of integers below 2⁶³ as seed.
@@ -79,21 +78,17 @@ def pack_noisy_signs(
     --------
     >>> from fedmedian import Gaussian
     >>> update, scales = np.array([9.0, -9.0], np.float32), np.ones(1, np.float32)
-    >>> pack_noisy_signs(update, [2], Gaussian(), scales, np.random.default_rng(0)).tolist()
+    >>> pack_noisy_signs([update], 2, Gaussian(), scales, np.random.default_rng(0)).tolist()
     [128]
     """
-    packed = np.empty(packed_size(update.size), dtype=np.uint8)
+    packed = np.empty(packed_size(dim), dtype=np.uint8)
     # Two streams, so that no coordinate shifts the random numbers of another.
     kind, seeds = type(rng.bit_generator), rng.integers(0, 1 << 63, (2, 4)).tolist()
     first_bytes, further_bits = (np.random.Generator(kind(seed)) for seed in seeds)
-    ratios = np.empty(_CHUNK, dtype=np.float32)
     error = np.float32(128 * ROUGH_ERROR)
-    ends = np.cumsum(sizes, dtype=np.int64).tolist()
     # Ratios may overflow, which is correct; 0/0 is handled below.
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        for start in range(0, update.size, _CHUNK):
-            ratio = ratios[: update.size - start]
-            _divide(update, ends, scales, start, ratio)
+        for start, ratio in zip(range(0, dim, _CHUNK), _ratios(parts, dim, scales), strict=True):
             words = first_bytes.integers(0, 1 << 64, packed_size(ratio.size), dtype=np.uint64)
             drawn = words.view(np.uint8)[: ratio.size]
             # 256·p is at least this, and exceeds its integer part by less than 2.
@@ -109,22 +104,21 @@ def pack_noisy_signs(
     return packed
 
 
-def _divide(
-    update: NDArray[np.float32],
-    ends: Sequence[int],
-    scales: NDArray[np.float32],
-    start: int,
-    ratio: NDArray[np.float32],
-) -> None:
-    """Write u/b of the coordinates from `start` on into `ratio`, 0 for 0/0."""
-    stop = start + ratio.size
-    position = start
-    for block in range(bisect_right(ends, start), len(ends)):
-        end = min(ends[block], stop)
-        part = ratio[position - start : end - start]
-        np.divide(update[position:end], scales[block], out=part)
-        if scales[block] == 0:
-            part[np.isnan(part)] = 0
-        if end == stop:
-            return
-        position = end
+def _ratios(
+    parts: Iterable[NDArray[np.float32]], dim: int, scales: Iterable[np.float32]
+) -> Iterator[NDArray[np.float32]]:
+    """Yield u/b in chunks, 0 for 0/0; each is overwritten by the next."""
+    ratios, filled = np.empty(min(_CHUNK, dim), dtype=np.float32), 0
+    for part, scale in zip(parts, scales, strict=True):
+        position = 0
+        while position < part.size:
+            ratio = ratios[filled : filled + part.size - position]
+            np.divide(part[position : position + ratio.size], scale, out=ratio)
+            if scale == 0:
+                ratio[np.isnan(ratio)] = 0
+            position, filled = position + ratio.size, filled + ratio.size
+            if filled == ratios.size:
+                yield ratios
+                filled = 0
+    if filled:
+        yield ratios[:filled]

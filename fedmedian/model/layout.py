@@ -84,7 +84,7 @@ class ArraySpec:
         """
         if is_floating(self.dtype):
             numbers = values.astype(np.float64)
-            if before is None or np.isfinite(before).all():
+            if before is None or is_finite(before):
                 if before is None or len(numbers) != 2:
                     return _rounded(center(numbers), self.dtype)
                 combined = center(clip_two(numbers, before))
@@ -329,36 +329,10 @@ class Layout:
                 )
 
     def difference(self, before: Arrays, after: Arrays) -> NDArray[np.float32]:
-        """Return the update `before` − `after` of the flat vector, which points uphill.
-
-        The difference is taken in each array's own precision, but at least in float32, and then
-        rounded to float32. It is 0 for an array that is not finite before, such as a mask with
-        −inf: `move` leaves it unchanged.
-
-        Parameters
-        ----------
-        before, after : mapping of str to array
-            The model before and after local training, both of this layout.
-
-        Returns
-        -------
-        (d,) float32
-            The update.
-
-        Raises
-        ------
-        ValueError
-            If `after` does not match the layout.
-        """
-        self.require_match(after)
-        update = np.empty(self.dim, dtype=np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):  # callers reject it
-            for part, spec in zip(self.blocks.split(update), self.flat, strict=True):
-                old, new = before[spec.name], after[spec.name]
-                precision = np.result_type(old.dtype, new.dtype, np.float32)
-                part[:] = np.subtract(old, new, dtype=precision).reshape(-1)
-                if not _is_surely_finite(part) and not np.isfinite(old).all():
-                    part[:] = 0
+        """Return the update `before` − `after`, (d,) float32; see `Difference`."""
+        difference, update = Difference(self, before, after), np.empty(self.dim, dtype=np.float32)
+        for index, part in enumerate(self.blocks.split(update)):
+            part[:] = difference.read(index, slice(None))
         return update
 
     def move(
@@ -392,7 +366,7 @@ class Layout:
             # Arithmetic of arrays without dimensions returns scalars.
             array = np.asarray(new).astype(spec.dtype, copy=False)
             old = arrays[spec.name]
-            stays = not _is_surely_finite(array) and not np.isfinite(old).all()
+            stays = not is_finite(array) and not is_finite(old)
             moved[spec.name] = old if stays else array
         return {
             spec.name: np.asarray((exact if spec.exact else moved)[spec.name])
@@ -464,6 +438,46 @@ class Layout:
             yield spec, np.stack([client[spec.name] for client in clients])
 
 
+class Difference:
+    """The update `before` − `after` of a model's flat vector, which points uphill.
+
+    The difference is taken in each array's own precision, but at least in float32, and then rounded
+    to float32. It is 0 for an array that is not finite before, such as a mask with −inf:
+    `Layout.move` leaves it unchanged.
+
+    Parameters
+    ----------
+    layout : Layout
+        The model's layout.
+    before, after : mapping of str to array
+        The model before and after local training, both of this layout.
+
+    Raises
+    ------
+    ValueError
+        If `after` does not match the layout.
+    """
+
+    def __init__(self, layout: Layout, before: Arrays, after: Arrays) -> None:
+        layout.require_match(after)
+        names = [spec.name for spec in layout.flat]
+        self._pairs = [(before[name].reshape(-1), after[name].reshape(-1)) for name in names]
+
+    def read(self, index: int, part: slice) -> NDArray[np.float32]:
+        """Return a part of one array's update, by the array's index in `Layout.flat`."""
+        old, new = self._pairs[index]
+        if not self._is_trained[index]:
+            return np.zeros_like(old[part], dtype=np.float32)
+        precision = np.result_type(old.dtype, new.dtype, np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # callers reject it
+            update = np.subtract(old[part], new[part], dtype=precision)
+            return update.astype(np.float32, copy=False)
+
+    @cached_property
+    def _is_trained(self) -> list[bool]:
+        return [is_finite(old) for old, _ in self._pairs]
+
+
 def matches(pattern: str, name: str) -> bool:
     """Return whether a shell-style pattern matches a name.
 
@@ -517,10 +531,10 @@ def _is_in_range(array: NDArray[Any], largest: float | None) -> NDArray[np.bool_
     return is_finite if largest is None else is_finite & (np.abs(array) <= np.float64(largest))
 
 
-def _is_surely_finite(array: NDArray[Any]) -> bool:
-    """Return whether all entries are known to be finite from their sum, a quick test."""
+def is_finite(array: NDArray[Any]) -> bool:
+    """Return whether all entries are finite; their sum, if it is finite, says so quickly."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return isfinite(array.sum())
+        return isfinite(array.sum()) or bool(np.isfinite(array).all())
 
 
 def _fill(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

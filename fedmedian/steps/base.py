@@ -8,7 +8,7 @@ and is passed to a strategy as one of its ``client_steps``.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, sqrt
 from typing import Any, ClassVar, Self, TypeVar
@@ -27,6 +27,12 @@ from fedmedian.wire.scalars import Float32, WireError, WireScalar, parameters_of
 Memory = dict[str, State]
 """A client's memory between rounds: arrays by name, for each step by its name."""
 
+Read = Callable[[int, slice], Float32]
+"""Returns a part of a block, by the block's index and a slice of it."""
+
+Make = Callable[[int, Float32 | None], Float32]
+"""Returns a block by its index, in the array that is given or in new memory."""
+
 _CHUNK = 1 << 14
 
 
@@ -37,10 +43,15 @@ class UpdateError(ValueError):
 class Draft:
     """A payload under construction: the update, which client steps change in turn.
 
+    Where it can, it makes one block at a time, once an encoding asks for it: the whole update is
+    never in memory, and a block is encoded while it is in the processor's cache. It makes the whole
+    update for a step that reads `vector`.
+
     Parameters
     ----------
-    vector : (d,) float32
-        The update. It is overwritten.
+    update : (d,) float32 or callable
+        The update, which is overwritten, or a function that returns a part of one of its blocks,
+        by the block's index and a slice of it.
     blocks : Blocks
         Its blocks.
     server_round : int
@@ -54,45 +65,116 @@ class Draft:
     ----------
     body : array or None
         The body of the payload, once an encoding has made it.
-    reports : dict of str to (n,) float32
-        What steps report to the server, by the step's name.
-    magnitudes : (L,) float32 or None
-        The magnitude of each block, once a step has measured it.
+    measured : (L,) float32 or None
+        The magnitude of each block, once a step measures it; filled in as blocks are made.
     """
 
     def __init__(
         self,
-        vector: Float32,
+        update: Float32 | Read,
         blocks: Blocks,
         server_round: int,
         rng: np.random.Generator,
         memory: Memory | None = None,
     ) -> None:
-        self._vector = vector
-        self._noise: tuple[Noise, Float32] | None = None  # not yet added
-        self._memory = memory
         self.blocks = blocks
         self.server_round = server_round
         self.rng = rng
         self.body: NDArray[Any] | None = None
-        self.reports: dict[str, Float32] = {}
-        self.magnitudes: Float32 | None = None
+        self.measured: Float32 | None = None
+        self._read: Read | None = None
+        self._vector: Float32 | None = None
+        self._noise: tuple[Noise, Float32] | None = None  # not yet added
+        self._memory = memory
+        self._reports: dict[str, Float32] = {}
+        if callable(update):
+            self._read, self._make = update, _from(update)
+        else:
+            self._vector = update
+        self._is_waiting = False  # whether work of `for_each` waits for blocks that are to be made
 
     @property
     def vector(self) -> Float32:
         """The current update, (d,) float32; may be written to."""
+        vector = self._whole()
         if self._noise is not None:
             noise, scales = self._noise
-            for part, scale in zip(self.blocks.split(self._vector), scales, strict=True):
+            for part, scale in zip(self.blocks.split(vector), scales, strict=True):
                 part += scale * noise.sample(self.rng, part.size)
             self._noise = None
-        return self._vector
+        return vector
+
+    @property
+    def reports(self) -> dict[str, Float32]:
+        """What steps report to the server, (n,) float32 by the step's name."""
+        self._finish_work()
+        return self._reports
+
+    @property
+    def magnitudes(self) -> Float32 | None:
+        """The magnitude of each block, (L,), once a step has measured it."""
+        self._finish_work()
+        return self.measured
 
     def replace(self, vector: Float32, blocks: Blocks | None = None) -> None:
         """Replace the update, and its blocks if they have changed."""
+        self._finish_work()
         self._vector = np.asarray(vector, dtype=np.float32)
-        self._noise = None
+        self._read = self._noise = None
         self.blocks = self.blocks if blocks is None else blocks
+
+    def reader(self) -> Read:
+        """Return a function that reads a part of a block; see the parameter `update`."""
+        if self._read is not None and self._noise is None:
+            return self._read
+        parts = self.blocks.split(self.vector)
+        return lambda index, part: parts[index][part]
+
+    def make_each(self, blocks: Blocks, make: Make) -> None:
+        """Replace the update by blocks that are made when they are needed.
+
+        Parameters
+        ----------
+        blocks : Blocks
+            The blocks.
+        make : callable
+            Returns a block by its index. Its second argument is the array to write it to, or None
+            for a new one.
+        """
+        self._finish_work()
+        self._vector = self._read = self._noise = None
+        self._make, self.blocks = make, blocks
+
+    def for_each(self, work: Callable[[int, Float32], None]) -> None:
+        """Measure or change each block in place, in order, now or when it is made.
+
+        Parameters
+        ----------
+        work : callable
+            Takes a block's index and the block.
+        """
+        if self._noise is not None or self._vector is not None:
+            for number, part in enumerate(self.blocks.split(self.vector)):
+                work(number, part)
+            return
+        make = self._make
+
+        def worked(number: int, out: Float32 | None) -> Float32:
+            part = make(number, out)
+            work(number, part)
+            return part
+
+        self._make, self._read, self._is_waiting = worked, None, True
+
+    def measure_each(self, measure: Callable[[int, Float32], float]) -> Float32:
+        """Return a number for each block, (L,) float32; those of blocks to come are filled in."""
+        values = np.zeros(len(self.blocks), dtype=np.float32)
+
+        def work(number: int, part: Float32) -> None:
+            values[number] = measure(number, part)
+
+        self.for_each(work)
+        return values
 
     def memory_of(self, step: "ClientStep") -> State:
         """Return a step's own memory, to be changed in place.
@@ -108,7 +190,7 @@ class Draft:
 
     def report(self, step: "ClientStep", values: Float32) -> None:
         """Report numbers to the server, (n,) float32; `ClientStep.check` checks them there."""
-        self.reports[step.name] = np.asarray(values, dtype=np.float32)
+        self._reports[step.name] = np.asarray(values, dtype=np.float32)
 
     def add_noise(self, noise: Noise, scales: Float32) -> None:
         """Add b·ξ to every coordinate.
@@ -120,7 +202,8 @@ class Draft:
         scales : (L,) float32
             The scale b of each block.
         """
-        self._vector = self.vector  # adds earlier noise
+        if self._noise is not None:
+            self._vector = self.vector  # adds earlier noise
         self._noise = noise, scales
 
     def draw_signs(self) -> PackedSigns:
@@ -129,9 +212,43 @@ class Draft:
         Noise that is never read is never sampled: the signs are drawn directly.
         """
         if self._noise is None:
-            return pack_signs(self._vector, self.rng)
+            return pack_signs(self.vector, self.rng)
         noise, scales = self._noise
-        return pack_noisy_signs(self._vector, self.blocks.sizes, noise, scales, self.rng)
+        outs = [None] * len(self.blocks)
+        return pack_noisy_signs(self._made(outs), self.blocks.dim, noise, scales, self.rng)
+
+    def _made(self, outs: Sequence[Float32 | None]) -> Iterator[Float32]:
+        """Yield each block, made in its place in `outs`, or in new memory for None."""
+        if self._vector is not None:
+            yield from self.blocks.split(self._vector)
+            return
+        for number, out in enumerate(outs):
+            yield self._make(number, out)
+        self._is_waiting = False
+
+    def _whole(self) -> Float32:
+        """Return the update without the noise that is to be added."""
+        if self._vector is None:
+            vector = np.empty(self.blocks.dim, dtype=np.float32)
+            for _ in self._made(self.blocks.split(vector)):
+                pass
+            self._vector, self._read = vector, None
+        return self._vector
+
+    def _finish_work(self) -> None:
+        if self._is_waiting:
+            self._whole()
+
+
+def _from(read: Read) -> Make:
+    def make(number: int, out: Float32 | None) -> Float32:
+        part = read(number, slice(None))
+        if out is None:
+            return part
+        out[:] = part
+        return out
+
+    return make
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,17 @@ from math import isfinite
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedmedian.checks import require_result
 from fedmedian.logs import cut, shown, warned_of
 from fedmedian.model.blocks import Blocks
-from fedmedian.model.layout import Arrays, Layout
+from fedmedian.model.layout import Arrays, Difference, Layout, is_finite
 from fedmedian.steps.base import (
     CLIENT_STEPS,
     ClientStep,
     Draft,
     Memory,
+    Read,
     UpdateError,
     energy,
     shorten,
@@ -243,7 +243,7 @@ class Instruction:
 def perturb_update(
     instruction: Instruction,
     layout: Layout,
-    update: NDArray[np.float32],
+    update: Float32 | Difference,
     after: Arrays,
     rng: np.random.Generator,
     memory: Memory | None = None,
@@ -258,8 +258,8 @@ def perturb_update(
         What the server asks for.
     layout : Layout
         The model's layout.
-    update : (d,) float32
-        The update, x − x_i or a gradient. It is overwritten.
+    update : (d,) float32 or Difference
+        The update, x − x_i or a gradient. An array is overwritten.
     after : mapping of str to array
         The model after training, for its exact arrays.
     rng : numpy.random.Generator
@@ -286,14 +286,16 @@ def perturb_update(
     WireError
         If the instruction does not fit the model.
     """
-    vector, blocks, steps = update, layout.blocks, instruction.steps
+    steps, number = instruction.steps, instruction.server_round
     if clip is None:
-        _require_finite(layout, update)
+        draft = Draft(_finite(layout, update), layout.blocks, number, rng, memory)
     else:
         # In a separate draft, whose reports are dropped: they have no noise.
         vector, blocks = _prepared_within(clip, instruction, layout, update, rng, memory)
-        steps = steps[instruction.place_of_noise :]
-    draft = Draft(vector, blocks, instruction.server_round, rng, memory)
+        draft, steps = (
+            Draft(vector, blocks, number, rng, memory),
+            steps[instruction.place_of_noise :],
+        )
     for step in steps:
         step.apply(draft)
     assert draft.body is not None  # made by the last step, an encoding
@@ -312,34 +314,44 @@ def _prepared_within(
     clip: float,
     instruction: Instruction,
     layout: Layout,
-    update: Float32,
+    update: Float32 | Difference,
     rng: np.random.Generator,
     memory: Memory | None,
 ) -> tuple[Float32, Blocks]:
     """Take the steps before the noise; return a vector of norm at most `clip`, and its blocks."""
-    blocks = instruction.blocks(layout)
-    vector = np.zeros(blocks.dim, dtype=np.float32)
+    blocks, vector = instruction.blocks(layout), None
     with warned_of("sent noise alone, as this client's policy requires"):
-        _require_finite(layout, update)
         later = deepcopy(memory)
-        draft = Draft(update, layout.blocks, instruction.server_round, rng, later)
+        finite = _finite(layout, update)
+        draft = Draft(finite, layout.blocks, instruction.server_round, rng, later)
         for step in instruction.steps[: instruction.place_of_noise]:
             step.apply(draft)
-        if draft.vector.shape != vector.shape:
-            raise UpdateError(f"update has shape {draft.vector.shape}, not {vector.shape}")
+        if draft.vector.shape != (blocks.dim,):
+            raise UpdateError(f"update has shape {draft.vector.shape}, not {(blocks.dim,)}")
         if not isfinite(energy(draft.vector)):
             raise UpdateError("update is not finite after the steps before the noise")
-        vector[:] = draft.vector
         if memory is not None and later is not None:
             memory.update(later)
+        vector = draft.vector
+    if vector is None:
+        vector = np.zeros(blocks.dim, dtype=np.float32)
     shorten(vector, clip * (1 - _ROUNDING))
     return vector, blocks
 
 
-def _require_finite(layout: Layout, update: Float32) -> None:
-    for spec, part in zip(layout.flat, layout.blocks.split(update), strict=True):
-        if not isfinite(energy(part)):
-            raise UpdateError(f"update of array {spec.name!r} holds NaN or infinity")
+def _finite(layout: Layout, update: Float32 | Difference) -> Float32 | Read:
+    """Return an update that raises `UpdateError` instead of being NaN or infinite."""
+    if isinstance(update, Difference):
+        return lambda index, part: _require_finite(layout, index, update.read(index, part))
+    for index, part in enumerate(layout.blocks.split(update)):
+        _require_finite(layout, index, part)
+    return update
+
+
+def _require_finite(layout: Layout, index: int, part: Float32) -> Float32:
+    if not is_finite(part):
+        raise UpdateError(f"update of array {layout.flat[index].name!r} holds NaN or infinity")
+    return part
 
 
 @lru_cache(maxsize=8)  # each of a round's replies asks

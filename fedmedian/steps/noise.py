@@ -51,16 +51,12 @@ class Measure(ClientStep):
 
     def apply(self, draft: Draft) -> None:
         """Measure the draft, which stays unchanged, and report (L,) magnitudes."""
-        draft.report(self, self._measured(draft))
+        draft.measured = draft.measure_each(lambda _, part: self._of(part))
+        draft.report(self, draft.measured)
 
     def check(self, reported: Float32 | None, blocks: Blocks) -> None:
         """Require a magnitude for each block; see `ClientStep.check`."""
         require_vector("magnitudes", reported, len(blocks), are_sizes=True)
-
-    def _measured(self, draft: Draft) -> Float32:
-        parts = draft.blocks.split(draft.vector)
-        draft.magnitudes = np.array([self._of(part) for part in parts], dtype=np.float32)
-        return draft.magnitudes
 
     def _of(self, part: Float32) -> float:
         if part.size == 0:
@@ -97,8 +93,15 @@ class SizeVotes(Measure):
 
     def apply(self, draft: Draft) -> None:
         """Measure the draft, which stays unchanged, and report the votes."""
-        pairs = zip(self._measured(draft), self.rungs(draft.blocks), strict=True)
-        draft.report(self, np.concatenate([[], *(size > rungs for size, rungs in pairs)]))
+        measured = draft.measured = draft.measure_each(lambda _, part: self._of(part))
+        rungs, votes = self.rungs(draft.blocks), np.zeros(self.num_votes(draft.blocks), np.float32)
+        places = Blocks(tuple(map(len, rungs))).split(votes)
+
+        def vote(number: int, _: Float32) -> None:
+            places[number][:] = measured[number] > rungs[number]
+
+        draft.for_each(vote)
+        draft.report(self, votes)
 
     def blocks(self, before: Blocks) -> Blocks:
         """Return the same blocks; if thresholds are given, there must be one for each."""
@@ -225,12 +228,22 @@ class AddNoise(ClientStep):
         return cls(noise, scales, require_real("factor", factor, low=0.0), quiet)
 
     def _scales(self, draft: Draft) -> Float32:
-        """Return the scales in force, and report them if the client chose any."""
+        """Return the scales in force, and report them if the client chose any.
+
+        Those that the client chooses are filled in as blocks are made.
+        """
         self.blocks(draft.blocks)  # raises if the scales are those of other blocks
         if self.scales is not None and not self.has_own_scales:
             return self.scales
-        own = np.float32(self.factor) * _measured(draft)
-        scales = own if self.scales is None else np.where(np.isnan(self.scales), own, self.scales)
+        told, measured = self.scales, _measured(draft)
+        factor = np.float32(self.factor)
+
+        def choose(number: int, _: Float32) -> float:
+            if told is None or np.isnan(told[number]):
+                return float(factor * measured[number])
+            return float(told[number])
+
+        scales = draft.measure_each(choose)
         if not self.quiet:
             draft.report(self, scales)
         return scales
@@ -249,7 +262,9 @@ class TopUpNoise(AddNoise):
 
     def apply(self, draft: Draft) -> None:
         """Add the noise."""
-        draft.add_noise(self.noise, top_up(self._scales(draft), _measured(draft)))
+        levels, measured = self._scales(draft), _measured(draft)
+        missing = draft.measure_each(lambda n, _: float(top_up(levels[n], measured[n])))
+        draft.add_noise(self.noise, missing)
 
 
 def top_up(level: NDArray[Any], rms: NDArray[Any]) -> Float32:
@@ -259,6 +274,6 @@ def top_up(level: NDArray[Any], rms: NDArray[Any]) -> Float32:
 
 
 def _measured(draft: Draft) -> Float32:
-    if draft.magnitudes is None:
+    if draft.measured is None:
         raise WireError("instruction asks for noise scales by a magnitude that it does not measure")
-    return draft.magnitudes
+    return draft.measured

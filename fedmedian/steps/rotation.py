@@ -61,15 +61,15 @@ class Rotation(ClientStep):
 
     def apply(self, draft: Draft) -> None:
         """Rotate the draft."""
-        before, after = draft.blocks, self.blocks(draft.blocks)
-        parts = before.split(draft.vector)
-        rotated = np.empty(after.dim, dtype=np.float32)
-        blocks = zip(self.places(before), after.split(rotated), strict=True)
-        for number, (places, block) in enumerate(blocks):
-            joined = [parts[index][part] for index, part in places]
+        read, places = draft.reader(), self.places(draft.blocks)
+        after, rng = self.blocks(draft.blocks), self._rng
+
+        def make(number: int, out: Float32 | None) -> Float32:
+            joined = [read(*place) for place in places[number]]
             vector = joined[0] if len(joined) == 1 else np.concatenate(joined)
-            rotate(vector, self._rng(number), out=block)
-        draft.replace(rotated, after)
+            return rotate(vector, rng(number), out)
+
+        draft.make_each(after, make)
 
     def blocks(self, before: Blocks) -> Blocks:
         """Return the blocks of the rotated update, each padded a little."""

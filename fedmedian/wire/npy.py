@@ -32,7 +32,8 @@ def bfloat16() -> np.dtype[Any]:
         raise WireError(
             "bfloat16, which needs ml_dtypes: pip install ml_dtypes, or cast to float32"
         ) from error
-    return np.dtype(ml_dtypes.bfloat16)
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
 
 
 def is_floating(dtype: np.dtype[Any]) -> bool:

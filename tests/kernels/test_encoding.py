@@ -19,7 +19,8 @@ from fedmedian.kernels.encoding import ROUGH_ERROR, pack_noisy_signs
 
 def draw(update, sizes, noise, scales, seed=0):
     rng = np.random.default_rng(seed)
-    packed = pack_noisy_signs(np.float32(update), sizes, noise, np.float32(scales), rng)
+    parts = np.split(np.float32(update), np.cumsum(sizes)[:-1])
+    packed = pack_noisy_signs(parts, len(update), noise, np.float32(scales), rng)
     return unpack_signs(packed, len(update))
 
 
@@ -71,7 +72,7 @@ def test_noisy_signs_of_two_coordinates_and_of_two_draws_are_independent():
     n, rng = 400_000, np.random.default_rng(3)
     update, scales = np.zeros(n, np.float32), np.ones(1, np.float32)
     first, second = (
-        unpack_signs(pack_noisy_signs(update, [n], Gaussian(), scales, rng), n) for _ in range(2)
+        unpack_signs(pack_noisy_signs([update], n, Gaussian(), scales, rng), n) for _ in range(2)
     )
     assert abs(first.sum()) < 5 * sqrt(n)
     assert abs(np.dot(first, second)) < 5 * sqrt(n)
@@ -115,7 +116,7 @@ def test_noisy_signs_do_not_depend_on_the_chunks_they_are_drawn_in(sizes, eighth
 def test_noisy_signs_of_any_length_are_packed_with_unused_bits_0():
     for dim in (0, 1, 7, 8, 9, 65_535, 65_536, 65_537, 200_003):
         update, rng = np.full(dim, 99, np.float32), np.random.default_rng(0)
-        packed = pack_noisy_signs(update, [dim], Uniform(), np.float32([1]), rng)
+        packed = pack_noisy_signs([update], dim, Uniform(), np.float32([1]), rng)
         assert np.array_equal(packed, np.packbits(np.ones(dim, bool))), dim
 
 
@@ -132,8 +133,8 @@ def test_what_a_coordinate_takes_changes_the_noise_of_no_other():
 def test_noisy_signs_follow_from_the_generator_and_move_it_on():
     update, scales = np.zeros(800, np.float32), np.ones(1, np.float32)
     rngs = [np.random.default_rng(seed) for seed in (1, 1, 2)]
-    first, again, other = (pack_noisy_signs(update, [800], Gaussian(), scales, rng) for rng in rngs)
-    following = pack_noisy_signs(update, [800], Gaussian(), scales, rngs[0])
+    first, again, other = (pack_noisy_signs([update], 800, Gaussian(), scales, rng) for rng in rngs)
+    following = pack_noisy_signs([update], 800, Gaussian(), scales, rngs[0])
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
     assert not np.array_equal(first, following)
@@ -143,7 +144,7 @@ def test_noisy_signs_follow_from_the_generator_and_move_it_on():
 def test_noisy_signs_can_be_drawn_with_any_generator_of_numpy(bits):
     update = np.zeros(100_000, np.float32)
     rng = np.random.Generator(bits(0))
-    packed = pack_noisy_signs(update, [update.size], Gaussian(), np.float32([1]), rng)
+    packed = pack_noisy_signs([update], update.size, Gaussian(), np.float32([1]), rng)
     assert abs(unpack_signs(packed, update.size).sum()) < 5 * sqrt(update.size)
 
 
@@ -153,7 +154,7 @@ def test_noisy_signs_are_drawn_with_the_kind_of_generator_that_is_passed_in(monk
     rng = np.random.Generator(ChaCha20([1, 2, 3, 4]))
     for other in ("PCG64", "default_rng"):
         monkeypatch.delattr(np.random, other)
-    packed = pack_noisy_signs(update, [update.size], Gaussian(), scales, rng)
+    packed = pack_noisy_signs([update], update.size, Gaussian(), scales, rng)
     assert abs(unpack_signs(packed, update.size).sum()) < 5 * sqrt(update.size)
 
 
@@ -161,6 +162,6 @@ def test_drawing_noisy_signs_neither_changes_nor_copies_the_update(scratch_bytes
     rng = np.random.default_rng(0)
     update, scales = rng.standard_normal(4_000_000, dtype=np.float32), np.float32([1])
     copy = update.copy()
-    arguments = (update, [update.size], Gaussian(), scales, rng)
+    arguments = ([update], update.size, Gaussian(), scales, rng)
     assert scratch_bytes(pack_noisy_signs, *arguments) < 2 * 2**20
     assert np.array_equal(update, copy)

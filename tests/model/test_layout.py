@@ -173,15 +173,6 @@ class TestWhichArraysCannotBeTrained:
         with pytest.raises(ValueError, match=f"'odd' of {re.escape(str(array.dtype))}"):
             layout.difference(model, {"odd": array})
 
-    def test_what_may_have_been_bfloat16_is_refused_with_the_remedy(self):
-        with pytest.raises(ValueError, match=r"bfloat16.*cast to float32"):
-            Layout.of_model({"w": np.zeros(2, "V2")})
-
-    def test_bfloat16_is_refused_with_the_remedy(self):
-        bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
-        with pytest.raises(ValueError, match=r"'w' of bfloat16.*cast to float32"):
-            Layout.of_model({"w": np.zeros(2, bfloat16)})
-
 
 class TestFlatVector:
     @given(model=models())

@@ -210,7 +210,7 @@ class TestAttack:
         for update in (first, second):
             tiled = np.tile(update, rounds * trials).astype(np.float32)
             scales = np.array([scale], np.float32)
-            packed = pack_noisy_signs(tiled, [tiled.size], Gaussian(scale), scales, rng)
+            packed = pack_noisy_signs([tiled], tiled.size, Gaussian(scale), scales, rng)
             votes = unpack_signs(packed, tiled.size).reshape(-1, rounds, len(update)) > 0
             evidence.append(np.where(votes, *weight).sum(axis=(1, 2)))
         return epsilon_shown(evidence, delta)

@@ -208,7 +208,7 @@ class TestAttack:
         for one in own:
             votes = np.tile(np.vstack([one, others]), (trials * rounds, 1)).astype(np.float32)
             scales = np.array([scale], np.float32)
-            packed = pack_noisy_signs(votes.ravel(), [votes.size], Gaussian(scale), scales, rng)
+            packed = pack_noisy_signs([votes.ravel()], votes.size, Gaussian(scale), scales, rng)
             signs = unpack_signs(packed, votes.size) > 0
             seen = signs.reshape(trials, rounds, summed, 4).sum(axis=2)
             evidence.append(np.log(law[0] / law[1])[seen].sum(axis=(1, 2)))

@@ -62,7 +62,7 @@ def test_a_client_votes_plus_with_probability_cdf_of_its_update_over_the_scale(f
     b, clients, ratios = 0.25, 100_000, np.linspace(-2.5, 2.5, 21)
     update = np.tile(np.float32(b * ratios), clients)
     rng = np.random.default_rng(5)
-    votes = pack_noisy_signs(update, [update.size], family(), np.float32([b]), rng)
+    votes = pack_noisy_signs([update], update.size, family(), np.float32([b]), rng)
     signs = unpack_signs(votes, update.size).reshape(clients, -1)
     frequencies, expected = np.mean(signs > 0, axis=0), family().cdf(ratios)
     spread = np.sqrt(expected * (1 - expected) / clients)
