@@ -6,9 +6,9 @@ from flwr.app import Context
 
 from fedmedian.clients.memory import recall, remember
 from fedmedian.logs import warned_of
-from fedmedian.model.layout import Arrays, Difference, Layout
+from fedmedian.model.layout import Arrays, Layout
 from fedmedian.randomness import client_rng, secret_rng
-from fedmedian.steps.instruction import Instruction, perturb_update
+from fedmedian.steps.instruction import Instruction, Update, perturb_update
 from fedmedian.steps.payload import Payload
 from fedmedian.wire.scalars import Float32
 
@@ -17,7 +17,7 @@ def answer(
     context: Context,
     instruction: Instruction,
     layout: Layout,
-    update: Float32 | Difference,
+    update: Float32 | Update,
     after: Arrays,
     *,
     clip: float | None = None,
@@ -33,7 +33,7 @@ def answer(
         What the server asks for.
     layout : Layout
         The model's layout.
-    update : (d,) float32 or Difference
+    update : (d,) float32 or Update
         The update. An array is overwritten.
     after : mapping of str to array
         The model after training, for its exact arrays.

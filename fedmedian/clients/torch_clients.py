@@ -1,6 +1,6 @@
 """NumPyClients for torch models that send perturbed signs or perturbed updates."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, cast
 
@@ -17,6 +17,7 @@ from fedmedian.clients.answering import answer
 from fedmedian.clients.policy import require_enforcement
 from fedmedian.model.layout import Arrays, Layout
 from fedmedian.steps.instruction import Instruction
+from fedmedian.wire.npy import as_numbers, bfloat16
 from fedmedian.wire.scalars import WireError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -100,14 +101,19 @@ class LocalEpochs:
 
     def __call__(self, model: nn.Module, batches: Batches, loss: Loss) -> dict[str, Tensor]:
         """Return each parameter before training minus after; see `LocalWork`."""
-        before = {name: value.detach().clone() for name, value in _parameters(model)}
+        updates = {name: value.detach().clone() for name, value in _parameters(model)}
         optimizer = self.optimizer(model.parameters())
         for _ in range(self.epochs):
             for inputs, targets in batches:
                 optimizer.zero_grad()
                 _backward(loss(model(inputs), targets))
                 optimizer.step()
-        return {name: before[name] - value.detach() for name, value in _parameters(model)}
+        for name, value in _parameters(model):
+            # In place: a second copy of the model may not fit. Differences of half precision in
+            # float32.
+            wide = torch.promote_types(value.dtype, torch.float32)
+            updates[name] = updates[name].to(wide).sub_(value.detach())
+        return updates
 
 
 class _PerturbedClient(NumPyClient):
@@ -180,18 +186,19 @@ class _PerturbedClient(NumPyClient):
         if instruction is not None and instruction.encoding.name != self.encoding:
             wanted = instruction.encoding.name
             raise WireError(f"{type(self).__name__} sends {self.encoding!r}, not {wanted!r}")
-        self._load(parameters)
-        before = dict(zip(self.model.state_dict(), parameters, strict=True))
+        before = self._load(parameters)
         self.model.train()
         updates = self.work(self.model, self.train_loader, self.loss)
         after = _arrays_of(self.model)
-        update_of = {name: value.cpu().numpy() for name, value in updates.items()}
         examples = len(cast(Any, self.train_loader.dataset))
         if instruction is None:
-            trained = {name: before[name] - update_of[name] for name in update_of}
+            trained = {
+                name: (before[name] - _array_of(value.detach().cpu())).astype(before[name].dtype)
+                for name, value in updates.items()
+            }
             return list({**after, **trained}.values()), examples, {}
         layout = Layout.with_exact_positions(before, instruction.exact)
-        update = _flat_update(layout, update_of)
+        update = _NamedUpdates(layout, updates)
         arrays, scalars = answer(self.context, instruction, layout, update, after).encode()
         return arrays, examples, scalars
 
@@ -221,11 +228,12 @@ class _PerturbedClient(NumPyClient):
         examples = len(cast(Any, self.test_loader.dataset))
         return loss / examples, examples, {"accuracy": correct / examples}
 
-    def _load(self, parameters: NDArrays) -> None:
+    def _load(self, parameters: NDArrays) -> Arrays:
+        """Load the server's model, and return its arrays by name."""
         names = self.model.state_dict()
-        # np.array copies: torch must not write to Flower's read-only arrays.
-        tensors = (torch.from_numpy(np.array(array)) for array in parameters)
-        self.model.load_state_dict(dict(zip(names, tensors, strict=True)))
+        arrays = dict(zip(names, map(as_numbers, parameters), strict=True))
+        self.model.load_state_dict({name: _tensor_of(array) for name, array in arrays.items()})
+        return arrays
 
 
 class SignClient(_PerturbedClient):
@@ -269,8 +277,42 @@ class GradientClient(_PerturbedClient):
     encoding: ClassVar[str] = "vector"
 
 
+@dataclass(frozen=True)
+class _NamedUpdates:
+    """The updates of a model's parameters by name; 0 for those that are missing."""
+
+    layout: Layout
+    updates: Mapping[str, Tensor]
+
+    def read(self, index: int, part: slice) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return a part of one parameter's update; see `fedmedian.steps.instruction.Update`."""
+        spec = self.layout.flat[index]
+        update = self.updates.get(spec.name)
+        if update is None:
+            return np.zeros(spec.size, dtype=np.float32)[part]
+        return _in_float32(update.reshape(spec.shape).reshape(-1)[part]).numpy()
+
+
+def _in_float32(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float32)
+
+
 def _arrays_of(model: nn.Module) -> dict[str, np.ndarray[Any, Any]]:
-    return {name: value.detach().cpu().numpy() for name, value in model.state_dict().items()}
+    return {name: _array_of(value.detach().cpu()) for name, value in model.state_dict().items()}
+
+
+def _array_of(tensor: Tensor) -> np.ndarray[Any, Any]:
+    if tensor.dtype == torch.bfloat16:  # torch has no NumPy arrays of it
+        return tensor.view(torch.int16).numpy().view(bfloat16())
+    return tensor.numpy()
+
+
+def _tensor_of(array: np.ndarray[Any, Any]) -> Tensor:
+    """Return a copy: torch must not write to Flower's read-only arrays."""
+    own = np.array(array)
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(own.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(own)
 
 
 def _backward(loss: Tensor) -> None:
@@ -284,16 +326,5 @@ def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 def _gradients(model: nn.Module) -> dict[str, Tensor]:
     return {
-        name: value.grad.detach().clone()
-        for name, value in _parameters(model)
-        if value.grad is not None
+        name: value.grad.detach() for name, value in _parameters(model) if value.grad is not None
     }
-
-
-def _flat_update(layout: Layout, update_of: Arrays) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Return the update as a flat vector, 0 for parameters that the work does not name."""
-    flat = np.zeros(layout.dim, dtype=np.float32)
-    for part, spec in zip(layout.blocks.split(flat), layout.flat, strict=True):
-        if spec.name in update_of:
-            part[:] = update_of[spec.name].reshape(-1)
-    return flat

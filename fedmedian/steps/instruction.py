@@ -6,14 +6,14 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from math import isfinite
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from fedmedian.checks import require_result
 from fedmedian.logs import cut, shown, warned_of
 from fedmedian.model.blocks import Blocks
-from fedmedian.model.layout import Arrays, Difference, Layout, is_finite
+from fedmedian.model.layout import Arrays, Layout, is_finite
 from fedmedian.steps.base import (
     CLIENT_STEPS,
     ClientStep,
@@ -45,6 +45,13 @@ _ROUNDING = 2.0**-20
 
 LONGEST_SEED = 4300
 """The largest number of digits that Python converts to an integer."""
+
+
+class Update(Protocol):
+    """An update that is computed part by part, such as `fedmedian.model.layout.Difference`."""
+
+    def read(self, index: int, part: slice) -> Float32:
+        """Return a part of one array's update, by the array's index in `Layout.flat`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,7 +250,7 @@ class Instruction:
 def perturb_update(
     instruction: Instruction,
     layout: Layout,
-    update: Float32 | Difference,
+    update: Float32 | Update,
     after: Arrays,
     rng: np.random.Generator,
     memory: Memory | None = None,
@@ -258,7 +265,7 @@ def perturb_update(
         What the server asks for.
     layout : Layout
         The model's layout.
-    update : (d,) float32 or Difference
+    update : (d,) float32 or Update
         The update, x − x_i or a gradient. An array is overwritten.
     after : mapping of str to array
         The model after training, for its exact arrays.
@@ -314,7 +321,7 @@ def _prepared_within(
     clip: float,
     instruction: Instruction,
     layout: Layout,
-    update: Float32 | Difference,
+    update: Float32 | Update,
     rng: np.random.Generator,
     memory: Memory | None,
 ) -> tuple[Float32, Blocks]:
@@ -339,9 +346,9 @@ def _prepared_within(
     return vector, blocks
 
 
-def _finite(layout: Layout, update: Float32 | Difference) -> Float32 | Read:
+def _finite(layout: Layout, update: Float32 | Update) -> Float32 | Read:
     """Return an update that raises `UpdateError` instead of being NaN or infinite."""
-    if isinstance(update, Difference):
+    if not isinstance(update, np.ndarray):
         return lambda index, part: _require_finite(layout, index, update.read(index, part))
     for index, part in enumerate(layout.blocks.split(update)):
         _require_finite(layout, index, part)
