@@ -350,6 +350,69 @@ class TestTraining:
         assert losses[-1] < 0.9 * losses[0]
 
 
+class InHalf(nn.Module):
+    """A model of half precision, for data of single precision."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.inner = make_model().to(dtype)
+
+    def forward(self, inputs):
+        return self.inner(inputs.to(self.inner[0].weight.dtype)).float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+class TestHalfPrecision:
+    @pytest.fixture(autouse=True)
+    def needs_the_dtype(self, dtype):
+        if dtype == torch.bfloat16:
+            pytest.importorskip("ml_dtypes")
+
+    def test_an_update_of_half_precision_is_a_difference_in_single_precision(
+        self, dtype, data, context
+    ):
+        client = GradientClient(context, InHalf(dtype), DataLoader(data, 4), work=EPOCH)
+        arrays = [array.copy() for array in client.get_parameters({})]
+        strategy = MedianSGD(None, rotation=None)
+        sent, _, scalars = client.fit(arrays, instruction(strategy, arrays))
+        after = torch.cat([p.detach().float().ravel() for p in client.model.parameters()])
+        before = np.concatenate([array.astype(np.float32).ravel() for array in arrays])
+        update = Payload.decode(sent, scalars).body
+        np.testing.assert_array_equal(update, before - after.numpy())
+
+    @pytest.mark.parametrize(
+        ("kind", "strategy"), [(SignClient, SignSGD), (GradientClient, MedianSGD)]
+    )
+    def test_the_loss_falls_and_the_model_keeps_its_dtype(self, kind, strategy, dtype, data):
+        def client_fn(context):
+            return kind(context, InHalf(dtype), DataLoader(data, 5), work=EPOCH).to_client()
+
+        start = GradientClient(
+            Context(1, 2, {}, RecordDict(), {}), InHalf(dtype), DataLoader(data)
+        ).get_parameters({})
+        record = ArrayRecord({str(i): Array(array) for i, array in enumerate(start)})
+        grid = InProcessGrid(ClientApp(client_fn=client_fn), 3)
+        result = strategy(**OURS).start(grid, record, 10)
+        assert {array.dtype for array in result.arrays.values()} == {str(start[0].dtype)}
+        losses = []
+        for arrays in (record, result.arrays):
+            loader = DataLoader(data, 5)
+            client = SignClient(
+                Context(1, 2, {}, RecordDict(), {}), InHalf(dtype), loader, test_loader=loader
+            )
+            losses.append(client.evaluate([one.numpy() for one in arrays.values()], {})[0])
+        assert losses[1] < 0.9 * losses[0]
+
+    def test_other_strategies_get_the_trained_model_in_its_dtype(self, dtype, data, context):
+        client = SignClient(context, InHalf(dtype), DataLoader(data, 4), work=EPOCH)
+        start = [array.copy() for array in client.get_parameters({})]
+        trained, _, metrics = client.fit(start, {})
+        assert metrics == {}
+        for array, value in zip(trained, client.model.state_dict().values(), strict=True):
+            assert array.dtype == start[0].dtype
+            np.testing.assert_array_equal(array.astype(np.float32), value.float().numpy())
+
+
 class TestEvaluation:
     @pytest.mark.parametrize("batch_size", [3, 10])
     def test_evaluation_returns_the_mean_loss_and_the_accuracy(self, batch_size, data, context):
