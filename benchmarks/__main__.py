@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks import holding, imports, sums
 from benchmarks.growth import plot_growth
 from benchmarks.kernels import CASES
-from benchmarks.memory import estimator_peaks, round_peaks
+from benchmarks.memory import client_peaks, estimator_peaks, round_peaks
 from benchmarks.rounds import grid_timings, round_cases
 from benchmarks.scale import COST_COLUMNS, cost_rows, plot_round_costs, round_costs
 from benchmarks.timing import Timing, compare, read_bandwidth
@@ -43,7 +43,7 @@ def main(names: list[str]) -> None:
     results: dict[str, Any] = {"machine": machine, "read_bandwidth": bandwidth}
     for name in chosen:
         if name == "memory":
-            peaks = [*round_peaks(), *estimator_peaks()]
+            peaks = [*round_peaks(), *estimator_peaks(), *client_peaks()]
             results[name] = [asdict(peak) for peak in peaks]
             rows = [[peak.work, peak.by, f"{peak.mebibytes:.0f}"] for peak in peaks]
             print(make_table(["work", "by", "peak MiB beyond the replies"], rows))

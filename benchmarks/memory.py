@@ -1,18 +1,30 @@
-"""Peak memory: of a server round, and of each estimator alone."""
+"""Peak memory: of a server round, of each estimator alone, and of a client's answer."""
 
 import logging
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
+import torch
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.rounds import SIZES, STRATEGIES, ServerRound
+from fedmedian import Clip
 from fedmedian.aggregators.base import Answers
 from fedmedian.aggregators.medians import Median
 from fedmedian.aggregators.votes import Counts, Majority
+from fedmedian.clients import InProcessGrid, SignClient, perturb
 from fedmedian.model.blocks import Blocks
+from fedmedian.records import to_record
 from fedmedian.rules.noise import Gaussian
+from fedmedian.strategies import MedianSGD, SignSGD
+
+_SITUATION = ConfigRecord(), InProcessGrid(ClientApp(), 2)
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,39 @@ def estimator_peaks(clients: int = 101, dim: int = 10**7) -> Iterator[Peak]:
     }
     for name, estimate in estimators.items():
         yield _measure(f"estimate, M = {clients}, d = {dim:,}", name, estimate)
+
+
+def client_peaks(dim: int = 10**7) -> Iterator[Peak]:
+    """Yield the peaks of a client's answer, beside the server's model and the trained one.
+
+    The model of `SignClient` and its updates are torch's, and not counted.
+    """
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    start = np.random.default_rng(0).standard_normal((dim // 1000, 1000), np.float32)
+    work = f"client's answer, d = {start.size:,}"
+    trained = to_record({"weight": start * np.float32(0.999)})
+
+    def train(message: Message, context: Context) -> Message:
+        metrics = MetricRecord({"num-examples": 1})
+        return Message(RecordDict({"arrays": trained, "metrics": metrics}), reply_to=message)
+
+    for by, strategy in {
+        "SignSGD, perturb": SignSGD(),
+        "SignSGD, perturb, clipped": SignSGD(client_steps=[Clip(1.0)]),
+        "MedianSGD, perturb": MedianSGD(),
+    }.items():
+        (message, *_) = strategy.configure_train(1, to_record({"weight": start}), *_SITUATION)
+        context = Context(1, 1, {"partition-id": 0}, RecordDict(), {})
+        yield _measure(work, by, partial(perturb, message, context, train))
+    model = nn.Linear(1000, dim // 1000, bias=False)
+    client = SignClient(
+        Context(1, 1, {"partition-id": 0}, RecordDict(), {}),
+        model,
+        DataLoader(TensorDataset(torch.ones(1, 1000), torch.zeros(1, dtype=torch.int64))),
+    )
+    (message, *_) = SignSGD().configure_train(1, to_record({"0": start}), *_SITUATION)
+    config = dict(message.content.config_records["config"])
+    yield _measure(work, "SignSGD, SignClient", partial(client.fit, [start], config))
 
 
 def _measure(work: str, by: str, run: Callable[[], object]) -> Peak:

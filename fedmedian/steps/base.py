@@ -34,6 +34,7 @@ Make = Callable[[int, Float32 | None], Float32]
 """Returns a block by its index, in the array that is given or in new memory."""
 
 _CHUNK = 1 << 14
+_PIECE = 1 << 20
 
 
 class UpdateError(ValueError):
@@ -145,7 +146,7 @@ class Draft:
         self._vector = self._read = self._noise = None
         self._make, self.blocks = make, blocks
 
-    def for_each(self, work: Callable[[int, Float32], None]) -> None:
+    def for_each(self, work: Callable[[int, Float32], object]) -> None:
         """Measure or change each block in place, in order, now or when it is made.
 
         Parameters
@@ -242,10 +243,11 @@ class Draft:
 
 def _from(read: Read) -> Make:
     def make(number: int, out: Float32 | None) -> Float32:
-        part = read(number, slice(None))
         if out is None:
-            return part
-        out[:] = part
+            return read(number, slice(None))
+        for start in range(0, out.size, _PIECE):  # what is read may be new memory
+            piece = slice(start, start + _PIECE)
+            out[piece] = read(number, piece)
         return out
 
     return make

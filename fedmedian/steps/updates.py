@@ -154,4 +154,4 @@ class Limit(ClientStep):
 
     def apply(self, draft: Draft) -> None:
         """Clip the draft's coordinates."""
-        np.clip(draft.vector, -self.largest, self.largest, out=draft.vector)
+        draft.for_each(lambda _, part: np.clip(part, -self.largest, self.largest, out=part))

@@ -9,7 +9,7 @@ pytest.importorskip("matplotlib")
 
 from benchmarks import imports
 from benchmarks.holding import holdings
-from benchmarks.memory import estimator_peaks
+from benchmarks.memory import client_peaks, estimator_peaks
 from benchmarks.rounds import STRATEGIES, ServerRound
 from benchmarks.scale import (
     COST_COLUMNS,
@@ -58,6 +58,14 @@ def test_the_peak_memory_of_an_estimator_holds_its_result():
     peaks = list(estimator_peaks(clients=3, dim=80_000))
     assert len({peak.by for peak in peaks}) == len(peaks) >= 5
     assert all(peak.mebibytes >= 4 * 80_000 / 2**20 for peak in peaks)
+
+
+def test_a_clients_votes_take_at_most_one_and_a_half_models_beside_the_apps_own():
+    dim = 8_000_000
+    models = {peak.by: peak.mebibytes * 2**20 / 4 / dim for peak in client_peaks(dim)}
+    assert models["SignSGD, perturb"] < 0.5
+    assert max(value for by, value in models.items() if by.startswith("SignSGD")) < 1.5
+    assert models["MedianSGD, perturb"] > 1  # a vector is a model
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("bottleneck"), reason="needs the extra bench")

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from fedmedian import Layout
 from fedmedian.logs import as_line, text_of
 from fedmedian.model.layout import RUNNING_STATISTICS, ArraySpec, first_spoiled, matches
-from fedmedian.wire.scalars import refusal
+from fedmedian.wire.scalars import WireError, refusal
 
 FLAT_DTYPES = [np.float16, np.float32, np.float64]
 EXACT_DTYPES = [np.int8, np.int32, np.int64, np.uint8, np.uint64, np.bool_]
@@ -324,6 +324,47 @@ class TestMove:
         Layout.of_model(model).move(model, np.ones(9, np.float32), 1.0, model)
         for name, array in batch_norm_model().items():
             assert np.array_equal(model[name], array)
+
+
+class TestBfloat16:
+    """bfloat16, which is no dtype of NumPy's own, is trained like one."""
+
+    @pytest.fixture
+    def dtype(self):
+        return np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
+
+    def test_it_is_flat_or_exact_as_other_floating_point_arrays_are(self, dtype):
+        model = {"w": np.ones((2, 3), dtype), "running_mean": np.ones(4, dtype)}
+        layout = Layout.of_model(model)
+        assert [spec.name for spec in layout.flat] == ["w"]
+        assert layout.exact_bytes == 8
+
+    def test_equal_arrays_of_it_may_be_tied(self, dtype):
+        tied = {name: np.arange(3).astype(dtype) for name in "ab"}
+        assert Layout.of_model(tied).tied(tied) == ((0, 1),)
+
+    def test_its_update_is_not_rounded_to_it_and_its_model_once_at_the_end(self, dtype):
+        before, after = {"w": np.array([256, 1], dtype)}, {"w": np.array([1, 2**-9], dtype)}
+        layout = Layout.of_model(before)
+        assert layout.difference(before, after).tolist() == [255, 1 - 2**-9]
+        # Just over half of the distance to the next smaller number.
+        moved = layout.move({"w": np.ones(2, dtype)}, np.float32([2**-9 + 2**-20, 0]), 1.0, {})
+        assert moved["w"].dtype == dtype
+        assert moved["w"].tolist() == [1 - 2**-8, 1]
+
+    def test_exact_arrays_of_it_are_combined_and_checked(self, dtype):
+        model = {"running_var": np.array([1, 2], dtype)}
+        layout = Layout.of_model(model)
+        clients = [layout.pack_exact({"running_var": np.float32([one, 2])}) for one in (1, 1, 4)]
+        combined = combine(layout, clients, lambda stacked: stacked.mean(axis=0))["running_var"]
+        assert combined.dtype == dtype
+        assert combined.tolist() == [2, 2]
+        layout.require_exact(clients[0], model)
+        spoiled = layout.pack_exact({"running_var": np.array([1, np.nan], dtype)})
+        with pytest.raises(WireError, match="'running_var' holds NaN"):
+            layout.require_exact(spoiled, model)
+        with pytest.raises(ValueError, match="bfloat16 cannot hold"):
+            layout.pack_exact({"running_var": np.array([1e300, 1])})
 
 
 class TestMatching:

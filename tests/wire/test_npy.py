@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -47,6 +48,24 @@ numbers = hnp.integer_dtypes() | hnp.floating_dtypes() | hnp.complex_number_dtyp
 def test_written_bytes_are_those_of_numpy_save_in_c_order(array, fortran):
     array = np.asarray(array, order="F" if fortran else "C")
     assert write_npy(array) == saved(np.asarray(array, order="C"))
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (5,), (2, 3), (2, 0, 3)])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_bfloat16_is_read_as_it_was_written_by_us_or_by_numpy(shape, order):
+    dtype = np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
+    array = np.asarray(np.arange(np.prod(shape)).reshape(shape).astype(dtype), order=order)
+    for data in (saved(array), write_npy(array)):
+        read = read_npy(data)
+        assert read.dtype == dtype
+        np.testing.assert_array_equal(read, array)
+
+
+def test_bfloat16_cannot_be_read_without_its_library_and_other_raw_bytes_can(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(WireError, match="needs ml_dtypes: pip install ml_dtypes, or cast to"):
+        read_npy(saved(np.zeros(3, "V2")))
+    assert read_npy(saved(np.zeros(3, "V3"))).dtype == "V3"
 
 
 class TestReadNpy:
