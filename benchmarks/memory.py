@@ -5,11 +5,13 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common import Scalar
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -108,7 +110,7 @@ def client_peaks(dim: int = 10**7) -> Iterator[Peak]:
         DataLoader(TensorDataset(torch.ones(1, 1000), torch.zeros(1, dtype=torch.int64))),
     )
     (message, *_) = SignSGD().configure_train(1, to_record({"0": start}), *_SITUATION)
-    config = dict(message.content.config_records["config"])
+    config = cast(dict[str, Scalar], dict(message.content.config_records["config"]))
     yield _measure(work, "SignSGD, SignClient", partial(client.fit, [start], config))
 
 

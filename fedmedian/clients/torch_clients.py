@@ -18,7 +18,7 @@ from fedmedian.clients.policy import require_enforcement
 from fedmedian.model.layout import Arrays, Layout
 from fedmedian.steps.instruction import Instruction
 from fedmedian.wire.npy import as_numbers, bfloat16
-from fedmedian.wire.scalars import WireError
+from fedmedian.wire.scalars import Float32, WireError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Maps a batch of outputs and of targets to the mean loss over the batch."""
@@ -284,7 +284,7 @@ class _NamedUpdates:
     layout: Layout
     updates: Mapping[str, Tensor]
 
-    def read(self, index: int, part: slice) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def read(self, index: int, part: slice, out: Float32 | None) -> Float32:
         """Return a part of one parameter's update; see `fedmedian.steps.instruction.Update`."""
         spec = self.layout.flat[index]
         update = self.updates.get(spec.name)

@@ -332,7 +332,7 @@ class Layout:
         """Return the update `before` − `after`, (d,) float32; see `Difference`."""
         difference, update = Difference(self, before, after), np.empty(self.dim, dtype=np.float32)
         for index, part in enumerate(self.blocks.split(update)):
-            part[:] = difference.read(index, slice(None))
+            difference.read(index, slice(None), part)
         return update
 
     def move(
@@ -463,15 +463,21 @@ class Difference:
         names = [spec.name for spec in layout.flat]
         self._pairs = [(before[name].reshape(-1), after[name].reshape(-1)) for name in names]
 
-    def read(self, index: int, part: slice) -> NDArray[np.float32]:
-        """Return a part of one array's update, by the array's index in `Layout.flat`."""
-        old, new = self._pairs[index]
-        if not self._is_trained[index]:
-            return np.zeros_like(old[part], dtype=np.float32)
+    def read(
+        self, index: int, part: slice, out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Return a part of one array's update, by the array's index in `Layout.flat`.
+
+        It is written to `out` if that is given.
+        """
+        old, new = (array[part] for array in self._pairs[index])
+        update = np.empty(old.size, dtype=np.float32) if out is None else out
         precision = np.result_type(old.dtype, new.dtype, np.float32)
         with np.errstate(over="ignore", invalid="ignore"):  # callers reject it
-            update = np.subtract(old[part], new[part], dtype=precision)
-            return update.astype(np.float32, copy=False)
+            np.subtract(old, new, out=update, dtype=precision, casting="same_kind")
+        if not self._is_trained[index]:
+            update[:] = 0
+        return update
 
     @cached_property
     def _is_trained(self) -> list[bool]:

@@ -27,11 +27,11 @@ from fedmedian.wire.scalars import Float32, WireError, WireScalar, parameters_of
 Memory = dict[str, State]
 """A client's memory between rounds: arrays by name, for each step by its name."""
 
-Read = Callable[[int, slice], Float32]
-"""Returns a part of a block, by the block's index and a slice of it."""
+Read = Callable[[int, slice, Float32 | None], Float32]
+"""Returns a part of a block, by the block's index and a slice of it; may write it to an array."""
 
-Make = Callable[[int, Float32 | None], Float32]
-"""Returns a block by its index, in the array that is given or in new memory."""
+Make = Callable[[int, Float32], object]
+"""Writes a block to an array, by the block's index."""
 
 _CHUNK = 1 << 14
 _PIECE = 1 << 20
@@ -51,8 +51,9 @@ class Draft:
     Parameters
     ----------
     update : (d,) float32 or callable
-        The update, which is overwritten, or a function that returns a part of one of its blocks,
-        by the block's index and a slice of it.
+        The update, which is overwritten, or a function that returns a part of one of its blocks, by
+        the block's index and a slice of it. It may use its third argument, an array or None, for
+        the part.
     blocks : Blocks
         Its blocks.
     server_round : int
@@ -129,7 +130,7 @@ class Draft:
         if self._read is not None and self._noise is None:
             return self._read
         parts = self.blocks.split(self.vector)
-        return lambda index, part: parts[index][part]
+        return lambda index, part, _: parts[index][part]
 
     def make_each(self, blocks: Blocks, make: Make) -> None:
         """Replace the update by blocks that are made when they are needed.
@@ -139,8 +140,7 @@ class Draft:
         blocks : Blocks
             The blocks.
         make : callable
-            Returns a block by its index. Its second argument is the array to write it to, or None
-            for a new one.
+            Writes a block to an array, by the block's index.
         """
         self._finish_work()
         self._vector = self._read = self._noise = None
@@ -160,10 +160,9 @@ class Draft:
             return
         make = self._make
 
-        def worked(number: int, out: Float32 | None) -> Float32:
-            part = make(number, out)
-            work(number, part)
-            return part
+        def worked(number: int, out: Float32) -> None:
+            make(number, out)
+            work(number, out)
 
         self._make, self._read, self._is_waiting = worked, None, True
 
@@ -215,16 +214,19 @@ class Draft:
         if self._noise is None:
             return pack_signs(self.vector, self.rng)
         noise, scales = self._noise
-        outs = [None] * len(self.blocks)
-        return pack_noisy_signs(self._made(outs), self.blocks.dim, noise, scales, self.rng)
+        sizes = self.blocks.sizes if self._vector is None else ()
+        memory = np.empty(max(sizes, default=0), dtype=np.float32)  # of each block in turn
+        made = self._made([memory[:size] for size in sizes])
+        return pack_noisy_signs(made, self.blocks.dim, noise, scales, self.rng)
 
-    def _made(self, outs: Sequence[Float32 | None]) -> Iterator[Float32]:
-        """Yield each block, made in its place in `outs`, or in new memory for None."""
+    def _made(self, outs: Sequence[Float32]) -> Iterator[Float32]:
+        """Yield each block, made in its place in `outs`."""
         if self._vector is not None:
             yield from self.blocks.split(self._vector)
             return
         for number, out in enumerate(outs):
-            yield self._make(number, out)
+            self._make(number, out)
+            yield out
         self._is_waiting = False
 
     def _whole(self) -> Float32:
@@ -242,13 +244,10 @@ class Draft:
 
 
 def _from(read: Read) -> Make:
-    def make(number: int, out: Float32 | None) -> Float32:
-        if out is None:
-            return read(number, slice(None))
-        for start in range(0, out.size, _PIECE):  # what is read may be new memory
+    def make(number: int, out: Float32) -> None:
+        for start in range(0, out.size, _PIECE):  # what is read may take memory of its own
             piece = slice(start, start + _PIECE)
-            out[piece] = read(number, piece)
-        return out
+            out[piece] = read(number, piece, out[piece])
 
     return make
 

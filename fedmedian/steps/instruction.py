@@ -50,8 +50,11 @@ LONGEST_SEED = 4300
 class Update(Protocol):
     """An update that is computed part by part, such as `fedmedian.model.layout.Difference`."""
 
-    def read(self, index: int, part: slice) -> Float32:
-        """Return a part of one array's update, by the array's index in `Layout.flat`."""
+    def read(self, index: int, part: slice, out: Float32 | None) -> Float32:
+        """Return a part of one array's update, by the array's index in `Layout.flat`.
+
+        It may be written to `out`.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -349,7 +352,7 @@ def _prepared_within(
 def _finite(layout: Layout, update: Float32 | Update) -> Float32 | Read:
     """Return an update that raises `UpdateError` instead of being NaN or infinite."""
     if not isinstance(update, np.ndarray):
-        return lambda index, part: _require_finite(layout, index, update.read(index, part))
+        return lambda index, *place: _require_finite(layout, index, update.read(index, *place))
     for index, part in enumerate(layout.blocks.split(update)):
         _require_finite(layout, index, part)
     return update

@@ -64,10 +64,11 @@ class Rotation(ClientStep):
         read, places = draft.reader(), self.places(draft.blocks)
         after, rng = self.blocks(draft.blocks), self._rng
 
-        def make(number: int, out: Float32 | None) -> Float32:
-            joined = [read(*place) for place in places[number]]
-            vector = joined[0] if len(joined) == 1 else np.concatenate(joined)
-            return rotate(vector, rng(number), out)
+        def make(number: int, out: Float32) -> None:
+            own = places[number]
+            room = out[: _size(own[0])] if len(own) == 1 else None
+            joined = [read(*place, room) for place in own]
+            rotate(joined[0] if len(own) == 1 else np.concatenate(joined), rng(number), out)
 
         draft.make_each(after, make)
 
