@@ -15,7 +15,9 @@ from fedmedian.kernels.encoding import pack_noisy_signs
 from fedmedian.kernels.rotation import rotate
 from fedmedian.model.blocks import Blocks
 from fedmedian.randomness import secret_rng
+from fedmedian.steps.base import Draft
 from fedmedian.steps.downlink import CodedStep
+from fedmedian.steps.rotation import Rotation
 
 Float32 = NDArray[np.float32]
 
@@ -123,11 +125,12 @@ def rotation_cases() -> Iterator[Case]:
     rng, noise = np.random.default_rng(0), Gaussian()
     for dim in (10**6, 10**7):
         update = rng.standard_normal(dim, dtype=np.float32)
-        scales = np.ones(1, np.float32)
 
-        def encode(update: Float32 = update, scales: Float32 = scales) -> NDArray[np.uint8]:
-            rotated = rotate(update, rng)
-            return pack_noisy_signs([rotated], rotated.size, noise, scales, rng)
+        def encode(update: Float32 = update) -> NDArray[np.uint8]:
+            draft = Draft(update, Blocks(update.shape), 1, rng)
+            Rotation(seed=0).apply(draft)
+            draft.add_noise(noise, np.ones(len(draft.blocks), np.float32))
+            return draft.draw_signs()
 
         yield Case(
             f"rotation, d = {dim:,}",

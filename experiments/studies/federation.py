@@ -48,8 +48,10 @@ from fedmedian.clients.attacks import (
     TwoCamps,
     flip_labels,
 )
+from fedmedian.model.layout import Arrays
 from fedmedian.records import to_arrays, to_record
 from fedmedian.strategies import RunFailedError
+from fedmedian.wire.npy import bfloat16, is_floating
 
 NUM_CLASSES = 10
 
@@ -134,7 +136,7 @@ class Setting:
     private_head : bool
         Whether each client goes on with a last layer of its own, and sends it all the same.
     dtype : str
-        The dtype in which the model travels, of "float32" and "float16".
+        The dtype in which the model travels, of "float32", "float16" and "bfloat16".
     attack : str
         One of `ATTACKS`, `MORE_ATTACKS` or `ADAPTIVE`, or "" if nobody attacks.
     num_hostile : int
@@ -338,6 +340,15 @@ def make_network(name: str, dataset: str, seed: int) -> nn.Module:
     )
 
 
+def _tensors(arrays: Arrays) -> dict[str, Tensor]:
+    """Return arrays as tensors; torch has no arrays of bfloat16 to read."""
+    wide = {
+        name: array.astype(np.float32) if is_floating(array.dtype) else array
+        for name, array in arrays.items()
+    }
+    return {name: torch.tensor(array) for name, array in wide.items()}
+
+
 def _train(
     model: nn.Module,
     images: Tensor,
@@ -419,7 +430,7 @@ class Clients:
             labels = torch.from_numpy(flip_labels(labels.numpy(), NUM_CLASSES))
         model = self._model
         own = {**before, **self._heads.get(partition, {})}
-        model.load_state_dict({name: torch.tensor(array) for name, array in own.items()})
+        model.load_state_dict(_tensors(own))
         rng = np.random.default_rng((self._seed, partition, server_round))
         _train(model, images, labels, rows, setting, rng)
         after = {
@@ -478,7 +489,7 @@ def simulate(
             reached.append(server_round)
             if setting.tested and 0 < server_round <= setting.rounds - setting.tested:
                 return MetricRecord({})
-            model.load_state_dict(arrays.to_torch_state_dict())
+            model.load_state_dict(_tensors(to_arrays(arrays)))
             with torch.no_grad():
                 right = model.eval()(images).argmax(dim=1) == labels
             tell(server_round, float(right.float().mean()))
@@ -493,15 +504,15 @@ def simulate(
             min_train_nodes=asked,
             min_available_nodes=setting.num_clients,
         )
-        dtype = getattr(torch, setting.dtype)
+        dtype = bfloat16() if setting.dtype == "bfloat16" else np.dtype(setting.dtype)
         initial = {
-            name: value.to(dtype if value.is_floating_point() else value.dtype, copy=True)
-            for name, value in model.state_dict().items()
+            name: np.array(array, dtype if is_floating(array.dtype) else array.dtype)
+            for name, array in ((key, one.numpy()) for key, one in model.state_dict().items())
         }
         try:
             strategy.start(
                 grid=grid,
-                initial_arrays=ArrayRecord(initial),
+                initial_arrays=to_record(initial),
                 num_rounds=setting.rounds,
                 evaluate_fn=test,
             )
