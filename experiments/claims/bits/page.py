@@ -214,7 +214,7 @@ def draw(found: Findings) -> Figure:
         axes.grid(alpha=0.3)
     drawn.supylabel("test accuracy at the end")
     drawn.supxlabel("MB that all clients send up; the line is the frontier")
-    drawn.legend(*drawn.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=6)
+    drawn.legend(*drawn.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return drawn
 
 
