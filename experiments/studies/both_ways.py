@@ -89,7 +89,7 @@ PHONE_DOWN, PHONE_UP = 1e6, 0.2e6
 
 @dataclass(frozen=True)
 class AtServer:
-    """What is not as usual in one of this package's strategies at the server.
+    """Arguments of a strategy at the server, where they are not the defaults.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ class AtServer:
 USUAL = AtServer()
 
 Key = tuple[str, Setting, int, AtServer]
-"""A strategy's name, a federation, a seed, and what is not as usual at the server."""
+"""A strategy's name, a federation, a seed, and the server's arguments."""
 
 
 def run_setting(name: str, setting: Setting, seed: int, at_server: AtServer = USUAL) -> Result:
