@@ -315,7 +315,7 @@ def _split(title: str, part: Part, work: str, allowed: float) -> Claim:
         {
             "data": f"{setting.examples:,} images of Fashion-MNIST",
             "model": "784-128-10",
-            "rounds": f"{setting.rounds} of {work}, batches of {setting.batch_size}, rate "
+            "rounds": f"{setting.rounds} of {work} of {setting.batch_size}, rate "
             f"{setting.learning_rate:g}",
             "seeds": f"{len(one.seeds)}",
         },
@@ -379,7 +379,7 @@ BITS = Page(
         ]
     ),
     (
-        _split("Ten clients", TEN, "one epoch", 0.02),
+        _split("Ten clients", TEN, "one epoch in batches", 0.02),
         _split("A hundred clients", HUNDRED, "8 batches", 0.02),
         _hole("hole", "Fashion-MNIST", HOLE),
         BITS_CIFAR_10,
