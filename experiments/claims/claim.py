@@ -89,11 +89,8 @@ class Page:
                 continue
             found = json.loads(file.read_text())["found"]
             wrong = claim.check(found)
-            rows = {
-                **claim.setting,
-                "command": f"`make figures ARGS={claim.name}`",
-                "check": f"fails: {'; '.join(wrong)}" if wrong else "passes",
-            }
+            verdict = f"fails: {'; '.join(wrong)}" if wrong else "passes"
+            rows = {**claim.setting, "check": f"`make figures ARGS={claim.name}` {verdict}"}
             parts += [
                 f"## {claim.title}",
                 f"**Claim.** {claim.says}",

@@ -50,7 +50,7 @@ class TestDocuments:
         (tmp_path / "paper").mkdir()
         (tmp_path / "paper" / "toy.json").write_text(json.dumps(stored(toy.TOY)))
         page = Page("paper", "# Claims", (failing,))
-        assert "| fails: it is wrong; so is this" in page.text(tmp_path)
+        assert "`make figures ARGS=toy` fails: it is wrong; so is this" in page.text(tmp_path)
 
 
 class TestFinding:
