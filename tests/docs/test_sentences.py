@@ -141,7 +141,7 @@ SENTENCES = [
     ),
     (
         "existing-apps",
-        r"At the end nobody is more than (\S+) behind FedAvg\.",
+        r"At the end no app is more than (\S+) behind FedAvg\.",
         lambda most: min(cells("apps-accuracy", "worst − FedAvg")) >= -float(most),
     ),
     (
