@@ -204,7 +204,7 @@ def run_rule(rule: str, study: Study, epsilon: float, clip: float, seed: int) ->
 
 
 def run_without(study: Study, seed: int) -> Result:
-    """Train a study's federation with FedAvg, and nothing hidden."""
+    """Train a study's federation with FedAvg, without privacy."""
     logging.getLogger("flwr").setLevel(logging.ERROR)
     return simulate(partial(unseeded, FedAvg), study.setting, seed, [])
 
@@ -222,7 +222,7 @@ def accuracies(study: Study, seeds: Sequence[int] = (0,)) -> dict[str, list[floa
     Returns
     -------
     dict of str to list of float
-        Accuracies by rule; FedAvg's, with nothing hidden, the first, once for each ε.
+        Accuracies by rule; FedAvg's, without privacy, the first, once for each ε.
     """
     setting = study.setting
     jobs = {
@@ -247,7 +247,7 @@ def accuracies(study: Study, seeds: Sequence[int] = (0,)) -> dict[str, list[floa
         return late(runs, rounds=tested)
 
     without = late((results[name] for name, _ in plain.values()), rounds=tested)
-    found = {"FedAvg, nothing hidden": [without] * len(study.epsilons)}
+    found = {"FedAvg, no privacy": [without] * len(study.epsilons)}
     for rule in study.rules:
         found[rule] = [max(end(rule, e, clip) for clip in study.clips) for e in study.epsilons]
     return found
