@@ -476,6 +476,16 @@ def test_the_snippet_of_a_part_of_a_model_leaves_the_rest_where_it_is(existing_a
     assert model.lora_down.sum() == 3
 
 
+def test_what_is_shown_for_tensors_of_bfloat16_sends_them_and_brings_them_back(existing_apps):
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    send, read = re.findall(r"`((?:value\.view|torch\.from_numpy)\(.*?)`", existing_apps)
+    names = {"torch": torch, "np": np, "ml_dtypes": ml_dtypes}
+    tensor = torch.linspace(-1, 1, 6, dtype=torch.bfloat16).reshape(2, 3)
+    sent = Array(eval(send, names | {"value": tensor}))
+    assert sent.dtype == "bfloat16"
+    assert torch.equal(eval(read, names | {"array": sent.numpy()}), tensor)
+
+
 def test_the_policy_that_is_shown_answers_the_strategy_that_is_shown(page):
     text = page("privacy")
     (snippet, _), (environment,) = fences(text, "python"), fences(text, "sh")

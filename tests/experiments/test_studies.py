@@ -8,7 +8,7 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
-from experiments.studies import apps, figures, nmse, noise_choices, privacy, robustness
+from experiments.studies import apps, figures, half, nmse, noise_choices, privacy, robustness
 from experiments.studies.federation import (
     ADAPTIVE,
     ATTACKS,
@@ -263,6 +263,16 @@ def run_here(jobs, folder):
     return {name: job() for name, job in jobs.items()}
 
 
+def test_the_study_of_half_precision_has_a_row_for_each_strategy_and_dtype(monkeypatch):
+    pytest.importorskip("ml_dtypes")
+    monkeypatch.setattr(half, "run_jobs", run_here)
+    monkeypatch.setattr(half, "ROUNDS", {0.1: 2})
+    _, _, *rows = half.accuracy_table(seeds=[0]).splitlines()
+    named = [[cell.strip() for cell in row.split("|")[1:3]] for row in rows]
+    assert named == [list(one) for one in half.CELLS]
+    assert all(0.1 < float(row.split("|")[3]) <= 1 for row in rows)
+
+
 class TestApps:
     SMALL = Setting("digits", learning_rate=0.1, rounds=2, num_clients=3, partition="iid")
 
@@ -284,10 +294,15 @@ class TestApps:
     def test_no_federation_is_another_by_another_name(self):
         assert len(set(apps.SETTINGS.values())) == len(apps.SETTINGS)
 
-    def test_a_model_in_half_precision_travels_as_such(self):
+    @pytest.mark.parametrize(
+        ("strategy", "dtype"), [("FedAvg", "float16"), ("MedianSGD()", "bfloat16")]
+    )
+    def test_a_model_in_half_precision_travels_as_such(self, strategy, dtype):
+        if dtype == "bfloat16":
+            pytest.importorskip("ml_dtypes")
         half, whole = (
-            run_setting("FedAvg", replace(self.SMALL, dtype=dtype), 0)["uplink"]
-            for dtype in ("float16", "float32")
+            run_setting(strategy, replace(self.SMALL, dtype=one), 0)["downlink"]
+            for one in (dtype, "float32")
         )
         assert half < 0.51 * whole
 
