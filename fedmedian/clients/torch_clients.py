@@ -109,8 +109,7 @@ class LocalEpochs:
                 _backward(loss(model(inputs), targets))
                 optimizer.step()
         for name, value in _parameters(model):
-            # In place: a second copy of the model may not fit. Differences of half precision in
-            # float32.
+            # In place: another copy of the model may not fit. Half precision is too coarse.
             wide = torch.promote_types(value.dtype, torch.float32)
             updates[name] = updates[name].to(wide).sub_(value.detach())
         return updates

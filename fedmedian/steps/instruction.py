@@ -302,10 +302,8 @@ def perturb_update(
     else:
         # In a separate draft, whose reports are dropped: they have no noise.
         vector, blocks = _prepared_within(clip, instruction, layout, update, rng, memory)
-        draft, steps = (
-            Draft(vector, blocks, number, rng, memory),
-            steps[instruction.place_of_noise :],
-        )
+        draft = Draft(vector, blocks, number, rng, memory)
+        steps = steps[instruction.place_of_noise :]
     for step in steps:
         step.apply(draft)
     assert draft.body is not None  # made by the last step, an encoding
@@ -340,9 +338,9 @@ def _prepared_within(
             raise UpdateError(f"update has shape {draft.vector.shape}, not {(blocks.dim,)}")
         if not isfinite(energy(draft.vector)):
             raise UpdateError("update is not finite after the steps before the noise")
+        vector = np.require(draft.vector, requirements="W")
         if memory is not None and later is not None:
             memory.update(later)
-        vector = draft.vector
     if vector is None:
         vector = np.zeros(blocks.dim, dtype=np.float32)
     shorten(vector, clip * (1 - _ROUNDING))
