@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.kernels.programs import Program, ProgramBuilder, Row
-from fedmedian.kernels.signs import SIGNS_OF_BYTE, PackedSigns, require_packed
+from fedmedian.kernels.signs import ONES_OF_BYTE, SIGNS_OF_BYTE, PackedSigns, require_packed
 
 # A chunk of votes, the adders' scratch and the results fit the L2 cache.
 _CHUNK_BYTES = 1 << 17
@@ -77,19 +77,42 @@ def majority_vote(packed_vectors: Sequence[PackedSigns], dim: int) -> NDArray[np
     """
     require_packed(packed_vectors, dim)
     majority = np.empty(dim, dtype=np.int8)
-    num_votes = len(packed_vectors)
-    if num_votes > _GROUP:
-        counter = _Counter(num_votes)
-        for chunk in _chunks(0, dim, _CHUNK_BYTES):
-            difference = 2 * counter.count(packed_vectors, chunk) - num_votes
-            majority[chunk.coordinates] = np.sign(difference)
-        return majority
-    adder = _Adder(majority_program(num_votes))
-    for chunk in _chunks(0, dim, _CHUNK_BYTES):
-        answers = [np.unpackbits(bits).view(np.int8) for bits in adder.run(packed_vectors, chunk)]
-        answers[0] += answers[-1]
-        np.subtract(answers[0][chunk.inside], 1, out=majority[chunk.coordinates])
+    for chunk, bits in _majorities(packed_vectors, dim):
+        least, most = (np.unpackbits(one).view(np.int8) for one in bits)
+        least += most
+        np.subtract(least[chunk.inside], 1, out=majority[chunk.coordinates])
     return majority
+
+
+def count_against_majority(
+    packed_vectors: Sequence[PackedSigns], values: NDArray[np.float32]
+) -> int:
+    """Return the number of coordinates where majority and value have opposite signs.
+
+    Parameters
+    ----------
+    packed_vectors : sequence of M (⌈d/8⌉,) uint8
+        The clients' packed signs, M >= 1; need not be contiguous.
+    values : (d,) float32
+        The values.
+
+    Returns
+    -------
+    int
+        The number; ties and zeros do not count.
+
+    Raises
+    ------
+    ValueError
+        If there is no vector, or one is not a uint8 vector of that length.
+    """
+    require_packed(packed_vectors, values.size)
+    opposite = 0
+    for chunk, (least, most) in _majorities(packed_vectors, values.size):
+        own = values[chunk.coordinates]
+        against = (most & np.packbits(own < 0)) | (~least & np.packbits(own > 0))
+        opposite += int(ONES_OF_BYTE[against].sum())
+    return opposite
 
 
 def weighted_votes(
@@ -224,6 +247,23 @@ def _chunks(start: int, end: int, num_bytes: int) -> Iterator[_Chunk]:
         )
 
 
+def _majorities(
+    packed_vectors: Sequence[PackedSigns], dim: int
+) -> Iterator[tuple[_Chunk, tuple[PackedSigns, PackedSigns]]]:
+    """Yield, chunk by chunk, where at least half and where more than half of the votes are +1."""
+    num_votes = len(packed_vectors)
+    if num_votes > _GROUP:
+        counter = _Counter(num_votes)
+        for chunk in _chunks(0, dim, _CHUNK_BYTES):
+            counts = 2 * counter.count(packed_vectors, chunk)
+            yield chunk, (np.packbits(counts >= num_votes), np.packbits(counts > num_votes))
+        return
+    adder = _Adder(majority_program(num_votes))
+    for chunk in _chunks(0, dim, _CHUNK_BYTES):
+        bits = adder.run(packed_vectors, chunk)
+        yield chunk, (bits[0], bits[-1])
+
+
 class _Adder:
     """A program with its scratch rows."""
 
@@ -309,10 +349,15 @@ def _sum_weighted(
     total = np.empty_like(summand)
     for chunk in _chunks(start, end, _WEIGHTED_CHUNK_BYTES):
         num_bytes = chunk.packed.stop - chunk.packed.start
-        sums, signs = total[:num_bytes], summand[:num_bytes]
-        sums[:] = 0
+        out = votes[chunk.coordinates]
+        is_whole = out.size == 8 * num_bytes
+        sums = out.reshape(-1, 8) if is_whole else total[:num_bytes]
+        into = sums  # the first client's
         for packed, weight in zip(packed_vectors, weights.astype(np.float32), strict=True):
             np.multiply(SIGNS_OF_BYTE, weight, out=table)
-            np.take(table, packed[chunk.packed], axis=0, out=signs, mode="clip")
-            sums += signs
-        votes[chunk.coordinates] = sums.reshape(-1)[chunk.inside]
+            np.take(table, packed[chunk.packed], axis=0, out=into, mode="clip")
+            if into is not sums:
+                sums += into
+            into = summand[:num_bytes]
+        if not is_whole:
+            out[:] = sums.reshape(-1)[chunk.inside]
