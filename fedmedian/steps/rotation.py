@@ -14,7 +14,9 @@ from fedmedian.model.blocks import UNNAMED, Blocks
 from fedmedian.steps.base import ClientStep, Draft, register_client_step
 from fedmedian.wire.scalars import Float32, WireError
 
-Place = tuple[int, slice]
+_IN_CACHE = 1 << 18
+
+Part = tuple[int, slice]
 """The index of a block, and a part of it."""
 
 
@@ -30,7 +32,7 @@ class Rotation(ClientStep):
 
     Each array is rotated separately and is a block. Arrays of fewer than `smallest` entries are too
     small to be mixed alone. They are rotated together, as the last block. Arrays of more than
-    `largest` are cut into blocks of equal size, which fit the processor's cache.
+    `largest` are cut into blocks of nearly equal size, at most 2¹⁸, which fit a processor's cache.
 
     Parameters
     ----------
@@ -38,7 +40,7 @@ class Rotation(ClientStep):
         The smallest number of entries for which an array is a separate block, >= 1.
     seed : int, optional
         The seed of the matrix, >= 0. Strategies draw a fresh one for each round.
-    largest : int (default: 2**20)
+    largest : int (default: 2**22)
         The largest number of entries for which an array of `smallest` or more is one block, >= 1.
 
     Raises
@@ -49,7 +51,7 @@ class Rotation(ClientStep):
 
     smallest: int = 256
     seed: int | None = None
-    largest: int = 1 << 20
+    largest: int = 1 << 22
 
     name: ClassVar[str] = "rotation"
 
@@ -87,7 +89,7 @@ class Rotation(ClientStep):
 
     def undo_block(
         self, number: int, block: Float32, before: Blocks
-    ) -> Iterator[tuple[Place, Float32]]:
+    ) -> Iterator[tuple[Part, Float32]]:
         """Rotate one block of the aggregate back, which may be overwritten.
 
         Yields
@@ -110,7 +112,7 @@ class Rotation(ClientStep):
             raise TypeError("seed is missing")
         return super().decode(parameters)
 
-    def places(self, before: Blocks) -> tuple[tuple[Place, ...], ...]:
+    def places(self, before: Blocks) -> tuple[tuple[Part, ...], ...]:
         """Return what each block of the rotated update is made of."""
         return _places(before.sizes, self.smallest, self.largest)
 
@@ -126,24 +128,24 @@ class Rotation(ClientStep):
 
 
 @lru_cache(maxsize=8)  # each block asks
-def _places(sizes: tuple[int, ...], smallest: int, largest: int) -> tuple[tuple[Place, ...], ...]:
-    found, small = list[tuple[Place, ...]](), list[Place]()
+def _places(sizes: tuple[int, ...], smallest: int, largest: int) -> tuple[tuple[Part, ...], ...]:
+    found, small = list[tuple[Part, ...]](), list[Part]()
     for index, size in enumerate(sizes):
         if size < smallest:
             small.append((index, slice(0, size)))
             continue
-        number = -(-size // largest)
+        number = 1 if size <= largest else -(-size // min(largest, _IN_CACHE))
         ends = [size * part // number for part in range(number + 1)]
         found += [((index, slice(*part)),) for part in pairwise(ends)]
     return (*found, tuple(small)) if small else tuple(found)
 
 
-def _size(place: Place) -> int:
+def _size(place: Part) -> int:
     size: int = place[1].stop - place[1].start
     return size
 
 
-def _names(place: Place, before: Blocks) -> tuple[str, ...]:
+def _names(place: Part, before: Blocks) -> tuple[str, ...]:
     index, part = place
     assert before.members is not None  # only called if blocks consist of arrays
     names = before.members[index]

@@ -133,7 +133,7 @@ class TestBlocks:
             ("b", "c"),
         )
 
-    @pytest.mark.parametrize("largest", [10, 333, 1 << 20])
+    @pytest.mark.parametrize("largest", [10, 333, 1 << 22])
     @pytest.mark.parametrize("smallest", [1, 6, 256, 5000])
     def test_what_is_rotated_is_rotated_back_to_its_place(self, smallest, largest):
         rotation = Rotation(smallest, 1, largest)
