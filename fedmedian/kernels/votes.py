@@ -351,8 +351,8 @@ def _sum_weighted(
     end: int,
 ) -> None:
     """Write the sums of signs times weights."""
-    # Row b of a client's table holds the eight weighted signs of byte b.
-    tables = SIGNS_OF_BYTE * weights.astype(np.float32)[:, None, None]
+    # Row b holds the eight weighted signs of byte b.
+    table = np.empty_like(SIGNS_OF_BYTE)
     summand = np.empty((_WEIGHTED_CHUNK_BYTES, 8), dtype=np.float32)
     total = np.empty_like(summand)
     for chunk in _chunks(start, end, _WEIGHTED_CHUNK_BYTES):
@@ -361,7 +361,8 @@ def _sum_weighted(
         is_whole = out.size == 8 * num_bytes
         sums = out.reshape(-1, 8) if is_whole else total[:num_bytes]
         into = sums  # the first client's
-        for packed, table in zip(packed_vectors, tables, strict=True):
+        for packed, weight in zip(packed_vectors, weights.astype(np.float32), strict=True):
+            np.multiply(SIGNS_OF_BYTE, weight, out=table)
             table.take(packed[chunk.packed], axis=0, out=into, mode="clip")
             if into is not sums:
                 sums += into

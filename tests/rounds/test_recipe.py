@@ -176,7 +176,7 @@ class TestSizesThatClientsVoteOn:
             said = Said(dict(zip("01", arrays, strict=False)), scalars, 1.0, {}, None)
             answers.append(question.answer(client, said))
         model, state, report = self.RECIPE.step(question, answers, state)
-        assert np.isfinite(model["w"]).all()
+        assert np.isfinite(model["x"]).all()
         assert np.isfinite(report["noise-scale"]).all()
         return state.arrays["x"].scale
 

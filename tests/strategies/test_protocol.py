@@ -299,8 +299,8 @@ class TestStep:
         model, _ = self.step_of(medians(client_steps=[Reverse(), Clip(1.0)]), 11, 12, 15)
         ramp = np.arange(25) / np.linalg.norm(np.arange(25))
         for name, expected in (("weight", ramp[:20].reshape(4, 5)), ("bias", ramp[20:])):
-            np.testing.assert_allclose(usual[name] - MODEL[name], 1, rtol=1e-6)
-            np.testing.assert_allclose(model[name] - MODEL[name], expected, atol=1e-5)
+            np.testing.assert_allclose(usual[name] - MODEL[name], 0.5)
+            np.testing.assert_allclose(model[name] - MODEL[name], 0.5 * expected, atol=1e-5)
 
 
 # What can be wrong with an answer: a change to the arrays and scalars of one, and words of the
