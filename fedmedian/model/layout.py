@@ -457,7 +457,9 @@ class Moving:
     """
 
     def __init__(self, layout: Layout, before: Arrays, rate: float) -> None:
-        self._layout, self._before, self._rate = layout, before, np.float32(rate)
+        self._layout, self._before = layout, before
+        with np.errstate(over="ignore"):
+            self._rate = np.float32(rate)
         self._old = [before[spec.name].reshape(-1) for spec in layout.flat]
         self._new = [NewArray(spec.shape, spec.dtype) for spec in layout.flat]
         self._doubtful = set[int]()
@@ -514,7 +516,14 @@ def is_same_model(model: Arrays, other: Arrays) -> bool:
     """Return whether two models have the same arrays, NaN for NaN."""
     return model is other or (
         model.keys() == other.keys()
-        and all(np.array_equal(array, other[name], equal_nan=True) for name, array in model.items())
+        and all(_is_same(array, other[name]) for name, array in model.items())
+    )
+
+
+def _is_same(array: NDArray[Any], other: NDArray[Any]) -> bool:
+    # Views of one record's bytes need no comparison.
+    return array.__array_interface__ == other.__array_interface__ or np.array_equal(
+        array, other, equal_nan=True
     )
 
 
