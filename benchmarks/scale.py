@@ -16,6 +16,8 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -103,6 +105,77 @@ def round_costs(clients: Iterable[int] = CLIENTS, dims: Iterable[int] = DIMS) ->
 def billion_costs(clients: int = 4, dim: int = 10**9) -> list[RoundCost]:
     """Measure a round of votes on a billion parameters."""
     return _measured([("SignSGD", clients, dim)])
+
+
+@dataclass(frozen=True)
+class MessageCost:
+    """The cost of a model of one array in Flower's messages.
+
+    Parameters
+    ----------
+    dim : int
+        The number of parameters.
+    objects : int
+        The number of objects that it is sent as.
+    largest_bytes : int
+        The size of the largest object.
+    send_seconds, receive_seconds : float
+        The processor's time to make and name the objects, and to make an array of them.
+    receive_models : float
+        The most memory that the receiver takes, with all objects, in models.
+    """
+
+    dim: int
+    objects: int
+    largest_bytes: int
+    send_seconds: float
+    receive_seconds: float
+    receive_models: float
+
+
+def message_costs(dims: Iterable[int] = (10**8,)) -> list[MessageCost]:
+    """Measure Flower's messages, each in a process of its own."""
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
+        return list(pool.map(measure_messages, dims))
+
+
+def measure_messages(dim: int) -> MessageCost:
+    """Measure a model's messages; their memory only in a process that has done nothing else."""
+    record, begin = _model(dim), time.process_time()
+    objects = get_all_nested_objects(record)
+    contents = {name: one.deflate() for name, one in objects.items()}
+    send_seconds, number = time.process_time() - begin, len(contents)
+    largest, name = max(map(len, contents.values())), record.object_id
+    del record, objects
+    before = _mebibytes("VmRSS") - sum(map(len, contents.values())) / 2**20
+    Path("/proc/self/clear_refs").write_text("5")
+    begin = time.process_time()
+    received = inflate_object_from_contents(name, contents)
+    receive_seconds = time.process_time() - begin
+    assert received.object_id == name
+    models = (_mebibytes("VmHWM") - before) * 2**20 / (4 * dim)
+    return MessageCost(dim, number, largest, send_seconds, receive_seconds, models)
+
+
+def message_rows(costs: Iterable[MessageCost]) -> list[list[str]]:
+    """Return the costs as a table's rows, under `MESSAGE_COLUMNS`."""
+    return [
+        [
+            f"{cost.dim:,}",
+            f"{cost.objects:,}",
+            f"{cost.largest_bytes:,}",
+            f"{1e3 * cost.send_seconds:.1f}",
+            f"{1e3 * cost.receive_seconds:.1f}",
+            f"{cost.receive_models:.1f}",
+        ]
+        for cost in costs
+    ]
+
+
+MESSAGE_COLUMNS = [
+    *("d", "objects", "bytes of the largest", "ms to send", "ms to receive"),
+    "models in the receiver's memory",
+]
 
 
 def _measured(points: Iterable[tuple[str, int, int]]) -> list[RoundCost]:

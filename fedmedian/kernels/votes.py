@@ -50,7 +50,7 @@ def count_votes(packed_vectors: Sequence[PackedSigns], dim: int) -> NDArray[np.i
     """
     require_packed(packed_vectors, dim)
     counts = np.empty(dim, dtype=np.int32)
-    counter = _Counter(len(packed_vectors))
+    counter = _Counter(len(packed_vectors), _CHUNK_BYTES)
     for chunk in _chunks(0, dim, _CHUNK_BYTES):
         counts[chunk.coordinates] = counter.count(packed_vectors, chunk)
     return counts
@@ -261,12 +261,12 @@ def _majorities(
     """Yield, chunk by chunk, where at least half and where more than half of the votes are +1."""
     num_votes = len(packed_vectors)
     if num_votes > _GROUP:
-        counter = _Counter(num_votes)
+        counter = _Counter(num_votes, num_bytes)
         for chunk in _chunks(0, dim, num_bytes):
             counts = 2 * counter.count(packed_vectors, chunk)
             yield chunk, (np.packbits(counts >= num_votes), np.packbits(counts > num_votes))
         return
-    adder = _Adder(majority_program(num_votes))
+    adder = _Adder(majority_program(num_votes), num_bytes)
     for chunk in _chunks(0, dim, num_bytes):
         bits = adder.run(packed_vectors, chunk)
         yield chunk, (bits[0], bits[-1])
@@ -275,9 +275,9 @@ def _majorities(
 class _Adder:
     """A program with its scratch rows."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, num_bytes: int) -> None:
         self._program = program
-        self._scratch = np.empty((program.num_scratch, _CHUNK_BYTES), dtype=np.uint8)
+        self._scratch = np.empty((program.num_scratch, num_bytes), dtype=np.uint8)
 
     def run(self, packed_vectors: Sequence[PackedSigns], chunk: _Chunk) -> list[PackedSigns]:
         rows = [packed[chunk.packed] for packed in packed_vectors]
@@ -287,9 +287,9 @@ class _Adder:
 class _Counter:
     """Counts a fixed number of votes, group by group."""
 
-    def __init__(self, num_votes: int) -> None:
+    def __init__(self, num_votes: int, num_bytes: int) -> None:
         sizes = {min(_GROUP, num_votes - start) for start in range(0, num_votes, _GROUP)}
-        self._adders = {size: _Adder(counting_program(size)) for size in sizes}
+        self._adders = {size: _Adder(counting_program(size), num_bytes) for size in sizes}
 
     def count(self, packed_vectors: Sequence[PackedSigns], chunk: _Chunk) -> NDArray[Any]:
         """Return the number of positive votes for each of a chunk's coordinates."""
@@ -336,7 +336,7 @@ def _sum_equal(
 ) -> None:
     """Write the sums of signs without weights."""
     num_votes = len(packed_vectors)
-    counter = _Counter(num_votes)
+    counter = _Counter(num_votes, _CHUNK_BYTES)
     for chunk in _chunks(start, end, _CHUNK_BYTES):
         out = votes[chunk.coordinates]
         np.multiply(counter.count(packed_vectors, chunk), np.float32(2), out=out)
