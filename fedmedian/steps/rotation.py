@@ -134,10 +134,16 @@ def _places(sizes: tuple[int, ...], smallest: int, largest: int) -> tuple[tuple[
         if size < smallest:
             small.append((index, slice(0, size)))
             continue
-        number = 1 if size <= largest else -(-size // min(largest, _IN_CACHE))
+        number = 1 if size <= largest else _number_of_parts(size, min(largest, _IN_CACHE))
         ends = [size * part // number for part in range(number + 1)]
         found += [((index, slice(*part)),) for part in pairwise(ends)]
     return (*found, tuple(small)) if small else tuple(found)
+
+
+def _number_of_parts(size: int, most: int) -> int:
+    """Return into how many parts of at most so many entries an array is cut, padded by little."""
+    fewest = -(-size // most)
+    return min(range(fewest, fewest + 8), key=lambda n: n * padded_size(-(-size // n)))
 
 
 def _size(place: Part) -> int:

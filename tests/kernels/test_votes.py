@@ -68,7 +68,9 @@ def test_the_majority_is_the_sign_of_the_sum_of_the_votes_and_0_for_a_tie(rows, 
 @given(rows=ballots(), num_bytes=st.integers(1, 10), group=st.integers(1, 18), data=st.data())
 def test_values_against_the_majority_are_those_of_the_opposite_sign(rows, num_bytes, group, data):
     values = data.draw(
-        hnp.arrays(np.float32, rows.shape[1], elements=st.sampled_from([-1e-38, -0.0, 0.0, 3.0]))
+        hnp.arrays(
+            np.float32, rows.shape[1], elements=st.sampled_from([-(2.0**-100), -0.0, 0.0, 3.0])
+        )
     )
     with chunks_of(num_bytes, group):
         against = count_against_majority(pack(rows), values)

@@ -123,15 +123,20 @@ class TestBlocks:
     def test_long_arrays_are_cut_into_blocks_of_equal_size_with_a_name_each(self):
         named = replace(self.MODEL, members=tuple((name,) for name in "abcde"))
         blocks = Rotation(smallest=6, largest=400).blocks(named)
-        assert blocks.sizes == tuple(padded_size(size) for size in (300, 333, 333, 334, 7, 5))
+        assert blocks.sizes == (300, 250, 250, 250, 250, padded_size(7), padded_size(5))
         assert blocks.members == (
             ("a",),
-            ("\0entries 0 to 332 of 'd'",),
-            ("\0entries 333 to 665 of 'd'",),
-            ("\0entries 666 to 999 of 'd'",),
+            *((f"\0entries {250 * part} to {250 * part + 249} of 'd'",) for part in range(4)),
             ("e",),
             ("b", "c"),
         )
+
+    @pytest.mark.parametrize("size", [2**22 + 1, 10**7, 50257 * 768, 10**9])
+    def test_the_parts_of_a_long_array_fit_the_cache_and_are_padded_by_little(self, size):
+        blocks = Rotation().blocks(Blocks((size,)))
+        assert max(blocks.sizes) <= 2**18
+        assert size <= blocks.dim < 1.005 * size
+        assert Rotation().blocks(Blocks((2**22,))).sizes == (padded_size(2**22),)
 
     @pytest.mark.parametrize("largest", [10, 333, 1 << 22])
     @pytest.mark.parametrize("smallest", [1, 6, 256, 5000])
