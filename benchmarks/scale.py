@@ -109,23 +109,24 @@ def billion_costs(clients: int = 4, dim: int = 10**9) -> list[RoundCost]:
 
 @dataclass(frozen=True)
 class MessageCost:
-    """The cost of a model of one array in Flower's messages.
+    """The cost of a model in Flower's messages.
 
     Parameters
     ----------
-    dim : int
-        The number of parameters.
+    dim, arrays : int
+        The numbers of its parameters and of its arrays, all of one size.
     objects : int
         The number of objects that it is sent as.
     largest_bytes : int
         The size of the largest object.
     send_seconds, receive_seconds : float
-        The processor's time to make and name the objects, and to make an array of them.
+        The processor's time to make and name the objects, and to make a model of them.
     receive_models : float
         The most memory that the receiver takes, with all objects, in models.
     """
 
     dim: int
+    arrays: int
     objects: int
     largest_bytes: int
     send_seconds: float
@@ -133,15 +134,15 @@ class MessageCost:
     receive_models: float
 
 
-def message_costs(dims: Iterable[int] = (10**8,)) -> list[MessageCost]:
-    """Measure Flower's messages, each in a process of its own."""
+def message_costs(dim: int = 10**8, arrays: Iterable[int] = (1, 10)) -> list[MessageCost]:
+    """Measure the messages of models of several numbers of arrays, each in its own process."""
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
-        return list(pool.map(measure_messages, dims))
+        return list(pool.map(partial(measure_messages, dim), arrays))
 
 
-def measure_messages(dim: int) -> MessageCost:
+def measure_messages(dim: int, arrays: int) -> MessageCost:
     """Measure a model's messages; their memory only in a process that has done nothing else."""
-    record, begin = _model(dim), time.process_time()
+    record, begin = _model(dim, arrays), time.process_time()
     objects = get_all_nested_objects(record)
     contents = {name: one.deflate() for name, one in objects.items()}
     send_seconds, number = time.process_time() - begin, len(contents)
@@ -154,7 +155,7 @@ def measure_messages(dim: int) -> MessageCost:
     receive_seconds = time.process_time() - begin
     assert received.object_id == name
     models = (_mebibytes("VmHWM") - before) * 2**20 / (4 * dim)
-    return MessageCost(dim, number, largest, send_seconds, receive_seconds, models)
+    return MessageCost(dim, arrays, number, largest, send_seconds, receive_seconds, models)
 
 
 def message_rows(costs: Iterable[MessageCost]) -> list[list[str]]:
@@ -162,6 +163,7 @@ def message_rows(costs: Iterable[MessageCost]) -> list[list[str]]:
     return [
         [
             f"{cost.dim:,}",
+            str(cost.arrays),
             f"{cost.objects:,}",
             f"{cost.largest_bytes:,}",
             f"{1e3 * cost.send_seconds:.1f}",
@@ -173,7 +175,7 @@ def message_rows(costs: Iterable[MessageCost]) -> list[list[str]]:
 
 
 MESSAGE_COLUMNS = [
-    *("d", "objects", "bytes of the largest", "ms to send", "ms to receive"),
+    *("d", "arrays", "objects", "bytes of the largest", "ms to send", "ms to receive"),
     "models in the receiver's memory",
 ]
 
@@ -326,21 +328,25 @@ def _replies_mebibytes(cost: RoundCost) -> float:
     return cost.clients * cost.up_bytes / 2**20
 
 
-def _model(dim: int) -> ArrayRecord:
-    """Return a model of one array, in no more memory than its own."""
-    # Not zeros: Flower sends equal stretches of an array once.
-    new, rng = NewArray((dim,), np.dtype(np.float32)), np.random.default_rng(1)
-    for start in range(0, dim, _CHUNK):
-        stop = min(start + _CHUNK, dim)
-        new.flat[start:stop] = rng.standard_normal(stop - start, dtype=np.float32)
-    return to_record({"w": new.finish()})
+def _model(dim: int, arrays: int = 1) -> ArrayRecord:
+    """Return a model of arrays of one size, in no more memory than its own."""
+    rng, size = np.random.default_rng(1), dim // arrays
+    model = {}
+    for number in range(arrays):
+        new = NewArray((size,), np.dtype(np.float32))
+        for start in range(0, size, _CHUNK):
+            stop = min(start + _CHUNK, size)
+            # Not zeros: Flower sends equal stretches of an array once.
+            new.flat[start:stop] = rng.standard_normal(stop - start, dtype=np.float32)
+        model[f"w{number}"] = new.finish()
+    return to_record(model)
 
 
 def _contents(message: Message, clients: int, dim: int) -> list[RecordDict]:
     """Return the contents of the clients' replies to a message, with bodies of random numbers."""
     rng = np.random.default_rng(0)
     instruction = Instruction.decode(message.content["config"])
-    spec = ArraySpec("w", (dim,), np.dtype(np.float32), exact=False)
+    spec = ArraySpec("w0", (dim,), np.dtype(np.float32), exact=False)
     blocks = instruction.blocks(Layout((spec,)))
     ones, none = np.ones(len(blocks), dtype=np.float32), np.empty(0, dtype=np.uint8)
     sized = (step for step in instruction.steps if isinstance(step, Measure | AddNoise))

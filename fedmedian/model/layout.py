@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
+from itertools import product
 from math import isfinite, prod
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.logs import shown
-from fedmedian.model.blocks import Blocks
+from fedmedian.model.blocks import Blocks, Part
 from fedmedian.rules.trust import clip_two
 from fedmedian.wire.npy import NewArray
 from fedmedian.wire.scalars import LARGEST, WireError, require_vector
@@ -373,7 +374,7 @@ class Layout:
         """
         moving = Moving(self, arrays, rate)
         for index, part in enumerate(self.blocks.split(direction)):
-            moving.move(index, slice(0, part.size), part)
+            moving.move(Part(index, 0, part.size), part[None])
         return moving.finish(exact)
 
     def pack_exact(self, arrays: Arrays) -> NDArray[np.uint8]:
@@ -464,26 +465,26 @@ class Moving:
         self._new = [NewArray(spec.shape, spec.dtype) for spec in layout.flat]
         self._doubtful = set[int]()
 
-    def move(self, index: int, part: slice, direction: NDArray[np.float32]) -> None:
-        """Move a part of an array.
+    def move(self, part: Part, direction: NDArray[np.float32]) -> None:
+        """Move a part of an array of the flat vector.
 
         Parameters
         ----------
-        index : int
-            The array's index in the flat vector.
-        part : slice
-            The part of its n entries.
-        direction : (n,) float32
+        part : Part
+            The part.
+        direction : (runs, length) float32
             The direction, pointing uphill.
         """
-        old, new = self._old[index][part], self._new[index].flat[part]
+        old, new = part.view(self._old[part.block]), part.view(self._new[part.block].flat)
+        rows, columns = max(_CHUNK // max(part.length, 1), 1), min(part.length, _CHUNK)
+        starts = product(range(0, part.runs, rows), range(0, part.length, columns or 1))
         with np.errstate(over="ignore", invalid="ignore"):
-            for start in range(0, direction.size, _CHUNK):
-                chunk = slice(start, start + _CHUNK)
+            for row, column in starts:
+                chunk = slice(row, row + rows), slice(column, column + columns)
                 step = direction[chunk] if self._rate == 1 else direction[chunk] * self._rate
-                np.subtract(old[chunk], step, out=new[chunk], casting="same_kind")
-                if not isfinite(new[chunk].sum()):
-                    self._doubtful.add(index)
+                moved = np.subtract(old[chunk], step, out=new[chunk], casting="same_kind")
+                if not isfinite(moved.sum()):
+                    self._doubtful.add(part.block)
 
     def finish(self, exact: Arrays) -> dict[str, NDArray[Any]]:
         """Return the model, whose flat arrays must have been moved, with these exact arrays."""

@@ -11,11 +11,10 @@ from fedmedian.aggregators.base import Aggregator, Answers
 from fedmedian.aggregators.diagnostics import Seen, report_of
 from fedmedian.checks import require_result
 from fedmedian.kernels.threads import in_threads
-from fedmedian.model.blocks import Blocks
+from fedmedian.model.blocks import Blocks, Part
 from fedmedian.model.layout import Layout
 from fedmedian.rules.trust import agreed_size
 from fedmedian.steps.instruction import Instruction
-from fedmedian.steps.rotation import Part
 from fedmedian.wire.scalars import Float32
 
 _SPAN = 1 << 19
@@ -58,8 +57,8 @@ class Direction:
         Parameters
         ----------
         use : callable
-            Takes an array's index in the flat vector with a part of the array, and the direction
-            there, which it may overwrite. The order of the calls does not matter.
+            Takes a part of an array of the flat vector, and the direction there, which it may
+            overwrite. The order of the calls does not matter.
         threads : int
             The number of threads that `use` is called on at once.
         """
@@ -134,4 +133,4 @@ def _spans(blocks: Blocks) -> list[range]:
 
 
 def _as_it_is(number: int, direction: Float32) -> Iterator[tuple[Part, Float32]]:
-    yield (number, slice(0, direction.size)), direction
+    yield Part(number, 0, direction.size), direction[None]

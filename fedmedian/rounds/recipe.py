@@ -20,7 +20,7 @@ from fedmedian.checks import (
     require_result,
     require_type,
 )
-from fedmedian.model.blocks import Blocks
+from fedmedian.model.blocks import Blocks, Part
 from fedmedian.model.layout import RUNNING_STATISTICS, Arrays, Layout, Moving
 from fedmedian.privacy.sums import limit_of_entries
 from fedmedian.randomness import rotation_seed, server_rng
@@ -45,7 +45,7 @@ from fedmedian.steps.encodings import Encoding, Signs, Vector
 from fedmedian.steps.instruction import LONGEST_SEED, Instruction, perturb_update
 from fedmedian.steps.noise import AddNoise, Measure, SizeVotes, TopUpNoise
 from fedmedian.steps.payload import Payload
-from fedmedian.steps.rotation import Part, Rotation
+from fedmedian.steps.rotation import Rotation
 from fedmedian.steps.sums import VoteCounts, VotesLayout, masked_of
 from fedmedian.steps.tied import Tied, average
 from fedmedian.steps.updates import Clip, Limit
@@ -617,12 +617,11 @@ class Recipe:
             waiting = {*range(len(layout.flat))}
         directions = {index: np.empty(layout.flat[index].size, np.float32) for index in waiting}
 
-        def use(place: Part, direction: Float32) -> None:
-            index, part = place
-            if index in directions:
-                directions[index][part] = direction
+        def use(part: Part, direction: Float32) -> None:
+            if part.block in directions:
+                part.view(directions[part.block])[:] = direction
             else:
-                moving.move(index, part, direction)
+                moving.move(part, direction)
 
         rng = server_rng(self.seed, question.server_round)
         Direction(self.aggregator, read, question.instruction, layout, rng).hand_out(use, threads)
@@ -634,7 +633,7 @@ class Recipe:
                 # A copy: a step that fails must not change the state.
                 states[spec.name] = own = dict(state.of(spec.name, spec.shape).optimizer)
                 step = _optimized(self.optimizer, step, spec.name, own)
-            moving.move(index, slice(0, step.size), step)
+            moving.move(Part(index, 0, step.size), step[None])
         model = moving.finish(self._exact(question, payloads, read))
         if (name := moving.first_spoiled(model)) is not None:
             raise NoStepError(f"its step would make array {name!r} NaN or infinite")

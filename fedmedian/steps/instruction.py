@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedmedian.checks import require_result
 from fedmedian.logs import cut, shown, warned_of
-from fedmedian.model.blocks import Blocks
+from fedmedian.model.blocks import Blocks, Part
 from fedmedian.model.layout import Arrays, Layout
 from fedmedian.steps.base import (
     CLIENT_STEPS,
@@ -28,7 +28,7 @@ from fedmedian.steps.downlink import keys_in
 from fedmedian.steps.encodings import Encoding
 from fedmedian.steps.noise import AddNoise, Measure
 from fedmedian.steps.payload import Payload
-from fedmedian.steps.rotation import Part, Rotation
+from fedmedian.steps.rotation import Rotation
 from fedmedian.wire.scalars import (
     PREFIX,
     WIRE_VERSION,
@@ -175,12 +175,12 @@ class Instruction:
 
         Returns
         -------
-        iterable of (int, slice), (n,) float32
-            The index of an array of the flat vector, a part of it, and the direction there.
+        iterable of Part, (runs, length) float32
+            A part of an array of the flat vector, and the direction there.
         """
         rotation = self.find(Rotation)
         if rotation is None:
-            return [((number, slice(0, block.size)), block)]
+            return [(Part(number, 0, block.size), block[None])]
         return rotation.undo_block(number, block, layout.blocks)
 
     def encode(self) -> dict[str, WireScalar]:
