@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from fedmedian.aggregators.diagnostics import (
     MeanGap,
     Report,
+    Seen,
     describe_median,
     excess_of_signs,
+    report_of,
     sample_stride,
 )
 from fedmedian.model.blocks import Blocks
@@ -60,6 +62,13 @@ class Answers:
     counts : (d,) integers, optional
         How many clients voted +1, where the server knows nothing but the sum. Then there are no
         bodies.
+    seen : list of Seen, optional
+        Receives the measurements in place of the report, where these are the answers in some of a
+        round's blocks.
+    stride : int, optional
+        The stride of the report's sample of coordinates. By default `sample_stride`.
+    out : (d,) float32, optional
+        Where the direction may be written, to use memory again.
     """
 
     bodies: Sequence[NDArray[Any]]
@@ -72,9 +81,49 @@ class Answers:
     metrics: Sequence[Mapping[str, Any]] = ()
     report: Report | None = field(default=None, compare=False)
     counts: NDArray[np.integer[Any]] | None = None
+    seen: list[Seen] | None = field(default=None, compare=False)
+    stride: int = 0
+    out: Float32 | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.stride:
+            object.__setattr__(self, "stride", sample_stride(self.blocks.dim))
 
     def __len__(self) -> int:
         return len(self.weights)
+
+    def note(self, seen: Seen) -> None:
+        """Report what the answers have shown."""
+        if self.seen is not None:
+            self.seen.append(seen)
+        elif self.report is not None:
+            self.report.update(report_of([seen]))
+
+    def within(self, blocks: range, encoding: Encoding, out: Float32) -> Self:
+        """Return the answers in some consecutive blocks, whose measurements are `seen`.
+
+        Parameters
+        ----------
+        blocks : range
+            The indices of the blocks.
+        encoding : Encoding
+            The encoding of the bodies.
+        out : (n,) float32
+            Memory for at least as many coordinates.
+        """
+        own = slice(blocks.start, blocks.stop)
+        ends = (0, *self.blocks.ends.tolist())
+        part = slice(ends[blocks.start], ends[blocks.stop])
+        return replace(
+            self,
+            bodies=[encoding.cut(body, part) for body in self.bodies],
+            blocks=Blocks(self.blocks.sizes[own]),
+            scales=None if self.scales is None else self.scales[:, own],
+            magnitudes=None if self.magnitudes is None else self.magnitudes[:, own],
+            counts=None if self.counts is None else self.counts[part],
+            seen=None if self.report is None else [],
+            out=out[: part.stop - part.start],
+        )
 
     @property
     def tops_up(self) -> bool:
@@ -170,6 +219,14 @@ class Aggregator(ABC):
         """Whether the rule itself averages over the noise, so that neither side adds any."""
         return False
 
+    def is_separable(self, answers: Answers) -> bool:
+        """Return whether the direction of each block depends on that block's answers alone.
+
+        Then `direction` may be called for some blocks at a time, on several threads at once, and
+        must not use `rng`. By default False.
+        """
+        return False
+
     takes_sums: ClassVar[bool] = False
     """Whether the rule needs no more than the sum of votes of equal weight, `Answers.counts`."""
 
@@ -249,25 +306,30 @@ def coordinatewise(
     (d,) float32
         The centers.
     """
-    blocks = answers.blocks
-    direction = np.empty(blocks.dim, dtype=np.float32)
-    gap, excess, stride = MeanGap(), [], sample_stride(blocks.dim)
+    blocks, is_reported = answers.blocks, answers.report is not None
+    direction = np.empty(blocks.dim, np.float32) if answers.out is None else answers.out
+    gap, excess, stride = MeanGap(), [], answers.stride
     for part, rows in answers.parts(rng):
         direction[part] = center(part, rows)
-        if answers.report is not None:
+        if is_reported:
             gap.add(direction[part], rows)
             excess.append(excess_of_signs([row[::stride] for row in rows], answers.weights))
         del rows  # before the next part's noisy copies are made
-    if answers.report is not None:
+    if is_reported:
         squares, levels = np.square(answers.noise_scales(), dtype=np.float64), None
         if answers.tops_up and answers.magnitudes is not None:
             totals = squares + np.square(answers.magnitudes)
             levels = np.sqrt(np.median(totals, axis=0))
         scales = np.sqrt(squares.mean(axis=0))
-        answers.report.update(
+        answers.note(
             describe_median(
                 *(direction, gap, excess, len(answers), scales, blocks, answers.noise),
                 *(levels, variance),
             )
         )
     return direction
+
+
+def adds_no_noise(answers: Answers) -> bool:
+    """Return whether the server adds no noise to the clients' vectors."""
+    return answers.noise is None or answers.noise_at != "server"

@@ -13,7 +13,7 @@ from fedmedian.rules.noise import Noise, mean_per_vote
 
 Float32 = NDArray[np.float32]
 
-_CHUNK = 1 << 14
+_CHUNK = 1 << 16
 
 _ROUNDING = 1e-5
 """The share of the votes' energy below which noise may be float32 rounding."""
@@ -28,6 +28,68 @@ Report = dict[str, float | list[float]]
 """A round's measurements by name."""
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What some blocks of a round's votes or vectors have shown; `report_of` adds up all blocks'.
+
+    Parameters
+    ----------
+    dim : int
+        The number of coordinates.
+    excess : sequence of (n,) float32
+        How many more clients of mean weight have one sign than the other, at sampled coordinates.
+    signals, spreads : list of float
+        The energies of each block's signal and of its noise; 0 and 0 where they are unknown.
+    agreement : float, optional
+        The sum over coordinates of |Σ w_i·s_i|/Σ w_i, of votes.
+    gap : float, optional
+        The squared distance from the mean, of vectors.
+    opposite : int, optional
+        The number of coordinates where majority and mean have opposite signs, if known.
+    """
+
+    dim: int
+    excess: Sequence[Float32]
+    signals: list[float]
+    spreads: list[float]
+    agreement: float | None = None
+    gap: float | None = None
+    opposite: int | None = None
+
+
+def report_of(seen: Sequence[Seen]) -> Report:
+    """Return the report of a round from what all of its blocks have shown, in order.
+
+    Returns
+    -------
+    dict
+        Of votes ``vote-agreement``, the mean over coordinates of |Σ w_i·s_i|/Σ w_i, in [0, 1]. Of
+        vectors ``median-mean-gap``, the L2 norm of median minus mean, which the theory depends on.
+        ``majority-contradicts-mean``, the fraction of coordinates where the two have opposite
+        signs; ``margin``, how many clients of mean weight would have to change their vote, or to
+        move, to flip a coordinate, the median over a sample of coordinates. With noise also
+        ``signal-to-noise``, the energy of the signal over that of its noise, and
+        ``signal-to-noise-per-block``, 0 for a block where they are unknown. If that is every block,
+        both are missing.
+    """
+    report: Report = {}
+    dim = max(sum(one.dim for one in seen), 1)
+    if all(one.agreement is not None for one in seen):
+        report["vote-agreement"] = sum(one.agreement or 0.0 for one in seen) / dim
+    if all(one.gap is not None for one in seen):
+        report["median-mean-gap"] = sqrt(sum(one.gap or 0.0 for one in seen))
+    if all(one.opposite is not None for one in seen):
+        report["majority-contradicts-mean"] = sum(one.opposite or 0 for one in seen) / dim
+    report |= _margin([part for one in seen for part in one.excess])
+    signals = [signal for one in seen for signal in one.signals]
+    spreads = [spread for one in seen for spread in one.spreads]
+    if (noise := sum(spreads)) > 0:
+        report["signal-to-noise"] = max(sum(signals) / noise, 0.0)
+        pairs = zip(signals, spreads, strict=True)
+        report["signal-to-noise-per-block"] = [max(s / n, 0.0) if n > 0 else 0.0 for s, n in pairs]
+    return report
+
+
 def describe_votes(
     votes: Float32,
     weights: NDArray[np.float64],
@@ -35,7 +97,9 @@ def describe_votes(
     noise: Noise | None,
     scales: NDArray[np.float64] | None = None,
     sizes: NDArray[np.float64] | None = None,
-) -> Report:
+    stride: int = 1,
+    opposite: int | None = None,
+) -> Seen:
     """Measure the agreement, noise and margin of weighted sums of signs.
 
     A sum v = Σ_i w_i·s_i has energy Σ_i w_i² + Σ_{i≠k} w_i·w_k·E[s_i·s_k] per coordinate. The
@@ -62,41 +126,40 @@ def describe_votes(
     sizes : (M, L) float64, optional
         The root mean squares of their updates, if known.
 
+    stride : int (default: 1)
+        The stride of the sample of coordinates.
+    opposite : int, optional
+        See `Seen`.
+
     Returns
     -------
-    dict
-        ``vote-agreement``, the mean over coordinates of |Σ w_i·s_i|/Σ w_i, in [0, 1];
-        ``margin``, how many clients of mean weight would have to change their vote to flip a
-        coordinate, the median over a sample of coordinates. With noise also ``signal-to-noise``,
-        the energy of the sums without noise over that of their noise, and
-        ``signal-to-noise-per-block``. A block is 0 there and counts for neither if its votes have
-        no weight, all agree without topping up, or come from one client whose update's size is
-        unknown. If that is every block, both are missing.
+    Seen
+        Signal and noise are 0 for a block whose votes have no weight, all agree without topping
+        up, or come from one client whose update's size is unknown.
     """
-    agreement = signals = spreads = 0.0
-    ratios, excess, stride = [], [], sample_stride(blocks.dim)
+    agreement, excess = 0.0, []
+    signals, spreads = [0.0] * len(blocks), [0.0] * len(blocks)
     updates = np.zeros_like(weights)
     if noise is not None and scales is not None and sizes is not None:
         updates = np.square(weights) * shares_of_votes(noise, scales, sizes)
     in_random_basis = noise is not None and noise.rule.tops_up
-    for part, column, own in zip(blocks.split(votes), weights.T, updates.T, strict=True):
-        total, signal, spread = float(column.sum()), 0.0, 0.0
-        if total > 0 and part.size > 0:
-            agreement += _sum_of_magnitudes(part) / total
-            excess.append(np.abs(part[::stride]) * np.float32(len(weights) / total))
-            energy = float(np.vdot(part, part)) / part.size / total**2
-            alone, update = float(np.square(column).sum()) / total**2, float(own.sum()) / total**2
-            split = _split_in_random_basis if in_random_basis else _split_energy
-            signal, spread = split(energy, alone, update)
-            signal, spread = part.size * total**2 * signal, part.size * total**2 * spread
-        ratios.append(signal / spread if spread > 0 else 0.0)
-        signals, spreads = signals + signal, spreads + spread
-    report: Report = {"vote-agreement": agreement / max(blocks.dim, 1)}
-    report |= _margin(excess)
-    if noise is not None and spreads > 0:
-        report["signal-to-noise"] = signals / spreads
-        report["signal-to-noise-per-block"] = ratios
-    return report
+    split = _split_in_random_basis if in_random_basis else _split_energy
+    columns = zip(blocks.split(votes), weights.T, updates.T, strict=True)
+    for block, (part, column, own) in enumerate(columns):
+        total = float(column.sum())
+        if total == 0 or part.size == 0:
+            continue
+        magnitude, squares = _sums_of(part)
+        agreement += magnitude / total
+        excess.append(np.abs(part[::stride]) * np.float32(len(weights) / total))
+        if noise is None:
+            continue
+        energy = squares / part.size / total**2
+        alone, update = float(np.square(column).sum()) / total**2, float(own.sum()) / total**2
+        signal, spread = split(energy, alone, update)
+        signals[block] = part.size * total**2 * signal
+        spreads[block] = part.size * total**2 * spread
+    return Seen(blocks.dim, excess, signals, spreads, agreement, opposite=opposite)
 
 
 def shares_of_votes(
@@ -192,7 +255,7 @@ def describe_median(
     noise: Noise | None,
     levels: NDArray[np.float64] | None = None,
     variance: float | None = None,
-) -> Report:
+) -> Seen:
     """Measure a median's distance from the mean, its noise and its margin.
 
     Two parts of its energy per coordinate are noise: b²/M, as in a mean, and V − 1/M times the
@@ -223,34 +286,26 @@ def describe_median(
 
     Returns
     -------
-    dict
-        ``median-mean-gap``, the L2 norm of median minus mean, which the theory depends on;
-        ``majority-contradicts-mean``, the fraction of coordinates where the two have opposite
-        signs; ``margin``, how many vectors would have to move to flip a coordinate, the median
-        over the sample. With noise also ``signal-to-noise``, the energy of the median without noise
-        over that of its noise, in the blocks with noise, and ``signal-to-noise-per-block``, 0 for a
-        block without noise.
+    Seen
+        Signal and noise are 0 for a block without noise.
     """
-    report: Report = {
-        "median-mean-gap": sqrt(gap.energy),
-        "majority-contradicts-mean": gap.opposite / max(median.size, 1),
-        **_margin(excess),
-    }
+    signals, spreads = np.zeros((2, len(blocks)))
     noisy = (scales > 0) & (np.array(blocks.sizes) > 0)
     if noise is not None and noisy.any():
         counts = np.array(blocks.sizes)[noisy]
         variance = variance_of_median(noise, num_rows) if variance is None else variance
-        energies = np.array([float(np.vdot(part, part)) for part in blocks.split(median)])[noisy]
+        energies = np.array([_sums_of(part)[1] for part in blocks.split(median)])[noisy]
         added = apart = np.square(scales[noisy])
         if levels is not None and variance < 1:
             private = np.square(levels[noisy]) - energies / counts
             apart = np.maximum(private / (1 - variance), added)
-        spreads = counts * (added / num_rows + (variance - 1 / num_rows) * apart)
-        ratios = np.zeros(len(blocks))
-        ratios[noisy] = np.maximum(energies / spreads - 1, 0)
-        report["signal-to-noise"] = max(float(energies.sum() / spreads.sum()) - 1, 0.0)
-        report["signal-to-noise-per-block"] = ratios.tolist()
-    return report
+        spreads[noisy] = counts * (added / num_rows + (variance - 1 / num_rows) * apart)
+        signals[noisy] = energies - spreads[noisy]
+    return Seen(
+        *(blocks.dim, excess, signals.tolist(), spreads.tolist()),
+        gap=gap.energy,
+        opposite=gap.opposite,
+    )
 
 
 def variance_of_median(noise: Noise, num_rows: int) -> float:
@@ -309,9 +364,14 @@ def _margin(excess: Sequence[Float32]) -> Report:
     return {"margin": float(np.median(np.floor(sample / 2 + 1e-3) + 1))}
 
 
-def _sum_of_magnitudes(values: Float32) -> float:
-    sums = (np.abs(values[chunk]).sum(dtype=np.float64) for chunk in _chunks(values.size))
-    return sum(map(float, sums))
+def _sums_of(values: Float32) -> tuple[float, float]:
+    """Return the sums of magnitudes and of squares, in one pass over the memory."""
+    magnitude = square = 0.0
+    for chunk in _chunks(values.size):
+        part = values[chunk]
+        magnitude += float(np.abs(part).sum())
+        square += float(np.einsum("i,i->", part, part))
+    return magnitude, square
 
 
 def count_opposite_signs(left: Float32 | NDArray[np.int8], right: Float32) -> int:

@@ -5,7 +5,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedmedian.aggregators.base import Aggregator, Answers, Weights, coordinatewise
+from fedmedian.aggregators.base import (
+    Aggregator,
+    Answers,
+    Weights,
+    adds_no_noise,
+    coordinatewise,
+)
 from fedmedian.rules.trust import agreed_size, up_to_trusted
 from fedmedian.steps.base import energy
 from fedmedian.wire.scalars import Float32
@@ -25,6 +31,10 @@ class ClippedMean(Aggregator):
     """
 
     uses_weights: ClassVar[bool] = True
+
+    def is_separable(self, answers: Answers) -> bool:
+        """Return whether nothing is drawn, except for a subclass; see `Aggregator.is_separable`."""
+        return type(self) is ClippedMean and adds_no_noise(answers)
 
     def direction(self, answers: Answers, rng: np.random.Generator) -> Float32:
         """Return the mean; see `Aggregator.direction`."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedmedian.aggregators.base import Aggregator, Answers, coordinatewise
+from fedmedian.aggregators.base import Aggregator, Answers, adds_no_noise, coordinatewise
 from fedmedian.aggregators.smoothing import smoothed_median
 from fedmedian.kernels.medians import coordinate_median
 from fedmedian.rules.noise import Noise, Uniform
@@ -19,6 +19,10 @@ class Median(Aggregator):
 
     The median of two is their mean, so neither is outvoted.
     """
+
+    def is_separable(self, answers: Answers) -> bool:
+        """Return whether nothing is drawn, except for a subclass; see `Aggregator.is_separable`."""
+        return type(self) in (Median, SmoothedMedian) and adds_no_noise(answers)
 
     def direction(self, answers: Answers, rng: np.random.Generator) -> Float32:
         """Return the median; see `Aggregator.direction`."""

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fedmedian.aggregators.base import Aggregator, Answers, Weights
-from fedmedian.aggregators.diagnostics import count_opposite_signs, describe_votes
+from fedmedian.aggregators.diagnostics import describe_votes
 from fedmedian.checks import require_choice, require_type
-from fedmedian.kernels.signs import PackedSigns
-from fedmedian.kernels.votes import majority_vote, weighted_votes
+from fedmedian.kernels.signs import PackedSigns, signs_within
+from fedmedian.kernels.votes import count_against_majority, weighted_votes
 from fedmedian.model.blocks import Blocks
 from fedmedian.rules.noise import Noise, mean_per_vote
 from fedmedian.rules.trust import agreed_size, in_proportion, mean_in_proportion, up_to_trusted
@@ -94,10 +94,10 @@ class Ballot:
             return weights
         return weights * mean_per_vote(self.noise) * self.scales
 
-    def sum(self, weights: Weights) -> Float32:
+    def sum(self, weights: Weights, out: Float32 | None = None) -> Float32:
         """Return the sum of the votes times weights for each block, (M, L), as (d,) float32."""
         if self.counts is None:
-            return weighted_votes(self.packed, self.blocks.sizes, weights)
+            return weighted_votes(self.packed, self.blocks.sizes, weights, out)
         # All clients have the weight of the first.
         total = self.counts.astype(np.float32)
         total *= 2
@@ -171,16 +171,14 @@ class VoteAggregator(Aggregator):
         """Return the decoded sums; see `Aggregator.direction`."""
         ballot = Ballot.of(answers)
         weights = self.weights(ballot)
-        votes = ballot.sum(weights)
+        votes = ballot.sum(weights, answers.out)
         if answers.report is not None:
-            answers.report.update(
+            answers.note(
                 describe_votes(
-                    votes, weights, ballot.blocks, ballot.noise, ballot.scales, ballot.magnitudes
+                    *(votes, weights, ballot.blocks, ballot.noise, ballot.scales),
+                    *(ballot.magnitudes, answers.stride, _contradictions(ballot, weights, votes)),
                 )
             )
-            if ballot.noise is not None and ballot.counts is None:
-                opposite = _contradictions(ballot, weights, votes)
-                answers.report["majority-contradicts-mean"] = opposite
         return self.decode(votes, ballot, rng)
 
     @abstractmethod
@@ -234,6 +232,10 @@ class Counts(VoteAggregator):
         """True: without noise a vote says nothing about size."""
         return True
 
+    def is_separable(self, answers: Answers) -> bool:
+        """Return True, except for a subclass; see `Aggregator.is_separable`."""
+        return type(self) is Counts
+
     def weights(self, ballot: Ballot) -> Weights:
         """Return w_i·b_i/(2φ0)."""
         return ballot.mean_weights()
@@ -285,6 +287,10 @@ class Majority(VoteAggregator):
         if self.calibrated:
             return 1.0
         return None if noise is None else noise.rule.learning_rate(self.encoding.name)
+
+    def is_separable(self, answers: Answers) -> bool:
+        """Return whether ties stay, except for a subclass; see `Aggregator.is_separable`."""
+        return type(self) is Majority and self.ties == "unchanged"
 
     def weights(self, ballot: Ballot) -> Weights:
         """Return w_i."""
@@ -384,22 +390,23 @@ def majority_gain(noise: Noise, weights: NDArray[np.float64]) -> float:
     return 2 * noise.density_at_zero * sqrt(2 / pi) / float(np.linalg.norm(weights))
 
 
-def _contradictions(ballot: Ballot, weights: Weights, votes: Float32) -> float:
-    """Return the fraction of coordinates where majority and decoded mean have opposite signs.
+def _contradictions(ballot: Ballot, weights: Weights, votes: Float32) -> int | None:
+    """Return the number of coordinates where majority and decoded mean have opposite signs.
 
-    The sums of the votes are the decoded mean if their weights are the mean's.
+    The sums of the votes are the decoded mean if their weights are the mean's. None if there is no
+    mean, or no vote is known by itself.
     """
-    blocks, opposite, mean_weights = ballot.blocks, 0, ballot.mean_weights()
-    mean = votes if np.array_equal(weights, mean_weights) else None
+    if ballot.noise is None or ballot.counts is not None:
+        return None
+    blocks, mean_weights = ballot.blocks, ballot.mean_weights()
+    if np.array_equal(weights, mean_weights):
+        return count_against_majority(ballot.packed, votes)
+    opposite = 0
     for start in range(0, blocks.dim, _VOTES_PART):
         part = slice(start, min(start + _VOTES_PART, blocks.dim))
-        packed = [votes[start // 8 : -(-part.stop // 8)] for votes in ballot.packed]
+        packed = [signs_within(votes, part) for votes in ballot.packed]
         sizes = blocks.sizes_within(part)
         held = np.flatnonzero(sizes)
-        opposite += count_opposite_signs(
-            majority_vote(packed, part.stop - part.start),
-            weighted_votes(packed, sizes[held].tolist(), mean_weights[:, held])
-            if mean is None
-            else mean[part],
-        )
-    return opposite / max(blocks.dim, 1)
+        mean = weighted_votes(packed, sizes[held].tolist(), mean_weights[:, held])
+        opposite += count_against_majority(packed, mean)
+    return opposite

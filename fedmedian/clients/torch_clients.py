@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from fedmedian.checks import require_integer, require_type
 from fedmedian.clients.answering import answer
 from fedmedian.clients.policy import require_enforcement
+from fedmedian.model.blocks import Part
 from fedmedian.model.layout import Arrays, Layout
 from fedmedian.steps.instruction import Instruction
 from fedmedian.wire.npy import as_numbers, bfloat16
@@ -283,17 +284,17 @@ class _NamedUpdates:
     layout: Layout
     updates: Mapping[str, Tensor]
 
-    def read(self, index: int, part: slice, out: Float32 | None) -> Float32:
-        """Return a part of one parameter's update; see `fedmedian.steps.instruction.Update`."""
-        spec = self.layout.flat[index]
+    def read(self, part: Part, out: Float32) -> None:
+        """Write a part of one parameter's update; see `fedmedian.steps.instruction.Update`."""
+        spec = self.layout.flat[part.block]
         update = self.updates.get(spec.name)
         if update is None:
-            return np.zeros(spec.size, dtype=np.float32)[part]
-        return _in_float32(update.reshape(spec.shape).reshape(-1)[part]).numpy()
-
-
-def _in_float32(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", torch.float32)
+            out[:] = 0
+            return
+        flat = update.detach().reshape(spec.shape).reshape(-1)
+        offset = flat.storage_offset() + part.first
+        runs = flat.as_strided((part.runs, part.length), (part.stride, 1), offset)
+        torch.from_numpy(out).reshape(part.runs, part.length).copy_(runs)
 
 
 def _arrays_of(model: nn.Module) -> dict[str, np.ndarray[Any, Any]]:

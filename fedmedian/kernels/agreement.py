@@ -5,17 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmedian.kernels.signs import PackedSigns, require_packed
+from fedmedian.kernels.signs import ONES_OF_BYTE, PackedSigns, require_packed
 
 # A chunk of all votes and its popcounts fit the L2 cache; a popcount of 64 bits is one byte, and
 # the sum over a chunk fits 16 bits.
 _CHUNK_WORDS = 1 << 8
 
-_BITS_OF_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1)
-
 
 def _count_bits_of_bytes(words: NDArray[np.uint64], out: NDArray[np.uint8]) -> None:
-    counts = _BITS_OF_BYTE[words.view(np.uint8)]
+    counts = ONES_OF_BYTE[words.view(np.uint8)]
     out[:] = counts.reshape(*words.shape, words.itemsize).sum(axis=-1)
 
 

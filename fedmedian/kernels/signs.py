@@ -15,10 +15,13 @@ PackedSigns = NDArray[np.uint8]
 _CHUNK_BYTES = 1 << 13
 _CHUNK = 1 << 16
 
-SIGNS_OF_BYTE: NDArray[np.float32] = np.where(
-    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1), 1, -1
-).astype(np.float32)
+_BITS_OF_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
+
+SIGNS_OF_BYTE: NDArray[np.float32] = np.where(_BITS_OF_BYTE, 1, -1).astype(np.float32)
 """Row b holds the eight signs that byte b stands for, (256, 8)."""
+
+ONES_OF_BYTE: NDArray[np.uint8] = _BITS_OF_BYTE.sum(axis=1, dtype=np.uint8)
+"""The number of ones in each byte, (256,)."""
 
 
 def packed_size(dim: int) -> int:
@@ -100,6 +103,35 @@ def unpack_signs(packed: PackedSigns, dim: int) -> NDArray[np.float32]:
         # Every byte has its row; any mode but "raise" writes to `out` without a buffer.
         np.take(SIGNS_OF_BYTE, packed[chunk], axis=0, out=signs[chunk], mode="clip")
     return signs.reshape(-1)[:dim]
+
+
+def signs_within(packed: PackedSigns, part: slice) -> PackedSigns:
+    """Return a part of packed signs as packed signs, a view if it begins with a byte.
+
+    Parameters
+    ----------
+    packed : (⌈d/8⌉,) uint8
+        Packed signs.
+    part : slice
+        The coordinates, with a start and a stop.
+
+    Returns
+    -------
+    (⌈n/8⌉,) uint8
+        The signs of the part's n coordinates.
+
+    Examples
+    --------
+    >>> signs_within(pack_signs([0.5, -2.0, 3.0, 4.0]), slice(2, 4)).tolist()
+    [192]
+    """
+    shift, num_bytes = part.start % 8, packed_size(part.stop - part.start)
+    bytes_within = packed[part.start // 8 : packed_size(part.stop)]
+    if shift == 0:
+        return bytes_within
+    shifted: PackedSigns = bytes_within << shift
+    shifted[:-1] |= bytes_within[1:] >> (8 - shift)
+    return shifted[:num_bytes]
 
 
 def require_packed(packed_vectors: Sequence[PackedSigns], dim: int) -> None:

@@ -16,11 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.kernels.programs import Program, ProgramBuilder, Row
-from fedmedian.kernels.signs import SIGNS_OF_BYTE, PackedSigns, require_packed
+from fedmedian.kernels.signs import ONES_OF_BYTE, SIGNS_OF_BYTE, PackedSigns, require_packed
 
 # A chunk of votes, the adders' scratch and the results fit the L2 cache.
 _CHUNK_BYTES = 1 << 17
-_WEIGHTED_CHUNK_BYTES = 1 << 13
+_WEIGHTED_CHUNK_BYTES = 1 << 14
+_COMPARED_CHUNK_BYTES = 1 << 15
+_count_ones = getattr(np, "bitwise_count", ONES_OF_BYTE.take)  # NumPy 2 has it
+
 # More votes are counted in groups: a longer program would take longer to build than to run.
 _GROUP = 1024
 
@@ -47,7 +50,7 @@ def count_votes(packed_vectors: Sequence[PackedSigns], dim: int) -> NDArray[np.i
     """
     require_packed(packed_vectors, dim)
     counts = np.empty(dim, dtype=np.int32)
-    counter = _Counter(len(packed_vectors))
+    counter = _Counter(len(packed_vectors), _CHUNK_BYTES)
     for chunk in _chunks(0, dim, _CHUNK_BYTES):
         counts[chunk.coordinates] = counter.count(packed_vectors, chunk)
     return counts
@@ -72,7 +75,7 @@ def sum_numbers(planes: Sequence[NDArray[np.uint8]], dim: int) -> NDArray[Any]:
     most = max(_GROUP // bits, 1)
     total = np.zeros(dim, dtype=np.uint8 if bits <= 8 else np.int32)
     for group in (planes[start : start + most] for start in range(0, len(planes), most)):
-        adder = _Adder(summing_program(len(group), bits))
+        adder = _Adder(summing_program(len(group), bits), _CHUNK_BYTES)
         rows = [plane for one in group for plane in one]
         for chunk in _chunks(0, dim, _CHUNK_BYTES):
             total[chunk.coordinates] += _number(adder.run(rows, chunk))[chunk.inside]
@@ -104,23 +107,49 @@ def majority_vote(packed_vectors: Sequence[PackedSigns], dim: int) -> NDArray[np
     """
     require_packed(packed_vectors, dim)
     majority = np.empty(dim, dtype=np.int8)
-    num_votes = len(packed_vectors)
-    if num_votes > _GROUP:
-        counter = _Counter(num_votes)
-        for chunk in _chunks(0, dim, _CHUNK_BYTES):
-            difference = 2 * counter.count(packed_vectors, chunk) - num_votes
-            majority[chunk.coordinates] = np.sign(difference)
-        return majority
-    adder = _Adder(majority_program(num_votes))
-    for chunk in _chunks(0, dim, _CHUNK_BYTES):
-        answers = [np.unpackbits(bits).view(np.int8) for bits in adder.run(packed_vectors, chunk)]
-        answers[0] += answers[-1]
-        np.subtract(answers[0][chunk.inside], 1, out=majority[chunk.coordinates])
+    for chunk, bits in _majorities(packed_vectors, dim, _CHUNK_BYTES):
+        least, most = (np.unpackbits(one).view(np.int8) for one in bits)
+        least += most
+        np.subtract(least[chunk.inside], 1, out=majority[chunk.coordinates])
     return majority
 
 
+def count_against_majority(
+    packed_vectors: Sequence[PackedSigns], values: NDArray[np.float32]
+) -> int:
+    """Return the number of coordinates where majority and value have opposite signs.
+
+    Parameters
+    ----------
+    packed_vectors : sequence of M (⌈d/8⌉,) uint8
+        The clients' packed signs, M >= 1; need not be contiguous.
+    values : (d,) float32
+        The values.
+
+    Returns
+    -------
+    int
+        The number; ties and zeros do not count.
+
+    Raises
+    ------
+    ValueError
+        If there is no vector, or one is not a uint8 vector of that length.
+    """
+    require_packed(packed_vectors, values.size)
+    opposite = 0
+    for chunk, (least, most) in _majorities(packed_vectors, values.size, _COMPARED_CHUNK_BYTES):
+        own = values[chunk.coordinates]
+        against = (most & np.packbits(own < 0)) | (~least & np.packbits(own > 0))
+        opposite += int(_count_ones(against).sum())
+    return opposite
+
+
 def weighted_votes(
-    packed_vectors: Sequence[PackedSigns], sizes: Sequence[int], weights: NDArray[np.float64]
+    packed_vectors: Sequence[PackedSigns],
+    sizes: Sequence[int],
+    weights: NDArray[np.float64],
+    out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """Return the weighted sum of the clients' signs, with one weight per client and block.
 
@@ -132,6 +161,8 @@ def weighted_votes(
         The number of coordinates of each block, in order; they add up to d.
     weights : (M, L) float64
         The weight of each client's votes on each block, finite and >= 0.
+    out : (d,) float32, optional
+        Where the result goes.
 
     Returns
     -------
@@ -145,7 +176,7 @@ def weighted_votes(
     """
     dim = sum(sizes)
     require_packed(packed_vectors, dim)
-    votes = np.empty(dim, dtype=np.float32)
+    votes = np.empty(dim, dtype=np.float32) if out is None else out
     ends = np.cumsum(sizes, dtype=np.int64).tolist()
     largest = weights.max(axis=0)
     shares = np.divide(weights, largest, out=np.ones_like(weights), where=largest > 0)
@@ -276,12 +307,29 @@ def _chunks(start: int, end: int, num_bytes: int) -> Iterator[_Chunk]:
         )
 
 
+def _majorities(
+    packed_vectors: Sequence[PackedSigns], dim: int, num_bytes: int
+) -> Iterator[tuple[_Chunk, tuple[PackedSigns, PackedSigns]]]:
+    """Yield, chunk by chunk, where at least half and where more than half of the votes are +1."""
+    num_votes = len(packed_vectors)
+    if num_votes > _GROUP:
+        counter = _Counter(num_votes, num_bytes)
+        for chunk in _chunks(0, dim, num_bytes):
+            counts = 2 * counter.count(packed_vectors, chunk)
+            yield chunk, (np.packbits(counts >= num_votes), np.packbits(counts > num_votes))
+        return
+    adder = _Adder(majority_program(num_votes), num_bytes)
+    for chunk in _chunks(0, dim, num_bytes):
+        bits = adder.run(packed_vectors, chunk)
+        yield chunk, (bits[0], bits[-1])
+
+
 class _Adder:
     """A program with its scratch rows."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, num_bytes: int) -> None:
         self._program = program
-        self._scratch = np.empty((program.num_scratch, _CHUNK_BYTES), dtype=np.uint8)
+        self._scratch = np.empty((program.num_scratch, num_bytes), dtype=np.uint8)
 
     def run(self, packed_vectors: Sequence[PackedSigns], chunk: _Chunk) -> list[PackedSigns]:
         rows = [packed[chunk.packed] for packed in packed_vectors]
@@ -291,9 +339,9 @@ class _Adder:
 class _Counter:
     """Counts a fixed number of votes, group by group."""
 
-    def __init__(self, num_votes: int) -> None:
+    def __init__(self, num_votes: int, num_bytes: int) -> None:
         sizes = {min(_GROUP, num_votes - start) for start in range(0, num_votes, _GROUP)}
-        self._adders = {size: _Adder(counting_program(size)) for size in sizes}
+        self._adders = {size: _Adder(counting_program(size), num_bytes) for size in sizes}
 
     def count(self, packed_vectors: Sequence[PackedSigns], chunk: _Chunk) -> NDArray[Any]:
         """Return the number of positive votes for each of a chunk's coordinates."""
@@ -340,7 +388,7 @@ def _sum_equal(
 ) -> None:
     """Write the sums of signs without weights."""
     num_votes = len(packed_vectors)
-    counter = _Counter(num_votes)
+    counter = _Counter(num_votes, _CHUNK_BYTES)
     for chunk in _chunks(start, end, _CHUNK_BYTES):
         out = votes[chunk.coordinates]
         np.multiply(counter.count(packed_vectors, chunk), np.float32(2), out=out)
@@ -361,10 +409,15 @@ def _sum_weighted(
     total = np.empty_like(summand)
     for chunk in _chunks(start, end, _WEIGHTED_CHUNK_BYTES):
         num_bytes = chunk.packed.stop - chunk.packed.start
-        sums, signs = total[:num_bytes], summand[:num_bytes]
-        sums[:] = 0
+        out = votes[chunk.coordinates]
+        is_whole = out.size == 8 * num_bytes
+        sums = out.reshape(-1, 8) if is_whole else total[:num_bytes]
+        into = sums  # the first client's
         for packed, weight in zip(packed_vectors, weights.astype(np.float32), strict=True):
             np.multiply(SIGNS_OF_BYTE, weight, out=table)
-            np.take(table, packed[chunk.packed], axis=0, out=signs, mode="clip")
-            sums += signs
-        votes[chunk.coordinates] = sums.reshape(-1)[chunk.inside]
+            table.take(packed[chunk.packed], axis=0, out=into, mode="clip")
+            if into is not sums:
+                sums += into
+            into = summand[:num_bytes]
+        if not is_whole:
+            out[:] = sums.reshape(-1)[chunk.inside]

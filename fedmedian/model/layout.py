@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
+from itertools import product
 from math import isfinite, prod
 from typing import Any
 
@@ -12,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.logs import shown
-from fedmedian.model.blocks import Blocks
+from fedmedian.model.blocks import Blocks, Part
 from fedmedian.rules.trust import clip_two
-from fedmedian.wire.npy import is_floating
+from fedmedian.wire.npy import NewArray, is_floating
 from fedmedian.wire.scalars import LARGEST, WireError, require_vector
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -26,6 +27,8 @@ RUNNING_STATISTICS = ("*running_mean", "*running_var", "*num_batches_tracked")
 
 _SCIKIT_LEARN = re.compile(r"coef|intercept|^\d+$")
 """Names that the arrays of a scikit-learn linear model may have: attributes or positions."""
+
+_CHUNK = 1 << 16
 
 _REAL = "biuf"
 """The kinds of dtypes that a model's arrays may have: booleans, integers, real numbers."""
@@ -247,22 +250,6 @@ class Layout:
                 found.append((first, *equal))
         return tuple(found)
 
-    def average_tied(self, direction: NDArray[np.float32], groups: Iterable[Sequence[int]]) -> None:
-        """Replace the directions of tied arrays by their mean.
-
-        Parameters
-        ----------
-        direction : (d,) float32
-            The direction, changed in place.
-        groups : iterable of sequence of int
-            The groups of tied arrays; see `tied`.
-        """
-        parts = list(self.blocks.split(direction))
-        for group in groups:
-            mean = np.mean([parts[index] for index in group], axis=0, dtype=np.float32)
-            for index in group:
-                parts[index][:] = mean
-
     def own_names(self, arrays: Arrays, *, unnamed: bool = False) -> list[str]:
         """Return the names that a client gives to the model's arrays, in the model's order.
 
@@ -332,7 +319,7 @@ class Layout:
         """Return the update `before` − `after`, (d,) float32; see `Difference`."""
         difference, update = Difference(self, before, after), np.empty(self.dim, dtype=np.float32)
         for index, part in enumerate(self.blocks.split(update)):
-            difference.read(index, slice(None), part)
+            difference.read(Part(index, 0, part.size), part)
         return update
 
     def move(
@@ -358,20 +345,10 @@ class Layout:
         dict of str to array
             A new model, each array in its own dtype.
         """
-        moved = {}
-        for spec, part in zip(self.flat, self.blocks.split(direction), strict=True):
-            step = np.asarray(part.reshape(spec.shape) * np.float32(rate))
-            out = step if spec.dtype == step.dtype else None  # saves a temporary array
-            new = np.subtract(arrays[spec.name], step, out=out)
-            # Arithmetic of arrays without dimensions returns scalars.
-            array = np.asarray(new).astype(spec.dtype, copy=False)
-            old = arrays[spec.name]
-            stays = not is_finite(array) and not is_finite(old)
-            moved[spec.name] = old if stays else array
-        return {
-            spec.name: np.asarray((exact if spec.exact else moved)[spec.name])
-            for spec in self.specs
-        }
+        moving = Moving(self, arrays, rate)
+        for index, part in enumerate(self.blocks.split(direction)):
+            moving.move(Part(index, 0, part.size), part[None])
+        return moving.finish(exact)
 
     def pack_exact(self, arrays: Arrays) -> NDArray[np.uint8]:
         """Return the exact arrays' concatenated bytes, (exact_bytes,) uint8.
@@ -463,25 +440,82 @@ class Difference:
         names = [spec.name for spec in layout.flat]
         self._pairs = [(before[name].reshape(-1), after[name].reshape(-1)) for name in names]
 
-    def read(
-        self, index: int, part: slice, out: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]:
-        """Return a part of one array's update, by the array's index in `Layout.flat`.
-
-        It is written to `out` if that is given.
-        """
-        old, new = (array[part] for array in self._pairs[index])
-        update = np.empty(old.size, dtype=np.float32) if out is None else out
+    def read(self, part: Part, out: NDArray[np.float32]) -> None:
+        """Write a part of one array's update, whose block is its index in `Layout.flat`."""
+        old, new = (part.view(array) for array in self._pairs[part.block])
         precision = np.result_type(old.dtype, new.dtype, np.float32)
+        update = out.reshape(part.runs, part.length)
         with np.errstate(over="ignore", invalid="ignore"):  # callers reject it
             np.subtract(old, new, out=update, dtype=precision, casting="same_kind")
-        if not self._is_trained[index]:
-            update[:] = 0
-        return update
+        if not self._is_trained[part.block]:
+            out[:] = 0
 
     @cached_property
     def _is_trained(self) -> list[bool]:
         return [is_finite(old) for old, _ in self._pairs]
+
+
+class Moving:
+    """A model under construction: another one, moved part by part.
+
+    Different parts may be moved on several threads at once.
+
+    Parameters
+    ----------
+    layout : Layout
+        The model's layout.
+    before : mapping of str to array
+        The model that is moved.
+    rate : float
+        The step size δ, in x ← x − δ·direction.
+    """
+
+    def __init__(self, layout: Layout, before: Arrays, rate: float) -> None:
+        self._layout, self._before = layout, before
+        with np.errstate(over="ignore"):
+            self._rate = np.float32(rate)
+        self._old = [before[spec.name].reshape(-1) for spec in layout.flat]
+        self._new = [NewArray(spec.shape, spec.dtype) for spec in layout.flat]
+        self._doubtful = set[int]()
+
+    def move(self, part: Part, direction: NDArray[np.float32]) -> None:
+        """Move a part of an array of the flat vector.
+
+        Parameters
+        ----------
+        part : Part
+            The part.
+        direction : (runs, length) float32
+            The direction, pointing uphill.
+        """
+        old, new = part.view(self._old[part.block]), part.view(self._new[part.block].flat)
+        rows, columns = max(_CHUNK // max(part.length, 1), 1), min(part.length, _CHUNK)
+        starts = product(range(0, part.runs, rows), range(0, part.length, columns or 1))
+        with np.errstate(over="ignore", invalid="ignore"):
+            for row, column in starts:
+                chunk = slice(row, row + rows), slice(column, column + columns)
+                step = direction[chunk] if self._rate == 1 else direction[chunk] * self._rate
+                moved = np.subtract(old[chunk], step, out=new[chunk], casting="same_kind")
+                if not isfinite(moved.sum()):
+                    self._doubtful.add(part.block)
+
+    def finish(self, exact: Arrays) -> dict[str, NDArray[Any]]:
+        """Return the model, whose flat arrays must have been moved, with these exact arrays."""
+        moved = {}
+        for index, (spec, new) in enumerate(zip(self._layout.flat, self._new, strict=True)):
+            old = self._before[spec.name]
+            stays = index in self._doubtful and not is_finite(old)
+            moved[spec.name] = old if stays else new.finish()
+        return {
+            spec.name: np.asarray((exact if spec.exact else moved)[spec.name])
+            for spec in self._layout.specs
+        }
+
+    def first_spoiled(self, model: Arrays) -> str | None:
+        """Return the name of the first array of the finished model that became NaN or infinite."""
+        flat = {spec.name: index for index, spec in enumerate(self._layout.flat)}
+        names = [name for name in model if name not in flat or flat[name] in self._doubtful]
+        return first_spoiled(self._before, {name: model[name] for name in names})
 
 
 def matches(pattern: str, name: str) -> bool:
@@ -496,8 +530,22 @@ def is_same_model(model: Arrays, other: Arrays) -> bool:
     """Return whether two models have the same arrays, NaN for NaN."""
     return model is other or (
         model.keys() == other.keys()
-        and all(np.array_equal(array, other[name], equal_nan=True) for name, array in model.items())
+        and all(_is_same(array, other[name]) for name, array in model.items())
     )
+
+
+def _is_same(array: NDArray[Any], other: NDArray[Any]) -> bool:
+    # Views of one record's bytes need no comparison.
+    return array.__array_interface__ == other.__array_interface__ or np.array_equal(
+        array, other, equal_nan=True
+    )
+
+
+def is_finite(array: NDArray[Any]) -> bool:
+    """Return whether all entries of an array of floats are finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        # The sum nearly always shows it, in one pass.
+        return isfinite(array.sum()) or bool(np.isfinite(array).all())
 
 
 def first_spoiled(before: Arrays, after: Arrays, largest: float | None = None) -> str | None:
@@ -535,12 +583,6 @@ def _is_in_range(array: NDArray[Any], largest: float | None) -> NDArray[np.bool_
     is_finite = np.asarray(np.isfinite(array))
     # A float64, because float16 ends at 65504.
     return is_finite if largest is None else is_finite & (np.abs(array) <= np.float64(largest))
-
-
-def is_finite(array: NDArray[Any]) -> bool:
-    """Return whether all entries are finite; their sum, if it is finite, says so quickly."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return isfinite(array.sum()) or bool(np.isfinite(array).all())
 
 
 def _fill(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fedmedian.kernels.encoding import pack_noisy_signs
 from fedmedian.kernels.signs import PackedSigns, pack_signs
-from fedmedian.model.blocks import Blocks
+from fedmedian.model.blocks import Blocks, Part
 from fedmedian.rules.noise import Noise
 from fedmedian.rules.optimizers import State
 from fedmedian.wire.registry import Registry
@@ -27,14 +27,13 @@ from fedmedian.wire.scalars import Float32, WireError, WireScalar, parameters_of
 Memory = dict[str, State]
 """A client's memory between rounds: arrays by name, for each step by its name."""
 
-Read = Callable[[int, slice, Float32 | None], Float32]
-"""Returns a part of a block, by the block's index and a slice of it; may write it to an array."""
+Read = Callable[[Part, Float32], object]
+"""Writes a part of the update to an array, (n,) float32."""
 
 Make = Callable[[int, Float32], object]
 """Writes a block to an array, by the block's index."""
 
 _CHUNK = 1 << 14
-_PIECE = 1 << 20
 
 
 class UpdateError(ValueError):
@@ -51,9 +50,7 @@ class Draft:
     Parameters
     ----------
     update : (d,) float32 or callable
-        The update, which is overwritten, or a function that returns a part of one of its blocks, by
-        the block's index and a slice of it. It may use its third argument, an array or None, for
-        the part.
+        The update, which is overwritten, or a function that writes a part of it to an array.
     blocks : Blocks
         Its blocks.
     server_round : int
@@ -126,11 +123,15 @@ class Draft:
         self.blocks = self.blocks if blocks is None else blocks
 
     def reader(self) -> Read:
-        """Return a function that reads a part of a block; see the parameter `update`."""
+        """Return a function that reads a part of the update; see the parameter `update`."""
         if self._read is not None and self._noise is None:
             return self._read
-        parts = self.blocks.split(self.vector)
-        return lambda index, part, _: parts[index][part]
+        blocks = self.blocks.split(self.vector)
+
+        def read(part: Part, out: Float32) -> None:
+            out.reshape(part.runs, part.length)[:] = part.view(blocks[part.block])
+
+        return read
 
     def make_each(self, blocks: Blocks, make: Make) -> None:
         """Replace the update by blocks that are made when they are needed.
@@ -245,9 +246,7 @@ class Draft:
 
 def _from(read: Read) -> Make:
     def make(number: int, out: Float32) -> None:
-        for start in range(0, out.size, _PIECE):  # what is read may take memory of its own
-            piece = slice(start, start + _PIECE)
-            out[piece] = read(number, piece, out[piece])
+        read(Part(number, 0, out.size), out)
 
     return make
 

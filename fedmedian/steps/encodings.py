@@ -9,7 +9,7 @@ import numpy as np
 import scipy  # its subpackages load on first use
 from numpy.typing import NDArray
 
-from fedmedian.kernels.signs import packed_size
+from fedmedian.kernels.signs import packed_size, signs_within
 from fedmedian.model.blocks import Blocks
 from fedmedian.steps.base import (
     CLIENT_STEPS,
@@ -51,6 +51,18 @@ class Encoding(ClientStep):
             If the server cannot use the body.
         """
 
+    def cut(self, body: NDArray[Any], part: slice) -> NDArray[Any]:
+        """Return the part of a body for some coordinates, by default one entry for each.
+
+        Parameters
+        ----------
+        body : array
+            A body that has been checked.
+        part : slice
+            The coordinates, with a start and a stop.
+        """
+        return body[part]
+
     @classmethod
     def share(cls, reach: float) -> float:
         """Return a bound on the encoding's share of a Gaussian vector's Rényi divergence.
@@ -87,6 +99,10 @@ class Signs(Encoding):
     def check_body(self, body: NDArray[Any], blocks: Blocks) -> None:
         """Require ⌈d/8⌉ bytes; see `Encoding.check_body`."""
         require_vector("signs", body, packed_size(blocks.dim), np.uint8)
+
+    def cut(self, body: NDArray[Any], part: slice) -> NDArray[Any]:
+        """Return the packed signs of the part; see `Encoding.cut`."""
+        return signs_within(body, part)
 
     @classmethod
     def share(cls, reach: float) -> float:

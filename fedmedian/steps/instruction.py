@@ -1,7 +1,7 @@
 """The server's instruction to the clients of a round, and how a client follows it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,7 +12,7 @@ import numpy as np
 
 from fedmedian.checks import require_result
 from fedmedian.logs import cut, shown, warned_of
-from fedmedian.model.blocks import Blocks
+from fedmedian.model.blocks import Blocks, Part
 from fedmedian.model.layout import Arrays, Layout, is_finite
 from fedmedian.steps.base import (
     CLIENT_STEPS,
@@ -28,6 +28,7 @@ from fedmedian.steps.downlink import keys_in
 from fedmedian.steps.encodings import Encoding
 from fedmedian.steps.noise import AddNoise, Measure
 from fedmedian.steps.payload import Payload
+from fedmedian.steps.rotation import Rotation
 from fedmedian.wire.scalars import (
     PREFIX,
     WIRE_VERSION,
@@ -50,11 +51,8 @@ LONGEST_SEED = 4300
 class Update(Protocol):
     """An update that is computed part by part, such as `fedmedian.model.layout.Difference`."""
 
-    def read(self, index: int, part: slice, out: Float32 | None) -> Float32:
-        """Return a part of one array's update, by the array's index in `Layout.flat`.
-
-        It may be written to `out`.
-        """
+    def read(self, part: Part, out: Float32) -> None:
+        """Write a part of one array's update, whose block is its index in `Layout.flat`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +156,39 @@ class Instruction:
             if undone is not direction or undone.shape != (blocks.dim,):
                 direction = require_result(step, undone, blocks.dim)
         return direction
+
+    def undoes_blocks(self, layout: Layout) -> bool:
+        """Return whether `undo_block` undoes all steps: at most a rotation is to be undone."""
+        rotation = self.find(Rotation)
+        rest = (step for step in self.steps if step is not rotation)
+        blocks = layout.blocks if rotation is None else rotation.blocks(layout.blocks)
+        return self.blocks(layout) == blocks and all(
+            type(step).undo is ClientStep.undo for step in rest
+        )
+
+    def undo_block(
+        self, number: int, block: Float32, layout: Layout
+    ) -> Iterable[tuple[Part, Float32]]:
+        """Turn a block of the aggregate into parts of a direction for the model.
+
+        Parameters
+        ----------
+        number : int
+            The index of the block in `blocks`.
+        block : (n,) float32
+            The aggregate there, which may be overwritten.
+        layout : Layout
+            The model's layout.
+
+        Returns
+        -------
+        iterable of Part, (runs, length) float32
+            A part of an array of the flat vector, and the direction there.
+        """
+        rotation = self.find(Rotation)
+        if rotation is None:
+            return [(Part(number, 0, block.size), block[None])]
+        return rotation.undo_block(number, block, layout.blocks)
 
     def encode(self) -> dict[str, WireScalar]:
         """Return the instruction as flat scalars, ready for a ConfigRecord or FitIns.config."""
@@ -350,16 +381,20 @@ def _prepared_within(
 def _finite(layout: Layout, update: Float32 | Update) -> Float32 | Read:
     """Return an update that raises `UpdateError` instead of being NaN or infinite."""
     if not isinstance(update, np.ndarray):
-        return lambda index, *place: _require_finite(layout, index, update.read(index, *place))
-    for index, part in enumerate(layout.blocks.split(update)):
-        _require_finite(layout, index, part)
+
+        def read(part: Part, out: Float32) -> None:
+            update.read(part, out)
+            _require_finite(layout, part.block, out)
+
+        return read
+    for index, block in enumerate(layout.blocks.split(update)):
+        _require_finite(layout, index, block)
     return update
 
 
-def _require_finite(layout: Layout, index: int, part: Float32) -> Float32:
+def _require_finite(layout: Layout, index: int, part: Float32) -> None:
     if not is_finite(part):
         raise UpdateError(f"update of array {layout.flat[index].name!r} holds NaN or infinity")
-    return part
 
 
 @lru_cache(maxsize=8)  # each of a round's replies asks

@@ -29,6 +29,7 @@ from fedmedian.aggregators.diagnostics import (
     describe_median,
     describe_votes,
     excess_of_signs,
+    report_of,
 )
 
 GAUSSIAN = Gaussian()
@@ -125,8 +126,8 @@ class TestMeanGap:
     def test_values_at_the_end_of_float32s_range_are_described_without_a_warning(self):
         rows, gap = np.float32([[3e38, -3e38], [3e38, 1.0], [3e38, 3e38]]), MeanGap()
         gap.add(rows[1], list(rows))
-        report = describe_median(rows[1], gap, [], 3, np.ones(1), Blocks((2,)), GAUSSIAN)
-        assert report["median-mean-gap"] > 0
+        seen = describe_median(rows[1], gap, [], 3, np.ones(1), Blocks((2,)), GAUSSIAN)
+        assert report_of([seen])["median-mean-gap"] > 0
 
     @given(
         rows=hnp.arrays(
@@ -482,11 +483,11 @@ class TestSignalToNoisePerBlock:
         gap.add(votes, rows)
         blocks, weights = Blocks(self.SIZES), np.full((8, 2), 1 / 8)
         excess = [excess_of_signs(rows, np.full(8, 1 / 8))]
-        for report in (
+        for seen in (
             describe_votes(votes, weights, blocks, GAUSSIAN),
             describe_median(votes, gap, excess, 8, np.ones(2), blocks, GAUSSIAN),
         ):
-            for value in report.values():
+            for value in report_of([seen]).values():
                 for number in value if isinstance(value, list) else [value]:
                     assert type(number) is float
 
