@@ -9,7 +9,8 @@ from math import inf
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, Message, RecordDict
-from flwr.common import Parameters, ndarrays_to_parameters
+from flwr.common import Parameters
+from flwr.common.constant import SType
 from flwr.supercore.inflatable.inflatable_object import InflatableObject, no_object_id_recompute
 from numpy.typing import NDArray
 
@@ -36,7 +37,7 @@ def to_record(arrays: Arrays) -> ArrayRecord:
     """Return a record of named arrays."""
     return ArrayRecord(
         {
-            name: Array(str(array.dtype), array.shape, "numpy.ndarray", write_npy(array))
+            name: Array(str(array.dtype), array.shape, SType.NUMPY, write_npy(array))
             for name, array in arrays.items()
         }
     )
@@ -57,7 +58,7 @@ def parameters_to_arrays(parameters: Parameters, most: float = inf) -> Arrays:
 
 def arrays_to_parameters(arrays: Arrays) -> Parameters:
     """Return arrays as the older API's Parameters."""
-    return ndarrays_to_parameters(list(arrays.values()))
+    return Parameters([write_npy(array) for array in arrays.values()], SType.NUMPY)
 
 
 def _read(name: str, data: bytes) -> NDArray[Any]:

@@ -1,5 +1,7 @@
 """Arrays as bytes of ``.npy`` files, the format in Flower's records."""
 
+import ctypes
+import sys
 from functools import lru_cache
 from io import BytesIO
 from math import prod
@@ -13,6 +15,8 @@ from fedmedian.wire.scalars import WireError
 
 _LONGEST_HEADER = 10_000
 """numpy's own limit, in bytes."""
+
+_HUGE, _PAGE, _MADV_HUGEPAGE = 1 << 22, 1 << 12, 14
 
 
 def read_npy(data: bytes) -> NDArray[Any]:
@@ -49,6 +53,8 @@ def read_npy(data: bytes) -> NDArray[Any]:
 def write_npy(array: NDArray[Any]) -> bytes:
     """Return an array as bytes of an ``.npy`` file with one copy; ``numpy.save`` makes two.
 
+    An array that `read_npy` or `NewArray.finish` has returned is not copied.
+
     Parameters
     ----------
     array : array
@@ -59,9 +65,84 @@ def write_npy(array: NDArray[Any]) -> bytes:
     bytes
         Input for `read_npy`.
     """
-    array, header = np.asarray(array, order="C"), BytesIO()
-    npy.write_array_header_1_0(header, npy.header_data_from_array_1_0(array))
-    return b"".join((header.getvalue(), array.data))
+    array = np.asarray(array, order="C")
+    file = _file_of(array)
+    return b"".join((_header(array.shape, array.dtype), array.data)) if file is None else file
+
+
+class NewArray:
+    """An array under construction, in the bytes of the ``.npy`` file that it will be sent as.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Its shape.
+    dtype : numpy.dtype
+        Its dtype.
+
+    Attributes
+    ----------
+    flat : (n,) array
+        Its entries, to be written to.
+
+    Examples
+    --------
+    >>> new = NewArray((2,), np.dtype(np.float32))
+    >>> new.flat[:] = 1
+    >>> array = new.finish()
+    >>> write_npy(array) is write_npy(array)
+    True
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        header, size = _header(shape, dtype), prod(shape)
+        # Zeros take no memory before they are written to.
+        self._file = BytesIO(bytes(len(header) + size * dtype.itemsize))
+        self._file.write(header)
+        self.flat: NDArray[Any] = np.frombuffer(
+            self._file.getbuffer(), dtype, count=size, offset=len(header)
+        )
+        if self.flat.nbytes >= _HUGE:
+            _use_huge_pages(self.flat)
+
+    def finish(self) -> NDArray[Any]:
+        """Return the array, read-only; `flat` is gone."""
+        del self.flat
+        # Without a copy, as the memory has no other user.
+        return read_npy(self._file.getvalue())
+
+
+def _use_huge_pages(array: NDArray[Any]) -> None:
+    """Ask Linux for huge pages, as NumPy does for its arrays of this size.
+
+    Writing to new memory in pages of 4 KiB takes three times as long.
+    """
+    if sys.platform == "linux":
+        start = -(-array.ctypes.data // _PAGE) * _PAGE
+        length = array.ctypes.data + array.nbytes - start
+        advise = ctypes.CDLL(None).madvise
+        advise(ctypes.c_void_p(start), ctypes.c_size_t(length), _MADV_HUGEPAGE)
+
+
+def _header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+    header, shown = BytesIO(), npy.dtype_to_descr(dtype)
+    npy.write_array_header_1_0(header, {"descr": shown, "fortran_order": False, "shape": shape})
+    return header.getvalue()
+
+
+def _file_of(array: NDArray[Any]) -> bytes | None:
+    """Return the bytes of the ``.npy`` file that an array is all of, if there are any."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if type(owner) is not bytes:
+        return None
+    try:
+        held = read_npy(owner)
+    except WireError:  # other bytes
+        return None
+    is_same = held.__array_interface__ == array.__array_interface__
+    return owner if is_same else None
 
 
 def _parse_npy(data: bytes) -> NDArray[Any]:

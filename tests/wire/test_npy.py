@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedmedian.wire.npy import read_npy, write_npy
+from fedmedian.wire.npy import NewArray, read_npy, write_npy
 from fedmedian.wire.scalars import WireError
 
 
@@ -166,3 +166,27 @@ class TestReadNpy:
             return
         assert not array.dtype.hasobject
         assert array.nbytes <= len(file)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 4), (2, 3, 1 << 18)], ids=str)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.dtype(">f8")], ids=str)
+def test_a_new_array_is_written_in_the_bytes_that_it_is_sent_as(shape, dtype):
+    new, values = NewArray(shape, np.dtype(dtype)), (np.arange(np.prod(shape)) % 9).astype(dtype)
+    new.flat[:] = values
+    array = new.finish()
+    np.testing.assert_array_equal(array, values.reshape(shape))
+    assert not array.flags.writeable
+    assert write_npy(array) == saved(values.reshape(shape))
+
+
+def test_an_array_that_is_all_of_a_file_is_written_without_a_copy():
+    new = NewArray((3, 4), np.dtype(np.float32))
+    new.flat[:] = 1
+    array = new.finish()
+    file = write_npy(array)
+    assert write_npy(read_npy(file)) is file
+    for other in (array[1:], array.T, array.view(np.int32), array.reshape(4, 3)):
+        assert write_npy(other) == saved(other.copy(order="C"))
+    assert write_npy(np.frombuffer(b"12345678", np.float32)) == saved(
+        np.frombuffer(b"12345678", np.float32)
+    )
