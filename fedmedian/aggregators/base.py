@@ -62,8 +62,13 @@ class Answers:
     counts : (d,) integers, optional
         How many clients voted +1, where the server knows nothing but the sum. Then there are no
         bodies.
+    seen : list of Seen, optional
+        Receives the measurements in place of the report, where these are the answers in some of a
+        round's blocks.
     stride : int, optional
-        The stride of samples of coordinates for the report; by default what suits the blocks.
+        The stride of the report's sample of coordinates. By default `sample_stride`.
+    out : (d,) float32, optional
+        Where the direction may be written, to use memory again.
     """
 
     bodies: Sequence[NDArray[Any]]
@@ -78,6 +83,7 @@ class Answers:
     counts: NDArray[np.integer[Any]] | None = None
     seen: list[Seen] | None = field(default=None, compare=False)
     stride: int = 0
+    out: Float32 | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not self.stride:
@@ -93,7 +99,7 @@ class Answers:
         elif self.report is not None:
             self.report.update(report_of([seen]))
 
-    def within(self, blocks: range, encoding: Encoding) -> Self:
+    def within(self, blocks: range, encoding: Encoding, out: Float32) -> Self:
         """Return the answers in some consecutive blocks, whose measurements are `seen`.
 
         Parameters
@@ -102,6 +108,8 @@ class Answers:
             The indices of the blocks.
         encoding : Encoding
             The encoding of the bodies.
+        out : (n,) float32
+            Memory for at least as many coordinates.
         """
         own = slice(blocks.start, blocks.stop)
         ends = (0, *self.blocks.ends.tolist())
@@ -114,6 +122,7 @@ class Answers:
             magnitudes=None if self.magnitudes is None else self.magnitudes[:, own],
             counts=None if self.counts is None else self.counts[part],
             seen=None if self.report is None else [],
+            out=out[: part.stop - part.start],
         )
 
     @property
@@ -213,8 +222,8 @@ class Aggregator(ABC):
     def is_separable(self, answers: Answers) -> bool:
         """Return whether the direction of each block depends on that block's answers alone.
 
-        Then `direction` may be called for some blocks at a time, on several threads at once, and
-        must not use `rng`. By default False.
+        Then `direction` may be called for some blocks at a time, on several threads at once. It
+        must not use `rng`, and report through `Answers.note` alone. By default False.
         """
         return False
 
@@ -298,7 +307,7 @@ def coordinatewise(
         The centers.
     """
     blocks, is_reported = answers.blocks, answers.report is not None
-    direction = np.empty(blocks.dim, dtype=np.float32)
+    direction = np.empty(blocks.dim, np.float32) if answers.out is None else answers.out
     gap, excess, stride = MeanGap(), [], answers.stride
     for part, rows in answers.parts(rng):
         direction[part] = center(part, rows)

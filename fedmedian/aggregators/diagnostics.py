@@ -13,7 +13,7 @@ from fedmedian.rules.noise import Noise, mean_per_vote
 
 Float32 = NDArray[np.float32]
 
-_CHUNK = 1 << 14
+_CHUNK = 1 << 16
 
 _ROUNDING = 1e-5
 """The share of the votes' energy below which noise may be float32 rounding."""

@@ -94,10 +94,10 @@ class Ballot:
             return weights
         return weights * mean_per_vote(self.noise) * self.scales
 
-    def sum(self, weights: Weights) -> Float32:
+    def sum(self, weights: Weights, out: Float32 | None = None) -> Float32:
         """Return the sum of the votes times weights for each block, (M, L), as (d,) float32."""
         if self.counts is None:
-            return weighted_votes(self.packed, self.blocks.sizes, weights)
+            return weighted_votes(self.packed, self.blocks.sizes, weights, out)
         # All clients have the weight of the first.
         total = self.counts.astype(np.float32)
         total *= 2
@@ -171,7 +171,7 @@ class VoteAggregator(Aggregator):
         """Return the decoded sums; see `Aggregator.direction`."""
         ballot = Ballot.of(answers)
         weights = self.weights(ballot)
-        votes = ballot.sum(weights)
+        votes = ballot.sum(weights, answers.out)
         if answers.report is not None:
             answers.note(
                 describe_votes(

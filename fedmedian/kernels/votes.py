@@ -20,7 +20,10 @@ from fedmedian.kernels.signs import ONES_OF_BYTE, SIGNS_OF_BYTE, PackedSigns, re
 
 # A chunk of votes, the adders' scratch and the results fit the L2 cache.
 _CHUNK_BYTES = 1 << 17
-_WEIGHTED_CHUNK_BYTES = 1 << 13
+_WEIGHTED_CHUNK_BYTES = 1 << 14
+_COMPARED_CHUNK_BYTES = 1 << 15
+_count_ones = getattr(np, "bitwise_count", ONES_OF_BYTE.take)  # NumPy 2 has it
+
 # More votes are counted in groups: a longer program would take longer to build than to run.
 _GROUP = 1024
 
@@ -47,7 +50,7 @@ def count_votes(packed_vectors: Sequence[PackedSigns], dim: int) -> NDArray[np.i
     """
     require_packed(packed_vectors, dim)
     counts = np.empty(dim, dtype=np.int32)
-    counter = _Counter(len(packed_vectors))
+    counter = _Counter(len(packed_vectors), _CHUNK_BYTES)
     for chunk in _chunks(0, dim, _CHUNK_BYTES):
         counts[chunk.coordinates] = counter.count(packed_vectors, chunk)
     return counts
@@ -77,7 +80,7 @@ def majority_vote(packed_vectors: Sequence[PackedSigns], dim: int) -> NDArray[np
     """
     require_packed(packed_vectors, dim)
     majority = np.empty(dim, dtype=np.int8)
-    for chunk, bits in _majorities(packed_vectors, dim):
+    for chunk, bits in _majorities(packed_vectors, dim, _CHUNK_BYTES):
         least, most = (np.unpackbits(one).view(np.int8) for one in bits)
         least += most
         np.subtract(least[chunk.inside], 1, out=majority[chunk.coordinates])
@@ -108,15 +111,18 @@ def count_against_majority(
     """
     require_packed(packed_vectors, values.size)
     opposite = 0
-    for chunk, (least, most) in _majorities(packed_vectors, values.size):
+    for chunk, (least, most) in _majorities(packed_vectors, values.size, _COMPARED_CHUNK_BYTES):
         own = values[chunk.coordinates]
         against = (most & np.packbits(own < 0)) | (~least & np.packbits(own > 0))
-        opposite += int(ONES_OF_BYTE[against].sum())
+        opposite += int(_count_ones(against).sum())
     return opposite
 
 
 def weighted_votes(
-    packed_vectors: Sequence[PackedSigns], sizes: Sequence[int], weights: NDArray[np.float64]
+    packed_vectors: Sequence[PackedSigns],
+    sizes: Sequence[int],
+    weights: NDArray[np.float64],
+    out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """Return the weighted sum of the clients' signs, with one weight per client and block.
 
@@ -128,6 +134,8 @@ def weighted_votes(
         The number of coordinates of each block, in order; they add up to d.
     weights : (M, L) float64
         The weight of each client's votes on each block, finite and >= 0.
+    out : (d,) float32, optional
+        Where the result goes.
 
     Returns
     -------
@@ -141,7 +149,7 @@ def weighted_votes(
     """
     dim = sum(sizes)
     require_packed(packed_vectors, dim)
-    votes = np.empty(dim, dtype=np.float32)
+    votes = np.empty(dim, dtype=np.float32) if out is None else out
     ends = np.cumsum(sizes, dtype=np.int64).tolist()
     largest = weights.max(axis=0)
     shares = np.divide(weights, largest, out=np.ones_like(weights), where=largest > 0)
@@ -248,18 +256,18 @@ def _chunks(start: int, end: int, num_bytes: int) -> Iterator[_Chunk]:
 
 
 def _majorities(
-    packed_vectors: Sequence[PackedSigns], dim: int
+    packed_vectors: Sequence[PackedSigns], dim: int, num_bytes: int
 ) -> Iterator[tuple[_Chunk, tuple[PackedSigns, PackedSigns]]]:
     """Yield, chunk by chunk, where at least half and where more than half of the votes are +1."""
     num_votes = len(packed_vectors)
     if num_votes > _GROUP:
-        counter = _Counter(num_votes)
-        for chunk in _chunks(0, dim, _CHUNK_BYTES):
+        counter = _Counter(num_votes, num_bytes)
+        for chunk in _chunks(0, dim, num_bytes):
             counts = 2 * counter.count(packed_vectors, chunk)
             yield chunk, (np.packbits(counts >= num_votes), np.packbits(counts > num_votes))
         return
-    adder = _Adder(majority_program(num_votes))
-    for chunk in _chunks(0, dim, _CHUNK_BYTES):
+    adder = _Adder(majority_program(num_votes), num_bytes)
+    for chunk in _chunks(0, dim, num_bytes):
         bits = adder.run(packed_vectors, chunk)
         yield chunk, (bits[0], bits[-1])
 
@@ -267,9 +275,9 @@ def _majorities(
 class _Adder:
     """A program with its scratch rows."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, num_bytes: int) -> None:
         self._program = program
-        self._scratch = np.empty((program.num_scratch, _CHUNK_BYTES), dtype=np.uint8)
+        self._scratch = np.empty((program.num_scratch, num_bytes), dtype=np.uint8)
 
     def run(self, packed_vectors: Sequence[PackedSigns], chunk: _Chunk) -> list[PackedSigns]:
         rows = [packed[chunk.packed] for packed in packed_vectors]
@@ -279,9 +287,9 @@ class _Adder:
 class _Counter:
     """Counts a fixed number of votes, group by group."""
 
-    def __init__(self, num_votes: int) -> None:
+    def __init__(self, num_votes: int, num_bytes: int) -> None:
         sizes = {min(_GROUP, num_votes - start) for start in range(0, num_votes, _GROUP)}
-        self._adders = {size: _Adder(counting_program(size)) for size in sizes}
+        self._adders = {size: _Adder(counting_program(size), num_bytes) for size in sizes}
 
     def count(self, packed_vectors: Sequence[PackedSigns], chunk: _Chunk) -> NDArray[Any]:
         """Return the number of positive votes for each of a chunk's coordinates."""
@@ -328,7 +336,7 @@ def _sum_equal(
 ) -> None:
     """Write the sums of signs without weights."""
     num_votes = len(packed_vectors)
-    counter = _Counter(num_votes)
+    counter = _Counter(num_votes, _CHUNK_BYTES)
     for chunk in _chunks(start, end, _CHUNK_BYTES):
         out = votes[chunk.coordinates]
         np.multiply(counter.count(packed_vectors, chunk), np.float32(2), out=out)
@@ -355,7 +363,7 @@ def _sum_weighted(
         into = sums  # the first client's
         for packed, weight in zip(packed_vectors, weights.astype(np.float32), strict=True):
             np.multiply(SIGNS_OF_BYTE, weight, out=table)
-            np.take(table, packed[chunk.packed], axis=0, out=into, mode="clip")
+            table.take(packed[chunk.packed], axis=0, out=into, mode="clip")
             if into is not sums:
                 sums += into
             into = summand[:num_bytes]

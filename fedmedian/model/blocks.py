@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,3 +63,48 @@ class Blocks:
     def repeat_within(self, part: slice, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return one value per block, (L,), for each coordinate in a part of the flat vector."""
         return np.repeat(values, self.sizes_within(part))
+
+
+class Part(NamedTuple):
+    """Some entries of one block: runs of one length, at equal distances.
+
+    Parameters
+    ----------
+    block : int
+        The index of the block.
+    first : int
+        The first entry.
+    length : int
+        The length of a run.
+    runs : int (default: 1)
+        The number of runs.
+    stride : int (default: 0)
+        The distance between the beginnings of two runs.
+
+    Examples
+    --------
+    >>> Part(0, 1, 2, 3, 4).view(np.arange(12)).tolist()
+    [[1, 2], [5, 6], [9, 10]]
+    """
+
+    block: int
+    first: int
+    length: int
+    runs: int = 1
+    stride: int = 0
+
+    @property
+    def size(self) -> int:
+        """The number of entries."""
+        return self.length * self.runs
+
+    def view(self, flat: NDArray[Any]) -> NDArray[Any]:
+        """Return the entries in a flat block as a view, (runs, length)."""
+        width = flat.itemsize
+        return np.ndarray(
+            (self.runs, self.length),
+            flat.dtype,
+            flat,
+            offset=self.first * width,
+            strides=(self.stride * width, width),
+        )

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
+from itertools import product
 from math import isfinite, prod
 from typing import Any
 
@@ -12,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.logs import shown
-from fedmedian.model.blocks import Blocks
+from fedmedian.model.blocks import Blocks, Part
 from fedmedian.rules.trust import clip_two
+from fedmedian.wire.npy import NewArray
 from fedmedian.wire.scalars import LARGEST, WireError, require_vector
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -25,6 +27,8 @@ RUNNING_STATISTICS = ("*running_mean", "*running_var", "*num_batches_tracked")
 
 _SCIKIT_LEARN = re.compile(r"coef|intercept|^\d+$")
 """Names that the arrays of a scikit-learn linear model may have: attributes or positions."""
+
+_CHUNK = 1 << 16
 
 _REAL = "biuf"
 """The kinds of dtypes that a model's arrays may have: booleans, integers, real numbers."""
@@ -247,22 +251,6 @@ class Layout:
                 found.append((first, *equal))
         return tuple(found)
 
-    def average_tied(self, direction: NDArray[np.float32], groups: Iterable[Sequence[int]]) -> None:
-        """Replace the directions of tied arrays by their mean.
-
-        Parameters
-        ----------
-        direction : (d,) float32
-            The direction, changed in place.
-        groups : iterable of sequence of int
-            The groups of tied arrays; see `tied`.
-        """
-        parts = list(self.blocks.split(direction))
-        for group in groups:
-            mean = np.mean([parts[index] for index in group], axis=0, dtype=np.float32)
-            for index in group:
-                parts[index][:] = mean
-
     def own_names(self, arrays: Arrays, *, unnamed: bool = False) -> list[str]:
         """Return the names that a client gives to the model's arrays, in the model's order.
 
@@ -357,7 +345,7 @@ class Layout:
                 old, new = before[spec.name], after[spec.name]
                 precision = np.result_type(old.dtype, new.dtype, np.float32)
                 part[:] = np.subtract(old, new, dtype=precision).reshape(-1)
-                if not _is_surely_finite(part) and not np.isfinite(old).all():
+                if not is_finite(part) and not is_finite(old):
                     part[:] = 0
         return update
 
@@ -384,20 +372,10 @@ class Layout:
         dict of str to array
             A new model, each array in its own dtype.
         """
-        moved = {}
-        for spec, part in zip(self.flat, self.blocks.split(direction), strict=True):
-            step = np.asarray(part.reshape(spec.shape) * np.float32(rate))
-            out = step if spec.dtype == step.dtype else None  # saves a temporary array
-            new = np.subtract(arrays[spec.name], step, out=out)
-            # Arithmetic of arrays without dimensions returns scalars.
-            array = np.asarray(new).astype(spec.dtype, copy=False)
-            old = arrays[spec.name]
-            stays = not _is_surely_finite(array) and not np.isfinite(old).all()
-            moved[spec.name] = old if stays else array
-        return {
-            spec.name: np.asarray((exact if spec.exact else moved)[spec.name])
-            for spec in self.specs
-        }
+        moving = Moving(self, arrays, rate)
+        for index, part in enumerate(self.blocks.split(direction)):
+            moving.move(Part(index, 0, part.size), part[None])
+        return moving.finish(exact)
 
     def pack_exact(self, arrays: Arrays) -> NDArray[np.uint8]:
         """Return the exact arrays' concatenated bytes, (exact_bytes,) uint8.
@@ -464,6 +442,69 @@ class Layout:
             yield spec, np.stack([client[spec.name] for client in clients])
 
 
+class Moving:
+    """A model under construction: another one, moved part by part.
+
+    Different parts may be moved on several threads at once.
+
+    Parameters
+    ----------
+    layout : Layout
+        The model's layout.
+    before : mapping of str to array
+        The model that is moved.
+    rate : float
+        The step size δ, in x ← x − δ·direction.
+    """
+
+    def __init__(self, layout: Layout, before: Arrays, rate: float) -> None:
+        self._layout, self._before = layout, before
+        with np.errstate(over="ignore"):
+            self._rate = np.float32(rate)
+        self._old = [before[spec.name].reshape(-1) for spec in layout.flat]
+        self._new = [NewArray(spec.shape, spec.dtype) for spec in layout.flat]
+        self._doubtful = set[int]()
+
+    def move(self, part: Part, direction: NDArray[np.float32]) -> None:
+        """Move a part of an array of the flat vector.
+
+        Parameters
+        ----------
+        part : Part
+            The part.
+        direction : (runs, length) float32
+            The direction, pointing uphill.
+        """
+        old, new = part.view(self._old[part.block]), part.view(self._new[part.block].flat)
+        rows, columns = max(_CHUNK // max(part.length, 1), 1), min(part.length, _CHUNK)
+        starts = product(range(0, part.runs, rows), range(0, part.length, columns or 1))
+        with np.errstate(over="ignore", invalid="ignore"):
+            for row, column in starts:
+                chunk = slice(row, row + rows), slice(column, column + columns)
+                step = direction[chunk] if self._rate == 1 else direction[chunk] * self._rate
+                moved = np.subtract(old[chunk], step, out=new[chunk], casting="same_kind")
+                if not isfinite(moved.sum()):
+                    self._doubtful.add(part.block)
+
+    def finish(self, exact: Arrays) -> dict[str, NDArray[Any]]:
+        """Return the model, whose flat arrays must have been moved, with these exact arrays."""
+        moved = {}
+        for index, (spec, new) in enumerate(zip(self._layout.flat, self._new, strict=True)):
+            old = self._before[spec.name]
+            stays = index in self._doubtful and not is_finite(old)
+            moved[spec.name] = old if stays else new.finish()
+        return {
+            spec.name: np.asarray((exact if spec.exact else moved)[spec.name])
+            for spec in self._layout.specs
+        }
+
+    def first_spoiled(self, model: Arrays) -> str | None:
+        """Return the name of the first array of the finished model that became NaN or infinite."""
+        flat = {spec.name: index for index, spec in enumerate(self._layout.flat)}
+        names = [name for name in model if name not in flat or flat[name] in self._doubtful]
+        return first_spoiled(self._before, {name: model[name] for name in names})
+
+
 def matches(pattern: str, name: str) -> bool:
     """Return whether a shell-style pattern matches a name.
 
@@ -476,8 +517,22 @@ def is_same_model(model: Arrays, other: Arrays) -> bool:
     """Return whether two models have the same arrays, NaN for NaN."""
     return model is other or (
         model.keys() == other.keys()
-        and all(np.array_equal(array, other[name], equal_nan=True) for name, array in model.items())
+        and all(_is_same(array, other[name]) for name, array in model.items())
     )
+
+
+def _is_same(array: NDArray[Any], other: NDArray[Any]) -> bool:
+    # Views of one record's bytes need no comparison.
+    return array.__array_interface__ == other.__array_interface__ or np.array_equal(
+        array, other, equal_nan=True
+    )
+
+
+def is_finite(array: NDArray[Any]) -> bool:
+    """Return whether all entries of an array of floats are finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        # The sum nearly always shows it, in one pass.
+        return isfinite(array.sum()) or bool(np.isfinite(array).all())
 
 
 def first_spoiled(before: Arrays, after: Arrays, largest: float | None = None) -> str | None:
@@ -516,12 +571,6 @@ def _is_in_range(array: NDArray[Any], largest: float | None) -> NDArray[np.bool_
     if largest is None or largest > float(np.finfo(array.dtype).max):
         return is_finite
     return np.asarray(is_finite & (np.abs(array) <= largest))
-
-
-def _is_surely_finite(array: NDArray[Any]) -> bool:
-    """Return whether all entries are known to be finite from their sum, a quick test."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return isfinite(array.sum())
 
 
 def _fill(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.checks import require_integer
-from fedmedian.model.layout import Arrays, Layout, first_spoiled
+from fedmedian.model.layout import Arrays, Layout, first_spoiled, is_finite
 from fedmedian.randomness import downlink_seed
 from fedmedian.steps.downlink import CatchUp, CodedStep, fingerprint, moved, whole
 from fedmedian.steps.tied import are_equal
@@ -172,7 +172,7 @@ class Held:
 
 def _is_stuck(held: Arrays, target: Arrays, layout: Layout) -> bool:
     """Return whether the models differ in an array that is not finite: no step moves it."""
-    names = [spec.name for spec in layout.flat if not np.isfinite(held[spec.name]).all()]
+    names = [spec.name for spec in layout.flat if not is_finite(held[spec.name])]
     return not all(np.array_equal(held[name], target[name], equal_nan=True) for name in names)
 
 

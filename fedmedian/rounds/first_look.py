@@ -2,9 +2,7 @@
 
 from collections.abc import Iterator
 
-import numpy as np
-
-from fedmedian.model.layout import RUNNING_STATISTICS, matches
+from fedmedian.model.layout import RUNNING_STATISTICS, is_finite, matches
 from fedmedian.rounds.recipe import Question
 
 
@@ -30,7 +28,7 @@ def doubts(first: Question, exact: tuple[str, ...]) -> Iterator[str]:
             brackets = "; write [[] for a bracket in a pattern" if "[" in pattern else ""
             yield f"exact: {pattern!r} matches no array of the model{brackets}; there are {names}"
     flat = [spec.name for spec in first.layout.flat]
-    if spoiled := [name for name in flat if not np.isfinite(first.model[name]).all()]:
+    if spoiled := [name for name in flat if not is_finite(first.model[name])]:
         yield (
             "arrays that hold NaN or infinity are not trained and stay as they are; leave them out "
             f"of the model, or match them in exact so that clients' values count: {spoiled}"

@@ -28,6 +28,7 @@ class RunOptions:
     max_failed_rounds: int | None = 3
     checkpoint: Checkpoint | None = None
     privacy_budget: PrivacyBudget | None = None
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         for rule in require_sequence("cohort_rules", self.cohort_rules, "callables"):
@@ -43,3 +44,5 @@ class RunOptions:
         if self.privacy_budget is not None:
             wanted = "a PrivacyBudget, or None"
             require_type("privacy_budget", self.privacy_budget, PrivacyBudget, wanted)
+        if self.threads is not None:
+            require_integer("threads", self.threads, low=1)

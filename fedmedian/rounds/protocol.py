@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from fedmedian.aggregators.diagnostics import Report
+from fedmedian.kernels.threads import usual_threads
 from fedmedian.logs import warn
 from fedmedian.model.layout import Arrays, Layout, is_same_model
 from fedmedian.privacy.accounting import Mechanism
@@ -22,7 +23,7 @@ from fedmedian.rounds.journal import Journal
 from fedmedian.rounds.ledger import Ledger
 from fedmedian.rounds.metrics import with_usual_metrics
 from fedmedian.rounds.options import RunOptions
-from fedmedian.rounds.recipe import NoStepError, Question, Recipe, ServerStep
+from fedmedian.rounds.recipe import Model, NoStepError, Question, Recipe
 from fedmedian.rounds.roster import Hearing, Received, Roster
 from fedmedian.rounds.screening import (
     Answer,
@@ -375,9 +376,8 @@ class RoundProtocol:
                 report["replies-accepted"] = len(kept)
                 if self._ledger is not None:
                     self._ledger.settle(question, len(kept))
-            step, state, measured = self._step(question, kept, total)
+            model, state, measured = self._step(question, kept, total)
             report |= measured
-            model = question.move(step)
             self._models.replace(question.model, model, state)
         except NoStepError as error:
             reason = str(error)
@@ -396,12 +396,15 @@ class RoundProtocol:
 
     def _step(
         self, question: Question, answers: list[Answer[Any]], total: VoteCounts | None
-    ) -> tuple[ServerStep, RunState, Report]:
-        least, diagnostics = self.options.min_replies, self.options.diagnostics
+    ) -> tuple[Model, RunState, Report]:
+        least = self.options.min_replies
         if len(answers) < least:
             raise NoStepError(f"{len(answers)} usable replies, min_replies is {least}")
         return self.recipe.step(
-            question, answers, question.state, diagnostics=diagnostics, total=total
+            *(question, answers, question.state),
+            diagnostics=self.options.diagnostics,
+            total=total,
+            threads=self.options.threads or usual_threads(),
         )
 
     def end(

@@ -20,10 +20,11 @@ from fedmedian.checks import (
     require_result,
     require_type,
 )
-from fedmedian.model.blocks import Blocks
-from fedmedian.model.layout import RUNNING_STATISTICS, Arrays, Layout, first_spoiled
+from fedmedian.model.blocks import Blocks, Part
+from fedmedian.model.layout import RUNNING_STATISTICS, Arrays, Layout, Moving
 from fedmedian.privacy.sums import limit_of_entries
 from fedmedian.randomness import rotation_seed, server_rng
+from fedmedian.rounds.direction import Direction
 from fedmedian.rounds.downlink import CodedSteps, Content, Held
 from fedmedian.rounds.screening import Answer, Node, Said, Source
 from fedmedian.rounds.state import RunState
@@ -46,7 +47,7 @@ from fedmedian.steps.noise import AddNoise, Measure, SizeVotes, TopUpNoise
 from fedmedian.steps.payload import Payload
 from fedmedian.steps.rotation import Rotation
 from fedmedian.steps.sums import VoteCounts, VotesLayout, masked_of
-from fedmedian.steps.tied import Tied
+from fedmedian.steps.tied import Tied, average
 from fedmedian.steps.updates import Clip, Limit
 from fedmedian.wire.scalars import LARGEST, Float32, WireError
 
@@ -67,25 +68,6 @@ class PlainWeightsError(WireError):
 
 class NoStepError(Exception):
     """Raised when a round makes no step; the text is the reason."""
-
-
-@dataclass(frozen=True)
-class ServerStep:
-    """The step of a round: x ← x − δ·direction.
-
-    Parameters
-    ----------
-    direction : (d,) float32
-        The direction, pointing uphill.
-    rate : float
-        The learning rate δ.
-    exact : mapping of str to array
-        The new values of the exact arrays.
-    """
-
-    direction: Float32
-    rate: float
-    exact: Arrays
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,20 +215,6 @@ class Question:
             held=payload.held,
         )
 
-    def move(self, step: ServerStep) -> Model:
-        """Return the model after a step.
-
-        Raises
-        ------
-        NoStepError
-            If finite entries would become NaN or infinite.
-        """
-        with np.errstate(over="ignore", invalid="ignore"):
-            model = self.layout.move(self.model, step.direction, step.rate, step.exact)
-        if (name := first_spoiled(self.model, model)) is not None:
-            raise NoStepError(f"its step would make array {name!r} NaN or infinite")
-        return model
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -385,8 +353,9 @@ class Recipe:
         *,
         diagnostics: bool = True,
         total: VoteCounts | None = None,
-    ) -> tuple[ServerStep, RunState, Report]:
-        """Return the step of a round.
+        threads: int = 1,
+    ) -> tuple[Model, RunState, Report]:
+        """Return the model after a round.
 
         Parameters
         ----------
@@ -400,11 +369,13 @@ class Recipe:
             Whether the report says how votes agree and how much of the step is noise.
         total : (D,) integers, optional
             The sum of the answers' votes where they are masked, in the order of `Question.votes`.
+        threads : int (default: 1)
+            The number of threads. Nothing depends on it but the time.
 
         Returns
         -------
-        step : ServerStep
-            The step.
+        model : dict of str to array
+            The model.
         state : RunState
             The state after the round.
         report : dict
@@ -413,7 +384,7 @@ class Recipe:
         Raises
         ------
         NoStepError
-            If the optimizer's state would not be finite.
+            If finite entries of the model or of the optimizer's state would become NaN or infinite.
         """
         answers = self.in_order(answers)
         payloads = [answer.payload for answer in answers]
@@ -438,20 +409,15 @@ class Recipe:
             report={} if diagnostics else None,
             counts=signs,
         )
-        direction, optimizer = self._direction(question, read, counts, state)
+        model, optimizer = self._moved(question, read, payloads, counts, state, threads)
         report: Report = {"replies-out-of-proportion": count_out_of_proportion(claims, sizes, used)}
         scales = None
         if self.rule is not None and read.scales is not None:
             report["noise-scale"] = self._reported_scales(read).tolist()
             before = self._scales(state, question.blocks, question.layout)
             scales = self._following(before, sizes) if voted is None else voted[2]
-        rate = self.learning_rate
-        if callable(rate):
-            rate = _require_rate(rate(question.server_round))
-        assert rate is not None  # `_resolve_learning_rate` has set it
-        step = ServerStep(direction, rate, self._exact(question, payloads, read))
         following = state.following(question.blocks, question.layout, scales, optimizer)
-        return step, following, {**report, **(read.report or {})}
+        return model, following, {**report, **(read.report or {})}
 
     def _resolve_noise(self) -> None:
         if self.noise is not None:
@@ -629,26 +595,49 @@ class Recipe:
         found = np.where(np.isnan(known), self._following(known, sizes), known)
         return np.asarray(np.broadcast_to(found.astype(np.float32), used.shape))
 
-    def _direction(
+    def _moved(
         self,
         question: Question,
         read: Answers,
+        payloads: Sequence[Payload],
         counts: Mapping[str, VoteCounts],
         state: RunState,
-    ) -> tuple[Float32, dict[str, State]]:
-        """Return the optimizer's step in the basis of the parameters, and its state by array."""
+        threads: int,
+    ) -> tuple[Model, dict[str, State]]:
+        """Return the model after a round, and the optimizer's state by array."""
+        layout, rate = question.layout, self.learning_rate
+        if callable(rate):
+            rate = _require_rate(rate(question.server_round))
+        assert rate is not None  # `_resolve_learning_rate` has set it
+        moving = Moving(layout, question.model, rate)
+        tied = _still_tied(question.instruction, counts, len(read.weights))
+        # The others are moved as soon as a part of their direction is known.
+        waiting = {index for group in tied for index in group}
+        if self.optimizer is not None:
+            waiting = {*range(len(layout.flat))}
+        directions = {index: np.empty(layout.flat[index].size, np.float32) for index in waiting}
+
+        def use(part: Part, direction: Float32) -> None:
+            if part.block in directions:
+                part.view(directions[part.block])[:] = direction
+            else:
+                moving.move(part, direction)
+
         rng = server_rng(self.seed, question.server_round)
-        with np.errstate(over="ignore", invalid="ignore"):  # `move` refuses what is not finite
-            made = self.aggregator.direction(read, rng)
-            direction = require_result(self.aggregator, made, read.blocks.dim)
-            if read.magnitudes is not None:
-                _keep_frozen(direction, read.blocks, read.magnitudes)
-            direction = question.instruction.undo(direction, question.layout)
-            tied = _still_tied(question.instruction, counts, len(read.weights))
-            question.layout.average_tied(direction, tied)
-            if self.optimizer is None:
-                return direction, {}
-            return _optimized(self.optimizer, direction, question.layout, state)
+        Direction(self.aggregator, read, question.instruction, layout, rng).hand_out(use, threads)
+        average(directions, tied)
+        states: dict[str, State] = {}
+        for index in sorted(directions):
+            step, spec = directions.pop(index), layout.flat[index]
+            if self.optimizer is not None:
+                # A copy: a step that fails must not change the state.
+                states[spec.name] = own = dict(state.of(spec.name, spec.shape).optimizer)
+                step = _optimized(self.optimizer, step, spec.name, own)
+            moving.move(Part(index, 0, step.size), step[None])
+        model = moving.finish(self._exact(question, payloads, read))
+        if (name := moving.first_spoiled(model)) is not None:
+            raise NoStepError(f"its step would make array {name!r} NaN or infinite")
+        return model, states
 
     def _reported_scales(self, read: Answers) -> Float32:
         assert read.scales is not None
@@ -714,16 +703,6 @@ def _require_client_steps(steps: Sequence[ClientStep]) -> None:
         step.encode()  # raises if a parameter cannot travel
 
 
-def _keep_frozen(direction: Float32, blocks: Blocks, magnitudes: NDArray[np.float64]) -> None:
-    """Set the step of blocks that at most t clients have moved to zero, in place.
-
-    Otherwise noise, or t liars, would move a block that does not train.
-    """
-    for part, size in zip(blocks.split(direction), agreed_size(magnitudes), strict=True):
-        if size == 0:
-            part[:] = 0
-
-
 def _still_tied(
     instruction: Instruction, counts: Mapping[str, VoteCounts], num_clients: int
 ) -> list[tuple[int, ...]]:
@@ -740,20 +719,13 @@ def _still_tied(
     return [group for group, count in pairs if count >= enough]
 
 
-def _optimized(
-    optimizer: Optimizer, direction: Float32, layout: Layout, state: RunState
-) -> tuple[Float32, dict[str, State]]:
-    """Return the optimizer's step and its new state, array by array."""
-    step, states = np.empty_like(direction), {}
-    parts = zip(layout.flat, layout.blocks.split(direction), layout.blocks.split(step), strict=True)
-    for spec, part, out in parts:
-        # A copy: a step that fails must not change the state.
-        states[spec.name] = own = dict(state.of(spec.name, spec.shape).optimizer)
-        out[:] = require_result(optimizer, optimizer.step(part, own), part.size)
-        for key, value in own.items():
-            if not np.isfinite(value).all():
-                raise NoStepError(
-                    f"its step would make {key!r} of the optimizer NaN or infinite in array "
-                    f"{spec.name!r}"
-                )
-    return step, states
+def _optimized(optimizer: Optimizer, direction: Float32, name: str, state: State) -> Float32:
+    """Return the optimizer's step of an array, and update its state."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        step: Float32 = require_result(optimizer, optimizer.step(direction, state), direction.size)
+    for key, value in state.items():
+        if not np.isfinite(value).all():
+            raise NoStepError(
+                f"its step would make {key!r} of the optimizer NaN or infinite in array {name!r}"
+            )
+    return step

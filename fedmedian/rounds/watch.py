@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic
 
-import numpy as np
-
 from fedmedian.aggregators.agreement import LEAST
 from fedmedian.aggregators.diagnostics import Report
 from fedmedian.logs import as_line, warn
 from fedmedian.model.blocks import UNNAMED, Blocks
-from fedmedian.model.layout import Arrays
+from fedmedian.model.layout import Arrays, is_finite
 from fedmedian.rounds.recipe import Model, PlainWeightsError, Question
 from fedmedian.rounds.roster import Roster
 from fedmedian.rounds.screening import Answer, Node, Source
@@ -404,7 +402,7 @@ def _who_has_moved(answers: Sequence[Answer[Any]], question: Question) -> set[No
     """Return the clients whose update is not zero; None if that is not visible."""
     instruction, flat = question.instruction, question.layout.flat
     # An array that is not finite is never moved.
-    can_move = any(np.isfinite(question.model[spec.name]).all() for spec in flat)
+    can_move = any(is_finite(question.model[spec.name]) for spec in flat)
     if question.blocks.dim == 0 or not can_move:
         return None
     if type(instruction.find(Measure)) is Measure:  # and not votes, which may be masked

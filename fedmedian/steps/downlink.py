@@ -21,7 +21,7 @@ from fedmedian.model.layout import Arrays, Layout
 from fedmedian.steps.base import Draft
 from fedmedian.steps.payload import DIGEST
 from fedmedian.steps.rotation import Rotation
-from fedmedian.steps.tied import as_groups
+from fedmedian.steps.tied import as_groups, average
 from fedmedian.wire.scalars import (
     PREFIX,
     WIRE_VERSION,
@@ -221,7 +221,7 @@ class CatchUp:
 def moved(model: Arrays, layout: Layout, step: CodedStep) -> dict[str, NDArray[Any]]:
     """Return a model after a coded step; its exact arrays stay."""
     direction = step.decoded(layout.blocks)
-    layout.average_tied(direction, step.tied)
+    average(layout.blocks.split(direction), step.tied)
     with np.errstate(over="ignore"):  # the server sends no such step
         return layout.move(model, direction, 1.0, model)
 

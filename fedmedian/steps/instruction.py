@@ -1,7 +1,7 @@
 """The server's instruction to the clients of a round, and how a client follows it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedmedian.checks import require_result
 from fedmedian.logs import cut, shown, warned_of
-from fedmedian.model.blocks import Blocks
+from fedmedian.model.blocks import Blocks, Part
 from fedmedian.model.layout import Arrays, Layout
 from fedmedian.steps.base import (
     CLIENT_STEPS,
@@ -28,6 +28,7 @@ from fedmedian.steps.downlink import keys_in
 from fedmedian.steps.encodings import Encoding
 from fedmedian.steps.noise import AddNoise, Measure
 from fedmedian.steps.payload import Payload
+from fedmedian.steps.rotation import Rotation
 from fedmedian.wire.scalars import (
     PREFIX,
     WIRE_VERSION,
@@ -148,6 +149,39 @@ class Instruction:
             if undone is not direction or undone.shape != (blocks.dim,):
                 direction = require_result(step, undone, blocks.dim)
         return direction
+
+    def undoes_blocks(self, layout: Layout) -> bool:
+        """Return whether `undo_block` undoes all steps: at most a rotation is to be undone."""
+        rotation = self.find(Rotation)
+        rest = (step for step in self.steps if step is not rotation)
+        blocks = layout.blocks if rotation is None else rotation.blocks(layout.blocks)
+        return self.blocks(layout) == blocks and all(
+            type(step).undo is ClientStep.undo for step in rest
+        )
+
+    def undo_block(
+        self, number: int, block: Float32, layout: Layout
+    ) -> Iterable[tuple[Part, Float32]]:
+        """Turn a block of the aggregate into parts of a direction for the model.
+
+        Parameters
+        ----------
+        number : int
+            The index of the block in `blocks`.
+        block : (n,) float32
+            The aggregate there, which may be overwritten.
+        layout : Layout
+            The model's layout.
+
+        Returns
+        -------
+        iterable of Part, (runs, length) float32
+            A part of an array of the flat vector, and the direction there.
+        """
+        rotation = self.find(Rotation)
+        if rotation is None:
+            return [(Part(number, 0, block.size), block[None])]
+        return rotation.undo_block(number, block, layout.blocks)
 
     def encode(self) -> dict[str, WireScalar]:
         """Return the instruction as flat scalars, ready for a ConfigRecord or FitIns.config."""

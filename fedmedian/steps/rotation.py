@@ -1,21 +1,22 @@
 """The step that rotates the update into a random basis."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from fedmedian.checks import require_integer
 from fedmedian.kernels.rotation import padded_size, rotate, rotate_back
-from fedmedian.model.blocks import UNNAMED, Blocks
+from fedmedian.model.blocks import UNNAMED, Blocks, Part
 from fedmedian.steps.base import ClientStep, Draft, register_client_step
 from fedmedian.wire.scalars import Float32, WireError
 
-Place = tuple[int, slice]
-"""The index of a block, and a part of it."""
+_IN_CACHE = 1 << 18
+_RUNS = 1 << 8
 
 
 @register_client_step
@@ -30,7 +31,8 @@ class Rotation(ClientStep):
 
     Each array is rotated separately and is a block. Arrays of fewer than `smallest` entries are too
     small to be mixed alone. They are rotated together, as the last block. Arrays of more than
-    `largest` are cut into blocks of equal size, which fit the processor's cache.
+    `largest` are cut into blocks of at most 2¹⁸, which fit a processor's cache. Each of these has
+    entries from everywhere in the array, so that their updates are equally large.
 
     Parameters
     ----------
@@ -38,7 +40,7 @@ class Rotation(ClientStep):
         The smallest number of entries for which an array is a separate block, >= 1.
     seed : int, optional
         The seed of the matrix, >= 0. Strategies draw a fresh one for each round.
-    largest : int (default: 2**20)
+    largest : int (default: 2**22)
         The largest number of entries for which an array of `smallest` or more is one block, >= 1.
 
     Raises
@@ -49,7 +51,7 @@ class Rotation(ClientStep):
 
     smallest: int = 256
     seed: int | None = None
-    largest: int = 1 << 20
+    largest: int = 1 << 22
 
     name: ClassVar[str] = "rotation"
 
@@ -62,18 +64,20 @@ class Rotation(ClientStep):
     def apply(self, draft: Draft) -> None:
         """Rotate the draft."""
         before, after = draft.blocks, self.blocks(draft.blocks)
-        parts = before.split(draft.vector)
+        parts = before.split(
+            np.ascontiguousarray(draft.vector)
+        )  # as a custom step may not leave it
         rotated = np.empty(after.dim, dtype=np.float32)
         blocks = zip(self.places(before), after.split(rotated), strict=True)
         for number, (places, block) in enumerate(blocks):
-            joined = [parts[index][part] for index, part in places]
+            joined = [part.view(parts[part.block]).reshape(-1) for part in places]
             vector = joined[0] if len(joined) == 1 else np.concatenate(joined)
             rotate(vector, self._rng(number), out=block)
         draft.replace(rotated, after)
 
     def blocks(self, before: Blocks) -> Blocks:
         """Return the blocks of the rotated update, each padded a little."""
-        sizes = (sum(map(_size, places)) for places in self.places(before))
+        sizes = (sum(part.size for part in places) for places in self.places(before))
         return Blocks(tuple(map(padded_size, sizes)), before.members and self._members(before))
 
     def undo(self, direction: Float32, before: Blocks) -> Float32:
@@ -81,27 +85,27 @@ class Rotation(ClientStep):
         original = np.empty(before.dim, dtype=np.float32)
         parts, blocks = before.split(original), self.blocks(before).split(direction)
         for number, block in enumerate(blocks):
-            for (index, part), vector in self.undo_block(number, block, before):
-                parts[index][part] = vector
+            for part, vector in self.undo_block(number, block, before):
+                part.view(parts[part.block])[:] = vector
         return original
 
     def undo_block(
         self, number: int, block: Float32, before: Blocks
-    ) -> Iterator[tuple[Place, Float32]]:
+    ) -> Iterator[tuple[Part, Float32]]:
         """Rotate one block of the aggregate back, which may be overwritten.
 
         Yields
         ------
-        place : (int, slice)
-            The index of a block in `before`, and a part of it.
-        vector : (n,) float32
+        part : Part
+            A part of a block in `before`.
+        vector : (runs, length) float32
             The aggregate there.
         """
-        places, start = self.places(before)[number], 0
-        vector = rotate_back(block, sum(map(_size, places)), self._rng(number))
-        for place in places:
-            yield place, vector[start : start + _size(place)]
-            start += _size(place)
+        parts, start = self.places(before)[number], 0
+        vector = rotate_back(block, sum(part.size for part in parts), self._rng(number))
+        for part in parts:
+            yield part, vector[start : start + part.size].reshape(part.runs, part.length)
+            start += part.size
 
     @classmethod
     def decode(cls, parameters: Mapping[str, Any]) -> Self:
@@ -110,14 +114,23 @@ class Rotation(ClientStep):
             raise TypeError("seed is missing")
         return super().decode(parameters)
 
-    def places(self, before: Blocks) -> tuple[tuple[Place, ...], ...]:
+    def places(self, before: Blocks) -> tuple[tuple[Part, ...], ...]:
         """Return what each block of the rotated update is made of."""
         return _places(before.sizes, self.smallest, self.largest)
 
     def _members(self, before: Blocks) -> tuple[tuple[str, ...], ...]:
-        """Return the names of the arrays in each block."""
-        names = [[_names(place, before) for place in places] for places in self.places(before)]
-        return tuple(tuple(chain.from_iterable(one)) for one in names)
+        """Return the names of the arrays in each block; a part of an array has one of its own."""
+        assert before.members is not None  # only called if blocks consist of arrays
+        members, cut = list[tuple[str, ...]](), Counter[int]()
+        for places in self.places(before):
+            index = places[0].block
+            names = tuple(name for part in places for name in before.members[part.block])
+            if sum(part.size for part in places if part.block == index) < before.sizes[index]:
+                cut[index] += 1
+                arrays = ", ".join(map(repr, before.members[index]))
+                names = (f"{UNNAMED}part {cut[index]} of {arrays}",)
+            members.append(names)
+        return tuple(members)
 
     def _rng(self, block: int) -> np.random.Generator:
         if self.seed is None:
@@ -126,29 +139,30 @@ class Rotation(ClientStep):
 
 
 @lru_cache(maxsize=8)  # each block asks
-def _places(sizes: tuple[int, ...], smallest: int, largest: int) -> tuple[tuple[Place, ...], ...]:
-    found, small = list[tuple[Place, ...]](), list[Place]()
+def _places(sizes: tuple[int, ...], smallest: int, largest: int) -> tuple[tuple[Part, ...], ...]:
+    found, small = list[tuple[Part, ...]](), list[Part]()
     for index, size in enumerate(sizes):
         if size < smallest:
-            small.append((index, slice(0, size)))
-            continue
-        number = -(-size // largest)
-        ends = [size * part // number for part in range(number + 1)]
-        found += [((index, slice(*part)),) for part in pairwise(ends)]
+            small.append(Part(index, 0, size))
+        elif size <= largest:
+            found.append((Part(index, 0, size),))
+        else:
+            found += _cut(index, size, min(largest, _IN_CACHE))
     return (*found, tuple(small)) if small else tuple(found)
 
 
-def _size(place: Place) -> int:
-    size: int = place[1].stop - place[1].start
-    return size
+def _cut(index: int, size: int, most: int) -> Iterator[tuple[Part, ...]]:
+    """Cut an array into parts of at most so many entries, which are alike.
 
-
-def _names(place: Place, before: Blocks) -> tuple[str, ...]:
-    index, part = place
-    assert before.members is not None  # only called if blocks consist of arrays
-    names = before.members[index]
-    if _size(place) == before.sizes[index]:
-        return names
-    # Each part of an array has a noise scale of its own.
-    arrays = ", ".join(map(repr, names))
-    return (f"{UNNAMED}entries {part.start} to {part.stop - 1} of {arrays}",)
+    Neighbors in an array belong together, such as the weights of one class, and clients differ in
+    them. So each part has runs from everywhere. Of the rest it has a share.
+    """
+    fewest = -(-size // most)
+    # Some numbers of parts need less padding than others.
+    number = min(range(fewest, fewest + 8), key=lambda n: n * padded_size(-(-size // n)))
+    run = size // number // _RUNS | 1  # odd, so that runs do not begin at the same column
+    stride = number * run
+    count = size // stride
+    rest = [count * stride + (size - count * stride) * part // number for part in range(number + 1)]
+    for part, (start, stop) in enumerate(pairwise(rest)):
+        yield Part(index, part * run, run, count, stride), Part(index, start, stop - start)

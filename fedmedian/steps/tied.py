@@ -1,7 +1,7 @@
 """The step that reports which tied arrays stayed tied in training."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -83,3 +83,21 @@ def are_equal(parts: Sequence[Float32], group: tuple[int, ...]) -> bool:
     """Return whether the vectors of a group's arrays are equal."""
     first, *others = group
     return all(np.array_equal(parts[first], parts[other]) for other in others)
+
+
+def average(
+    directions: Mapping[int, Float32] | Sequence[Float32], groups: Iterable[Sequence[int]]
+) -> None:
+    """Replace the directions of tied arrays by their mean, in place.
+
+    Parameters
+    ----------
+    directions : mapping or sequence of arrays
+        The direction of each array, by its index in the flat vector.
+    groups : iterable of sequence of int
+        The groups of tied arrays; see `Layout.tied`.
+    """
+    for group in groups:
+        mean = np.mean([directions[index] for index in group], axis=0, dtype=np.float32)
+        for index in group:
+            directions[index][:] = mean

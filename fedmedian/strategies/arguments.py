@@ -99,6 +99,7 @@ class ShowsArguments:
     max_failed_rounds = Argument[int | None]()
     checkpoint = Argument[Checkpoint | None]()
     privacy_budget = Argument[PrivacyBudget | None]()
+    threads = Argument[int | None]()
 
     @property
     def arguments(self) -> Mapping[str, Any]:
@@ -171,6 +172,7 @@ class SignArguments(ShowsArguments):
         max_failed_rounds: int | None = 3,
         checkpoint: Checkpoint | None = None,
         privacy_budget: PrivacyBudget | None = None,
+        threads: int | None = None,
         seed: int | None = None,
         **flower: Unpack[FlowerOptions],
     ) -> None:
@@ -214,6 +216,7 @@ class MedianArguments(ShowsArguments):
         max_failed_rounds: int | None = 3,
         checkpoint: Checkpoint | None = None,
         privacy_budget: PrivacyBudget | None = None,
+        threads: int | None = None,
         seed: int | None = None,
         **flower: Unpack[FlowerOptions],
     ) -> None:

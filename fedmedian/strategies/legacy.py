@@ -307,7 +307,7 @@ class SignSGD(SignArguments, LegacyStrategy):
     ----------
     noise, aggregator, learning_rate, weighted, optimizer, client_steps, rotation, scale_from
         As for `fedmedian.strategies.SignSGD`.
-    downlink, cohort_rules, diagnostics, min_replies, max_failed_rounds, seed
+    downlink, cohort_rules, diagnostics, min_replies, max_failed_rounds, threads, seed
         As for `fedmedian.strategies.SignSGD`.
     secure : None
         This API has no secure sums, since its clients cannot be asked anything during a round.
@@ -352,7 +352,7 @@ class MedianSGD(MedianArguments, LegacyStrategy):
         As for `fedmedian.strategies.MedianSGD`.
     optimizer, client_steps, rotation, scale_from, exact, downlink, cohort_rules
         As for `SignSGD`.
-    diagnostics, min_replies, max_failed_rounds, checkpoint, privacy_budget, seed
+    diagnostics, min_replies, max_failed_rounds, checkpoint, privacy_budget, threads, seed
         As for `SignSGD`.
     **fedavg
         As for `SignSGD`.

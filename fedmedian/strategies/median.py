@@ -36,7 +36,9 @@ class MedianSGD(MedianArguments, MessageStrategy):
         all arrays of integers. The server takes their median.
     optimizer, client_steps, rotation, scale_from, downlink, cohort_rules
         As for `SignSGD`.
-    diagnostics, min_replies, max_failed_rounds, checkpoint, privacy_budget, numpy_clients, seed
+    diagnostics, min_replies, max_failed_rounds, checkpoint, privacy_budget, threads
+        As for `SignSGD`.
+    numpy_clients, seed
         As for `SignSGD`.
     **fedavg
         As for `SignSGD`.

@@ -75,12 +75,17 @@ class SignSGD(SignArguments, MessageStrategy):
         Where and how often the run is stored; ``start`` resumes a run that is stored there. With a
         seed, all nodes and stateless clients, the model is bit for bit that of an uninterrupted
         run. The seed and the arguments above must stay the same, except for `cohort_rules`,
-        `diagnostics`, `min_replies` and `max_failed_rounds`; a function is identified by its name.
+        `diagnostics`, `min_replies`, `max_failed_rounds` and `threads`; a function is identified by
+        its name.
     privacy_budget : PrivacyBudget, optional
         A bound on what clients' answers reveal about their updates. Clients must run a mechanism;
         see `privacy`. Each round reports ``epsilon``, and the run ends with its Result before a
         round would exceed the budget. What was spent still counts when the run resumes from a
         checkpoint or ``start`` is called again; the budget may change.
+    threads : int, optional
+        The number of threads that the server aggregates on, >= 1; the model does not depend on it.
+        By default one for each core that the process may use, but at most 8. Models of less than
+        2²⁰ parameters take one.
     numpy_clients : bool (default: False)
         Whether the clients are NumPyClients, for training and evaluation; their metrics are
         averaged like those of a Message-API app.

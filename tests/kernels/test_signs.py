@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedmedian import pack_signs, unpack_signs
-from fedmedian.kernels.signs import packed_size
+from fedmedian.kernels.signs import packed_size, signs_within
 
 FLOATS = [np.float16, np.float32, np.float64, np.dtype(">f4")]
 
@@ -47,6 +47,15 @@ def test_unpacked_signs_are_the_signs_of_what_was_packed_as_float32(x):
     signs = unpack_signs(pack_signs(x), x.size)
     assert signs.dtype == np.float32
     assert signs.tolist() == [naive_sign(value) for value in x.tolist()]
+
+
+@given(x=vectors, data=st.data())
+def test_a_part_of_packed_signs_is_the_packed_signs_of_the_part(x, data):
+    start = data.draw(st.integers(0, x.size))
+    stop = data.draw(st.integers(start, x.size))
+    part = signs_within(pack_signs(x), slice(start, stop))
+    assert part.shape == (packed_size(stop - start),)
+    assert unpack_signs(part, stop - start).tolist() == [*map(naive_sign, x[start:stop].tolist())]
 
 
 def test_signs_of_long_vectors_are_packed_and_unpacked():

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from fedmedian import count_votes, majority_vote, pack_signs
 from fedmedian.kernels import votes
-from fedmedian.kernels.votes import weighted_votes
+from fedmedian.kernels.votes import count_against_majority, weighted_votes
 
 # One coordinate more than are worked on at once.
 LONG = 8 * votes._CHUNK_BYTES + 1
@@ -25,6 +25,7 @@ def chunks_of(num_bytes, group=votes._GROUP):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(votes, "_CHUNK_BYTES", num_bytes)
         patch.setattr(votes, "_WEIGHTED_CHUNK_BYTES", num_bytes)
+        patch.setattr(votes, "_COMPARED_CHUNK_BYTES", num_bytes)
         patch.setattr(votes, "_GROUP", group)
         yield
 
@@ -62,6 +63,18 @@ def test_the_majority_is_the_sign_of_the_sum_of_the_votes_and_0_for_a_tie(rows, 
     for vote, column in zip(majority.tolist(), rows.T.tolist(), strict=True):
         total = sum(column)
         assert vote == (total > 0) - (total < 0)
+
+
+@given(rows=ballots(), num_bytes=st.integers(1, 10), group=st.integers(1, 18), data=st.data())
+def test_values_against_the_majority_are_those_of_the_opposite_sign(rows, num_bytes, group, data):
+    values = data.draw(
+        hnp.arrays(
+            np.float32, rows.shape[1], elements=st.sampled_from([-(2.0**-100), -0.0, 0.0, 3.0])
+        )
+    )
+    with chunks_of(num_bytes, group):
+        against = count_against_majority(pack(rows), values)
+    assert against == np.count_nonzero(np.sign(rows.sum(axis=0)) * np.sign(values) < 0)
 
 
 @pytest.mark.parametrize("clients", [127, 128, 255, 256, 300, 1024, 1100])

@@ -13,6 +13,7 @@ from fedmedian.rounds.downlink import CodedSteps, Held
 from fedmedian.rounds.recipe import Recipe
 from fedmedian.rounds.state import RunState
 from fedmedian.steps.downlink import CatchUp, fingerprint, version_of_whole
+from fedmedian.steps.tied import average
 from tests.tools import downlink
 from tests.tools.downlink import RECIPE, length
 
@@ -38,7 +39,7 @@ def models(draw):
 def later(model, rng, layout):
     """Return the server's model after another round, whose tied arrays are still tied."""
     step = (0.1 * rng.standard_normal(layout.dim)).astype(np.float32)
-    layout.average_tied(step, layout.tied(model))
+    average(layout.blocks.split(step), layout.tied(model))
     exact = {spec.name: model[spec.name] for spec in layout.exact}
     exact |= {name: array + 1 for name, array in exact.items() if array.dtype.kind == "i"}
     return layout.move(model, step, 1.0, exact)

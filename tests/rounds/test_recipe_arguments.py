@@ -54,6 +54,7 @@ OUT_OF_RANGE = {
     "seed": (-1,),
     "min_replies": (0, -1),
     "max_failed_rounds": (0, -1),
+    "threads": (0, -1),
 }
 WRONG_TYPE = {
     "aggregator": ("majority", Majority, 1, None),
@@ -74,6 +75,7 @@ WRONG_TYPE = {
     "diagnostics": (1, None, "on"),
     "min_replies": (1.0, "1", None, True),
     "max_failed_rounds": (1.0, "1", True),
+    "threads": (1.0, "2", True),
     "checkpoint": ("runs/first", Path("runs/first"), Checkpoint, True),
     "privacy_budget": (8.0, (8.0, 1e-5), True, PrivacyBudget),
 }

@@ -123,17 +123,37 @@ class TestBlocks:
     def test_long_arrays_are_cut_into_blocks_of_equal_size_with_a_name_each(self):
         named = replace(self.MODEL, members=tuple((name,) for name in "abcde"))
         blocks = Rotation(smallest=6, largest=400).blocks(named)
-        assert blocks.sizes == tuple(padded_size(size) for size in (300, 333, 333, 334, 7, 5))
+        assert blocks.sizes == (300, 250, 250, 250, 250, padded_size(7), padded_size(5))
         assert blocks.members == (
             ("a",),
-            ("\0entries 0 to 332 of 'd'",),
-            ("\0entries 333 to 665 of 'd'",),
-            ("\0entries 666 to 999 of 'd'",),
+            *((f"\0part {part} of 'd'",) for part in range(1, 5)),
             ("e",),
             ("b", "c"),
         )
 
-    @pytest.mark.parametrize("largest", [10, 333, 1 << 20])
+    @pytest.mark.parametrize("axis", [0, 1], ids=["rows", "columns"])
+    def test_the_parts_of_a_long_array_are_alike_however_its_rows_and_columns_differ(self, axis):
+        matrix = np.random.default_rng(0).standard_normal((512, 512), dtype=np.float32)
+        matrix[:100] *= 10
+        draft = Draft(
+            np.ravel(matrix if axis == 0 else matrix.T),
+            Blocks((2**18,)),
+            1,
+            np.random.default_rng(0),
+        )
+        Rotation(largest=2**14, seed=1).apply(draft)
+        energies = [np.mean(np.square(part)) for part in draft.blocks.split(draft.vector)]
+        assert len(energies) >= 16
+        assert max(energies) < 1.2 * min(energies)
+
+    @pytest.mark.parametrize("size", [2**22 + 1, 10**7, 50257 * 768, 10**9])
+    def test_the_parts_of_a_long_array_fit_the_cache_and_are_padded_by_little(self, size):
+        blocks = Rotation().blocks(Blocks((size,)))
+        assert max(blocks.sizes) <= 2**18
+        assert size <= blocks.dim < 1.005 * size
+        assert Rotation().blocks(Blocks((2**22,))).sizes == (padded_size(2**22),)
+
+    @pytest.mark.parametrize("largest", [10, 333, 1 << 22])
     @pytest.mark.parametrize("smallest", [1, 6, 256, 5000])
     def test_what_is_rotated_is_rotated_back_to_its_place(self, smallest, largest):
         rotation = Rotation(smallest, 1, largest)
@@ -142,6 +162,14 @@ class TestBlocks:
         rotation.apply(draft)
         assert draft.blocks == rotation.blocks(self.MODEL)
         np.testing.assert_allclose(rotation.undo(draft.vector, self.MODEL), update, atol=1e-5)
+
+    def test_an_update_need_not_be_contiguous(self):
+        update = np.random.default_rng(0).standard_normal(self.MODEL.dim, dtype=np.float32)
+        drafts = [Draft(update[::-1], self.MODEL, 1, np.random.default_rng(0)) for _ in range(2)]
+        drafts[0].replace(update[::-1].copy())
+        for draft in drafts:
+            Rotation(seed=1, largest=100).apply(draft)
+        np.testing.assert_array_equal(drafts[0].vector, drafts[1].vector)
 
     def test_an_update_of_no_coordinates_is_rotated_to_one_of_none(self):
         draft = Draft(np.empty(0, np.float32), Blocks(()), 1, np.random.default_rng(0))

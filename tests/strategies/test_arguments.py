@@ -56,6 +56,7 @@ ALL = {
     "diagnostics": False,
     "min_replies": 3,
     "max_failed_rounds": None,
+    "threads": 2,
     "checkpoint": Checkpoint("runs/first"),
     "privacy_budget": None,  # it forbids the others; see test_budget.py
     "seed": 2**200,

@@ -301,7 +301,7 @@ class TestIdentity:
     )
     def test_only_arguments_that_say_who_is_heard_how_long_and_what_is_noted_may_change(self, cls):
         may_change = {"cohort_rules", "min_replies", "max_failed_rounds", "diagnostics"}
-        may_change |= {"checkpoint", "privacy_budget", "numpy_clients"}
+        may_change |= {"checkpoint", "privacy_budget", "numpy_clients", "threads"}
         arguments = inspect.signature(cls).parameters
         assert set(arguments) - {*may_change, "flower"} <= set(identity_of(cls().recipe))
         assert not may_change & set(identity_of(cls().recipe))

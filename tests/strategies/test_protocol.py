@@ -24,7 +24,7 @@ from fedmedian import (
 )
 from fedmedian.rounds.options import RunOptions
 from fedmedian.rounds.protocol import RoundProtocol
-from fedmedian.rounds.recipe import Recipe, ServerStep
+from fedmedian.rounds.recipe import Recipe
 from fedmedian.rounds.screening import Reply, Said
 from fedmedian.rounds.state import RunState
 from fedmedian.steps.base import CLIENT_STEPS
@@ -270,49 +270,37 @@ class TestHear:
 
 
 class TestStep:
-    """A question and its answers make a step, of which the model follows."""
+    """A question and its answers make a model."""
 
     @staticmethod
     def step_of(recipe, *nodes):
-        """The step that these nodes' answers make, and the report."""
+        """The model that these nodes' answers make, and the report."""
         state = RunState()
         question = recipe.ask(state, 1, MODEL)
         answers = [
             question.answer(node, Said(trained(node), None, 1.0, {}, None)) for node in nodes
         ]
-        step, _, report = recipe.step(question, answers, state)
-        return step, report
+        model, _, report = recipe.step(question, answers, state)
+        return model, report
 
-    def test_a_step_has_direction_rate_and_exact_arrays(self):
+    def test_a_step_moves_by_the_rate_and_replaces_exact_arrays(self):
         recipe = medians(learning_rate=lambda server_round: 0.25 * server_round)
-        step, report = self.step_of(recipe, 11, 12, 15)
-        np.testing.assert_array_equal(step.direction, np.full(25, -1, np.float32))
-        assert step.rate == 0.25
-        assert sorted(step.exact) == ["norm.running_mean", "steps"]
-        assert step.exact["steps"] == 1
+        model, report = self.step_of(recipe, 11, 12, 15)
+        for name in ("weight", "bias"):
+            np.testing.assert_allclose(model[name], MODEL[name] + 0.25)
+        assert model["steps"] == 1
+        assert [array.dtype for array in model.values()] == [a.dtype for a in MODEL.values()]
         assert "median-mean-gap" in report
 
     def test_a_step_undoes_what_client_steps_have_done(self, monkeypatch):
         monkeypatch.setattr(CLIENT_STEPS, "_classes", dict(CLIENT_STEPS._classes))
         register_client_step(Reverse)
-        usual_step, _ = self.step_of(medians(), 11, 12, 15)
-        step, _ = self.step_of(medians(client_steps=[Reverse(), Clip(1.0)]), 11, 12, 15)
+        usual, _ = self.step_of(medians(), 11, 12, 15)
+        model, _ = self.step_of(medians(client_steps=[Reverse(), Clip(1.0)]), 11, 12, 15)
         ramp = np.arange(25) / np.linalg.norm(np.arange(25))
-        assert np.ptp(usual_step.direction) == 0
-        np.testing.assert_allclose(step.direction, -ramp, rtol=1e-5)
-
-    def test_the_model_follows_from_any_server_step(self):
-        question = medians().ask(RunState(), 1, MODEL)
-        direction = np.arange(25, dtype=np.float32)
-        exact = {"norm.running_mean": np.full(5, 7, np.float32), "steps": np.array(3)}
-        model = question.move(ServerStep(direction, 2.0, exact))
-        np.testing.assert_array_equal(
-            model["weight"].ravel(), MODEL["weight"].ravel() - 2 * direction[:20]
-        )
-        np.testing.assert_allclose(model["bias"], MODEL["bias"] - 2 * direction[20:])
-        np.testing.assert_array_equal(model["norm.running_mean"], exact["norm.running_mean"])
-        assert model["steps"] == 3
-        assert [array.dtype for array in model.values()] == [a.dtype for a in MODEL.values()]
+        for name, expected in (("weight", ramp[:20].reshape(4, 5)), ("bias", ramp[20:])):
+            np.testing.assert_allclose(usual[name] - MODEL[name], 0.5)
+            np.testing.assert_allclose(model[name] - MODEL[name], 0.5 * expected, atol=1e-5)
 
 
 # What can be wrong with an answer: a change to the arrays and scalars of one, and words of the

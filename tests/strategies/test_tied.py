@@ -12,7 +12,7 @@ from fedmedian.rules.trust import num_tolerated
 from fedmedian.steps.encodings import Vector
 from fedmedian.steps.instruction import Instruction, perturb_update
 from fedmedian.steps.payload import Payload
-from fedmedian.steps.tied import Tied
+from fedmedian.steps.tied import Tied, average
 from fedmedian.strategies import SignSGD
 from fedmedian.wire.scalars import PREFIX, WireError
 
@@ -121,7 +121,7 @@ class TestWhatMayBeTied:
     def test_the_mean_of_a_groups_directions_is_each_ones(self):
         model = {"a": EMBEDDING, "b": np.ones(3), "c": EMBEDDING}
         direction = np.arange(1203, dtype=np.float32)
-        Layout.of_model(model).average_tied(direction, [(0, 2)])
+        average(Layout.of_model(model).blocks.split(direction), [(0, 2)])
         np.testing.assert_array_equal(direction[:600], np.arange(600) + 603 / 2)
         np.testing.assert_array_equal(direction[603:], np.arange(600) + 603 / 2)
         np.testing.assert_array_equal(direction[600:603], [600, 601, 602])

@@ -37,6 +37,7 @@ from fedmedian.steps.downlink import (
 )
 from fedmedian.steps.instruction import perturb_update
 from fedmedian.steps.payload import as_version
+from fedmedian.steps.tied import average
 from fedmedian.wire.scalars import POLICY_RULE
 
 STEPS = 50
@@ -329,7 +330,7 @@ class Downlink(RuleBasedStateMachine):
         layout = Layout.of_model(model)
         step = self.draws.standard_normal(layout.dim).astype(np.float32)
         step *= np.float32(0.5 * LARGEST_STEP * self.draws.random() / np.linalg.norm(step))
-        layout.average_tied(step, layout.tied(MODEL | model))
+        average(layout.blocks.split(step), layout.tied(MODEL | model))
         return layout.move(model, step, 1.0, {"count": model["count"] + 1})
 
     @staticmethod

@@ -1,0 +1,44 @@
+"""Work on several threads, for kernels that release Python's lock."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+_MOST = 8
+"""More threads wait for the memory."""
+
+
+def usual_threads() -> int:
+    """Return the number of cores that this process may use, but at most 8."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return min(len(os.sched_getaffinity(0)), _MOST)
+    return min(os.cpu_count() or 1, _MOST)
+
+
+def in_threads(work: Callable[[Item], Result], items: Sequence[Item], threads: int) -> list[Result]:
+    """Return the results of some work on each item, in order.
+
+    Parameters
+    ----------
+    work : callable
+        Maps an item to its result.
+    items : sequence
+        The items.
+    threads : int
+        The number of threads, >= 1; with one, or with one item, none is started.
+
+    Returns
+    -------
+    list
+        The results.
+    """
+    threads = min(threads, len(items))
+    if threads <= 1:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, items))
