@@ -15,13 +15,24 @@ from benchmarks.growth import plot_growth
 from benchmarks.kernels import CASES
 from benchmarks.memory import estimator_peaks, round_peaks
 from benchmarks.rounds import grid_timings, round_cases
-from benchmarks.scale import COST_COLUMNS, cost_rows, plot_round_costs, round_costs
+from benchmarks.scale import (
+    COST_COLUMNS,
+    MESSAGE_COLUMNS,
+    billion_costs,
+    cost_rows,
+    message_costs,
+    message_rows,
+    plot_round_costs,
+    round_costs,
+)
 from benchmarks.timing import Timing, compare, read_bandwidth
 from experiments.studies.nmse import error_table, measure
 from experiments.studies.tables import make_table
 
 RESULTS = Path(__file__).parent / "results"
-NAMES = (*CASES, "rounds", "memory", "grid", "growth", "scale", "holding", "sums", "nmse")
+USUAL = (*CASES, "rounds", "memory", "grid", "growth", "scale", "holding", "sums", "nmse")
+NAMES = (*USUAL, "billion")
+"""The last one takes minutes and 9 GiB, and is run by its name only."""
 
 
 def main(names: list[str]) -> None:
@@ -29,7 +40,7 @@ def main(names: list[str]) -> None:
     unknown = sorted(set(names) - set(NAMES))
     if unknown:
         raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(NAMES)}")
-    chosen = names or list(NAMES)
+    chosen = names or list(USUAL)
     RESULTS.mkdir(exist_ok=True)
     bandwidth = read_bandwidth()
     machine = f"{os.cpu_count()} cores, {platform.machine()}, NumPy {np.__version__}"
@@ -55,6 +66,11 @@ def main(names: list[str]) -> None:
         elif name == "growth":
             results[name] = plot_growth(RESULTS / "growth.png")
             print(f"Written: {RESULTS / 'growth.png'}")
+        elif name == "billion":
+            billions, messages = billion_costs(), message_costs()
+            results[name] = [*map(asdict, billions), *map(asdict, messages)]
+            print(make_table(COST_COLUMNS, cost_rows(billions)))
+            print(make_table(MESSAGE_COLUMNS, message_rows(messages)))
         elif name == "scale":
             costs = round_costs()
             results[name] = [asdict(cost) for cost in costs]
