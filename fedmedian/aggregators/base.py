@@ -222,8 +222,8 @@ class Aggregator(ABC):
     def is_separable(self, answers: Answers) -> bool:
         """Return whether the direction of each block depends on that block's answers alone.
 
-        Then `direction` may be called for some blocks at a time, on several threads at once, and
-        must not use `rng`. By default False.
+        Then `direction` may be called for some blocks at a time, on several threads at once. It
+        must not use `rng`, and report through `Answers.note` alone. By default False.
         """
         return False
 

@@ -101,5 +101,5 @@ class Part(NamedTuple):
 
     def view(self, flat: NDArray[Any]) -> NDArray[Any]:
         """Return the entries in a flat block as a view, (runs, length)."""
-        strides = self.stride * flat.itemsize, flat.itemsize
-        return as_strided(flat[self.first :], (self.runs, self.length), strides)
+        (step,) = flat.strides
+        return as_strided(flat[self.first :], (self.runs, self.length), (self.stride * step, step))

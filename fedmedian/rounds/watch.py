@@ -400,18 +400,20 @@ def _name_of_block(names: tuple[str, ...]) -> str:
 
 def _who_has_moved(answers: Sequence[Answer[Any]], question: Question) -> set[Node] | None:
     """Return the clients whose update is not zero; None if that is not visible."""
-    instruction, flat = question.instruction, question.layout.flat
-    # An array that is not finite is never moved.
-    can_move = any(is_finite(question.model[spec.name]) for spec in flat)
-    if question.blocks.dim == 0 or not can_move:
-        return None
+    instruction, moved = question.instruction, set[Node]()
     if type(instruction.find(Measure)) is Measure:  # and not votes, which may be masked
-        return {answer.node for answer in answers if answer.magnitudes.any()}
-    if isinstance(instruction.encoding, Vector) and instruction.find(AddNoise) is None:
+        moved = {answer.node for answer in answers if answer.magnitudes.any()}
+    elif isinstance(instruction.encoding, Vector) and instruction.find(AddNoise) is None:
         bodies = {answer.node: answer.payload.body for answer in answers}
         # The first entries nearly always do.
-        return {node for node, body in bodies.items() if body[:_START].any() or body.any()}
-    return None
+        moved = {node for node, body in bodies.items() if body[:_START].any() or body.any()}
+    else:
+        return None
+    # An array that is not finite is never moved.
+    can_move = bool(moved) or any(
+        is_finite(question.model[spec.name]) for spec in question.layout.flat
+    )
+    return moved if can_move and question.blocks.dim else None
 
 
 def _counted(number: int, thing: str) -> str:

@@ -380,7 +380,7 @@ def test_the_costs_per_parameter_are_those_of_the_table_of_scales(page):
         assert each == round(per_parameter[0] / 10, 1)
         for text, number in zip(sent[1:], (up, down), strict=True):
             slope = {"d/8 + 1300": 1 / 8, "4·d + 1300": 4}[text]
-            assert int(number) == pytest.approx(slope * int(dim), abs=10_000)
+            assert int(number) == pytest.approx(slope * int(dim), rel=0.001)
     assert len(rows) == 2
 
 

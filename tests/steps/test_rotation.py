@@ -163,6 +163,14 @@ class TestBlocks:
         assert draft.blocks == rotation.blocks(self.MODEL)
         np.testing.assert_allclose(rotation.undo(draft.vector, self.MODEL), update, atol=1e-5)
 
+    def test_an_update_need_not_be_contiguous(self):
+        update = np.random.default_rng(0).standard_normal(self.MODEL.dim, dtype=np.float32)
+        drafts = [Draft(update[::-1], self.MODEL, 1, np.random.default_rng(0)) for _ in range(2)]
+        drafts[0].replace(update[::-1].copy())
+        for draft in drafts:
+            Rotation(seed=1, largest=100).apply(draft)
+        np.testing.assert_array_equal(drafts[0].vector, drafts[1].vector)
+
     def test_an_update_of_no_coordinates_is_rotated_to_one_of_none(self):
         draft = Draft(np.empty(0, np.float32), Blocks(()), 1, np.random.default_rng(0))
         Rotation(seed=1).apply(draft)
