@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 Float32 = NDArray[np.float32]
 
 # A multiple of the eight signs that a byte stands for.
-_CHUNK = 1 << 16
+_CHUNK = 1 << 17
 
 # Rows of a multiple of 4 KiB fall on the same lines of the cache. Columns then take twice as long.
 _ALIASED = 1 << 10
