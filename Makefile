@@ -79,7 +79,7 @@ setup: .venv/installed  ## Set up .venv with the tested versions.
 .venv-oldest/installed: pyproject.toml constraints.txt
 	@echo "Setting up .venv-oldest with $(OLDEST); this takes a few minutes the first time."
 	@test -x $(OLDEST_BIN)/python || $(PYTHON) -m venv .venv-oldest
-	@grep -Ev '^(cryptography|flwr|numpy|pycryptodome|ray|scipy)==' constraints.txt > .venv-oldest/constraints.txt
+	@grep -Ev '^(cryptography|flwr|ml-dtypes|numpy|pycryptodome|ray|scipy)==' constraints.txt > .venv-oldest/constraints.txt
 	@echo 'pyarrow<22' >> .venv-oldest/constraints.txt
 	@$(OLDEST_BIN)/python -m pip install --disable-pip-version-check --quiet \
 		--constraint .venv-oldest/constraints.txt --editable '.[dev]' $(OLDEST)
