@@ -301,6 +301,35 @@ class TestHints:
             run(strategy, train, MODEL, 3, grid=Silent)
 
 
+class TestDeadWorkers:
+    """A Ray worker that has died takes most messages of all later rounds."""
+
+    @staticmethod
+    def dead_for(partitions):
+        def mod(message, context, call_next):
+            if context.node_config["partition-id"] in partitions:
+                return Message(DEAD, reply_to=message)
+            return call_next(message, context)
+
+        return [mod, perturb]
+
+    def test_rounds_that_lose_most_replies_to_one_end_the_run_with_its_last_model(self, api, run):
+        with pytest.raises(RunFailedError, match=r"^3 rounds .* 3 of 4.*ActorDied") as failed:
+            run(api.make("MedianSGD"), train, MODEL, 4, 9, mods=self.dead_for((0, 1, 2)))
+        assert WORKER in str(failed.value)
+        assert all((failed.value.arrays[name] != MODEL[name]).any() for name in MODEL)
+
+    @pytest.mark.parametrize(
+        ("partitions", "options"),
+        [((0, 1), {}), ((0, 1, 2), {"max_failed_rounds": None})],
+        ids=["half", "never to end"],
+    )
+    def test_a_run_continues(self, partitions, options, api, run):
+        mods = self.dead_for(partitions)
+        outcome = run(api.make("MedianSGD", **options), train, MODEL, 4, 5, mods=mods)
+        assert sorted(outcome.reports) == [1, 2, 3, 4, 5]
+
+
 class TestWarnings:
     def test_clients_that_have_replied_that_they_failed_are_not_said_to_be_silent(
         self, older_api, run, warnings
