@@ -202,8 +202,8 @@ def draw(found: Findings) -> Figure:
         axes.set(xscale="log", title=name)
         axes.grid(alpha=0.3)
     drawn.supylabel("test accuracy at the end")
-    drawn.supxlabel("MB that all clients send up; a line through those whom nobody is ahead of")
-    drawn.legend(*drawn.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=6)
+    drawn.supxlabel("MB that all clients send up; the line joins the best for their bytes")
+    drawn.legend(*drawn.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return drawn
 
 
