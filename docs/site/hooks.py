@@ -23,7 +23,7 @@ _CODE = re.compile(
     r"<(a|autoref|h\d|pre)\b.*?</\1>|<code>((?:\w+\.)*\w+)(?:\(.*?\))?</code>", flags=re.DOTALL
 )
 _TAG = re.compile(r"(<pre\b.*?</pre>|<[^>]*>)", flags=re.DOTALL)
-_BREAK = re.compile(r"(?<=\w)[(\[_/](?=\w)|=(?=[\w\[(])|[.,](?=[^\W\d])")
+_BREAK = re.compile(r"(?<=\w)[(\[_/](?=[^\W\d])|=(?=[^\W\d]|[\[(])|[.,](?=[^\W\d])")
 _LONG_WORD = re.compile(r"[^\W_]{30,}")
 _LINK = re.compile(r"(?<!!)\[([^\]\n]+)\]\(([^)#\s:]+)(#[^)\s]*)?\)")
 
