@@ -1,4 +1,4 @@
-"""``python -m experiments.claims [CLAIM …]`` writes `PAGES` into docs/, figures and numbers too."""
+"""``python -m experiments.claims [CLAIM …]`` writes `PAGES` with figures and numbers to docs/."""
 
 import argparse
 import logging
@@ -18,19 +18,16 @@ from experiments.studies.commands import DOCS
 from experiments.studies.progress import say, tracked
 
 IF_NAMED: tuple[Claim, ...] = (FIGURE_2_MNIST, FIGURE_3_CIFAR_10, BITS_CIFAR_10)
-"""Claims on data that is not everywhere, and for longer; see `experiments.studies.hub`."""
+"""Claims that need a download and more time; see `experiments.studies.hub`."""
 
 PAPER = Page(
     "paper",
     "# The paper, reproduced\n\n"
     "Claims of Chen et al., *Distributed Training with Heterogeneous Data*, NeurIPS 2020 "
-    "([arXiv 1906.01736](https://arxiv.org/abs/1906.01736)), tried with this package's "
-    "strategies on its own Grid. `make figures` writes this page, its figures and the numbers "
-    "behind them (JSON), and does again only what is missing. The last claim is this "
-    "package's own. For Figures 2 and 3 on the "
-    "paper's own data there are `make figures ARGS=figure2-mnist` and `make figures "
-    "ARGS=figure3-cifar-10`, from the Hugging Face Hub or from copies in the folders that the "
-    "environment variables `MNIST` and `CIFAR_10` name.",
+    "([arXiv 1906.01736](https://arxiv.org/abs/1906.01736)), measured with this package's "
+    "strategies; the last claim is ours. `make figures` writes this page and measures only what is "
+    "missing. `ARGS=figure2-mnist` and `ARGS=figure3-cifar-10` use the paper's own data, from the "
+    "Hugging Face Hub or from the folders in the environment variables `MNIST` and `CIFAR_10`.",
     (TOY, FIGURE_2, FIGURE_3, THEOREMS, TEXT, FIGURE_2_MNIST, FIGURE_3_CIFAR_10),
 )
 
@@ -38,7 +35,7 @@ PAGES: tuple[Page, ...] = (PAPER, BITS)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Find what the command line names, or all but `IF_NAMED`; a failed check exits with 1."""
+    """Check the claims on the command line, or all but `IF_NAMED`; a failed check exits with 1."""
     parser = argparse.ArgumentParser(prog="python -m experiments.claims")
     every = [claim.name for page in PAGES for claim in page.claims]
     parser.add_argument("claim", nargs="*", choices=[*every, []])

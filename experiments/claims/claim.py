@@ -1,12 +1,14 @@
 """Claims, each with its measurement, its figure and the check that it holds, and their pages."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+
+from experiments.studies.tables import make_table
 
 Findings = dict[str, Any]
 """What was measured; JSON can hold it."""
@@ -14,28 +16,30 @@ Findings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim, and how it is tried.
+    """A claim, and how it is measured.
 
     Parameters
     ----------
     name : str
         The name of its files and on the command line.
-    title, says, setting : str
-        A heading, what the claim says, and what it is tried on, in Markdown.
+    title, says : str
+        A heading, and what the claim says, in Markdown.
+    setting : mapping of str to str
+        What it is measured on, by kind, in Markdown.
     measure : callable
-        Takes whether it is to be quick, with fewer rounds or runs, and returns the findings.
+        Takes whether to be quick, with fewer rounds or runs, and returns the findings.
     draw : callable
         Draws the findings.
     tabulate : callable
         Returns the findings as a table in Markdown.
     check : callable
-        Takes the findings, and returns what of the claim does not hold, nothing if all does.
+        Takes the findings, and returns what is wrong with the claim, empty if it holds.
     """
 
     name: str
     title: str
     says: str
-    setting: str
+    setting: Mapping[str, str]
     measure: Callable[[bool], Findings]
     draw: Callable[[Findings], Figure]
     tabulate: Callable[[Findings], str]
@@ -54,7 +58,7 @@ class Claim:
         self.draw(found).savefig(folder / f"{self.name}.png", dpi=110)
         unfinished = file.with_suffix(".part")
         unfinished.write_text(json.dumps({"of": asked, "found": found}, indent=1) + "\n")
-        unfinished.replace(file)  # whoever is killed here leaves all of it or nothing
+        unfinished.replace(file)  # a killed process leaves all or nothing
         return found
 
 
@@ -85,11 +89,12 @@ class Page:
                 continue
             found = json.loads(file.read_text())["found"]
             wrong = claim.check(found)
-            verdict = f"The check fails: {'; '.join(wrong)}." if wrong else "The check passes."
+            verdict = f"fails: {'; '.join(wrong)}" if wrong else "passes"
+            rows = {**claim.setting, "check": f"`make figures ARGS={claim.name}` {verdict}"}
             parts += [
                 f"## {claim.title}",
                 f"**Claim.** {claim.says}",
-                f"**Tried on.** {claim.setting} `make figures ARGS={claim.name}`. {verdict}",
+                make_table(["setting", ""], [list(row) for row in rows.items()]),
                 f"![{claim.title}]({self.name}/{claim.name}.png)",
                 claim.tabulate(found),
             ]

@@ -78,7 +78,7 @@ def measure(dataset: str, quick_dataset: str, quick: bool) -> Findings:
 
 
 def claim(name: str, dataset: str, images: str, quick_dataset: str) -> Claim:
-    """Return the claim, tried on a data set.
+    """Return the claim, measured on a data set.
 
     Parameters
     ----------
@@ -99,14 +99,18 @@ def claim(name: str, dataset: str, images: str, quick_dataset: str) -> Claim:
     return Claim(
         name=name,
         title=f"Figure 2: one or two classes per client, {images}",
-        says="Where each client's images are of one class or two, signs and medians of full "
-        "gradients learn little; with noise they learn, and the gradient stays smaller. (In the "
-        "paper the noise of batches is enough as well, on MNIST and in 50,000 rounds.)",
-        setting=f"784-128-10, ten clients, the first {EXAMPLES:,} images of {images}, {ROUNDS} "
-        f"rounds of a gradient each, δ = {SIGN_RATE:g}, of the median {MEDIAN_RATE:g}, one seed. "
-        "b = 10⁻⁵ and 10⁻³ are the paper's, the others are not, nor is the median; its δ is the "
-        "best of 1, .1, .01 and .001. A tie of votes moves nothing, and a client tosses a coin for "
-        "a gradient of exactly zero.",
+        says="Where each client has one or two classes, signs and medians of full gradients learn "
+        "little without noise. With noise they learn, and the gradient stays smaller. (In the "
+        "paper the noise of batches is enough too, on MNIST in 50,000 rounds.)",
+        setting={
+            "data": f"the first {EXAMPLES:,} images of {images}",
+            "model": "784-128-10",
+            "clients": "ten",
+            "rounds": f"{ROUNDS} of one gradient, one seed",
+            "δ": f"{SIGN_RATE:g}; {MEDIAN_RATE:g} for the median, the best of 1, .1, .01 and .001",
+            "b": "10⁻⁵ and 10⁻³ are the paper's; the others and the median are ours",
+            "zeros": "ties move nothing; a gradient of exactly zero votes by a coin",
+        },
         measure=partial(measure, dataset, quick_dataset),
         draw=draw,
         tabulate=tabulate,

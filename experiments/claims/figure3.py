@@ -77,14 +77,21 @@ def check(found: Findings) -> list[str]:
 
 
 def claim(
-    name: str, title: str, setting_text: str, setting: Setting, rate: float, quick_setting: Setting
+    name: str,
+    title: str,
+    images_and_model: Mapping[str, str],
+    setting: Setting,
+    rate: float,
+    quick_setting: Setting,
 ) -> Claim:
-    """Return the claim, tried on a federation.
+    """Return the claim, measured on a federation.
 
     Parameters
     ----------
-    name, title, setting_text : str
-        The claim's name and title, and the federation in words.
+    name, title : str
+        The claim's name and title.
+    images_and_model : mapping of str to str
+        The images and the model in words.
     setting : Setting
         The federation, of one class each.
     rate : float
@@ -100,13 +107,17 @@ def claim(
     return Claim(
         name=name,
         title=title,
-        says="Where clients hold one class or two, votes with noise of .1 × the largest entry of "
-        "any client's gradient, array by array, end at a higher accuracy than votes without.",
-        setting=f"{setting_text}, ten clients, batches of {setting.batch_size}, "
-        f"{setting.rounds:,} rounds of a gradient each, δ = {rate:g}, divided by 2, 10 and 20 "
-        "after 1/7, 3/7 and 5/7 of them, as in the paper; one seed. The maximum is that of the "
-        "round before, and changes by at most a factor of 2. What the paper does not say is "
-        "chosen: the size of batches, where δ begins, and the initial weights, which are He's.",
+        says="Where each client has one or two classes, votes with noise of .1 × the largest entry "
+        "of any client's gradient, per array, end more accurate than votes without.",
+        setting={
+            **images_and_model,
+            "clients": f"ten, batches of {setting.batch_size}",
+            "rounds": f"{setting.rounds:,} of one gradient, one seed",
+            "δ": f"{rate:g}, divided by 2, 10 and 20 after 1/7, 3/7 and 5/7 of the rounds, as in "
+            "the paper",
+            "maximum": "of the last round; changes by at most a factor of 2",
+            "not in the paper": "batch size, first δ, and initial weights, which are He's",
+        },
         measure=partial(measure, setting, rate, quick_setting),
         draw=draw,
         tabulate=tabulate,
@@ -117,8 +128,10 @@ def claim(
 FIGURE_3 = claim(
     "figure3",
     "Figure 3, a small stand-in: a narrow ResNet-20 on Fashion-MNIST",
-    f"A ResNet-20 without BatchNorm, a quarter as wide as the paper's and at half the images' "
-    f"size, the first {STAND_IN.examples:,} images of Fashion-MNIST in place of CIFAR-10",
+    {
+        "data": f"the first {STAND_IN.examples:,} images of Fashion-MNIST, at half their size",
+        "model": "ResNet-20 without BatchNorm, a quarter as wide as the paper's",
+    },
     STAND_IN,
     0.003,
     replace(STAND_IN, dataset="digits", network="mlp of the paper", rounds=42),
@@ -126,7 +139,11 @@ FIGURE_3 = claim(
 FIGURE_3_CIFAR_10 = claim(
     "figure3-cifar-10",
     "Figure 3: ResNet-20 on CIFAR-10",
-    "A ResNet-20 without BatchNorm, CIFAR-10; about a day on a core for each run",
+    {
+        "data": "CIFAR-10",
+        "model": "ResNet-20 without BatchNorm",
+        "time": "about a day on a core for each run",
+    },
     PAPERS,
     0.001,
     replace(PAPERS, examples=300, network="narrow resnet-20", rounds=7, batch_size=16),

@@ -251,12 +251,12 @@ def run_task(strategy: str, task: Task, seed: int) -> Result:
     }
 
 
-KINDS = {"all of it, from nothing": False, "adapters alone": True}
+KINDS = {"whole model": False, "adapters only": True}
 ROUNDS, QUICK_ROUNDS = {False: 60, True: 30}, 3
 
 
 def measure(quick: bool) -> Findings:
-    """Train all strategies' models, from nothing and with adapters."""
+    """Train all strategies' models, whole and with adapters."""
     jobs = {}
     for kind, adapters in KINDS.items():
         task = Task(adapters, ROUNDS[adapters])
@@ -319,13 +319,17 @@ def tabulate(found: Findings) -> str:
 TEXT = Claim(
     name="text",
     title="A transformer that writes: one bit a parameter",
-    says="A language model that many people train together, all of it or the adapters of one that "
-    "they have (LoRA), learns as with FedAvg from votes of one bit for each parameter.",
-    setting="The help that comes with Python on its topics, ten clients with some topics each, "
-    "every tenth thousand of characters to test on. Two layers of width 64, LayerNorm, an "
-    "embedding that is also the last layer; 20 steps of AdamW a round. From nothing in "
-    f"{ROUNDS[False]} rounds; and, of a model that has learned the other half of the help, "
-    f"adapters of rank 4 in {ROUNDS[True]}.",
+    says="A language model, trained whole or by its LoRA adapters only, learns from one bit per "
+    "parameter as with FedAvg.",
+    setting={
+        "data": "Python's help, ten clients with some topics each; every tenth thousand of "
+        "characters is for testing",
+        "model": "two layers of width 64, LayerNorm, tied embeddings",
+        "rounds": "20 steps of AdamW",
+        "whole model": f"from scratch, {ROUNDS[False]} rounds",
+        "adapters": f"rank 4, {ROUNDS[True]} rounds, in a model trained on the other half of the "
+        "help",
+    },
     measure=measure,
     draw=draw,
     tabulate=tabulate,

@@ -120,8 +120,11 @@ THEOREMS = Claim(
     title="Theorems 5 and 6: how fast the gradient falls",
     says="With b = (Td)^(1/4), δ = (Td)^(−1/2) for signs and b = (Td)^(1/6), δ = (Td)^(−2/3) for "
     "the median, the mean of ‖∇f‖² over T rounds is O(T^(−1/4)) and O(T^(−1/3)).",
-    setting="Five quadratics of ten dimensions whose minima are lognormal, from the origin; 100 "
-    "copies; slopes are of the last three T.",
+    setting={
+        "functions": "five quadratics in ten dimensions, lognormal minima, from the origin",
+        "averaged over": "100 copies",
+        "slope": "over the last three T",
+    },
     measure=measure,
     draw=draw,
     tabulate=tabulate,

@@ -233,17 +233,20 @@ def tabulate(found: Findings) -> str:
         rows.append([f"{name}: exact", *(f"{row['exact']:.3f}" for row in ends)])
     table = make_table(["ends at", *(f"b = {b:g}" for b in scales)], rows)
     plain = " and ".join(f"{name} at {end:.3f}" for name, end in found["plain"].items())
-    return f"{table}\n\nWithout noise: {plain}. The bias falls as b to the {found['slope']:.2f}."
+    return f"{table}\n\nWithout noise: {plain}. The bias falls as b^({found['slope']:.2f})."
 
 
 TOY = Claim(
     name="toy",
     title="Figure 1: where the algorithms end",
-    says="Without noise sign and median stop where the *median* of the clients' gradients is zero; "
-    "with noise they end the closer to the optimum the larger its scale b, with a bias of O(1/b). "
-    "(It is O(1/b²), which is better than proven.)",
-    setting="f = (1/3)·Σ(x − a_i)²/2, a = (1, 2, 10), from x = .0005; 4,000 copies, averaged over "
-    "the rounds after they have arrived. *Counts* is what a server that knows the noise can do.",
+    says="Without noise, sign and median stop where the *median* of the clients' gradients is "
+    "zero. The larger the noise scale b, the nearer to the optimum they end: the proven bias is "
+    "O(1/b), the measured one O(1/b²).",
+    setting={
+        "functions": "f = (1/3)·Σ(x − a_i)²/2, a = (1, 2, 10), from x = .0005",
+        "averaged over": "4,000 copies, after convergence",
+        "counts": "need a server that knows the noise",
+    },
     measure=measure,
     draw=draw,
     tabulate=tabulate,

@@ -1,4 +1,4 @@
-"""Flower for one run: a SuperLink of one's own, started, used and taken down without a trace.
+"""Flower for one run: a separate SuperLink, started, used and stopped without a trace.
 
 The SuperLink that ``flwr run`` starts by itself outlives its user, listens on ports that others may
 want, and has fifteen seconds to start.
@@ -269,7 +269,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 on which nobody listens."""
+    """Return a free port of 127.0.0.1."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])

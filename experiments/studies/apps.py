@@ -47,7 +47,7 @@ SETTINGS = {
     **{f"CNN, {n} clients, iid": _of(n, partition="iid") for n in COUNTS},
     **{f"CNN, {n} clients, Dirichlet(.1)": _of(n, alpha=0.1) for n in COUNTS},
     "CNN, 2 of 10 clients a round, iid": CNN(partition="iid", fraction=0.2, rounds=75),
-    "CNN, a head of each client's own, iid": _of(10, partition="iid", private_head=True),
+    "CNN with a local head, iid": _of(10, partition="iid", private_head=True),
     "CNN in float16, iid": _of(10, partition="iid", dtype="float16"),
     "CNN with BatchNorm, iid": _of(10, partition="iid", network="cnn with batchnorm"),
     "MLP with tied layers, iid": Fashion(network="mlp with tied layers", partition="iid"),

@@ -89,7 +89,7 @@ PHONE_DOWN, PHONE_UP = 1e6, 0.2e6
 
 @dataclass(frozen=True)
 class AtServer:
-    """What is not as usual in one of this package's strategies at the server.
+    """Arguments of a strategy at the server, where they are not the defaults.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ class AtServer:
 USUAL = AtServer()
 
 Key = tuple[str, Setting, int, AtServer]
-"""A strategy's name, a federation, a seed, and what is not as usual at the server."""
+"""A strategy's name, a federation, a seed, and the server's arguments."""
 
 
 def run_setting(name: str, setting: Setting, seed: int, at_server: AtServer = USUAL) -> Result:
@@ -161,7 +161,7 @@ def bytes_table(setting: Setting, names: Sequence[str] = tuple(STRATEGIES)) -> s
             needed = megabytes_to(own, TARGET * late([fedavg]))
             row.append(f"{late([own]):.3f} / {'–' if needed is None else f'{needed:.1f}'}")
         rows.append([*row, saved(name, slice(None)), saved(name, slice(-LAST, None))])
-    heads = ("FedAvg's bytes / its", f"last {LAST} rounds")
+    heads = ("times fewer bytes", f"last {LAST} rounds")
     return make_table(["accuracy / MB both ways", *PARTITIONS, *heads], rows)
 
 
@@ -273,7 +273,7 @@ def shares_table() -> str:
         rows.append(
             [f"{share:g}", f"{later:.2f}", f"{later / WHOLE:.2f}", *(f"{f:.1f}" for f in factors)]
         )
-    saved = "FedAvg's bytes / its"
+    saved = "times fewer bytes"
     heads = ("coded steps per message", "of the whole model", f"{saved}, later")
     totals = (f"{saved}, 1,000 rounds", f"{saved}, 100 rounds")
     return make_table(["share of clients in a round", *heads, *totals], rows)

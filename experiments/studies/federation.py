@@ -132,15 +132,15 @@ class Setting:
         The decay β of each client's average over rounds, m ← β·m + (1 − β)·u, which it sends in
         place of its update u.
     private_head : bool
-        Whether each client goes on with a last layer of its own, and sends it all the same.
+        Whether each client keeps a private last layer, and sends it all the same.
     dtype : str
         The dtype in which the model travels, of "float32" and "float16".
     attack : str
-        One of `ATTACKS`, `MORE_ATTACKS` or `ADAPTIVE`, or "" if nobody attacks.
+        One of `ATTACKS`, `MORE_ATTACKS` or `ADAPTIVE`, or "" without an attack.
     num_hostile : int
         The number of hostile clients.
     tested : int
-        The number of rounds, the last, after which the model is tested, or 0 for all.
+        The model is tested after this many last rounds, or after all for 0.
     """
 
     dataset: str = "fashion-mnist"
@@ -165,7 +165,7 @@ class Setting:
     tested: int = 0
 
     def __str__(self) -> str:
-        """Return what is not as usual, for tables and the names of jobs."""
+        """Return the fields that are not the defaults, for tables and the names of jobs."""
         own = [(field.name, getattr(self, field.name), field.default) for field in fields(self)]
         return ", ".join(f"{name} {value}" for name, value, usual in own if value != usual)
 

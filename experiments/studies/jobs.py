@@ -1,4 +1,4 @@
-"""Many runs of a study: in parallel processes, each result kept, so that a killed study goes on."""
+"""Many runs of a study: in parallel processes, each result kept, so that a killed study resumes."""
 
 import json
 import os

@@ -1,15 +1,14 @@
 """The study of privacy: what ε a run comes to, and how well a model learns at an ε.
 
 ``python -m experiments.studies.privacy`` prints the tables of docs/privacy.md;
-``python -m experiments.studies.privacy rounds`` prints one; so do noise, sums and accuracy, which
-takes training: results are kept in experiments/results, and a study that was killed goes on where
-it was.
+``python -m experiments.studies.privacy rounds`` prints one; so do noise, sums and accuracy. The
+last one trains: results are kept in experiments/results, and a study that was killed resumes there.
 
-All rules keep to one (ε, δ) for all data of a client, by the same count: noise is chosen by
-`noise_multiplier_for`, for any two updates of norm C or less. Against the server each client adds
-it, and all are asked in each round; against who reads the models alone a tenth of them is drawn in
-secret, and Flower's wrapper has the server add noise to the mean. Noise follows from a seed here,
-so that a run can be repeated; outside of a simulation it must not.
+All rules stay within one (ε, δ) for all data of a client. `noise_multiplier_for` chooses the noise
+of each, for any two updates of norm at most C. Against the server, each client adds the noise, and
+all clients are asked in each round. Against readers of the models, a tenth of them is drawn in
+secret, and with Flower's wrapper the server adds noise to the mean. Noise has a seed here, so that
+a run can be repeated. Outside of a simulation it must not have one.
 """
 
 import logging
@@ -59,18 +58,18 @@ KINDS: dict[str, str] = {"vector": "vector", "votes": "signs"}
 
 @dataclass(frozen=True)
 class Study:
-    """A federation, and against whom its clients are protected.
+    """A federation whose clients are protected against the server or against readers.
 
     Parameters
     ----------
     setting : Setting
-        The federation; whom a fraction below 1 hides is counted on.
+        The federation; a fraction below 1 is drawn in secret, which ε counts on.
     rules : tuple of str
         The `RULES` that are compared.
     epsilons : tuple of float
-        The ε that they keep within.
+        The ε that they stay within.
     clips : tuple of float
-        The clipping norms C that are tried; of each rule the best is shown.
+        The clipping norms C that are tried; the best of each rule is shown.
     """
 
     setting: Setting
@@ -96,7 +95,7 @@ SUMS = Study(
     ("FedAvg, central wrapper", "SignSGD, secure sums", "FedAvg, LocalDpMod"),
     epsilons=(4.0, 8.0),
 )
-"""Secure sums between a server that is trusted to add the noise, and clients that trust nobody."""
+"""Secure sums, beside a trusted server that adds the noise and clients that trust no one."""
 
 
 Strategies = Callable[..., Strategy]
@@ -205,7 +204,7 @@ def run_rule(rule: str, study: Study, epsilon: float, clip: float, seed: int) ->
 
 
 def run_without(study: Study, seed: int) -> Result:
-    """Train a study's federation with FedAvg, and nothing hidden."""
+    """Train a study's federation with FedAvg, without privacy."""
     logging.getLogger("flwr").setLevel(logging.ERROR)
     return simulate(partial(unseeded, FedAvg), study.setting, seed, [])
 
@@ -223,7 +222,7 @@ def accuracies(study: Study, seeds: Sequence[int] = (0,)) -> dict[str, list[floa
     Returns
     -------
     dict of str to list of float
-        Accuracies by rule; FedAvg's, with nothing hidden, the first, once for each ε.
+        Accuracies by rule; FedAvg's, without privacy, the first, once for each ε.
     """
     setting = study.setting
     jobs = {
@@ -248,7 +247,7 @@ def accuracies(study: Study, seeds: Sequence[int] = (0,)) -> dict[str, list[floa
         return late(runs, rounds=tested)
 
     without = late((results[name] for name, _ in plain.values()), rounds=tested)
-    found = {"FedAvg, nothing hidden": [without] * len(study.epsilons)}
+    found = {"FedAvg, no privacy": [without] * len(study.epsilons)}
     for rule in study.rules:
         found[rule] = [max(end(rule, e, clip) for clip in study.clips) for e in study.epsilons]
     return found
@@ -277,14 +276,14 @@ def rounds_table() -> str:
 
 
 def noise_table() -> str:
-    """Say what noise it takes for the rounds of one client, and for rounds of a hidden tenth."""
+    """Return the noise for rounds of all clients, and for rounds of a hidden tenth."""
     found = partial(noise_multiplier_for, delta=DELTA, min_replies=DRAWN)
     rows = [
         [
-            f"{name}, ε = {epsilon:g}, {whom}",
+            f"{name}, ε = {epsilon:g}, {drawn}",
             *(f"{found(epsilon, rounds=n, sampling=q, kind=kind):.2f}" for n in ROUNDS),
         ]
-        for whom, q in (("local", 1.0), ("a hidden tenth", 0.1))
+        for drawn, q in (("local", 1.0), ("a hidden tenth", 0.1))
         for epsilon in EPSILONS
         for name, kind in KINDS.items()
     ]

@@ -2,8 +2,8 @@
 
 ``python -m experiments.studies.random_basis`` prints the tables of docs/noise.md about it;
 ``python -m experiments.studies.random_basis attacks`` prints one; so do accuracy, cohorts,
-levels, minority. Results are kept in experiments/results, and a study that was killed goes on
-where it was.
+levels, minority. Results are kept in experiments/results, and a study that was killed resumes
+there.
 """
 
 import logging

@@ -30,7 +30,7 @@ def compare_bytes(runs: Sequence[Run]) -> str:
     return make_table(
         [
             *("strategy", "accuracy", "rounds", "bytes up per client and round", "bytes down"),
-            *("FedAvg's / its, up", "FedAvg's / its, both ways"),
+            *("times fewer bytes, up", "times fewer bytes, both ways"),
         ],
         [
             [

@@ -47,7 +47,7 @@ class Study:
     Parameters
     ----------
     honest : Setting
-        The federation, nobody hostile.
+        The federation without hostile clients.
     num_hostile : int
         The number of its clients that are hostile under attack; Flower's rules and NNM are told.
     attacks : tuple of str

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.kernels.signs import packed_size
-from fedmedian.kernels.votes import count_votes
+from fedmedian.kernels.votes import sum_numbers
 
 Residues = NDArray[np.unsignedinteger[Any]]
 
@@ -69,17 +69,13 @@ def sum_packed(packed: Sequence[NDArray[np.uint8]], dim: int) -> Residues:
     ValueError
         If there are none, or one does not have this shape.
     """
-    bits = len(packed[0]) if packed else 0
+    if not packed:
+        raise ValueError("there are no residues to sum")
+    bits = len(packed[0])
     for one in packed:
         if one.dtype != np.uint8 or one.shape != (bits, packed_size(dim)):
             raise ValueError(
                 f"packed residues must be uint8 of shape {(bits, packed_size(dim))}, "
                 f"got {one.dtype} of shape {one.shape}"
             )
-    kind = dtype_of(bits)
-    total = np.zeros(dim, dtype=kind)
-    for bit in range(bits):
-        # Wraps around, as residues do.
-        total += count_votes([one[bit] for one in packed], dim).astype(kind) << kind.type(bit)
-    total &= kind.type((1 << bits) - 1)
-    return total
+    return sum_numbers(packed, dim).astype(dtype_of(bits), copy=False)

@@ -7,7 +7,7 @@ and only the result is unpacked. (Bytes are as fast here as 64-bit words, which 
 copy where a vector is not aligned.)
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -51,6 +51,33 @@ def count_votes(packed_vectors: Sequence[PackedSigns], dim: int) -> NDArray[np.i
     for chunk in _chunks(0, dim, _CHUNK_BYTES):
         counts[chunk.coordinates] = counter.count(packed_vectors, chunk)
     return counts
+
+
+def sum_numbers(planes: Sequence[NDArray[np.uint8]], dim: int) -> NDArray[Any]:
+    """Sum numbers of k bits modulo 2^k, without unpacking them.
+
+    Parameters
+    ----------
+    planes : sequence of M (k, ⌈d/8⌉) uint8
+        The bit planes of each vector of numbers, least significant first; M >= 1, k >= 1.
+    dim : int
+        d, the number of coordinates, >= 0.
+
+    Returns
+    -------
+    (d,) uint8 or int32
+        The sums, as bytes if they fit.
+    """
+    bits = len(planes[0])
+    most = max(_GROUP // bits, 1)
+    total = np.zeros(dim, dtype=np.uint8 if bits <= 8 else np.int32)
+    for group in (planes[start : start + most] for start in range(0, len(planes), most)):
+        adder = _Adder(summing_program(len(group), bits))
+        rows = [plane for one in group for plane in one]
+        for chunk in _chunks(0, dim, _CHUNK_BYTES):
+            total[chunk.coordinates] += _number(adder.run(rows, chunk))[chunk.inside]
+    total &= total.dtype.type((1 << bits) - 1)
+    return total
 
 
 def majority_vote(packed_vectors: Sequence[PackedSigns], dim: int) -> NDArray[np.int8]:
@@ -147,7 +174,29 @@ def counting_program(num_votes: int) -> Program:
         bits.
     """
     builder = ProgramBuilder(num_votes)
-    return builder.compile(_add(builder, range(num_votes)))
+    return builder.compile(_add(builder, [range(num_votes)], num_votes.bit_length()))
+
+
+@lru_cache(maxsize=16)
+def summing_program(numbers: int, bits: int) -> Program:
+    """Return the program that adds M numbers of k bits each modulo 2^k.
+
+    Parameters
+    ----------
+    numbers : int
+        M, >= 1.
+    bits : int
+        k, >= 1.
+
+    Returns
+    -------
+    Program
+        Its inputs are the bit planes of each number, least significant first, one number after
+        another. Its outputs are the k bit planes of the sum.
+    """
+    builder = ProgramBuilder(numbers * bits)
+    planes = [range(bit, numbers * bits, bits) for bit in range(bits)]
+    return builder.compile(_add(builder, planes, bits))
 
 
 @lru_cache(maxsize=16)
@@ -166,17 +215,19 @@ def majority_program(num_votes: int) -> Program:
         half are.
     """
     builder = ProgramBuilder(num_votes)
-    planes = _add(builder, range(num_votes))
+    planes = _add(builder, [range(num_votes)], num_votes.bit_length())
     limits = sorted({(num_votes + 1) // 2, num_votes // 2 + 1})
     return builder.compile([_at_least(builder, planes, limit) for limit in limits])
 
 
-def _add(builder: ProgramBuilder, votes: Sequence[Row]) -> list[Row]:
-    """Return the bit planes of the sums of packed bits."""
+def _add(builder: ProgramBuilder, planes: Sequence[Iterable[Row]], most: int) -> list[Row]:
+    """Return the first `most` bit planes of a sum, of summands that are planes of bits, too."""
     # A row at level k counts 2^k; three rows of a level become one, and one of the next level.
-    waiting: list[list[Row]] = [[] for _ in range(len(votes).bit_length() + 1)]
+    waiting: list[list[Row]] = [[] for _ in range(most)]
 
     def put(level: int, row: Row) -> None:
+        if level == most:
+            return
         waiting[level].append(row)
         if len(waiting[level]) == 3:
             first, second, third = waiting[level]
@@ -186,8 +237,9 @@ def _add(builder: ProgramBuilder, votes: Sequence[Row]) -> list[Row]:
             waiting[level] = [builder.apply(np.bitwise_xor, partial, third)]
             put(level + 1, builder.apply(np.bitwise_or, carry, second_carry))
 
-    for vote in votes:
-        put(0, vote)
+    for level, rows in enumerate(planes):
+        for row in rows:
+            put(level, row)
     for level, rows in enumerate(waiting):
         if len(rows) == 2:
             waiting[level] = [builder.apply(np.bitwise_xor, *rows)]

@@ -6,7 +6,7 @@ from typing import Generic
 
 import numpy as np
 
-from fedmedian.kernels.residues import Residues, bits_of_sum, dtype_of, sum_packed
+from fedmedian.kernels.residues import Residues, bits_of_sum, sum_packed
 from fedmedian.secure.cohort import Circle, Member, Place, in_pieces
 from fedmedian.secure.masking import NOTHING, SEED, SHARE, Masked, add_mask
 from fedmedian.secure.secrets import KEY_SIZE, NO_SHARE, SEALED_SIZE, commitment, join
@@ -123,7 +123,6 @@ class Cohort(Generic[Member]):
         neighbors = self.neighbors
         votes, seeds = self._without_lost(dict(votes), neighbors, ask)
         total = sum_packed([one.body for one in votes.values()], dim)
-        total = total.astype(dtype_of(self.bits))
         for (one, other), seed in seeds.items():
             if one in votes:
                 add_mask(total, seed, -1 if self.keys[one] < self.keys[other] else 1)

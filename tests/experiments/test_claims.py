@@ -50,7 +50,7 @@ class TestDocuments:
         (tmp_path / "paper").mkdir()
         (tmp_path / "paper" / "toy.json").write_text(json.dumps(stored(toy.TOY)))
         page = Page("paper", "# Claims", (failing,))
-        assert "The check fails: it is wrong; so is this." in page.text(tmp_path)
+        assert "`make figures ARGS=toy` fails: it is wrong; so is this" in page.text(tmp_path)
 
 
 class TestFinding:
@@ -74,7 +74,7 @@ class TestFinding:
     def test_another_setting_or_a_missing_figure_is_measured_again(self, claim, tmp_path):
         claim.find(tmp_path, quick=True)
         claim.find(tmp_path, quick=False)
-        replace(claim, setting="another").find(tmp_path, quick=False)
+        replace(claim, setting={"data": "another"}).find(tmp_path, quick=False)
         (tmp_path / "toy.png").unlink()
         claim.find(tmp_path, quick=False)
         assert self.measured == 4

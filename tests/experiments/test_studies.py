@@ -429,7 +429,7 @@ class TestPrivacy:
         heading, _, *rows = privacy.accuracy_table(study, seeds=[0]).splitlines()
         assert heading.split("|")[2].strip() == "ε = 4000"
         names = [row.split("|")[1].strip() for row in rows]
-        assert names == ["FedAvg, nothing hidden", *study.rules]
+        assert names == ["FedAvg, no privacy", *study.rules]
         assert all(0.15 < float(row.split("|")[2]) <= 1 for row in rows)
 
     def test_flowers_rules_have_the_noise_that_is_counted(self):

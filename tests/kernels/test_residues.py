@@ -73,3 +73,8 @@ def test_residues_of_another_shape_or_dtype_are_refused(other):
 
 def test_residues_of_no_votes_sum_to_nothing():
     assert sum_packed([np.zeros((3, 0), np.uint8)], 0).shape == (0,)
+
+
+def test_no_residues_at_all_are_refused():
+    with pytest.raises(ValueError, match="no residues"):
+        sum_packed([], 16)

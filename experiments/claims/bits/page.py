@@ -51,21 +51,21 @@ GOES_UP = {
     "FedAvg": "the model, float32",
     "FedMedian": "the model, float32; the server takes a median",
     "FedAvg, float16": "the update, float16",
-    "QSGD, int8": "the update in 255 levels of each array's largest entry, rounded at random "
+    "QSGD, int8": "the update in 255 levels up to each array's largest entry, rounded at random "
     "([arXiv 1610.02132](https://arxiv.org/abs/1610.02132))",
-    "top 1 %, feedback": "the largest hundredth of the update and where it is; the rest later "
-    "([arXiv 1809.07599](https://arxiv.org/abs/1809.07599))",
+    "top 1 %, feedback": "the largest 1 % of the update's entries and their places; the rest is "
+    "added to the next update ([arXiv 1809.07599](https://arxiv.org/abs/1809.07599))",
     "plain signs": "signs; the server takes a step δ along the majority, "
     "`SignSGD(None, Majority(), learning_rate=δ, rotation=None)`",
-    "signs, feedback": "signs and each array's mean magnitude; what is rounded off later "
-    "([arXiv 1901.09847](https://arxiv.org/abs/1901.09847))",
-    "z-SignFedAvg": "signs of the update and Gaussian noise σ; the server, not told σ, takes a "
+    "signs, feedback": "signs and each array's mean magnitude; what that rounds off is added to "
+    "the next update ([arXiv 1901.09847](https://arxiv.org/abs/1901.09847))",
+    "z-SignFedAvg": "signs of the update plus Gaussian noise σ; the server, not told σ, takes a "
     "step η along their mean ([arXiv 2302.02589](https://arxiv.org/abs/2302.02589))",
-    "EDEN, one bit": "signs of the update in a basis of the client's own, one scale, one seed "
+    "EDEN, one bit": "signs of the update in a random basis per client, one scale, one seed "
     "([arXiv 2108.08842](https://arxiv.org/abs/2108.08842))",
-    "SignSGD()": "signs of the update and noise in a basis that all share",
-    CODED: "the same; [the way down](both-ways.md) is coded in one bit too",
-    "MedianSGD()": "the update and noise in that basis, float32",
+    "SignSGD()": "signs of the update plus noise, in a random basis that all clients share",
+    CODED: "the same; the server sends one bit per parameter too, see [Both ways](both-ways.md)",
+    "MedianSGD()": "the update plus noise in that basis, float32",
 }
 
 _COLOURS = COLOURS | {
@@ -81,21 +81,35 @@ _COLOURS = COLOURS | {
 _SYMBOLS = {"plain signs": "δ", "z-SignFedAvg": "ση"}
 """The numbers that were tried of peers, a letter each."""
 
-WHY = (
-    "On the frontier are those of whom nobody is ahead: who sends as little and ends as high. "
-    "Whoever is ahead of ours pays for it elsewhere. Top-k, signs with "
-    "feedback and EDEN take a mean of what clients say, the length of an update included, so that "
-    "one hostile client moves the model as far as it likes: EDEN ends where FedAvg does "
-    "[under attack](noise.md#hostile-clients). Votes take no client's word for its length. The "
-    "[level](noise.md#the-level) of noise that stands in for it is what they pay. Plain signs and "
-    "z-SignFedAvg have numbers that were found on the test data; ours have none to find. With "
-    "a step that suits, plain signs may even outrun FedAvg; but where clients hold one class each "
-    "none that was tried keeps them from falling."
-)
+READING = {
+    "bytes up, bytes down": "of one client in one round, with all headers; with the coded downlink "
+    "a mean over rounds, of which the first sends the model",
+    "FedAvg's / its": "FedAvg's bytes up over the method's",
+    "MB both ways": "of all clients in all rounds",
+    "seconds up": f"a client's time to send its bytes of all rounds at {UPLINK / 1e6:.0f} Mbit/s",
+    "accuracy": f"on test data, the mean over the last {LAST} rounds and all seeds",
+    "rounds / MB up / both ways": f"the first round at {100 * TARGET:.0f} % of FedAvg's final "
+    "accuracy, and what all clients have sent until then",
+    "kept": "the values of δ, σ and η with the best test accuracy of those that were tried",
+    "ahead of it": "a method that sends no more than `SignSGD()` and ends no lower, by how much, "
+    "and from how many of the seeds",
+}
+"""What the columns of the tables mean."""
+
+PRICES = {
+    "top 1 %, signs with feedback, EDEN": "They use the length that a client claims, so one "
+    "hostile client moves the model as far as it likes: [under attack](noise.md#hostile-clients) "
+    "EDEN ends where FedAvg does. Votes use a [level](noise.md#the-level) of noise instead, which "
+    "costs accuracy.",
+    "plain signs, z-SignFedAvg": "Their δ, σ and η were found on the test data; `SignSGD()` has "
+    "none to find. Plain signs can end above FedAvg, but with one class each no δ that was tried "
+    "keeps them from falling.",
+}
+"""What methods that are ahead of ours pay for it."""
 
 
 def ahead(peer: str, outcomes: Outcomes) -> list[str]:
-    """Return who sends no more than a peer and ends no lower, and is better in one of the two."""
+    """Return which peers send no more than this one and end no lower, and do better in either."""
     own = outcomes[peer]
     return [
         name
@@ -106,32 +120,29 @@ def ahead(peer: str, outcomes: Outcomes) -> list[str]:
     ]
 
 
-def say_where(peer: str, outcomes: Mapping[str, Outcomes]) -> str:
-    """Say in which federations a peer is on the frontier, and who is ahead of it elsewhere."""
-    lines, reached = [], 0
+def count_frontier(peer: str, outcomes: Mapping[str, Outcomes]) -> str:
+    """Return in how many federations a peer is on the frontier, as a sentence."""
+    reached = sum(not ahead(peer, found) for found in outcomes.values())
+    return f"`{peer}` is on the frontier in {reached} of {len(outcomes)}."
+
+
+def ahead_table(peer: str, outcomes: Mapping[str, Outcomes]) -> str:
+    """Compare a peer with those that are ahead of it."""
+    rows = []
     for federation, found in outcomes.items():
-        own, others = found[peer], ahead(peer, found)
-        reached += not others
-        leads = [_lead(name, found[name], own) for name in others]
-        lines.append(f"- {federation}: {'; '.join(leads) or 'on the frontier'}.")
-    return f"`{peer}` is on the frontier in {reached} of {len(lines)}:\n\n" + "\n".join(lines)
-
-
-def _medians(outcomes: Mapping[str, Outcomes]) -> str:
-    reached = sum(not ahead("MedianSGD()", found) for found in outcomes.values())
-    return (
-        "`MedianSGD()` sends about what FedAvg does, and is for robustness: it is on the frontier "
-        f"in {reached} of {len(outcomes)}."
-    )
-
-
-def _lead(name: str, one: Outcome, own: Outcome) -> str:
-    pairs = list(zip(one.ends, own.ends, strict=True))
-    seeds = f" (from {sum(theirs >= ours for theirs, ours in pairs)} of {len(pairs)} seeds)"
-    fewer, higher = own.uplink - one.uplink, one.end - own.end
-    level = f"{higher:.4f} higher" if higher >= 5e-5 else "as high"
-    said = f"{name} sends {fewer:,.0f} bytes less and ends {level}"
-    return said + (seeds if len(pairs) > 1 else "")
+        for name in ahead(peer, found):
+            one, own = found[name], found[peer]
+            pairs = list(zip(one.ends, own.ends, strict=True))
+            rows.append(
+                [
+                    federation,
+                    name,
+                    f"{own.uplink - one.uplink:,.0f}",
+                    f"+{one.end - own.end:.4f}",
+                    f"{sum(theirs >= ours for theirs, ours in pairs)} of {len(pairs)}",
+                ]
+            )
+    return make_table(["federation", "ahead of it", "bytes less", "accuracy", "seeds"], rows)
 
 
 def bytes_table(outcomes: Outcomes) -> str:
@@ -148,7 +159,7 @@ def bytes_table(outcomes: Outcomes) -> str:
                 f"{one.rounds * one.uplink * 8 / UPLINK:.2f}",
             ]
         )
-    columns = ("who", "bytes up", "FedAvg's / its", "bytes down", "MB both ways", "seconds up")
+    columns = ("method", "bytes up", "FedAvg's / its", "bytes down", "MB both ways", "seconds up")
     return make_table(columns, rows)
 
 
@@ -188,7 +199,7 @@ def numbers_table(outcomes: Mapping[str, Outcomes]) -> str:
 
 
 def draw(found: Findings) -> Figure:
-    """Draw accuracy over bytes, and the frontier: the best that no more bytes can buy."""
+    """Draw accuracy over bytes, and the frontier: the best accuracy for so many bytes."""
     rows, columns = -(-len(found) // 2), min(len(found), 2)
     drawn = Figure(figsize=(10, 1 + 3.5 * rows), layout="constrained")
     panels = drawn.subplots(rows, columns, squeeze=False).flat
@@ -202,7 +213,7 @@ def draw(found: Findings) -> Figure:
         axes.set(xscale="log", title=name)
         axes.grid(alpha=0.3)
     drawn.supylabel("test accuracy at the end")
-    drawn.supxlabel("MB that all clients send up; the line joins the best for their bytes")
+    drawn.supxlabel("MB that all clients send up; the line is the frontier")
     drawn.legend(*drawn.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return drawn
 
@@ -210,24 +221,14 @@ def draw(found: Findings) -> Figure:
 def tabulate(found: Findings) -> str:
     """Return the tables of federations, and who is on the frontier."""
     outcomes = read(found)
-    first = next(iter(outcomes.values()))
     return "\n\n".join(
         [
-            "What a client sends in a round and what it is sent, with all headers; both ways, over "
-            f"all {first['FedAvg'].rounds} rounds and clients; and the seconds that these take a "
-            f"client to send at {UPLINK / 1e6:.0f} Mbit/s, all clients at once, training and "
-            "downlink left out. The way down is the model as it is, of ours with an instruction; "
-            "with the coded downlink it is a mean over rounds, of which the first sends the model:",
-            bytes_table(first),
-            f"Test accuracy, the mean over the last {LAST} rounds and all seeds:",
+            bytes_table(next(iter(outcomes.values()))),
             accuracy_table(outcomes),
-            f"The first round after which it is at {100 * TARGET:.0f} % of FedAvg's, and what all "
-            "clients together have sent until then, up and both ways:",
             target_table(outcomes),
-            "Of the numbers that were tried these were kept:",
             numbers_table(outcomes),
-            say_where("SignSGD()", outcomes),
-            _medians(outcomes),
+            f"{count_frontier('MedianSGD()', outcomes)} {count_frontier('SignSGD()', outcomes)}",
+            ahead_table("SignSGD()", outcomes),
         ]
     )
 
@@ -241,10 +242,10 @@ def tabulate_hole(found: Findings) -> str:
     return "\n\n".join(
         [
             accuracy_table(outcomes),
-            "Of the numbers that were tried these were kept:",
             numbers_table(outcomes),
-            f"Plain signs, at the best of these steps, end {abs(fall):.3f} {where} FedAvg here.",
-            say_where("SignSGD()", outcomes),
+            f"With this δ plain signs end {abs(fall):.3f} {where} FedAvg here.",
+            count_frontier("SignSGD()", outcomes),
+            ahead_table("SignSGD()", outcomes),
         ]
     )
 
@@ -284,7 +285,7 @@ def _measure(part: Part, in_short: Mapping[str, Any], quick: bool) -> Findings:
 def _claim(
     name: str,
     title: str,
-    setting: str,
+    setting: Mapping[str, str],
     part: Part,
     allowed: float,
     says: str,
@@ -305,19 +306,23 @@ def _claim(
     )
 
 
-def _split(title: str, part: Part, words: str, allowed: float) -> Claim:
+def _split(title: str, part: Part, work: str, allowed: float) -> Claim:
     (one, *_) = part.federations.values()
     setting = one.setting
     return _claim(
         f"bits-{setting.num_clients}",
         title,
-        f"{setting.examples:,} images of Fashion-MNIST, 784-128-10, {words}, batches of "
-        f"{setting.batch_size} at a rate of {setting.learning_rate:g}, {setting.rounds} rounds; "
-        f"seeds: {len(one.seeds)}.",
+        {
+            "data": f"{setting.examples:,} images of Fashion-MNIST",
+            "model": "784-128-10",
+            "rounds": f"{setting.rounds} of {work} of {setting.batch_size}, rate "
+            f"{setting.learning_rate:g}",
+            "seeds": f"{len(one.seeds)}",
+        },
         part,
         allowed,
-        "A server that knows its clients' noise needs one bit a parameter and no number of the "
-        "user's, however their data differ. ",
+        "A server that knows its clients' noise needs one bit per parameter and no tuning, however "
+        "their data differ. ",
     )
 
 
@@ -326,18 +331,22 @@ def _hole(name: str, images: str, part: Part, in_short: Mapping[str, Any] = ON_D
     setting = one.setting
     return _claim(
         name,
-        f"A published hole: {images}",
-        f"A LeNet on the first {setting.examples:,} images of {images}, ten clients, "
-        f"Dirichlet(.25), one batch of {setting.batch_size} a round at a rate of "
-        f"{setting.learning_rate:g}, {setting.rounds:,} rounds, one seed; batch, rate and rounds "
-        "are chosen, the table does not say them.",
+        f"A published failure of one-bit methods: {images}",
+        {
+            "data": f"the first {setting.examples:,} images of {images}, Dirichlet(.25)",
+            "model": "LeNet",
+            "clients": "ten",
+            "rounds": f"{setting.rounds:,} of one batch of {setting.batch_size}, rate "
+            f"{setting.learning_rate:g}, one seed",
+            "not in their table": "batch, rate and rounds",
+        },
         part,
         0.03,
-        "In the table of [FedSMU](https://proceedings.mlr.press/v267/lu25u.html) (ICML 2025) "
-        "methods of one bit match FedAvg where clients are alike, and fall from its 79.6 % to "
-        "34.0 % and less where they are not: CIFAR-10, a LeNet of 797,248 weights, ten clients, "
-        "one local update a round, Dirichlet(.25). With noise that the server knows, and no number "
-        "to find, they need not: ",
+        "In the table of [FedSMU](https://proceedings.mlr.press/v267/lu25u.html) (ICML 2025), "
+        "one-bit methods match FedAvg where clients are alike, and fall from its 79.6 % to 34.0 % "
+        "and less where they are not: CIFAR-10, a LeNet of 797,248 weights, ten clients, one local "
+        "update per round, Dirichlet(.25). With noise that the server knows they need not fall, "
+        "and nothing needs tuning: ",
         tabulate_hole,
         in_short,
     )
@@ -352,26 +361,26 @@ BITS = Page(
     "\n\n".join(
         [
             "# Bits against accuracy",
-            "What clients send, and how well the model learns of it, beside others who send few "
-            "bits. `make figures` writes this page, its figures and the numbers behind them "
-            "(JSON), and does again only what is missing. For the published hole on its own data "
-            "there is `make figures ARGS=hole-cifar-10`, from the Hugging Face Hub or from a copy "
-            "in the folder that the environment variable `CIFAR_10` names.",
-            "## Who is compared",
-            make_table(["who", "what goes up"], [list(row) for row in GOES_UP.items()]),
-            "All are packed, the peers as one array of bytes. Of the numbers that are the user's "
-            "to find, δ, σ and η, a few are tried in each federation from the first seed, and "
-            "those that end best on the *test data* are kept, which is more than a user could "
-            "know. All else is as it comes.",
-            "All but one of them are sent the whole model. [Both ways](both-ways.md) has more of "
-            "what is sent and learned where the way down is coded too, also where a tenth of a "
-            "hundred clients is in a round.",
-            WHY,
+            "What clients send, and how accurate the model becomes. `make figures` writes this "
+            "page and measures only what is missing. `make figures ARGS=hole-cifar-10` runs the "
+            "published failure on its own data, from the Hugging Face Hub or from the folder in "
+            "the environment variable `CIFAR_10`.",
+            "## The methods",
+            make_table(["method", "what a client sends"], [list(row) for row in GOES_UP.items()]),
+            "Bits are packed. A few values of δ, σ and η are tried in each federation, from the "
+            "first seed, and those with the best *test* accuracy are kept: more than a user could "
+            "know. All else has its defaults. [Both ways](both-ways.md) has more runs with a "
+            "coded downlink, also with a tenth of a hundred clients in a round.",
+            "## The tables",
+            make_table(["column", "meaning"], [list(row) for row in READING.items()]),
+            "A method is on the frontier if every other one sends more or ends lower. What methods "
+            "ahead of ours pay for it:",
+            make_table(["method", "price"], [list(row) for row in PRICES.items()]),
         ]
     ),
     (
-        _split("Ten clients", TEN, "an epoch a round", 0.02),
-        _split("A hundred clients", HUNDRED, "8 batches a round", 0.02),
+        _split("Ten clients", TEN, "one epoch in batches", 0.02),
+        _split("A hundred clients", HUNDRED, "8 batches", 0.02),
         _hole("hole", "Fashion-MNIST", HOLE),
         BITS_CIFAR_10,
     ),

@@ -1,7 +1,7 @@
-"""What is compared, in which federations, and the runs of it.
+"""The methods that are compared, their federations and their runs.
 
-Of peers with numbers that are the user's to find a few are tried in each federation from the
-first seed, and those that end best on the test data are kept: more than a user could know.
+Some methods have numbers to tune. A few values are tried in each federation from the first seed,
+and those with the best test accuracy are kept, which is more than a user could know.
 """
 
 import logging
@@ -36,11 +36,10 @@ from fedmedian.strategies import MedianSGD, SignSGD
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "bits"
 
 LAST = 5
-"""The number of rounds, the last, over which accuracy at the end is averaged."""
-
+"""The number of last rounds over which the final accuracy is averaged."""
 
 CODED = "SignSGD(downlink=CodedSteps())"
-"""Who is sent one bit as well, by its name in tables."""
+"""The name in tables of the method with one bit in both directions."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ PEERS: dict[str, Callable[..., Peer]] = {
     CODED: partial(Peer, partial(SignSGD, downlink=CodedSteps()), (perturb,)),
     "MedianSGD()": partial(Peer, MedianSGD, (perturb,)),
 }
-"""What is compared, by its name in tables; some take numbers that are the user's to find."""
+"""The methods, by their names in tables; some take numbers to tune."""
 
 Numbers = tuple[float, ...]
 
@@ -106,9 +105,9 @@ class Part:
     Parameters
     ----------
     tried : dict of str to tuple of tuples of float
-        Who is compared, and the numbers that are tried of it.
+        The methods, and the numbers that are tried for each.
     federations : dict of str to Federation
-        Where, by its name in tables.
+        The federations, by their names in tables.
     """
 
     tried: dict[str, tuple[Numbers, ...]]
@@ -153,7 +152,7 @@ HOLE_SETTING = Setting(
 
 
 def hole(setting: Setting) -> Part:
-    """Return a federation in which methods of one bit are known to fail."""
+    """Return a federation in which one-bit methods are known to fail."""
     tried: dict[str, tuple[Numbers, ...]] = {
         "FedAvg": ((),),
         "plain signs": ((0.0001,), (0.0003,), (0.001,)),
@@ -196,14 +195,14 @@ def shortened(part: Part, **changes: Any) -> Part:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a peer in a federation.
+    """What a method sent and reached in a federation.
 
     Parameters
     ----------
     numbers : list of float
-        Those that were kept of the ones that were tried.
+        The tried ones that were kept.
     clients, rounds : int
-        The numbers of clients, all of whom train in a round, and of rounds.
+        The number of clients, which all train in each round, and of rounds.
     uplink, downlink : float
         The bytes of a training reply and of what asks for it, as sent, with all headers.
     both_ways : list of float
@@ -263,7 +262,7 @@ def run_all(keys: Iterable[Key]) -> dict[Key, Result]:
 
 
 def measure(part: Part) -> dict[str, Outcomes]:
-    """Try all that is tried from the first seed, and what ends best from the others."""
+    """Run all numbers from the first seed, and the best ones from the other seeds."""
     first = run_all(
         (peer, numbers, one.setting, one.seeds[0])
         for one in part.federations.values()
