@@ -70,7 +70,7 @@ def sum_numbers(planes: Sequence[NDArray[np.uint8]], dim: int) -> NDArray[Any]:
     """
     bits = len(planes[0])
     most = max(_GROUP // bits, 1)
-    total = np.zeros(dim, dtype=np.uint8 if bits <= 8 else np.int32)
+    total: NDArray[Any] = np.zeros(dim, dtype=np.uint8 if bits <= 8 else np.int32)
     for group in (planes[start : start + most] for start in range(0, len(planes), most)):
         adder = _Adder(summing_program(len(group), bits))
         rows = [plane for one in group for plane in one]
