@@ -28,6 +28,7 @@ from benchmarks.scale import (
 )
 from benchmarks.timing import Timing, compare, read_bandwidth
 from experiments.studies.nmse import error_table, measure
+from experiments.studies.progress import say, tracked
 from experiments.studies.tables import make_table
 
 RESULTS = Path(__file__).parent / "results"
@@ -52,34 +53,34 @@ def main(names: list[str]) -> None:
     machine = f"{os.cpu_count()} cores, {platform.machine()}, NumPy {np.__version__}"
     print(f"{machine}; one core reads {bandwidth / 1e9:.1f} GB/s")
     results: dict[str, Any] = {"machine": machine, "read_bandwidth": bandwidth}
-    for name in chosen:
+    for name in tracked(chosen, "benchmark"):
         if name == "memory":
             peaks = [*round_peaks(), *estimator_peaks(), *client_peaks()]
             results[name] = [asdict(peak) for peak in peaks]
             rows = [[peak.work, peak.by, f"{peak.mebibytes:.0f}"] for peak in peaks]
-            print(make_table(["work", "by", "peak MiB beyond the replies"], rows))
+            say(make_table(["work", "by", "peak MiB beyond the replies"], rows))
         elif name == "nmse":
             results[name] = measure()
-            print(error_table(results[name]))
+            say(error_table(results[name]))
         elif name in TABLES:
             measure_all, module = TABLES[name]
             found = measure_all()
             results[name] = [asdict(one) for one in found]
-            print(make_table(module.COLUMNS, module.rows(found)))
+            say(make_table(module.COLUMNS, module.rows(found)))
         elif name == "growth":
             results[name] = plot_growth(RESULTS / "growth.png")
-            print(f"Written: {RESULTS / 'growth.png'}")
+            say(f"Written: {RESULTS / 'growth.png'}")
         elif name == "billion":
             billions, messages = billion_costs(), message_costs()
             results[name] = [*map(asdict, billions), *map(asdict, messages)]
-            print(make_table(COST_COLUMNS, cost_rows(billions)))
-            print(make_table(MESSAGE_COLUMNS, message_rows(messages)))
+            say(make_table(COST_COLUMNS, cost_rows(billions)))
+            say(make_table(MESSAGE_COLUMNS, message_rows(messages)))
         elif name == "scale":
             costs = round_costs()
             results[name] = [asdict(cost) for cost in costs]
-            print(make_table(COST_COLUMNS, cost_rows(costs)))
+            say(make_table(COST_COLUMNS, cost_rows(costs)))
             plot_round_costs(costs, RESULTS / "scale.png")
-            print(f"Written: {RESULTS / 'scale.png'}")
+            say(f"Written: {RESULTS / 'scale.png'}")
         else:
             if name == "grid":
                 timings = grid_timings()
@@ -87,7 +88,7 @@ def main(names: list[str]) -> None:
                 cases = round_cases() if name == "rounds" else CASES[name]()
                 timings = [timing for case in cases for timing in compare(case, bandwidth)]
             results[name] = [asdict(timing) for timing in timings]
-            print(timing_table(timings))
+            say(timing_table(timings))
         path = RESULTS / f"{name}.json"
         path.write_text(json.dumps(results, indent=1) + "\n")
         del results[name]

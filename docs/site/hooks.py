@@ -22,6 +22,9 @@ _DIRECTIVE = re.compile(r"^::: (\S+)$", flags=re.MULTILINE)
 _CODE = re.compile(
     r"<(a|autoref|h\d|pre)\b.*?</\1>|<code>((?:\w+\.)*\w+)(?:\(.*?\))?</code>", flags=re.DOTALL
 )
+_TAG = re.compile(r"(<pre\b.*?</pre>|<[^>]*>)", flags=re.DOTALL)
+_BREAK = re.compile(r"(?<=\w)[(\[_/](?=[^\W\d])|=(?=[^\W\d]|[\[(])|[.,](?=[^\W\d])")
+_LONG_WORD = re.compile(r"[^\W_]{30,}")
 _LINK = re.compile(r"(?<!!)\[([^\]\n]+)\]\(([^)#\s:]+)(#[^)\s]*)?\)")
 
 
@@ -33,8 +36,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Link a page's names of what the API reference describes."""
-    return with_links_to_reference(html, page.file.src_uri)
+    """Link a page's names of what the API reference describes, and let long ones break."""
+    return with_breaks(with_links_to_reference(html, page.file.src_uri))
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -100,3 +103,18 @@ def with_links_to_reference(html: str, page: str) -> str:
         return f'<autoref identifier="{name}" optional>{found[0]}</autoref>'
 
     return _CODE.sub(linked, html)
+
+
+def with_breaks(html: str) -> str:
+    """Return a page's HTML in which code, and what is in tables, may break between its words."""
+    parts, depth = [], 0
+    for part in _TAG.split(html):
+        if tag := re.match(r"<(/?)(?:table|code)\b", part):
+            depth += -1 if tag[1] else 1
+        elif depth and not part.startswith("<"):
+            part = _LONG_WORD.sub(
+                lambda word: re.sub("(?<=[a-z])(?=[A-Z])", "<wbr>", word[0]), part
+            )
+            part = _BREAK.sub(r"\g<0><wbr>", part)
+        parts.append(part)
+    return "".join(parts)

@@ -15,6 +15,7 @@ from experiments.claims.text import TEXT
 from experiments.claims.theorems import THEOREMS
 from experiments.claims.toy import TOY
 from experiments.studies.commands import DOCS
+from experiments.studies.progress import say, tracked
 
 IF_NAMED: tuple[Claim, ...] = (FIGURE_2_MNIST, FIGURE_3_CIFAR_10, BITS_CIFAR_10)
 """Claims that need a download and more time; see `experiments.studies.hub`."""
@@ -48,11 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     failed = False
     for page in PAGES:
         chosen = [claim for claim in page.claims if claim.name in names]
-        for claim in chosen:
+        for claim in tracked(chosen, "claim"):
             start = monotonic()
             wrong = claim.check(claim.find(options.into / page.name, quick=options.quick))
             verdict = "does not hold: " + "; ".join(wrong) if wrong else "holds"
-            print(f"{claim.title}: {verdict} ({monotonic() - start:.0f} s)", flush=True)
+            say(f"{claim.title}: {verdict} ({monotonic() - start:.0f} s)")
             failed |= bool(wrong)
         if chosen:
             (options.into / f"{page.name}.md").write_text(page.text(options.into))

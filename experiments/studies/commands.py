@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from experiments.studies.progress import say, tracked
+
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
@@ -47,9 +49,9 @@ def show_tables(
         The command line; this process's if not given.
     """
     options = _parsed(make_documenting_parser(study), tables, arguments)
-    for name in options.part:
+    for name in tracked(options.part, "table"):
         text = tables[name]()
-        print(f"### {name}\n\n{text}\n", flush=True)
+        say(f"### {name}\n\n{text}\n")
         if options.document:
             document(f"{study}-{name}", text)
 

@@ -2,14 +2,14 @@
 
 import json
 import os
-import sys
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+from experiments.studies.progress import tracked
 
 Result = dict[str, Any]
 """The findings of a job; JSON can hold them."""
@@ -39,14 +39,13 @@ def run_jobs(
     folder.mkdir(parents=True, exist_ok=True)
     files = {name: folder / f"{sha256(name.encode()).hexdigest()[:16]}.json" for name in jobs}
     missing = [name for name in jobs if not files[name].exists()]
-    start = time.monotonic()
     failure = None
     with ProcessPoolExecutor(
         processes or len(os.sched_getaffinity(0)), get_context("spawn")
     ) as pool:
         running = {pool.submit(jobs[name]): name for name in missing}
         try:
-            for done, future in enumerate(as_completed(running), 1):
+            for future in tracked(as_completed(running), "run", len(running)):
                 if future.cancelled():
                     continue
                 if error := future.exception():
@@ -56,8 +55,6 @@ def run_jobs(
                     continue
                 name = running[future]
                 _write(files[name], {"job": name, "result": future.result()})
-                seconds = time.monotonic() - start
-                print(f"{done}/{len(missing)} in {seconds:.0f} s: {name}", file=sys.stderr)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

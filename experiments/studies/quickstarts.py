@@ -26,6 +26,7 @@ from experiments.apps import QUICKSTARTS, read_config
 from experiments.studies.commands import document, make_documenting_parser
 from experiments.studies.harness import App, Run, StudyGrid, Tell, run
 from experiments.studies.plugging import plug_in
+from experiments.studies.progress import tracked
 from experiments.studies.tables import make_table
 from fedmedian.model.layout import Layout
 from fedmedian.records import to_arrays
@@ -182,7 +183,7 @@ def quickstart_table(seeds: Sequence[int], overrides: Sequence[str] = ()) -> str
         If an override is not of that form, or no app has its key.
     """
     rows = []
-    for folder in _apps_with(overrides):
+    for folder in tracked(_apps_with(overrides), "app"):
         fedavg, sign = compare(folder, seeds, overrides)
         row = [folder.name, f"{Layout.of_model(to_arrays(fedavg.model)).dim:,}"]
         row += [f"{outcome.accuracy:.3f}" for outcome in (fedavg, sign)]

@@ -45,6 +45,8 @@ _MOST_METRICS = 8
 # The older API passes on an error reply's text without its code.
 _IN_ERROR_REPLY = r"(^error \d+: |\(reason: )"
 
+_DEAD_WORKER = _IN_ERROR_REPLY + r".*ray\.exceptions\.\w*Actor\w*Error"
+
 _REMEDIES = (
     (
         _IN_ERROR_REPLY + ".* expects the keys in the ArrayRecord",
@@ -78,9 +80,9 @@ _REMEDIES = (
     ),
     ("^no reply$", "are the nodes up, and is the timeout long enough?"),
     (
-        _IN_ERROR_REPLY + r".*ray\.exceptions\.\w*Actor\w*Error",
-        "a Ray worker has died, and Flower sends it most messages of later rounds too: end the "
-        "run, and look above for what ended the worker, such as sys.exit or too little memory",
+        _DEAD_WORKER,
+        "a Ray worker has died, and Flower sends it most messages of later rounds too: look above "
+        "for what ended the worker, such as sys.exit or too little memory",
     ),
     (
         "(instruction|payload) has version",
@@ -173,6 +175,7 @@ class Watch:
         self._max_failed_rounds = max_failed_rounds
         self._said = set[str]()
         self._failed: list[int] = []
+        self._rounds_of_dead_workers = 0  # in a row
         self._reasons = Counter[str]()
         self._first_scales: dict[tuple[str, ...], float] = {}
         self._rounds_scaled = Counter[tuple[str, ...]]()
@@ -206,8 +209,9 @@ class Watch:
         Raises
         ------
         RunFailedError
-            If there was no new model for `max_failed_rounds` rounds in a row, or if all clients
-            sent unusable plain weights before the model first changed.
+            If there was no new model for `max_failed_rounds` rounds in a row, if as many lost most
+            replies to a Ray worker that has died, or if all clients sent unusable plain weights
+            before the model first changed.
         """
         question, asked, refused = heard.question, heard.asked, heard.reasons
         number = question.server_round
@@ -222,12 +226,22 @@ class Watch:
                     # The log truncates long words, so the remedy is a word of its own.
                     *(number, count, total, reason, _remedy_of(reason)),
                 )
+        dead = [reason for reason in reasons.elements() if re.search(_DEAD_WORKER, reason)]
+        self._rounds_of_dead_workers += 1
+        if 2 * len(dead) <= total:
+            self._rounds_of_dead_workers = 0
         if not heard.no_step:
             self._failed, self._reasons = [], Counter()
             self._look_at_cohort(len(heard.answers), *few)
             self._look_at_scales(question.blocks, report.get("noise-scale", ()))
             self._look_at_updates(question, heard.answers)
             self._look_at_agreement(number, heard.answers, report.get("agreement-per-client", ()))
+            if self._rounds_of_dead_workers == self._max_failed_rounds:
+                raise RunFailedError(
+                    f"{self._max_failed_rounds} rounds in a row have lost most replies, the last "
+                    f"{len(dead)} of {total}: {dead[0]}{_remedy_of(dead[0])}",
+                    question.model if heard.model is None else heard.model,
+                )
             return
         self._reasons += reasons
         never_moved = number == len(self._failed) + 1

@@ -46,6 +46,7 @@ from fedmedian.rounds.screening import Node, Reply, Said, all_or_none
 from fedmedian.steps.downlink import HELD
 from fedmedian.steps.payload import MOST_ARRAYS, Payload, as_version
 from fedmedian.strategies.arguments import MedianArguments, ShowsArguments, SignArguments, differing
+from fedmedian.strategies.log import log_last_evaluation, shorten_older_run
 from fedmedian.strategies.options import FlowerOptions, LegacyFedAvgOptions, require_fedavg_options
 from fedmedian.strategies.wrappers import require_no_unfit_wrapper
 from fedmedian.wire.scalars import PREFIX, WireError
@@ -108,7 +109,8 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         )
         self._asked: list[Node] = []
         self._asked_to_evaluate: list[Node] = []
-        self._size = 0.0
+        self._size = self._whole_size = 0.0
+        self._evaluations: dict[str, tuple[int, Mapping[str, Any]]] = {}
         self.metrics_per_block: dict[int, dict[str, list[float]]] = {}
 
     def _unusual_of_flower(self) -> Mapping[str, Any]:
@@ -137,7 +139,8 @@ class LegacyStrategy(ShowsArguments, FedAvg):
             workflows that it does not work with.
         """
         require_no_unfit_wrapper(self)
-        self.metrics_per_block = {}
+        self.metrics_per_block, self._evaluations = {}, {}
+        shorten_older_run(self._log_results)
         parameters = super().initialize_parameters(client_manager)
         self._protocol.open(None if parameters is None else parameters_to_arrays(parameters))
         self._protocol.affordable(1)
@@ -181,6 +184,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
             (client, _addressed(ins, question, client.cid, parameters_of)) for client, ins in asked
         ]
         self._size = _mean_size([ins.parameters for _, ins in sent])
+        self._whole_size = _mean_size([parameters])
         return sent
 
     @paused_collector()
@@ -210,11 +214,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
             must_name_question=len(questions) > 1,
         )
         heard = self._protocol.hear(question, asked, replies, read, reasons)
-        sizes: dict[str, float] = {}
-        if results:
-            sizes["uplink-bytes"] = _mean_size([result.parameters for _, result in results])
-        if asked:
-            sizes["downlink-bytes"] = self._size
+        sizes = self._count(asked, [result.parameters for _, result in results])
         own = self._aggregate("fit_metrics_aggregation_fn", heard.usual)
         metrics = self._protocol.end(heard, sizes, own)
         metrics, self.metrics_per_block[server_round] = without_lists(metrics)
@@ -226,7 +226,10 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         """Evaluate the model as FedAvg does."""
         if server_round < self._protocol.journal.done:
             return None
-        return super().evaluate(server_round, parameters)
+        found = super().evaluate(server_round, parameters)
+        if found is not None:
+            self._evaluations["the server"] = server_round, {"loss": found[0], **found[1]}
+        return found
 
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
@@ -255,15 +258,10 @@ class LegacyStrategy(ShowsArguments, FedAvg):
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Aggregate the usable results' losses and metrics as FedAvg does."""
         replies, reasons = _by_client("aggregate_evaluate", results, failures)
-        # Replies to evaluation hold no arrays in this API.
-        sizes = {"downlink-bytes": self._size}
+        asked = _sent(self._asked_to_evaluate, replies, reasons)
+        sizes = self._count(asked, [])  # replies to evaluation hold no arrays in this API
         usual, report = self._protocol.hear_evaluation(
-            server_round,
-            _sent(self._asked_to_evaluate, replies, reasons),
-            replies,
-            _read_evaluation,
-            sizes,
-            reasons,
+            server_round, asked, replies, _read_evaluation, sizes, reasons
         )
         if not usual:
             self._protocol.end_evaluation(report, {})
@@ -274,8 +272,22 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         ]
         loss = weighted_loss_avg(losses)
         metrics = self._aggregate("evaluate_metrics_aggregation_fn", usual)
+        self._evaluations["clients"] = server_round, {"loss": loss, **metrics}
         self._protocol.end_evaluation(report, {"loss": loss, **metrics})
         return loss, metrics
+
+    def _count(self, asked: Sequence[Node], answers: Sequence[Parameters]) -> dict[str, float]:
+        """Count a round's bytes, and return the mean sizes of its messages for the report."""
+        up, down, whole = _mean_size(answers), self._size, self._whole_size
+        sent, received = len(answers), len(asked)
+        self._protocol.count(sent * up, received * down, sent * whole, received * whole)
+        sizes = {"uplink-bytes": up} if answers else {}
+        return {**sizes, "downlink-bytes": down} if asked else sizes
+
+    def _log_results(self) -> None:
+        for who, (server_round, metrics) in self._evaluations.items():
+            log_last_evaluation(who, server_round, metrics)
+        self._protocol.say_totals()
 
     def _log_waiting(self, client_manager: ClientManager) -> None:
         # Flower's older server does not log that it waits.
@@ -330,8 +342,7 @@ class SignSGD(SignArguments, LegacyStrategy):
 
     Notes
     -----
-    ``uplink-bytes`` and ``downlink-bytes`` count arrays, without Flower's headers. This API does
-    not report the end of a run, so their sum over the run is not logged.
+    ``uplink-bytes`` and ``downlink-bytes`` count arrays, without Flower's headers.
 
     Examples
     --------

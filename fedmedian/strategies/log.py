@@ -1,18 +1,39 @@
-"""Flower's log of a run, without what the lines of our own report."""
+"""Flower's log of a run, short: a line for each training and evaluation, and the results last."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from threading import get_ident
+from typing import Any
+
+from fedmedian.rounds.watch import describe_metrics
 
 _LOGGER = logging.getLogger("flwr")
 
-_METRICS_OF_A_ROUND = "\t└──> Aggregated MetricRecord: %s"
-_METRICS_OF_ALL_ROUNDS = "Final results:"
+_ROUNDS = ("[ROUND %s/%s]", "[ROUND %s]")
+_OURS = ("aggregate_train: %s", "aggregate_evaluate: %s")
+_SERVERS = "\t└──> MetricRecord: %s"
+_METRICS_OF_ALL_ROUNDS = ("Final results:", "Run finished %s round(s) in %.2fs")
+_RUNS = ("Starting %s strategy:", "[INIT]")
+_REPEATED = (
+    "\t├── ConfigRecord (train): (empty!)",
+    "\t├── ConfigRecord (evaluate): (empty!)",
+    "Global evaluation",
+    "\t└──> Aggregated MetricRecord: %s",
+    "configure_train: Sampled %s nodes (out of %s)",
+    "configure_evaluate: Sampled %s nodes (out of %s)",
+    "configure_fit: strategy sampled %s clients (out of %s)",
+    "configure_evaluate: strategy sampled %s clients (out of %s)",
+    "configure_evaluate: no clients selected, skipping evaluation",
+    "aggregate_fit: received %s results and %s failures",
+    "aggregate_evaluate: received %s results and %s failures",
+    "[SUMMARY]",
+    "Final results:",
+)
 
 
-class _Repetition(logging.Filter):
-    """Drops blank lines, and the metrics of each round and at the end.
+class _Concise(logging.Filter):
+    """Drops what our lines report as well, and begins each of ours with its round.
 
     Parameters
     ----------
@@ -23,23 +44,88 @@ class _Repetition(logging.Filter):
     def __init__(self, thread: int) -> None:
         super().__init__()
         self._thread = thread
+        self._round = ""
         self._is_finished = False
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether a line passes."""
         if record.thread != self._thread or record.levelno > logging.INFO:
             return True
-        self._is_finished |= record.msg == _METRICS_OF_ALL_ROUNDS
-        is_blank = not record.getMessage().strip()
-        return not (self._is_finished or is_blank or record.msg == _METRICS_OF_A_ROUND)
+        if record.msg in _ROUNDS:
+            self._round = f"{record.getMessage()} "
+            return False
+        if record.msg in _OURS:
+            record.msg = self._round + record.msg
+        if record.msg == _SERVERS:
+            record.msg = f"{self._round}evaluation by the server: %s"
+            return record.args != (None,)
+        was_finished = self._is_finished
+        self._is_finished |= record.msg in _METRICS_OF_ALL_ROUNDS
+        said = record.getMessage()
+        is_repeated = record.msg in _REPEATED or said in _REPEATED
+        return not (was_finished or is_repeated or not said.strip())
+
+
+class _ConciseOlder(_Concise):
+    """The same for the older API, which does not report the end of a run.
+
+    Parameters
+    ----------
+    thread : int
+        See above.
+    at_end : callable
+        Logs the results. It is called once Flower has logged all rounds' metrics.
+    """
+
+    def __init__(self, thread: int, at_end: Callable[[], None]) -> None:
+        super().__init__(thread)
+        self._at_end = at_end
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a line passes."""
+        if record.thread == self._thread and record.msg in _RUNS:  # the last one has failed
+            _LOGGER.removeFilter(self)
+            return True
+        passes = super().filter(record)
+        if self._is_finished and record.msg == "" and record.thread == self._thread:
+            _LOGGER.removeFilter(self)
+            self._at_end()
+        return passes
 
 
 @contextmanager
-def without_repetition() -> Iterator[None]:
-    """Shorten Flower's log of a run in this thread: a result of 20 rounds is 200 lines."""
-    repetition = _Repetition(get_ident())
-    _LOGGER.addFilter(repetition)
+def concise() -> Iterator[None]:
+    """Shorten Flower's log of a run in this thread."""
+    short = _Concise(get_ident())
+    _LOGGER.addFilter(short)
     try:
         yield
     finally:
-        _LOGGER.removeFilter(repetition)
+        _LOGGER.removeFilter(short)
+
+
+def shorten_older_run(at_end: Callable[[], None]) -> None:
+    """Shorten Flower's log of the older API's run that begins in this thread.
+
+    Parameters
+    ----------
+    at_end : callable
+        Logs the results, after all that Flower logs.
+    """
+    _LOGGER.addFilter(_ConciseOlder(get_ident(), at_end))
+
+
+def log_last_evaluation(who: str, server_round: int, metrics: Mapping[str, Any]) -> None:
+    """Log the last evaluation of a run.
+
+    Parameters
+    ----------
+    who : str
+        Those who evaluated.
+    server_round : int
+        The round.
+    metrics : mapping
+        What they found.
+    """
+    found = describe_metrics(metrics)
+    _LOGGER.info("evaluation by %s after round %d: %s", who, server_round, found)

@@ -33,13 +33,12 @@ from fedmedian.rounds.protocol import RoundProtocol, paused_collector
 from fedmedian.rounds.recipe import Question, Recipe
 from fedmedian.rounds.roster import LateReplyError
 from fedmedian.rounds.screening import Node, Reply, Said
-from fedmedian.rounds.watch import describe_metrics
 from fedmedian.steps.downlink import HELD
 from fedmedian.steps.instruction import Instruction
 from fedmedian.steps.payload import MOST_ARRAYS, Payload, as_version
 from fedmedian.strategies import numpy_clients as numpy_messages
 from fedmedian.strategies.arguments import Argument, ShowsArguments, differing
-from fedmedian.strategies.log import without_repetition
+from fedmedian.strategies.log import concise, log_last_evaluation
 from fedmedian.strategies.options import FedAvgOptions, FlowerOptions, require_fedavg_options
 from fedmedian.strategies.results import ShownResult
 from fedmedian.strategies.wrappers import require_no_unfit_wrapper
@@ -212,7 +211,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
                     f"holds, got {num_rounds}"
                 )
             affordable = self._protocol.affordable(num_rounds)
-            with without_repetition():
+            with concise():
                 result = super().start(
                     grid,
                     initial_arrays,
@@ -224,8 +223,12 @@ class MessageStrategy(ShowsArguments, FedAvg):
                     **newer,
                 )
             journal.close()
-            _say_last("clients", result.evaluate_metrics_clientapp)
-            _say_last("the server", result.evaluate_metrics_serverapp)
+            for who, evaluations in (
+                ("clients", result.evaluate_metrics_clientapp),
+                ("the server", result.evaluate_metrics_serverapp),
+            ):
+                for last in sorted(evaluations)[-1:]:
+                    log_last_evaluation(who, last, evaluations[last])
             self._protocol.say_totals()
             self._protocol.say_why_it_ends(affordable, num_rounds)
             self._protocol.require_clients(
@@ -242,7 +245,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         return ShownResult(**vars(result))
 
     def summary(self) -> None:
-        """Log the arguments of the strategy that are not defaults, then those of FedAvg.
+        """Log the arguments of the strategy that are not defaults, and what its rounds reveal.
 
         Raises
         ------
@@ -250,11 +253,11 @@ class MessageStrategy(ShowsArguments, FedAvg):
             If one of Flower's wrappers that it does not work with wraps it.
         """
         require_no_unfit_wrapper(self)
-        own = ", ".join(f"{name}={value!r}" for name, value in self.unusual.items())
-        log(INFO, "\t├──> %s", own or "all defaults")
-        if (line := self._protocol.describe_privacy(self.privacy)) is not None:
+        changed = {**self.unusual, **self._unusual_of_flower()}
+        own = ", ".join(f"{name}={value!r}" for name, value in changed.items())
+        privacy = self._protocol.describe_privacy(self.privacy)
+        for line in filter(None, [own or "all defaults", privacy]):
             log(INFO, "\t├──> %s", line)
-        super().summary()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -555,14 +558,6 @@ class MessageStrategy(ShowsArguments, FedAvg):
         metrics = _only(MetricRecord, content)
         key = self.weighted_by_key
         return content, metrics, require_examples(key, metrics.get(key))
-
-
-def _say_last(who: str, evaluations: Mapping[int, MetricRecord]) -> None:
-    """Log the last evaluation of a run."""
-    if evaluations:
-        last = max(evaluations)
-        found = describe_metrics(evaluations[last])
-        log(INFO, "evaluation by %s after round %d: %s", who, last, found)
 
 
 class _CountingGrid:

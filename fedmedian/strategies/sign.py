@@ -68,9 +68,9 @@ class SignSGD(SignArguments, MessageStrategy):
     min_replies : int (default: 1)
         A round with fewer usable replies keeps the model and logs that; >= 1.
     max_failed_rounds : int or None (default: 3)
-        After this many rounds in a row without a new model, ``start`` raises `RunFailedError` with
-        the most common reason; >= 1. None for never. It also raises after the first round if all
-        clients sent plain weights.
+        After this many rounds in a row without a new model, or in which a dead Ray worker has lost
+        most replies, ``start`` raises `RunFailedError` with the most common reason; >= 1. None for
+        never. It also raises after the first round if all clients sent plain weights.
     checkpoint : Checkpoint, optional
         Where and how often the run is stored; ``start`` resumes a run that is stored there. With a
         seed, all nodes and stateless clients, the model is bit for bit that of an uninterrupted

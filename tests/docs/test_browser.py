@@ -23,6 +23,22 @@ WIDER_THAN_THE_PAGE = """[...document.querySelectorAll('.md-typeset table')].fil
     table => table.getBoundingClientRect().right
         > table.closest('.md-content').getBoundingClientRect().right
 ).map(table => table.innerText.slice(0, 80))"""
+BROKEN_WORDS = """[
+    ...document.querySelectorAll('.md-typeset th, .md-typeset :not(pre) > code')
+].flatMap(
+    element => {
+        const broken = [], range = document.createRange();
+        const walker = document.createTreeWalker(element, NodeFilter.SHOW_TEXT);
+        while (walker.nextNode()) {
+            for (const word of walker.currentNode.data.matchAll(/[a-zA-Z0-9]+/g)) {
+                range.setStart(walker.currentNode, word.index);
+                range.setEnd(walker.currentNode, word.index + word[0].length);
+                if (range.getClientRects().length > 1) broken.push(word[0]);
+            }
+        }
+        return broken;
+    }
+)"""
 FOUND = """place => [...document.querySelectorAll('.md-search-result__link')].some(
     link => (link.pathname + link.hash).startsWith(place)
 )"""
@@ -69,6 +85,12 @@ def test_no_page_is_wider_than_a_phone_or_a_desktop(browser, site, width):
     }
     assert len(pages) > 20
     assert not [name for name, is_wider in pages.items() if is_wider]
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_word_of_code_or_of_a_tables_headings_is_broken(browser, site, width):
+    broken = {name: page.evaluate(BROKEN_WORDS) for name, page in visit(browser, site, width)}
+    assert {name: words for name, words in broken.items() if words} == {}
 
 
 def test_every_table_fits_a_desktop(browser, site):

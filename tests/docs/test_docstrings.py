@@ -12,11 +12,20 @@ MODULES = [
     "fedmedian",
     *(module.name for module in pkgutil.walk_packages(fedmedian.__path__, "fedmedian.")),
 ]
+NEEDED = {
+    "fedmedian.clients.torch_clients": "torch",
+    "fedmedian.strategies.results": "matplotlib",
+}
+"""What the examples of a module need, and the package does not."""
 
 
 def load(name):
-    if name == "fedmedian.clients.torch_clients":
-        pytest.importorskip("torch")
+    needed = {
+        "fedmedian.clients.torch_clients": "torch",
+        "fedmedian.strategies.results": "matplotlib",
+    }
+    if name in needed:
+        pytest.importorskip(needed[name])
     return importlib.import_module(name)
 
 

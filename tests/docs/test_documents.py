@@ -70,6 +70,7 @@ def test_every_command_is_known_to_a_test(readme):
         *("git clone", "make demo", "pip install", "flwr run experiments/apps/heterogeneous "),
         ".venv/bin/python -m experiments.studies.quickstarts",
         ".venv/bin/python -m experiments.studies.heterogeneous",
+        ".venv/bin/python -m experiments.studies.frameworks",
         f"export {FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION}=1",
     )
     guide = DOCS / "deployment.md"  # see test_deployment.py

@@ -1,5 +1,6 @@
 """docs/recipes.md: each snippet does what its heading says."""
 
+import asyncio
 import re
 import sys
 from types import SimpleNamespace
@@ -109,6 +110,38 @@ def test_each_round_is_logged(run, monkeypatch):
     assert {"loss", "uplink-bytes"} <= {name for _, name, _ in logged[:-1]}
 
 
+def test_each_round_is_logged_to_weights_and_biases_by_one_line(given, monkeypatch):
+    heading = "Log to TensorBoard or Weights & Biases while a run trains"
+    (line,) = re.findall(r"`(wandb\.log\(.*?\))`", PAGE)
+    loop = re.compile(r"for name, value in .*?\n.*?\n")
+    snippet, replaced = loop.subn(f"{line}\n", SNIPPETS[heading])
+    assert replaced == 1
+    logged = []
+    wandb = SimpleNamespace(log=lambda metrics, step: logged.append((step, metrics)))
+    writer = SimpleNamespace(SummaryWriter=lambda _: SimpleNamespace(close=lambda: None))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", writer)
+    pytest.importorskip("torch")
+    exec(snippet, {**given, "wandb": wandb})
+    assert [step for step, _ in logged] == [1, 2, 3]
+    assert all({"loss", "uplink-bytes"} <= metrics.keys() for _, metrics in logged)
+
+
+def test_models_move_to_the_device_and_back(run):
+    torch = pytest.importorskip("torch")
+    ran, model = run("Train clients on a GPU"), torch.nn.Linear(3, 2)
+    trained = torch.nn.Linear(3, 2)
+    moved = ran.load(model, ran.to_record(trained))
+    assert moved.weight.device.type == ran.device.type
+    assert np.array_equal(ran.to_record(moved)["weight"].numpy(), trained.weight.detach().numpy())
+
+
+def test_a_snippet_runs_in_a_cell_whose_notebook_has_an_event_loop(run):
+    async def cell():
+        return run("Test an app in a second").test_all_clients_train()
+
+    asyncio.run(cell())
+
+
 def test_fedavg_is_compared(run, capsys, tmp_path):
     pytest.importorskip("matplotlib")
     run("Compare with FedAvg in your app")
@@ -135,6 +168,24 @@ def test_a_run_resumes(run, given):
     again = run("Interrupt a run and resume it").result
     assert np.array_equal(first.arrays["x"].numpy(), again.arrays["x"].numpy())
     assert given["grid"].bytes_up < 1.5 * sent
+
+
+def test_ctrl_c_costs_at_most_the_current_round(run, given, monkeypatch):
+    grid, rounds = given["grid"], []
+
+    def interrupted(messages, **options):
+        messages = list(messages)
+        rounds.extend(one.content["config"]["server-round"] for one in messages[:1])
+        if messages and rounds == [1, 1, 2, 2, 3]:  # training and evaluation
+            raise KeyboardInterrupt
+        return InProcessGrid.send_and_receive(grid, messages, **options)
+
+    monkeypatch.setattr(grid, "send_and_receive", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run("Interrupt a run and resume it")
+    result = run("Interrupt a run and resume it").result
+    assert sorted(result.train_metrics_clientapp) == [1, 2, 3, 4, 5]
+    assert rounds[5:] == [2, 3, 3, 4, 4, 5, 5]  # the last stored model is evaluated again
 
 
 def test_slow_clients_are_not_waited_for(run):

@@ -72,6 +72,29 @@ class TestReference:
             "fedmedian.strategies.legacy.SignSGD", "SignSGD"
         )
 
+    @pytest.mark.parametrize(
+        ("code", "pieces"),
+        [
+            ("SignSGD(downlink=CodedSteps())", ["SignSGD(", "downlink=", "CodedSteps())"]),
+            ("mods=[perturb]", ["mods=", "[perturb]"]),
+            ("fedmedian.clients", ["fedmedian.", "clients"]),
+            ("client_app", ["client_", "app"]),
+            ("_private", ["_private"]),
+            ("44,470 of 0.5", ["44,470 of 0.5"]),
+            (
+                "DifferentialPrivacyServerSideClipping",
+                ["Differential", "Privacy", "Server", "Side", "Clipping"],
+            ),
+        ],
+    )
+    def test_code_and_tables_break_between_words(self, hooks, code, pieces):
+        for tag in ("code", "table"):
+            html = f"<p>{code}</p><{tag}>{code}</{tag}><pre><code>{code}</code></pre>"
+            broken = "<wbr>".join(pieces)
+            assert hooks.with_breaks(html) == html.replace(
+                f"<{tag}>{code}</{tag}><pre>", f"<{tag}>{broken}</{tag}><pre>"
+            )
+
     def test_other_code_and_what_is_a_link_already_stay(self, hooks):
         for html in (
             "<code>fraction_train</code>",

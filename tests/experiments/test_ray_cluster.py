@@ -1,6 +1,7 @@
 """Flower's simulation engine on a Ray cluster that somebody else has started."""
 
 import contextlib
+import re
 import tempfile
 
 import pytest
@@ -83,6 +84,10 @@ def test_a_simulation_joins_the_ray_cluster_that_ray_address_names_and_uses_its_
         config = {"num-clients": NUM_CLIENTS, "folder": str(folder)}
         log = "\n".join(runtime.simulate(app, config))
     assert (folder / "server").read_text() == repr([NUM_CLIENTS] * 2), log
+    assert re.findall(r"\[ROUND .*?\] .*?:", log) == [
+        f"[ROUND {number}/2] aggregate_train:" for number in (1, 2)
+    ]
+    assert "configure_train" not in log
     machines = {
         node.node_id: [one.name for one in folder.iterdir() if one.read_text() == node.node_id]
         for node in cluster.list_all_nodes()

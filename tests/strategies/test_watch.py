@@ -301,6 +301,35 @@ class TestHints:
             run(strategy, train, MODEL, 3, grid=Silent)
 
 
+class TestDeadWorkers:
+    """A Ray worker that has died takes most messages of all later rounds."""
+
+    @staticmethod
+    def dead_for(partitions):
+        def mod(message, context, call_next):
+            if context.node_config["partition-id"] in partitions:
+                return Message(DEAD, reply_to=message)
+            return call_next(message, context)
+
+        return [mod, perturb]
+
+    def test_rounds_that_lose_most_replies_to_one_end_the_run_with_its_last_model(self, api, run):
+        with pytest.raises(RunFailedError, match=r"^3 rounds .* 3 of 4.*ActorDied") as failed:
+            run(api.make("MedianSGD"), train, MODEL, 4, 9, mods=self.dead_for((0, 1, 2)))
+        assert WORKER in str(failed.value)
+        assert all((failed.value.arrays[name] != MODEL[name]).any() for name in MODEL)
+
+    @pytest.mark.parametrize(
+        ("partitions", "options"),
+        [((0, 1), {}), ((0, 1, 2), {"max_failed_rounds": None})],
+        ids=["half", "never to end"],
+    )
+    def test_a_run_continues(self, partitions, options, api, run):
+        mods = self.dead_for(partitions)
+        outcome = run(api.make("MedianSGD", **options), train, MODEL, 4, 5, mods=mods)
+        assert sorted(outcome.reports) == [1, 2, 3, 4, 5]
+
+
 class TestWarnings:
     def test_clients_that_have_replied_that_they_failed_are_not_said_to_be_silent(
         self, older_api, run, warnings
@@ -561,22 +590,36 @@ class TestClientsThatReturnWhatTheyWereSent:
 class TestLines:
     def test_a_rounds_line_has_replies_signal_margin_and_bytes(self, message_api, run, lines):
         outcome = run(message_api.make("SignSGD"), train, MODEL, NUM_CLIENTS)
-        (line,) = lines("aggregate_train")
+        (line,) = lines("[ROUND 1/1] aggregate_train")
         report = outcome.reports[1]
         assert line == (
-            "aggregate_train: accepted 5 replies, dropped 0; "
+            "[ROUND 1/1] aggregate_train: accepted 5 replies, dropped 0; "
             f"signal to noise {report['signal-to-noise']:.3g}, margin {report['margin']:.3g}; "
             f"{report['uplink-bytes']:,.0f} bytes up and "
             f"{report['downlink-bytes']:,.0f} bytes down per client"
         )
 
-    def test_flower_does_not_repeat_what_our_lines_report(self, message_api, run, caplog):
-        run(message_api.make("SignSGD"), train, MODEL, NUM_CLIENTS, 2)
-        assert all(text.strip() for text in caplog.messages)
-        assert not [text for text in caplog.messages if "MetricRecord:" in text and "{" in text]
-        last = caplog.messages[-2:]
-        assert last[0].startswith("evaluation by clients after round 2: loss ")
-        assert last[1].startswith("arrays sent in 2 rounds, ")
+    def test_a_run_of_twenty_rounds_is_at_most_sixty_lines_whose_last_are_its_results(
+        self, api, run, caplog, warnings
+    ):
+        run(api.make("SignSGD"), train, MODEL, NUM_CLIENTS, 20)
+        said = [text for text in caplog.messages if text.strip()]
+        assert len(said) <= 60
+        assert len([text for text in said if text.startswith("[ROUND ")]) == 40
+        assert not [text for text in said if "signal-to-noise" in text]
+        assert said[-2].startswith("evaluation by clients after round 20: loss ")
+        assert said[-1].startswith("arrays sent in 20 rounds, ")
+        assert not warnings("")
+
+    def test_an_evaluation_by_the_server_is_one_line_with_its_round(self, message_api, lines):
+        model = to_record({"x": np.zeros(3, np.float32)})
+        strategy = message_api.make("SignSGD", fraction_train=0.0, fraction_evaluate=0.0)
+        found = {0: None, 1: None, 2: MetricRecord({"loss": 0.5})}
+        with pytest.raises(RunFailedError):  # no client is asked to train
+            strategy.start(
+                InProcessGrid(ClientApp(), 2), model, 2, evaluate_fn=lambda number, _: found[number]
+            )
+        assert lines("[ROUND") == ["[ROUND 2/2] evaluation by the server: {'loss': 0.5}"]
 
     def test_after_the_run_and_in_other_threads_flowers_log_is_whole(self, message_api, caplog):
         repeated = "\t└──> Aggregated MetricRecord: %s"
@@ -593,6 +636,17 @@ class TestLines:
         log(INFO, repeated, "after")
         said = [text.split(": ")[1] for text in caplog.messages if "Aggregated" in text]
         assert said == ["inside at 30", "elsewhere", "after"]
+
+    @pytest.mark.parametrize("begins", ["[INIT]", "Starting %s strategy:"])
+    def test_after_a_run_of_the_older_api_that_failed_the_next_ones_log_is_whole(
+        self, begins, older_api, run, caplog
+    ):
+        with pytest.raises(RunFailedError):
+            run(older_api.make("SignSGD"), fail, MODEL, NUM_CLIENTS, 9)
+        caplog.clear()
+        for text in ("Global evaluation", begins, "Global evaluation"):
+            log(INFO, text)
+        assert caplog.messages == [begins, "Global evaluation"]
 
     @pytest.mark.parametrize("number", [0, 1, 100])
     def test_a_line_names_the_first_few_of_the_clients_metrics(self, number):
@@ -621,7 +675,7 @@ class TestLines:
         strategy = message_api.make("MedianSGD", noise=None, diagnostics=False)
         outcome = run(strategy, claim, MODEL, NUM_CLIENTS, 3)
         assert [report["replies-accepted"] for report in outcome.reports.values()] == [5] * 3
-        for line in lines("aggregate_train"):
+        for line in (line for line in lines("[ROUND") if "aggregate_train" in line):
             ours, _, theirs = line.partition("; clients report ")
             assert not re.search("epsilon|margin|signal", ours)
             assert (name in theirs) == isinstance(value, int | float)
@@ -685,8 +739,8 @@ class TestLines:
 
     def test_a_line_of_evaluation_has_the_bytes_of_the_model(self, api, run, lines):
         run(api.make("SignSGD"), train, MODEL, NUM_CLIENTS)
-        *_, line = lines("aggregate_evaluate")  # the older API has one of Flower's before it
-        assert line == (
+        _, line = lines("[ROUND")
+        assert line.partition("] ")[2] == (
             "aggregate_evaluate: accepted 5 replies, dropped 0; "
             f"{BYTES_OF_MODEL:,} bytes down per client; clients report loss 2"
         )
