@@ -22,7 +22,9 @@ from fedmedian.clients import InProcessGrid
 from fedmedian.records import to_record
 from fedmedian.strategies import SignSGD
 
-SIZES = ((10, 10**6), (100, 10**6))
+SIZES = ((10, 10**6, 5), (100, 10**6, 1))
+"""The numbers of clients, of parameters, and of rounds, in which keys are exchanged once."""
+
 _SHARE = 2 / 3
 """The share of clients that a sum needs, in both."""
 
@@ -33,8 +35,8 @@ class SumCost:
 
     Parameters
     ----------
-    clients, dim : int
-        The numbers of clients and of parameters.
+    clients, dim, rounds : int
+        The numbers of clients, of parameters, and of the run's rounds. All else is for a round.
     by : str
         What sums: "SecureSum" or "SecAgg+".
     client_seconds, server_seconds : float
@@ -45,20 +47,31 @@ class SumCost:
 
     clients: int
     dim: int
+    rounds: int
     by: str
     client_seconds: float
     server_seconds: float
     bits_up: float
 
 
-COLUMNS = ["clients", "parameters", "by", "s per client", "s of the server", "bits up a parameter"]
+COLUMNS = [
+    "clients",
+    "parameters",
+    "rounds",
+    "by",
+    "s per client",
+    "s of the server",
+    "bits up a parameter",
+]
 
 
-def sum_costs(sizes: Sequence[tuple[int, int]] = SIZES) -> list[SumCost]:
-    """Measure a round of both at each number of clients and parameters."""
+def sum_costs(sizes: Sequence[tuple[int, int, int]] = SIZES) -> list[SumCost]:
+    """Measure a round of both at each number of clients, parameters and rounds."""
     logging.getLogger("flwr").setLevel(logging.ERROR)
     runs = {"SecureSum": _run_ours, "SecAgg+": _run_secagg}
-    return [_cost(clients, dim, by, run) for clients, dim in sizes for by, run in runs.items()]
+    for run in runs.values():
+        run(3, 100, 1)  # loads what is loaded on first use
+    return [_cost(*size, by, run) for size in sizes for by, run in runs.items()]
 
 
 def rows(costs: Sequence[SumCost]) -> list[list[str]]:
@@ -67,6 +80,7 @@ def rows(costs: Sequence[SumCost]) -> list[list[str]]:
         [
             str(cost.clients),
             f"{cost.dim:,}",
+            str(cost.rounds),
             cost.by,
             f"{cost.client_seconds:.3g}",
             f"{cost.server_seconds:.3g}",
@@ -97,26 +111,31 @@ class _TimedGrid(InProcessGrid):
 
 
 def _cost(
-    clients: int, dim: int, by: str, run: Callable[[int, int], tuple[_TimedGrid, float]]
+    clients: int,
+    dim: int,
+    rounds: int,
+    by: str,
+    run: Callable[[int, int, int], tuple[_TimedGrid, float]],
 ) -> SumCost:
-    grid, seconds = run(clients, dim)
+    grid, seconds = run(clients, dim, rounds)
     return SumCost(
         clients,
         dim,
+        rounds,
         by,
-        grid.in_clients / clients,
-        seconds - grid.in_grid,
-        8 * grid.bytes_up / clients / dim,
+        grid.in_clients / clients / rounds,
+        (seconds - grid.in_grid) / rounds,
+        8 * grid.bytes_up / clients / dim / rounds,
     )
 
 
-def _run_ours(clients: int, dim: int) -> tuple[_TimedGrid, float]:
+def _run_ours(clients: int, dim: int, rounds: int) -> tuple[_TimedGrid, float]:
     grid, model = _TimedGrid(ours, clients), to_record({"w": np.zeros(dim, np.float32)})
     strategy = SignSGD(weighted=False, secure=SecureSum(_SHARE), fraction_evaluate=0.0)
-    return grid, _seconds(lambda: strategy.start(grid, model, num_rounds=1))
+    return grid, _seconds(lambda: strategy.start(grid, model, num_rounds=rounds))
 
 
-def _run_secagg(clients: int, dim: int) -> tuple[_TimedGrid, float]:
+def _run_secagg(clients: int, dim: int, rounds: int) -> tuple[_TimedGrid, float]:
     grid = _TimedGrid(ClientApp(client_fn=_make_client, mods=[secaggplus_mod]), clients)
     strategy = FedAvg(
         min_available_clients=clients,
@@ -124,7 +143,7 @@ def _run_secagg(clients: int, dim: int) -> tuple[_TimedGrid, float]:
         initial_parameters=ndarrays_to_parameters([np.zeros(dim, np.float32)]),
     )
     empty = Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={})
-    context = LegacyContext(empty, ServerConfig(num_rounds=1), strategy)
+    context = LegacyContext(empty, ServerConfig(num_rounds=rounds), strategy)
     workflow = DefaultWorkflow(fit_workflow=SecAggPlusWorkflow(1.0, _SHARE))
     return grid, _seconds(lambda: workflow(grid, context))
 
