@@ -17,7 +17,7 @@ from fedmedian.rules.trust import agreed_size
 from fedmedian.steps.instruction import Instruction
 from fedmedian.wire.scalars import Float32
 
-_SPAN = 1 << 20
+_SPAN = 1 << 19
 """The most coordinates that are aggregated at once, unless a single block has more."""
 
 Make = Callable[[range], tuple[list[Float32], list[Seen]]]
