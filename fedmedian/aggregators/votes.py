@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import comb, pi, sqrt
 from typing import Any, Literal, Self
 
@@ -89,6 +90,10 @@ class Ballot:
 
         Clients with larger noise count for more. Without noise these are the `vote_weights`.
         """
+        return self._mean_weights
+
+    @cached_property
+    def _mean_weights(self) -> Weights:
         weights = self.vote_weights()
         if self.noise is None or self.scales is None:
             return weights

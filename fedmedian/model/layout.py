@@ -496,7 +496,7 @@ class Moving:
                 chunk = slice(row, row + rows), slice(column, column + columns)
                 step = direction[chunk] if self._rate == 1 else direction[chunk] * self._rate
                 moved = np.subtract(old[chunk], step, out=new[chunk], casting="same_kind")
-                if not isfinite(moved.sum()):
+                if not isfinite(np.einsum("ij->", moved)):  # twice as fast as a sum
                     self._doubtful.add(part.block)
 
     def finish(self, exact: Arrays) -> dict[str, NDArray[Any]]:

@@ -16,9 +16,7 @@ from fedmedian.steps.base import ClientStep, Draft, register_client_step
 from fedmedian.wire.scalars import Float32, WireError
 
 _IN_CACHE = 1 << 18
-_RUNS = 1 << 5
-_ALIKE = 1 << 3
-"""The number of blocks that have entries of the same stretch, so that this fits the cache, too."""
+_RUNS = 1 << 6
 
 
 @register_client_step
@@ -33,8 +31,8 @@ class Rotation(ClientStep):
 
     Each array is rotated separately and is a block. Arrays of fewer than `smallest` entries are too
     small to be mixed alone. They are rotated together, as the last block. Arrays of more than
-    `largest` are cut into blocks of at most 2¹⁸, which fit a processor's cache. Eight of them share
-    a stretch of the array, and have entries from everywhere in it.
+    `largest` are cut into blocks of at most 2¹⁸, which fit a processor's cache. Each of these has
+    entries from everywhere in the array, so that they are alike.
 
     Parameters
     ----------
@@ -149,19 +147,15 @@ def _places(sizes: tuple[int, ...], smallest: int, largest: int) -> tuple[tuple[
         elif size <= largest:
             found.append((Part(index, 0, size),))
         else:
-            most = min(largest, _IN_CACHE)
-            number = -(-size // (_ALIKE * most))
-            ends = [size * stretch // number for stretch in range(number + 1)]
-            for first, end in pairwise(ends):
-                found += _cut(index, first, end - first, most)
+            found += _cut(index, size, min(largest, _IN_CACHE))
     return (*found, tuple(small)) if small else tuple(found)
 
 
-def _cut(index: int, first: int, size: int, most: int) -> Iterator[tuple[Part, ...]]:
-    """Cut a stretch of an array into parts of at most so many entries, which are alike.
+def _cut(index: int, size: int, most: int) -> Iterator[tuple[Part, ...]]:
+    """Cut an array into parts of at most so many entries, which are alike.
 
     Neighbors in an array belong together, such as the weights of one class, and clients differ in
-    them. So each part has runs from everywhere in the stretch. Of the rest it has a share.
+    them. So each part has runs from everywhere. Of the rest it has a share.
     """
     fewest = -(-size // most)
     # Some numbers of parts need less padding than others.
@@ -169,8 +163,7 @@ def _cut(index: int, first: int, size: int, most: int) -> Iterator[tuple[Part, .
     run = size // number // _RUNS | 1  # odd, so that runs do not begin at the same column
     stride = number * run
     count = size // stride
-    start, left = first + count * stride, size - count * stride
-    rest = [start + left * part // number for part in range(number + 1)]
+    left = size - count * stride
+    rest = [count * stride + left * part // number for part in range(number + 1)]
     for part, (start, stop) in enumerate(pairwise(rest)):
-        runs = Part(index, first + part * run, run, count, stride)
-        yield runs, Part(index, start, stop - start)
+        yield Part(index, part * run, run, count, stride), Part(index, start, stop - start)

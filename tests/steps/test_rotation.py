@@ -132,7 +132,7 @@ class TestBlocks:
         )
 
     @pytest.mark.parametrize("axis", [0, 1], ids=["rows", "columns"])
-    def test_the_parts_of_a_stretch_are_alike_however_its_rows_or_columns_differ(self, axis):
+    def test_the_parts_of_a_long_array_are_alike_however_its_rows_or_columns_differ(self, axis):
         shape = (1024, 128) if axis == 0 else (128, 1024)
         matrix = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
         matrix[: shape[0] // 5] *= 10
