@@ -1,5 +1,6 @@
 """A client's part in a secure sum: it masks its votes, and later reveals what opens the sum."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -9,8 +10,10 @@ from numpy.typing import NDArray
 from fedmedian.kernels.residues import Residues, dtype_of, pack_residues
 from fedmedian.secure.cohort import Place, in_pieces
 from fedmedian.secure.secrets import (
+    KEY_SIZE,
     NO_SHARE,
     SEALED_SIZE,
+    combined,
     commitment,
     derived,
     mask,
@@ -24,8 +27,12 @@ from fedmedian.secure.secrets import (
 )
 from fedmedian.wire.scalars import WireError
 
-NOTHING, SEED, SHARE = range(3)
-"""What a client reveals about a neighbor: nothing, their mask's seed, or a share of its own one."""
+NOTHING, SEED, SHARE, PART = range(4)
+"""What a client reveals about a neighbor.
+
+Nothing, the seed of their mask if the neighbor is not in the sum, and if it is, a share or a part
+of the seed of its own mask. Some shares or all parts reveal that.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,12 +46,21 @@ class Masked:
     shares : bytes
         The shares of the seed of the client's own mask, one sealed for each neighbor.
     commitment : bytes
-        What binds the client to that seed.
+        What binds the client to that seed, 32 bytes, and the rest of the seed that the parts of all
+        neighbors lack, 32 bytes.
     """
 
     body: NDArray[np.uint8]
     shares: bytes
     commitment: bytes
+
+    def is_seed(self, seed: bytes) -> bool:
+        """Return whether the client is bound to a seed."""
+        return self.commitment[:KEY_SIZE] == commitment(seed)
+
+    def seed_of(self, parts: Iterable[bytes]) -> bytes:
+        """Return the seed from the parts of all neighbors; a wrong one if a part is wrong."""
+        return combined((self.commitment[KEY_SIZE:], *parts))
 
 
 @dataclass(frozen=True)
@@ -63,7 +79,7 @@ class Key:
     place : Place, optional
         Its place in that sum.
     revealed : bytes
-        What it has revealed about each neighbor: `NOTHING`, `SEED` or `SHARE`.
+        What it has revealed about each neighbor: `NOTHING`, `SEED`, `SHARE` or `PART`.
     about : bytes
         What the votes are about, as a digest: masks cancel only among clients that were asked the
         same. Else a server could have others vote without noise, and learn this client's votes.
@@ -133,7 +149,9 @@ class Key:
             seal(self._sealing_key(self.public, public), share)
             for public, share in zip(place.neighbors, shares, strict=True)
         ]
-        return Masked(pack_residues(total, place.bits), b"".join(sealed), commitment(own))
+        parts = (self._part(self.public, public) for public in place.neighbors)
+        opening = commitment(own) + combined((own, *parts))
+        return Masked(pack_residues(total, place.bits), b"".join(sealed), opening)
 
     def reveal(
         self, question: tuple[int, int], wanted: bytes, sealed: bytes
@@ -151,16 +169,16 @@ class Key:
             The round, and its question.
         wanted : bytes
             What the server asks for about each neighbor: `NOTHING`, `SEED` if its votes are not in
-            the sum, `SHARE` if they are.
+            the sum, `SHARE` or `PART` if they are.
         sealed : bytes
-            The sealed shares of the neighbors whose votes are in the sum, in order.
+            The sealed shares of the neighbors for whom it is `SHARE`, in order.
 
         Returns
         -------
         key : Key
             The key.
         secrets : bytes
-            The seeds and shares, in order of the neighbors.
+            The seeds, shares and parts, in order of the neighbors.
 
         Raises
         ------
@@ -170,14 +188,15 @@ class Key:
         place = self.place
         if place is None or question != self.question:
             raise WireError(f"has no votes in a sum of round {question[0]}, question {question[1]}")
-        shares = wanted.count(SHARE)
-        if len(wanted) != len(place.neighbors) or not set(wanted) <= {NOTHING, SEED, SHARE}:
-            raise WireError(f"must be asked for 0, 1 or 2 of {len(place.neighbors)} neighbors")
-        if any(was and now and was != now for was, now in zip(self.revealed, wanted, strict=True)):
+        shares, summed = wanted.count(SHARE), wanted.count(SHARE) + wanted.count(PART)
+        if len(wanted) != len(place.neighbors) or max(wanted) > PART:
+            raise WireError(f"must be asked for 0 to {PART} of {len(place.neighbors)} neighbors")
+        both = zip(self.revealed, wanted, strict=True)
+        if any(was and now and (was == SEED) != (now == SEED) for was, now in both):
             raise WireError("a neighbor's votes cannot be both in a sum and not in it")
-        if shares and shares < place.enough:
+        if summed and summed < place.enough:
             raise WireError(
-                f"only {shares} neighbors are in the sum, their votes hide among {place.enough}"
+                f"only {summed} neighbors are in the sum, their votes hide among {place.enough}"
             )
         revealed = bytes(was or now for was, now in zip(self.revealed, wanted, strict=True))
         if len(revealed) - revealed.count(SEED) < place.enough:
@@ -194,6 +213,8 @@ class Key:
                 secrets.append(self._seed(public))
             elif what == SHARE:
                 secrets.append(self._unsealed(public, next(given)))
+            elif what == PART:
+                secrets.append(self._part(public, self.public))
         return replace(self, revealed=revealed), b"".join(secrets)
 
     def require_valid(self, public: bytes) -> None:
@@ -214,6 +235,10 @@ class Key:
 
     def _sign(self, public: bytes) -> int:
         return 1 if self.public < public else -1
+
+    def _part(self, owner: bytes, holder: bytes) -> bytes:
+        """Return what a neighbor can reveal of the seed of an owner's mask: both derive it."""
+        return self._derived(holder if owner == self.public else owner, "part", owner, holder)
 
     def _sealing_key(self, sender: bytes, public: bytes) -> bytes:
         """Return the key of a share between this client and another, one for each direction."""

@@ -1,6 +1,6 @@
 """The server's part in a secure sum: it collects masked votes, and opens nothing but their sum."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Generic
 
@@ -8,8 +8,8 @@ import numpy as np
 
 from fedmedian.kernels.residues import Residues, bits_of_sum, sum_packed
 from fedmedian.secure.cohort import Circle, Member, Place, in_pieces
-from fedmedian.secure.masking import NOTHING, SEED, SHARE, Masked, add_mask
-from fedmedian.secure.secrets import KEY_SIZE, NO_SHARE, SEALED_SIZE, commitment, join
+from fedmedian.secure.masking import NOTHING, PART, SEED, SHARE, Masked, add_mask
+from fedmedian.secure.secrets import KEY_SIZE, NO_SHARE, SEALED_SIZE, join
 from fedmedian.wire.scalars import WireError
 
 
@@ -24,7 +24,7 @@ class Wanted:
     Parameters
     ----------
     of_neighbors : bytes
-        For each neighbor `NOTHING`, `SEED` or `SHARE`.
+        For each neighbor `NOTHING`, `SEED`, `SHARE` or `PART`.
     sealed : bytes
         The sealed shares of those for whom it is `SHARE`, in order.
     """
@@ -170,13 +170,29 @@ class Cohort(Generic[Member]):
         neighbors: Mapping[Member, list[Member]],
         ask: Ask[Member],
     ) -> list[bytes]:
-        """Return the seeds of the clients' own masks, from the shares of their neighbors."""
+        """Return the seeds of the clients' own masks, from what their neighbors reveal.
+
+        That is a part of each, which is quick to combine. If a client has dropped out or sends a
+        wrong part, it is a share of each.
+        """
+        holders: Collection[Member] = votes
+        if len(votes) == len(self.circle.members):
+            asked = {one: Wanted(bytes([PART] * len(neighbors[one]))) for one in votes}
+            parts = self._revealed(asked, ask)
+            if len(parts) == len(votes):
+                seeds = [
+                    masked.seed_of(parts[o][neighbors[o].index(one)] for o in neighbors[one])
+                    for one, masked in votes.items()
+                ]
+                if all(map(Masked.is_seed, votes.values(), seeds)):
+                    return seeds
+            holders = parts
         sealed = {
             one: dict(zip(neighbors[one], in_pieces(masked.shares, SEALED_SIZE), strict=True))
             for one, masked in votes.items()
         }
         wanted = {}
-        for one in votes:
+        for one in holders:
             near = [other for other in neighbors[one] if other in votes]
             what = bytes(SHARE if other in votes else NOTHING for other in neighbors[one])
             wanted[one] = Wanted(what, b"".join(sealed[other][one] for other in near))
@@ -198,7 +214,7 @@ class Cohort(Generic[Member]):
             # Some of the shares may be wrong ones.
             some = (held + held)[start : start + enough]
             seed = join(dict(some))
-            if commitment(seed) == masked.commitment:
+            if masked.is_seed(seed):
                 return seed
         raise SumError(f"the shares of the mask of client {one} are wrong")
 
@@ -237,5 +253,5 @@ def require_masked(masked: Masked, place: Place, dim: int) -> None:
         )
     if len(masked.shares) != SEALED_SIZE * len(place.neighbors):
         raise WireError(f"there must be a share for each of {len(place.neighbors)} neighbors")
-    if len(masked.commitment) != KEY_SIZE:
-        raise WireError(f"a commitment has {KEY_SIZE} bytes, got {len(masked.commitment)}")
+    if len(masked.commitment) != 2 * KEY_SIZE:
+        raise WireError(f"a commitment has {2 * KEY_SIZE} bytes, got {len(masked.commitment)}")

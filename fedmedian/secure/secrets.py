@@ -7,7 +7,7 @@ Shamir's, and travel under ChaCha20-Poly1305 (RFC 8439).
 """
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any
@@ -90,6 +90,14 @@ def mask(seed: bytes, out: NDArray[np.unsignedinteger[Any]]) -> None:
 def commitment(seed: bytes) -> bytes:
     """Return what binds a client to a seed without revealing it, 32 bytes."""
     return sha256(b"fedmedian commitment " + seed).digest()
+
+
+def combined(parts: Iterable[bytes]) -> bytes:
+    """Return the exclusive or of parts of a seed: without one of them it can be any."""
+    seed = 0
+    for part in parts:
+        seed ^= int.from_bytes(part)
+    return seed.to_bytes(KEY_SIZE)
 
 
 def split(seed: bytes, holders: int, enough: int) -> list[bytes]:

@@ -11,7 +11,7 @@ from fedmedian.kernels.residues import dtype_of
 from fedmedian.secure import cohort as cohort_module
 from fedmedian.secure import masking
 from fedmedian.secure.cohort import Circle, SecureSum
-from fedmedian.secure.masking import Key
+from fedmedian.secure.masking import PART, SHARE, Key
 from fedmedian.secure.opening import Cohort
 from fedmedian.wire.scalars import WireError
 
@@ -70,9 +70,11 @@ class Round:
         """Return how the server asks: clients in `silent[stage]` do not answer."""
 
         def ask(wanted):
-            stage = "shares" if any(one.sealed for one in wanted.values()) else "seeds"
+            asked = {code for one in wanted.values() for code in one.of_neighbors}
+            stage = "parts" if PART in asked else "shares" if SHARE in asked else "seeds"
             self.requests.append((stage, wanted))
-            silent_now = silent[stage] if isinstance(silent, dict) else silent
+            own = "shares" if stage == "parts" else stage  # the last stage, in two forms
+            silent_now = silent[own] if isinstance(silent, dict) else silent
             found = {}
             for one, what in wanted.items():
                 if one in silent_now:

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmedian.secure.cohort import Place, in_pieces
-from fedmedian.secure.masking import NOTHING, SEED, SHARE, Key, add_mask
+from fedmedian.secure.masking import NOTHING, PART, SEED, SHARE, Key, add_mask
 from fedmedian.secure.opening import Wanted
-from fedmedian.secure.secrets import KEY_SIZE, NO_SHARE, SEALED_SIZE, commitment, join
+from fedmedian.secure.secrets import KEY_SIZE, NO_SHARE, SEALED_SIZE, join
 from fedmedian.wire.scalars import WireError
 
 QUESTION = (1, 0)
@@ -89,14 +89,32 @@ class TestRevealing:
         with pytest.raises(WireError, match="has no votes in a sum"):
             Key.new().reveal((-1, -1), b"", b"")
 
-    @pytest.mark.parametrize("wanted", [[], [SEED] * 5, [SEED] * 7, [3] * 6, [255] + [SEED] * 5])
+    @pytest.mark.parametrize("wanted", [[], [SEED] * 5, [SEED] * 7, [4] * 6, [255] + [SEED] * 5])
     def test_of_others_than_its_neighbors_is_refused(self, wanted, asked):
-        self.refuse(asked[0], wanted, match="0, 1 or 2 of 6 neighbors")
+        self.refuse(asked[0], wanted, match="0 to 3 of 6 neighbors")
 
     @pytest.mark.parametrize("shares", [1, 2, 3])
     def test_shares_of_too_few_are_refused(self, shares, asked):
         wanted = [SHARE] * shares + [NOTHING] * (6 - shares)
         self.refuse(asked[0], wanted, bytes(SEALED_SIZE * shares), match="only .* in the sum")
+
+    @pytest.mark.parametrize("parts", [1, 2, 3])
+    def test_parts_of_too_few_are_refused(self, parts, asked):
+        wanted = [PART] * parts + [NOTHING] * (6 - parts)
+        self.refuse(asked[0], wanted, match=f"only {parts} neighbors are in the sum")
+
+    def test_after_a_part_a_share_is_given_and_no_seed(self, asked):
+        sums, masked = asked
+        near = sums.cohort.neighbors
+        sums.reveal(0, Wanted(bytes([PART] * 6)))
+        self.refuse(sums, [SEED] + [NOTHING] * 5, match="both in a sum and not in it")
+        shares = Wanted(bytes([SHARE] * 6), sealed_for(0, near[0], near, masked))
+        assert NO_SHARE not in in_pieces(sums.reveal(0, shares), KEY_SIZE)
+
+    def test_after_a_seed_no_part_is_given(self, asked):
+        sums, _ = asked
+        sums.reveal(0, Wanted(bytes([SEED] + [NOTHING] * 5)))
+        self.refuse(sums, [PART] * 6, match="both in a sum and not in it")
 
     @pytest.mark.parametrize("seeds", [3, 6])
     def test_seeds_of_too_many_are_refused(self, seeds, asked):
@@ -306,7 +324,19 @@ def test_enough_shares_open_the_commitment(round_of):
         piece = in_pieces(secrets, KEY_SIZE)[near[holder].index(0)]
         shares[near[0].index(holder)] = piece
     some = dict([*shares.items()][: sums.cohort.circle.enough])
-    assert commitment(join(some)) == masked[0].commitment
+    assert masked[0].is_seed(join(some))
+
+
+def test_all_parts_give_the_seed_and_fewer_another(round_of):
+    sums = round_of(7, 8)
+    masked, near = sums.masked(), sums.cohort.neighbors
+    parts = []
+    for holder in near[0]:
+        secrets = sums.reveal(holder, Wanted(bytes([PART] * 6)))
+        parts.append(in_pieces(secrets, KEY_SIZE)[near[holder].index(0)])
+    assert masked[0].is_seed(masked[0].seed_of(parts))
+    assert not masked[0].is_seed(masked[0].seed_of(parts[1:]))
+    assert not masked[1].is_seed(masked[0].seed_of(parts))
 
 
 def test_masks_cancel_only_among_clients_that_are_asked_the_same():

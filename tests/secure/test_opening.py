@@ -115,6 +115,35 @@ class TestSum:
             np.testing.assert_array_equal(later.open(later.masked()).counts, sums.plain(range(6)))
 
 
+class TestLastStage:
+    """Parts open the own masks if all clients are there, and shares otherwise."""
+
+    def stages(self, sums, masked, ask=None):
+        total = sums.open(masked, ask)
+        np.testing.assert_array_equal(total.counts, sums.plain(total.members))
+        return [stage for stage, _ in sums.requests]
+
+    def test_of_all_clients_takes_one_exchange(self, round_of):
+        sums = round_of(10, 9)
+        assert self.stages(sums, sums.masked()) == ["parts"]
+
+    def test_asks_for_shares_where_a_client_is_lost(self, round_of):
+        sums = round_of(10, 9)
+        assert self.stages(sums, sums.masked(range(9))) == ["seeds", "shares"]
+
+    def test_asks_those_that_answered_for_shares_where_one_does_not(self, round_of):
+        sums = round_of(10, 9)
+        silent = {"seeds": (), "shares": {3}}
+        assert self.stages(sums, sums.masked(), sums.asking(silent)) == ["parts", "shares"]
+        (_, wanted) = sums.requests[-1]
+        assert {*wanted} == {*range(10)} - {3}
+
+    def test_asks_for_shares_where_a_part_is_wrong(self, round_of):
+        sums = round_of(10, 9)
+        ask = sums.asking(change=lambda one, secrets: garbled(secrets) if one == 3 else secrets)
+        assert self.stages(sums, sums.masked(), ask) == ["parts", "shares"]
+
+
 class TestTooFew:
     @given(number=numbers, dim=dims, threshold=thresholds, data=st.data())
     def test_nothing_is_asked_and_nothing_opened(self, number, dim, threshold, data, round_of):
@@ -172,7 +201,7 @@ class TestWrongAnswers:
     def test_another_commitment_spoils_the_sum(self, round_of):
         sums = round_of(5, 9)
         masked = sums.masked()
-        masked[0] = replace(masked[0], commitment=bytes(KEY_SIZE))
+        masked[0] = replace(masked[0], commitment=bytes(2 * KEY_SIZE))
         with pytest.raises(SumError, match=r"shares of the mask of client \d are wrong"):
             sums.open(masked)
 
@@ -191,7 +220,7 @@ class TestWrongAnswers:
         hostile = Masked(
             np.frombuffer(body, np.uint8).reshape(places[0].bits, 2),
             data.draw(st.binary(min_size=SEALED_SIZE * near, max_size=SEALED_SIZE * near)),
-            data.draw(st.binary(min_size=KEY_SIZE, max_size=KEY_SIZE)),
+            data.draw(st.binary(min_size=2 * KEY_SIZE, max_size=2 * KEY_SIZE)),
         )
         require_masked(hostile, places[0], 9)
         wrong = data.draw(st.binary(max_size=KEY_SIZE * near))
@@ -214,13 +243,13 @@ class TestForm:
             {"shares": bytes(SEALED_SIZE * 5)},
             {"shares": bytes(SEALED_SIZE * 4 + 1)},
             {"commitment": b""},
-            {"commitment": bytes(KEY_SIZE + 1)},
+            {"commitment": bytes(2 * KEY_SIZE + 1)},
         ],
         ids=str,
     )
     def test_masked_votes_of_another_form_are_refused(self, change):
         place = Place(3, 3, tuple(bytes([index]) * KEY_SIZE for index in range(4)))
-        fine = Masked(np.zeros((3, 2), np.uint8), bytes(SEALED_SIZE * 4), bytes(KEY_SIZE))
+        fine = Masked(np.zeros((3, 2), np.uint8), bytes(SEALED_SIZE * 4), bytes(2 * KEY_SIZE))
         require_masked(fine, place, 9)
         with pytest.raises(WireError, match=r"uint8 of shape \(3, 2\)|share for each|commitment"):
             require_masked(replace(fine, **change), place, 9)

@@ -15,7 +15,7 @@ from scipy.stats import chisquare
 
 from fedmedian.kernels.residues import sum_packed
 from fedmedian.secure.cohort import in_pieces
-from fedmedian.secure.masking import SEED, SHARE, Key, add_mask
+from fedmedian.secure.masking import PART, SEED, SHARE, Key, add_mask
 from fedmedian.secure.opening import Wanted
 from fedmedian.secure.secrets import KEY_SIZE, SEALED_SIZE, join
 from fedmedian.wire.scalars import WireError
@@ -23,6 +23,7 @@ from fedmedian.wire.scalars import WireError
 DIM = 20_000
 
 each_vote = pytest.mark.parametrize("vote", [0, 1])
+each_kind = pytest.mark.parametrize("kind", [SHARE, PART])
 
 
 def is_uniform(residues, bits):
@@ -38,21 +39,24 @@ class Server:
         self.sums, self.masked = sums, sums.masked()
         self.near, self.keys = sums.cohort.neighbors, sums.cohort.keys
         self.seeds, self.shares = {}, {one: {} for one in self.near}
+        self.parts = {one: {} for one in self.near}
 
-    def ask(self, one, lost=(), in_sum=()):
-        """Ask a client for the seeds with some neighbors, and its shares of others."""
+    def ask(self, one, lost=(), in_sum=(), kind=SHARE):
+        """Ask a client for the seeds with some neighbors, and its shares or parts of others."""
         near = self.near[one]
-        what = bytes(SEED if o in lost else SHARE if o in in_sum else 0 for o in near)
+        what = bytes(SEED if o in lost else kind if o in in_sum else 0 for o in near)
         sealed = b"".join(
             in_pieces(self.masked[o].shares, SEALED_SIZE)[self.near[o].index(one)]
             for o in near
-            if o in in_sum
+            if o in in_sum and kind == SHARE
         )
         told = [(o, code) for o, code in zip(near, what, strict=True) if code]
         secrets = in_pieces(self.sums.reveal(one, Wanted(what, sealed)), KEY_SIZE)
         for (other, code), secret in zip(told, secrets, strict=True):
             if code == SEED:
                 self.seeds[frozenset({one, other})] = secret
+            elif code == PART:
+                self.parts[other][one] = secret
             else:
                 self.shares[other][self.near[other].index(one)] = secret
 
@@ -64,6 +68,7 @@ class Server:
             mine = self.near[other].index(one)
             sealed = in_pieces(self.masked[other].shares, SEALED_SIZE)[mine]
             self.shares[other][mine] = key._unsealed(self.keys[other], sealed)
+            self.parts[other][one] = key._part(self.keys[other], key.public)
 
     def bare(self, one):
         """Return a client's residues without the masks that the server knows."""
@@ -74,6 +79,8 @@ class Server:
                 add_mask(residues, seed, -1 if self.keys[one] < self.keys[other] else 1)
         if len(self.shares[one]) >= self.sums.cohort.circle.enough:
             add_mask(residues, join(self.shares[one]), -1)
+        elif len(self.parts[one]) == len(self.near[one]):
+            add_mask(residues, self.masked[one].seed_of(self.parts[one].values()), -1)
         return residues & ((1 << self.sums.cohort.bits) - 1)
 
 
@@ -121,13 +128,16 @@ def test_sealed_shares_and_commitments_are_uniform_bytes(server):
 
 
 @each_vote
+@each_kind
 @pytest.mark.parametrize("number", [4, 10])
-def test_with_all_but_two_clients_on_its_side_it_sees_those_twos_sum_alone(number, vote, server):
+def test_with_all_but_two_clients_on_its_side_it_sees_those_twos_sum_alone(
+    number, kind, vote, server
+):
     seen = server(number, vote)
     for one in range(2, number):
         seen.collude(one)
     for one in range(2):  # the honest ones help to open the sum
-        seen.ask(one, in_sum=seen.near[one])
+        seen.ask(one, in_sum=seen.near[one], kind=kind)
     first, second = seen.bare(0), seen.bare(1)
     bits = seen.sums.cohort.bits
     assert is_uniform(first, bits)
@@ -161,9 +171,10 @@ def test_so_it_is_if_fewer_than_enough_of_them_are_on_the_servers_side(vote, ser
 
 
 @each_vote
+@each_kind
 @pytest.mark.parametrize("called_lost", [1, 2, 3])
 def test_a_server_that_calls_a_client_lost_to_some_and_in_the_sum_to_others_sees_nothing(
-    called_lost, vote, server
+    called_lost, kind, vote, server
 ):
     seen = server(10, vote)
     victim, near = 0, seen.near[0]
@@ -171,7 +182,7 @@ def test_a_server_that_calls_a_client_lost_to_some_and_in_the_sum_to_others_sees
     for other in near:
         is_lost = other not in near[:called_lost]
         in_sum = {*seen.near[other]} - ({victim} if is_lost else set())
-        seen.ask(other, lost={victim} if is_lost else (), in_sum=in_sum)
+        seen.ask(other, lost={victim} if is_lost else (), in_sum=in_sum, kind=kind)
     assert all(frozenset({victim, other}) in seen.seeds for other in near)
     assert is_uniform(seen.bare(victim), 4)
 

@@ -37,6 +37,7 @@ from fedmedian.records import sizes_of
 from fedmedian.rounds.checkpoint import Checkpoint
 from fedmedian.rounds.watch import RunFailedError
 from fedmedian.secure import masking, opening
+from fedmedian.secure.masking import PART, SHARE
 from fedmedian.secure.requests import is_request
 from fedmedian.strategies import MedianSGD, SignSGD, legacy
 from fedmedian.wire.scalars import PREFIX
@@ -124,12 +125,13 @@ def play(message_api, run, app):
 
 
 def stage_of(message):
-    """Return what a message asks for: a key, votes, seeds or shares."""
+    """Return what a message asks for: a key, votes, seeds, parts or shares."""
     for config in message.content.config_records.values():
         if is_request(config):
             if config[PREFIX + "sum.what"] == "key":
                 return "key"
-            return "shares" if config[PREFIX + "sum.sealed"] else "seeds"
+            wanted = config[PREFIX + "sum.wanted"]
+            return "parts" if PART in wanted else "shares" if SHARE in wanted else "seeds"
     return "votes"
 
 
@@ -278,21 +280,23 @@ def test_some_of_the_clients_take_part_in_each_round(play, audit):
 
 
 class TestDropouts:
-    @pytest.mark.parametrize("stage", ["votes", "seeds", "shares"])
-    def test_within_the_threshold_at_one_stage(self, stage, play, audit):
+    @pytest.mark.parametrize(
+        ("stage", "left"),
+        [("votes", LEAST), ("seeds", LEAST), ("parts", NUM_CLIENTS), ("shares", NUM_CLIENTS - 1)],
+    )
+    def test_within_the_threshold_at_one_stage(self, stage, left, play, audit):
         def fails(partition, server_round, at):
-            # Without a vote that is missing no seeds are asked for.
-            lost = {0: "votes", 1: stage} if stage == "seeds" else {0: stage, 1: stage}
-            return server_round == 2 and lost.get(partition) == at
+            # Only where a vote is missing seeds are asked for, and shares at once.
+            first = "votes" if stage in ("seeds", "shares") else stage
+            return server_round == 2 and {0: first, 1: stage}.get(partition) == at
 
         outcome = play(3, failing(fails))
-        left = NUM_CLIENTS if stage == "shares" else LEAST
         accepted = [report["replies-accepted"] for report in outcome.reports.values()]
         assert accepted == [NUM_CLIENTS, left, NUM_CLIENTS]
         assert len(audit.sums) == 3
         audit.require_plain_sums()
 
-    @pytest.mark.parametrize("stage", ["votes", "shares"])
+    @pytest.mark.parametrize("stage", ["votes", "parts"])
     def test_below_it_keep_the_model_and_the_next_round_works(
         self, stage, play, audit, bits, caplog
     ):
@@ -330,7 +334,7 @@ class TestDropouts:
         failures, model = defaultdict(set), {"w": np.zeros(9, np.float32)}
         for server_round in range(1, 201):
             share = rng.choice([0, 0.05, 0.15, 0.3])
-            for stage in ("key", "votes", "seeds", "shares"):
+            for stage in ("key", "votes", "seeds", "parts", "shares"):
                 failures[server_round, stage] = {*np.flatnonzero(rng.random(7) < share)}
 
         def fails(partition, server_round, stage):
@@ -627,7 +631,7 @@ class TestHostileClient:
             ("key", {"sum.public": bytes(32)}, "public key of a client is not valid"),
             ("key", {"sum.public": 3}, "sum.public must be 32 bytes"),
             ("votes", {"shares": b"short"}, "there must be a share for each of 6 neighbors"),
-            ("votes", {"commitment": b""}, "a commitment has 32 bytes"),
+            ("votes", {"commitment": b""}, "a commitment has 64 bytes"),
             ("votes", {"shares": 3}, "shares must be bytes"),
             ("votes", {"commitment": "text"}, "commitment must be bytes"),
             ("votes", {"encoding": "signs"}, "was asked for 'masked-signs'"),
