@@ -111,6 +111,9 @@ class Answers:
         out : (n,) float32
             Memory for at least as many coordinates.
         """
+        seen: list[Seen] | None = None if self.report is None else []
+        if len(blocks) == len(self.blocks):
+            return replace(self, seen=seen, out=out[: self.blocks.dim])
         own = slice(blocks.start, blocks.stop)
         ends = (0, *self.blocks.ends.tolist())
         part = slice(ends[blocks.start], ends[blocks.stop])
@@ -121,7 +124,7 @@ class Answers:
             scales=None if self.scales is None else self.scales[:, own],
             magnitudes=None if self.magnitudes is None else self.magnitudes[:, own],
             counts=None if self.counts is None else self.counts[part],
-            seen=None if self.report is None else [],
+            seen=seen,
             out=out[: part.stop - part.start],
         )
 

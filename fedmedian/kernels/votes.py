@@ -20,7 +20,7 @@ from fedmedian.kernels.signs import ONES_OF_BYTE, SIGNS_OF_BYTE, PackedSigns, re
 
 # A chunk of votes, the adders' scratch and the results fit the L2 cache.
 _CHUNK_BYTES = 1 << 17
-_WEIGHTED_CHUNK_BYTES = 1 << 14
+_WEIGHTED_CHUNK_BYTES = 1 << 15
 _COMPARED_CHUNK_BYTES = 1 << 15
 _count_ones = getattr(np, "bitwise_count", ONES_OF_BYTE.take)  # NumPy 2 has it
 

@@ -77,8 +77,8 @@ class Rotation(ClientStep):
 
     def blocks(self, before: Blocks) -> Blocks:
         """Return the blocks of the rotated update, each padded a little."""
-        sizes = (sum(part.size for part in places) for places in self.places(before))
-        return Blocks(tuple(map(padded_size, sizes)), before.members and self._members(before))
+        sizes = map(padded_size, _sizes(before.sizes, self.smallest, self.largest))
+        return Blocks(tuple(sizes), before.members and self._members(before))
 
     def undo(self, direction: Float32, before: Blocks) -> Float32:
         """Rotate the aggregate back."""
@@ -101,11 +101,11 @@ class Rotation(ClientStep):
         vector : (runs, length) float32
             The aggregate there.
         """
-        parts, start = self.places(before)[number], 0
-        vector = rotate_back(block, sum(part.size for part in parts), self._rng(number))
-        for part in parts:
-            yield part, vector[start : start + part.size].reshape(part.runs, part.length)
-            start += part.size
+        size = _sizes(before.sizes, self.smallest, self.largest)[number]
+        vector, end = rotate_back(block, size, self._rng(number)), 0
+        for part in self.places(before)[number]:
+            start, end = end, end + part.size
+            yield part, vector[start:end].reshape(part.runs, part.length)
 
     @classmethod
     def decode(cls, parameters: Mapping[str, Any]) -> Self:
@@ -149,6 +149,13 @@ def _places(sizes: tuple[int, ...], smallest: int, largest: int) -> tuple[tuple[
         else:
             found += _cut(index, size, min(largest, _IN_CACHE))
     return (*found, tuple(small)) if small else tuple(found)
+
+
+@lru_cache(maxsize=8)
+def _sizes(sizes: tuple[int, ...], smallest: int, largest: int) -> tuple[int, ...]:
+    """Return the number of entries in each block of the rotated update, before padding."""
+    places = _places(sizes, smallest, largest)
+    return tuple(sum(part.size for part in parts) for parts in places)
 
 
 def _cut(index: int, size: int, most: int) -> Iterator[tuple[Part, ...]]:
