@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fedmedian.clients import answering
+from fedmedian.model.blocks import Part
 from fedmedian.steps import instruction as instructions
 from fedmedian.steps.instruction import perturb_update
 from tests.tools import fuzz, policies
@@ -22,6 +23,13 @@ def test_what_a_server_gets_depends_on_the_update_through_noise_within_the_clip_
     assert 0.99 < longest <= 1
 
 
+def whole(layout, update):
+    vector = np.empty(layout.dim, np.float32)
+    for index, part in enumerate(layout.blocks.split(vector)):
+        update.read(Part(index, 0, part.size), part)
+    return vector
+
+
 class TestDefects:
     """What a client that gives something away would be reported for."""
 
@@ -33,7 +41,7 @@ class TestDefects:
 
     def test_an_error_that_one_update_alone_meets(self, monkeypatch):
         def fail(instruction, layout, update, *rest):
-            if not np.isfinite(update).all():
+            if not np.isfinite(whole(layout, update)).all():
                 raise ValueError("not finite")
             return perturb_update(instruction, layout, update, *rest)
 
@@ -43,7 +51,7 @@ class TestDefects:
 
     def test_an_answer_that_says_more(self, monkeypatch):
         def report_sizes(instruction, layout, update, *rest):
-            size = np.float32([np.nan_to_num(np.abs(update)).max(initial=0)])
+            size = np.float32([np.nan_to_num(np.abs(whole(layout, update))).max(initial=0)])
             payload = perturb_update(instruction, layout, update, *rest)
             return replace(payload, reports={**payload.reports, "measure": size})
 
