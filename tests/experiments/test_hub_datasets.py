@@ -128,4 +128,4 @@ def test_a_claim_on_such_data_is_tried_if_it_is_named(
     with contextlib.suppress(SystemExit):
         command.main([name, "--quick", "--into", str(tmp_path)])
     assert (tmp_path / page / f"{name}.png").exists()
-    assert f"`make figures ARGS={name}`. The check" in (tmp_path / f"{page}.md").read_text()
+    assert f"| `make figures ARGS={name}` " in (tmp_path / f"{page}.md").read_text()
