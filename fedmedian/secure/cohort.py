@@ -32,7 +32,8 @@ class SecureSum:
     Clients mask their votes with masks that cancel in the sum (Bonawitz et al., CCS 2017). Each
     pair of neighbors shares one, and each client adds another of its own, which the others remove
     if enough of them agree that its votes are in the sum. Keys are exchanged once a run. A round
-    then takes two exchanges with the clients, and more only if some drop out of it.
+    then takes two exchanges with the clients, and more only if some drop out of it or send wrong
+    secrets.
 
     A sum cannot be screened: a single hostile client can shift or spoil it. So there is no
     protection against hostile clients, whatever the share of honest ones.

@@ -7,6 +7,7 @@ from typing import Generic
 import numpy as np
 
 from fedmedian.kernels.residues import Residues, bits_of_sum, sum_packed
+from fedmedian.logs import warn
 from fedmedian.secure.cohort import Circle, Member, Place, in_pieces
 from fedmedian.secure.masking import NOTHING, PART, SEED, SHARE, Masked, add_mask
 from fedmedian.secure.secrets import KEY_SIZE, NO_SHARE, SEALED_SIZE, join
@@ -96,7 +97,8 @@ class Cohort(Generic[Member]):
     ) -> Sum[Member]:
         """Return the sum of masked votes.
 
-        A client that does not reveal what it is asked for leaves the sum, as if it had not voted.
+        A client that does not reveal its seeds of masks with lost clients leaves the sum, as if it
+        had not voted. Its own mask opens without it.
 
         Parameters
         ----------
@@ -186,6 +188,12 @@ class Cohort(Generic[Member]):
                 ]
                 if all(map(Masked.is_seed, votes.values(), seeds)):
                     return seeds
+            warn(
+                "%d of %d clients sent their parts of the masks, and some may be wrong: the secure "
+                "sum is opened with shares, which takes longer; if this repeats in each round, a "
+                "client is faulty or hostile",
+                *(len(parts), len(votes)),
+            )
             holders = parts
         sealed = {
             one: dict(zip(neighbors[one], in_pieces(masked.shares, SEALED_SIZE), strict=True))

@@ -138,10 +138,14 @@ class TestLastStage:
         (_, wanted) = sums.requests[-1]
         assert {*wanted} == {*range(10)} - {3}
 
-    def test_asks_for_shares_where_a_part_is_wrong(self, round_of):
+    @pytest.mark.parametrize(
+        "change", [garbled, lambda secrets: secrets[1:]], ids=["wrong", "short"]
+    )
+    def test_asks_for_shares_where_a_part_is_wrong_and_says_so(self, change, round_of, caplog):
         sums = round_of(10, 9)
-        ask = sums.asking(change=lambda one, secrets: garbled(secrets) if one == 3 else secrets)
+        ask = sums.asking(change=lambda one, secrets: change(secrets) if one == 3 else secrets)
         assert self.stages(sums, sums.masked(), ask) == ["parts", "shares"]
+        assert "is opened with shares, which takes longer" in caplog.text
 
 
 class TestTooFew:

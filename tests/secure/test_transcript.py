@@ -222,7 +222,7 @@ def test_the_same_question_again_is_refused_and_a_client_without_its_state_has_o
 
 
 def test_a_restored_key_still_has_a_mask_of_its_own(server):
-    """A client whose state is from before the round masks its votes anew."""
+    """A client whose state is from before the round masks its votes anew, until a sum is open."""
     seen = server(6, 1)
     key = replace(seen.sums.clients[0], question=(-1, -1))
     again = key.takes(seen.sums.cohort.places()[0], (1, 0)).mask(seen.sums.votes[0])
