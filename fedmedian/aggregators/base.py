@@ -67,8 +67,8 @@ class Answers:
         round's blocks.
     stride : int, optional
         The stride of the report's sample of coordinates. By default `sample_stride`.
-    out : (d,) float32, optional
-        Where the direction may be written, to use memory again.
+    out : list of (d,) float32, optional
+        Memory for a direction, to be used again; see `new_direction`.
     """
 
     bodies: Sequence[NDArray[Any]]
@@ -83,7 +83,7 @@ class Answers:
     counts: NDArray[np.integer[Any]] | None = None
     seen: list[Seen] | None = field(default=None, compare=False)
     stride: int = 0
-    out: Float32 | None = field(default=None, compare=False)
+    out: list[Float32] = field(default_factory=list, compare=False)
 
     def __post_init__(self) -> None:
         if not self.stride:
@@ -95,9 +95,13 @@ class Answers:
     def note(self, seen: Seen) -> None:
         """Report what the answers have shown."""
         if self.seen is not None:
-            self.seen.append(seen)
+            self.seen[:] = [seen]  # of the last rule that is asked, as in a report
         elif self.report is not None:
             self.report.update(report_of([seen]))
+
+    def new_direction(self) -> Float32:
+        """Return memory for a direction, (d,) float32, which only the caller uses."""
+        return self.out.pop() if self.out else np.empty(self.blocks.dim, dtype=np.float32)
 
     def within(self, blocks: range, encoding: Encoding, out: Float32) -> Self:
         """Return the answers in some consecutive blocks, whose measurements are `seen`.
@@ -113,7 +117,7 @@ class Answers:
         """
         seen: list[Seen] | None = None if self.report is None else []
         if len(blocks) == len(self.blocks):
-            return replace(self, seen=seen, out=out[: self.blocks.dim])
+            return replace(self, seen=seen, out=[out[: self.blocks.dim]])
         own = slice(blocks.start, blocks.stop)
         ends = (0, *self.blocks.ends.tolist())
         part = slice(ends[blocks.start], ends[blocks.stop])
@@ -125,7 +129,7 @@ class Answers:
             magnitudes=None if self.magnitudes is None else self.magnitudes[:, own],
             counts=None if self.counts is None else self.counts[part],
             seen=seen,
-            out=out[: part.stop - part.start],
+            out=[out[: part.stop - part.start]],
         )
 
     @property
@@ -310,7 +314,7 @@ def coordinatewise(
         The centers.
     """
     blocks, is_reported = answers.blocks, answers.report is not None
-    direction = np.empty(blocks.dim, np.float32) if answers.out is None else answers.out
+    direction = answers.new_direction()
     gap, excess, stride = MeanGap(), [], answers.stride
     for part, rows in answers.parts(rng):
         direction[part] = center(part, rows)

@@ -176,7 +176,7 @@ class VoteAggregator(Aggregator):
         """Return the decoded sums; see `Aggregator.direction`."""
         ballot = Ballot.of(answers)
         weights = self.weights(ballot)
-        votes = ballot.sum(weights, answers.out)
+        votes = ballot.sum(weights, answers.new_direction())
         if answers.report is not None:
             answers.note(
                 describe_votes(

@@ -443,7 +443,8 @@ class Difference:
     def read(self, part: Part, out: NDArray[np.float32]) -> None:
         """Write a part of one array's update, whose block is its index in `Layout.flat`."""
         old, new = (part.view(array) for array in self._pairs[part.block])
-        precision = np.result_type(old.dtype, new.dtype, np.float32)
+        # One by one: NumPy knows no common dtype of bfloat16 and float16.
+        precision = np.result_type(*(np.result_type(one.dtype, np.float32) for one in (old, new)))
         update = out.reshape(part.runs, part.length)
         with np.errstate(over="ignore", invalid="ignore"):  # callers reject it
             np.subtract(old, new, out=update, dtype=precision, casting="same_kind")

@@ -160,6 +160,8 @@ class Instruction:
     def undoes_blocks(self, layout: Layout) -> bool:
         """Return whether `undo_block` undoes all steps: at most a rotation is to be undone."""
         rotation = self.find(Rotation)
+        if type(rotation) not in (Rotation, type(None)):
+            return False  # a subclass may undo something else
         rest = (step for step in self.steps if step is not rotation)
         blocks = layout.blocks if rotation is None else rotation.blocks(layout.blocks)
         return self.blocks(layout) == blocks and all(

@@ -84,8 +84,8 @@ class SignSGD(SignArguments, MessageStrategy):
         checkpoint or ``start`` is called again; the budget may change.
     threads : int, optional
         The number of threads that the server aggregates on, >= 1; the model does not depend on it.
-        By default one for each core that the process may use, but at most 8. Models of less than
-        2²⁰ parameters take one.
+        By default one for each core that the process may use, but at most 8. Models of at most
+        2¹⁹ parameters, or of one array of at most 2²², take one.
     numpy_clients : bool (default: False)
         Whether the clients are NumPyClients, for training and evaluation; their metrics are
         averaged like those of a Message-API app.

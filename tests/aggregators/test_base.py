@@ -492,3 +492,13 @@ def test_memory_is_the_direction_and_25_mib_for_101_clients(prepare):
     # Both are longer than what is worked on at once.
     small, large = (peak_bytes(prepare(2, dim)) for dim in (1_100_000, 2_200_000))
     assert large - small < 1.1 * 4 * 1_100_000
+
+
+def test_memory_for_a_direction_is_given_once_to_whichever_rule_asks_first():
+    memory = np.empty(2, np.float32)
+    answers = replace(vectors([[1.0, 2.0], [3.0, 4.0]]), out=[memory])
+    passed_on = replace(answers, weights=answers.weights)
+    assert answers.new_direction() is memory
+    assert passed_on.new_direction() is not memory
+    first, second = (rule.direction(answers, None) for rule in (Median(), ClippedMean()))
+    assert first is not second

@@ -339,6 +339,14 @@ class TestBfloat16:
         assert [spec.name for spec in layout.flat] == ["w"]
         assert layout.exact_bytes == 8
 
+    @pytest.mark.parametrize("other", [np.float16, np.float64])
+    def test_its_difference_from_arrays_of_other_dtypes_is_taken_at_least_in_float32(
+        self, other, dtype
+    ):
+        before, after = {"w": np.ones(3, dtype)}, {"w": np.zeros(3, other)}
+        assert Layout.of_model(before).difference(before, after).tolist() == [1, 1, 1]
+        assert Layout.of_model(after).difference(after, before).tolist() == [-1, -1, -1]
+
     def test_equal_arrays_of_it_may_be_tied(self, dtype):
         tied = {name: np.arange(3).astype(dtype) for name in "ab"}
         assert Layout.of_model(tied).tied(tied) == ((0, 1),)

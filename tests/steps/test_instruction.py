@@ -19,6 +19,7 @@ from fedmedian import (
     Instruction,
     Layout,
     Payload,
+    Rotation,
     Uniform,
     pack_signs,
     register_client_step,
@@ -481,6 +482,14 @@ class TestPerturbUpdate:
 
 
 class TestUndo:
+    def test_block_by_block_is_for_rotations_but_not_for_subclasses_of_their_own_undo(self):
+        class Flip(Rotation):
+            def undo(self, direction, before):
+                return -super().undo(direction, before)
+
+        found = [asking(kind(seed=1), Signs()).undoes_blocks(LAYOUT) for kind in (Rotation, Flip)]
+        assert found == [True, False]
+
     @given(
         steps=st.permutations([Scale(4.0), Shift(3.0), Clip(1e9), Measure("rms")]),
         update=hnp.arrays(np.float32, 8, elements=st.integers(-99, 99)),
