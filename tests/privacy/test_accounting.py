@@ -101,6 +101,11 @@ class TestGaussian:
         assert gaussian_epsilon(1e-6, 1e-3) == 0
         assert renyi_epsilon(1e-12, 1e-3) == 0
 
+    @pytest.mark.parametrize(("distance", "printed"), [(1, "1.99"), (2, "4.38")])
+    def test_is_that_of_the_pld_accountant_in_findings(self, distance, printed):
+        """Of noise of twice the clip; replacing an update doubles the distance."""
+        assert f"{gaussian_epsilon(distance / 2, 1e-5):.2f}" == printed
+
 
 class TestVotes:
     @settings(max_examples=100, deadline=None)
