@@ -1,6 +1,7 @@
 """Flower for one run: whatever ends the run, nothing that it has started is left."""
 
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,10 @@ def test_a_signal_ends_all_that_was_started_and_removes_its_folder(number, watch
     with watch("-c", USER) as watched:
         home = Path(watched.process.stdout.readline().strip())
         assert home.is_dir()
-        assert "sleep" in [one.name() for one in watched.running()]
+        # A process has no environment to be found by until it is under way.
+        deadline = time.monotonic() + 60
+        while "sleep" not in [one.name() for one in watched.running()]:
+            assert time.monotonic() < deadline
         watched.process.send_signal(number)
         watched.process.communicate(timeout=60)
         assert watched.process.returncode not in (0, None)
