@@ -116,7 +116,7 @@ class Answers:
             Memory for at least as many coordinates.
         """
         seen: list[Seen] | None = None if self.report is None else []
-        if len(blocks) == len(self.blocks):
+        if len(blocks) == len(self.blocks.sizes):
             return replace(self, seen=seen, out=[out[: self.blocks.dim]])
         own = slice(blocks.start, blocks.stop)
         ends = (0, *self.blocks.ends.tolist())

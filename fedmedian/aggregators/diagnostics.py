@@ -138,7 +138,7 @@ def describe_votes(
         up, or come from one client whose update's size is unknown.
     """
     agreement, excess = 0.0, []
-    signals, spreads = [0.0] * len(blocks), [0.0] * len(blocks)
+    signals, spreads = [0.0] * len(blocks.sizes), [0.0] * len(blocks.sizes)
     updates = np.zeros_like(weights)
     if noise is not None and scales is not None and sizes is not None:
         updates = np.square(weights) * shares_of_votes(noise, scales, sizes)
@@ -289,7 +289,7 @@ def describe_median(
     Seen
         Signal and noise are 0 for a block without noise.
     """
-    signals, spreads = np.zeros((2, len(blocks)))
+    signals, spreads = np.zeros((2, len(blocks.sizes)))
     noisy = (scales > 0) & (np.array(blocks.sizes) > 0)
     if noise is not None and noisy.any():
         counts = np.array(blocks.sizes)[noisy]

@@ -83,7 +83,7 @@ class Ballot:
 
     def vote_weights(self) -> Weights:
         """Return the weights w_i of the clients' votes on each block, (M, L)."""
-        return np.repeat(self.weights[:, None], len(self.blocks), axis=1)
+        return np.repeat(self.weights[:, None], len(self.blocks.sizes), axis=1)
 
     def mean_weights(self) -> Weights:
         """Return the weights w_i·b_i/(2φ0) that make votes an estimate of the mean, (M, L).
@@ -146,13 +146,13 @@ class Ballot:
             The factors, not negative; all 1 unless noise tops updates up.
         """
         if self.noise is None or self.magnitudes is None or self.scales is None:
-            return np.ones(len(self.blocks))
+            return np.ones(len(self.blocks.sizes))
         if not self.noise.rule.tops_up:
-            return np.ones(len(self.blocks))
+            return np.ones(len(self.blocks.sizes))
         squares = np.square(np.minimum(self.magnitudes, self.scales))
         noise = energy - np.square(self.weights) @ squares
         allowed = NOISE_ALLOWANCE * (self.weights @ squares)
-        longest = np.full(len(self.blocks), np.inf)
+        longest = np.full(len(self.blocks.sizes), np.inf)
         np.divide(allowed, noise, out=longest, where=noise > 0)
         sizes = up_to_trusted(self.magnitudes)
         counted = np.ones_like(sizes)

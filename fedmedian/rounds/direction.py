@@ -129,7 +129,7 @@ def _spans(blocks: Blocks) -> list[range]:
             spans.append(range(first, block))
             first, length = block, 0
         length += size
-    return [*spans, range(first, len(blocks))]
+    return [*spans, range(first, len(blocks.sizes))]
 
 
 def _as_it_is(number: int, direction: Float32) -> Iterator[tuple[Part, Float32]]:

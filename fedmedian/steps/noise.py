@@ -56,7 +56,7 @@ class Measure(ClientStep):
 
     def check(self, reported: Float32 | None, blocks: Blocks) -> None:
         """Require a magnitude for each block; see `ClientStep.check`."""
-        require_vector("magnitudes", reported, len(blocks), are_sizes=True)
+        require_vector("magnitudes", reported, len(blocks.sizes), are_sizes=True)
 
     def _of(self, part: Float32) -> float:
         if part.size == 0:
@@ -116,7 +116,7 @@ class SizeVotes(Measure):
         """Return the thresholds that each block is compared with, in ascending order."""
         self.blocks(blocks)  # raises if the thresholds are those of other blocks
         if self.thresholds is None:
-            return [LADDER] * len(blocks)
+            return [LADDER] * len(blocks.sizes)
         return [LADDER if np.isnan(one) else np.array([one]) for one in self.thresholds]
 
     def num_votes(self, blocks: Blocks) -> int:
@@ -194,7 +194,7 @@ class AddNoise(ClientStep):
         if self.quiet or not self.has_own_scales:
             super().check(reported, blocks)
             return
-        scales = require_vector("scales", reported, len(blocks), are_sizes=True)
+        scales = require_vector("scales", reported, len(blocks.sizes), are_sizes=True)
         if self.scales is not None:
             told = ~np.isnan(self.scales)
             if not np.array_equal(scales[told], self.scales[told]):

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from math import prod
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -104,8 +105,9 @@ class Rotation(ClientStep):
         size = _sizes(before.sizes, self.smallest, self.largest)[number]
         vector, end = rotate_back(block, size, self._rng(number)), 0
         for part in self.places(before)[number]:
-            start, end = end, end + part.size
-            yield part, vector[start:end].reshape(part.runs, part.length)
+            shape = part.runs, part.length
+            start, end = end, end + prod(shape)
+            yield part, vector[start:end].reshape(shape)
 
     @classmethod
     def decode(cls, parameters: Mapping[str, Any]) -> Self:

@@ -4,7 +4,7 @@ from tests.tools import moves
 
 
 def test_hearing_five_replies_takes_few_calls_between_files():
-    assert 100 < moves.moves_to_hear(5).total() <= 270
+    assert 100 < moves.moves_to_hear(5).total() <= 245
 
 
 def test_another_reply_adds_few():
