@@ -22,7 +22,7 @@ FLOATS = [np.float16, np.float32, np.float64]
 WAYS = {
     "network": {"_NETWORK_ROWS": 10_000},
     "sort": {"_NETWORK_ROWS": 0, "_SORT_ROWS": 10_000},
-    "partition": {"_NETWORK_ROWS": 0, "_SORT_ROWS": 0},
+    "count": {"_NETWORK_ROWS": 0, "_SORT_ROWS": 0},
 }
 
 
@@ -104,7 +104,7 @@ def test_the_median_of_rows_of_the_other_byte_order_keeps_it():
         assert median.tolist() == [9.0, 10.0, 11.0]
 
 
-# Either side of where networks give way to sorting, and sorting to partitioning.
+# Either side of where networks give way to sorting, and sorting to counting.
 @pytest.mark.parametrize("clients", [199, 200, 201, 202, 511, 512, 513, 514])
 def test_the_median_of_many_clients_is_numpys(clients):
     for dtype in FLOATS:
@@ -114,6 +114,42 @@ def test_the_median_of_many_clients_is_numpys(clients):
         rows += dtype(0)
         rows[rng.integers(clients), :5] = nan
         assert_same_bits(coordinate_median(rows), np.median(rows, axis=0))
+
+
+@pytest.mark.parametrize("clients", [600, 601])
+@pytest.mark.parametrize(
+    "distort",
+    [
+        lambda rows, rng: rows,
+        lambda rows, rng: np.sort(rows, axis=0),
+        lambda rows, rng: np.where(rng.random(rows.shape) < 0.45, 0, rows),
+        lambda rows, rng: np.where(rng.random(rows.shape) < 0.7, 0, rows),
+        lambda rows, rng: rows / rng.standard_normal(rows.shape),
+        lambda rows, rng: rows + 1e6 * (np.arange(len(rows)) % 2)[:, np.newaxis],
+        lambda rows, rng: np.where(rng.random(rows.shape) < 0.2, inf, rows),
+        lambda rows, rng: np.where(rng.random(rows.shape) < 0.6, -inf, rows),
+        lambda rows, rng: np.where(np.arange(len(rows))[:, np.newaxis] % 9, rows, 1e30 * rows),
+        lambda rows, rng: np.where(rng.random(rows.shape) < 0.0001, nan, rows),
+    ],
+    ids=[
+        "normal",
+        "sorted",
+        "nearly half zeros",
+        "mostly zeros",
+        "heavy tails",
+        "two camps",
+        "some infinite",
+        "mostly infinite",
+        "outliers where the sample is taken",
+        "some not a number",
+    ],
+)
+def test_counting_finds_the_median_of_any_values(clients, distort):
+    rng = np.random.default_rng(clients)
+    rows = distort(rng.standard_normal((clients, 3000)), rng).astype(np.float32)
+    expected = np.median(rows, axis=0)
+    with way("count"):
+        np.testing.assert_array_equal(coordinate_median(rows), expected)
 
 
 @pytest.mark.parametrize("clients", [1, 2, 3, 4, 10, 101])
