@@ -17,7 +17,10 @@ from fedmedian.steps.encodings import Encoding, Signs, Vector
 from fedmedian.wire.scalars import Float32
 
 LEAST = 0.1
-"""The least that a client counts for, relative to one that all others count among their nearest."""
+"""The least that a client counts for, relative to the others."""
+
+_APART = 1 / 3
+"""The fraction of the mean number of counts at which a client's share is 0."""
 
 # Coordinates are sampled for a cost of at most so many pairs of them, but never fewer than these.
 _PAIRS, _COORDINATES = 1 << 30, 1 << 14
@@ -30,9 +33,10 @@ class Agreement(Aggregator):
     """Another rule with weights by agreement, for votes and for vectors.
 
     Each of M clients has M − t − 1 nearest others, by the angle between their updates, with
-    t = `num_tolerated`. A client's weight is multiplied by its share, see `shares`: 1 if all others
-    count it among their nearest, 0 if at most t − 1 of them do, as many as may be its accomplices.
-    A share counts as at least `LEAST`, so that an honest client that is unlike all others is heard.
+    t = `num_tolerated`. A client's weight is multiplied by its share, see `shares`: 1 if as many
+    others count it among their nearest as do on average, or more, and 0 if at most a third as many
+    do, leaving out the t − 1 that may be its accomplices. A share counts as at least `LEAST`, so
+    that an honest client that is unlike all others is heard.
 
     The angle between votes follows from the bits that agree. Vectors are compared after clipping as
     in `ClippedMean`. With many coordinates or clients a random sample of coordinates is compared;
@@ -111,10 +115,11 @@ class Agreement(Aggregator):
 
 
 def shares(likeness: NDArray[Any]) -> Weights:
-    """Return each client's share of the others that count it among their nearest.
+    """Return each client's share of its weight, by how many others count it among their nearest.
 
-    Of c others that do, t − 1 may be accomplices: the share is max(c − (t − 1), 0)/(M − t), with
-    t = `num_tolerated`. Others that are equally near at the border count in part.
+    Of c others that do, t − 1 may be accomplices, with t = `num_tolerated`. The mean of c − (t − 1)
+    over M clients is M − 2t. With r = max(c − (t − 1), 0)/(M − 2t) the share is 1 for r >= 1, 0 for
+    r <= 1/3, and linear between. Others that are equally near at the border count in part.
 
     Parameters
     ----------
@@ -130,8 +135,8 @@ def shares(likeness: NDArray[Any]) -> Weights:
     --------
     >>> cosines = np.array([[1, 0.8, 0.7, -0.5], [0.8, 1, 0.6, -0.5],
     ...                     [0.7, 0.6, 1, -0.5], [-0.5, -0.5, -0.5, 1]])
-    >>> shares(cosines).round(2).tolist()
-    [0.89, 0.89, 0.89, 0.0]
+    >>> shares(cosines).tolist()
+    [1.0, 1.0, 1.0, 0.0]
     """
     clients = len(likeness)
     tolerated = num_tolerated(clients)
@@ -143,7 +148,8 @@ def shares(likeness: NDArray[Any]) -> Weights:
     nearer, at = others > border, others == border
     left = near - nearer.sum(axis=1, keepdims=True)
     counted = (nearer + at * (left / at.sum(axis=1, keepdims=True))).sum(axis=0)
-    return np.asarray(np.maximum(counted - (tolerated - 1), 0) / (clients - tolerated))
+    relative = (counted - (tolerated - 1)) / (clients - 2 * tolerated)
+    return np.clip((relative - _APART) / (1 - _APART), 0, 1)
 
 
 def _likeness_of_votes(answers: Answers, rng: np.random.Generator) -> NDArray[Any]:

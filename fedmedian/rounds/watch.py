@@ -359,7 +359,7 @@ class Watch:
             if rounds + 1 == APART_ROUNDS:
                 self._warn_once(
                     f"apart: {answer.node}",
-                    "fewer than a tenth of the others have agreed with client %s since round %d, "
+                    "few others have agreed with client %s since round %d, "
                     "so it counts for little: it may be hostile, or hold data that others do not; "
                     "look at it, and without Agreement it counts like the others",
                     *(self._roster.name(answer.node), since),
