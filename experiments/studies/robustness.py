@@ -1,8 +1,9 @@
 """The study of robustness: rules of aggregation under attack, two settings of the literature's.
 
 ``python -m experiments.studies.robustness`` prints the tables of docs/robustness.md;
-``python -m experiments.studies.robustness sorted`` prints one; so do flanders, adaptive, little
-and minority. Results are kept in experiments/results, and a study that was killed resumes there.
+``python -m experiments.studies.robustness sorted`` prints one; so do flanders, adaptive, seven,
+little, minority and honest. Results are kept in experiments/results, and a study that was killed
+resumes there.
 """
 
 import gc
@@ -21,7 +22,7 @@ from flwr.serverapp.strategy import Bulyan, FedAvg, FedMedian, FedTrimmedAvg, Kr
 from numpy.typing import NDArray
 
 from experiments.studies.commands import show_tables
-from experiments.studies.federation import ADAPTIVE, CLAIMED, Setting, simulate
+from experiments.studies.federation import ADAPTIVE, ATTACKS, CLAIMED, Setting, simulate
 from experiments.studies.jobs import Result, run_jobs
 from experiments.studies.peers import Remembering
 from experiments.studies.random_basis import MINORITY, ONE_BLOCK, late, unseeded
@@ -57,8 +58,6 @@ class Study:
     with_peers : bool
         Whether rules that compare directions or norms join, ours among them. Hostile clients also
         claim large magnitudes and noise scales then.
-    seeds : tuple of int
-        The seeds, over which accuracy is averaged.
     """
 
     honest: Setting
@@ -66,7 +65,6 @@ class Study:
     attacks: tuple[str, ...]
     radius: float
     with_peers: bool = False
-    seeds: tuple[int, ...] = (0, 1)
 
     def settings(self) -> dict[str, Setting]:
         """Return the federation without hostile clients and under each attack."""
@@ -114,9 +112,19 @@ STUDIES = {
         attacks=("minus ten times the mean", "minus the mean", "a little is enough", *ADAPTIVE),
         radius=1.2,
         with_peers=True,
-        seeds=(0,),
+    ),
+    # The radius is about twice the median honest norm in the first rounds.
+    "seven": Study(
+        Setting(tested=5),
+        num_hostile=2,
+        attacks=(*ATTACKS, "half-mimic"),
+        radius=2.0,
+        with_peers=True,
     ),
 }
+
+SEEDS = 0, 1
+"""The seeds, over which accuracy is averaged."""
 
 
 class InPlaceOfMean(Remembering):
@@ -329,13 +337,13 @@ def accuracies(study: Study) -> dict[str, dict[str, float]]:
         Accuracies by rule and attack, "none" the first and "worst" the last, each the mean over
         seeds and the tested rounds.
     """
-    settings, seeds = study.settings(), study.seeds
+    settings = study.settings()
     jobs = {
         (rule, attack, seed): (
             f"{rule} | {setting} | told {study.num_hostile}, {study.radius} | seed {seed}",
             partial(run_rule, rule, study, setting, seed),
         )
-        for seed in seeds
+        for seed in SEEDS
         for attack, setting in settings.items()
         for rule in rules(study)
     }
@@ -344,7 +352,8 @@ def accuracies(study: Study) -> dict[str, dict[str, float]]:
     for rule in rules(study):
         ends = {
             attack: late(
-                (results[jobs[rule, attack, seed][0]] for seed in seeds), rounds=study.honest.tested
+                (results[jobs[rule, attack, seed][0]] for seed in SEEDS),
+                rounds=study.honest.tested,
             )
             for attack in settings
         }
@@ -386,6 +395,8 @@ MINORITIES = {
 }
 """Federations of honest clients, of which one or two alone hold a class."""
 
+HONEST = {"nobody hostile": STUDIES["seven"].honest}
+
 QUANTITIES = ("recall", "accuracy")
 
 
@@ -399,10 +410,15 @@ def _compare(
     settings: Mapping[str, Setting],
     quantities: Sequence[str] = ("accuracy",),
     rounds: int = 5,
+    seeds: Sequence[int] = SEEDS,
 ) -> str:
-    """Return a table of what rules reach in settings in the last rounds, from one seed."""
+    """Return a table of what rules reach in settings in the last rounds."""
     jobs = {
-        (rule, label): (f"{rule} | {setting} | seed 0", partial(_run, rules[rule], setting, 0))
+        (rule, label, seed): (
+            f"{rule} | {setting} | seed {seed}",
+            partial(_run, rules[rule], setting, seed),
+        )
+        for seed in seeds
         for label, setting in settings.items()
         for rule in rules
     }
@@ -410,8 +426,8 @@ def _compare(
     for rule in rules:
         row = [rule]
         for label in settings:
-            run = results[jobs[rule, label][0]]
-            row += [f"{late([run], quantity, rounds):.3f}" for quantity in quantities]
+            runs = [results[jobs[rule, label, seed][0]] for seed in seeds]
+            row += [f"{late(runs, quantity, rounds):.3f}" for quantity in quantities]
         rows.append(row)
     several = len(quantities) > 1
     columns = [f"{label}, {of}" if several else label for label in settings for of in quantities]
@@ -425,6 +441,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     makers["little"] = partial(_compare, NOISY, LITTLE, rounds=10)
     makers["minority"] = partial(_compare, KEEPING, MINORITIES, QUANTITIES)
+    makers["honest"] = partial(_compare, KEEPING, HONEST, seeds=range(6))
     show_tables("robustness", makers, arguments)
 
 
