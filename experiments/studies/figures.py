@@ -155,7 +155,9 @@ def robustness() -> Figure:
             shade = "white" if abs(end - 0.42) > 0.35 else "black"
             axes.text(column, row, f"{end:.2f}", color=shade, ha="center", va="center")
         columns = ["none", *study.attacks, "worst"]
-        axes.set_xticks(range(len(columns)), [fill(column, 10) for column in columns])
+        axes.set_xticks(
+            range(len(columns)), [fill(column, 10) for column in columns], fontsize="small"
+        )
         axes.set_yticks(range(len(found)), found)
         axes.axvline(len(columns) - 1.5, color="black")
         hostile, clients = study.num_hostile, study.honest.num_clients

@@ -57,6 +57,11 @@ def is_lost(said, *attacks):
     return is_rounded(said, none - min(attacked))
 
 
+def is_lost_of_seven(most):
+    none, worst = (cell("robustness-seven", one, "SignSGD, agreement") for one in ("none", "worst"))
+    return none - worst <= float(most)
+
+
 def leads(name):
     head, rows = printed_table("robustness-adaptive")
     worst = {row[0]: float(row[head.index("worst")]) for row in rows}
@@ -138,6 +143,11 @@ SENTENCES = [
             is_lost(most, "sign flip", "inner product", "label flip", "mimic")
             and is_lost(little, "a little is enough")
         ),
+    ),
+    (
+        "robustness",
+        r"has the best worst case: no attack costs it more than (\S+)\. ",
+        is_lost_of_seven,
     ),
     (
         "existing-apps",
