@@ -2,8 +2,8 @@
 # numpy 2.4.6: np.partition takes several times as long as np.sort where many values are equal.
 #
 # One expects selecting a middle value to cost less than sorting all, as it does for values that are
-# all different. Where three of five are equal, as in sparse data, it takes about six times as long as
-# a sort. Seen with AVX-512 and with AVX2; the scalar code of processors without them is not slower.
+# all different. Where three of five are equal, as in sparse data, it takes four to six times as long
+# as a sort. Seen with AVX-512 and with AVX2; the scalar code of processors without them is not slower.
 set -euo pipefail
 
 folder=$(mktemp -d)

@@ -19,8 +19,11 @@ from fedmedian.wire.scalars import Float32
 LEAST = 0.1
 """The least that a client counts for, relative to the others."""
 
-_APART = 1 / 3
-"""The fraction of the mean number of counts at which a client's share is 0."""
+APART = 0.1
+"""The relative count below which a client is reported as apart from the others."""
+
+_NO_SHARE = 1 / 3
+"""The relative count at which a client's share is 0."""
 
 # Coordinates are sampled for a cost of at most so many pairs of them, but never fewer than these.
 _PAIRS, _COORDINATES = 1 << 30, 1 << 14
@@ -33,10 +36,10 @@ class Agreement(Aggregator):
     """Another rule with weights by agreement, for votes and for vectors.
 
     Each of M clients has M − t − 1 nearest others, by the angle between their updates, with
-    t = `num_tolerated`. A client's weight is multiplied by its share, see `shares`: 1 if as many
-    others count it among their nearest as do on average, or more, and 0 if at most a third as many
-    do, leaving out the t − 1 that may be its accomplices. A share counts as at least `LEAST`, so
-    that an honest client that is unlike all others is heard.
+    t = `num_tolerated`. Where r is how many others count a client among theirs, relative to the
+    average, see `relative_counts`, the client's weight is multiplied by its share, see `shares`: 1
+    for r >= 1 and 0 for r <= 1/3. A share counts as at least `LEAST`, so that an honest client that
+    is unlike all others is heard.
 
     The angle between votes follows from the bits that agree. Vectors are compared after clipping as
     in `ClippedMean`. With many coordinates or clients a random sample of coordinates is compared;
@@ -90,11 +93,11 @@ class Agreement(Aggregator):
         """Return the other rule's direction; see `Aggregator.direction`."""
         of_votes = isinstance(self.encoding, Signs)
         likeness = _likeness_of_votes if of_votes else _likeness_of_vectors
-        found = shares(likeness(answers, rng))
+        counts = relative_counts(likeness(answers, rng))
         if answers.report is not None:
-            answers.report["agreement-per-client"] = found.tolist()
-            answers.report["clients-apart"] = int(np.count_nonzero(found < LEAST))
-        weights = answers.weights * np.maximum(found, LEAST)
+            answers.report["agreement-per-client"] = counts.tolist()
+            answers.report["clients-apart"] = int(np.count_nonzero(counts < APART))
+        weights = answers.weights * np.maximum(shares(counts), LEAST)
         return self.then.direction(replace(answers, weights=weights / weights.sum()), rng)
 
     def center(self, values: Weights, weights: Weights) -> Weights:
@@ -114,12 +117,11 @@ class Agreement(Aggregator):
         self.then.require_noise(noise)
 
 
-def shares(likeness: NDArray[Any]) -> Weights:
-    """Return each client's share of its weight, by how many others count it among their nearest.
+def relative_counts(likeness: NDArray[Any]) -> Weights:
+    """Return how many others count each client among their nearest, relative to the average.
 
-    Of c others that do, t − 1 may be accomplices, with t = `num_tolerated`. The mean of c − (t − 1)
-    over M clients is M − 2t. With r = max(c − (t − 1), 0)/(M − 2t) the share is 1 for r >= 1, 0 for
-    r <= 1/3, and linear between. Others that are equally near at the border count in part.
+    Of c others that do, t − 1 may be accomplices, with t = `num_tolerated`. The average of
+    c − (t − 1) over M clients is M − 2t. Others that are equally near at the border count in part.
 
     Parameters
     ----------
@@ -129,14 +131,14 @@ def shares(likeness: NDArray[Any]) -> Weights:
     Returns
     -------
     (M,) float64
-        The shares, in [0, 1]; all 1 with one client or two.
+        max(c − (t − 1), 0)/(M − 2t); all 1 with one client or two.
 
     Examples
     --------
     >>> cosines = np.array([[1, 0.8, 0.7, -0.5], [0.8, 1, 0.6, -0.5],
     ...                     [0.7, 0.6, 1, -0.5], [-0.5, -0.5, -0.5, 1]])
-    >>> shares(cosines).tolist()
-    [1.0, 1.0, 1.0, 0.0]
+    >>> relative_counts(cosines).round(2).tolist()
+    [1.33, 1.33, 1.33, 0.0]
     """
     clients = len(likeness)
     tolerated = num_tolerated(clients)
@@ -148,8 +150,23 @@ def shares(likeness: NDArray[Any]) -> Weights:
     nearer, at = others > border, others == border
     left = near - nearer.sum(axis=1, keepdims=True)
     counted = (nearer + at * (left / at.sum(axis=1, keepdims=True))).sum(axis=0)
-    relative = (counted - (tolerated - 1)) / (clients - 2 * tolerated)
-    return np.clip((relative - _APART) / (1 - _APART), 0, 1)
+    return np.asarray(np.maximum(counted - (tolerated - 1), 0) / (clients - 2 * tolerated))
+
+
+def shares(counts: Weights) -> Weights:
+    """Return each client's share of its weight: 1 from the average count on, 0 up to a third of it.
+
+    Parameters
+    ----------
+    counts : (M,) float64
+        The `relative_counts`.
+
+    Returns
+    -------
+    (M,) float64
+        The shares, linear between a third and 1.
+    """
+    return np.clip((counts - _NO_SHARE) / (1 - _NO_SHARE), 0, 1)
 
 
 def _likeness_of_votes(answers: Answers, rng: np.random.Generator) -> NDArray[Any]:

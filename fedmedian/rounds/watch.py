@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic
 
-from fedmedian.aggregators.agreement import LEAST
+from fedmedian.aggregators.agreement import APART
 from fedmedian.aggregators.diagnostics import Report
 from fedmedian.logs import as_line, warn
 from fedmedian.model.blocks import UNNAMED, Blocks
@@ -32,6 +32,8 @@ Arrays that start at zero, or train with a learning rate that warms up, move lit
 """
 
 APART_ROUNDS = 3
+_ENOUGH_TO_AGREE = 5
+"""With fewer clients some are apart by chance, round after round."""
 """A client that others do not agree with in so many of its rounds in a row is named in the log."""
 
 STILL_ROUNDS = 3
@@ -349,11 +351,13 @@ class Watch:
             )
 
     def _look_at_agreement(
-        self, number: int, answers: Sequence[Answer[Any]], shares: Sequence[float]
+        self, number: int, answers: Sequence[Answer[Any]], counts: Sequence[float]
     ) -> None:
-        for answer, share in zip(answers, shares, strict=False):
+        if len(counts) < _ENOUGH_TO_AGREE:
+            return
+        for answer, count in zip(answers, counts, strict=False):
             since, rounds = self._apart.pop(answer.node, (number, 0))
-            if share >= LEAST:
+            if count >= APART:
                 continue
             self._apart[answer.node] = since, rounds + 1
             if rounds + 1 == APART_ROUNDS:

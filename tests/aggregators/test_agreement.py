@@ -22,7 +22,7 @@ from fedmedian import (
     pack_signs,
 )
 from fedmedian.aggregators import agreement
-from fedmedian.aggregators.agreement import LEAST, shares
+from fedmedian.aggregators.agreement import LEAST, relative_counts, shares
 from fedmedian.aggregators.means import LONGEST
 from fedmedian.rules.trust import num_tolerated, voting_weights
 from fedmedian.steps.encodings import Encoding
@@ -59,14 +59,28 @@ def direction(rule, answers):
     return rule.direction(answers, np.random.default_rng(0))
 
 
-def naive_shares(likeness):
+def naive_counts(likeness):
     clients, tolerated = len(likeness), num_tolerated(len(likeness))
     counted = np.zeros(clients)
     for own in range(clients):
         others = [one for one in np.argsort(-likeness[own]) if one != own]
         counted[others[: clients - tolerated - 1]] += 1
-    relative = (counted - (tolerated - 1)) / (clients - 2 * tolerated)
-    return np.minimum(np.maximum(1.5 * relative - 0.5, 0), 1)
+    return np.maximum(counted - (tolerated - 1), 0) / (clients - 2 * tolerated)
+
+
+def least_weight(clients, hostile, total):
+    """The least that clients weigh together whom others count `total` times, by exhaustion."""
+    counts = np.arange(clients)
+    relative = np.maximum(counts - (hostile - 1), 0) / (clients - 2 * hostile)
+    weights = np.maximum(shares(relative), LEAST)
+    least = np.where(np.arange(total + 1) == 0, 0.0, np.inf)
+    for _ in range(clients - hostile):
+        longer = np.full(total + 1, np.inf)
+        for count, weight in zip(counts, weights, strict=True):
+            moved = least[: total + 1 - count] + weight
+            np.minimum(longer[count:], moved, out=longer[count:])
+        least = longer
+    return least[total]
 
 
 class Levels(Encoding):
@@ -87,11 +101,11 @@ EACH = pytest.mark.parametrize(
 )
 
 
-class TestShares:
+class TestRelativeCounts:
     @given(st.integers(3, 30), st.integers(0, 2**32 - 1))
-    def test_follow_how_many_others_count_a_client_among_their_nearest(self, clients, seed):
+    def test_are_of_the_others_that_count_a_client_among_their_nearest(self, clients, seed):
         likeness = np.random.default_rng(seed).standard_normal((clients, clients))
-        np.testing.assert_allclose(shares(likeness), naive_shares(likeness), atol=1e-12)
+        np.testing.assert_allclose(relative_counts(likeness), naive_counts(likeness))
 
     @given(st.data(), st.integers(1, 12))
     def test_do_not_depend_on_the_clients_order_even_where_some_are_equally_near(
@@ -100,9 +114,9 @@ class TestShares:
         elements = st.integers(0, 2)
         likeness = data.draw(hnp.arrays(np.int64, (clients, clients), elements=elements))
         order = np.array(data.draw(st.permutations(range(clients))))
-        found = shares(likeness)
-        np.testing.assert_allclose(shares(likeness[np.ix_(order, order)]), found[order])
-        assert ((found >= 0) & (found <= 1)).all()
+        found = relative_counts(likeness)
+        np.testing.assert_allclose(relative_counts(likeness[np.ix_(order, order)]), found[order])
+        assert (found >= 0).all()
 
     @pytest.mark.parametrize("clients", [5, 10, 25, 100])
     def test_of_accomplices_that_nobody_else_counts_are_0(self, clients):
@@ -110,28 +124,33 @@ class TestShares:
         likeness = RNG.uniform(0.1, 0.2, (clients, clients))
         likeness[:hostile, hostile:] = likeness[hostile:, :hostile] = -1
         likeness[:hostile, :hostile] = 1
-        assert shares(likeness)[:hostile].tolist() == [0] * hostile
+        assert relative_counts(likeness)[:hostile].tolist() == [0] * hostile
 
-    @given(st.integers(5, 40), st.integers(0, 2**32 - 1), st.floats(0, 20))
-    def test_give_t_clients_at_most_half_more_than_their_part(self, clients, seed, liked):
-        rng = np.random.default_rng(seed)
-        likeness, hostile = rng.standard_normal((clients, clients)), num_tolerated(clients)
-        likeness[:, :hostile] += 30  # all count them
-        likeness[:, hostile:] += liked * rng.random(clients - hostile)  # and some of the others
-        found = np.maximum(shares(likeness), LEAST)
-        assert found[:hostile].sum() / found.sum() <= 1.5 * hostile / clients
+    @pytest.mark.parametrize("clients", [1, 2])
+    def test_of_one_client_or_two_are_1(self, clients):
+        assert relative_counts(np.zeros((clients, clients))).tolist() == [1] * clients
+
+
+class TestShares:
+    def test_are_1_from_the_average_on_and_0_up_to_a_third_of_it(self):
+        found = shares(np.array([0, 0.2, 1 / 3, 2 / 3, 1, 1.3]))
+        np.testing.assert_allclose(found, [0, 0, 0, 0.5, 1, 1], atol=1e-12)
+
+    @pytest.mark.parametrize("clients", [*range(5, 16), 20, 25, 40])
+    def test_give_t_clients_at_most_half_more_than_their_part(self, clients):
+        """However all others count each other, if all count the t."""
+        hostile = num_tolerated(clients)
+        total = clients * (clients - hostile - 1) - hostile * (clients - 1)
+        others = least_weight(clients, hostile, total)
+        assert hostile / (hostile + others) <= 1.5 * hostile / clients
 
     @pytest.mark.parametrize("clients", [5, 10, 25, 100])
     def test_are_1_for_most_clients_that_are_alike(self, clients):
         rng = np.random.default_rng(clients)
         likeness = 0.5 + 0.01 * rng.standard_normal((200, clients, clients))
-        found = np.array([shares(one + one.T) for one in likeness])
+        found = np.array([shares(relative_counts(one + one.T)) for one in likeness])
         assert (found == 1).mean() > 0.5
         assert found.mean() > 0.8
-
-    @pytest.mark.parametrize("clients", [1, 2])
-    def test_of_one_client_or_two_are_1(self, clients):
-        assert shares(np.zeros((clients, clients))).tolist() == [1] * clients
 
 
 class TestAgreement:
@@ -140,7 +159,8 @@ class TestAgreement:
         rows, weights = alike(10), voting_weights(np.arange(10.0) + 5)
         given = answers(rows, weights)
         found = direction(Agreement(then), given)
-        own = np.maximum(given.report["agreement-per-client"], LEAST) * weights
+        kept = shares(np.array(given.report["agreement-per-client"]))
+        own = np.maximum(kept, LEAST) * weights
         expected = direction(then, replace(given, weights=own / own.sum()))
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
 

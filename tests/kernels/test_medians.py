@@ -193,6 +193,16 @@ def test_a_median_does_not_copy_its_rows(scratch_bytes):
             assert scratch_bytes(coordinate_median, rows) < 12 * 2**20, name
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.longdouble])
+def test_a_median_of_many_clients_needs_no_more_memory_where_columns_are_sorted_whole(
+    scratch_bytes, dtype
+):
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((1000, 1049)).astype(dtype)
+    rows[rng.random(rows.shape) < 0.45] = 0
+    assert scratch_bytes(coordinate_median, rows) < 24 * 2**20
+
+
 def test_a_median_leaves_its_rows_as_they_were():
     rows = [np.array([3.0, nan]), np.array([1.0, 2.0]), np.array([2.0, 1.0])]
     copies = [row.copy() for row in rows]
