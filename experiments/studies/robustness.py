@@ -1,4 +1,4 @@
-"""The study of robustness: rules of aggregation under attack, two settings of the literature's.
+"""The study of robustness: rules of aggregation under attack, in settings of the literature.
 
 ``python -m experiments.studies.robustness`` prints the tables of docs/robustness.md;
 ``python -m experiments.studies.robustness sorted`` prints one; so do flanders, adaptive, seven,

@@ -69,7 +69,7 @@ def naive_counts(likeness):
 
 
 def least_weight(clients, hostile, total):
-    """The least that clients weigh together whom others count `total` times, by exhaustion."""
+    """Return the smallest total weight of clients that are counted `total` times in all."""
     counts = np.arange(clients)
     relative = np.maximum(counts - (hostile - 1), 0) / (clients - 2 * hostile)
     weights = np.maximum(shares(relative), LEAST)

@@ -59,11 +59,11 @@ def is_lost(said, *attacks):
 
 def is_lost_of_seven(most):
     none, worst = (cell("robustness-seven", one, "SignSGD, agreement") for one in ("none", "worst"))
-    return none - worst <= float(most)
+    return none - worst <= float(most) and leads("SignSGD, agreement", "robustness-seven")
 
 
-def leads(name):
-    head, rows = printed_table("robustness-adaptive")
+def leads(name, table="robustness-adaptive"):
+    head, rows = printed_table(table)
     worst = {row[0]: float(row[head.index("worst")]) for row in rows}
     return max(worst, key=worst.__getitem__) == name
 
