@@ -4,13 +4,16 @@ from collections.abc import Collection
 from inspect import signature
 from math import inf, isfinite
 from numbers import Integral, Real
+from types import UnionType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-def require_type(name: str, value: Any, allowed: type | tuple[type, ...], wanted: str) -> None:
+def require_type(
+    name: str, value: Any, allowed: type | UnionType | tuple[type, ...], wanted: str
+) -> None:
     """Raise ``TypeError`` unless `value` is an instance of `allowed`.
 
     Parameters

@@ -4,7 +4,8 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-_LOGGER = logging.getLogger("flwr")
+LOGGER = logging.getLogger("flwr")
+"""Flower's logger."""
 
 LONGEST = 300
 """The largest number of characters of a text in the log."""
@@ -23,7 +24,7 @@ def warn(template: str, *words: object) -> None:
     *words : object
         The values: integers unchanged, all else through `as_line`.
     """
-    _LOGGER.warning(template, *(w if isinstance(w, int) else as_line(w) for w in words))
+    LOGGER.warning(template, *(w if isinstance(w, int) else as_line(w) for w in words))
 
 
 @contextmanager

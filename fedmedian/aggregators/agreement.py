@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.aggregators.base import Aggregator, Answers, Weights
-from fedmedian.aggregators.means import LONGEST, clipping_factors
+from fedmedian.aggregators.means import LONGEST
 from fedmedian.checks import require_type
 from fedmedian.kernels.agreement import count_agreements
 from fedmedian.rules.noise import Noise
-from fedmedian.rules.trust import agreed_size, num_tolerated
+from fedmedian.rules.trust import agreed_size, clipping_factors, num_tolerated
 from fedmedian.steps.encodings import Encoding, Signs, Vector
 from fedmedian.wire.scalars import Float32
 

@@ -19,7 +19,7 @@ from fedmedian.aggregators.diagnostics import (
 )
 from fedmedian.model.blocks import Blocks
 from fedmedian.rules.noise import Noise
-from fedmedian.rules.trust import PROPORTION
+from fedmedian.rules.trust import PROPORTION, clipping_factors
 from fedmedian.steps.base import energy
 from fedmedian.steps.encodings import Encoding, Vector
 from fedmedian.steps.noise import top_up
@@ -191,12 +191,8 @@ class Answers:
     def _factors_of_two(self) -> Float32 | None:
         """Return the factors that clip each block of two vectors, (2, L); None if all are 1."""
         norms = np.sqrt([[energy(part) for part in self.blocks.split(one)] for one in self.bodies])
-        most = PROPORTION * norms.min(axis=0)
-        if (norms <= most).all():
-            return None
-        factors = np.ones_like(norms)
-        np.divide(most, norms, out=factors, where=norms > most)
-        return factors.astype(np.float32)
+        factors = clipping_factors(norms, PROPORTION * norms.min(axis=0))
+        return None if (factors == 1).all() else factors.astype(np.float32)
 
     def _noisy(self, row: Float32, scale: Float32, rng: np.random.Generator) -> Float32:
         assert self.noise is not None  # `parts` adds no noise without a family

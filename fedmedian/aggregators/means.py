@@ -5,14 +5,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedmedian.aggregators.base import (
-    Aggregator,
-    Answers,
-    Weights,
-    adds_no_noise,
-    coordinatewise,
-)
-from fedmedian.rules.trust import agreed_size, up_to_trusted
+from fedmedian.aggregators.base import Aggregator, Answers, adds_no_noise, coordinatewise
+from fedmedian.rules.trust import agreed_size, clipping_factors, up_to_trusted
 from fedmedian.steps.base import energy
 from fedmedian.wire.scalars import Float32
 
@@ -52,9 +46,3 @@ class ClippedMean(Aggregator):
             return total
 
         return coordinatewise(answers, rng, mean, float(np.square(answers.weights).sum()))
-
-
-def clipping_factors(norms: Weights, most: Weights) -> Weights:
-    """Return the factors in [0, 1] that clip blocks of norms, both (M, L), to the `most`, (L,)."""
-    factors = np.ones_like(norms)
-    return np.divide(np.broadcast_to(most, norms.shape), norms, out=factors, where=norms > most)

@@ -46,11 +46,7 @@ class SmoothedMedian(Median):
     """
 
     integrates_noise = True
-
-    @property
-    def needs_noise(self) -> bool:
-        """True: the noise is part of the rule."""
-        return True
+    needs_noise = True
 
     def direction(self, answers: Answers, rng: np.random.Generator) -> Float32:
         """Return the smoothed median; see `Aggregator.direction`."""

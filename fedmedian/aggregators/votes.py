@@ -71,15 +71,8 @@ class Ballot:
             scales = in_proportion(answers.scales, answers.weights)
             if noise.rule.magnitude == "rms":
                 magnitudes = answers.magnitudes
-        return cls(
-            answers.bodies,
-            answers.weights,
-            answers.blocks,
-            noise,
-            scales,
-            magnitudes,
-            answers.counts,
-        )
+        votes = answers.bodies, answers.weights, answers.blocks
+        return cls(*votes, noise, scales, magnitudes, answers.counts)
 
     def vote_weights(self) -> Weights:
         """Return the weights w_i of the clients' votes on each block, (M, L)."""
@@ -231,11 +224,7 @@ class Counts(VoteAggregator):
     """
 
     takes_sums = True
-
-    @property
-    def needs_noise(self) -> bool:
-        """True: without noise a vote says nothing about size."""
-        return True
+    needs_noise = True  # without it a vote says nothing about size
 
     def is_separable(self, answers: Answers) -> bool:
         """Return True, except for a subclass; see `Aggregator.is_separable`."""

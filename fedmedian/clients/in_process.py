@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from inspect import currentframe
 from itertools import count
-from logging import ERROR
 from threading import Lock
 from traceback import extract_tb, format_exception
 from typing import Any
@@ -12,13 +11,12 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
-from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedmedian.checks import require_integer, require_type
-from fedmedian.logs import as_line, text_of
+from fedmedian.logs import LOGGER, as_line, text_of
 from fedmedian.records import serialized_sizes
 
 _RUN_ID = 1
@@ -67,8 +65,7 @@ class InProcessGrid(Grid):
     ) -> None:
         require_type("client_app", client_app, ClientApp, "a flwr.clientapp.ClientApp")
         require_integer("num_nodes", num_nodes, low=1)
-        if run_config is not None:
-            require_type("run_config", run_config, dict, "a dict, or None")
+        require_type("run_config", run_config, dict | None, "a dict, or None")
         _identify_this_process()
         self._client_app = client_app
         self._run = Run.create_empty(_RUN_ID)
@@ -166,7 +163,7 @@ class InProcessGrid(Grid):
         if (key := (type(error).__qualname__, frozenset(lines))) not in self._logged:
             self._logged.add(key)
             trace = "".join(format_exception(error)).splitlines()
-            log(ERROR, "ClientApp raised an exception\n%s", "\n".join(map(as_line, trace)))
+            LOGGER.error("ClientApp raised an exception\n%s", "\n".join(map(as_line, trace)))
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies to pushed messages, each once."""

@@ -134,8 +134,7 @@ class _PerturbedClient(NumPyClient):
         require_type("context", context, Context, "a flwr.app.Context")
         require_type("model", model, nn.Module, "a torch.nn.Module")
         require_type("train_loader", train_loader, DataLoader, "a torch DataLoader")
-        if test_loader is not None:
-            require_type("test_loader", test_loader, DataLoader, "a torch DataLoader, or None")
+        require_type("test_loader", test_loader, DataLoader | None, "a torch DataLoader, or None")
         for name, value in (("work", work or FullBatchGradient()), ("loss", loss)):
             if not callable(value):
                 raise TypeError(f"{name} must be callable, got {value!r}")

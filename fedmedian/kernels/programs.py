@@ -33,7 +33,6 @@ class Program:
         The positions of the results.
     """
 
-    num_inputs: int
     num_scratch: int
     steps: tuple[tuple[np.ufunc, int, int, int], ...]
     outputs: tuple[int, ...]
@@ -103,12 +102,7 @@ class ProgramBuilder:
                 end += 1
             place[row] = free.pop()
             steps.append((operation, *operands, place[row]))
-        return Program(
-            self._num_inputs,
-            end - self._num_inputs,
-            tuple(steps),
-            tuple(place[output] for output in outputs),
-        )
+        return Program(end - self._num_inputs, tuple(steps), tuple(place[one] for one in outputs))
 
     def _last_uses(self, outputs: Sequence[Row]) -> dict[Row, int]:
         """Return the index of the last operation that needs each row; unneeded rows are absent."""

@@ -8,9 +8,8 @@ copy where a vector is not aligned.)
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -182,8 +181,10 @@ def weighted_votes(
     shares = np.divide(weights, largest, out=np.ones_like(weights), where=largest > 0)
     for first, last in _runs_of_equal_columns(shares):
         start, end = ends[first] - sizes[first], ends[last]
-        sum_votes = _sum_equal if np.all(shares[:, first] == 1) else _sum_weighted
-        sum_votes(packed_vectors, shares[:, first], votes, start, end)
+        if np.all(shares[:, first] == 1):
+            _sum_equal(packed_vectors, votes, start, end)
+        else:
+            _sum_weighted(packed_vectors, shares[:, first], votes, start, end)
         for block in range(first, last + 1):
             votes[ends[block] - sizes[block] : ends[block]] *= np.float32(largest[block])
     return votes
@@ -290,8 +291,7 @@ def _at_least(builder: ProgramBuilder, planes: Sequence[Row], limit: int) -> Row
     return answer
 
 
-@dataclass(frozen=True)
-class _Chunk:
+class _Chunk(NamedTuple):
     """Some bytes of packed votes, and the coordinates that they hold."""
 
     packed: slice
@@ -380,11 +380,7 @@ def _runs_of_equal_columns(shares: NDArray[np.float64]) -> Iterator[tuple[int, i
 
 
 def _sum_equal(
-    packed_vectors: Sequence[PackedSigns],
-    weights: NDArray[np.float64],
-    votes: NDArray[np.float32],
-    start: int,
-    end: int,
+    packed_vectors: Sequence[PackedSigns], votes: NDArray[np.float32], start: int, end: int
 ) -> None:
     """Write the sums of signs without weights."""
     num_votes = len(packed_vectors)

@@ -1,6 +1,5 @@
 """The finished rounds of a run: those in its checkpoint, and those since."""
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -8,14 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from fedmedian.logs import as_line, warn
+from fedmedian.logs import LOGGER, as_line, warn
 from fedmedian.model.layout import Arrays, is_same_model
 from fedmedian.rounds.checkpoint import Checkpoint, History, Mark, Saved
 from fedmedian.rounds.lock import FolderLock
 from fedmedian.rounds.recipe import Recipe
 from fedmedian.rounds.state import RunState
-
-_LOGGER = logging.getLogger("flwr")
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -95,7 +92,7 @@ class Journal:
         if saved is None:
             return RunState()
         self._begin(saved)
-        _LOGGER.info("Resuming after round %d from %s", self.done, self._checkpoint.folder)
+        LOGGER.info("Resuming after round %d from %s", self.done, self._checkpoint.folder)
         return RunState.from_groups(saved.arrays)
 
     def holds(self, server_round: int) -> bool:
@@ -182,7 +179,7 @@ class Journal:
         """Store the last round unless it is stored already; log an error if that fails."""
         error = self._save()
         if error is not None and self._checkpoint is not None and self._last is not None:
-            _LOGGER.error(
+            LOGGER.error(
                 "the run ended after round %d, but nothing after round %d is stored in %s: %s",
                 *(self._last.server_round, self._stored, self._checkpoint.folder, as_line(error)),
             )

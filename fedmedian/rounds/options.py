@@ -38,11 +38,9 @@ class RunOptions:
         require_integer("min_replies", self.min_replies, low=1)
         if self.max_failed_rounds is not None:
             require_integer("max_failed_rounds", self.max_failed_rounds, low=1)
-        if self.checkpoint is not None:
-            wanted = "a Checkpoint such as Checkpoint('runs/1'), or None"
-            require_type("checkpoint", self.checkpoint, Checkpoint, wanted)
-        if self.privacy_budget is not None:
-            wanted = "a PrivacyBudget, or None"
-            require_type("privacy_budget", self.privacy_budget, PrivacyBudget, wanted)
+        wanted = "a Checkpoint such as Checkpoint('runs/1'), or None"
+        require_type("checkpoint", self.checkpoint, Checkpoint | None, wanted)
+        wanted = "a PrivacyBudget, or None"
+        require_type("privacy_budget", self.privacy_budget, PrivacyBudget | None, wanted)
         if self.threads is not None:
             require_integer("threads", self.threads, low=1)

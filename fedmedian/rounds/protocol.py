@@ -4,7 +4,6 @@ It does not know Flower: the strategies of both APIs translate Flower's messages
 """
 
 import gc
-import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -12,7 +11,7 @@ from typing import Any
 
 from fedmedian.aggregators.diagnostics import Report
 from fedmedian.kernels.threads import usual_threads
-from fedmedian.logs import warn
+from fedmedian.logs import LOGGER, warn
 from fedmedian.model.layout import Arrays, Layout, is_same_model
 from fedmedian.privacy.accounting import Mechanism
 from fedmedian.privacy.mechanism import NoMechanism
@@ -27,7 +26,6 @@ from fedmedian.rounds.recipe import Model, NoStepError, Question, Recipe
 from fedmedian.rounds.roster import Hearing, Received, Roster
 from fedmedian.rounds.screening import (
     Answer,
-    AnyReply,
     CohortRule,
     Node,
     Reply,
@@ -41,8 +39,6 @@ from fedmedian.rounds.watch import Heard, RunFailedError, Watch, describe_round
 from fedmedian.steps.downlink import NOT_HELD
 from fedmedian.steps.sums import VoteCounts
 from fedmedian.wire.scalars import POLICY_RULE
-
-_LOGGER = logging.getLogger("flwr")
 
 _MOST_LOSSES = 2
 
@@ -92,7 +88,7 @@ class RoundProtocol:
 
     def _begin(self, model: Arrays, state: RunState) -> None:
         self._roster = Roster()
-        self._watch = Watch(self.options.max_failed_rounds, self._roster)
+        self.watch = Watch(self.options.max_failed_rounds, self._roster)
         self._models = KnownModels(self.journal.model or {}, state)
         self._versions: dict[Node, str] = {}
         self._losses = Counter[Node]()
@@ -320,7 +316,7 @@ class RoundProtocol:
         except NoStepError as error:
             self._has_trained = True
             self._keep_model(question, error)
-            self._watch.fail(question, str(error))
+            self.watch.fail(question, str(error))
             return None
 
     def sampling(self, server_round: int) -> AbstractContextManager[None]:
@@ -386,7 +382,7 @@ class RoundProtocol:
             report |= self._ledger.report
             self._ledger.look_at(answers)
         kept = self.recipe.in_order(kept)  # averages of metrics depend on it, too
-        usual = self._with_usual_metrics(kept)
+        usual = with_usual_metrics(kept, self._roster.name)
         return Heard(
             question, model, state, report, usual, len(asked), hearing.reasons, reason, kept
         )
@@ -439,16 +435,8 @@ class RoundProtocol:
         self.journal.end_round(question.server_round, self.recipe, model, heard.state)
         few = self.recipe.aggregator.cost_of_few(self.recipe.noise)
         # The clients' metrics apart: they may have the names of ours, and hold anything.
-        self._watch.see(heard, report, own, few)
+        self.watch.see(heard, report, own, few)
         return metrics
-
-    def count(self, up: float, down: float, up_with_fedavg: float, down_with_fedavg: float) -> None:
-        """Count the bytes of a round of training or evaluation; see `Watch.count`."""
-        self._watch.count(up, down, up_with_fedavg, down_with_fedavg)
-
-    def say_totals(self) -> None:
-        """Log the bytes of the whole run."""
-        self._watch.say_totals()
 
     def held_to_evaluate(self, model: Arrays) -> Held | None:
         """Return what clients hold that evaluate a model, or None without a coded downlink.
@@ -473,7 +461,7 @@ class RoundProtocol:
         known = [self._versions[node] for node in nodes if node in self._versions]
         unknown, behind = len(nodes) - len(known), sum(one not in held.versions for one in known)
         if unknown or behind:
-            _LOGGER.info(
+            LOGGER.info(
                 "%d of %d clients are sent the whole model, %s bytes each: %d are new, have "
                 "failed, or keep no state between rounds; %d hold one that is too old",
                 *(unknown + behind, len(nodes), f"{num_bytes(held.model):,}", unknown, behind),
@@ -541,11 +529,8 @@ class RoundProtocol:
         answers = hearing.readable(replies, read)
         self._acknowledge(hearing, asked, replies, answers, failures)
         kept, counts = hearing.judge(server_round, answers, self._rules)
-        return self._with_usual_metrics(kept), {**counts, **(sizes or {})}
+        return with_usual_metrics(kept, self._roster.name), {**counts, **(sizes or {})}
 
     def end_evaluation(self, report: Report, own: Mapping[str, Any]) -> None:
         """Log the line of an evaluation, with the clients' aggregated metrics."""
-        _LOGGER.info("aggregate_evaluate: %s", describe_round(report, own))
-
-    def _with_usual_metrics(self, replies: list[AnyReply]) -> list[AnyReply]:
-        return with_usual_metrics(replies, self._roster.name)
+        LOGGER.info("aggregate_evaluate: %s", describe_round(report, own))

@@ -1,7 +1,7 @@
 """Rounds as values: what clients are asked, and the step that their answers make."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import nan
 from types import MappingProxyType
@@ -248,10 +248,9 @@ class Recipe:
         require_type("aggregator", self.aggregator, Aggregator, wanted)
         require_choice("noise_at", self.noise_at, ("client", "server"))
         require_type("weighted", self.weighted, bool, "a bool")
-        if self.optimizer is not None:
-            require_type("optimizer", self.optimizer, Optimizer, "an optimizer such as Momentum()")
-        if self.downlink is not None:
-            require_type("downlink", self.downlink, CodedSteps, "CodedSteps(), or None")
+        wanted = "an optimizer such as Momentum()"
+        require_type("optimizer", self.optimizer, Optimizer | None, wanted)
+        require_type("downlink", self.downlink, CodedSteps | None, "CodedSteps(), or None")
         _require_client_steps(self.client_steps)
         self._require_rotation()
         self._require_sums()
@@ -403,7 +402,7 @@ class Recipe:
             blocks=question.blocks,
             noise=self.noise,
             scales=self._scales_in_force(question, state, used, sizes, side),
-            magnitudes=sizes if self._is_measured else None,
+            magnitudes=sizes if self.rule and self.rule.magnitude else None,
             noise_at=side,
             metrics=[answer.metrics for answer in answers],
             report={} if diagnostics else None,
@@ -574,10 +573,6 @@ class Recipe:
         following = np.where(found == 0, nan, np.minimum(rule.own_factor * found, LARGEST))
         return np.float32(rule.own_factor) * sizes.astype(np.float32), sizes, following
 
-    @property
-    def _is_measured(self) -> bool:
-        return self.rule is not None and self.rule.magnitude is not None
-
     def _scales_in_force(
         self,
         question: Question,
@@ -649,10 +644,13 @@ class Recipe:
         self, question: Question, payloads: Sequence[Payload], read: Answers
     ) -> dict[str, NDArray[Any]]:
         center = partial(self.aggregator.center, weights=read.weights)
-        stacked = question.layout.stack_exact([payload.exact for payload in payloads])
+        layout, model = question.layout, question.model
+        sent = [layout.unpack_exact(payload.exact) for payload in payloads]
         return {
-            spec.name: spec.combine(values, center, question.model[spec.name])
-            for spec, values in stacked
+            spec.name: spec.combine(
+                np.stack([one[spec.name] for one in sent]), center, model[spec.name]
+            )
+            for spec in layout.exact
         }
 
 
@@ -671,12 +669,6 @@ def _voted(noise: Noise) -> ScaleRule:
 def is_same(value: Any, other: Any) -> bool:
     """Return whether two values of an argument are the same."""
     return value is other or (type(value) is type(other) and bool(value == other))
-
-
-def unusual(value: Any, usual: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a dataclass that differ from the usual values, by name."""
-    own = {one.name: getattr(value, one.name) for one in fields(value)}
-    return {name: it for name, it in own.items() if not is_same(it, usual[name])}
 
 
 def require_sequence(name: str, value: Any, of: str) -> Sequence[Any]:

@@ -92,7 +92,7 @@ class SecureSums:
 
         votes = {answer.node: masked_of(answer.payload) for answer in answers}
         try:
-            total = cohort.open(votes, question.votes.dim, question.number, ask)
+            total = cohort.open(votes, question.votes.dim, ask)
         except SumError as error:
             self.forget(votes)  # a client may hold another key than it gave
             raise NoStepError(f"the secure sum cannot be opened: {error}") from error

@@ -1,6 +1,5 @@
 """What a run reports to its user: a line per round, warnings, and an error when it fails."""
 
-import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any, Generic
 
 from fedmedian.aggregators.agreement import APART
 from fedmedian.aggregators.diagnostics import Report
-from fedmedian.logs import as_line, warn
+from fedmedian.logs import LOGGER, as_line, warn
 from fedmedian.model.blocks import UNNAMED, Blocks
 from fedmedian.model.layout import Arrays, is_finite
 from fedmedian.rounds.recipe import Model, PlainWeightsError, Question
@@ -19,8 +18,6 @@ from fedmedian.rounds.screening import Answer, Node, Source
 from fedmedian.rounds.state import RunState, names_of
 from fedmedian.steps.encodings import Vector
 from fedmedian.steps.noise import AddNoise, Measure
-
-_LOGGER = logging.getLogger("flwr")
 
 RUNAWAY = 10.0
 """A noise scale that has grown by this factor since its first rounds triggers a warning."""
@@ -217,7 +214,7 @@ class Watch:
         """
         question, asked, refused = heard.question, heard.asked, heard.reasons
         number = question.server_round
-        _LOGGER.info("aggregate_train: %s", describe_round(report, own))
+        LOGGER.info("aggregate_train: %s", describe_round(report, own))
         self._rounds += 1
         reasons, total = Counter(map(as_line, refused)), len(refused) + len(heard.answers)
         for reason, count in reasons.items():
@@ -284,7 +281,7 @@ class Watch:
     def say_totals(self) -> None:
         """Log the bytes of this process's rounds, next to those of FedAvg."""
         if self._up:
-            _LOGGER.info(
+            LOGGER.info(
                 "arrays sent in %s, without Flower's headers: %s up and %s down; FedAvg "
                 "sends about %s up, %.1f times as much, and %s down, %.1f times as much",
                 *(_counted(self._rounds, "round"), _in_units(self._up), _in_units(self._down)),

@@ -82,6 +82,12 @@ def up_to_trusted(sizes: NDArray[np.floating]) -> Sizes:
     return np.asarray(np.minimum(sizes, _trusted(sizes)))
 
 
+def clipping_factors(norms: Sizes, most: Sizes) -> Sizes:
+    """Return the factors in [0, 1] that clip blocks of norms, (M, L), to the `most`, (L,)."""
+    factors = np.ones_like(norms)
+    return np.divide(np.broadcast_to(most, norms.shape), norms, out=factors, where=norms > most)
+
+
 def in_proportion(sizes: NDArray[np.floating], weights: Sizes) -> Sizes:
     """Return clients' sizes, capped so that no client counts for much more than the median one.
 

@@ -105,12 +105,7 @@ class SizeVotes(Measure):
 
     def blocks(self, before: Blocks) -> Blocks:
         """Return the same blocks; if thresholds are given, there must be one for each."""
-        if self.thresholds is not None and self.thresholds.size != len(before):
-            raise WireError(
-                f"instruction has thresholds for {self.thresholds.size} blocks, "
-                f"the update has {len(before)}"
-            )
-        return before
+        return _fitting(before, "thresholds", self.thresholds)
 
     def rungs(self, blocks: Blocks) -> list[Float32]:
         """Return the thresholds that each block is compared with, in ascending order."""
@@ -177,12 +172,7 @@ class AddNoise(ClientStep):
 
     def blocks(self, before: Blocks) -> Blocks:
         """Return the same blocks; if scales are given, there must be one for each."""
-        if self.scales is not None and self.scales.size != len(before):
-            raise WireError(
-                f"instruction has noise scales for {self.scales.size} blocks, "
-                f"the update has {len(before)}"
-            )
-        return before
+        return _fitting(before, "noise scales", self.scales)
 
     @property
     def has_own_scales(self) -> bool:
@@ -271,6 +261,15 @@ def top_up(level: NDArray[Any], rms: NDArray[Any]) -> Float32:
     """Return the scale of noise that tops an update up to a level, elementwise: √(c² − σ²)."""
     missing = np.square(level, dtype=np.float64) - np.square(rms, dtype=np.float64)
     return np.asarray(np.sqrt(np.maximum(missing, 0)), dtype=np.float32)
+
+
+def _fitting(blocks: Blocks, what: str, values: Float32 | None) -> Blocks:
+    """Return the blocks, or raise unless there is a value for each."""
+    if values is not None and values.size != len(blocks):
+        raise WireError(
+            f"instruction has {what} for {values.size} blocks, the update has {len(blocks)}"
+        )
+    return blocks
 
 
 def _measured(draft: Draft) -> Float32:

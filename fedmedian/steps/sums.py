@@ -1,7 +1,7 @@
 """The votes of a client in a secure sum: its signs, and what its steps report."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -70,18 +70,7 @@ class VotesLayout:
 
 def masked_payload(payload: Payload, masked: Masked) -> Payload:
     """Return a payload with masked votes in place of its own."""
-    none: NDArray[np.uint8] = np.empty(0, dtype=np.uint8)
-    return Payload(
-        MASKED,
-        masked.body,
-        none,
-        payload.server_round,
-        payload.partition,
-        question=payload.question,
-        held=payload.held,
-        shares=masked.shares,
-        commitment=masked.commitment,
-    )
+    return replace(payload, encoding=MASKED, reports={}, **vars(masked))
 
 
 def masked_of(payload: Payload) -> Masked:

@@ -42,10 +42,6 @@ class Tied(ClientStep):
             raise WireError(f"groups must be arrays of the model, got {self.groups!r}")
         return before
 
-    def still_tied(self, reported: Float32) -> list[tuple[int, ...]]:
-        """Return the groups that a client reports tied."""
-        return [group for group, is_tied in zip(self.groups, reported, strict=True) if is_tied]
-
     def num_votes(self, blocks: Blocks) -> int:
         """Return the number of groups."""
         return len(self.groups)

@@ -5,7 +5,6 @@ NumPyClients. Arrays have no names there: wherever names are asked for or report
 its position, "0", "1", and so on.
 """
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -28,7 +27,7 @@ from flwr.server.strategy import FedAvg
 from flwr.server.strategy.aggregate import weighted_loss_avg
 
 from fedmedian.aggregators.diagnostics import without_lists
-from fedmedian.logs import shown, text_of, warn
+from fedmedian.logs import LOGGER, shown, text_of, warn
 from fedmedian.records import arrays_to_parameters, parameters_to_arrays
 from fedmedian.rounds.downlink import Content
 from fedmedian.rounds.ledger import Ledger
@@ -53,7 +52,6 @@ from fedmedian.wire.scalars import PREFIX, WireError
 
 __all__ = ["MedianSGD", "SignSGD"]
 
-_LOGGER = logging.getLogger("flwr")
 
 Trained = tuple[ClientProxy, FitRes]
 Evaluated = tuple[ClientProxy, EvaluateRes]
@@ -145,7 +143,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         self._protocol.open(None if parameters is None else parameters_to_arrays(parameters))
         self._protocol.affordable(1)
         if (line := self._protocol.describe_privacy(self.privacy)) is not None:
-            _LOGGER.info(line)
+            LOGGER.info(line)
         model = self._protocol.journal.model
         return parameters if model is None else arrays_to_parameters(model)
 
@@ -280,20 +278,20 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         """Count a round's bytes, and return the mean sizes of its messages for the report."""
         up, down, whole = _mean_size(answers), self._size, self._whole_size
         sent, received = len(answers), len(asked)
-        self._protocol.count(sent * up, received * down, sent * whole, received * whole)
+        self._protocol.watch.count(sent * up, received * down, sent * whole, received * whole)
         sizes = {"uplink-bytes": up} if answers else {}
         return {**sizes, "downlink-bytes": down} if asked else sizes
 
     def _log_results(self) -> None:
         for who, (server_round, metrics) in self._evaluations.items():
             log_last_evaluation(who, server_round, metrics)
-        self._protocol.say_totals()
+        self._protocol.watch.say_totals()
 
     def _log_waiting(self, client_manager: ClientManager) -> None:
         # Flower's older server does not log that it waits.
         connected, wanted = client_manager.num_available(), self.min_available_clients
         if connected < wanted:
-            _LOGGER.info(
+            LOGGER.info(
                 "Waiting for clients to connect: %d connected (minimum required: %d).",
                 connected,
                 wanted,

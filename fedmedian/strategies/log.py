@@ -6,9 +6,8 @@ from contextlib import contextmanager
 from threading import get_ident
 from typing import Any
 
+from fedmedian.logs import LOGGER
 from fedmedian.rounds.watch import describe_metrics
-
-_LOGGER = logging.getLogger("flwr")
 
 _ROUNDS = ("[ROUND %s/%s]", "[ROUND %s]")
 _OURS = ("aggregate_train: %s", "aggregate_evaluate: %s")
@@ -84,11 +83,11 @@ class _ConciseOlder(_Concise):
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether a line passes."""
         if record.thread == self._thread and record.msg in _RUNS:  # the last one has failed
-            _LOGGER.removeFilter(self)
+            LOGGER.removeFilter(self)
             return True
         passes = super().filter(record)
         if self._is_finished and record.msg == "" and record.thread == self._thread:
-            _LOGGER.removeFilter(self)
+            LOGGER.removeFilter(self)
             self._at_end()
         return passes
 
@@ -97,11 +96,11 @@ class _ConciseOlder(_Concise):
 def concise() -> Iterator[None]:
     """Shorten Flower's log of a run in this thread."""
     short = _Concise(get_ident())
-    _LOGGER.addFilter(short)
+    LOGGER.addFilter(short)
     try:
         yield
     finally:
-        _LOGGER.removeFilter(short)
+        LOGGER.removeFilter(short)
 
 
 def shorten_older_run(at_end: Callable[[], None]) -> None:
@@ -112,7 +111,7 @@ def shorten_older_run(at_end: Callable[[], None]) -> None:
     at_end : callable
         Logs the results, after all that Flower logs.
     """
-    _LOGGER.addFilter(_ConciseOlder(get_ident(), at_end))
+    LOGGER.addFilter(_ConciseOlder(get_ident(), at_end))
 
 
 def log_last_evaluation(who: str, server_round: int, metrics: Mapping[str, Any]) -> None:
@@ -128,4 +127,4 @@ def log_last_evaluation(who: str, server_round: int, metrics: Mapping[str, Any])
         What they found.
     """
     found = describe_metrics(metrics)
-    _LOGGER.info("evaluation by %s after round %d: %s", who, server_round, found)
+    LOGGER.info("evaluation by %s after round %d: %s", who, server_round, found)

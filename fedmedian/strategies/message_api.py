@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from logging import INFO
 from statistics import fmean
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -16,13 +15,12 @@ from flwr.app import (
     MetricRecord,
     RecordDict,
 )
-from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
 from fedmedian.aggregators.diagnostics import without_lists
 from fedmedian.checks import require_integer
-from fedmedian.logs import text_of
+from fedmedian.logs import LOGGER, text_of
 from fedmedian.model.layout import Arrays
 from fedmedian.records import sizes_of, to_arrays, to_record
 from fedmedian.rounds.downlink import Content
@@ -229,7 +227,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
             ):
                 for last in sorted(evaluations)[-1:]:
                     log_last_evaluation(who, last, evaluations[last])
-            self._protocol.say_totals()
+            self._protocol.watch.say_totals()
             self._protocol.say_why_it_ends(affordable, num_rounds)
             self._protocol.require_clients(
                 f"fraction_train={self.fraction_train} and min_train_nodes={self.min_train_nodes}",
@@ -257,7 +255,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         own = ", ".join(f"{name}={value!r}" for name, value in changed.items())
         privacy = self._protocol.describe_privacy(self.privacy)
         for line in filter(None, [own or "all defaults", privacy]):
-            log(INFO, "\t├──> %s", line)
+            LOGGER.info("\t├──> %s", line)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -497,7 +495,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         around = _Traffic()
         if trains:  # once: a round may train several models
             around, self._around = self._around, around
-        self._protocol.count(
+        self._protocol.watch.count(
             sum(up) + around.up, sum(down) + around.down, with_fedavg, model * len(down)
         )
         means = {"uplink-bytes": up, "downlink-bytes": down}

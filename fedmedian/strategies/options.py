@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from types import NoneType
 from typing import Any, TypedDict
 
 from flwr.app import MetricRecord, RecordDict
@@ -149,6 +148,6 @@ def _require_fedavg_option(name: str, value: Any) -> None:
     elif name in ("accept_failures", "numpy_clients"):
         require_type(name, value, bool, "a bool")
     elif name == "initial_parameters":
-        require_type(name, value, (Parameters, NoneType), "a flwr.common.Parameters, or None")
+        require_type(name, value, Parameters | None, "a flwr.common.Parameters, or None")
     elif value is not None and not callable(value):
         raise TypeError(f"{name} must be a callable or None, got {value!r}")

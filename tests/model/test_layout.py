@@ -562,7 +562,11 @@ class TestNames:
 
 
 def combine(layout, packed, center):
-    return {spec.name: spec.combine(values, center) for spec, values in layout.stack_exact(packed)}
+    sent = [layout.unpack_exact(data) for data in packed]
+    return {
+        spec.name: spec.combine(np.stack([one[spec.name] for one in sent]), center)
+        for spec in layout.exact
+    }
 
 
 class TestExactArrays:

@@ -477,7 +477,7 @@ class CountingGrid(InProcessGrid):
 
 
 def assert_all_bytes_counted(strategy, outcome):
-    counted = strategy._protocol._watch
+    counted = strategy._protocol.watch
     assert (counted._up, counted._down) == (outcome.grid.up, outcome.grid.down)
     assert counted._up > sum(report["uplink-bytes"] for report in outcome.reports.values())
 
