@@ -69,8 +69,8 @@ class Hostile:
     partitions: Collection[int]
 
     def __post_init__(self) -> None:
-        if not callable(self.attack):
-            raise TypeError(f"attack must be a mod, got {self.attack!r}")
+        if isinstance(self.attack, type) or not callable(self.attack):
+            raise TypeError(f"attack must be a mod, such as SignFlip(), got {self.attack!r}")
         _require_partitions(self.partitions)
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:

@@ -19,8 +19,8 @@ def doubts(first: Question, exact: tuple[str, ...]) -> Iterator[str]:
     Yields
     ------
     str
-        A warning: a pattern, other than a default, that matches nothing; or trained arrays that
-        are not finite.
+        A warning: no array is trained; a pattern, other than a default, that matches nothing; or
+        trained arrays that are not finite.
     """
     names = [spec.name for spec in first.layout.specs]
     for pattern in exact:
@@ -28,6 +28,12 @@ def doubts(first: Question, exact: tuple[str, ...]) -> Iterator[str]:
             brackets = "; write [[] for a bracket in a pattern" if "[" in pattern else ""
             yield f"exact: {pattern!r} matches no array of the model{brackets}; there are {names}"
     flat = [spec.name for spec in first.layout.flat]
+    if not flat:
+        yield (
+            "no array of the model is trained: clients send all of them exactly, which learns "
+            "nothing from updates; are its numbers floating point, as those of np.zeros(3) are and "
+            "of np.zeros(3, int) are not, and does exact leave some of them out?"
+        )
     if spoiled := [name for name in flat if not is_finite(first.model[name])]:
         yield (
             "arrays that hold NaN or infinity are not trained and stay as they are; leave them out "

@@ -123,11 +123,9 @@ def with_usual_metrics(
     (usual, count), *others = Counter(signatures).most_common(2)
     if others and others[0][1] == count:
         warn(
-            "left the metrics of all %d replies out: %d report %s, and as many %s",
-            len(fit),
-            count,
-            _describe(usual),
-            _describe(others[0][0]),
+            "left the metrics of all %d replies out: most must have the same names and lengths, "
+            "but %d report %s, and as many %s",
+            *(len(fit), count, _describe(usual), _describe(others[0][0])),
         )
         return []
     if count < len(fit):

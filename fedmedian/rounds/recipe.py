@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import nan
+from numbers import Real
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -317,8 +318,8 @@ class Recipe:
         if self.secure is not None and (exact := [spec.name for spec in layout.exact]):
             raise ValueError(
                 f"secure must be None with this model, got {self.secure!r}: arrays {exact} would "
-                "be sent exactly, and only votes are summed; exact=() has arrays of floating-point "
-                "numbers trained like others"
+                "be sent exactly, and only votes are summed; leave arrays of integers out of the "
+                "model, and let exact=() have those of floating-point numbers trained like others"
             )
         state = self.with_held(state, model, layout)
         sent = model if state.held is None else state.held.model
@@ -456,6 +457,8 @@ class Recipe:
             usual *= 1.0 if self.optimizer is None else self.optimizer.usual_rate
             object.__setattr__(self, "learning_rate", usual)
         if isinstance(self.learning_rate, type) or not callable(self.learning_rate):
+            wanted = "a number, or a schedule such as Cosine(1.0, 100)"
+            require_type("learning_rate", self.learning_rate, Real, wanted)
             object.__setattr__(self, "learning_rate", _require_rate(self.learning_rate))
 
     def _require_sums(self) -> None:
@@ -602,7 +605,8 @@ class Recipe:
         """Return the model after a round, and the optimizer's state by array."""
         layout, rate = question.layout, self.learning_rate
         if callable(rate):
-            rate = _require_rate(rate(question.server_round))
+            now = question.server_round
+            rate = _require_rate(rate(now), f"learning_rate({now})")
         assert rate is not None  # `_resolve_learning_rate` has set it
         moving = Moving(layout, question.model, rate)
         tied = _still_tied(question.instruction, counts, len(read.weights))
@@ -678,8 +682,8 @@ def require_sequence(name: str, value: Any, of: str) -> Sequence[Any]:
     return value
 
 
-def _require_rate(rate: Any) -> float:
-    return require_real("learning_rate", rate, low=0.0, open_low=True)
+def _require_rate(rate: Any, name: str = "learning_rate") -> float:
+    return require_real(name, rate, low=0.0, open_low=True)
 
 
 def _require_client_steps(steps: Sequence[ClientStep]) -> None:

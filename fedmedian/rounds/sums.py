@@ -58,9 +58,12 @@ class SecureSums:
         members = [node for node in nodes if node in self._keys][:MOST_CLIENTS]
         least = self._rule.least(len(nodes))
         if len(members) < least:
+            remedy = "do their ClientApps have mods=[perturb]?"
+            if len(nodes) < least:
+                remedy = "ask more clients in a round"
             raise NoStepError(
                 f"the secure sum needs {least} clients, and {len(members)} of {len(nodes)} gave a "
-                "key: do their ClientApps have mods=[perturb]?"
+                f"key: {remedy}"
             )
         circle = replace(self._rule.circle(members), least=least)
         return replace(question, cohort=Cohort(circle, {one: self._keys[one] for one in members}))
@@ -92,7 +95,7 @@ class SecureSums:
 
         votes = {answer.node: masked_of(answer.payload) for answer in answers}
         try:
-            total = cohort.open(votes, question.votes.dim, ask)
+            total = cohort.open(votes, question.votes.dim, question.number, ask)
         except SumError as error:
             self.forget(votes)  # a client may hold another key than it gave
             raise NoStepError(f"the secure sum cannot be opened: {error}") from error

@@ -61,6 +61,11 @@ _REMEDIES = (
         "its clients are NumPyClients: numpy_clients=True",
     ),
     (
+        _IN_ERROR_REPLY + ".*KeyError.*'arrays'",
+        "its app reads message.content['arrays'], and is sent something else: leave out "
+        "numpy_clients=True unless they are NumPyClients, and another arrayrecord_key",
+    ),
+    (
         "(update of array|vector|array) .*holds NaN or infinity|"
         "^(scales|magnitudes) must be from 0 to ",
         "training diverges on that client; lower the clients' learning rate",
@@ -360,7 +365,7 @@ class Watch:
             if rounds + 1 == APART_ROUNDS:
                 self._warn_once(
                     f"apart: {answer.node}",
-                    "few others have agreed with client %s since round %d, "
+                    "few others have agreed with %s since round %d, "
                     "so it counts for little: it may be hostile, or hold data that others do not; "
                     "look at it, and without Agreement it counts like the others",
                     *(self._roster.name(answer.node), since),
@@ -374,9 +379,8 @@ class Watch:
 
 def describe_round(metrics: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     """Return a round's log line: replies, ε, signal to noise, margin, bytes, clients' metrics."""
-    replies = (
-        f"accepted {metrics['replies-accepted']} replies, dropped {metrics['replies-rejected']}"
-    )
+    accepted = _counted(metrics["replies-accepted"], "reply", "replies")
+    replies = f"accepted {accepted}, dropped {metrics['replies-rejected']}"
     if missing := metrics["replies-missing"]:
         replies += f", missing {missing}"
     quality = [
@@ -431,8 +435,8 @@ def _who_has_moved(answers: Sequence[Answer[Any]], question: Question) -> set[No
     return moved if can_move and question.blocks.dim else None
 
 
-def _counted(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
+def _counted(number: int, thing: str, things: str = "") -> str:
+    return f"{number} {thing if number == 1 else things or f'{thing}s'}"
 
 
 def _in_units(size: float) -> str:

@@ -88,7 +88,13 @@ class Cohort(Generic[Member]):
             for one, near in self.neighbors.items()
         }
 
-    def open(self, votes: Mapping[Member, Masked], dim: int, ask: Ask[Member]) -> Sum[Member]:
+    def open(
+        self,
+        votes: Mapping[Member, Masked],
+        dim: int,
+        question: tuple[int, int],
+        ask: Ask[Member],
+    ) -> Sum[Member]:
         """Return the sum of masked votes.
 
         A client that does not reveal its seeds of masks with lost clients leaves the sum, as if it
@@ -100,6 +106,8 @@ class Cohort(Generic[Member]):
             The masked votes that have arrived.
         dim : int
             d, the number of votes of a client.
+        question : tuple of int
+            The round, and its question.
         ask : callable
             Asks clients to reveal something.
 

@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
 from fedmedian.aggregators.diagnostics import without_lists
-from fedmedian.checks import require_integer
+from fedmedian.checks import require_integer, require_type
 from fedmedian.logs import LOGGER, text_of
 from fedmedian.model.layout import Arrays
 from fedmedian.records import sizes_of, to_arrays, to_record
@@ -173,7 +173,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
         Raises
         ------
         TypeError
-            If the initial arrays are not an ArrayRecord, or `num_rounds` is not an integer.
+            If the initial arrays are not an ArrayRecord, `num_rounds` is not an integer, or
+            `evaluate_fn` does not return a mapping.
         ValueError
             If the initial arrays are empty or `num_rounds` is negative; if the checkpoint is not
             one of this run, is damaged, or holds more rounds than the run is to have; if the
@@ -200,7 +201,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self._forget()
         journal = self._protocol.journal
         self._protocol.open(to_arrays(initial_arrays))
-        if self.options.checkpoint is not None and evaluate_fn is not None:
+        if evaluate_fn is not None:
             evaluate_fn = partial(self._evaluate, evaluate_fn)
         try:
             if num_rounds < journal.done:
@@ -527,6 +528,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
             return _to_metrics(journal.recall("evaluate-server", server_round))
         metrics = evaluate(server_round, arrays)
         if metrics is not None:
+            wanted = "a mapping such as a MetricRecord, or None"
+            require_type("what evaluate_fn returns", metrics, Mapping, wanted)
             journal.note("evaluate-server", server_round, metrics)
         return metrics
 

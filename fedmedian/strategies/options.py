@@ -74,6 +74,23 @@ _OF_START = {
 }
 """Arguments that the Message API passes to ``start``, and their names there."""
 
+_OF_OLDER_START = {
+    "num_rounds": ": pass it to ServerConfig(num_rounds=…)",
+    "timeout": ": pass it to ServerConfig(round_timeout=…)",
+    "initial_arrays": ": use 'initial_parameters'",
+    "train_config": ": use 'on_fit_config_fn'",
+    "evaluate_config": ": use 'on_evaluate_config_fn'",
+}
+"""What the older API has in place of arguments of the Message API's ``start``."""
+
+_OF_ONE = {
+    "secure": ": secure sums are of votes, use SignSGD",
+    "weighted": ": it belongs to SignSGD",
+    "noise_at": ": it belongs to MedianSGD, votes need the clients' noise",
+    "numpy_clients": ": clients of the older API are NumPyClients",
+}
+"""Arguments that only some strategies have."""
+
 _SYNONYMS = {
     **dict.fromkeys(
         ("lr", "eta", "server_lr", "server_learning_rate", "step_size"), "learning_rate="
@@ -127,8 +144,10 @@ def _hint(strategy: type, name: str, allowed: frozenset[str]) -> str:
         theirs = name in LegacyFedAvgOptions.__optional_keys__
         owner = f"; {name!r} belongs to {other}.{ours.__name__}" if theirs else ""
         return f": pass it to start({_OF_START[name]}=…){owner}"
-    if name == "secure":  # unknown to MedianSGD alone
-        return ": secure sums are of votes, use SignSGD"
+    if older and name in _OF_START:
+        return _OF_OLDER_START.get(name, "")
+    if name in _OF_ONE:
+        return _OF_ONE[name]
     if name in _SYNONYMS:
         return f", did you mean {_SYNONYMS[name]}?"
     known = [*inspect.signature(ours).parameters, *allowed]

@@ -11,6 +11,7 @@ from flwr.app import MetricRecord
 from flwr.serverapp.strategy import Result
 
 from fedmedian.aggregators.diagnostics import without_lists
+from fedmedian.checks import require_type
 from fedmedian.logs import cut
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def plot(results: Result | Mapping[str, Result], metric: str = "accuracy") -> "F
     ------
     ImportError
         If matplotlib is not installed.
+    TypeError
+        If the results are not a Result, or a mapping.
     ValueError
         If a result does not have the metric.
 
@@ -80,6 +83,7 @@ def plot(results: Result | Mapping[str, Result], metric: str = "accuracy") -> "F
     figure = Figure(figsize=(9.0, 3.5), layout="constrained")
     over_rounds, over_bytes = figure.subplots(1, 2, sharey=True)
     named = {"": results} if isinstance(results, Result) else results
+    require_type("results", named, Mapping, "a Result, or a mapping of names to Results")
     for name, result in named.items():
         curve = _find(result, metric)
         over_rounds.plot([*curve], [*curve.values()], label=name)

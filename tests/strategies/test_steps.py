@@ -100,7 +100,8 @@ class TestSchedule:
         self, rate, steps
     ):
         strategy = MedianSGD(learning_rate=lambda _: rate, **PLAIN)
-        with pytest.raises((ValueError, TypeError), match=r"^learning_rate must ") as refused:
+        where = r"^learning_rate\(1\) must "
+        with pytest.raises((ValueError, TypeError), match=where) as refused:
             steps(strategy, np.ones((1, 3, 1)))
         assert repr(rate) in str(refused.value)
 

@@ -463,7 +463,7 @@ class TestClientsThatFewOthersAgreeWith:
         "vectors": ("MedianSGD", {"noise": None, "aggregator": Agreement(ClippedMean())}),
     }
     each_rule = each_case(("make", "options"), RULES, older=RULES)
-    OF_IT = "few others have agreed with client "
+    OF_IT = "few others have agreed with "
 
     @each_rule
     def test_are_named_once_after_three_rounds_with_since_when(
