@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,7 +28,9 @@ _NO_SHARE = 1 / 3
 
 # Coordinates are sampled for a cost of at most so many pairs of them, but never fewer than these.
 _PAIRS, _COORDINATES = 1 << 30, 1 << 14
-# Vectors are compared part by part, so many values of all of them at once.
+# The sample follows from so many entries, or bytes, of each answer.
+_UNFORESEEN = 512
+# Vectors and pairs of clients are compared part by part, so many values at once.
 _VALUES = 1 << 20
 
 
@@ -144,12 +147,15 @@ def relative_counts(likeness: NDArray[Any]) -> Weights:
     tolerated = num_tolerated(clients)
     if (near := clients - tolerated - 1) < 1:
         return np.ones(clients)
-    others = likeness.astype(np.float64)
-    np.fill_diagonal(others, -np.inf)
-    border = np.partition(others, tolerated + 1, axis=1)[:, tolerated + 1, None]
-    nearer, at = others > border, others == border
-    left = near - nearer.sum(axis=1, keepdims=True)
-    counted = (nearer + at * (left / at.sum(axis=1, keepdims=True))).sum(axis=0)
+    counted = np.zeros(clients)
+    length = max(_VALUES // clients, 1)
+    for start in range(0, clients, length):
+        others = likeness[start : start + length].astype(np.float64)
+        np.fill_diagonal(others[:, start:], -np.inf)
+        border = np.partition(others, tolerated + 1, axis=1)[:, tolerated + 1, None]
+        nearer, at = others > border, others == border
+        left = near - nearer.sum(axis=1, keepdims=True)
+        counted += (nearer + at * (left / at.sum(axis=1, keepdims=True))).sum(axis=0)
     return np.asarray(np.maximum(counted - (tolerated - 1), 0) / (clients - 2 * tolerated))
 
 
@@ -204,7 +210,15 @@ def _products(rows: Sequence[Float32]) -> Weights:
 
 
 def _sample(answers: Answers, rng: np.random.Generator) -> tuple[int, int]:
-    """Return the first place of a random sample of coordinates, or bytes, and its stride."""
+    """Return the first place of a random sample of coordinates, or bytes, and its stride.
+
+    It follows from the answers too: clients know the seed, and could vote well in the sample alone.
+    """
     most = max(_PAIRS // len(answers) ** 2, _COORDINATES)
     stride = max(-(-answers.blocks.dim // most), 1)
-    return (0 if stride == 1 else int(rng.integers(stride))), stride
+    if stride == 1:
+        return 0, 1
+    said = blake2b(rng.bytes(32))
+    for body in answers.bodies:
+        said.update(body[:_UNFORESEEN].tobytes())
+    return int.from_bytes(said.digest(), "big") % stride, stride

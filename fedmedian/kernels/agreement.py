@@ -66,4 +66,5 @@ def count_agreements(packed_vectors: Sequence[PackedSigns], dim: int) -> NDArray
             _count_bits(apart[first + 1 :], out=counts[first + 1 :])
             found = np.add.reduce(counts[first + 1 :], axis=1, dtype=np.uint16)
             differences[first, first + 1 :] += found
-    return np.asarray(dim - differences - differences.T)
+    differences += differences.T
+    return np.subtract(dim, differences, out=differences)

@@ -17,7 +17,6 @@ from fedmedian.aggregators.votes import Counts
 from fedmedian.checks import (
     require_choice,
     require_integer,
-    require_real,
     require_result,
     require_type,
 )
@@ -50,7 +49,7 @@ from fedmedian.steps.rotation import Rotation
 from fedmedian.steps.sums import VoteCounts, VotesLayout, masked_of
 from fedmedian.steps.tied import Tied, average
 from fedmedian.steps.updates import Clip, Limit
-from fedmedian.wire.scalars import LARGEST, Float32, WireError
+from fedmedian.wire.scalars import LARGEST, Float32, WireError, require_positive
 
 Model = dict[str, NDArray[Any]]
 
@@ -567,7 +566,7 @@ class Recipe:
         assert step is not None  # a rule that is voted on comes with one
         rungs = step.rungs(question.blocks)
         ends = np.cumsum([len(one) for one in rungs])
-        above = np.split(counts[step.name], ends[:-1])
+        above = np.split(counts[step.name], ends)[:-1]  # none without blocks
         known = np.array([nan if len(one) > 1 else one[0] for one in rungs], dtype=np.float64)
         pairs = zip(known, above, strict=True)
         found = np.array([size_by_votes(*one, num_clients, rule.quantile) for one in pairs])
@@ -683,7 +682,7 @@ def require_sequence(name: str, value: Any, of: str) -> Sequence[Any]:
 
 
 def _require_rate(rate: Any, name: str = "learning_rate") -> float:
-    return require_real(name, rate, low=0.0, open_low=True)
+    return require_positive(name, rate)
 
 
 def _require_client_steps(steps: Sequence[ClientStep]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.checks import require_real
+from fedmedian.wire.scalars import require_positive
 
 Float32 = NDArray[np.float32]
 State = dict[str, NDArray[Any]]
@@ -105,7 +106,7 @@ class Adam(Optimizer):
     def __post_init__(self) -> None:
         require_real("beta_1", self.beta_1, low=0.0, high=1.0, open_high=True)
         require_real("beta_2", self.beta_2, low=0.0, high=1.0, open_high=True)
-        require_real("tau", self.tau, low=0.0, open_low=True)
+        require_positive("tau", self.tau)
 
     @property
     def usual_rate(self) -> float:

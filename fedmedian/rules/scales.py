@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedmedian.checks import require_choice, require_integer, require_real, require_type
 from fedmedian.rules.trust import PROPORTION, agreed_size, num_tolerated
-from fedmedian.wire.scalars import LARGEST
+from fedmedian.wire.scalars import LARGEST, require_positive
 
 Magnitude = Literal["rms", "max"]
 """The measure of a block of an update: root mean square, or largest absolute entry."""
@@ -94,9 +94,7 @@ class Fixed(ScaleRule):
     scale: float
 
     def __post_init__(self) -> None:
-        require_real("scale", self.scale, low=0.0, open_low=True)
-        if not (least := float(np.finfo(np.float32).tiny)) <= self.scale <= LARGEST:
-            raise ValueError(f"scale must be from {least:.3g} to {LARGEST:g}, got {self.scale!r}")
+        require_positive("scale", self.scale)
 
     def first(self, num_blocks: int, encoding: str) -> Scales:
         """Return the scale, once per block."""
@@ -142,7 +140,7 @@ class Adaptive(ScaleRule):
     voted: bool = False
 
     def __post_init__(self) -> None:
-        require_real("factor", self.factor, low=0.0, open_low=True)
+        require_positive("factor", self.factor)
         require_choice("magnitude", self.magnitude, ("rms", "max"))
         require_real("quantile", self.quantile, low=0.0, high=1.0)
         require_type("voted", self.voted, bool, "a bool")

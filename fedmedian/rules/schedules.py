@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import cos, pi
 
-from fedmedian.checks import require_integer, require_real
+from fedmedian.checks import require_integer
+from fedmedian.wire.scalars import require_positive
 
 Schedule = Callable[[int], float]
 """Maps a round, >= 1, to a learning rate, > 0.
@@ -42,10 +43,10 @@ class Cosine:
     final: float | None = None
 
     def __post_init__(self) -> None:
-        require_real("initial", self.initial, low=0.0, open_low=True)
+        require_positive("initial", self.initial)
         require_integer("rounds", self.rounds, low=1)
         if self.final is not None:
-            require_real("final", self.final, low=0.0, open_low=True)
+            require_positive("final", self.final)
 
     def __call__(self, server_round: int) -> float:
         """Return the learning rate of a round."""

@@ -18,6 +18,7 @@ from fedmedian.wire.scalars import Float32, WireError
 
 _IN_CACHE = 1 << 18
 _RUNS = 1 << 6
+_MOST = (1 << 63) - 1  # what clients can be sent
 
 
 @register_client_step
@@ -38,11 +39,12 @@ class Rotation(ClientStep):
     Parameters
     ----------
     smallest : int (default: 256)
-        The smallest number of entries for which an array is a separate block, >= 1.
+        The smallest number of entries for which an array is a separate block, from 1 to 2**63 − 1.
     seed : int, optional
         The seed of the matrix, >= 0. Strategies draw a fresh one for each round.
     largest : int (default: 2**22)
-        The largest number of entries for which an array of `smallest` or more is one block, >= 1.
+        The largest number of entries for which an array of `smallest` or more is one block, from
+        1 to 2**63 − 1.
 
     Raises
     ------
@@ -57,10 +59,10 @@ class Rotation(ClientStep):
     name: ClassVar[str] = "rotation"
 
     def __post_init__(self) -> None:
-        require_integer("smallest", self.smallest, low=1)
+        require_integer("smallest", self.smallest, low=1, high=_MOST)
         if self.seed is not None:
             require_integer("seed", self.seed, low=0)
-        require_integer("largest", self.largest, low=1)
+        require_integer("largest", self.largest, low=1, high=_MOST)
 
     def apply(self, draft: Draft) -> None:
         """Rotate the draft."""

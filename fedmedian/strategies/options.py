@@ -130,6 +130,9 @@ def require_fedavg_options(
         raise TypeError(f"{strategy.__name__}() has no argument {name!r}{hint}")
     for name, value in options.items():
         _require_fedavg_option(name, value)
+    config = options.get("configrecord_key", "config")
+    if config == options.get("arrayrecord_key", "arrays"):
+        raise ValueError(f"configrecord_key must not be arrayrecord_key, got {config!r} for both")
 
 
 def _hint(strategy: type, name: str, allowed: frozenset[str]) -> str:

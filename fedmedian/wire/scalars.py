@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmedian.checks import require_real
 from fedmedian.logs import cut, shown
 
 WIRE_VERSION = 4
@@ -256,3 +257,29 @@ def require_sizes(name: str, values: Float32, largest: float = _LARGEST) -> Floa
     if not all(0 <= value <= largest for value in values.tolist()):  # faster than numpy for a few
         raise WireError(f"{name} must be from 0 to {largest:.3g}")
     return values
+
+
+def require_positive(name: str, value: Any) -> float:
+    """Return an argument as a float if it is a number > 0 that float32 holds, at most `LARGEST`.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name.
+    value : Any
+        Its value.
+
+    Returns
+    -------
+    float
+        The value.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is not a number, or out of range.
+    """
+    number = require_real(name, value, low=0.0, open_low=True)
+    if not (least := float(np.finfo(np.float32).tiny)) <= number <= LARGEST:
+        raise ValueError(f"{name} must be from {least:.3g} to {LARGEST:g}, got {value!r}")
+    return number
