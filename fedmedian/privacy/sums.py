@@ -102,7 +102,8 @@ def limit_of_entries(dim: int) -> float:
     Parameters
     ----------
     dim : int
-        d, the number of parameters. Updates are padded for a rotation, which lowers the limit.
+        d, the number of parameters, or of those in the smallest block. Updates are padded for a
+        rotation, which lowers the limit.
 
     Returns
     -------

@@ -515,11 +515,15 @@ class Recipe:
         return (*steps, self.aggregator.encoding)
 
     def _limits(self, blocks: Blocks) -> list[ClientStep]:
-        """Return the limit of coordinates where a sum must hide a clipped update."""
+        """Return the limit of coordinates where a sum must hide a clipped update.
+
+        It changes no update: without a rotation, or in a small block, one entry can be all of it.
+        """
         clip = next((one for one in self.client_steps if type(one) is Clip), None)
         if self.secure is None or clip is None:
             return []
-        return [Limit(clip.norm * limit_of_entries(blocks.dim))]
+        share = 1.0 if self.rotation is None else limit_of_entries(min(blocks.sizes, default=0))
+        return [Limit(clip.norm * min(share, 1.0))]
 
     def _measures(self, state: RunState, blocks: Blocks, layout: Layout) -> list[ClientStep]:
         rule = self.rule

@@ -26,6 +26,7 @@ from fedmedian import (
     Majority,
     Median,
     Momentum,
+    Rotation,
     ScaleRule,
     SecureSum,
     TopUp,
@@ -225,6 +226,30 @@ def test_the_model_and_the_reports_are_those_of_plain_votes(options, play, bits)
     for number, report in plain.reports.items():
         for name in report.keys() & {*SAME}:
             assert secure.reports[number][name] == report[name], name
+
+
+@pytest.mark.parametrize("rotation", [Rotation(), None], ids=["default", "none"])
+def test_a_small_array_that_moves_most_is_not_held_back(rotation, message_api, make_app, run, bits):
+    """A clipped update's entries are limited, but in blocks of their own small ones are large."""
+    model = {"w": np.zeros((40, 40), np.float32), "b": np.zeros(3, np.float32)}
+
+    def train(model, partition):
+        return {"w": model["w"] + np.float32(1e-4), "b": model["b"] + np.float32(0.5)}, {
+            "num-examples": 1
+        }
+
+    clipped = {"client_steps": [Clip(1.0)], "noise": Gaussian(0.2), "rotation": rotation}
+    secure, plain = (
+        run(
+            message_api.make("SignSGD", **{**SECURE, **clipped, **own}),
+            make_app(train),
+            model,
+            7,
+            3,
+        )
+        for own in ({}, {"secure": None})
+    )
+    assert bits(secure.model) == bits(plain.model)
 
 
 def test_a_run_is_the_same_again_to_the_last_bit_of_its_reports(message_api, make_app, run, bits):
