@@ -26,6 +26,9 @@ from fedmedian.steps.updates import Clip, DivideByLearningRate
 
 NOTHING_SPENT: Mapping[Draw, int] = MappingProxyType({})
 
+_NOBODY = Draw(sampling=0.0)
+"""How no client was drawn: such rounds are counted, so that a resumed run knows of them."""
+
 _MEMORYLESS = (Clip, DivideByLearningRate)
 """Client steps that are known to keep no state between rounds; a custom step may."""
 
@@ -71,6 +74,7 @@ class Ledger:
         self._draw = Draw(budget.sampling, min_replies)
         self._affordable = MOST_ANSWERS
         self._answered: Counter[Draw] = Counter()
+        self._last = 0
         self._charged: dict[tuple[int, int], Draw] = {}
         self._has_warned = False
         if secure is None or mechanism != NoMechanism((UNKNOWN_MODEL,)):
@@ -113,6 +117,8 @@ class Ledger:
         """Return the rounds with the honest among the votes that their sums have."""
         found: Counter[Draw] = Counter()
         for draw, number in rounds.items():
+            if draw == _NOBODY:
+                continue
             summed = honest_of(self._budget.honest, draw.summed)
             found[draw._replace(summed=summed)] += number
         return found
@@ -181,6 +187,7 @@ class Ledger:
         # An earlier run of this strategy asked the same clients, so its rounds count too.
         if stored.total() > self._answered.total():
             self._answered = stored
+        self._last = done
         # Uncounted rounds may have asked all clients.
         if (others := done - self._answered.total()) > 0:
             self._answered[Draw()] += others
@@ -222,11 +229,24 @@ class Ledger:
                     *(question.server_round, draw.summed, self),
                 )
                 return False
-        self._answered[draw] += 1
+        self._count(draw, question.server_round)
         same = {key: one for key, one in self._charged.items() if key[0] == question.server_round}
         self._charged = {**same, question.number: draw}
         self._store(question)
         return True
+
+    def pass_over(self, question: Question) -> None:
+        """Take note of a question that no client is asked."""
+        if question.server_round > self._last:
+            self._count(_NOBODY, question.server_round)
+            self._store(question)
+
+    def _count(self, draw: Draw, server_round: int) -> None:
+        """Count a round, and those since the last one, which have asked nobody."""
+        if (silent := server_round - self._last - 1) > 0:
+            self._answered[_NOBODY] += silent
+        self._answered[draw] += 1
+        self._last = max(self._last, server_round)
 
     def settle(self, question: Question, votes: int) -> None:
         """Take note of the number of votes in a secure sum: more than `spend` has counted on."""

@@ -281,9 +281,12 @@ class RoundProtocol:
         ValueError
             As `Ledger.spend`.
         """
-        if self._ledger is None or not drawn:
+        if self._ledger is None:
             return drawn > 0
-        return self._ledger.is_hidden(drawn, present) and self._ledger.spend(question, drawn)
+        may = drawn > 0 and self._ledger.is_hidden(drawn, present)
+        if not (may := may and self._ledger.spend(question, drawn)):
+            self._ledger.pass_over(question)
+        return may
 
     def seat(
         self, question: Question, nodes: Sequence[Node], exchange: Exchange

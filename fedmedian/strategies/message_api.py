@@ -288,7 +288,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         seated = self._protocol.seat(question, _nodes(asked), partial(self._exchange, question))
         question = question if seated is None else seated
         asked = [one for one in asked if seated is not None and _has_place(one, seated)]
-        if asked and not self._protocol.may_ask(question, drawn, nodes.present):
+        if not self._protocol.may_ask(question, drawn if asked else 0, nodes.present):
             asked = []
         self._usual_size = max(sizes_of(asked[:1]), default=0)
         self._address(asked, arrays, question.model, question.content_for)

@@ -342,6 +342,25 @@ class TestSampling:
         spent = [report["epsilon"] for report in outcome.reports.values()]
         assert spent == [MECHANISM.epsilon(1e-5, n, sampling=0.25) for n in (1, 2)]
 
+    @pytest.mark.parametrize("skips", ["never configured", "too many drawn"])
+    def test_rounds_that_asked_nobody_cost_nothing_when_the_run_resumes(
+        self, skips, message_api, run, tmp_path
+    ):
+        class Often(type(message_api.make("SignSGD"))):
+            def configure_train(self, server_round, arrays, config, grid):
+                if server_round % 2 == 0 and skips == "never configured":
+                    return []
+                self.min_train_nodes = 1 if server_round % 2 else 3
+                return super().configure_train(server_round, arrays, config, grid)
+
+        options = {**OF_SIGNS, "fraction_train": 0.25, "privacy_budget": self.BUDGET}
+        for rounds in (4, 7):
+            strategy = Often(**options, checkpoint=Checkpoint(tmp_path))
+            outcome = run(strategy, train, MODEL, 4, rounds)
+        found = {number: report["epsilon"] for number, report in outcome.reports.items()}
+        costs = [MECHANISM.epsilon(1e-5, number, sampling=0.25) for number in range(1, 5)]
+        assert found == dict(zip((1, 3, 5, 7), costs, strict=True))
+
     def test_nobody_is_asked_in_a_round_of_which_a_larger_share_was_drawn(self, api, run, caplog):
         asked = []
 
