@@ -42,6 +42,9 @@ from fedmedian.wire.scalars import POLICY_RULE
 
 _MOST_LOSSES = 2
 
+_NO_KEY = "gave no key for the secure sum"
+_LEFT_THE_SUM = "did not help to open the secure sum"
+
 
 @contextmanager
 def paused_collector() -> Iterator[None]:
@@ -371,8 +374,15 @@ class RoundProtocol:
             if self._sums is not None:
                 assert exchange is not None  # only the Message API has secure sums
                 self._sums.forget({*asked} - {answer.node for answer in kept})
+                without = self._sums.num_without_place(question)
+                report["replies-missing"] = counts["replies-missing"] + without
+                hearing.reasons += [_NO_KEY] * without
+                voted, rejected = len(kept), counts["replies-rejected"]
+                report |= {"replies-accepted": 0, "replies-rejected": rejected + voted}
                 kept, total = self._sums.open(question, kept, exchange)
-                report["replies-accepted"] = len(kept)
+                left = voted - len(kept)
+                report |= {"replies-accepted": len(kept), "replies-rejected": rejected + left}
+                hearing.reasons += [_LEFT_THE_SUM] * left
                 if self._ledger is not None:
                     self._ledger.settle(question, len(kept))
             model, state, measured = self._step(question, kept, total)

@@ -318,8 +318,16 @@ class TestDropouts:
         outcome = play(3, failing(fails))
         accepted = [report["replies-accepted"] for report in outcome.reports.values()]
         assert accepted == [NUM_CLIENTS, left, NUM_CLIENTS]
+        counted = [outcome.reports[2][f"replies-{kind}"] for kind in ("rejected", "missing")]
+        assert sum(counted) == NUM_CLIENTS - left
         assert len(audit.sums) == 3
         audit.require_plain_sums()
+
+    def test_a_client_that_gives_no_key_counts_as_missing(self, play):
+        outcome = play(2, failing(lambda partition, number, at: partition == 0 and at == "key"))
+        for report in outcome.reports.values():
+            counted = [report[f"replies-{kind}"] for kind in ("accepted", "rejected", "missing")]
+            assert counted == [NUM_CLIENTS - 1, 0, 1]
 
     @pytest.mark.parametrize("stage", ["votes", "parts"])
     def test_below_it_keep_the_model_and_the_next_round_works(
@@ -334,6 +342,9 @@ class TestDropouts:
         outcome = play(3, failing(fails))
         _, first, second, third = map(bits, outcome.path)
         assert first == second != third
+        assert outcome.reports[2]["replies-accepted"] == 0
+        counted = [outcome.reports[2][f"replies-{kind}"] for kind in ("rejected", "missing")]
+        assert sum(counted) == NUM_CLIENTS
         assert "round 2 keeps the model as it is: the secure sum cannot be opened" in caplog.text
         assert [number for number, *_ in audit.sums] == [1, 3]
         assert keys == {1: NUM_CLIENTS, 2: 0, 3: NUM_CLIENTS}  # of all: one may be wrong
