@@ -62,8 +62,8 @@ _REMEDIES = (
     ),
     (
         _IN_ERROR_REPLY + ".*KeyError.*'arrays'",
-        "its app reads message.content['arrays'], and is sent something else: leave out "
-        "numpy_clients=True unless they are NumPyClients, and another arrayrecord_key",
+        "if its app reads message.content['arrays'], leave out numpy_clients=True, which is for "
+        "NumPyClients, or another arrayrecord_key",
     ),
     (
         "(update of array|vector|array) .*holds NaN or infinity|"

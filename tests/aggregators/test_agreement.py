@@ -107,6 +107,12 @@ class TestRelativeCounts:
         likeness = np.random.default_rng(seed).standard_normal((clients, clients))
         np.testing.assert_allclose(relative_counts(likeness), naive_counts(likeness))
 
+    def test_are_the_same_in_parts(self, monkeypatch):
+        likeness = RNG.integers(0, 9, (30, 30))
+        found = relative_counts(likeness)
+        monkeypatch.setattr(agreement, "_VALUES", 70)  # two rows, or one at the end
+        np.testing.assert_allclose(relative_counts(likeness), found, rtol=1e-12)
+
     @given(st.data(), st.integers(1, 12))
     def test_do_not_depend_on_the_clients_order_even_where_some_are_equally_near(
         self, data, clients
@@ -195,6 +201,19 @@ class TestAgreement:
         found = [np.array(one.report["agreement-per-client"]) for one in (whole, part)]
         assert np.abs(found[0] - found[1]).max() < 0.5
         assert (found[1][:2] == 0).all()
+
+    def test_which_coordinates_are_compared_follows_from_the_answers(self, monkeypatch):
+        """Clients may know the seed, and could agree with others in these alone."""
+        monkeypatch.setattr(agreement, "_PAIRS", 1)
+        monkeypatch.setattr(agreement, "_COORDINATES", 4)  # one coordinate of 1000
+
+        def first(rows):
+            return agreement._sample(vectors(rows), np.random.default_rng(1))[0]
+
+        rows = alike(10)
+        assert first(rows) == first(rows.copy())
+        others = [first(rows + shift) for shift in range(1, 9)]
+        assert len({first(rows), *others}) > 2
 
     def test_compares_vectors_after_each_block_is_clipped(self):
         """Noise in one block, a thousand times as long as the others' there, hides no direction."""

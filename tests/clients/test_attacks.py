@@ -107,6 +107,12 @@ def krum(vectors, num_hostile):
     return int(np.argmin(scores)), np.array(scores)
 
 
+@pytest.mark.parametrize("attack", [SignFlip, None, 0.5], ids=str)
+def test_a_hostile_clients_attack_is_a_mod(attack):
+    with pytest.raises(TypeError, match=r"^attack must be a mod, such as SignFlip\(\), got"):
+        Hostile(attack, partitions=(1,))
+
+
 class TestArithmetic:
     @given(honest_updates())
     def test_a_little_is_enough_is_the_mean_less_deviations(self, honest):

@@ -325,6 +325,16 @@ class TestLearningRate:
         assert repr(rule) in str(refused.value)
         assert Recipe(rule, learning_rate=0.1).aggregator is rule
 
+    @pytest.mark.parametrize("rate", [1e-50, 1e50])
+    def test_it_is_a_number_that_float32_holds(self, rate):
+        with pytest.raises(ValueError, match=r"^learning_rate must be from 1.18e-38 to 1e\+12"):
+            Recipe(learning_rate=rate)
+
+    @pytest.mark.parametrize("rate", [Cosine, "0.1", [0.1]], ids=str)
+    def test_it_is_a_number_or_a_schedule(self, rate):
+        with pytest.raises(TypeError, match=r"^learning_rate must be a number, or a schedule such"):
+            Recipe(learning_rate=rate)
+
     @pytest.mark.parametrize("aggregator", [Counts(), Median()], ids=repr)
     def test_an_optimizer_brings_the_learning_rate_that_its_steps_are_made_for(self, aggregator):
         assert Recipe(aggregator).learning_rate == 1.0

@@ -1,6 +1,7 @@
 """Client steps: one contract for all of them, what each does, and noise families of one's own."""
 
 from dataclasses import FrozenInstanceError, dataclass, fields
+from functools import partial
 from math import inf, nan, sqrt
 from typing import ClassVar
 
@@ -198,7 +199,8 @@ class TestEveryStep:
         (Limit, "largest", [0.0, -1.0, nan, inf]),
         (SizeVotes, "magnitude", ["mean", ""]),
         (Measure, "magnitude", ["mean", ""]),
-        (Rotation, "smallest", [0, -1]),
+        (Rotation, "smallest", [0, -1, 2**63]),
+        (partial(Rotation, 256, None), "largest", [0, 2**63]),
     ],
 )
 def test_a_parameter_out_of_range_is_refused_by_name_and_value(step, parameter, values):

@@ -161,7 +161,7 @@ class TestFirstLook:
     MODEL: ClassVar = {"0": W, "1": MASK}
 
     def said(self, warnings):
-        return [*warnings("exact:"), *warnings("arrays that hold")]
+        return [*warnings("exact:"), *warnings("arrays that hold"), *warnings("no array of")]
 
     @either_strategy
     def test_a_pattern_that_matches_nothing_is_named_once(self, api, name, run, warnings):
@@ -171,6 +171,17 @@ class TestFirstLook:
         assert first == "exact: 'buffers.*' matches no array of the model; there are ['0', '1']"
         assert "'layer[0]' matches no array" in second
         assert "write [[] for a bracket" in second
+
+    @either_strategy
+    @pytest.mark.parametrize(
+        ("model", "exact"), [({"0": np.zeros(3, np.int64)}, ()), ({"0": W}, ("*",))], ids=str
+    )
+    def test_a_model_without_trained_arrays_is_said_to_be_one(
+        self, model, exact, api, name, run, warnings
+    ):
+        run(api.make(name, exact=exact), lambda model, _: (model, {"num-examples": 1}), model, 5, 2)
+        (said,) = self.said(warnings)
+        assert said.startswith("no array of the model is trained")
 
     @either_strategy
     def test_the_default_patterns_are_not_expected_to_match(self, api, name, run, warnings):

@@ -7,8 +7,11 @@ import flwr.server.strategy
 import flwr.serverapp.strategy
 import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord
+from flwr.clientapp import ClientApp
 from flwr.common import Parameters
 
+from fedmedian.clients import InProcessGrid
 from fedmedian.strategies import MedianSGD, SignSGD, legacy
 
 
@@ -130,6 +133,12 @@ def test_numpy_clients_have_names_of_their_own_for_their_records(strategy):
             strategy(numpy_clients=value)
 
 
+@pytest.mark.parametrize("keys", [{"arrayrecord_key": "config"}, {"configrecord_key": "arrays"}])
+def test_two_records_cannot_have_one_name(keys):
+    with pytest.raises(ValueError, match=r"^configrecord_key must not be arrayrecord_key, got"):
+        SignSGD(**keys)
+
+
 class TestMistakes:
     """What people type out of habit, and what they are answered."""
 
@@ -171,6 +180,9 @@ class TestMistakes:
             ("min_train_nodes", "use 'min_fit_clients', 'min_train_nodes' belongs to"),
             ("lr", "did you mean learning_rate=?"),
             ("min_fit_client", "did you mean 'min_fit_clients'?"),
+            ("num_rounds", "pass it to ServerConfig(num_rounds=…)"),
+            ("train_config", "use 'on_fit_config_fn'"),
+            ("numpy_clients", "clients of the older API are NumPyClients"),
         ],
     )
     @pytest.mark.parametrize("strategy", [legacy.SignSGD, legacy.MedianSGD])
@@ -182,6 +194,14 @@ class TestMistakes:
             owner = f"fedmedian.strategies.{strategy.__name__}"
             assert str(refused.value).endswith(f"belongs to {owner}")
 
+    @pytest.mark.parametrize(
+        ("strategy", "typed", "owner"),
+        [(MedianSGD, "weighted", "SignSGD"), (SignSGD, "noise_at", "MedianSGD")],
+    )
+    def test_arguments_of_the_other_strategy_are_said_to_be_its(self, strategy, typed, owner):
+        with pytest.raises(TypeError, match=f"has no argument '{typed}': it belongs to {owner}"):
+            strategy(**{typed: 0.5})
+
     def test_a_class_of_the_users_is_named_and_hinted_at_like_ours(self):
         class Mine(SignSGD):
             pass
@@ -192,6 +212,12 @@ class TestMistakes:
     def test_what_nobody_can_have_meant_has_no_hint(self):
         with pytest.raises(TypeError, match=r"^SignSGD\(\) has no argument 'xyzzy'$"):
             SignSGD(xyzzy=1)
+
+    def test_an_evaluate_fn_that_returns_no_metrics_is_refused_before_training(self):
+        app = ClientApp()
+        grid, model = InProcessGrid(app, 2), ArrayRecord({"0": Array(np.zeros(3))})
+        with pytest.raises(TypeError, match=r"^what evaluate_fn returns must be a mapping .* 0\.5"):
+            SignSGD().start(grid, model, evaluate_fn=lambda server_round, arrays: 0.5)
 
     @pytest.mark.parametrize(
         "arrays", [[np.zeros(3)], {"x": np.zeros(3)}, None], ids=["a list", "a dict", "None"]

@@ -98,6 +98,10 @@ class TestPlot:
         with pytest.raises(ValueError, match=r"one of the result's, \['loss'\], got 'accuracy'"):
             plot(result)
 
+    def test_refuses_a_list(self):
+        with pytest.raises(TypeError, match=r"^results must be a Result, or a mapping"):
+            plot([Result()])
+
     def test_says_what_it_needs(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
         with pytest.raises(ImportError, match="pip install matplotlib"):

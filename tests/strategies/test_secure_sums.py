@@ -615,6 +615,11 @@ class TestOtherClients:
         ):
             play(5, clients=plain)
 
+    def test_too_few_for_any_sum_are_not_told_to_add_the_mod(self, play):
+        with pytest.raises(RunFailedError, match=r"needs 3 clients, and 2 of 2 .*: ask more") as it:
+            play(5, num_clients=2)
+        assert "perturb" not in str(it.value)
+
     def test_numpy_clients_take_part_with_the_mod_and_not_without(self, numpy_clients, run):
         def train(model, partition):
             return {name: array - 1 for name, array in model.items()}, {"num-examples": 1}

@@ -75,6 +75,17 @@ def test_each_client_sends_one_bit_a_block_once_its_size_is_known(message_api, p
     assert min(sent) == 2
 
 
+@pytest.mark.parametrize("scale", [TopUp(voted=True), Adaptive(3.0, voted=True)], ids=repr)
+def test_without_trained_arrays_there_are_no_sizes_to_vote_on(scale, message_api, run):
+    model = {"bn.running_mean": np.zeros(3, np.float32)}
+
+    def train(model, partition):
+        return {name: array + 1 for name, array in model.items()}, {"num-examples": 1}
+
+    outcome = run(message_api.make("SignSGD", Gaussian(scale)), train, model, 4, 2)
+    assert outcome.model["bn.running_mean"].tolist() == [2, 2, 2]
+
+
 @pytest.mark.parametrize("claim", [2.0, 0.5, -1.0, 1e30, np.nan, np.inf])
 def test_a_client_that_claims_more_than_a_bit_is_left_out(
     claim, message_api, play, spoiling, warnings

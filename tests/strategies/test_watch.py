@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from flwr.app import Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 from flwr.client import NumPyClient
 from flwr.client.mod import secaggplus_mod
 from flwr.clientapp import ClientApp
@@ -33,7 +33,7 @@ from fedmedian import (
 from fedmedian.clients import InProcessGrid, perturb, perturb_with
 from fedmedian.records import sizes_of, to_arrays, to_record
 from fedmedian.rounds.watch import RUNAWAY, describe_round
-from fedmedian.strategies import Checkpoint, RunFailedError
+from fedmedian.strategies import Checkpoint, RunFailedError, SignSGD
 from fedmedian.wire.scalars import PREFIX
 from tests.tools.apis import each_case
 
@@ -279,6 +279,15 @@ class TestHints:
         app = ClientApp(client_fn=lambda context: NumPyClient().to_client(), mods=[perturb])
         with pytest.raises(RunFailedError, match=NUMPY) as failed:
             run(message_api.make(make), app, MODEL, 3, 3)
+        assert LOG not in str(failed.value)
+
+    @pytest.mark.parametrize("options", [{"numpy_clients": True}, {"arrayrecord_key": "model"}])
+    def test_apps_that_read_another_record_than_they_are_sent_are_told(self, options):
+        app = ClientApp(mods=[perturb])
+        app.train()(lambda message, context: message.content["arrays"])
+        model = ArrayRecord({"0": Array(MODEL["0"])})
+        with pytest.raises(RunFailedError, match="leave out numpy_clients=True") as failed:
+            SignSGD(**options).start(InProcessGrid(app, 3), model)
         assert LOG not in str(failed.value)
 
     def test_with_the_norm_that_it_advises_flowers_clipping_works(self, api, run):
