@@ -55,7 +55,7 @@ def matches(answer, error):
 
 
 def test_the_page_has_mistakes():
-    assert len(TYPED) == 27
+    assert len(TYPED) == 28
 
 
 @pytest.mark.parametrize(("typed", "error", "answer"), TYPED, ids=[typed for typed, _, _ in TYPED])
@@ -91,9 +91,14 @@ def app_of(*mods, examples="num-examples"):
         ("clients with `mods=[perturb_with]`", app_of(perturb_with)),
         ("clients with `mods=[perturb, secaggplus_mod]`", app_of(perturb, secaggplus_mod)),
         ("clients that report `num_examples`", app_of(perturb, examples="num_examples")),
+        (
+            'clients that read `message.content["arrays"]`, and `numpy_clients=True`',
+            app_of(perturb),
+        ),
     ],
 )
 def test_a_run_ends_with_the_answer_that_the_page_says(done, app):
+    strategy = SignSGD(fraction_evaluate=0.0, numpy_clients="numpy_clients=True" in done)
     with pytest.raises(RunFailedError) as ended:
-        SignSGD(fraction_evaluate=0.0).start(InProcessGrid(app, 3), ARRAYS, 3)
+        strategy.start(InProcessGrid(app, 3), ARRAYS, 3)
     assert matches(ENDS[done], ended.value)

@@ -104,8 +104,8 @@ SENTENCES = [
     ("index", DEMO, is_demo),
     (
         "README",
-        r"attackers that know the rules, `SignSGD\(aggregator=Agreement\(Counts\(\)\)\)` keeps "
-        r"more than every other rule of our study",
+        r"attackers that know the rules, `SignSGD\(aggregator=Agreement\(Counts\(\)\)\)` has the "
+        r"best worst case of our study",
         lambda: leads("SignSGD, agreement"),
     ),
     (
