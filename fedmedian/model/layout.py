@@ -1,7 +1,7 @@
 """A model's named arrays as one flat vector."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -392,6 +392,27 @@ class Layout:
             arrays[spec.name] = part.reshape(spec.shape)
             start += spec.num_bytes
         return arrays
+
+    def stack_exact(
+        self, packed: Sequence[NDArray[np.uint8]]
+    ) -> Iterator[tuple[ArraySpec, NDArray[Any]]]:
+        """Yield each exact array with the values of several clients.
+
+        Parameters
+        ----------
+        packed : sequence of M (exact_bytes,) uint8
+            The clients' exact arrays as `pack_exact` returns them.
+
+        Yields
+        ------
+        spec : ArraySpec
+            The array.
+        values : (M, *shape) array
+            The clients' values, in the array's own dtype.
+        """
+        clients = [self.unpack_exact(data) for data in packed]
+        for spec in self.exact:
+            yield spec, np.stack([client[spec.name] for client in clients])
 
 
 class Difference:

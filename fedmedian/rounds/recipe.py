@@ -17,6 +17,7 @@ from fedmedian.aggregators.votes import Counts
 from fedmedian.checks import (
     require_choice,
     require_integer,
+    require_real,
     require_result,
     require_type,
 )
@@ -458,7 +459,9 @@ class Recipe:
         if isinstance(self.learning_rate, type) or not callable(self.learning_rate):
             wanted = "a number, or a schedule such as Cosine(1.0, 100)"
             require_type("learning_rate", self.learning_rate, Real, wanted)
-            object.__setattr__(self, "learning_rate", _require_rate(self.learning_rate))
+            object.__setattr__(
+                self, "learning_rate", require_positive("learning_rate", self.learning_rate)
+            )
 
     def _require_sums(self) -> None:
         """Raise if the server needs more than the sum of votes, but learns no more."""
@@ -609,7 +612,7 @@ class Recipe:
         layout, rate = question.layout, self.learning_rate
         if callable(rate):
             now = question.server_round
-            rate = _require_rate(rate(now), f"learning_rate({now})")
+            rate = require_real(f"learning_rate({now})", rate(now), low=0.0, open_low=True)
         assert rate is not None  # `_resolve_learning_rate` has set it
         moving = Moving(layout, question.model, rate)
         tied = _still_tied(question.instruction, counts, len(read.weights))
@@ -651,13 +654,10 @@ class Recipe:
         self, question: Question, payloads: Sequence[Payload], read: Answers
     ) -> dict[str, NDArray[Any]]:
         center = partial(self.aggregator.center, weights=read.weights)
-        layout, model = question.layout, question.model
-        sent = [layout.unpack_exact(payload.exact) for payload in payloads]
+        stacked = question.layout.stack_exact([payload.exact for payload in payloads])
         return {
-            spec.name: spec.combine(
-                np.stack([one[spec.name] for one in sent]), center, model[spec.name]
-            )
-            for spec in layout.exact
+            spec.name: spec.combine(values, center, question.model[spec.name])
+            for spec, values in stacked
         }
 
 
@@ -683,10 +683,6 @@ def require_sequence(name: str, value: Any, of: str) -> Sequence[Any]:
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise TypeError(f"{name} must be a sequence of {of}, got {value!r}")
     return value
-
-
-def _require_rate(rate: Any, name: str = "learning_rate") -> float:
-    return require_positive(name, rate)
 
 
 def _require_client_steps(steps: Sequence[ClientStep]) -> None:

@@ -562,11 +562,7 @@ class TestNames:
 
 
 def combine(layout, packed, center):
-    sent = [layout.unpack_exact(data) for data in packed]
-    return {
-        spec.name: spec.combine(np.stack([one[spec.name] for one in sent]), center)
-        for spec in layout.exact
-    }
+    return {spec.name: spec.combine(values, center) for spec, values in layout.stack_exact(packed)}
 
 
 class TestExactArrays:
