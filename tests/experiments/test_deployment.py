@@ -328,5 +328,5 @@ class TestGuide:
         names = {"grid": InProcessGrid(app, 2), "arrays": arrays}
         exec(snippet, names)
         assert names["strategy"].min_available_nodes == 2
-        # Unseeded: the mean of 40,000 votes at b = 3, -19.6 ± 0.36, is nine of these away from it.
-        assert names["result"].arrays["x"].numpy().mean() == pytest.approx(-20, abs=4)
+        # Unseeded: two clients' steps are .81 of their length, and -16.1 ± 0.04 over 60 runs.
+        assert names["result"].arrays["x"].numpy().mean() == pytest.approx(-16.1, abs=0.4)
