@@ -72,6 +72,15 @@ def test_a_run_stops_early(run, capsys):
     assert capsys.readouterr().out == f"stopped after {ran.found['rounds']} rounds\n"
 
 
+def test_the_learning_rate_falls(run):
+    done = run("Lower the learning rate")
+    rates = [done.strategy.recipe.learning_rate(number) for number in range(1, 6)]
+    assert rates[0] == 1.0
+    assert sorted(rates, reverse=True) == rates
+    assert rates[-1] == pytest.approx(0.01)
+    assert done.result.arrays["x"].numpy().mean() > 0.5
+
+
 def test_progress_is_printed(run, capsys):
     run("See progress and the time left")
     lines = capsys.readouterr().out.splitlines()
