@@ -4,9 +4,7 @@ This namespace holds the numerics, which need neither Flower nor torch. `fedmedi
 the server's side and `fedmedian.clients` the client's.
 """
 
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from typing import NoReturn
 
 from fedmedian.aggregators.agreement import Agreement
@@ -83,13 +81,42 @@ __all__ = [
     "unpack_signs",
 ]
 
+_ELSEWHERE = {
+    "fedmedian.clients": (
+        "FullBatchGradient",
+        "GradientClient",
+        "InProcessGrid",
+        "LocalEpochs",
+        "MiniBatchGradient",
+        "Policy",
+        "SignClient",
+        "perturb",
+        "perturb_with",
+    ),
+    "fedmedian.privacy": (
+        "Draw",
+        "Mechanism",
+        "PrivacyBudget",
+        "honest_of",
+        "limit_of_entries",
+        "noise_multiplier_for",
+    ),
+    "fedmedian.strategies": (
+        "Checkpoint",
+        "Cohort",
+        "MedianSGD",
+        "NoMechanism",
+        "RunFailedError",
+        "SignSGD",
+        "plot",
+    ),
+}
+
 
 def __getattr__(name: str) -> NoReturn:
-    if not name.startswith("_") and find_spec(f"{__name__}.{name}") is None:
-        for module in ("fedmedian.clients", "fedmedian.privacy", "fedmedian.strategies"):
-            if name in import_module(module).__all__:
-                # an AttributeError's words do not reach whoever imports
-                raise ImportError(f"{name} is in {module}: from {module} import {name}")
+    for module, names in _ELSEWHERE.items():
+        if name in names:  # an AttributeError's words do not reach whoever imports
+            raise ImportError(f"{name} is in {module}: from {module} import {name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -108,14 +108,14 @@ def limit_of_entries(dim: int) -> float:
     Returns
     -------
     float
-        The limit, 6/√d.
+        The limit, 6/√d, at most 1.
 
     Examples
     --------
     >>> limit_of_entries(10_000)
     0.06
     """
-    return _LIMIT / sqrt(max(dim, 1))
+    return min(_LIMIT / sqrt(max(dim, 1)), 1.0)
 
 
 @lru_cache(maxsize=4096)

@@ -212,8 +212,10 @@ class Checkpoint:
             raise ValueError(f"cannot resume from any checkpoint, because {'; '.join(broken)}")
         return None
 
-    def answered_rounds(self) -> dict[Draw, int]:
-        """Return how many rounds clients may have answered; see `note_answered_rounds`.
+    def answered_rounds(self) -> tuple[dict[Draw, int], int]:
+        """Return how many rounds clients may have answered, and up to which round they are counted.
+
+        See `note_answered_rounds`.
 
         Raises
         ------
@@ -228,7 +230,7 @@ class Checkpoint:
                 # Writing replaces a link, so the count would not be where the link points.
                 descriptor = os.open(path, os.O_RDONLY | _NO_FOLLOW)
             except FileNotFoundError:
-                return {}
+                return {}, 0
             with open(descriptor, "rb") as file:
                 stored = json.loads(file.read())
             rounds = {
@@ -239,17 +241,20 @@ class Checkpoint:
                 ): require_integer("number of rounds", number, low=0)
                 for sampling, least, summed, number in stored["rounds"]
             }
-            if stored != _counted(rounds):
+            until = require_integer("the last round", stored["until"], low=0)
+            if stored != _counted(rounds, until):
                 raise ValueError("it does not match its checksum")
-            return rounds
+            return rounds, until
 
-    def note_answered_rounds(self, rounds: Mapping[Draw, int]) -> None:
+    def note_answered_rounds(self, rounds: Mapping[Draw, int], until: int) -> None:
         """Store how many rounds clients may have answered, with or without a checkpoint.
 
         Parameters
         ----------
         rounds : mapping of Draw to int
             The number of rounds by how their clients were drawn.
+        until : int
+            The last round that is counted, or has asked nobody.
 
         Raises
         ------
@@ -259,7 +264,7 @@ class Checkpoint:
         folder = self._make_folder()
         draft = folder / f"{_DRAFT}-{_ANSWERED}"
         draft.unlink(missing_ok=True)  # left by a killed process
-        _create_text(draft, json.dumps(_counted(rounds)) + "\n")
+        _create_text(draft, json.dumps(_counted(rounds, until)) + "\n")
         _sync(draft)
         draft.replace(folder / _ANSWERED)
         _sync(folder)
@@ -417,10 +422,10 @@ def _create_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def _counted(rounds: Mapping[Draw, int]) -> dict[str, Any]:
+def _counted(rounds: Mapping[Draw, int], until: int) -> dict[str, Any]:
     """Return numbers of rounds in the stored form, with a checksum."""
-    counts = [[*draw, number] for draw, number in rounds.items()]
-    return {"rounds": counts, "sha256": sha256(json.dumps(counts).encode()).hexdigest()}
+    stored = {"rounds": [[*draw, number] for draw, number in rounds.items()], "until": until}
+    return {**stored, "sha256": sha256(json.dumps(stored).encode()).hexdigest()}
 
 
 def _sum(path: Path) -> str:

@@ -31,8 +31,8 @@ def doubts(first: Question, exact: tuple[str, ...]) -> Iterator[str]:
     if not flat:
         yield (
             "no array of the model is trained: clients send all of them exactly, which learns "
-            "nothing from updates; are its numbers floating point, as those of np.zeros(3) are and "
-            "of np.zeros(3, int) are not, and does exact leave some of them out?"
+            "nothing from updates; use floating-point arrays, np.zeros(3) instead of np.zeros(3, "
+            "int), and do not name all of them in exact"
         )
     if spoiled := [name for name in flat if not is_finite(first.model[name])]:
         yield (

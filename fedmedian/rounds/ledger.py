@@ -26,9 +26,6 @@ from fedmedian.steps.updates import Clip, DivideByLearningRate
 
 NOTHING_SPENT: Mapping[Draw, int] = MappingProxyType({})
 
-_NOBODY = Draw(sampling=0.0)
-"""How no client was drawn: such rounds are counted, so that a resumed run knows of them."""
-
 _MEMORYLESS = (Clip, DivideByLearningRate)
 """Client steps that are known to keep no state between rounds; a custom step may."""
 
@@ -74,7 +71,7 @@ class Ledger:
         self._draw = Draw(budget.sampling, min_replies)
         self._affordable = MOST_ANSWERS
         self._answered: Counter[Draw] = Counter()
-        self._last = 0
+        self._until, self._remedy = 0, ""
         self._charged: dict[tuple[int, int], Draw] = {}
         self._has_warned = False
         if secure is None or mechanism != NoMechanism((UNKNOWN_MODEL,)):
@@ -103,6 +100,7 @@ class Ledger:
                 "privacy_budget must afford a round, which costs epsilon "
                 f"{self._epsilon({self._draw: 1}):.4g}, "
                 f"got {budget!r}; fedmedian.privacy.noise_multiplier_for finds the noise for one"
+                f"{self._remedy}"
             )
 
     def _rounds_within(self, draw: Draw, spent: Mapping[Draw, int] = NOTHING_SPENT) -> int:
@@ -117,8 +115,6 @@ class Ledger:
         """Return the rounds with the honest among the votes that their sums have."""
         found: Counter[Draw] = Counter()
         for draw, number in rounds.items():
-            if draw == _NOBODY:
-                continue
             summed = honest_of(self._budget.honest, draw.summed)
             found[draw._replace(summed=summed)] += number
         return found
@@ -183,14 +179,17 @@ class Ledger:
         OSError
             If it cannot be read.
         """
-        stored = Counter({} if self._checkpoint is None else self._checkpoint.answered_rounds())
-        # An earlier run of this strategy asked the same clients, so its rounds count too.
-        if stored.total() > self._answered.total():
-            self._answered = stored
-        self._last = done
+        until = self._until
+        if self._checkpoint is not None:
+            stored, until_stored = self._checkpoint.answered_rounds()
+            until = max(until, until_stored)
+            # An earlier run of this strategy asked the same clients, so its rounds count too.
+            if sum(stored.values()) > self._answered.total():
+                self._answered = Counter(stored)
         # Uncounted rounds may have asked all clients.
-        if (others := done - self._answered.total()) > 0:
+        if (others := done - until) > 0:
             self._answered[Draw()] += others
+        self._until = done
 
     def spend(self, question: Question, drawn: int) -> bool:
         """Take note of a round, before clients are asked, if the budget affords it.
@@ -220,33 +219,26 @@ class Ledger:
         draw = self._draw
         if self._secure is not None:
             draw = self._draw = draw._replace(summed=self._secure.least(drawn))
+            if len(question.blocks) > 1:
+                self._remedy = "; all arrays in one block, Rotation(smallest=10**9), cost less"
             # A model of another size has other limits of its entries.
             self._take(mechanism_of(question.instruction.steps, seed=question.instruction.seed))
             if not self._rounds_within(draw, self._answered):
                 warn(
                     "no client is asked in round %d: another answer in a sum of %d clients would "
-                    "exceed the privacy budget, %s",
-                    *(question.server_round, draw.summed, self),
+                    "exceed the privacy budget, %s%s",
+                    *(question.server_round, draw.summed, self, self._remedy),
                 )
                 return False
-        self._count(draw, question.server_round)
+        self._answered[draw] += 1
         same = {key: one for key, one in self._charged.items() if key[0] == question.server_round}
         self._charged = {**same, question.number: draw}
         self._store(question)
         return True
 
     def pass_over(self, question: Question) -> None:
-        """Take note of a question that no client is asked."""
-        if question.server_round > self._last:
-            self._count(_NOBODY, question.server_round)
-            self._store(question)
-
-    def _count(self, draw: Draw, server_round: int) -> None:
-        """Count a round, and those since the last one, which have asked nobody."""
-        if (silent := server_round - self._last - 1) > 0:
-            self._answered[_NOBODY] += silent
-        self._answered[draw] += 1
-        self._last = max(self._last, server_round)
+        """Take note of a question that no client is asked, so that a resumed run knows of it."""
+        self._store(question)
 
     def settle(self, question: Question, votes: int) -> None:
         """Take note of the number of votes in a secure sum: more than `spend` has counted on."""
@@ -257,10 +249,11 @@ class Ledger:
         self._store(question)
 
     def _store(self, question: Question) -> None:
+        self._until = max(self._until, question.server_round)
         if self._checkpoint is None:
             return
         try:
-            self._checkpoint.note_answered_rounds(self._answered)
+            self._checkpoint.note_answered_rounds(self._answered, self._until)
         # This process still has the count, and the next write contains all of it.
         except OSError as error:
             warn(

@@ -42,7 +42,7 @@ from fedmedian.wire.scalars import POLICY_RULE
 
 _MOST_LOSSES = 2
 
-_NO_KEY = "gave no key for the secure sum"
+_NO_PLACE = "has no place in the secure sum, for want of a key"
 _LEFT_THE_SUM = "did not help to open the secure sum"
 
 
@@ -376,10 +376,14 @@ class RoundProtocol:
                 self._sums.forget({*asked} - {answer.node for answer in kept})
                 without = self._sums.num_without_place(question)
                 report["replies-missing"] = counts["replies-missing"] + without
-                hearing.reasons += [_NO_KEY] * without
+                hearing.reasons += [_NO_PLACE] * without
                 voted, rejected = len(kept), counts["replies-rejected"]
                 report |= {"replies-accepted": 0, "replies-rejected": rejected + voted}
-                kept, total = self._sums.open(question, kept, exchange)
+                try:
+                    kept, total = self._sums.open(question, kept, exchange)
+                except NoStepError as error:
+                    hearing.reasons += [str(error)] * voted
+                    raise
                 left = voted - len(kept)
                 report |= {"replies-accepted": len(kept), "replies-rejected": rejected + left}
                 hearing.reasons += [_LEFT_THE_SUM] * left

@@ -520,13 +520,15 @@ class Recipe:
     def _limits(self, blocks: Blocks) -> list[ClientStep]:
         """Return the limit of coordinates where a sum must hide a clipped update.
 
-        It changes no update: without a rotation, or in a small block, one entry can be all of it.
+        It changes almost no update. Without a rotation, or in a small block, one entry can be all
+        of it.
         """
         clip = next((one for one in self.client_steps if type(one) is Clip), None)
         if self.secure is None or clip is None:
             return []
-        share = 1.0 if self.rotation is None else limit_of_entries(min(blocks.sizes, default=0))
-        return [Limit(clip.norm * min(share, 1.0))]
+        smallest = min(blocks.sizes, default=0)
+        share = 1.0 if self.rotation is None else limit_of_entries(smallest)
+        return [Limit(clip.norm * share)]
 
     def _measures(self, state: RunState, blocks: Blocks, layout: Layout) -> list[ClientStep]:
         rule = self.rule

@@ -62,8 +62,8 @@ _REMEDIES = (
     ),
     (
         _IN_ERROR_REPLY + ".*KeyError.*'arrays'",
-        "if its app reads message.content['arrays'], leave out numpy_clients=True, which is for "
-        "NumPyClients, or another arrayrecord_key",
+        "if its app reads message.content['arrays'], leave out numpy_clients=True, or any "
+        "arrayrecord_key other than 'arrays'",
     ),
     (
         "(update of array|vector|array) .*holds NaN or infinity|"

@@ -84,7 +84,7 @@ _OF_OLDER_START = {
 """What the older API has in place of arguments of the Message API's ``start``."""
 
 _OF_ONE = {
-    "secure": ": secure sums are of votes, use SignSGD",
+    "secure": ": secure sums are of votes, use fedmedian.strategies.SignSGD",
     "weighted": ": it belongs to SignSGD",
     "noise_at": ": it belongs to MedianSGD, votes need the clients' noise",
     "numpy_clients": ": clients of the older API are NumPyClients",
@@ -131,7 +131,7 @@ def require_fedavg_options(
     for name, value in options.items():
         _require_fedavg_option(name, value)
     config = options.get("configrecord_key", "config")
-    if config == options.get("arrayrecord_key", "arrays"):
+    if config == options.get("arrayrecord_key", "arrays") and not options.get("numpy_clients"):
         raise ValueError(f"configrecord_key must not be arrayrecord_key, got {config!r} for both")
 
 

@@ -329,7 +329,7 @@ class TestSampling:
         outcome = run(self.make(api, **folder), train, MODEL, 4, 5)
         counts = {Draw(): 2, Draw(0.25, 1): 3}
         assert outcome.reports[5]["epsilon"] == MECHANISM.epsilon_of(counts, 1e-5)
-        assert Checkpoint(tmp_path).answered_rounds() == counts
+        assert Checkpoint(tmp_path).answered_rounds() == (counts, 5)
 
     def test_a_round_that_asks_nobody_is_not_spent(self, message_api, run):
         class Often(type(message_api.make("SignSGD"))):
@@ -360,6 +360,12 @@ class TestSampling:
         found = {number: report["epsilon"] for number, report in outcome.reports.items()}
         costs = [MECHANISM.epsilon(1e-5, number, sampling=0.25) for number in range(1, 5)]
         assert found == dict(zip((1, 3, 5, 7), costs, strict=True))
+        # Rounds without a budget may have asked everybody.
+        plain = Often(**{**options, "privacy_budget": None}, checkpoint=Checkpoint(tmp_path))
+        run(plain, train, MODEL, 4, 9)
+        outcome = run(Often(**options, checkpoint=Checkpoint(tmp_path)), train, MODEL, 4, 11)
+        counts = {Draw(0.25, 1): 5, Draw(): 2}
+        assert outcome.reports[11]["epsilon"] == MECHANISM.epsilon_of(counts, 1e-5)
 
     def test_nobody_is_asked_in_a_round_of_which_a_larger_share_was_drawn(self, api, run, caplog):
         asked = []
@@ -446,22 +452,22 @@ class TestCheckpoint:
     ):
         note, rounds = Checkpoint.note_answered_rounds, []
 
-        def fail(checkpoint, counts):
+        def fail(checkpoint, counts, until):
             rounds.append(counts[Draw()])
             if counts[Draw()] == 2:
                 raise OSError(ENOSPC, "No space left on device")
-            note(checkpoint, counts)
+            note(checkpoint, counts, until)
 
         monkeypatch.setattr(Checkpoint, "note_answered_rounds", fail)
         run(self.make(api, tmp_path), train, MODEL, 3, 3)
         assert rounds == [1, 2, 3]
         (warning,) = warnings("could not record in")
         assert "that round 2 was asked ([Errno 28] No space left on device)" in warning
-        assert Checkpoint(tmp_path).answered_rounds() == {Draw(): 3}
+        assert Checkpoint(tmp_path).answered_rounds() == ({Draw(): 3}, 3)
 
     def test_a_damaged_count_is_refused_by_its_file(self, api, run, tmp_path):
-        Checkpoint(tmp_path).note_answered_rounds({Draw(): 2})
-        assert Checkpoint(tmp_path).answered_rounds() == {Draw(): 2}
+        Checkpoint(tmp_path).note_answered_rounds({Draw(): 2}, 7)
+        assert Checkpoint(tmp_path).answered_rounds() == ({Draw(): 2}, 7)
         (tmp_path / "answered-rounds.json").write_text("-1")
         with pytest.raises(ValueError, match=r"answered-rounds\.json cannot be read"):
             run(self.make(api, tmp_path), train, MODEL, 3, 1)
@@ -469,14 +475,14 @@ class TestCheckpoint:
     def test_no_bit_of_a_count_can_flip_unseen(self, tmp_path):
         checkpoint, path = Checkpoint(tmp_path), tmp_path / "answered-rounds.json"
         counts = {Draw(0.1, 8, 80): 37, Draw(): 2}
-        checkpoint.note_answered_rounds(counts)
+        checkpoint.note_answered_rounds(counts, 41)
         whole = path.read_bytes()
         for bit in range(8 * len(whole)):
             damaged = bytearray(whole)
             damaged[bit // 8] ^= 1 << bit % 8
             path.write_bytes(damaged)
             with suppress(ValueError):
-                assert checkpoint.answered_rounds() == counts
+                assert checkpoint.answered_rounds() == (counts, 41)
 
 
 class TestSecureSums:

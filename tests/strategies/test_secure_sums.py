@@ -329,6 +329,15 @@ class TestDropouts:
             counted = [report[f"replies-{kind}"] for kind in ("accepted", "rejected", "missing")]
             assert counted == [NUM_CLIENTS - 1, 0, 1]
 
+    def test_a_run_whose_sums_cannot_be_opened_ends_with_that_reason(self, play):
+        def fails(partition, number, at):
+            return (partition == 0 and at == "key") or (partition in (1, 2) and at == "parts")
+
+        with pytest.raises(
+            RunFailedError, match=r"reason, \d+ of 21 replies: the secure sum cannot be"
+        ):
+            play(3, failing(fails), secure=SecureSum(0.7))
+
     @pytest.mark.parametrize("stage", ["votes", "parts"])
     def test_below_it_keep_the_model_and_the_next_round_works(
         self, stage, play, audit, bits, caplog
@@ -431,7 +440,7 @@ class TestRefused:
 
     @pytest.mark.parametrize("strategy", [MedianSGD, legacy.MedianSGD])
     def test_medians(self, strategy):
-        with pytest.raises(TypeError, match=r"no argument 'secure': .*of votes, use SignSGD"):
+        with pytest.raises(TypeError, match=r"no argument 'secure': .*of votes, use .*SignSGD"):
             strategy(secure=SecureSum())
 
     def test_a_median_in_place_of_votes(self):
