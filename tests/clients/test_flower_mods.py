@@ -4,7 +4,8 @@ import re
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import (
     LocalDpMod,
     adaptiveclipping_mod,
@@ -58,6 +59,30 @@ def test_a_mod_after_perturb_changes_the_update_before_it_is_perturbed(run, mod)
     # Local DP's noise has a scale of 2e-9: no chance of 10^-3 of the norm in 10^6 runs.
     assert np.linalg.norm(moved) == pytest.approx(CLIPPING_NORM, rel=1e-3)
     assert (moved < 0).all()
+
+
+@every_mod_that_changes_updates
+def test_a_mod_for_training_alone_leaves_evaluation_alone(mod, as_record):
+    app = ClientApp(mods=[perturb])
+
+    @app.train(mods=[mod])
+    def train(message, context):
+        arrays = {name: array.numpy() - 10 for name, array in message.content["arrays"].items()}
+        metrics = MetricRecord({"num-examples": 1})
+        return Message(
+            RecordDict({"arrays": as_record(arrays), "metrics": metrics}), reply_to=message
+        )
+
+    @app.evaluate()
+    def evaluate(message, context):
+        metrics = MetricRecord({"num-examples": 1, "accuracy": 0.5})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+    config = ConfigRecord({KEY: CLIPPING_NORM})
+    grid = InProcessGrid(app, 3)
+    result = SignSGD().start(grid, as_record(MODEL), 1, train_config=config)
+    assert result.train_metrics_clientapp[1]["replies-accepted"] == 3
+    assert result.evaluate_metrics_clientapp[1]["accuracy"] == 0.5
 
 
 @every_mod_that_changes_updates
