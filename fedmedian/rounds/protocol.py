@@ -480,7 +480,8 @@ class RoundProtocol:
         if unknown or behind:
             LOGGER.info(
                 "%d of %d clients are sent the whole model, %s bytes each: %d are new, have "
-                "failed, or keep no state between rounds; %d hold one that is too old",
+                "failed, lack the mod, or keep no state between rounds; %d hold one that is too "
+                "old",
                 *(unknown + behind, len(nodes), f"{num_bytes(held.model):,}", unknown, behind),
             )
 

@@ -40,7 +40,7 @@ from fedmedian.strategies.log import concise, log_last_evaluation
 from fedmedian.strategies.options import FedAvgOptions, FlowerOptions, require_fedavg_options
 from fedmedian.strategies.results import ShownResult
 from fedmedian.strategies.wrappers import require_no_unfit_wrapper
-from fedmedian.wire.scalars import EVALUATION, WIRE_VERSION, WireError, WireScalar
+from fedmedian.wire.scalars import EVALUATION, PREFIX, WIRE_VERSION, WireError, WireScalar
 
 Record = TypeVar("Record")
 _FORMER = 10_000
@@ -176,9 +176,10 @@ class MessageStrategy(ShowsArguments, FedAvg):
             If the initial arrays are not an ArrayRecord, `num_rounds` is not an integer, or
             `evaluate_fn` does not return a mapping.
         ValueError
-            If the initial arrays are empty or `num_rounds` is negative; if the checkpoint is not
-            one of this run, is damaged, or holds more rounds than the run is to have; if the
-            privacy budget does not afford a round, or the model rules out a mechanism.
+            If the initial arrays are empty or `num_rounds` is negative; if a config has a key that
+            begins with ``fedmedian.``; if the checkpoint is not one of this run, is damaged, or
+            holds more rounds than the run is to have; if the privacy budget does not afford a
+            round, or the model rules out a mechanism.
         RunFailedError
             If `max_failed_rounds` rounds in a row made no new model, or all clients sent plain
             weights before there was one, with the most common reason; if no client was ever asked.
@@ -197,6 +198,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
         if not initial_arrays:
             raise ValueError("initial_arrays must hold at least one array, got an empty one")
         require_integer("num_rounds", num_rounds, low=0)
+        _require_own_keys("train_config", train_config)
+        _require_own_keys("evaluate_config", evaluate_config)
         self._per_block, self._timeout, self._around = {}, timeout, _Traffic()
         self._forget()
         journal = self._protocol.journal
@@ -649,6 +652,14 @@ def _with_metric(content: RecordDict, key: str, value: float) -> RecordDict:
     if metrics[key] == value:
         return content
     return RecordDict({**content, name: MetricRecord({**metrics, key: value})})
+
+
+def _require_own_keys(name: str, config: ConfigRecord | None) -> None:
+    if ours := sorted(key for key in config or () if key.startswith(PREFIX)):
+        raise ValueError(
+            f"{name} must not have keys that begin with {PREFIX!r}, which are the server's own, "
+            f"got {ours}"
+        )
 
 
 def _to_record(model: Mapping[str, Any] | None) -> ArrayRecord | None:

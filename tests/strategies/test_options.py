@@ -7,7 +7,7 @@ import flwr.server.strategy
 import flwr.serverapp.strategy
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord
 from flwr.clientapp import ClientApp
 from flwr.common import Parameters
 
@@ -212,6 +212,13 @@ class TestMistakes:
     def test_what_nobody_can_have_meant_has_no_hint(self):
         with pytest.raises(TypeError, match=r"^SignSGD\(\) has no argument 'xyzzy'$"):
             SignSGD(xyzzy=1)
+
+    @pytest.mark.parametrize("name", ["train_config", "evaluate_config"])
+    def test_a_config_cannot_have_keys_of_ours(self, name):
+        grid, model = InProcessGrid(ClientApp(), 2), ArrayRecord({"0": Array(np.zeros(3))})
+        config = {name: ConfigRecord({"lr": 0.1, "fedmedian.noise": 0.1})}
+        with pytest.raises(ValueError, match=rf"^{name} must not have keys .*'fedmedian.noise'"):
+            SignSGD().start(grid, model, **config)
 
     def test_an_evaluate_fn_that_returns_no_metrics_is_refused_before_training(self):
         app = ClientApp()
