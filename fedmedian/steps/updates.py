@@ -16,7 +16,6 @@ from fedmedian.steps.base import (
     register_client_step,
     shorten,
 )
-from fedmedian.wire.scalars import require_positive
 
 
 @register_client_step
@@ -42,7 +41,7 @@ class DivideByLearningRate(ClientStep):
     name: ClassVar[str] = "learning-rate"
 
     def __post_init__(self) -> None:
-        require_positive("learning_rate", self.learning_rate)
+        require_real("learning_rate", self.learning_rate, low=0.0, open_low=True)
 
     def apply(self, draft: Draft) -> None:
         """Divide the draft."""

@@ -115,7 +115,7 @@ scales = hnp.arrays(
     np.float32, st.integers(0, 5), elements=st.floats(0, float(np.float32(1e30)), width=32)
 )
 changes = st.tuples(
-    st.builds(DivideByLearningRate, st.floats(1e-30, 1e12)),
+    st.builds(DivideByLearningRate, positive),
     st.builds(ClientMomentum, st.floats(0, 1, exclude_max=True)),
     st.builds(Clip, positive),
     st.builds(Measure, st.sampled_from(["rms", "max"])),
