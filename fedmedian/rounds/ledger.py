@@ -71,14 +71,14 @@ class Ledger:
         self._draw = Draw(budget.sampling, min_replies)
         self._affordable = MOST_ANSWERS
         self._answered: Counter[Draw] = Counter()
-        self._until, self._remedy = 0, ""
+        self._until = 0
         self._charged: dict[tuple[int, int], Draw] = {}
         self._has_warned = False
         if secure is None or mechanism != NoMechanism((UNKNOWN_MODEL,)):
             self._take(mechanism)
 
-    def _take(self, mechanism: Mechanism | NoMechanism) -> None:
-        """Count by a mechanism from now on.
+    def _take(self, mechanism: Mechanism | NoMechanism, remedy: str = "") -> None:
+        """Count by a mechanism from now on; the error for too small a budget names the remedy.
 
         Raises
         ------
@@ -100,7 +100,7 @@ class Ledger:
                 "privacy_budget must afford a round, which costs epsilon "
                 f"{self._epsilon({self._draw: 1}):.4g}, "
                 f"got {budget!r}; fedmedian.privacy.noise_multiplier_for finds the noise for one"
-                f"{self._remedy}"
+                f"{remedy}"
             )
 
     def _rounds_within(self, draw: Draw, spent: Mapping[Draw, int] = NOTHING_SPENT) -> int:
@@ -219,15 +219,16 @@ class Ledger:
         draw = self._draw
         if self._secure is not None:
             draw = self._draw = draw._replace(summed=self._secure.least(drawn))
-            if len(question.blocks) > 1:
-                self._remedy = "; all arrays in one block, Rotation(smallest=10**9), cost less"
+            steps, seed = question.instruction.steps, question.instruction.seed
+            cheaper = "; all arrays in one block, Rotation(smallest=10**9), cost less"
+            remedy = cheaper if len(question.blocks) > 1 else ""
             # A model of another size has other limits of its entries.
-            self._take(mechanism_of(question.instruction.steps, seed=question.instruction.seed))
+            self._take(mechanism_of(steps, seed=seed), remedy)
             if not self._rounds_within(draw, self._answered):
                 warn(
                     "no client is asked in round %d: another answer in a sum of %d clients would "
                     "exceed the privacy budget, %s%s",
-                    *(question.server_round, draw.summed, self, self._remedy),
+                    *(question.server_round, draw.summed, self, remedy),
                 )
                 return False
         self._answered[draw] += 1

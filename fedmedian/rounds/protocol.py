@@ -286,10 +286,11 @@ class RoundProtocol:
         """
         if self._ledger is None:
             return drawn > 0
-        may = drawn > 0 and self._ledger.is_hidden(drawn, present)
-        if not (may := may and self._ledger.spend(question, drawn)):
-            self._ledger.pass_over(question)
-        return may
+        is_hidden = drawn > 0 and self._ledger.is_hidden(drawn, present)
+        if is_hidden and self._ledger.spend(question, drawn):
+            return True
+        self._ledger.pass_over(question)
+        return False
 
     def seat(
         self, question: Question, nodes: Sequence[Node], exchange: Exchange
@@ -367,26 +368,14 @@ class RoundProtocol:
         self._acknowledge(hearing, asked, replies, answers, failures)
         rules = (*self._rules, *self.options.cohort_rules)
         kept, counts = hearing.judge(question.server_round, answers, rules)
-        report: Report = {**counts}
+        report: Report = {}
         model, state, reason = None, question.state, ""
         try:
             total = None
             if self._sums is not None:
                 assert exchange is not None  # only the Message API has secure sums
                 self._sums.forget({*asked} - {answer.node for answer in kept})
-                without = self._sums.num_without_place(question)
-                report["replies-missing"] = counts["replies-missing"] + without
-                hearing.reasons += [_NO_PLACE] * without
-                voted, rejected = len(kept), counts["replies-rejected"]
-                report |= {"replies-accepted": 0, "replies-rejected": rejected + voted}
-                try:
-                    kept, total = self._sums.open(question, kept, exchange)
-                except NoStepError as error:
-                    hearing.reasons += [str(error)] * voted
-                    raise
-                left = voted - len(kept)
-                report |= {"replies-accepted": len(kept), "replies-rejected": rejected + left}
-                hearing.reasons += [_LEFT_THE_SUM] * left
+                kept, total = self._open_sum(self._sums, question, kept, exchange, hearing, counts)
                 if self._ledger is not None:
                     self._ledger.settle(question, len(kept))
             model, state, measured = self._step(question, kept, total)
@@ -395,6 +384,7 @@ class RoundProtocol:
         except NoStepError as error:
             reason = str(error)
             self._keep_model(question, error)
+        report |= counts
         if self._ledger is not None:
             report |= self._ledger.report
             self._ledger.look_at(answers)
@@ -403,6 +393,39 @@ class RoundProtocol:
         return Heard(
             question, model, state, report, usual, len(asked), hearing.reasons, reason, kept
         )
+
+    def _open_sum(
+        self,
+        sums: SecureSums,
+        question: Question,
+        answers: list[Answer[Any]],
+        exchange: Exchange,
+        hearing: Hearing,
+        counts: dict[str, int],
+    ) -> tuple[list[Answer[Any]], VoteCounts]:
+        """Return the answers whose votes are in a secure sum, and the sum.
+
+        The nodes that are not in it join the reasons and the counts.
+
+        Raises
+        ------
+        NoStepError
+            If it cannot be opened. Then no vote counts.
+        """
+        counts["replies-missing"] += question.without_place
+        hearing.reasons += [_NO_PLACE] * question.without_place
+        kept, reason = list[Answer[Any]](), _LEFT_THE_SUM
+        try:
+            kept, total = sums.open(question, answers, exchange)
+            return kept, total
+        except NoStepError as error:
+            reason = str(error)
+            raise
+        finally:
+            left = len(answers) - len(kept)
+            counts["replies-accepted"] = len(kept)
+            counts["replies-rejected"] += left
+            hearing.reasons += [reason] * left
 
     def _keep_model(self, question: Question, reason: NoStepError) -> None:
         warn("round %d keeps the model as it is: %s", question.server_round, reason)

@@ -93,6 +93,8 @@ class Question:
         The versions of the model that nodes hold, as far as the server knows.
     cohort : Cohort, optional
         The nodes in its secure sum.
+    without_place : int (default: 0)
+        The number of nodes that were to be asked, but have no place in it.
     """
 
     server_round: int
@@ -103,6 +105,7 @@ class Question:
     sent: Arrays
     versions: Mapping[Node, str]
     cohort: Cohort[Node] | None = None
+    without_place: int = 0
 
     @cached_property
     def places(self) -> Mapping[Node, Place]:

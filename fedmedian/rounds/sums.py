@@ -32,7 +32,6 @@ class SecureSums:
     def __init__(self, rule: SecureSum, roster: Roster) -> None:
         self._rule, self._roster = rule, roster
         self._keys: dict[Node, bytes] = {}
-        self._without_place: dict[tuple[int, int], int] = {}
 
     def seat(self, question: Question, nodes: Sequence[Node], exchange: Exchange) -> Question:
         """Return the question with a place in its sum for each node that has a key.
@@ -67,12 +66,8 @@ class SecureSums:
                 f"key: {remedy}"
             )
         circle = replace(self._rule.circle(members), least=least)
-        self._without_place[question.number] = len(nodes) - len(members)
-        return replace(question, cohort=Cohort(circle, {one: self._keys[one] for one in members}))
-
-    def num_without_place(self, question: Question) -> int:
-        """Return the number of nodes that were to be asked, but have no place in the sum."""
-        return self._without_place.pop(question.number, 0)
+        cohort = Cohort(circle, {one: self._keys[one] for one in members})
+        return replace(question, cohort=cohort, without_place=len(nodes) - len(members))
 
     def forget(self, nodes: Collection[Node]) -> None:
         """Forget the keys of nodes, which may have lost them."""

@@ -29,9 +29,10 @@ Arrays that start at zero, or train with a learning rate that warms up, move lit
 """
 
 APART_ROUNDS = 3
+"""A client that others do not agree with in so many of its rounds in a row is named in the log."""
+
 _ENOUGH_TO_AGREE = 5
 """With fewer clients some are apart by chance, round after round."""
-"""A client that others do not agree with in so many of its rounds in a row is named in the log."""
 
 STILL_ROUNDS = 3
 """A client whose update is zero in each of its first so many rounds triggers a warning."""

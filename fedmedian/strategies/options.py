@@ -147,8 +147,8 @@ def _hint(strategy: type, name: str, allowed: frozenset[str]) -> str:
         theirs = name in LegacyFedAvgOptions.__optional_keys__
         owner = f"; {name!r} belongs to {other}.{ours.__name__}" if theirs else ""
         return f": pass it to start({_OF_START[name]}=…){owner}"
-    if older and name in _OF_START:
-        return _OF_OLDER_START.get(name, "")
+    if older and name in _OF_OLDER_START:
+        return _OF_OLDER_START[name]
     if name in _OF_ONE:
         return _OF_ONE[name]
     if name in _SYNONYMS:
