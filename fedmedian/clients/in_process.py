@@ -1,7 +1,9 @@
 """A Flower Grid whose nodes run in this process: simulation without Ray."""
 
+import json
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import lru_cache
 from inspect import currentframe
 from itertools import count
 from threading import Lock
@@ -21,6 +23,9 @@ from fedmedian.records import serialized_sizes
 
 _RUN_ID = 1
 _FIRST_NODE_ID = SUPERLINK_NODE_ID + 1
+
+_ONE_CHUNK = 1 << 20
+"""The bytes of an array that Flower surely sends as one chunk."""
 
 
 class InProcessGrid(Grid):
@@ -218,28 +223,54 @@ class InProcessGrid(Grid):
 
 def _sizes(messages: list[Message]) -> list[int]:
     """Return the bytes of messages as Flower would send them."""
+    contents = {id(one.content): one.content for one in messages if one.has_content()}
+    measurable = {key: _measurable(content) for key, content in contents.items()}
+    with_content = [
+        Message(content=measurable[id(one.content)][0], metadata=one.metadata)  # type: ignore[call-overload]
+        if one.has_content()
+        else one
+        for one in messages
+    ]
+    left_out = (measurable[id(one.content)][1] if one.has_content() else 0 for one in messages)
+    return [sum(pair) for pair in zip(serialized_sizes(with_content), left_out, strict=True)]
+
+
+def _measurable(content: RecordDict) -> tuple[RecordDict, int]:
+    """Return content that can be measured, and how many bytes less it takes.
+
+    Messages hold the ids of their records, which have one length, so a record without arrays can
+    stand for one with them. That one's size follows from the forms of its arrays, and from which
+    are equal: these are sent once. Arrays of several chunks may have equal chunks, too.
+    """
+    records = content.array_records
+    arrays = [array for record in records.values() for array in record.values()]
+    if len(records) == 1 and all(8 <= len(array.data) <= _ONE_CHUNK for array in arrays):
+        ((key, record),) = records.items()
+        places = dict[bytes, int]()
+        forms = [
+            (name, a.dtype, a.shape, a.stype, len(a.data), places.setdefault(a.data, len(places)))
+            for name, a in record.items()
+        ]
+        return RecordDict({**content, key: ArrayRecord()}), _size_of_arrays(json.dumps(forms))
     # Copies, because measuring leaves data in arrays that cannot be copied or pickled.
     copies = {
-        id(message.content): RecordDict(
-            {name: _copy_for_measuring(record) for name, record in message.content.items()}
+        name: ArrayRecord(
+            {key: Array(a.dtype, a.shape, a.stype, a.data) for key, a in record.items()}
         )
-        for message in messages
-        if message.has_content()
+        for name, record in records.items()
     }
-    return serialized_sizes(
-        Message(content=copies[id(message.content)], metadata=message.metadata)  # type: ignore[call-overload]
-        if message.has_content()
-        else message
-        for message in messages
-    )
+    return RecordDict({**content, **copies}), 0
 
 
-def _copy_for_measuring(record: Any) -> Any:
-    if not isinstance(record, ArrayRecord):
-        return record
-    return ArrayRecord(
-        {name: Array(a.dtype, a.shape, a.stype, a.data) for name, a in record.items()}
-    )
+@lru_cache
+def _size_of_arrays(forms: str) -> int:
+    """Return how many bytes more a record with arrays takes than one without."""
+    arrays = {
+        name: Array(dtype, tuple(shape), stype, place.to_bytes(8, "big").ljust(length))
+        for name, dtype, shape, stype, length, place in json.loads(forms)
+    }
+    size, empty = serialized_sizes([ArrayRecord(arrays), ArrayRecord()])
+    return size - empty
 
 
 def _awaited_nodes() -> tuple[int, str]:

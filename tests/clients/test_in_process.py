@@ -43,6 +43,14 @@ def app_of(answer):
     return app
 
 
+def array(values):
+    return Array(np.asarray(values))
+
+
+def record_dict(**arrays):
+    return {"arrays": ArrayRecord(arrays), "metrics": MetricRecord({"num-examples": 1})}
+
+
 def metrics(**values):
     return RecordDict({"metrics": MetricRecord(values)})
 
@@ -315,6 +323,35 @@ class TestBytes:
             up += sum(serialized_size(reply) for reply in replies)
             assert (grid.bytes_down, grid.bytes_up) == (down, up)
         assert up > 2 * 8 * (100 + 200 + 300)
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            record_dict(x=array([0.5] * 40), y=array([0.5] * 40), z=array([0.5] * 41)),
+            record_dict(x=array([0.5] * 40), y=array([0.25] * 40)),
+            record_dict(x=array(np.zeros((3, 4))), y=array(np.zeros((4, 3))), of=array([1])),
+            record_dict(x=Array("u1", (1,), "raw", b"a"), y=Array("u1", (1,), "raw", b"b")),
+            record_dict(long=array(np.zeros(1 << 20)), as_long=array(np.ones(1 << 20))),
+            record_dict(x=array([0.5])) | {"same": ArrayRecord({"x": array([0.5])})},
+            record_dict(x=array([0.5])) | {"none": ArrayRecord()},
+            record_dict(),
+        ],
+        ids=[
+            "equal",
+            "unequal",
+            "shapes",
+            "tiny",
+            "several chunks",
+            "equal records",
+            "empty record",
+            "none",
+        ],
+    )
+    def test_arrays_are_sent_once_where_flower_finds_them_equal(self, content):
+        grid = InProcessGrid(app_of(lambda *_: RecordDict(content)), 2)
+        replies = grid.send_and_receive(to_all(grid))
+        assert all(list(reply.content) == list(content) for reply in replies)
+        assert grid.bytes_up == sum(serialized_size(reply) for reply in replies)
 
     def test_a_grid_counts_the_bytes_of_error_replies(self):
         def fail(message, context):
