@@ -6,7 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from hashlib import file_digest, sha256
 from itertools import islice
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fedmedian.checks import require_integer, require_type
 from fedmedian.logs import warn
-from fedmedian.privacy.accounting import Draw
+from fedmedian.privacy.accounting import Draw, Mechanism
 from fedmedian.rounds.lock import FolderLock
 from fedmedian.wire.npy import as_numbers
 
@@ -212,8 +212,8 @@ class Checkpoint:
             raise ValueError(f"cannot resume from any checkpoint, because {'; '.join(broken)}")
         return None
 
-    def answered_rounds(self) -> tuple[dict[Draw, int], int]:
-        """Return how many rounds clients may have answered, and up to which round they are counted.
+    def answered_rounds(self) -> tuple[dict[Draw, int], int, Mechanism | None]:
+        """Return how many rounds clients may have answered, up to which round, and what they ran.
 
         See `note_answered_rounds`.
 
@@ -230,7 +230,7 @@ class Checkpoint:
                 # Writing replaces a link, so the count would not be where the link points.
                 descriptor = os.open(path, os.O_RDONLY | _NO_FOLLOW)
             except FileNotFoundError:
-                return {}, 0
+                return {}, 0, None
             with open(descriptor, "rb") as file:
                 stored = json.loads(file.read())
             rounds = {
@@ -242,11 +242,14 @@ class Checkpoint:
                 for sampling, least, summed, number in stored["rounds"]
             }
             until = require_integer("the last round", stored["until"], low=0)
-            if stored != _counted(rounds, until):
+            mechanism = None if stored["mechanism"] is None else Mechanism(**stored["mechanism"])
+            if stored != _counted(rounds, until, mechanism):
                 raise ValueError("it does not match its checksum")
-            return rounds, until
+            return rounds, until, mechanism
 
-    def note_answered_rounds(self, rounds: Mapping[Draw, int], until: int) -> None:
+    def note_answered_rounds(
+        self, rounds: Mapping[Draw, int], until: int, mechanism: Mechanism | None
+    ) -> None:
         """Store how many rounds clients may have answered, with or without a checkpoint.
 
         Parameters
@@ -255,6 +258,8 @@ class Checkpoint:
             The number of rounds by how their clients were drawn.
         until : int
             The last round that is counted, or has asked nobody.
+        mechanism : Mechanism or None
+            What clients release in a round; None if no round has asked them.
 
         Raises
         ------
@@ -264,7 +269,7 @@ class Checkpoint:
         folder = self._make_folder()
         draft = folder / f"{_DRAFT}-{_ANSWERED}"
         draft.unlink(missing_ok=True)  # left by a killed process
-        _create_text(draft, json.dumps(_counted(rounds, until)) + "\n")
+        _create_text(draft, json.dumps(_counted(rounds, until, mechanism)) + "\n")
         _sync(draft)
         draft.replace(folder / _ANSWERED)
         _sync(folder)
@@ -422,9 +427,15 @@ def _create_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def _counted(rounds: Mapping[Draw, int], until: int) -> dict[str, Any]:
+def _counted(
+    rounds: Mapping[Draw, int], until: int, mechanism: Mechanism | None
+) -> dict[str, Any]:
     """Return numbers of rounds in the stored form, with a checksum."""
-    stored = {"rounds": [[*draw, number] for draw, number in rounds.items()], "until": until}
+    stored = {
+        "rounds": [[*draw, number] for draw, number in rounds.items()],
+        "until": until,
+        "mechanism": None if mechanism is None else asdict(mechanism),
+    }
     return {**stored, "sha256": sha256(json.dumps(stored).encode()).hexdigest()}
 
 

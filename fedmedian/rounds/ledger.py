@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -83,7 +84,8 @@ class Ledger:
         Raises
         ------
         ValueError
-            If it is none, or the budget does not afford one round.
+            If it is none, or another than in earlier rounds, or the budget does not afford one
+            round.
         """
         budget = self._budget
         if isinstance(mechanism, NoMechanism):
@@ -91,8 +93,16 @@ class Ledger:
                 "privacy_budget must be None where clients do not run a mechanism, "
                 f"got {budget!r}; they do not because of {mechanism}"
             )
-        if self._mechanism is not None and self._mechanism.limit > mechanism.limit:
-            mechanism = self._mechanism  # earlier rounds had larger entries
+        if (earlier := self._mechanism) is not None:
+            if replace(earlier, limit=mechanism.limit) != mechanism:
+                assert self._checkpoint is not None  # a strategy's own rounds have one mechanism
+                raise ValueError(
+                    f"{self._checkpoint.folder} counts rounds in which clients sent {earlier}; in "
+                    f"this run they send {mechanism}; continue with the noise and the clipping of "
+                    "that run, or use another folder and a privacy_budget that allows for both"
+                )
+            if earlier.limit > mechanism.limit:
+                mechanism = earlier  # earlier rounds had larger entries
         self._mechanism = mechanism
         self._affordable = self._rounds_within(self._draw)
         if self._affordable == 0 and not self._answered:
@@ -175,17 +185,21 @@ class Ledger:
         Raises
         ------
         ValueError
-            If the count is damaged.
+            If the count is damaged, or of rounds with other noise or clipping.
         OSError
             If it cannot be read.
         """
         until = self._until
         if self._checkpoint is not None:
-            stored, until_stored = self._checkpoint.answered_rounds()
+            stored, until_stored, earlier = self._checkpoint.answered_rounds()
             until = max(until, until_stored)
             # An earlier run of this strategy asked the same clients, so its rounds count too.
             if sum(stored.values()) > self._answered.total():
                 self._answered = Counter(stored)
+            if earlier is not None:
+                own, self._mechanism = self._mechanism, earlier
+                if own is not None:
+                    self._take(own)
         # Uncounted rounds may have asked all clients.
         if (others := done - until) > 0:
             self._answered[Draw()] += others
@@ -254,7 +268,7 @@ class Ledger:
         if self._checkpoint is None:
             return
         try:
-            self._checkpoint.note_answered_rounds(self._answered, self._until)
+            self._checkpoint.note_answered_rounds(self._answered, self._until, self._mechanism)
         # This process still has the count, and the next write contains all of it.
         except OSError as error:
             warn(

@@ -329,7 +329,7 @@ class TestSampling:
         outcome = run(self.make(api, **folder), train, MODEL, 4, 5)
         counts = {Draw(): 2, Draw(0.25, 1): 3}
         assert outcome.reports[5]["epsilon"] == MECHANISM.epsilon_of(counts, 1e-5)
-        assert Checkpoint(tmp_path).answered_rounds() == (counts, 5)
+        assert Checkpoint(tmp_path).answered_rounds() == (counts, 5, MECHANISM)
 
     def test_a_round_that_asks_nobody_is_not_spent(self, message_api, run):
         class Often(type(message_api.make("SignSGD"))):
@@ -414,6 +414,25 @@ class TestCheckpoint:
         assert max(outcome.reports) == AFFORDED - 1  # round 3 was asked for twice
         assert outcome.reports[AFFORDED - 1]["epsilon"] == MECHANISM.epsilon(1e-5, AFFORDED)
 
+    @pytest.mark.parametrize(
+        ("strategy", "changed"),
+        [
+            ("SignSGD", {"noise": Gaussian(80.0)}),
+            ("SignSGD", {"client_steps": [Clip(1.0)]}),
+            ("MedianSGD", {"noise": Gaussian(8.0)}),
+        ],
+    )
+    def test_rounds_that_were_lost_with_the_process_had_the_noise_that_they_had(
+        self, strategy, changed, api, run, tmp_path
+    ):
+        """No checkpoint is left that knows the noise, but the count does."""
+        Checkpoint(tmp_path).note_answered_rounds({Draw(): 2}, 2, MECHANISM)
+        options = OF_SIGNS if strategy == "SignSGD" else HIDDEN
+        own = {**options, **changed, "privacy_budget": PrivacyBudget(50.0, 1e-5)}
+        with pytest.raises(ValueError, match=r"counts rounds in which clients sent the signs of"):
+            run(api.make(strategy, **own, checkpoint=Checkpoint(tmp_path)), train, MODEL, 3, 3)
+        assert Checkpoint(tmp_path).answered_rounds() == ({Draw(): 2}, 2, MECHANISM)
+
     def test_a_run_whose_budget_is_spent_returns_what_it_has(self, message_api, run, tmp_path):
         first = run(self.make(message_api, tmp_path), train, MODEL, 3, AFFORDED)
         again = run(self.make(message_api, tmp_path), train, MODEL, 3, AFFORDED + 3)
@@ -452,22 +471,22 @@ class TestCheckpoint:
     ):
         note, rounds = Checkpoint.note_answered_rounds, []
 
-        def fail(checkpoint, counts, until):
+        def fail(checkpoint, counts, *others):
             rounds.append(counts[Draw()])
             if counts[Draw()] == 2:
                 raise OSError(ENOSPC, "No space left on device")
-            note(checkpoint, counts, until)
+            note(checkpoint, counts, *others)
 
         monkeypatch.setattr(Checkpoint, "note_answered_rounds", fail)
         run(self.make(api, tmp_path), train, MODEL, 3, 3)
         assert rounds == [1, 2, 3]
         (warning,) = warnings("could not record in")
         assert "that round 2 was asked ([Errno 28] No space left on device)" in warning
-        assert Checkpoint(tmp_path).answered_rounds() == ({Draw(): 3}, 3)
+        assert Checkpoint(tmp_path).answered_rounds() == ({Draw(): 3}, 3, MECHANISM)
 
     def test_a_damaged_count_is_refused_by_its_file(self, api, run, tmp_path):
-        Checkpoint(tmp_path).note_answered_rounds({Draw(): 2}, 7)
-        assert Checkpoint(tmp_path).answered_rounds() == ({Draw(): 2}, 7)
+        Checkpoint(tmp_path).note_answered_rounds({Draw(): 2}, 7, MECHANISM)
+        assert Checkpoint(tmp_path).answered_rounds() == ({Draw(): 2}, 7, MECHANISM)
         (tmp_path / "answered-rounds.json").write_text("-1")
         with pytest.raises(ValueError, match=r"answered-rounds\.json cannot be read"):
             run(self.make(api, tmp_path), train, MODEL, 3, 1)
@@ -475,14 +494,14 @@ class TestCheckpoint:
     def test_no_bit_of_a_count_can_flip_unseen(self, tmp_path):
         checkpoint, path = Checkpoint(tmp_path), tmp_path / "answered-rounds.json"
         counts = {Draw(0.1, 8, 80): 37, Draw(): 2}
-        checkpoint.note_answered_rounds(counts, 41)
+        checkpoint.note_answered_rounds(counts, 41, MECHANISM)
         whole = path.read_bytes()
         for bit in range(8 * len(whole)):
             damaged = bytearray(whole)
             damaged[bit // 8] ^= 1 << bit % 8
             path.write_bytes(damaged)
             with suppress(ValueError):
-                assert checkpoint.answered_rounds() == (counts, 41)
+                assert checkpoint.answered_rounds() == (counts, 41, MECHANISM)
 
 
 class TestSecureSums:
@@ -556,6 +575,29 @@ class TestSecureSums:
         self.run(message_api, run, budget, 2, **own)
         _, outcome = self.run(message_api, run, budget, 3, lost=(4,), **own)
         assert outcome.reports[3]["epsilon"] == pytest.approx(self.epsilon(10, 10, 9))
+
+    @pytest.mark.parametrize(
+        ("earlier", "is_refused"),
+        [
+            (Mechanism(2.0, 8.0, limit=1.0), False),
+            (Mechanism(2.0, 8.0, limit=9.0), False),
+            (Mechanism(2.0, 4.0, limit=2.0), True),
+        ],
+    )
+    def test_a_lost_round_had_the_noise_and_at_least_the_limit_that_it_had(
+        self, earlier, is_refused, message_api, run, tmp_path
+    ):
+        checkpoint = Checkpoint(tmp_path)
+        checkpoint.note_answered_rounds({Draw(summed=8): 1}, 1, earlier)
+        options = {"budget": PrivacyBudget(50.0, 1e-5), "rounds": 1, "checkpoint": checkpoint}
+        if is_refused:
+            with pytest.raises(ValueError, match=r"counts rounds in which clients sent .* of 4"):
+                self.run(message_api, run, **options)
+        else:
+            _, outcome = self.run(message_api, run, **options)
+            largest = Mechanism(2.0, 8.0, limit=max(earlier.limit, self.LIMIT))
+            spent = largest.epsilon_of({Draw(summed=6): 1, Draw(summed=8): 1}, 1e-5)
+            assert outcome.reports[1]["epsilon"] == pytest.approx(spent)
 
     @pytest.fixture
     def ledger_of(self):

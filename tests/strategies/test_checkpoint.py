@@ -596,7 +596,7 @@ class TestPlace:
         with suppress(OSError):
             play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path / "run")), 2)
         with suppress(OSError):
-            Checkpoint(tmp_path / "run").note_answered_rounds({Draw(): 1}, 1)
+            Checkpoint(tmp_path / "run").note_answered_rounds({Draw(): 1}, 1, None)
         assert (tmp_path / "precious").read_text() == "precious"
 
     @pytest.mark.parametrize("name", [".draft", "round-000002"])
@@ -613,7 +613,7 @@ class TestPlace:
 
     @pytest.mark.parametrize("target", ["there.json", "missing.json"])
     def test_a_count_of_rounds_that_is_a_link_is_refused(self, target, tmp_path):
-        Checkpoint(tmp_path).note_answered_rounds({Draw(): 5}, 5)
+        Checkpoint(tmp_path).note_answered_rounds({Draw(): 5}, 5, None)
         (tmp_path / "answered-rounds.json").rename(tmp_path / "there.json")
         (tmp_path / "answered-rounds.json").symlink_to(target)
         with pytest.raises(OSError, match=r"answered-rounds\.json"):
