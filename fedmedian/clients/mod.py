@@ -163,7 +163,7 @@ def _follow(
         before = to_arrays(model_in(message.content)[1])
         layout = Layout.with_exact_positions(before, instruction.exact)
         instruction.blocks(layout)  # raises if the steps do not fit
-        policies.admit(instruction, layout, context, None if place is None else place.least)
+        policies.admit(instruction, layout, context, place)
         if place is not None:
             take(place, instruction, before, context)
     except ValueError as error:

@@ -24,6 +24,7 @@ from fedmedian.privacy.accounting import (
 )
 from fedmedian.privacy.mechanism import least_scale, limit_of, noise_of, obstacles
 from fedmedian.randomness import secret_rng
+from fedmedian.secure.cohort import Place
 from fedmedian.steps.encodings import Signs
 from fedmedian.steps.instruction import Instruction
 from fedmedian.wire.scalars import POLICY_RULE
@@ -123,8 +124,9 @@ class Policy:
         The smallest number of clients, including this one, whose votes are in a secure sum, >= 3.
         Votes that are not summed are refused. Without it, the server may see every vote.
     honest : float (default: 0.8)
-        The smallest share of the clients in a sum that are honest, in (0, 1]. With `cohort`, the
-        cost of an answer follows from the number of them; see `fedmedian.privacy.sums`.
+        The smallest share of this client and those that it shares masks with that are honest, in
+        (0, 1]; a lying server chooses whom it shares them with. With `cohort`, the cost of an
+        answer follows from the honest ones that must be in its sum; see `fedmedian.privacy.sums`.
 
     Raises
     ------
@@ -237,14 +239,13 @@ class Policy:
         if not scale >= low:
             _refuse("noise_scale", f"must be >= {low!s}, the server asks for {scale!s}")
 
-    def require_cohort(self, cohort: int | None) -> None:
+    def require_cohort(self, place: Place | None) -> None:
         """Raise if too few clients' votes are summed.
 
         Parameters
         ----------
-        cohort : int or None
-            The smallest number of clients, including this one, whose votes are in the secure sum;
-            None without one.
+        place : Place or None
+            This client's place in a secure sum; None without one.
 
         Raises
         ------
@@ -253,12 +254,12 @@ class Policy:
         """
         if self.cohort is None:
             return
-        if cohort is None:
+        if place is None:
             _refuse("cohort", "the server asks for votes without a secure sum")
-        if cohort < self.cohort:
+        if (least := place.least) < self.cohort:
             remedy = "SecureSum's threshold and neighbors raise that"
             _refuse(
-                "cohort", f"must be >= {self.cohort}, the sum may have {cohort} clients; {remedy}"
+                "cohort", f"must be >= {self.cohort}, the sum may have {least} clients; {remedy}"
             )
 
     def require_budget_for(self, loss: PrivacyLoss) -> None:
@@ -400,7 +401,7 @@ class Policies:
         instruction: Instruction,
         layout: Layout,
         context: Context,
-        cohort: int | None = None,
+        place: Place | None = None,
     ) -> None:
         """Count an instruction's round as answered, unless a policy refuses it.
 
@@ -412,9 +413,8 @@ class Policies:
             The model's layout.
         context : Context
             The client's context; its count of answers is updated.
-        cohort : int, optional
-            The smallest number of clients, including this one, whose votes are in the secure sum.
-            Without it, the server sees every vote.
+        place : Place, optional
+            This client's place in a secure sum. Without it, the server sees every vote.
 
         Raises
         ------
@@ -423,10 +423,10 @@ class Policies:
         """
         for policy in self.members:
             policy.require_permission(instruction, layout)
-            policy.require_cohort(cohort)
+            policy.require_cohort(place)
         if self.members:
             # Before training: a failure reveals something about the data, too.
-            self._count(context, instruction, cohort)
+            self._count(context, instruction, place)
 
     def require_exact(self, instruction: Instruction, names: Sequence[str]) -> None:
         """Raise if an array must not be sent exactly; see `Policy.require_exact`."""
@@ -474,7 +474,7 @@ class Policies:
             if isinstance(content[name], MetricRecord) and not content[name]:
                 _refuse("metrics", f"nothing in record {name!r} may be sent")
 
-    def _count(self, context: Context, instruction: Instruction, cohort: int | None) -> None:
+    def _count(self, context: Context, instruction: Instruction, place: Place | None) -> None:
         state: dict[str, Any] = {**context.state.config_records.get(_STATE, _NOTHING)}
         answers, last = state["answers"], state["last-round"]
         server_round = instruction.server_round
@@ -484,7 +484,7 @@ class Policies:
         if answers >= most:
             _refuse("rounds", f"{answers} have been answered, the limit is {most}")
         spent = PrivacyLoss(state["as-gaussian"], state["as-sent"], (*state["divergences"],))
-        loss = spent + self._loss_of_answer(instruction, cohort)
+        loss = spent + self._loss_of_answer(instruction, place)
         for policy in self.members:
             policy.require_budget_for(loss)
         counts = {"answers": answers + 1, "last-round": server_round}
@@ -492,13 +492,14 @@ class Policies:
         divergences = {"divergences": [*loss.divergences]}
         context.state[_STATE] = ConfigRecord({**counts, **sums, **divergences})
 
-    def _loss_of_answer(self, instruction: Instruction, cohort: int | None) -> PrivacyLoss:
+    def _loss_of_answer(self, instruction: Instruction, place: Place | None) -> PrivacyLoss:
         clip, steps = self.clip, instruction.steps
         assert clip is not None
         summed = 0
         # A policy without a cohort relies on no other client.
-        if cohort is not None and all(policy.cohort is not None for policy in self.members):
-            summed = min(honest_of(policy.honest, cohort) for policy in self.members)
+        if place is not None and all(policy.cohort is not None for policy in self.members):
+            share, together = min(policy.honest for policy in self.members), len(place.neighbors) + 1
+            summed = place.honest(together - honest_of(share, together))
         return PrivacyLoss.of_answer(
             instruction.encoding.name,
             float(_least_scale(instruction)) / clip,

@@ -115,6 +115,22 @@ class Place:
         """
         return 2 * self.enough - len(self.neighbors) + 1
 
+    def honest(self, colluding: int) -> int:
+        """Return the fewest honest clients in the sum, this one included, whoever is lost.
+
+        Parameters
+        ----------
+        colluding : int
+            The largest number of neighbors that collude with a server that lies about who is lost:
+            they remain in the sum instead of honest ones.
+
+        Returns
+        -------
+        int
+            The number, at least 1.
+        """
+        return max(self.least - colluding, 1)
+
     def encode(self) -> dict[str, WireScalar]:
         """Return the place as scalars."""
         values = self.bits, self.enough, b"".join(self.neighbors)

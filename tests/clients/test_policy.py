@@ -6,6 +6,7 @@ Every hostile server is first seen to get what it asks for from a client without
 import re
 import sys
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -39,6 +40,7 @@ from fedmedian.clients.policy import CONFIG_KEY, VARIABLE, Policies, PolicyError
 from fedmedian.model.layout import Layout
 from fedmedian.privacy.accounting import Draw, Mechanism, PrivacyLoss
 from fedmedian.records import to_record
+from fedmedian.secure.cohort import Place
 from fedmedian.steps.base import CLIENT_STEPS, register_client_step
 from fedmedian.steps.encodings import Signs, Vector
 from fedmedian.steps.noise import AddNoise, Measure, TopUpNoise
@@ -710,7 +712,11 @@ class TestBudget:
 
 
 class TestSecureSums:
-    """Votes that only their sum is known of, in noise of scale 2 to entries of at most a half."""
+    """Votes that only their sum is known of, in noise of scale 2 to entries of at most a half.
+
+    A client shares masks with one more than a lying server must leave in its sum. With 10 in the
+    sum, of these 12 clients 3 may collude, so 7 are honest; with 20, 5 of 22, so 15.
+    """
 
     POLICY = Policy(clip=2.0, noise_scale=2.0, rounds=9, cohort=10)
     NOISE = AddNoise(Gaussian(), np.float32([2, 2]))
@@ -725,9 +731,12 @@ class TestSecureSums:
         layout = Layout.of_model(TWO, ())
 
         def admit(policies, *cohorts, instruction=self.SUMMED, first=1):
-            for number, cohort in enumerate(cohorts, first):
+            for number, least in enumerate(cohorts, first):
                 asked = replace(instruction, server_round=number)
-                Policies(policies).admit(asked, layout, context, cohort)
+                keys = tuple(bytes([key]) * 32 for key in range(least + 1))
+                place = Place(bits=5, enough=least, neighbors=keys)
+                assert place.least == least
+                Policies(policies).admit(asked, layout, context, place)
 
         return admit
 
@@ -742,13 +751,13 @@ class TestSecureSums:
         admit((self.POLICY,), 10)
 
     def test_an_answer_costs_what_is_left_to_see_in_the_honest_clients_sum(self, admit):
-        careful = self.with_budget({Draw(summed=8): 2, Draw(summed=16): 1})
+        careful = self.with_budget({Draw(summed=7): 2, Draw(summed=15): 1})
         admit((careful,), 10, 20, 10)
         with pytest.raises(PolicyError, match="'epsilon'"):
             admit((careful,), 20, first=4)
 
     def test_entries_without_a_limit_cost_more(self, admit):
-        careful = self.with_budget({Draw(summed=8): 1})
+        careful = self.with_budget({Draw(summed=7): 1})
         for steps in ((), (Limit(0.5), Rotation(seed=1))):  # the rotation undoes the limit
             asked = replace(ASKED, steps=(*steps, self.NOISE, Signs()))
             with pytest.raises(PolicyError, match="'epsilon'"):
@@ -756,11 +765,22 @@ class TestSecureSums:
         admit((careful,), 10)
 
     def test_of_several_policies_the_fewest_honest_clients_count(self, admit):
-        careful = self.with_budget({Draw(summed=8): 1})
+        careful = self.with_budget({Draw(summed=7): 1})
         for other in (replace(self.POLICY, honest=0.7), replace(self.POLICY, cohort=None)):
             with pytest.raises(PolicyError, match="'epsilon'"):
                 admit((careful, other), 10)
         admit((careful, replace(self.POLICY, honest=1.0)), 10)
+
+    def test_colluding_clients_stay_in_the_sum_and_honest_ones_are_called_lost(self, admit):
+        """Of the defaults' 48 neighbors 29 give a share: 11 clients in a sum, of which 10 may lie."""
+        keys = tuple(bytes([key]) * 32 for key in range(48))
+        place = Place(bits=7, enough=29, neighbors=keys)
+        assert [place.least, place.honest(10), place.honest(11)] == [11, 1, 1]
+        asked, layout = replace(self.SUMMED, server_round=1), Layout.of_model(TWO, ())
+        for rounds, is_enough in (({Draw(summed=8): 1}, False), ({Draw(): 1}, True)):
+            policies = Policies((self.with_budget(rounds),))
+            with nullcontext() if is_enough else pytest.raises(PolicyError, match="'epsilon'"):
+                policies.admit(asked, layout, Context(0, 0, {}, RecordDict(), {}), place)
 
     @pytest.mark.parametrize(
         ("name", "value", "error"),
