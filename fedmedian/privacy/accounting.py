@@ -77,6 +77,9 @@ MOST_ANSWERS = 2**63 - 1
 _ROUNDING = 1e-5
 """Safety margin for float32 rounding of norms, rotations and scales."""
 
+_ROUNDING_OF_SCALE = 2e-7
+"""More than the noise scale and the clip norm lose in float32, relative to them."""
+
 _LARGEST_MU = 1e3
 """The μ above which a simple bound on ε suffices."""
 
@@ -511,7 +514,7 @@ def noise_multiplier_for(
         # The product of two very large ones is infinite.
         middle = sqrt(low * high) if high < 1e150 else sqrt(low) * sqrt(high)
         low, high = (low, middle) if suffices(middle) else (middle, high)
-    return high
+    return high * (1 + _ROUNDING_OF_SCALE)
 
 
 def honest_of(share: float, votes: int) -> int:

@@ -308,7 +308,7 @@ def size_by_votes(
     moved = int(above[0])
     if moved <= num_tolerated(num_votes):
         return 0.0
-    rung = np.flatnonzero(above > (1 - quantile) * moved).max(initial=0)
+    rung = np.flatnonzero(above > min((1 - quantile) * moved, moved - 1)).max(initial=0)
     return float(LADDER[rung]) * 2**0.125
 
 

@@ -294,7 +294,14 @@ class TestBudget:
         assert found[-1] < found[0] / 3
 
     def test_a_budget_that_affords_much_is_given_the_least_multiplier(self):
-        assert noise_multiplier_for(1e6, 1e-6, 1) == 0.2
+        assert noise_multiplier_for(1e6, 1e-6, 1) == pytest.approx(0.2, rel=1e-6)
+
+    @pytest.mark.parametrize("clip", [1.0, 0.1, 0.3])
+    def test_the_multiplier_affords_its_rounds_after_the_scale_is_rounded_to_float32(self, clip):
+        for epsilon in (*np.arange(0.5, 10, 0.25), 1e6):
+            scale = np.float32(noise_multiplier_for(epsilon, 1e-5, 1) * clip)
+            for norm in (clip, float(np.float32(clip))):
+                assert Mechanism(norm, float(scale)).epsilon(1e-5) <= epsilon
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_epsilon_grows_with_rounds_and_begins_at_nothing(self, kind):

@@ -357,7 +357,7 @@ class TestSizeByVotes:
 
     @given(
         sizes=st.lists(st.floats(1e-10, 1e5), min_size=1, max_size=20),
-        quantile=st.sampled_from([0.5, 0.75, 1.0]),
+        quantile=quantiles,
     )
     def test_of_an_unknown_size_the_ladder_finds_the_quantile_within_half_a_rung(
         self, sizes, quantile
