@@ -22,7 +22,7 @@ from fedmedian.privacy.accounting import (
     honest_of,
     require_share,
 )
-from fedmedian.privacy.mechanism import least_scale, limit_of, noise_of, obstacles
+from fedmedian.privacy.mechanism import SHORTEST, least_scale, limit_of, noise_of, obstacles
 from fedmedian.randomness import secret_rng
 from fedmedian.secure.cohort import Place
 from fedmedian.steps.encodings import Signs
@@ -49,9 +49,6 @@ _NOTHING = {
     "divergences": list[float](),
 }
 """Its contents before the first answer."""
-
-SHORTEST = 1e-30
-"""The smallest clip norm: float32 has fewer bits for the entries of much shorter vectors."""
 
 _FEWEST = 3
 """The fewest clients in a sum: of two, one knows the other's votes."""
@@ -498,7 +495,8 @@ class Policies:
         summed = 0
         # A policy without a cohort relies on no other client.
         if place is not None and all(policy.cohort is not None for policy in self.members):
-            share, together = min(policy.honest for policy in self.members), len(place.neighbors) + 1
+            share = min(policy.honest for policy in self.members)
+            together = len(place.neighbors) + 1
             summed = place.honest(together - honest_of(share, together))
         return PrivacyLoss.of_answer(
             instruction.encoding.name,

@@ -46,7 +46,7 @@ clients from an observer of the models alone; see `fedmedian.privacy.amplificati
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import exp, expm1, floor, inf, log, log1p, sqrt
+from math import erf, exp, expm1, floor, inf, log, log1p, sqrt
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
@@ -565,8 +565,10 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
         difference = min(epsilon + float(second) - float(first), -1e-300)
         return float(first) + log(-expm1(difference)) - log(delta)
 
-    if log_excess(0.0) <= 0:
+    if erf(mu / sqrt(8)) <= delta:
         return 0.0
+    if log_excess(0.0) <= 0:  # the two logarithms are equal in float64
+        return enough
     return float(scipy.optimize.brentq(log_excess, 0.0, enough, xtol=1e-12)) * (1 + 1e-9) + 1e-9
 
 

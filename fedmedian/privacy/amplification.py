@@ -50,7 +50,7 @@ answers add up, and the mean over those rounds is the product of the corollary's
 """
 
 from functools import lru_cache
-from math import comb, expm1, inf, log, pi
+from math import comb, expm1, inf, log, pi, sqrt
 
 import numpy as np
 import scipy  # its subpackages load on first use
@@ -169,8 +169,10 @@ def _log_moments(distance: float, powers: Float64) -> Float64:
     """
     found = np.full(powers.shape, inf)
     for index, power in enumerate(powers):
-        # The integrand is a normal density around μ·j, except where p/p' is near 1 or below.
-        x = np.arange(-12.0, 12.0 + distance * power, _STEP)
+        # The integrand is a normal density around μ·j, except where p/p' is near 1 or below. With a
+        # small μ it is |μ·x|^j times one around 0, which has two peaks, at ±√j.
+        reach = 12.0 + sqrt(power)
+        x = np.arange(-reach, reach + distance * power, _STEP)
         if x.size > _MOST_POINTS:
             break
         log_ratio = distance * x - distance**2 / 2

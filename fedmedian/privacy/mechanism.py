@@ -16,6 +16,9 @@ from fedmedian.steps.rotation import Rotation
 from fedmedian.steps.tied import Tied
 from fedmedian.steps.updates import Clip, Limit
 
+SHORTEST = 1e-30
+"""The smallest clip norm: float32 has fewer bits for the entries of much shorter vectors."""
+
 _KEEP_THE_NORM = (Rotation, Limit, Measure)
 
 
@@ -185,6 +188,10 @@ def _in_clipping(steps: Sequence[ClientStep]) -> Iterator[Obstacle]:
         yield Obstacle("clip", "client_steps", "without Clip(…) an update may have any norm")
         return
     clip = steps[places[-1]]
+    assert isinstance(clip, Clip)
+    if clip.norm < SHORTEST:
+        why = f"float32 does not hold the norm of {clip!r}, it must be >= {SHORTEST:g}"
+        yield Obstacle("clip", "client_steps", why)
     for step in steps[places[-1] + 1 :]:
         if not isinstance(step, AddNoise | Encoding) and type(step) not in _KEEP_THE_NORM:
             why = f"{step!r} comes after {clip!r} and may lengthen the update"

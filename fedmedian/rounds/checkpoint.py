@@ -427,9 +427,7 @@ def _create_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def _counted(
-    rounds: Mapping[Draw, int], until: int, mechanism: Mechanism | None
-) -> dict[str, Any]:
+def _counted(rounds: Mapping[Draw, int], until: int, mechanism: Mechanism | None) -> dict[str, Any]:
     """Return numbers of rounds in the stored form, with a checksum."""
     stored = {
         "rounds": [[*draw, number] for draw, number in rounds.items()],

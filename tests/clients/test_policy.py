@@ -771,8 +771,8 @@ class TestSecureSums:
                 admit((careful, other), 10)
         admit((careful, replace(self.POLICY, honest=1.0)), 10)
 
-    def test_colluding_clients_stay_in_the_sum_and_honest_ones_are_called_lost(self, admit):
-        """Of the defaults' 48 neighbors 29 give a share: 11 clients in a sum, of which 10 may lie."""
+    def test_colluding_clients_stay_in_the_sum_and_honest_ones_are_called_lost(self):
+        """With 48 neighbors and 29 shares, 11 clients are in a sum, and 10 of them may lie."""
         keys = tuple(bytes([key]) * 32 for key in range(48))
         place = Place(bits=7, enough=29, neighbors=keys)
         assert [place.least, place.honest(10), place.honest(11)] == [11, 1, 1]

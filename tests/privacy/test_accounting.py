@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from itertools import product
-from math import inf, nan, pi, sqrt
+from math import inf, log, nan, pi, sqrt
 
 import numpy as np
 import pytest
@@ -100,6 +100,12 @@ class TestGaussian:
     def test_what_hides_enough_without_any_epsilon_has_none(self):
         assert gaussian_epsilon(1e-6, 1e-3) == 0
         assert renyi_epsilon(1e-12, 1e-3) == 0
+
+    @pytest.mark.parametrize(("mu", "delta"), [(2e-18, 1e-20), (2e-200, 1e-300)])
+    def test_the_smallest_distances_have_some_where_delta_is_smaller_still(self, mu, delta):
+        """δ at ε = 0 is 2Φ(μ/2) − 1, about .4·μ."""
+        assert 0 < gaussian_epsilon(mu, delta) <= mu * sqrt(2 * -log(delta)) * 1.001
+        assert gaussian_epsilon(mu, mu / 2) == 0
 
     @pytest.mark.parametrize(("distance", "printed"), [(1, "1.99"), (2, "4.38")])
     def test_is_that_of_the_pld_accountant_in_findings(self, distance, printed):

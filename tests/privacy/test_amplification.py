@@ -1,14 +1,14 @@
 """What hidden clients tell: against exact laws, and dp-accounting's figures."""
 
 from itertools import combinations, pairwise, product
-from math import exp, expm1, sqrt
+from math import exp, expm1, log, pi, sqrt
 from typing import ClassVar
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.special import ndtr
+from scipy.special import gammaln, ndtr
 from scipy.stats import hypergeom, norm
 
 from fedmedian.privacy.accounting import Mechanism
@@ -39,6 +39,13 @@ def test_moments_are_those_of_normal_laws(distance):
     fourth = exp(6 * square) - 4 * exp(3 * square) + 6 * exp(square) - 3
     found = np.exp(_log_moments(distance, np.array([2.0, 4.0])))
     np.testing.assert_allclose(found, [second, fourth], rtol=1e-5)
+
+
+def test_moments_of_laws_that_are_close_are_those_of_a_normal_variable():
+    """E|μ·x|^j is μ^j·2^(j/2)·Γ((j + 1)/2)/√π, and p/p' − 1 is near μ·x for small μ."""
+    orders = np.array([2.0, 33.0, 101.0, 256.0])
+    expected = orders * (log(1e-9) + log(2) / 2) + gammaln((orders + 1) / 2) - log(pi) / 2
+    np.testing.assert_allclose(_log_moments(1e-9, orders), expected, atol=1e-5)
 
 
 FIGURES = [

@@ -105,6 +105,7 @@ class TestMechanism:
             ({"noise": Laplace(8.0)}, "Laplace.*only Gaussian"),
             ({"noise": Gaussian(0.39)}, "less than 0.2 times the norm"),
             ({"client_steps": []}, "client_steps: without Clip"),
+            ({"client_steps": [Clip(9e-31)]}, "client_steps: float32 does not hold the norm"),
             ({"client_steps": [Clip(2.0), ClientMomentum()]}, "ClientMomentum.*may lengthen"),
             ({"fraction_evaluate": 0.1}, "fraction_evaluate=0.1: clients report metrics"),
             ({"weighted": True}, "weighted=True: clients report their number of examples"),
