@@ -21,16 +21,16 @@ def ask_for_key(server_round: int) -> dict[str, WireScalar]:
 def ask_to_reveal(question: tuple[int, int], wanted: Wanted) -> dict[str, WireScalar]:
     """Return the request to reveal what opens a sum."""
     server_round, number = question
-    return with_prefix(
-        {
-            _REQUEST: WIRE_VERSION,
-            "round": server_round,
-            "question": number,
-            "sum.what": _REVEAL,
-            "sum.wanted": wanted.of_neighbors,
-            "sum.sealed": wanted.sealed,
-        }
-    )
+    message: dict[str, WireScalar] = {
+        _REQUEST: WIRE_VERSION,
+        "round": server_round,
+        "question": number,
+        "sum.what": _REVEAL,
+        "sum.wanted": wanted.of_neighbors,
+    }
+    if wanted.sealed:  # Flower's mods that measure messages refuse empty bytes
+        message["sum.sealed"] = wanted.sealed
+    return with_prefix(message)
 
 
 def is_request(config: Mapping[str, Any]) -> bool:
@@ -68,7 +68,7 @@ def answer(config: Mapping[str, Any], key: Key | None) -> tuple[Key, dict[str, W
         return key, with_prefix({_PUBLIC: key.public})
     if what != _REVEAL:
         raise WireError(f"{PREFIX}sum.what must be {_KEY!r} or {_REVEAL!r}, got {what!r}")
-    wanted = Wanted(read.required("sum.wanted", bytes), read.required("sum.sealed", bytes))
+    wanted = Wanted(read.required("sum.wanted", bytes), read.optional("sum.sealed", bytes) or b"")
     read.finish()
     question = read.server_round, read.question
     if key is None:

@@ -48,7 +48,7 @@ class _Concise(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether a line passes."""
-        if record.thread != self._thread or record.levelno > logging.INFO:
+        if not self._is_of_run(record) or record.levelno > logging.INFO:
             return True
         if record.msg in _ROUNDS:
             self._round = f"{record.getMessage()} "
@@ -60,9 +60,17 @@ class _Concise(logging.Filter):
             return record.args != (None,)
         was_finished = self._is_finished
         self._is_finished |= record.msg in _METRICS_OF_ALL_ROUNDS
-        said = record.getMessage()
+        try:
+            said = record.getMessage()
+        # A line of the app's own; logging itself reports that it cannot be formatted.
+        except Exception:
+            return True
         is_repeated = record.msg in _REPEATED or said in _REPEATED
         return not (was_finished or is_repeated or not said.strip())
+
+    def _is_of_run(self, record: logging.LogRecord) -> bool:
+        """Return whether a line may be Flower's, of this run: an app may log any object."""
+        return record.thread == self._thread and isinstance(record.msg, str)
 
 
 class _ConciseOlder(_Concise):
@@ -82,11 +90,11 @@ class _ConciseOlder(_Concise):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether a line passes."""
-        if record.thread == self._thread and record.msg in _RUNS:  # the last one has failed
+        if self._is_of_run(record) and record.msg in _RUNS:  # the last one has failed
             LOGGER.removeFilter(self)
             return True
         passes = super().filter(record)
-        if self._is_finished and record.msg == "" and record.thread == self._thread:
+        if self._is_finished and self._is_of_run(record) and record.msg == "":
             LOGGER.removeFilter(self)
             self._at_end()
         return passes

@@ -46,6 +46,9 @@ _LARGEST = float(np.finfo(np.float32).max)
 _MOST_ENTRIES = 1000
 """The largest number of fedmedian entries in a message."""
 
+_NO_FLOATS = b"\0"
+"""An empty vector: Flower's mods that measure messages refuse empty bytes."""
+
 _LONGEST_LIST = 1 << 18
 """The largest number of characters of a JSON list; longer ones are not parsed."""
 
@@ -202,8 +205,8 @@ def list_from_json(name: str, text: Any, wanted: type[T]) -> list[T]:
 
 
 def floats_to_bytes(values: Float32) -> bytes:
-    """Return a float32 vector as bytes."""
-    return values.astype("<f4").tobytes()
+    """Return a float32 vector as bytes, which are never empty."""
+    return values.astype("<f4").tobytes() or _NO_FLOATS
 
 
 def floats_from_bytes(name: str, data: Any) -> Float32:
@@ -214,7 +217,9 @@ def floats_from_bytes(name: str, data: Any) -> Float32:
     WireError
         If `data` is anything else.
     """
-    if not isinstance(data, bytes) or len(data) % 4:
+    if data == _NO_FLOATS:
+        return np.empty(0, dtype=np.float32)
+    if not isinstance(data, bytes) or len(data) % 4 or not data:
         raise WireError(f"{name} must be float32 bytes, got {shown(data)}")
     return np.frombuffer(data, dtype="<f4").astype(np.float32)
 

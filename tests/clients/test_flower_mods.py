@@ -14,7 +14,7 @@ from flwr.clientapp.mod import (
     message_size_mod,
 )
 
-from fedmedian import Gaussian, Majority
+from fedmedian import CodedSteps, Gaussian, Majority, SecureSum
 from fedmedian.clients import InProcessGrid, perturb
 from fedmedian.strategies import MedianSGD, SignSGD
 
@@ -117,3 +117,18 @@ def test_mods_that_only_look_may_stand_on_either_side_of_perturb(run, caplog, fi
     assert report["replies-accepted"] == 3
     # Before it the mod sees what is sent, two bytes of signs; after it what the app has trained.
     assert ("'elements': 2," in caplog.text) == first
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"downlink": CodedSteps()}, {"secure": SecureSum(), "weighted": False}, {}],
+    ids=["coded steps", "secure sums", "integers only"],
+)
+def test_mods_that_measure_messages_take_whatever_is_sent(options, make_app, as_record):
+    """Flower's refuse empty bytes."""
+    model = MODEL if options else {"0": np.arange(3)}
+    app = make_app(lambda own, _: (own, {"num-examples": 1}), [message_size_mod, perturb])
+    result = SignSGD(**options).start(InProcessGrid(app, 5), as_record(model), 3)
+    reports = result.train_metrics_clientapp.values()
+    assert [report["replies-accepted"] for report in reports] == [5, 5, 5]
+    assert [*result.evaluate_metrics_clientapp] == [1, 2, 3]

@@ -5,7 +5,8 @@ import logging
 import pickle
 import re
 from concurrent.futures import ThreadPoolExecutor
-from logging import INFO, WARNING
+from logging import INFO, WARNING, LogRecord
+from threading import get_ident
 from typing import ClassVar
 
 import numpy as np
@@ -34,6 +35,7 @@ from fedmedian.clients import InProcessGrid, perturb, perturb_with
 from fedmedian.records import sizes_of, to_arrays, to_record
 from fedmedian.rounds.watch import RUNAWAY, describe_round
 from fedmedian.strategies import Checkpoint, RunFailedError, SignSGD
+from fedmedian.strategies.log import _Concise
 from fedmedian.wire.scalars import PREFIX
 from tests.tools.apis import each_case
 
@@ -645,6 +647,20 @@ class TestLines:
         log(INFO, repeated, "after")
         said = [text.split(": ")[1] for text in caplog.messages if "Aggregated" in text]
         assert said == ["inside at 30", "elsewhere", "after"]
+
+    @pytest.mark.parametrize("said", [np.zeros(2), 0.5, {"x": 1}], ids=str)
+    def test_an_app_may_log_any_object(self, said, api, run, caplog):
+        def train_and_log(model, partition):
+            log(INFO, said)
+            return train(model, partition)
+
+        outcome = run(api.make("SignSGD"), train_and_log, MODEL, NUM_CLIENTS, 1)
+        assert outcome.reports[1]["replies-accepted"] == NUM_CLIENTS
+        assert sum(record.msg is said for record in caplog.records) == NUM_CLIENTS
+
+    def test_a_line_that_cannot_be_formatted_is_left_to_the_handlers(self):
+        line = LogRecord("flwr", INFO, "app.py", 1, "half", (0.5,), None)
+        assert _Concise(get_ident()).filter(line)
 
     @pytest.mark.parametrize("begins", ["[INIT]", "Starting %s strategy:"])
     def test_after_a_run_of_the_older_api_that_failed_the_next_ones_log_is_whole(
