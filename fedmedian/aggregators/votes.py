@@ -17,6 +17,7 @@ from fedmedian.kernels.signs import PackedSigns, signs_within
 from fedmedian.kernels.votes import count_against_majority, weighted_votes
 from fedmedian.model.blocks import Blocks
 from fedmedian.rules.noise import Noise, mean_per_vote
+from fedmedian.rules.scales import Adaptive
 from fedmedian.rules.trust import agreed_size, in_proportion, mean_in_proportion, up_to_trusted
 from fedmedian.steps.encodings import Signs
 from fedmedian.wire.scalars import Float32
@@ -206,13 +207,6 @@ class VoteAggregator(Aggregator):
         """Return the weighted mean over clients, outliers clipped; see `mean_in_proportion`."""
         return mean_in_proportion(values, weights)
 
-    def cost_of_few(self, noise: Noise | None) -> tuple[int, str]:
-        """Return 3 where noise tops updates up, which shortens steps; see `Ballot.step_lengths`."""
-        return 3 * (noise is not None and noise.rule.tops_up), (
-            "the votes of so few are noisy, so steps are shorter; with four or more clients they "
-            "have their full length"
-        )
-
 
 @dataclass(frozen=True)
 class Counts(VoteAggregator):
@@ -238,6 +232,24 @@ class Counts(VoteAggregator):
         """Return the sums, each block times its step length."""
         lengths = ballot.step_lengths(np.square(ballot.mean_weights()).sum(axis=0))
         return ballot.scale(votes, lengths)
+
+    def cost_of_few(self, noise: Noise | None) -> tuple[int, str]:
+        """Return 3 where noise follows the updates: it is then long beside so few of them.
+
+        Where it tops updates up, steps are shorter; see `Ballot.step_lengths`.
+        """
+        if noise is not None and noise.rule.tops_up:
+            return 3, (
+                "the votes of so few are noisy, so steps are shorter; with four or more clients "
+                "they have their full length"
+            )
+        if noise is not None and isinstance(noise.rule, Adaptive):
+            return 3, (
+                "the votes of so few are mostly noise, and its scale follows the steps that it "
+                "makes, so the model may drift away; use the scale TopUp() and a rotation, the "
+                "defaults, or a smaller factor of Adaptive"
+            )
+        return 0, ""
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ class Policy:
         names are those of the app; for a NumPyClient they are the positions, "0", "1", ….
     metrics : sequence of str (default: ())
         Shell-style patterns of the names of metrics that may be sent, of training and of
-        evaluation. Others are removed, and a number of examples that may not be sent becomes 1.
+        evaluation. Others are removed, and a "num-examples" that may not be sent becomes 1.
         Evaluation is refused if none of its metrics may be sent.
     vectors : bool (default: False)
         Whether more of the noisy update than its signs may be sent. Noise in floating point hides

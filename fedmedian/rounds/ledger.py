@@ -159,7 +159,8 @@ class Ledger:
         if self._mechanism is None:
             return str(self._budget)
         rounds = "1 round" if self._affordable == 1 else f"{self._affordable} rounds"
-        return f"{self._budget}, which affords {rounds}"
+        sums = "" if self._secure is None else " of the smallest possible sums"
+        return f"{self._budget}, which affords {rounds}{sums}"
 
     @property
     def rounds_left(self) -> int:

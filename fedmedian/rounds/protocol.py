@@ -156,8 +156,8 @@ class RoundProtocol:
             f"no client was asked to {'train' if trains else 'do anything'} in "
             f"{self._silent_rounds} rounds, so that the model is the initial one: {drawn} must "
             "draw at least one of the connected nodes, a subclass's configure_train must return "
-            "messages, and a privacy budget's sampling must not be less than the share that is "
-            "drawn",
+            "messages, and a privacy budget must not be spent, nor its sampling be less than the "
+            "share that is drawn",
             self._model,
         )
 
@@ -375,7 +375,8 @@ class RoundProtocol:
             if self._sums is not None:
                 assert exchange is not None  # only the Message API has secure sums
                 self._sums.forget({*asked} - {answer.node for answer in kept})
-                kept, total = self._open_sum(self._sums, question, kept, exchange, hearing, counts)
+                voted, kept = kept, []  # nobody counts unless the sum is opened
+                kept, total = self._open_sum(self._sums, question, voted, exchange, hearing, counts)
                 if self._ledger is not None:
                     self._ledger.settle(question, len(kept))
             model, state, measured = self._step(question, kept, total)

@@ -81,7 +81,8 @@ _REMEDIES = (
     ),
     (
         "^metric .* must be a number > 0, got None$",
-        "let clients report it with their metrics, or set weighted_by_key to their name for it",
+        "let clients report it with their metrics, and a Policy send it, metrics=[…], or set "
+        "weighted_by_key to their name for it",
     ),
     ("^no reply$", "are the nodes up, and is the timeout long enough?"),
     (
@@ -325,7 +326,8 @@ class Watch:
                 "scales",
                 "the noise scale of %s has grown to %s times that of its first rounds: clients' "
                 "updates do not shrink there, as when clients keep an array of their own but send "
-                "it too; do not send such arrays, or train less per round",
+                "it too, or when the noise of few clients is longer than their updates; do not "
+                "send such arrays, train less per round, or use less noise",
                 *(_name_of_block(names), f"{growth[names]:.0f}"),
             )
 

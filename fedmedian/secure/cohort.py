@@ -67,7 +67,7 @@ class SecureSum:
         """Return the fewest clients in a sum of a cohort."""
         # Rounded, because 0.9·10 is not 9 exactly.
         least = ceil(round(self.threshold * clients, 9))
-        return max(least, fewest_shares(clients - 1) + 1)
+        return max(least, fewest_shares(clients - 1) + 1, FEWEST)
 
     def circle(self, members: Sequence[Member]) -> "Circle[Member]":
         """Return the clients in an order from the operating system's entropy."""

@@ -48,6 +48,7 @@ class TestFewestInASum:
     @pytest.mark.parametrize(
         ("threshold", "clients", "least"),
         [
+            (2 / 3, 1, 3),
             (2 / 3, 3, 3),
             (2 / 3, 10, 7),
             (0.9, 10, 9),  # although 0.9 * 10 is not 9 exactly

@@ -355,6 +355,8 @@ class TestDropouts:
         counted = [outcome.reports[2][f"replies-{kind}"] for kind in ("rejected", "missing")]
         assert sum(counted) == NUM_CLIENTS
         assert "round 2 keeps the model as it is: the secure sum cannot be opened" in caplog.text
+        lost = NUM_CLIENTS - (3 if stage == "votes" else 0)
+        assert f"round 2: {lost} of {NUM_CLIENTS} replies are lost for one reason" in caplog.text
         assert [number for number, *_ in audit.sums] == [1, 3]
         assert keys == {1: NUM_CLIENTS, 2: 0, 3: NUM_CLIENTS}  # of all: one may be wrong
         audit.require_plain_sums()

@@ -437,20 +437,23 @@ class TestWarnings:
     def test_a_cohort_that_is_small_is_told_its_price_once(self, api, run, warnings):
         least = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
         alone = dict.fromkeys(least, 1)
-        for make, price, few, enough in (
-            ("SignSGD", "steps are shorter", 3, 4),
-            ("MedianSGD", "does not exclude a bad one", 2, 3),
+        following = {"noise": Gaussian(Adaptive(3.0)), "rotation": None}
+        for make, own, price, few, enough in (
+            ("SignSGD", {}, "steps are shorter", 3, 4),
+            ("SignSGD", following, "the model may drift away", 3, 4),
+            ("MedianSGD", {}, "does not exclude a bad one", 2, 3),
         ):
-            run(api.make(make), train, MODEL, enough, 2)
+            run(api.make(make, **own), train, MODEL, enough, 2)
             assert not warnings(price)
-            run(api.make(make), train, MODEL, few, 2)
+            run(api.make(make, **own), train, MODEL, few, 2)
             (warning,) = warnings(price)
             assert f"replies of {few} clients" in warning
-            run(api.make(make, **alone), train, MODEL, 1)
+            run(api.make(make, **own, **alone), train, MODEL, 1)
             assert warnings("replies of 1 client in a round")
 
     def test_votes_whose_steps_are_never_shortened_have_no_such_price(self, api, run, warnings):
         run(api.make("SignSGD", None, Majority(), 0.1, rotation=None), train, MODEL, 2)
+        run(api.make("SignSGD", aggregator=Majority(calibrated=True)), train, MODEL, 2)
         assert not warnings("replies of 2 clients")
 
 
