@@ -1,6 +1,7 @@
 """Safe text from other parties in Flower's log and in error messages."""
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -9,6 +10,8 @@ LOGGER = logging.getLogger("flwr")
 
 LONGEST = 300
 """The largest number of characters of a text in the log."""
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 _LONGEST_PART = 200
 """The largest number of characters of a text within a message."""
@@ -71,6 +74,17 @@ def as_line(source: object) -> str:
     if len(text) <= LONGEST and len(start) <= LONGEST:
         return start
     return f"{start[:LONGEST]}… (cut, of {len(text)} characters)"
+
+
+def without_addresses(text: str) -> str:
+    """Return a text without the addresses of objects, which differ in each process.
+
+    Examples
+    --------
+    >>> without_addresses("got <object object at 0x7f2a5c0d>")
+    'got <object object>'
+    """
+    return _ADDRESS.sub("", text)
 
 
 def text_of(source: object) -> str:

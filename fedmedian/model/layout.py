@@ -492,7 +492,7 @@ class Moving:
         old, new = part.view(self._old[part.block]), part.view(self._new[part.block].flat)
         rows, columns = max(_CHUNK // max(part.length, 1), 1), min(part.length, _CHUNK)
         starts = product(range(0, part.runs, rows), range(0, part.length, columns or 1))
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             for row, column in starts:
                 chunk = slice(row, row + rows), slice(column, column + columns)
                 step = direction[chunk] if self._rate == 1 else direction[chunk] * self._rate

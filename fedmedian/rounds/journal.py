@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from fedmedian.logs import LOGGER, as_line, warn
+from fedmedian.logs import LOGGER, as_line, warn, without_addresses
 from fedmedian.model.layout import Arrays, is_same_model
 from fedmedian.rounds.checkpoint import Checkpoint, History, Mark, Saved
 from fedmedian.rounds.lock import FolderLock
 from fedmedian.rounds.recipe import Recipe
 from fedmedian.rounds.state import RunState
 
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_NUMPY_SCALAR = re.compile(r"\bnp\.(?:float|int|uint)\d+\(([^()]*)\)")
 
 
 class Journal:
@@ -231,8 +231,8 @@ def identity_of(recipe: Recipe) -> dict[str, str]:
 def _in_words(value: Any) -> str:
     """Return a description of a value that is the same in every process.
 
-    Functions compare by name, and sequences by their items.
+    Functions compare by name, sequences by their items, and NumPy's scalars as numbers.
     """
     if isinstance(value, Sequence) and not isinstance(value, str):
         value = [*value]
-    return _ADDRESS.sub("", repr(value))
+    return _NUMPY_SCALAR.sub(r"\1", without_addresses(repr(value)))

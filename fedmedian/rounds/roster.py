@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from fedmedian.logs import text_of, warn
+from fedmedian.logs import text_of, warn, without_addresses
 from fedmedian.rounds.screening import AnyReply, Cohort, CohortRule, Node
 from fedmedian.wire.scalars import WireError
 
@@ -138,7 +138,7 @@ class Hearing:
         return kept, counts
 
     def _reject(self, node: Node, reason: str | Exception) -> None:
-        self._rejected.setdefault(text_of(reason), []).append(node)
+        self._rejected.setdefault(without_addresses(text_of(reason)), []).append(node)
         self.reasons.append(reason)
 
     def _say_who_is_out(self, missing: list[Node]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Generic
 
 from fedmedian.aggregators.agreement import APART
 from fedmedian.aggregators.diagnostics import Report
-from fedmedian.logs import LOGGER, as_line, warn
+from fedmedian.logs import LOGGER, as_line, warn, without_addresses
 from fedmedian.model.blocks import UNNAMED, Blocks
 from fedmedian.model.layout import Arrays, is_finite
 from fedmedian.rounds.recipe import Model, PlainWeightsError, Question
@@ -223,7 +223,8 @@ class Watch:
         number = question.server_round
         LOGGER.info("aggregate_train: %s", describe_round(report, own))
         self._rounds += 1
-        reasons, total = Counter(map(as_line, refused)), len(refused) + len(heard.answers)
+        reasons = Counter(without_addresses(as_line(reason)) for reason in refused)
+        total = len(refused) + len(heard.answers)
         for reason, count in reasons.items():
             if 2 * count > total:
                 self._warn_once(

@@ -48,7 +48,7 @@ from fedmedian.strategies.arguments import MedianArguments, ShowsArguments, Sign
 from fedmedian.strategies.log import log_last_evaluation, shorten_older_run
 from fedmedian.strategies.options import FlowerOptions, LegacyFedAvgOptions, require_fedavg_options
 from fedmedian.strategies.wrappers import require_no_unfit_wrapper
-from fedmedian.wire.scalars import PREFIX, WireError
+from fedmedian.wire.scalars import PREFIX, WireError, require_own_keys
 
 __all__ = ["MedianSGD", "SignSGD"]
 
@@ -155,9 +155,15 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         Raises
         ------
         ValueError
-            If it is in one of Flower's wrappers or workflows that it does not work with.
+            If it is in one of Flower's wrappers or workflows that it does not work with, the
+            initial model has no arrays, or `on_fit_config_fn` returns keys of ours.
         """
         require_no_unfit_wrapper(self)
+        if not parameters.tensors:
+            raise ValueError(
+                "the initial model must hold at least one array, got none: set "
+                "initial_parameters, or let the clients' get_parameters return them"
+            )
         question = self._protocol.ask(server_round, parameters_to_arrays(parameters))
         if question is None:
             return []
@@ -165,6 +171,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         before = max(client_manager.num_available(), self.min_available_clients)
         with self._protocol.sampling(server_round):
             asked = super().configure_fit(server_round, parameters, client_manager)
+        require_own_keys("on_fit_config_fn", {key for _, ins in asked for key in ins.config})
         # Clients come and go, and the budget must not count one that was not there.
         present = max(len(asked), min(before, client_manager.num_available()))
         if not self._protocol.may_ask(question, len(asked), present):
@@ -237,6 +244,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
             return []
         with self._protocol.sampling(server_round):
             asked = super().configure_evaluate(server_round, parameters, client_manager)
+        require_own_keys("on_evaluate_config_fn", {key for _, ins in asked for key in ins.config})
         self._asked_to_evaluate = [client.cid for client, _ in asked]
         self._size = _mean_size([parameters])
         held = self._protocol.held_to_evaluate(parameters_to_arrays(parameters)) if asked else None

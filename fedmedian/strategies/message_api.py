@@ -40,7 +40,13 @@ from fedmedian.strategies.log import concise, log_last_evaluation
 from fedmedian.strategies.options import FedAvgOptions, FlowerOptions, require_fedavg_options
 from fedmedian.strategies.results import ShownResult
 from fedmedian.strategies.wrappers import require_no_unfit_wrapper
-from fedmedian.wire.scalars import EVALUATION, PREFIX, WIRE_VERSION, WireError, WireScalar
+from fedmedian.wire.scalars import (
+    EVALUATION,
+    WIRE_VERSION,
+    WireError,
+    WireScalar,
+    require_own_keys,
+)
 
 Record = TypeVar("Record")
 _FORMER = 10_000
@@ -154,9 +160,10 @@ class MessageStrategy(ShowsArguments, FedAvg):
     ) -> Result:
         """Run federated learning; see `flwr.serverapp.strategy.Strategy.start`.
 
-        Rounds that the `checkpoint` holds do not run again: their results come from there. With a
-        `privacy_budget` the run ends before the first round that would exceed it. The Result, but
-        not the log, also has each round's noise scales and signal to noise per block.
+        Rounds that the `checkpoint` holds are not trained again: their results come from there, and
+        the last of them is evaluated again. With a `privacy_budget` the run ends before the first
+        round that would exceed it. The Result, but not the log, also has each round's noise scales
+        and signal to noise per block.
 
         Parameters
         ----------
@@ -198,8 +205,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
         if not initial_arrays:
             raise ValueError("initial_arrays must hold at least one array, got an empty one")
         require_integer("num_rounds", num_rounds, low=0)
-        _require_own_keys("train_config", train_config)
-        _require_own_keys("evaluate_config", evaluate_config)
+        require_own_keys("train_config", train_config or ())
+        require_own_keys("evaluate_config", evaluate_config or ())
         self._per_block, self._timeout, self._around = {}, timeout, _Traffic()
         self._forget()
         journal = self._protocol.journal
@@ -652,14 +659,6 @@ def _with_metric(content: RecordDict, key: str, value: float) -> RecordDict:
     if metrics[key] == value:
         return content
     return RecordDict({**content, name: MetricRecord({**metrics, key: value})})
-
-
-def _require_own_keys(name: str, config: ConfigRecord | None) -> None:
-    if ours := sorted(key for key in config or () if key.startswith(PREFIX)):
-        raise ValueError(
-            f"{name} must not have keys that begin with {PREFIX!r}, which are the server's own, "
-            f"got {ours}"
-        )
 
 
 def _to_record(model: Mapping[str, Any] | None) -> ArrayRecord | None:

@@ -6,7 +6,7 @@ little-endian float32.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from itertools import islice
 from math import inf
@@ -142,6 +142,15 @@ class Reader:
             raise WireError(f"{PREFIX}{cut(min(self._values))} is unknown here")
 
 
+def require_own_keys(name: str, keys: Iterable[str]) -> None:
+    """Raise ValueError if a run's own config has keys of ours."""
+    if ours := sorted(key for key in keys if key.startswith(PREFIX)):
+        raise ValueError(
+            f"{name} must not have keys that begin with {PREFIX!r}, which are the server's own, "
+            f"got {ours}"
+        )
+
+
 def with_prefix(message: Mapping[str, WireScalar]) -> dict[str, WireScalar]:
     """Return a message's entries under their keys on the wire."""
     return {PREFIX + key: value for key, value in message.items()}
@@ -174,6 +183,8 @@ def parameters_of(value: Any, *left_out: str) -> dict[str, WireScalar]:
         parameter, name = getattr(value, field.name), f"{type(value).__name__}.{field.name}"
         if field.name in left_out or (parameter is None and field.default is None):
             continue
+        if isinstance(parameter, np.generic):
+            parameter = parameter.item()
         if not isinstance(parameter, int | float | str | bytes):
             raise TypeError(
                 f"{name} must be a number, a string or bytes to be sent to clients, got "

@@ -315,6 +315,12 @@ class TestIdentity:
         resumed = play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path, 2), **changed), 3)
         assert bits(resumed.model) == bits(whole.model)
 
+    def test_a_number_is_the_same_as_numpys(self, message_api, play, tmp_path):
+        for number in (float, np.float32, np.float64):
+            options = {"noise": Gaussian(number(0.5)), "client_steps": [Clip(number(2))]}
+            checkpoint = Checkpoint(tmp_path)
+            play(message_api.make("SignSGD", **options, checkpoint=checkpoint), 1)
+
     def test_a_function_is_known_by_its_name_wherever_it_lies_in_memory(
         self, message_api, play, tmp_path
     ):

@@ -91,6 +91,20 @@ def test_the_functions_that_aggregate_metrics_get_the_clients_own_alone(play):
     assert {"noise-scale", "vote-agreement", "replies-accepted"} <= set(outcome.reports[1])
 
 
+@pytest.mark.parametrize("name", ["on_fit_config_fn", "on_evaluate_config_fn"])
+def test_a_config_cannot_have_keys_of_ours(name, play):
+    with pytest.raises(ValueError, match=rf"^{name} must not have keys .*'fedmedian.noise'"):
+        play("SignSGD", **{name: lambda server_round: {"lr": 0.1, "fedmedian.noise": 0.1}})
+
+
+def test_a_run_without_an_initial_model_ends_at_once(older_api):
+    components = ServerAppComponents(strategy=older_api.make("SignSGD"), config=ServerConfig(1))
+    app = ClientApp(client_fn=lambda context: NumPyClient().to_client(), mods=[perturb])
+    serve = ServerApp(server_fn=lambda context: components)
+    with pytest.raises(ValueError, match=r"at least one array, got none: set initial_parameters"):
+        serve(InProcessGrid(app, NUM_CLIENTS), Context(1, 1, {}, RecordDict(), {}))
+
+
 def test_without_an_initial_model_a_client_is_asked_for_one(older_api):
     class WithParameters(NumPyClient):
         def get_parameters(self, config):

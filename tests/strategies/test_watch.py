@@ -359,6 +359,17 @@ class TestWarnings:
         assert warning.startswith("round 1: ")
         assert "no camera" in warning
 
+    def test_reasons_that_differ_in_an_objects_address_are_one(self, api, run, warnings):
+        made = []
+
+        def refuse(model, partition):
+            made.append(object())
+            raise TypeError(f"got {made[-1]!r}")
+
+        with pytest.raises(RunFailedError, match=r"15 of 15 replies: .*got <object object>"):
+            run(api.make("SignSGD"), refuse, MODEL, NUM_CLIENTS, 9)
+        assert warnings("5 of 5 replies are lost for one reason")
+
     @each_case(
         ("model", "options", "named"),
         {
