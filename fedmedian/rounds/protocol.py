@@ -569,6 +569,9 @@ class RoundProtocol:
         self._has_evaluated = True
         hearing = Hearing("aggregate_evaluate", asked, self._roster, failures)
         answers = hearing.readable(replies, read)
+        following = {node for node in asked if node in self._versions}
+        if following and not following & {answer.node for answer in answers}:
+            self.watch.see_steps_in_vain()
         self._acknowledge(hearing, asked, replies, answers, failures)
         kept, counts = hearing.judge(server_round, answers, self._rules)
         return with_usual_metrics(kept, self._roster.name), {**counts, **(sizes or {})}

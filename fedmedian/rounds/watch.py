@@ -50,7 +50,8 @@ _DEAD_WORKER = _IN_ERROR_REPLY + r".*ray\.exceptions\.\w*Actor\w*Error"
 _REMEDIES = (
     (
         _IN_ERROR_REPLY + ".* expects the keys in the ArrayRecord",
-        "as where perturb is not the first of its ClientApp's mods",
+        "as where perturb is not the first of its ClientApp's mods, or where NumPyClients train a "
+        "model whose arrays have names: start with ArrayRecord(list_of_arrays)",
     ),
     (
         _IN_ERROR_REPLY + ".* requires the key 'clipping_norm'",
@@ -256,6 +257,14 @@ class Watch:
         # One client's plain weights say nothing about the others' app.
         plain = plain and not heard.answers and asked > 1
         self.fail(question, heard.no_step, at_once=plain and never_moved)
+
+    def see_steps_in_vain(self) -> None:
+        """Warn once that no client could evaluate a model that it was sent as coded steps."""
+        self._warn_once(
+            "in vain",
+            "no client that was sent coded steps has evaluated the model; if the apps list perturb "
+            "for training alone, list it in ClientApp(mods=[perturb])",
+        )
 
     def fail(self, question: Question, no_step: str, *, at_once: bool = False) -> None:
         """Count a round without a new model.

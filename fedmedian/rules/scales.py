@@ -126,7 +126,8 @@ class Adaptive(ScaleRule):
         Whether clients vote on the magnitude: is that of each block above the last quantile? The
         quantile doubles or halves at most. No client reports, or can claim, more than this one bit
         per block. In the first round, and after a unanimous vote, clients compare theirs with each
-        of 241 sizes (Andrew et al., arXiv 1905.03871, move a norm to clip to in this way).
+        of 241 sizes, from 2^-40 to 2^20, outside of which nothing is learned (Andrew et al., arXiv
+        1905.03871, move a norm to clip to in this way).
 
     Raises
     ------

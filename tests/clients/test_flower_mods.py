@@ -19,6 +19,7 @@ from fedmedian.clients import InProcessGrid, perturb
 from fedmedian.strategies import MedianSGD, SignSGD
 
 CLIPPING_NORM = 0.5
+ONE_EXAMPLE = MetricRecord({"num-examples": 1})
 KEY = "clipping_norm"  # where Flower's strategies put it
 MODEL = {"a": np.zeros((2, 3), np.float32), "b": np.zeros(4, np.float32)}
 CHANGES_UPDATES = {
@@ -117,6 +118,25 @@ def test_mods_that_only_look_may_stand_on_either_side_of_perturb(run, caplog, fi
     assert report["replies-accepted"] == 3
     # Before it the mod sees what is sent, two bytes of signs; after it what the app has trained.
     assert ("'elements': 2," in caplog.text) == first
+
+
+def test_with_coded_steps_perturb_must_be_listed_for_evaluation_too(as_record, caplog):
+    app = ClientApp()
+
+    @app.train(mods=[perturb])
+    def train(message, context):
+        content = {"arrays": message.content["arrays"], "metrics": ONE_EXAMPLE}
+        return Message(RecordDict(content), reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message, context):
+        assert "a" in message.content["arrays"]
+        return Message(RecordDict({"metrics": ONE_EXAMPLE}), reply_to=message)
+
+    for downlink in (None, CodedSteps()):
+        assert "list it in ClientApp(mods=[perturb])" not in caplog.text
+        SignSGD(downlink=downlink).start(InProcessGrid(app, 3), as_record(MODEL), 2)
+    assert caplog.text.count("list it in ClientApp(mods=[perturb])") == 1
 
 
 @pytest.mark.parametrize(
