@@ -72,6 +72,9 @@ class Study:
         return {"none": self.honest} | {one: hostile(attack=one) for one in self.attacks}
 
 
+BEST = "half-mimic"
+"""The attack that costs most rules the most, of those that know rules by direction."""
+
 STUDIES = {
     # Karimireddy et al., ICLR 2022, of MNIST: hostile clients draw from all examples, the honest
     # ones hold a shard of sorted labels each; a radius of ten gradients. Bit flip is a sign flip.
@@ -85,8 +88,9 @@ STUDIES = {
             tested=10,
         ),
         num_hostile=5,
-        attacks=("a little is enough", "sign flip", "inner product", "label flip", "mimic"),
+        attacks=("a little is enough", "sign flip", "inner product", "label flip", "mimic", BEST),
         radius=10 * 0.05,
+        with_peers=True,
     ),
     # Flower's baseline FLANDERS: half of Fashion-MNIST, of which its clients train on 300 examples
     # each. There other clients are hostile in each round; here they are the same, from the first.
@@ -117,7 +121,7 @@ STUDIES = {
     "seven": Study(
         Setting(tested=5),
         num_hostile=2,
-        attacks=(*ATTACKS, "half-mimic"),
+        attacks=(*ATTACKS, BEST),
         radius=2.0,
         with_peers=True,
     ),

@@ -138,11 +138,17 @@ SENTENCES = [
     (
         "robustness",
         r"Five hostile clients cost `MedianSGD\(\)` at most (\S+), except with \*a little is "
-        r"enough\*: (\S+)\. ",
-        lambda most, little: (
+        r"enough\*: (\S+), and the half-mimic: (\S+)\. ",
+        lambda most, little, half: (
             is_lost(most, "sign flip", "inner product", "label flip", "mimic")
             and is_lost(little, "a little is enough")
+            and is_lost(half, "half-mimic")
         ),
+    ),
+    (
+        "robustness",
+        r"`SignSGD` by agreement has the best worst case, and `MedianSGD` by agreement the second",
+        lambda: leads("SignSGD, agreement", "robustness-sorted"),
     ),
     (
         "robustness",
