@@ -122,8 +122,8 @@ class Policy:
         Votes that are not summed are refused. Without it, the server may see every vote.
     honest : float (default: 0.8)
         The smallest share of this client and those that it shares masks with that are honest, in
-        (0, 1]; a lying server chooses whom it shares them with. With `cohort`, the cost of an
-        answer follows from the honest ones that must be in its sum; see `fedmedian.privacy.sums`.
+        (0, 1]; a lying server chooses these. With `cohort`, the cost of an answer follows from the
+        honest ones that must be in its sum; see `fedmedian.privacy.sums`.
 
     Raises
     ------
