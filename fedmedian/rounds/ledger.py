@@ -84,8 +84,8 @@ class Ledger:
         Raises
         ------
         ValueError
-            If it is none, or another than in earlier rounds, or the budget does not afford one
-            round.
+            If there is no mechanism, earlier rounds had a different one, or the budget does not
+            afford one round.
         """
         budget = self._budget
         if isinstance(mechanism, NoMechanism):
