@@ -55,16 +55,12 @@ class Study:
         The attacks.
     radius : float
         The radius of centered clipping, in units of the clients' updates.
-    with_peers : bool
-        Whether rules that compare directions or norms join, ours among them. Hostile clients also
-        claim large magnitudes and noise scales then.
     """
 
     honest: Setting
     num_hostile: int
     attacks: tuple[str, ...]
     radius: float
-    with_peers: bool = False
 
     def settings(self) -> dict[str, Setting]:
         """Return the federation without hostile clients and under each attack."""
@@ -90,7 +86,6 @@ STUDIES = {
         num_hostile=5,
         attacks=("a little is enough", "sign flip", "inner product", "label flip", "mimic", BEST),
         radius=10 * 0.05,
-        with_peers=True,
     ),
     # Flower's baseline FLANDERS: half of Fashion-MNIST, of which its clients train on 300 examples
     # each. There other clients are hostile in each round; here they are the same, from the first.
@@ -106,7 +101,7 @@ STUDIES = {
             tested=10,
         ),
         num_hostile=20,
-        attacks=("gaussian", "a little is enough", "opt", "min-max"),
+        attacks=("gaussian", "a little is enough", "opt", "min-max", BEST),
         radius=3.0,
     ),
     # Attacks that know the rules, on small data. The radius is twice the median honest norm.
@@ -115,7 +110,6 @@ STUDIES = {
         num_hostile=2,
         attacks=("minus ten times the mean", "minus the mean", "a little is enough", *ADAPTIVE),
         radius=1.2,
-        with_peers=True,
     ),
     # The radius is about twice the median honest norm in the first rounds.
     "seven": Study(
@@ -123,7 +117,6 @@ STUDIES = {
         num_hostile=2,
         attacks=(*ATTACKS, BEST),
         radius=2.0,
-        with_peers=True,
     ),
 }
 
@@ -284,10 +277,6 @@ def rules(study: Study) -> dict[str, Callable[..., Strategy]]:
     beside a torch without CUDA. Bulyan needs 4f + 3 clients and is left out where there are fewer.
     """
     hostile, clients = study.num_hostile, study.honest.num_clients
-    by_angle = partial(mixed_by_angle, num_hostile=hostile)
-    peers: dict[str, Callable[..., Strategy]] = {
-        "NNM by angle + trimmed mean (told)": partial(_in_place, by_angle)
-    }
     found: dict[str, Callable[..., Strategy]] = {
         "FedAvg": partial(unseeded, FedAvg),
         "FedMedian": partial(unseeded, FedMedian),
@@ -301,7 +290,10 @@ def rules(study: Study) -> dict[str, Callable[..., Strategy]]:
         ),
         "SignSGD()": SignSGD,
         "MedianSGD()": MedianSGD,
-        **(peers | PEERS if study.with_peers else {}),
+        "NNM by angle + trimmed mean (told)": partial(
+            _in_place, partial(mixed_by_angle, num_hostile=hostile)
+        ),
+        **PEERS,
     }
     if clients < 4 * hostile + 3:
         del found["Bulyan (told)"]
@@ -316,12 +308,12 @@ def run_rule(rule: str, study: Study, setting: Setting, seed: int) -> Result:
     import_module("torch._dynamo")
     gc.collect()
     gc.freeze()
-    return simulate(rules(study)[rule], setting, seed, [*_claims(study, setting), perturb])
+    return simulate(rules(study)[rule], setting, seed, [*_claims(setting), perturb])
 
 
-def _claims(study: Study, setting: Setting) -> list[Mod]:
+def _claims(setting: Setting) -> list[Mod]:
     """Return what hostile clients say about their replies, beside the examples that they claim."""
-    if not setting.attack or not study.with_peers:
+    if not setting.attack:
         return []
     hostile = range(setting.num_clients - setting.num_hostile, setting.num_clients)
     return [Hostile(claim, hostile) for claim in (ClaimMagnitude(CLAIMED), ClaimScale(CLAIMED))]
