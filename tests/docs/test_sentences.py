@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("torch")
 
 from experiments.claims.__main__ import PAGES
+from experiments.studies import robustness
 from experiments.studies.commands import DOCS, printed_table
 
 WRITTEN_WHOLE = {page.name for page in PAGES}
@@ -62,10 +63,39 @@ def is_lost_of_seven(most):
     return none - worst <= float(most) and leads("SignSGD, agreement", "robustness-seven")
 
 
-def leads(name, table="robustness-adaptive"):
+def leads(name, table):
     head, rows = printed_table(table)
     worst = {row[0]: float(row[head.index("worst")]) for row in rows}
     return max(worst, key=worst.__getitem__) == name
+
+
+def leads_of(attacks, name):
+    """Whether a rule has the best worst case of these attacks in FLANDERS's setting."""
+    head, rows = printed_table("robustness-flanders")
+    worst = {row[0]: min(float(row[head.index(one)]) for one in attacks) for row in rows}
+    return max(worst, key=worst.__getitem__) == name
+
+
+def lost_in_flanders(name, attack):
+    none, attacked = (cell("robustness-flanders", one, name) for one in ("none", attack))
+    return none - attacked
+
+
+def is_lost_to_half_mimics(least, most):
+    names = ["SignSGD()", "MedianSGD()"]
+    names += [name for name in robustness.PEERS if name.startswith("Clipped mean")]
+    lost = [lost_in_flanders(name, "half-mimic") for name in names]
+    return is_rounded(least, min(lost)) and is_rounded(most, max(lost))
+
+
+def is_lost_by_agreement(most):
+    lost = [
+        cell("robustness-flanders", attack, f"{name}()")
+        - cell("robustness-flanders", attack, f"{name}, agreement")
+        for attack in ("a little is enough", "min-max")
+        for name in ("SignSGD", "MedianSGD")
+    ]
+    return is_rounded(most, max(lost))
 
 
 LEARN = ("FedAvg", "SignSGD", "SignSGD (coded downlink)", "MedianSGD")
@@ -105,8 +135,11 @@ SENTENCES = [
     (
         "README",
         r"attackers that know the rules, `SignSGD\(aggregator=Agreement\(Counts\(\)\)\)` has the "
-        r"best worst case of our study",
-        lambda: leads("SignSGD, agreement"),
+        r"best worst case in each of our four studies",
+        lambda: all(
+            leads("SignSGD, agreement", f"robustness-{study}")
+            for study in ("sorted", "flanders", "adaptive", "seven")
+        ),
     ),
     (
         "README",
@@ -149,6 +182,26 @@ SENTENCES = [
         "robustness",
         r"`SignSGD` by agreement has the best worst case, and `MedianSGD` by agreement the second",
         lambda: leads("SignSGD, agreement", "robustness-sorted"),
+    ),
+    (
+        "robustness",
+        r"`SignSGD` by agreement has the best worst case\. Next are",
+        lambda: leads("SignSGD, agreement", "robustness-flanders"),
+    ),
+    (
+        "robustness",
+        r"The half-mimic costs `SignSGD\(\)`, `MedianSGD\(\)` and clipped means (\S+) to (\S+)\. ",
+        is_lost_to_half_mimics,
+    ),
+    (
+        "robustness",
+        r"Without it `MedianSGD\(\)` would have the best worst case",
+        lambda: leads_of(("gaussian", "a little is enough", "opt", "min-max"), "MedianSGD()"),
+    ),
+    (
+        "robustness",
+        r"There, agreement loses up to (\S+), because",
+        is_lost_by_agreement,
     ),
     (
         "robustness",
