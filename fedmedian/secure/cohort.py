@@ -17,6 +17,9 @@ FEWEST = 3
 MOST_CLIENTS = (1 << MOST_BITS) - 1
 """The most clients in a sum."""
 
+MOST_NEIGHBORS = 1000
+"""The most neighbors of a client, which needs seconds for the shares of so many."""
+
 Member = TypeVar("Member")
 
 _FIELDS = {"sum.bits": int, "sum.enough": int, "sum.neighbors": bytes}
@@ -45,7 +48,7 @@ class SecureSum:
         clients, and two more than half of the others. Otherwise the round keeps the model, and
         nothing is opened.
     neighbors : int (default: 48)
-        The number of neighbors of each client, even and >= 20; all others if there are not more.
+        The number of neighbors of each client, even, 20..1000; all others if there are not more.
         More take longer. A client's `Policy` relies only on its neighbors.
 
     Raises
@@ -59,7 +62,7 @@ class SecureSum:
 
     def __post_init__(self) -> None:
         require_real("threshold", self.threshold, low=0.5, high=1.0, open_low=True)
-        require_integer("neighbors", self.neighbors, low=20)
+        require_integer("neighbors", self.neighbors, low=20, high=MOST_NEIGHBORS)
         if self.neighbors % 2:
             raise ValueError(f"neighbors must be even, got {self.neighbors!r}")
 
@@ -96,6 +99,8 @@ class Place:
 
     def __post_init__(self) -> None:
         number, least = len(self.neighbors), fewest_shares(len(self.neighbors))
+        if number > MOST_NEIGHBORS:
+            raise WireError(f"{number} neighbors are more than {MOST_NEIGHBORS}")
         if not 1 <= self.bits <= MOST_BITS or bits_of_sum(number + 1) > self.bits:
             raise WireError(f"{self.bits} bits do not hold a sum of {number + 1} votes")
         if not least <= self.enough <= number:

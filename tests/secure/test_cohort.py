@@ -22,7 +22,7 @@ class TestArguments:
         ("name", "value"),
         [
             *[("threshold", value) for value in (0.5, 0, -1, 1.01, nan, inf)],
-            *[("neighbors", value) for value in (0, -2, 18, 19, 21)],
+            *[("neighbors", value) for value in (0, -2, 18, 19, 21, 1002)],
         ],
     )
     def test_one_out_of_range_is_refused_by_name_and_value(self, name, value):
@@ -130,6 +130,10 @@ class TestPlace:
     def test_one_that_does_not_hide_a_vote_is_refused(self, bits, enough, neighbors):
         with pytest.raises(WireError):
             Place(bits, enough, tuple(KEYS[:neighbors]))
+
+    def test_so_many_neighbors_that_their_shares_take_minutes_are_refused(self):
+        with pytest.raises(WireError, match="1001 neighbors are more than 1000"):
+            Place(10, 600, tuple(number.to_bytes(32) for number in range(1001)))
 
     def test_a_neighbor_listed_twice_is_refused(self):
         with pytest.raises(WireError, match="same public key"):
