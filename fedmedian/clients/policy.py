@@ -13,6 +13,8 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
 
 from fedmedian.checks import require_integer, require_real, require_type
+from fedmedian.clients.ledger import HAS_LOCKS, Answers, Ledger
+from fedmedian.logs import warn
 from fedmedian.model.layout import Layout, matches
 from fedmedian.privacy.accounting import (
     MOST_ANSWERS,
@@ -40,15 +42,6 @@ EXAMPLES = ("num-examples", "num_examples")
 
 _STATE = "fedmedian-policy"
 """The record in ``Context.state``; no client step stores its memory under this name."""
-
-_NOTHING = {
-    "answers": 0,
-    "last-round": -1,
-    "as-gaussian": 0.0,
-    "as-sent": 0.0,
-    "divergences": list[float](),
-}
-"""Its contents before the first answer."""
 
 _FEWEST = 3
 """The fewest clients in a sum: of two, one knows the other's votes."""
@@ -82,7 +75,7 @@ class Policy:
     - ``vectors``: any encoding of the noisy update but its signs, unless `vectors` allows it;
     - ``noise_scale``: no noise, too little noise, noise that depends on the update, noise that is
       not Gaussian, or another step between the noise and the encoding;
-    - ``exact``, ``rounds``, ``epsilon``, ``metrics``, ``cohort``: see the parameters;
+    - ``exact``, ``rounds``, ``epsilon``, ``metrics``, ``cohort``, ``ledger``: see the parameters;
     - ``one answer per round``: a round that does not come after the last one.
 
     If an update is not finite, or a step of the server fails on it, the client sends only noise.
@@ -91,8 +84,8 @@ class Policy:
     the names, shapes and dtypes of what the app returns, or are raised by the app. For the same
     reason, training that fails counts as an answer.
 
-    Answers are counted in ``Context.state``. Flower keeps it for a run, and loses it when a
-    SuperNode ends.
+    Answers are counted in ``Context.state``, which Flower keeps for a run, and loses when a
+    SuperNode ends; or in a `ledger`, which counts those of all runs.
 
     Parameters
     ----------
@@ -124,6 +117,10 @@ class Policy:
         The smallest share of this client and those that it shares masks with that are honest, in
         (0, 1]; a lying server chooses these. With `cohort`, the cost of an answer follows from the
         honest ones that must be in its sum; see `fedmedian.privacy.sums`.
+    ledger : str, optional
+        The absolute path of a folder of this SuperNode alone, made if missing, in which answers are
+        counted: those of all runs together, for as long as it exists. Answers are refused if it
+        cannot be written or is damaged. A policy in the run config must not have one.
 
     Raises
     ------
@@ -147,6 +144,7 @@ class Policy:
     delta: float | None = None
     cohort: int | None = None
     honest: float = 0.8
+    ledger: str | None = None
 
     def __post_init__(self) -> None:
         limits = np.finfo(np.float32)  # of the arithmetic, and on the wire
@@ -165,6 +163,7 @@ class Policy:
         if self.cohort is not None:
             require_integer("cohort", self.cohort, low=_FEWEST)
         require_share("honest", self.honest)
+        self._require_ledger()
         self._require_budget()
         secret_rng()
 
@@ -317,6 +316,15 @@ class Policy:
         if not self.metrics:
             _refuse("metrics", "no metrics may be sent")
 
+    def _require_ledger(self) -> None:
+        if self.ledger is None:
+            return
+        require_type("ledger", self.ledger, str, "a string")
+        if not os.path.isabs(self.ledger):
+            raise ValueError(f"ledger must be an absolute path, got {self.ledger!r}")
+        if not HAS_LOCKS:
+            raise ValueError(f"ledger needs flock, which this system lacks, got {self.ledger!r}")
+
     def _require_budget(self) -> None:
         if (self.epsilon is None) != (self.delta is None):
             raise ValueError(
@@ -386,6 +394,10 @@ class Policies:
                     found.append(Policy.from_text(text))  # type: ignore[arg-type]
                 except (TypeError, ValueError) as error:
                     raise PolicyError(f"{source} holds no valid policy: {error}") from error
+                if CONFIG_KEY in source and found[-1].ledger is not None:
+                    raise PolicyError(f"{source} must not have a ledger, a folder on the client")
+        if len(ledgers := {one.ledger for one in found if one.ledger is not None}) > 1:
+            raise PolicyError(f"all policies must have one ledger, got {len(ledgers)}")
         return cls(tuple(found))
 
     @property
@@ -472,22 +484,32 @@ class Policies:
                 _refuse("metrics", f"nothing in record {name!r} may be sent")
 
     def _count(self, context: Context, instruction: Instruction, place: Place | None) -> None:
-        state: dict[str, Any] = {**context.state.config_records.get(_STATE, _NOTHING)}
-        answers, last = state["answers"], state["last-round"]
-        server_round = instruction.server_round
-        if server_round <= last:
-            _refuse("one answer per round", f"round {server_round} came after round {last}")
-        most = min(policy.rounds for policy in self.members)
-        if answers >= most:
-            _refuse("rounds", f"{answers} have been answered, the limit is {most}")
-        spent = PrivacyLoss(state["as-gaussian"], state["as-sent"], (*state["divergences"],))
-        loss = spent + self._loss_of_answer(instruction, place)
-        for policy in self.members:
-            policy.require_budget_for(loss)
-        counts = {"answers": answers + 1, "last-round": server_round}
-        sums = {"as-gaussian": loss.as_gaussian, "as-sent": loss.as_sent}
-        divergences = {"divergences": [*loss.divergences]}
-        context.state[_STATE] = ConfigRecord({**counts, **sums, **divergences})
+        loss = self._loss_of_answer(instruction, place)
+        run, server_round = str(context.run_id), instruction.server_round
+
+        def counted(answers: Answers, members: Sequence[Policy]) -> Answers:
+            last = answers.rounds.get(run, -1)
+            if server_round <= last:
+                _refuse("one answer per round", f"round {server_round} came after round {last}")
+            most = min(policy.rounds for policy in members)
+            if answers.number >= most:
+                _refuse("rounds", f"{answers.number} have been answered, the limit is {most}")
+            total = answers.loss + loss
+            for policy in members:
+                policy.require_budget_for(total)
+            return Answers(answers.number + 1, {**answers.rounds, run: server_round}, total)
+
+        # A refusal must leave both counts as they are.
+        if of_run := [policy for policy in self.members if policy.ledger is None]:
+            kept = context.state.config_records.get(_STATE)
+            in_state = counted(Answers() if kept is None else Answers.decode(kept), of_run)
+        of_all = [policy for policy in self.members if policy.ledger is not None]
+        path = next((policy.ledger for policy in of_all), None)
+        if path is not None:
+            with _using(path), Ledger(path) as ledger:
+                ledger.write(counted(ledger.read(), of_all))
+        if of_run:
+            context.state[_STATE] = ConfigRecord(in_state.encode())
 
     def _loss_of_answer(self, instruction: Instruction, place: Place | None) -> PrivacyLoss:
         clip, steps = self.clip, instruction.steps
@@ -504,6 +526,19 @@ class Policies:
             limit=limit_of(steps) / clip,
             summed=summed,
         )
+
+
+@contextmanager
+def _using(ledger: str) -> Iterator[None]:
+    """Refuse an answer if a ledger cannot be used, without a word of its path to the server."""
+    try:
+        yield
+    except PolicyError:
+        raise
+    except (OSError, ValueError) as error:
+        remedy = "make it writable, restore it, or remove it to count from 0"
+        warn("nothing is answered: the ledger %s cannot be used: %s; %s", ledger, error, remedy)
+        _refuse("ledger", "it cannot be used, the client's log says why")
 
 
 _ENFORCING: ContextVar[bool] = ContextVar("enforcing", default=False)

@@ -3,11 +3,13 @@
 Every hostile server is first seen to get what it asks for from a client without a policy.
 """
 
+import os
 import re
 import sys
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -36,6 +38,7 @@ from fedmedian import (
 )
 from fedmedian.chacha import ChaCha20
 from fedmedian.clients import InProcessGrid, Policy, answering, perturb, perturb_with
+from fedmedian.clients.ledger import Ledger
 from fedmedian.clients.policy import CONFIG_KEY, VARIABLE, Policies, PolicyError
 from fedmedian.model.layout import Layout
 from fedmedian.privacy.accounting import Draw, Mechanism, PrivacyLoss
@@ -93,6 +96,11 @@ class Client:
             return Message(RecordDict(content), reply_to=message)
 
         self._grid = InProcessGrid(app, 1, run_config=run_config)
+
+    @property
+    def context(self):
+        (context,) = self._grid._contexts.values()
+        return context
 
     def tell(self, config, kind=MessageType.TRAIN):
         """Return the reply to a message with a config."""
@@ -850,6 +858,107 @@ class TestRounds:
         careful = client()
         careful.answer(steps=(Forgetful(0.5), NOISE, Signs()))
         require_refusal(careful.ask(), "one answer per round")
+
+
+class TestLedger:
+    """Answers are counted on disk, over all runs."""
+
+    @pytest.fixture
+    def ledger(self, tmp_path):
+        return str(tmp_path / "ledger")
+
+    @pytest.fixture
+    def counting(self, client, ledger):
+        """Makes a client that counts on disk, in a run."""
+
+        def counting(run=1, rounds=3, **changed):
+            made = client(replace(POLICY, rounds=rounds, ledger=ledger, **changed))
+            made.context.run_id = run
+            return made
+
+        return counting
+
+    def test_a_supernode_that_is_started_again_goes_on_counting(self, counting):
+        counting().answer(server_round=5)
+        require_refusal(counting().ask(server_round=5), "one answer per round", 5)
+        counting().answer(server_round=6)
+        counting().answer(server_round=7)
+        require_refusal(counting().ask(server_round=8), "rounds", 3)
+
+    def test_another_run_begins_at_its_own_round_and_spends_what_is_left(self, counting):
+        for run, number in ((1, 8), (2, 1), (3, 1)):
+            counting(run).answer(server_round=number)
+        require_refusal(counting(4).ask(server_round=1), "rounds", 3)
+
+    def test_a_budget_is_one_for_all_runs(self, counting):
+        price = Mechanism(1.0, 0.5).epsilon(1e-5, 2)
+        budget = {"epsilon": price * 1.001, "delta": 1e-5}
+        counting(1, **budget).answer()
+        counting(2, **budget).answer()
+        require_refusal(counting(3, **budget).ask(), "epsilon")
+
+    def test_a_training_that_fails_is_counted(self, counting, ledger):
+        failing = counting()
+        failing.trained = None  # adding to it fails
+        assert failing.ask().error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+        with Ledger(ledger) as opened:
+            assert opened.read().number == 1
+
+    def test_what_any_policy_refuses_is_not_counted(self, counting, ledger, monkeypatch):
+        monkeypatch.setenv(VARIABLE, "clip = 1.0, noise-scale = 0.5, rounds = 1")
+        careful = counting()
+        require_refusal(careful.ask(seed=7), "seed")
+        careful.answer()
+        require_refusal(careful.ask(server_round=2), "rounds", 1)
+        with Ledger(ledger) as opened:
+            assert opened.read().number == 1
+
+    def test_a_policy_without_one_counts_its_own_run_alone(self, counting, monkeypatch):
+        monkeypatch.setenv(VARIABLE, "clip = 1.0, noise-scale = 0.5, rounds = 1")
+        for run in (1, 2):
+            careful = counting(run)
+            careful.answer()
+            require_refusal(careful.ask(server_round=2), "rounds", 1)
+
+    @pytest.mark.parametrize("is_damaged", [True, False], ids=["damaged", "no folder"])
+    def test_one_that_cannot_be_used_lets_nothing_out_and_only_the_clients_log_has_its_path(
+        self, is_damaged, counting, ledger, caplog
+    ):
+        if is_damaged:
+            os.mkdir(ledger)
+            (Path(ledger) / "answers.json").touch()
+        else:
+            Path(ledger).touch()
+        careful = counting()
+        reply = careful.ask()
+        require_refusal(reply, "ledger", "cannot be used")
+        assert ledger not in reply.error.reason
+        assert f"the ledger {ledger} cannot be used" in caplog.text
+        assert careful.trained == 0
+
+    def test_the_run_config_must_not_choose_a_file_of_the_client(self, as_record, ledger):
+        config = {CONFIG_KEY: f"{TEXT}, ledger = '{ledger}'"}
+        reply = Client(as_record, perturb, model=TWO, run_config=config).ask()
+        assert "must not have a ledger" in reply.error.reason
+        assert not Path(ledger).exists()
+
+    def test_two_of_them_are_refused(self, counting, ledger, monkeypatch):
+        monkeypatch.setenv(VARIABLE, f"{TEXT}, ledger = '{ledger}-2'")
+        assert "must have one ledger, got 2" in counting().ask().error.reason
+        monkeypatch.setenv(VARIABLE, f"{TEXT}, ledger = '{ledger}'")
+        counting().answer()
+
+    @pytest.mark.parametrize(
+        ("path", "error", "words"),
+        [
+            ("relative/path", ValueError, "must be an absolute path"),
+            ("", ValueError, "must be an absolute path"),
+            (b"/x", TypeError, "must be a string"),
+        ],
+    )
+    def test_is_an_absolute_path(self, path, error, words):
+        with pytest.raises(error, match=f"ledger {words}"):
+            replace(POLICY, ledger=path)
 
 
 class TestMetrics:

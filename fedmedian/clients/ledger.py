@@ -1,0 +1,120 @@
+"""What a client has answered, counted in its state or, for all runs, in a folder."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from fedmedian.privacy.accounting import PrivacyLoss
+
+if sys.platform != "win32":
+    import fcntl
+
+HAS_LOCKS = sys.platform != "win32"
+"""Whether files can be locked on this system."""
+
+_FILE = "answers.json"
+_LAST_ROUND = "last-round-of-"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a client has answered.
+
+    Parameters
+    ----------
+    number : int (default: 0)
+        The number of answers.
+    rounds : mapping of str to int (default: empty)
+        The last round of each run.
+    loss : PrivacyLoss (default: none)
+        What the answers reveal together.
+    """
+
+    number: int = 0
+    rounds: Mapping[str, int] = field(default_factory=dict)
+    loss: PrivacyLoss = field(default_factory=PrivacyLoss)
+
+    def encode(self) -> dict[str, Any]:
+        """Return the answers as scalars and lists."""
+        rounds = {_LAST_ROUND + run: number for run, number in self.rounds.items()}
+        sums = {"as-gaussian": self.loss.as_gaussian, "as-sent": self.loss.as_sent}
+        return {"answers": self.number, "divergences": [*self.loss.divergences]} | sums | rounds
+
+    @classmethod
+    def decode(cls, values: Mapping[str, Any]) -> Self:
+        """Return the answers that `encode` has encoded.
+
+        Raises
+        ------
+        ValueError
+            If they are none.
+        """
+        values = dict(values)
+        try:
+            number, divergences = values.pop("answers"), values.pop("divergences")
+            sums = values.pop("as-gaussian"), values.pop("as-sent")
+        except KeyError as error:
+            raise ValueError(f"{error} is missing") from None
+        rounds = {name.removeprefix(_LAST_ROUND): last for name, last in values.items()}
+        if any(type(count) is not int for count in (number, *rounds.values())):
+            raise ValueError("a count is no integer")
+        if not all(type(one) is float and one >= 0 for one in (*sums, *divergences)):
+            raise ValueError("a loss is no number >= 0")
+        return cls(number, rounds, PrivacyLoss(*sums, (*divergences,)))
+
+
+class Ledger:
+    """A folder's count of answers, locked as long as the ledger is open: use it in ``with``.
+
+    Parameters
+    ----------
+    folder : str
+        The folder, made if missing.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read or written.
+    ValueError
+        If what it holds is damaged.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._path = Path(folder) / _FILE
+
+    def __enter__(self) -> Self:
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = self._path.with_name(".lock").open("a")
+        if sys.platform != "win32":
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.close()
+
+    def read(self) -> Answers:
+        """Return the answers until now."""
+        try:
+            return Answers.decode(json.loads(self._path.read_bytes()))
+        except FileNotFoundError:
+            return Answers()
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"{self._path} is damaged: {error}") from error
+
+    def write(self, answers: Answers) -> None:
+        """Write the answers at once: a process that dies leaves what was there."""
+        unfinished = self._path.with_suffix(".part")
+        with unfinished.open("w") as file:
+            json.dump(answers.encode(), file)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(self._path)
+        folder = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # or a power failure may undo the replacement
+        finally:
+            os.close(folder)

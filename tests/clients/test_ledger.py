@@ -1,0 +1,80 @@
+"""A client's ledger: answers are counted for as long as its folder exists."""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedmedian.clients.ledger import Answers, Ledger
+from fedmedian.privacy.accounting import PrivacyLoss
+
+amounts = st.floats(0, allow_nan=False)
+
+
+class TestLedger:
+    def test_begins_with_nothing_and_makes_its_folder(self, tmp_path):
+        with Ledger(str(tmp_path / "a" / "b")) as ledger:
+            assert ledger.read() == Answers()
+        assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
+
+    @given(
+        number=st.integers(0, 2**63),
+        rounds=st.dictionaries(st.integers(0, 2**64).map(str), st.integers(0, 2**63), max_size=3),
+        loss=st.builds(PrivacyLoss, amounts, amounts, st.lists(amounts, max_size=3).map(tuple)),
+    )
+    def test_reads_what_was_written_to_the_last_bit(self, tmp_path_factory, number, rounds, loss):
+        folder, answers = str(tmp_path_factory.mktemp("ledger")), Answers(number, rounds, loss)
+        with Ledger(folder) as ledger:
+            ledger.write(answers)
+        with Ledger(folder) as ledger:
+            assert ledger.read() == answers
+
+    def test_counts_every_one_of_many_answers_at_once(self, tmp_path):
+        def answer(_):
+            with Ledger(str(tmp_path)) as ledger:
+                before = ledger.read()
+                ledger.write(Answers(before.number + 1))
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(answer, range(50)))
+        with Ledger(str(tmp_path)) as ledger:
+            assert ledger.read().number == 50
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "{}",
+            "[]",
+            "null",
+            '{"answers": 1',
+            *(
+                json.dumps(Answers(1).encode() | changed)
+                for changed in (
+                    {"answers": "1"},
+                    {"answers": 1.0},
+                    {"as-sent": -1.0},
+                    {"as-sent": float("nan")},
+                    {"divergences": None},
+                    {"divergences": ["1"]},
+                    {"last-round-of-7": None},
+                )
+            ),
+        ],
+    )
+    def test_that_is_damaged_is_not_read_as_empty(self, text, tmp_path):
+        (tmp_path / "answers.json").write_text(text)
+        with Ledger(str(tmp_path)) as ledger, pytest.raises(ValueError, match="is damaged") as seen:
+            ledger.read()
+        assert str(tmp_path) in str(seen.value)
+
+    def test_is_whole_if_writing_fails(self, tmp_path, monkeypatch):
+        with Ledger(str(tmp_path)) as ledger:
+            ledger.write(Answers(1))
+            monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("full")))
+            with pytest.raises(OSError, match="full"):
+                ledger.write(Answers(2))
+            assert ledger.read() == Answers(1)
