@@ -57,7 +57,7 @@ class Part:
     flower_seconds: float
 
 
-COLUMNS = ["beside flwr.clientapp", "adds MiB", "adds ms", "to MiB", "to ms"]
+COLUMNS = ["beside flwr.clientapp", "adds MiB", "adds ms", "Flower's MiB", "Flower's ms"]
 
 
 def parts(runs: int = 7) -> list[Part]:
