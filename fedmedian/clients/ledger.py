@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from fedmedian.logs import warn
 from fedmedian.privacy.accounting import PrivacyLoss
+from fedmedian.privacy.amplification import ORDERS
 
 if sys.platform != "win32":
     import fcntl
@@ -59,11 +61,15 @@ class Answers:
             sums = values.pop("as-gaussian"), values.pop("as-sent")
         except KeyError as error:
             raise ValueError(f"{error} is missing") from None
+        if other := [name for name in values if not name.startswith(_LAST_ROUND)]:
+            raise ValueError(f"{other[0]!r} is not known")
         rounds = {name.removeprefix(_LAST_ROUND): last for name, last in values.items()}
-        if any(type(count) is not int for count in (number, *rounds.values())):
-            raise ValueError("a count is no integer")
+        if not all(type(count) is int and count >= 0 for count in (number, *rounds.values())):
+            raise ValueError("a count is not an integer >= 0")
         if not all(type(one) is float and one >= 0 for one in (*sums, *divergences)):
-            raise ValueError("a loss is no number >= 0")
+            raise ValueError("a loss is not a number >= 0")
+        if len(divergences) not in (0, len(ORDERS)):
+            raise ValueError(f"there are {len(divergences)} divergences, not {len(ORDERS)}")
         return cls(number, rounds, PrivacyLoss(*sums, (*divergences,)))
 
 
@@ -88,12 +94,14 @@ class Ledger:
 
     def __enter__(self) -> Self:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = self._path.with_name(".lock").open("a")
+        self._lock = open(self._path.with_name(".lock"), "a", opener=_privately)
         if sys.platform != "win32":
             fcntl.flock(self._lock, fcntl.LOCK_EX)
         return self
 
     def __exit__(self, *error: object) -> None:
+        if sys.platform != "win32":
+            fcntl.flock(self._lock, fcntl.LOCK_UN)  # a forked child has the file open, too
         self._lock.close()
 
     def read(self) -> Answers:
@@ -101,14 +109,15 @@ class Ledger:
         try:
             return Answers.decode(json.loads(self._path.read_bytes()))
         except FileNotFoundError:
+            warn("%s is a new ledger, in which answers are counted from 0", self._path)
             return Answers()
-        except (AttributeError, TypeError, ValueError) as error:
+        except (RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"{self._path} is damaged: {error}") from error
 
     def write(self, answers: Answers) -> None:
         """Write the answers at once: a process that dies leaves what was there."""
         unfinished = self._path.with_suffix(".part")
-        with unfinished.open("w") as file:
+        with open(unfinished, "w", opener=_privately) as file:
             json.dump(answers.encode(), file)
             file.flush()
             os.fsync(file.fileno())
@@ -118,3 +127,7 @@ class Ledger:
             os.fsync(folder)  # or a power failure may undo the replacement
         finally:
             os.close(folder)
+
+
+def _privately(path: str, flags: int) -> int:
+    return os.open(path, flags, mode=0o600)

@@ -396,7 +396,8 @@ class Policies:
                     raise PolicyError(f"{source} holds no valid policy: {error}") from error
                 if CONFIG_KEY in source and found[-1].ledger is not None:
                     raise PolicyError(f"{source} must not have a ledger, a folder on the client")
-        if len(ledgers := {one.ledger for one in found if one.ledger is not None}) > 1:
+        ledgers = {os.path.realpath(one.ledger) for one in found if one.ledger is not None}
+        if len(ledgers) > 1:
             raise PolicyError(f"all policies must have one ledger, got {len(ledgers)}")
         return cls(tuple(found))
 
@@ -490,7 +491,9 @@ class Policies:
         def counted(answers: Answers, members: Sequence[Policy]) -> Answers:
             last = answers.rounds.get(run, -1)
             if server_round <= last:
-                _refuse("one answer per round", f"round {server_round} came after round {last}")
+                shared = "; does another client use its ledger?" if members[0].ledger else ""
+                why = f"round {server_round} came after round {last}{shared}"
+                _refuse("one answer per round", why)
             most = min(policy.rounds for policy in members)
             if answers.number >= most:
                 _refuse("rounds", f"{answers.number} have been answered, the limit is {most}")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fedmedian.clients.ledger import Answers, Ledger
 from fedmedian.privacy.accounting import PrivacyLoss
+from fedmedian.privacy.amplification import ORDERS
 
 amounts = st.floats(0, allow_nan=False)
 
@@ -23,7 +24,12 @@ class TestLedger:
     @given(
         number=st.integers(0, 2**63),
         rounds=st.dictionaries(st.integers(0, 2**64).map(str), st.integers(0, 2**63), max_size=3),
-        loss=st.builds(PrivacyLoss, amounts, amounts, st.lists(amounts, max_size=3).map(tuple)),
+        loss=st.builds(
+            PrivacyLoss,
+            amounts,
+            amounts,
+            st.sampled_from([(), tuple(map(float, range(len(ORDERS))))]),
+        ),
     )
     def test_reads_what_was_written_to_the_last_bit(self, tmp_path_factory, number, rounds, loss):
         folder, answers = str(tmp_path_factory.mktemp("ledger")), Answers(number, rounds, loss)
@@ -51,6 +57,7 @@ class TestLedger:
             "[]",
             "null",
             '{"answers": 1',
+            "[" * 100_000,
             *(
                 json.dumps(Answers(1).encode() | changed)
                 for changed in (
@@ -61,9 +68,14 @@ class TestLedger:
                     {"divergences": None},
                     {"divergences": ["1"]},
                     {"last-round-of-7": None},
+                    {"answers": -1},
+                    {"last-round-of-7": -1},
+                    {"divergences": [0.5]},
+                    {"other": 3},
                 )
             ),
         ],
+        ids=lambda text: text[:90],
     )
     def test_that_is_damaged_is_not_read_as_empty(self, text, tmp_path):
         (tmp_path / "answers.json").write_text(text)

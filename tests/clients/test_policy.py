@@ -890,6 +890,15 @@ class TestLedger:
             counting(run).answer(server_round=number)
         require_refusal(counting(4).ask(server_round=1), "rounds", 3)
 
+    def test_one_that_is_new_is_logged_since_an_old_one_may_be_lost(self, counting, caplog):
+        counting().answer()
+        counting().answer(server_round=2)
+        assert caplog.text.count("is a new ledger, in which answers are counted from 0") == 1
+
+    def test_two_clients_with_one_are_told_so(self, counting):
+        counting().answer()
+        require_refusal(counting().ask(), "one answer per round", "does another client use its")
+
     def test_a_budget_is_one_for_all_runs(self, counting):
         price = Mechanism(1.0, 0.5).epsilon(1e-5, 2)
         budget = {"epsilon": price * 1.001, "delta": 1e-5}
@@ -945,7 +954,7 @@ class TestLedger:
     def test_two_of_them_are_refused(self, counting, ledger, monkeypatch):
         monkeypatch.setenv(VARIABLE, f"{TEXT}, ledger = '{ledger}-2'")
         assert "must have one ledger, got 2" in counting().ask().error.reason
-        monkeypatch.setenv(VARIABLE, f"{TEXT}, ledger = '{ledger}'")
+        monkeypatch.setenv(VARIABLE, f"{TEXT}, ledger = '{ledger}/'")
         counting().answer()
 
     @pytest.mark.parametrize(
