@@ -6,7 +6,7 @@ be stored and resumed. The caller also applies the learning rate: x ← x − δ
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,8 @@ State = dict[str, NDArray[Any]]
 class Optimizer(ABC):
     """A rule that turns directions into steps."""
 
-    @property
-    def usual_rate(self) -> float:
-        """The factor on the default learning rate that fits its steps."""
-        return 1.0
+    usual_rate: ClassVar[float] = 1.0
+    """The factor on the default learning rate that fits its steps."""
 
     @abstractmethod
     def step(self, direction: Float32, state: State) -> Float32:
@@ -103,15 +101,12 @@ class Adam(Optimizer):
     beta_2: float = 0.99
     tau: float = 1e-3
 
+    usual_rate: ClassVar[float] = 0.01
+
     def __post_init__(self) -> None:
         require_real("beta_1", self.beta_1, low=0.0, high=1.0, open_high=True)
         require_real("beta_2", self.beta_2, low=0.0, high=1.0, open_high=True)
         require_positive("tau", self.tau)
-
-    @property
-    def usual_rate(self) -> float:
-        """0.01; see `Optimizer.usual_rate`."""
-        return 0.01
 
     def step(self, direction: Float32, state: State) -> Float32:
         """Return the adaptive step; see `Optimizer.step`."""
