@@ -135,14 +135,15 @@ class _PerturbedClient(NumPyClient):
         require_type("model", model, nn.Module, "a torch.nn.Module")
         require_type("train_loader", train_loader, DataLoader, "a torch DataLoader")
         require_type("test_loader", test_loader, DataLoader | None, "a torch DataLoader, or None")
-        for name, value in (("work", work or FullBatchGradient()), ("loss", loss)):
+        work = work or FullBatchGradient()
+        for name, value in (("work", work), ("loss", loss)):
             if not callable(value):
                 raise TypeError(f"{name} must be callable, got {value!r}")
         self.context = context
         self.model = model
         self.train_loader = train_loader
         self.test_loader = test_loader
-        self.work = work or FullBatchGradient()
+        self.work = work
         self.loss = loss
 
     def get_parameters(self, config: dict[str, Scalar]) -> NDArrays:
