@@ -139,9 +139,8 @@ class Ballot:
         (L,) float64
             The factors, not negative; all 1 unless noise tops updates up.
         """
-        if self.noise is None or self.magnitudes is None or self.scales is None:
-            return np.ones(len(self.blocks.sizes))
-        if not self.noise.rule.tops_up:
+        tops_up = self.noise is not None and self.noise.rule.tops_up
+        if self.magnitudes is None or self.scales is None or not tops_up:
             return np.ones(len(self.blocks.sizes))
         squares = np.square(np.minimum(self.magnitudes, self.scales))
         noise = energy - np.square(self.weights) @ squares
