@@ -462,5 +462,5 @@ def _in_units(size: float) -> str:
 
 def _remedy_of(reason: str) -> str:
     """Return the remedy in parentheses, or nothing if none is known."""
-    found = (remedy for pattern, remedy in _REMEDIES if re.search(pattern, reason))
-    return "".join(f" ({remedy})" for remedy in islice(found, 1))
+    found = (f" ({remedy})" for pattern, remedy in _REMEDIES if re.search(pattern, reason))
+    return next(found, "")
