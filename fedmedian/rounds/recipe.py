@@ -164,15 +164,14 @@ class Question:
             If the reply is unusable, saying why.
         """
         instruction, layout = self.instruction_for(node), self.layout
-        if self.cohort is not None and scalars is not None:
-            payload = Payload.decode(list(arrays.values()), scalars)
-            instruction.require_question(payload)
-            if node not in self.places:
-                raise WireError("has no place in the sum")
-            require_masked(masked_of(payload), self.places[node], self.votes.dim)
-            return payload
         if scalars is not None:
             payload = Payload.decode(list(arrays.values()), scalars)
+            if self.cohort is not None:
+                instruction.require_question(payload)
+                if node not in self.places:
+                    raise WireError("has no place in the sum")
+                require_masked(masked_of(payload), self.places[node], self.votes.dim)
+                return payload
         elif isinstance(instruction.encoding, Vector) and instruction.find(AddNoise) is None:
             after = layout.named(arrays)
             update = layout.difference(self.sent, after)
