@@ -6,7 +6,7 @@ from typing import Any
 
 from fedmedian.logs import text_of, warn
 from fedmedian.rounds.recipe import NoStepError, Question
-from fedmedian.rounds.roster import Roster
+from fedmedian.rounds.roster import NO_REPLY, Roster
 from fedmedian.rounds.screening import Answer, Node
 from fedmedian.secure.cohort import MOST_CLIENTS, SecureSum
 from fedmedian.secure.opening import Cohort, SumError, Wanted
@@ -120,7 +120,7 @@ class SecureSums:
                     raise ValueError(text_of(reply))
                 found[node] = read(reply)
             except KeyError:
-                lost.setdefault("no reply", []).append(node)
+                lost.setdefault(NO_REPLY, []).append(node)
             except ValueError as error:
                 lost.setdefault(text_of(error), []).append(node)
         for reason, nodes in lost.items():
