@@ -677,11 +677,6 @@ def _voted(noise: Noise) -> ScaleRule:
     return replace(rule, voted=True)
 
 
-def is_same(value: Any, other: Any) -> bool:
-    """Return whether two values of an argument are the same."""
-    return value is other or (type(value) is type(other) and bool(value == other))
-
-
 def require_sequence(name: str, value: Any, of: str) -> Sequence[Any]:
     """Return `value` if it is a sequence and no string, else raise TypeError."""
     if isinstance(value, str) or not isinstance(value, Sequence):

@@ -18,7 +18,7 @@ from fedmedian.rounds.downlink import CodedSteps
 from fedmedian.rounds.mechanism import mechanism_of_strategy
 from fedmedian.rounds.options import RunOptions
 from fedmedian.rounds.protocol import RoundProtocol
-from fedmedian.rounds.recipe import DEFAULT_NOISE, DEFAULT_ROTATION, Recipe, ScaleFrom, is_same
+from fedmedian.rounds.recipe import DEFAULT_NOISE, DEFAULT_ROTATION, Recipe, ScaleFrom
 from fedmedian.rounds.screening import CohortRule
 from fedmedian.rules.noise import Noise
 from fedmedian.rules.optimizers import Optimizer
@@ -52,7 +52,7 @@ class Argument(Generic[Value]):
 
     def __set__(self, strategy: "ShowsArguments", value: Any) -> None:
         # A subclass may set the attribute to what it has passed to super().__init__.
-        if "recipe" in vars(strategy) and is_same(value, strategy.arguments[self._name]):
+        if "recipe" in vars(strategy) and _is_same(value, strategy.arguments[self._name]):
             return
         name, made = self._name, type(strategy).__name__
         if "recipe" not in vars(strategy):
@@ -116,7 +116,7 @@ class ShowsArguments:
         return {
             name: value
             for name, value in self.arguments.items()
-            if name in usual and not is_same(value, usual[name])
+            if name in usual and not _is_same(value, usual[name])
         }
 
     @property
@@ -249,6 +249,11 @@ def differing(strategy: object, usual: object, names: Sequence[str]) -> dict[str
         for name, value in own.items()
         if not callable(value) and value != getattr(usual, name)
     }
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    """Return whether two values of an argument are the same."""
+    return value is other or (type(value) is type(other) and bool(value == other))
 
 
 def _in_short(value: Any) -> str:
