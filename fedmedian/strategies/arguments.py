@@ -51,19 +51,19 @@ class Argument(Generic[Value]):
         return value
 
     def __set__(self, strategy: "ShowsArguments", value: Any) -> None:
-        # A subclass may set the attribute to what it has passed to super().__init__.
-        if "recipe" in vars(strategy) and _is_same(value, strategy.arguments[self._name]):
-            return
-        name, made = self._name, type(strategy).__name__
+        name = self._name
         if "recipe" not in vars(strategy):
             raise AttributeError(
                 f"{name} cannot be set before the strategy is made: call "
                 f"super().__init__({name}=…) first, and set it after that, to the same value"
             )
-        raise AttributeError(
-            f"{name} cannot be set, it would have no effect: make another strategy, "
-            f"{made}({name}=…); an attribute that a subclass adds needs another name"
-        )
+        # A subclass may set the attribute to what it has passed to super().__init__.
+        if not _is_same(value, strategy.arguments[name]):
+            raise AttributeError(
+                f"{name} cannot be set, it would have no effect: make another strategy, "
+                f"{type(strategy).__name__}({name}=…); an attribute that a subclass adds needs "
+                "another name"
+            )
 
 
 class ShowsArguments:
