@@ -37,6 +37,16 @@ def registries():
         yield
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Let torch use one thread: small models only wait for each other's."""
+    torch = pytest.importorskip("torch")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def to_record(arrays):
     return ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()})
 

@@ -45,14 +45,7 @@ OLDER_KEYS = {
 EPOCH = LocalEpochs(partial(torch.optim.SGD, lr=0.5))
 OURS = {"numpy_clients": True, "fraction_evaluate": 0.0, "seed": 1}
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Models as small as these only wait for each other's threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -18,14 +18,7 @@ from fedmedian.clients import GradientClient, SignClient, perturb
 
 NUM_CLIENTS = 5
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models as small as the tests' only wait for each other's threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def mean(values, axis):
