@@ -291,7 +291,8 @@ class _NamedUpdates:
         if update is None:
             out[:] = 0
             return
-        flat = update.detach().reshape(spec.shape).reshape(-1)
+        # A view of every second entry, say, stays one when it is flattened.
+        flat = update.detach().reshape(spec.shape).reshape(-1).contiguous()
         offset = flat.storage_offset() + part.first
         runs = flat.as_strided((part.runs, part.length), (part.stride, 1), offset)
         torch.from_numpy(out).reshape(part.runs, part.length).copy_(runs)

@@ -173,6 +173,22 @@ class TestLocalEpochs:
 
 
 class TestUpdate:
+    @pytest.mark.parametrize(
+        "view",
+        [
+            lambda update: update.T.contiguous().T,
+            lambda update: torch.stack([update, -update], dim=-1)[..., 0],
+            lambda update: update[:1, :1].expand(update.shape),
+        ],
+        ids=["transposed", "every second", "expanded"],
+    )
+    def test_an_update_may_be_a_view(self, view, data, context):
+        update = view(torch.arange(20.0).reshape(5, 4) + 1)
+        client = GradientClient(
+            context, make_model(), DataLoader(data), work=lambda *_: {"0.weight": update}
+        )
+        np.testing.assert_array_equal(vector_of(client)[:20], update.flatten())
+
     def test_a_sign_client_sends_the_signs_of_its_gradient(self, data, context):
         client = SignClient(context, make_model(), DataLoader(data, 4))
         arrays = arrays_of(client.model)
