@@ -1,6 +1,6 @@
 """NumPyClients for torch models that send perturbed signs or perturbed updates."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, cast
 
@@ -55,7 +55,7 @@ class FullBatchGradient:
 
     def __call__(self, model: nn.Module, batches: Batches, loss: Loss) -> dict[str, Tensor]:
         """Return the gradient of each parameter; see `LocalWork`."""
-        examples = len(cast(Any, batches.dataset))
+        examples = _num_examples(batches)
         model.zero_grad()
         for inputs, targets in batches:
             _backward(loss(model(inputs), targets) * (len(targets) / examples))
@@ -190,7 +190,7 @@ class _PerturbedClient(NumPyClient):
         self.model.train()
         updates = self.work(self.model, self.train_loader, self.loss)
         after = _arrays_of(self.model)
-        examples = len(cast(Any, self.train_loader.dataset))
+        examples = _num_examples(self.train_loader)
         if instruction is None:
             trained = {
                 name: (before[name] - _array_of(value.detach().cpu())).astype(before[name].dtype)
@@ -225,7 +225,7 @@ class _PerturbedClient(NumPyClient):
                 outputs = self.model(inputs)
                 loss += float(self.loss(outputs, targets)) * len(targets)
                 correct += float((outputs.argmax(dim=1) == targets).sum())
-        examples = len(cast(Any, self.test_loader.dataset))
+        examples = _num_examples(self.test_loader)
         return loss / examples, examples, {"accuracy": correct / examples}
 
     def _load(self, parameters: NDArrays) -> Arrays:
@@ -296,6 +296,13 @@ class _NamedUpdates:
         offset = flat.storage_offset() + part.first
         runs = flat.as_strided((part.runs, part.length), (part.stride, 1), offset)
         torch.from_numpy(out).reshape(part.runs, part.length).copy_(runs)
+
+
+def _num_examples(batches: Batches) -> int:
+    """Return how many examples a loader draws: its sampler may leave some of its data out."""
+    # An iterable dataset's sampler has no length, but the dataset may.
+    drawn = batches.sampler if isinstance(batches.sampler, Sized) else batches.dataset
+    return len(cast(Sized, drawn))
 
 
 def _arrays_of(model: nn.Module) -> dict[str, np.ndarray[Any, Any]]:

@@ -24,7 +24,7 @@ pytest.importorskip("torch")
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 from fedmedian.clients import (
     FullBatchGradient,
@@ -112,6 +112,18 @@ class TestFullBatchGradient:
 
     def test_the_full_gradient_is_the_work_of_clients_that_are_given_none(self, data, context):
         assert GradientClient(context, make_model(), DataLoader(data)).work == FullBatchGradient()
+
+    def test_examples_are_those_that_a_sampler_draws(self, data, context):
+        loader = DataLoader(data, 2, sampler=SubsetRandomSampler(range(3)))
+        few = TensorDataset(*(tensor[:3] for tensor in data.tensors))
+        client = GradientClient(context, make_model(), loader, test_loader=loader)
+        expected = gradient_of(make_model(), *few.tensors)
+        np.testing.assert_allclose(vector_of(client), expected, rtol=1e-4, atol=1e-6)
+        arrays = arrays_of(make_model())
+        assert client.fit(arrays, {})[1] == 3
+        alone = GradientClient(context, make_model(), loader, test_loader=DataLoader(few))
+        loss, examples, metrics = alone.evaluate(arrays, {})
+        assert client.evaluate(arrays, {}) == (pytest.approx(loss), examples, metrics)
 
 
 class TestMiniBatchGradient:
