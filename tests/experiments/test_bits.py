@@ -17,11 +17,7 @@ from experiments.claims.bits.study import (
     Part,
 )
 from experiments.studies.federation import Setting, make_network
-
-
-def run_here(jobs, folder):
-    """Run jobs in this process, and keep nothing."""
-    return {name: job() for name, job in jobs.items()}
+from tests.tools.jobs import run_here
 
 
 def outcome(uplink, *ends, numbers=()):

@@ -9,14 +9,10 @@ from experiments.studies import both_ways
 from experiments.studies.both_ways import OURS, STRATEGIES, WHOLE
 from experiments.studies.commands import DOCS, printed_table
 from experiments.studies.federation import Setting
+from tests.tools.jobs import run_here
 
 TINY = Setting("digits", learning_rate=0.1, rounds=4, num_clients=3, local_steps=1)
 CODED = "SignSGD(downlink=CodedSteps())"
-
-
-def run_here(jobs, folder):
-    """Run jobs in this process, and keep nothing."""
-    return {name: job() for name, job in jobs.items()}
 
 
 @pytest.fixture

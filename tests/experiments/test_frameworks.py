@@ -5,6 +5,7 @@ import pytest
 from experiments.apps.frameworks import FRAMEWORKS
 from experiments.studies import frameworks
 from experiments.studies.frameworks import frameworks_table, installed, train
+from tests.tools.jobs import run_here
 
 
 @pytest.mark.parametrize("name", FRAMEWORKS)
@@ -21,9 +22,7 @@ def test_the_table_has_what_is_installed_and_the_log_names_the_rest(monkeypatch,
     here = {"sklearn": FRAMEWORKS["sklearn"], "torch": ("PyTorch", ["torch", "no_such_package"])}
     monkeypatch.setattr(frameworks, "FRAMEWORKS", here)
     monkeypatch.setattr(frameworks, "RESULTS", tmp_path)
-    monkeypatch.setattr(
-        frameworks, "run_jobs", lambda jobs, _: {one: run() for one, run in jobs.items()}
-    )
+    monkeypatch.setattr(frameworks, "run_jobs", run_here)
     _, _, row = frameworks_table(rounds=1, seeds=[0]).splitlines()
     assert row.startswith("| scikit-learn |        650 |")
     assert caplog.messages == ["PyTorch is left out: no_such_package is missing"]

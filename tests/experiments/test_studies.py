@@ -25,6 +25,7 @@ from experiments.studies.random_basis import STRATEGIES, run_setting
 from fedmedian import Adam, Aggregator, Answers, Blocks
 from fedmedian.clients import InProcessGrid, perturb
 from fedmedian.strategies import MedianSGD, SignSGD
+from tests.tools.jobs import run_here
 
 DIGITS = Setting(dataset="digits", learning_rate=0.1, rounds=2, local_steps=2)
 
@@ -256,11 +257,6 @@ def test_testing_the_last_rounds_alone_finds_what_testing_all_does():
     )
     assert len(every["accuracy"]) == 4
     assert last["accuracy"] == every["accuracy"][2:]
-
-
-def run_here(jobs, folder):
-    """Run jobs in this process, and keep nothing."""
-    return {name: job() for name, job in jobs.items()}
 
 
 def test_the_study_of_half_precision_has_a_row_for_each_strategy_and_dtype(monkeypatch):
