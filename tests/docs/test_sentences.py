@@ -12,6 +12,8 @@ pytest.importorskip("torch")
 from experiments.claims.__main__ import PAGES
 from experiments.studies import robustness
 from experiments.studies.commands import DOCS, printed_table
+from fedmedian import SecureSum
+from fedmedian.secure.cohort import Place
 
 WRITTEN_WHOLE = {page.name for page in PAGES}
 """Pages whose sentences a command writes from what it has found."""
@@ -96,6 +98,13 @@ def is_lost_by_agreement(most):
         for name in ("SignSGD", "MedianSGD")
     ]
     return is_rounded(most, max(lost))
+
+
+def are_sure(least, clients):
+    """Whether so many of a round's clients are in a secure sum, whatever a server says is lost."""
+    circle = SecureSum().circle(range(int(clients)))
+    place = Place(16, circle.enough, tuple(map(bytes, range(len(circle.neighbors_of(0))))))
+    return place.least == int(least)
 
 
 LEARN = ("FedAvg", "SignSGD", "SignSGD (coded downlink)", "MedianSGD")
@@ -209,6 +218,12 @@ SENTENCES = [
         is_lost_of_seven,
     ),
     (
+        "privacy",
+        r"(\d+) clients in a round are too few for it, of which (\d+) are sure to be in the sum, "
+        r"and (\d+) too many, with (\d+)\.",
+        lambda few, of_few, many, of_many: are_sure(of_few, few) and are_sure(of_many, many),
+    ),
+    (
         "existing-apps",
         r"At the end no app is more than (\S+) behind FedAvg\.",
         lambda most: min(cells("apps-accuracy", "worst − FedAvg")) >= -float(most),
@@ -243,6 +258,13 @@ def sentences(text):
     """Return a page without code, tables and addresses, its lines joined."""
     text = re.sub(r"^```.*?^```|^\|.*?$", "", text, flags=re.DOTALL | re.MULTILINE)
     return re.sub(r"\]\([^)]*\)", "]", " ".join(text.split()))
+
+
+def test_the_clients_that_a_lying_server_must_leave_in_a_sum_are_as_many_as_the_table_says():
+    (row,) = re.findall(r"^\| a server that lies .* by default: (.*?);", TEXTS["secure-sums"], re.M)
+    stated = re.findall(r"(\d+) of (\d+)", row)
+    assert len(stated) == 4
+    assert all(are_sure(*one) for one in stated)
 
 
 @pytest.mark.parametrize(
