@@ -300,9 +300,9 @@ class _NamedUpdates:
 
 def _num_examples(batches: Batches) -> int:
     """Return how many examples a loader draws: its sampler may leave some of its data out."""
-    # An iterable dataset's sampler has no length, but the dataset may.
-    drawn = batches.sampler if isinstance(batches.sampler, Sized) else batches.dataset
-    return len(cast(Sized, drawn))
+    # Without a batch size the sampler may draw whole batches. An iterable dataset's has no length.
+    draws_examples = batches.batch_size is not None and isinstance(batches.sampler, Sized)
+    return len(cast(Sized, batches.sampler if draws_examples else batches.dataset))
 
 
 def _arrays_of(model: nn.Module) -> dict[str, np.ndarray[Any, Any]]:

@@ -24,7 +24,13 @@ pytest.importorskip("torch")
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
 from fedmedian.clients import (
     FullBatchGradient,
@@ -124,6 +130,14 @@ class TestFullBatchGradient:
         alone = GradientClient(context, make_model(), loader, test_loader=DataLoader(few))
         loss, examples, metrics = alone.evaluate(arrays, {})
         assert client.evaluate(arrays, {}) == (pytest.approx(loss), examples, metrics)
+
+    def test_examples_are_counted_where_a_sampler_draws_whole_batches(self, data, context):
+        batches = BatchSampler(SequentialSampler(data), 2, drop_last=False)
+        loader = DataLoader(data, batch_size=None, sampler=batches)
+        client = GradientClient(context, make_model(), loader)
+        expected = gradient_of(make_model(), *data.tensors)
+        np.testing.assert_allclose(vector_of(client), expected, rtol=1e-4, atol=1e-6)
+        assert client.fit(arrays_of(make_model()), {})[1] == len(data)
 
 
 class TestMiniBatchGradient:
