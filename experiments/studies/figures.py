@@ -13,6 +13,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from matplotlib.figure import Figure
+from PIL import Image
 
 from experiments.studies import privacy as studied
 from experiments.studies.commands import DOCS, chosen_parts, printed_table
@@ -199,7 +200,10 @@ FIGURES: dict[str, Callable[[], Figure]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the figures that the command line names, or all."""
     for name in chosen_parts("figures", FIGURES, arguments):
-        FIGURES[name]().savefig(DOCS / f"{name}.png", dpi=110)
+        path = DOCS / f"{name}.png"
+        FIGURES[name]().savefig(path, dpi=110)
+        # A third of the bytes, of which the repository keeps every version.
+        Image.open(path).convert("RGB").quantize().save(path, optimize=True)
         print(f"Written: docs/{name}.png")
 
 
