@@ -109,7 +109,8 @@ class Ledger:
         try:
             return Answers.decode(json.loads(self._path.read_bytes()))
         except FileNotFoundError:
-            warn("%s is a new ledger, in which answers are counted from 0", self._path)
+            remedy = "restore it if there was one"
+            warn("%s is a new ledger: answers are counted from 0; %s", self._path, remedy)
             return Answers()
         except (RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"{self._path} is damaged: {error}") from error

@@ -893,7 +893,7 @@ class TestLedger:
     def test_one_that_is_new_is_logged_since_an_old_one_may_be_lost(self, counting, caplog):
         counting().answer()
         counting().answer(server_round=2)
-        assert caplog.text.count("is a new ledger, in which answers are counted from 0") == 1
+        assert caplog.text.count("is a new ledger: answers are counted from 0; restore it") == 1
 
     def test_two_clients_with_one_are_told_so(self, counting):
         counting().answer()

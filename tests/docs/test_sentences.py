@@ -65,28 +65,20 @@ def is_lost_of_seven(most):
     return none - worst <= float(most) and leads("SignSGD, agreement", "robustness-seven")
 
 
-def leads(name, table):
+def leads(name, table, columns=("worst",)):
+    """Whether a rule has the best worst case of some attacks, or of all."""
     head, rows = printed_table(table)
-    worst = {row[0]: float(row[head.index("worst")]) for row in rows}
+    worst = {row[0]: min(float(row[head.index(one)]) for one in columns) for row in rows}
     return max(worst, key=worst.__getitem__) == name
-
-
-def leads_of(attacks, name):
-    """Whether a rule has the best worst case of these attacks in FLANDERS's setting."""
-    head, rows = printed_table("robustness-flanders")
-    worst = {row[0]: min(float(row[head.index(one)]) for one in attacks) for row in rows}
-    return max(worst, key=worst.__getitem__) == name
-
-
-def lost_in_flanders(name, attack):
-    none, attacked = (cell("robustness-flanders", one, name) for one in ("none", attack))
-    return none - attacked
 
 
 def is_lost_to_half_mimics(least, most):
     names = ["SignSGD()", "MedianSGD()"]
     names += [name for name in robustness.PEERS if name.startswith("Clipped mean")]
-    lost = [lost_in_flanders(name, "half-mimic") for name in names]
+    lost = [
+        cell("robustness-flanders", "none", name) - cell("robustness-flanders", "half-mimic", name)
+        for name in names
+    ]
     return is_rounded(least, min(lost)) and is_rounded(most, max(lost))
 
 
@@ -106,6 +98,9 @@ def are_sure(least, clients):
     place = Place(16, circle.enough, tuple(map(bytes, range(len(circle.neighbors_of(0))))))
     return place.least == int(least)
 
+
+OF_FLANDERS = ("gaussian", "a little is enough", "opt", "min-max")
+"""The attacks of the baseline itself."""
 
 LEARN = ("FedAvg", "SignSGD", "SignSGD (coded downlink)", "MedianSGD")
 
@@ -205,7 +200,7 @@ SENTENCES = [
     (
         "robustness",
         r"Without it `MedianSGD\(\)` would have the best worst case",
-        lambda: leads_of(("gaussian", "a little is enough", "opt", "min-max"), "MedianSGD()"),
+        lambda: leads("MedianSGD()", "robustness-flanders", OF_FLANDERS),
     ),
     (
         "robustness",
