@@ -10,7 +10,7 @@ from flwr.app import Context
 from flwr.client import NumPyClient
 from flwr.common import NDArrays, Scalar
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from fedmedian.checks import require_integer, require_type
 from fedmedian.clients.answering import answer
@@ -299,10 +299,14 @@ class _NamedUpdates:
 
 
 def _num_examples(batches: Batches) -> int:
-    """Return how many examples a loader draws: its sampler may leave some of its data out."""
-    # Without a batch size the sampler may draw whole batches. An iterable dataset's has no length.
-    draws_examples = batches.batch_size is not None and isinstance(batches.sampler, Sized)
-    return len(cast(Sized, batches.sampler if draws_examples else batches.dataset))
+    """Return how many examples a loader yields: not those that its sampler leaves out or drops."""
+    sampler = batches.sampler if batches.batch_sampler is None else batches.batch_sampler
+    if not isinstance(sampler, BatchSampler):  # batches of any examples
+        return len(cast(Sized, batches.dataset))
+    # The sampler of an iterable dataset has no length.
+    drawn = sampler.sampler if isinstance(sampler.sampler, Sized) else batches.dataset
+    number = len(cast(Sized, drawn))
+    return number - number % sampler.batch_size if sampler.drop_last else number
 
 
 def _arrays_of(model: nn.Module) -> dict[str, np.ndarray[Any, Any]]:

@@ -27,8 +27,6 @@ from torch import nn
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
-    SequentialSampler,
-    SubsetRandomSampler,
     TensorDataset,
 )
 
@@ -119,25 +117,32 @@ class TestFullBatchGradient:
     def test_the_full_gradient_is_the_work_of_clients_that_are_given_none(self, data, context):
         assert GradientClient(context, make_model(), DataLoader(data)).work == FullBatchGradient()
 
-    def test_examples_are_those_that_a_sampler_draws(self, data, context):
-        loader = DataLoader(data, 2, sampler=SubsetRandomSampler(range(3)))
-        few = TensorDataset(*(tensor[:3] for tensor in data.tensors))
+    @pytest.mark.parametrize(
+        ("examples", "options"),
+        [
+            pytest.param(3, {"batch_size": 2, "sampler": range(3)}, id="a sampler of some"),
+            pytest.param(8, {"batch_size": 4, "drop_last": True}, id="drop_last"),
+            pytest.param(
+                2, {"batch_sampler": BatchSampler(range(3), 2, True)}, id="batches of a sampler"
+            ),
+            pytest.param(
+                3,
+                {"batch_size": None, "sampler": BatchSampler(range(3), 2, False)},
+                id="a sampler of batches",
+            ),
+        ],
+    )
+    def test_examples_are_those_that_the_loader_yields(self, data, context, examples, options):
+        few = TensorDataset(*(tensor[:examples] for tensor in data.tensors))
+        loader = DataLoader(data, **options)
         client = GradientClient(context, make_model(), loader, test_loader=loader)
         expected = gradient_of(make_model(), *few.tensors)
         np.testing.assert_allclose(vector_of(client), expected, rtol=1e-4, atol=1e-6)
         arrays = arrays_of(make_model())
-        assert client.fit(arrays, {})[1] == 3
+        assert client.fit(arrays, {})[1] == examples
         alone = GradientClient(context, make_model(), loader, test_loader=DataLoader(few))
-        loss, examples, metrics = alone.evaluate(arrays, {})
-        assert client.evaluate(arrays, {}) == (pytest.approx(loss), examples, metrics)
-
-    def test_examples_are_counted_where_a_sampler_draws_whole_batches(self, data, context):
-        batches = BatchSampler(SequentialSampler(data), 2, drop_last=False)
-        loader = DataLoader(data, batch_size=None, sampler=batches)
-        client = GradientClient(context, make_model(), loader)
-        expected = gradient_of(make_model(), *data.tensors)
-        np.testing.assert_allclose(vector_of(client), expected, rtol=1e-4, atol=1e-6)
-        assert client.fit(arrays_of(make_model()), {})[1] == len(data)
+        loss, number, metrics = alone.evaluate(arrays, {})
+        assert client.evaluate(arrays, {}) == (pytest.approx(loss), number, metrics)
 
 
 class TestMiniBatchGradient:
