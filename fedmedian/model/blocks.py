@@ -52,6 +52,14 @@ class Blocks:
         """The end of each block in the flat vector, (L,) int64."""
         return np.cumsum(self.sizes, dtype=np.int64)
 
+    @cached_property
+    def names(self) -> tuple[tuple[str, ...], ...]:
+        """The names of each block's arrays, under which what is known of it is kept."""
+        if self.members is not None:
+            return self.members
+        # A custom client step made blocks without corresponding arrays.
+        return tuple((f"{UNNAMED}block {number}",) for number in range(len(self)))
+
     def split(self, flat: NDArray[Any]) -> list[NDArray[Any]]:
         """Return views of a flat vector's blocks, each (size,)."""
         return [flat[end - size : end] for size, end in zip(self.sizes, self.ends, strict=True)]

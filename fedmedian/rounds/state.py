@@ -1,6 +1,6 @@
 """The state of a run between rounds, apart from its model."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import nan, sqrt
 from operator import itemgetter
@@ -78,7 +78,7 @@ class RunState:
         coordinates.
         """
         shapes = _shapes(blocks, layout)
-        found = [[self.of(name, shapes[name]) for name in names] for names in names_of(blocks)]
+        found = [[self.of(name, shapes[name]) for name in names] for names in blocks.names]
         return np.array([_joint_scale(states) for states in found], dtype=np.float64)
 
     def following(
@@ -105,7 +105,7 @@ class RunState:
         shapes = _shapes(blocks, layout)
         new = {name: self.of(name, shape) for name, shape in shapes.items()}
         if scales is not None:
-            for names, scale in zip(names_of(blocks), scales.tolist(), strict=True):
+            for names, scale in zip(blocks.names, scales.tolist(), strict=True):
                 new |= {name: replace(new[name], scale=scale) for name in names}
         new |= {name: replace(new[name], optimizer=state) for name, state in optimizer.items()}
         return replace(self, arrays={**self.arrays, **new})
@@ -209,17 +209,9 @@ def _distance(sample: Arrays, other: Arrays) -> float:
     return (apart / norms if norms else 0.0) if found else _NEAR
 
 
-def names_of(blocks: Blocks) -> Iterable[tuple[str, ...]]:
-    """Return the names of each block's arrays, under which its scale is kept."""
-    if blocks.members is not None:
-        return blocks.members
-    # A custom client step made blocks without corresponding arrays.
-    return ((f"{UNNAMED}block {number}",) for number in range(len(blocks)))
-
-
 def _shapes(blocks: Blocks, layout: Layout) -> dict[str, tuple[int, ...]]:
     shapes = {spec.name: spec.shape for spec in layout.flat}
-    sizes = zip(names_of(blocks), blocks.sizes, strict=True)
+    sizes = zip(blocks.names, blocks.sizes, strict=True)
     return shapes | {name: (size,) for (name, *_), size in sizes if name.startswith(UNNAMED)}
 
 

@@ -15,7 +15,7 @@ from fedmedian.model.layout import Arrays, is_finite
 from fedmedian.rounds.recipe import Model, PlainWeightsError, Question
 from fedmedian.rounds.roster import Roster
 from fedmedian.rounds.screening import Answer, Node, Source
-from fedmedian.rounds.state import RunState, names_of
+from fedmedian.rounds.state import RunState
 from fedmedian.steps.encodings import Vector
 from fedmedian.steps.noise import AddNoise, Measure
 
@@ -324,7 +324,7 @@ class Watch:
 
     def _look_at_scales(self, blocks: Blocks, scales: Sequence[float]) -> None:
         growth = {}
-        for names, scale in zip(names_of(blocks), scales, strict=False):
+        for names, scale in zip(blocks.names, scales, strict=False):
             self._rounds_scaled[names] += scale > 0
             first = self._first_scales.get(names, 0.0)
             if self._rounds_scaled[names] <= _FIRST_ROUNDS:

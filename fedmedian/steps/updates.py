@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedmedian.checks import require_real
+from fedmedian.model.blocks import UNNAMED
 from fedmedian.rules.optimizers import Momentum
 from fedmedian.steps.base import (
     ClientStep,
@@ -57,8 +58,8 @@ class DivideByLearningRate(ClientStep):
 class ClientMomentum(ClientStep):
     """An exponential average of the client's updates, sent instead of the latest one.
 
-    It is `Momentum` on the client, which remembers the average. It restarts if the round does not
-    increase or the model's size changes.
+    It is `Momentum` on the client, which remembers the average of each array by its name. An array
+    that is new, or whose size has changed, starts fresh. All do if the round does not increase.
 
     Parameters
     ----------
@@ -85,15 +86,17 @@ class ClientMomentum(ClientStep):
             raise UpdateError("an update that is not finite cannot be averaged")
         memory = draft.memory_of(self)
         rounds = np.array([draft.server_round], dtype=np.int64)
-        # Another model, or a round that does not increase: the server started another run.
-        if memory and (
-            memory["m"].shape != draft.vector.shape
-            or memory["last-round"] >= rounds
-            or not isfinite(energy(memory["m"]))
-        ):
+        if memory and memory["last-round"] >= rounds:  # the server started another run
             memory.clear()
         memory["last-round"] = rounds
-        draft.replace(Momentum(self.decay).step(draft.vector, memory))
+        blocks, rule = draft.blocks, Momentum(self.decay)
+        for names, part in zip(blocks.names, blocks.split(draft.vector), strict=True):
+            places = {kind: f"{kind} of {UNNAMED.join(names)}" for kind in ("m", "rounds")}
+            own = {kind: memory[place] for kind, place in places.items() if place in memory}
+            if own and (own["m"].size != part.size or not isfinite(energy(own["m"]))):
+                own = {}
+            part[:] = rule.step(part, own)
+            memory.update({place: own[kind] for kind, place in places.items()})
 
 
 @register_client_step

@@ -10,7 +10,17 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from fedmedian import Adam, Adaptive, Gaussian, Majority, Momentum, Theory, TopUp
+from fedmedian import (
+    Adam,
+    Adaptive,
+    ClientMomentum,
+    CodedSteps,
+    Gaussian,
+    Majority,
+    Momentum,
+    Theory,
+    TopUp,
+)
 
 NUM_CLIENTS, NUM_ROUNDS = 4, 12
 MODEL = {
@@ -75,6 +85,7 @@ CHANGES = {
 }
 QUICK_ADAM = {"optimizer": Adam(0.5, 0.9, tau=1.0), "learning_rate": 1.0}
 QUICK = {"optimizer": Momentum(0.5)}
+QUICK_STEPS = {"client_steps": [ClientMomentum(0.5)]}
 OPTIONS = {
     "signs, topped up": ("SignSGD", Gaussian(TopUp()), {}),
     "signs, adaptive": ("SignSGD", Gaussian(Adaptive(3.0)), {}),
@@ -82,6 +93,8 @@ OPTIONS = {
     "signs, a number": ("SignSGD", Gaussian(1.5), {}),
     "signs, theory": ("SignSGD", Gaussian(Theory(2, 2)), {"learning_rate": 1.0}),
     "signs, momentum": ("SignSGD", Gaussian(TopUp()), QUICK),
+    "signs, clients' momentum": ("SignSGD", Gaussian(TopUp()), QUICK_STEPS),
+    "signs, coded downlink": ("SignSGD", Gaussian(TopUp()), {"downlink": CodedSteps()}),
     "signs, Adam": ("SignSGD", Gaussian(Adaptive(3.0)), QUICK_ADAM),
     "majority": ("SignSGD", Gaussian(TopUp()), {"aggregator": Majority(calibrated=True)}),
     "median, no noise": ("MedianSGD", None, {}),
@@ -91,12 +104,24 @@ OPTIONS = {
     "median, Adam": ("MedianSGD", Gaussian(0.1), {**QUICK_ADAM, "rotation": None}),
 }
 ANY_CHANGE = {
-    "message_api": ("signs, topped up", "signs, momentum", "median, Adam"),
+    "message_api": (
+        "signs, topped up",
+        "signs, momentum",
+        "signs, clients' momentum",
+        "signs, coded downlink",
+        "median, Adam",
+    ),
     "older_api": ("signs, momentum",),
 }
 """The options that meet each change; others meet all changes at once."""
 
-IN_OLDER_API = ("signs, topped up", "signs, momentum", "majority", "median, Adam")
+IN_OLDER_API = (
+    "signs, topped up",
+    "signs, momentum",
+    "signs, clients' momentum",
+    "majority",
+    "median, Adam",
+)
 
 
 def table():
@@ -152,6 +177,7 @@ OPTIMIZERS = {
     "no optimizer": {},
     "momentum": {"optimizer": Momentum()},
     "Adam": {"optimizer": Adam(), "learning_rate": 0.1},
+    "clients' momentum": {"client_steps": [ClientMomentum()]},
 }
 
 
