@@ -100,7 +100,8 @@ class RoundProtocol:
         self._questions: list[Question] = []
         self._round: int | None = None
         self._is_over = self._has_trained = self._has_evaluated = False
-        self._silent_rounds, self._model = 0, model
+        self._silent_rounds = self._asked_before = 0
+        self._model = model
 
     def open(self, initial: Arrays | None) -> None:
         """Start a run, or resume the one in the checkpoint.
@@ -229,6 +230,8 @@ class RoundProtocol:
         if not self._is_open or self._is_another_run(server_round):
             self.open(model)
             self.journal.warn_of_unseen_rounds()
+        if server_round != self._round:
+            self._asked_before = 0
         self._round, self._model = server_round, model
         if self.journal.holds(server_round):
             return None
@@ -246,14 +249,16 @@ class RoundProtocol:
         for question in asked:
             if is_same_model(question.model, model):
                 return question
-        state = self._models.state_of(model)
-        question = self.recipe.ask(state, server_round, model, len(asked), self._versions)
-        if question.state is not state:  # also if nobody answers: clients hold what they were sent
-            self._models.replace(model, model, question.state)
+        known = self._models.to_ask(model, server_round)
+        number = self._asked_before
+        question = self.recipe.ask(known.state, server_round, model, number, self._versions)
+        # Also if nobody answers: clients hold what they were sent.
+        self._models.note_question(question.number, known, question.state)
         if server_round == self.journal.done + 1:
             for doubt in doubts(question, tuple(self.recipe.exact)):
                 warn("%s", doubt)
         self._questions, self._is_answered = [*asked, question], False
+        self._asked_before += 1
         return question
 
     def _is_another_run(self, server_round: int) -> bool:
@@ -381,10 +386,12 @@ class RoundProtocol:
                     self._ledger.settle(question, len(kept))
             model, state, measured = self._step(question, kept, total)
             report |= measured
-            self._models.replace(question.model, model, state)
         except NoStepError as error:
             reason = str(error)
             self._keep_model(question, error)
+        after = question.model if model is None else model
+        heard_of = {node for node, _ in replies}
+        self._models.note_answer(question.number, question.model, after, state, heard_of)
         report |= counts
         if self._ledger is not None:
             report |= self._ledger.report
@@ -487,9 +494,9 @@ class RoundProtocol:
         if self.recipe.downlink is None:
             return None
         layout = Layout.of_model(model, self.recipe.exact)
-        state = self.recipe.with_held(self._models.state_of(model), model, layout)
-        self._models.replace(model, model, state)
-        return state.held
+        known = self._models.of(model)
+        known.state = self.recipe.with_held(known.state, model, layout)
+        return known.state.held
 
     def content_for(self, held: Held, node: Node) -> Content:
         """Return what a node is sent to follow what clients hold."""

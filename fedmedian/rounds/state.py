@@ -1,17 +1,19 @@
 """The state of a run between rounds, apart from its model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import nan, sqrt
+from math import inf, nan, sqrt
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmedian.logs import warn
 from fedmedian.model.blocks import UNNAMED, Blocks
 from fedmedian.model.layout import Arrays, Layout
 from fedmedian.rounds.downlink import Held
+from fedmedian.rounds.screening import Node
 from fedmedian.rules.optimizers import State
 from fedmedian.rules.scales import Scales
 
@@ -150,14 +152,63 @@ class RunState:
         )
 
 
+@dataclass(eq=False)
+class Known:
+    """A model that a run trains, and its state.
+
+    Parameters
+    ----------
+    before, after : mapping of str to array
+        Some coordinates of the model before and after its last step.
+    state : RunState
+        Its state.
+    question : tuple of int, optional
+        The number of the question that its last step answers; None before the first.
+    nodes : frozenset of int or str
+        The nodes whose replies that step is made of.
+    is_left : bool (default: False)
+        Whether a later step has been made from it.
+    """
+
+    before: Arrays
+    after: Arrays
+    state: RunState
+    question: tuple[int, int] | None = None
+    nodes: frozenset[Node] = frozenset()
+    is_left: bool = False
+
+    def distance(self, sample: Arrays) -> tuple[float, float]:
+        """Return the distances of a model from the last step, and from its end."""
+        end = _distance(sample, self.after)
+        return min(end, _distance(sample, self._nearest(sample))), end
+
+    def _nearest(self, sample: Arrays) -> Arrays:
+        """Return the point of the last step, a straight line, that is nearest to a model."""
+        ways, along, length = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]](), 0.0, 0.0
+        with np.errstate(over="ignore", invalid="ignore"):
+            for name, one in _shared(sample, self.after):
+                start, end = (np.asarray(at[name], np.float64) for at in (self.before, self.after))
+                ways[name] = start, end - start
+                step = np.where(np.isfinite(one - start) & np.isfinite(end), end - start, 0)
+                along += float((np.where(step, one - start, 0) * step).sum())
+                length += float(np.square(step).sum())
+            share = min(max(along / length, 0.0), 1.0) if length else 0.0
+            return {name: start + share * step for name, (start, step) in ways.items()}
+
+
 class KnownModels:
     """The models that a run trains, each with its state: usually one, or one per cluster.
 
     A model continues the state of the known one that is nearest to it, if that is near: if their
     squared distance is at most a quarter of the sum of their squared norms. So a subclass may
-    change a model between rounds, and an unrelated model starts fresh. Distances are estimated
-    from some coordinates of the arrays that both have. Where they have none, as where parts of a
-    model are trained by turns, the state is continued, too: it is by array.
+    change a model between rounds, and an unrelated model starts fresh. Models on the way of the
+    last step are near, too, such as an average of the models before and after it. Distances are
+    estimated from some coordinates of the arrays that both have. Where they have none, as where
+    parts of a model are trained by turns, the state is continued, too: it is by array.
+
+    Several models may continue the state of one, as where clusters begin with one model. What
+    answers of the same clients to one question make are alternatives: once a step has been made
+    from one of them, the others are forgotten.
 
     Parameters
     ----------
@@ -168,26 +219,91 @@ class KnownModels:
     """
 
     def __init__(self, model: Arrays, state: RunState) -> None:
-        self._known = [(_sample_of(model), state)]
+        sample = _sample_of(model)
+        self._known = [Known(sample, sample, state)]
+        self._asked: dict[tuple[int, int], Known] = {}
+        self._round = 0
+        self._has_forgotten = False
 
-    def state_of(self, model: Arrays) -> RunState:
-        """Return the state that a model continues."""
-        known = self._nearest(_sample_of(model))
-        return RunState() if known is None else known[1]
+    def of(self, model: Arrays) -> Known:
+        """Return the known model that a model continues; itself, with a fresh state, if none."""
+        return self._of(_sample_of(model), self._known)
 
-    def replace(self, before: Arrays, after: Arrays, state: RunState) -> None:
-        """Remember a model and its state in place of the one that it continues."""
-        sample, known = _sample_of(after), self._nearest(_sample_of(before))
-        if known is not None:
-            self._known = [one for one in self._known if one is not known]
-            sample = {**known[0], **sample}
-        self._known = [*self._known, (sample, state)][-_MOST_MODELS:]
+    def to_ask(self, model: Arrays, server_round: int) -> Known:
+        """Return the known model that a question about a model continues; see `of`.
 
-    def _nearest(self, sample: Arrays) -> tuple[Arrays, RunState] | None:
-        distance, known = min(
-            ((_distance(sample, known[0]), known) for known in self._known), key=itemgetter(0)
+        What a step of this round has made is for the next one, unless it is this model exactly.
+        """
+        if server_round != self._round:
+            self._round = server_round
+            self._forget()
+        sample = _sample_of(model)
+        return self._of(
+            sample,
+            [
+                one
+                for one in self._known
+                if one.question is None
+                or one.question[0] != server_round
+                or one.distance(sample)[1] == 0
+            ],
         )
-        return known if distance <= _NEAR else None
+
+    def note_question(self, number: tuple[int, int], known: Known, state: RunState) -> None:
+        """Remember which known model a question is about, and its state once that is asked."""
+        known.state = state
+        self._asked[number] = known
+
+    def note_answer(
+        self,
+        number: tuple[int, int],
+        before: Arrays,
+        after: Arrays,
+        state: RunState,
+        nodes: Iterable[Node],
+    ) -> None:
+        """Remember what some nodes' answers to a question have made of its model."""
+        known = self._asked.get(number) or self.of(before)
+        known.is_left = True
+        self._add(
+            Known(
+                {**known.after, **_sample_of(before)},
+                {**known.after, **_sample_of(after)},
+                *(state, number, frozenset(nodes)),
+            )
+        )
+
+    def _of(self, sample: Arrays, candidates: Sequence[Known]) -> Known:
+        found = [(one.distance(sample), one) for one in candidates]
+        distance, nearest = min(found, key=itemgetter(0), default=((inf, inf), None))
+        if nearest is None or distance[0] > _NEAR:
+            nearest = Known(sample, sample, RunState())
+            self._add(nearest)
+        return nearest
+
+    def _add(self, known: Known) -> None:
+        self._known.append(known)
+        current = [one for one in self._known if not one.is_left]
+        if len(current) > _MOST_MODELS:
+            self._known.remove(current[0])
+            if not self._has_forgotten:
+                self._has_forgotten = True
+                warn(
+                    "more than %d models are trained, and the state of the oldest is forgotten: "
+                    "use a strategy for each, or fewer models",
+                    _MOST_MODELS,
+                )
+
+    def _forget(self) -> None:
+        """Forget models that steps have been made from, and the alternatives to them."""
+        left = [one for one in self._known if one.is_left]
+        self._known = [
+            one
+            for one in self._known
+            if not one.is_left
+            and not any(one.question == of.question and one.nodes & of.nodes for of in left)
+        ]
+        self._asked = {}
 
 
 def _sample_of(model: Arrays) -> dict[str, NDArray[Any]]:
@@ -199,14 +315,20 @@ def _sample_of(model: Arrays) -> dict[str, NDArray[Any]]:
 def _distance(sample: Arrays, other: Arrays) -> float:
     """Return the squared distance of two models over the sum of their squared norms."""
     apart, norms, found = 0.0, 0.0, False
-    for name in sample.keys() & other.keys():
-        one, two = (np.asarray(model[name], dtype=np.float64) for model in (sample, other))
-        if one.shape == two.shape:
-            known = np.isfinite(one) & np.isfinite(two)
-            one, two, found = one[known], two[known], True
-            apart += float(np.square(one - two).sum())
-            norms += float(np.square(one).sum() + np.square(two).sum())
+    for name, one in _shared(sample, other):
+        two = np.asarray(other[name], dtype=np.float64)
+        known = np.isfinite(one) & np.isfinite(two)
+        one, two, found = one[known], two[known], True
+        apart += float(np.square(one - two).sum())
+        norms += float(np.square(one).sum() + np.square(two).sum())
     return (apart / norms if norms else 0.0) if found else _NEAR
+
+
+def _shared(sample: Arrays, other: Arrays) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    """Yield the names of arrays that two models have in one shape, and each as the first has it."""
+    for name in sample.keys() & other.keys():
+        if sample[name].shape == other[name].shape:
+            yield name, np.asarray(sample[name], dtype=np.float64)
 
 
 def _shapes(blocks: Blocks, layout: Layout) -> dict[str, tuple[int, ...]]:

@@ -22,47 +22,103 @@ class TestKnownModels:
     def known(self):
         return KnownModels({"w": OLD}, state_of(1.0))
 
+    @pytest.fixture
+    def step(self, known):
+        """Makes a step from a model in a round, by some nodes' answers."""
+
+        def step(server_round, before, after, value, nodes=(1, 2), number=0):
+            one, question = known.to_ask({"w": before}, server_round), (server_round, number)
+            known.note_question(question, one, one.state)
+            known.note_answer(question, {"w": before}, {"w": after}, state_of(value), nodes)
+
+        return step
+
+    @staticmethod
+    def state(known, model, server_round=9):
+        return known.to_ask({"w": model}, server_round).state
+
     @pytest.mark.parametrize(
         "model",
         [OLD, OLD + np.float32(1e-3), 2 * OLD, OLD.astype(np.float64)],
         ids=["itself", "a little changed", "twice as long", "in another dtype"],
     )
     def test_a_model_that_is_near_continues(self, model, known):
-        assert known.state_of({"w": model}) == state_of(1.0)
+        assert self.state(known, model) == state_of(1.0)
 
     @pytest.mark.parametrize(
         "model", [OTHER, -OLD, OLD * 0, 10 * OLD], ids=["unrelated", "opposite", "zero", "long"]
     )
     def test_a_model_that_is_far_starts_fresh(self, model, known):
-        assert known.state_of({"w": model}) == FRESH
+        assert self.state(known, model) == FRESH
+
+    @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+    @pytest.mark.parametrize("start", [OLD, OLD * 0], ids=["any start", "from zero"])
+    def test_a_model_on_the_way_of_the_last_step_continues(self, share, start, step, known):
+        step(1, start, OTHER, 2.0)
+        assert self.state(known, start + np.float32(share) * (OTHER - start)) == state_of(2.0)
+        assert self.state(known, start - OTHER) != state_of(2.0)
 
     def test_other_arrays_continue_too(self, known):
-        assert known.state_of({"v": OTHER}) == state_of(1.0)
-        known.replace({"v": OTHER}, {"v": -OTHER}, state_of(2.0))
-        assert known.state_of({"w": OLD}) == known.state_of({"v": -OTHER}) == state_of(2.0)
+        one = known.to_ask({"v": OTHER}, 1)
+        assert one.state == state_of(1.0)
+        known.note_question((1, 0), one, one.state)
+        known.note_answer((1, 0), {"v": OTHER}, {"v": -OTHER}, state_of(2.0), [1])
+        assert self.state(known, OLD) == known.of({"v": -OTHER}).state == state_of(2.0)
 
-    def test_each_model_has_its_own_state(self, known):
-        known.replace({"w": OTHER}, {"w": OTHER + 1}, state_of(2.0))
-        known.replace({"w": OLD}, {"w": OLD + 1}, state_of(3.0))
-        assert known.state_of({"w": OTHER + 1}) == state_of(2.0)
-        assert known.state_of({"w": OLD + 1}) == state_of(3.0)
+    def test_each_model_has_its_own_state(self, step, known):
+        step(1, OTHER, OTHER + 1, 2.0)
+        step(1, OLD, OLD + 1, 3.0, number=1)
+        assert self.state(known, OTHER + 1) == state_of(2.0)
+        assert self.state(known, OLD + 1) == state_of(3.0)
 
-    def test_the_nearest_counts_where_several_are_near(self, known):
-        known.replace({"w": OTHER}, {"w": OLD + np.float32(0.1)}, state_of(2.0))
-        assert known.state_of({"w": OLD + np.float32(0.02)}) == state_of(1.0)
-        assert known.state_of({"w": OLD + np.float32(0.08)}) == state_of(2.0)
+    def test_several_models_may_continue_one(self, step, known):
+        step(1, OLD, OLD + 1, 2.0, nodes=[1])
+        step(1, OLD, OLD - 1, 3.0, nodes=[2])
+        for server_round in (2, 3):  # the one may rest
+            assert self.state(known, OLD + 1, server_round) == state_of(2.0)
+            assert self.state(known, OLD - 1, server_round) == state_of(3.0)
 
-    def test_entries_that_are_not_finite_play_no_part(self, known):
+    def test_what_a_round_has_made_is_not_for_another_model_of_it(self, step, known):
+        step(1, OLD, OLD + np.float32(0.2), 2.0)
+        near = OLD + np.float32(0.1)
+        assert self.state(known, near, 1) == state_of(1.0)
+        assert self.state(known, OLD + np.float32(0.2), 1) == state_of(2.0)
+        assert self.state(known, near, 2) == state_of(2.0)
+
+    def test_alternatives_are_forgotten_once_a_step_is_made_from_one(self, step, known):
+        near, other, apart = (OLD + np.float32(at) for at in (0.2, -0.2, 0.4))
+        step(1, OLD, near, 2.0, nodes=[1, 2, 3])
+        step(1, OLD, other, 3.0, nodes=[2, 3])
+        step(1, OLD, apart, 4.0, nodes=[4])
+        assert self.state(known, other, 2) == state_of(3.0)
+        step(2, near, near + np.float32(0.01), 5.0)
+        assert self.state(known, other, 3) != state_of(3.0)
+        assert self.state(known, apart, 3) == state_of(4.0)
+
+    def test_the_nearest_counts_where_several_are_near(self, step, known):
+        step(1, OTHER, OLD + np.float32(0.1), 2.0)
+        assert self.state(known, OLD + np.float32(0.02)) == state_of(1.0)
+        assert self.state(known, OLD + np.float32(0.08)) == state_of(2.0)
+
+    @pytest.mark.filterwarnings("error")
+    def test_entries_that_are_not_finite_play_no_part(self, step, known):
+        step(1, np.where(OLD < 0, OLD, -np.inf), np.where(OLD < 1, OLD, np.inf), 2.0)
         model = np.where(np.arange(1000) % 2, OLD, np.nan)
-        assert known.state_of({"w": model}) == state_of(1.0)
+        assert self.state(known, model) == state_of(2.0)
 
-    def test_the_oldest_are_forgotten(self, known):
+    def test_the_oldest_are_forgotten_with_a_warning(self, known, caplog):
         rng = np.random.default_rng(2)
-        for number in range(64):
-            model = {"w": rng.standard_normal(1000).astype(np.float32)}
-            known.replace(model, model, state_of(10.0 + number))
-        assert known.state_of({"w": OLD}) == FRESH
-        assert known.state_of(model) == state_of(73.0)
+        models = [rng.standard_normal(1000).astype(np.float32) for _ in range(65)]
+        for number, model in enumerate(models[:63]):
+            known.to_ask({"w": model}, 1).state = state_of(10.0 + number)
+        assert self.state(known, OLD) == state_of(1.0)
+        assert not caplog.records
+        for model in models[63:]:
+            known.to_ask({"w": model}, 1)
+        assert self.state(known, models[1]) == state_of(11.0)
+        assert self.state(known, OLD) == FRESH
+        (record,) = caplog.records
+        assert "more than 64 models are trained" in record.getMessage()
 
 
 def test_blocks_without_arrays_do_not_share_a_name_with_an_array():

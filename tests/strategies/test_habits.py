@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 
-from fedmedian import Momentum
+from fedmedian import Adaptive, Gaussian, Momentum
 from fedmedian.clients import InProcessGrid
+from fedmedian.rules.optimizers import Optimizer
 from tests.tools.apis import each_case
 
 NUM_CLIENTS = 10
@@ -213,15 +214,15 @@ class TestTwoModels:
     def require_alone(self, clusters, bits):
         """Asserts that each of two models is trained as if it were the only one, to the bit."""
 
-        def require_alone(trained=lambda number: (0, 1), **options):
+        def require_alone(trained=lambda number: (0, 1), starts=self.STARTS, **options):
             options = {"optimizer": Momentum(0.5), **options}
-            both, *_ = clusters(*self.STARTS, trained=trained, **options)
+            both, *_ = clusters(*starts, trained=trained, **options)
             for one in (0, 1):
 
                 def own(number, one=one):
                     return [one] if one in trained(number) else []
 
-                alone, *_ = clusters(*self.STARTS, trained=own, **options)
+                alone, *_ = clusters(*starts, trained=own, **options)
                 assert bits(both[one]) == bits(alone[one])
                 assert abs(np.mean(both[one]["w"]) - GOAL) < 6
 
@@ -236,6 +237,15 @@ class TestTwoModels:
 
     def test_each_is_trained_as_if_it_were_alone(self, require_alone):
         require_alone()
+
+    def test_they_may_begin_with_the_same_model(self, require_alone):
+        require_alone(starts=(GOAL + 8, GOAL + 8))
+
+    def test_one_of_the_same_model_may_lose_a_round(self, require_alone):
+        def hear_of(number, odd, letters):
+            return letters[:1] if (number, odd) == (1, 0) else letters
+
+        require_alone(starts=(GOAL + 8, GOAL + 8), hear_of=hear_of, min_replies=2)
 
     def test_one_may_lose_a_round(self, require_alone):
         def hear_of(number, odd, letters):
@@ -315,6 +325,45 @@ class TestWhatIsReturned:
         assert counts(outcome.reports[3]) == (NUM_CLIENTS, 0, 0)
         assert near_goal(outcome.model, 4)
         assert not warned
+
+
+@either_strategy
+class TestOwnModels:
+    """A model that a subclass has made of what a step returned continues its state."""
+
+    def test_it_may_be_an_average_over_rounds_that_begins_at_zero(self, play):
+        models, states = [], []
+
+        def ask(number, model, usual):
+            models.append(model)
+            return usual(model)
+
+        def hear(number, heard, usual):
+            model, metrics = usual(heard)
+            return {"w": 0.9 * models[-1]["w"] + np.float32(0.1) * model["w"]}, metrics
+
+        class Remembering(Optimizer):
+            def step(self, direction, state):
+                states.append(state.setdefault("rounds", np.zeros(1)).item())
+                state["rounds"] = state["rounds"] + 1
+                return direction
+
+        play(5, ask=ask, hear=hear, optimizer=Remembering())
+        assert states == [0, 1, 2, 3, 4]
+
+    @pytest.mark.parametrize("first", [False, True], ids=["after", "before"])
+    def test_what_some_of_the_replies_would_have_made_changes_nothing(self, first, play, bits):
+        def hear(number, heard, usual):
+            if first:
+                usual(heard[:3])
+            returned = usual(heard)
+            if not first:
+                usual(heard[:3])
+            return returned
+
+        options = {"optimizer": Momentum(0.9), "noise": Gaussian(Adaptive(3.0))}
+        alone, tried = play(**options)[0], play(hear=hear, **options)[0]
+        assert bits(tried.model) == bits(alone.model)
 
 
 @either_strategy

@@ -209,7 +209,7 @@ class Downlink(RuleBasedStateMachine):
     @rule(fates=fates, first=places)
     def a_round_evaluates(self, fates, first):
         held = self.protocol.held_to_evaluate(self.model)
-        self.state = self.protocol._models.state_of(self.model)
+        self.state = self.protocol._models.of(self.model).state
         asked = self.sampled(fates, first)
         replies = []
         for node, fate in asked.items():

@@ -466,7 +466,7 @@ def _defects(cohort: Cohort, after: Arrays | None, accepted: int) -> Iterator[st
         yield "an honest reply was dropped"
     if after is not None and not all(np.isfinite(array).all() for array in after.values()):
         yield "the model is not finite"
-    states = cohort.strategy._protocol._models._known[-1][1].arrays.values()
+    states = cohort.strategy._protocol._models._known[-1].state.arrays.values()
     # NaN is a scale that clients choose.
     if any(state.scale > float(np.finfo(np.float32).max) for state in states):
         yield "a noise scale is not finite"
