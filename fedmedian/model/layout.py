@@ -85,28 +85,42 @@ class ArraySpec:
         (*shape) array
             The center, in the array's own dtype.
         """
+        start = before if len(values) == 2 else None  # of two, each bounds the other
         if is_floating(self.dtype):
             numbers = values.astype(np.float64)
             if before is None or is_finite(before):
-                if before is None or len(numbers) != 2:
-                    return _rounded(center(numbers), self.dtype)
-                combined = center(clip_two(numbers, before))
-                # A variance must stay positive: the larger of two may be the honest one.
-                larger = numbers.max(axis=0)
-                is_lost = (combined <= 0) & (before > 0) & (larger > 0)
-                return _rounded(np.where(is_lost, larger, combined), self.dtype)
+                return _rounded(_center_of(numbers, center, start), self.dtype)
             filled, known = _fill(numbers)
-            return np.where(known, _rounded(center(filled), self.dtype), before)
+            combined = _rounded(_center_of(filled, center, start), self.dtype)
+            return np.where(known, combined, before)
         # Float64 cannot hold large integers, but it holds small differences between them. Those
         # from a middle value stay small whatever a few clients send. Unsigned ones wrap around.
-        middle = np.sort(values, axis=0)[(len(values) - 1) // 2]
+        middle = np.sort(values, axis=0)[(len(values) - 1) // 2] if start is None else start
         wide, base = values.astype(np.uint64), middle.astype(np.uint64)
         below = values < middle
         distances = np.where(below, base - wide, wide - base).astype(np.float64)
-        moved = np.rint(center(np.where(below, -distances, distances)))
+        distances = np.where(below, -distances, distances)
+        if start is not None:
+            distances = clip_two(distances, np.zeros(self.shape))
+        moved = np.rint(center(distances))
         by = np.minimum(np.abs(moved), np.nextafter(2.0**64, 0)).astype(np.uint64)
         with np.errstate(over="ignore"):  # scalars warn where arrays do not
             return np.asarray(np.where(moved < 0, base - by, base + by)).astype(self.dtype)
+
+
+def _center_of(
+    numbers: NDArray[np.float64], center: Center, start: NDArray[Any] | None
+) -> NDArray[np.float64]:
+    """Return the center of floating-point values; two are clipped where their start is known."""
+    if start is None:
+        return center(numbers)
+    wide = start.astype(np.float64)
+    wide = np.where(np.isfinite(wide), wide, 0)
+    clipped = clip_two(numbers, wide)
+    combined = center(clipped)
+    # A variance must stay positive: the larger of two may be the honest one.
+    larger = clipped.max(axis=0)
+    return np.where((combined <= 0) & (wide > 0) & (larger > 0), larger, combined)
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def is_averageable(value: Any) -> bool:
 def with_usual_metrics(
     replies: Sequence[AnyReply], name_of: Callable[[Node], str]
 ) -> list[AnyReply]:
-    """Return the replies whose metrics have the most common names and types.
+    """Return the replies whose metrics have the names and types that most replies' have.
 
     Flower's aggregation would raise on the others, mix them up silently, or spread them. Metrics
     that are not finite, or exceed the limits above, are dropped first; the client's update still
@@ -104,7 +104,7 @@ def with_usual_metrics(
     Returns
     -------
     list of Reply
-        The replies to aggregate metrics from; none if two forms are equally common.
+        The replies to aggregate metrics from; none unless more than half have one form.
     """
     fit: list[AnyReply] = []
     unfit: dict[str, list[str]] = {}
@@ -120,12 +120,12 @@ def with_usual_metrics(
     if not fit:
         return []
     signatures = [_signature(reply.metrics) for reply in fit]
-    (usual, count), *others = Counter(signatures).most_common(2)
-    if others and others[0][1] == count:
+    ((usual, count),) = Counter(signatures).most_common(1)
+    if 2 * count <= len(fit):  # a few that lie could be as many
         warn(
             "left the metrics of all %d replies out: most must have the same names and lengths, "
-            "but %d report %s, and as many %s",
-            *(len(fit), count, _describe(usual), _describe(others[0][0])),
+            "but no more than %d report the same ones: %s",
+            *(len(fit), count, _describe(usual)),
         )
         return []
     if count < len(fit):

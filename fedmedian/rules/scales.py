@@ -306,10 +306,11 @@ def size_by_votes(
         return (
             size * 2 ** float(np.clip(2 * (share - 1 + quantile), -1, 1)) if 0 < share < 1 else nan
         )
-    moved = int(above[0])
-    if moved <= num_tolerated(num_votes):
+    moved, liars = int(above[0]), num_tolerated(num_votes)
+    if moved <= liars:
         return 0.0
-    rung = np.flatnonzero(above > min((1 - quantile) * moved, moved - 1)).max(initial=0)
+    least = max(min((1 - quantile) * moved, moved - 1), liars)  # one of more is honest
+    rung = np.flatnonzero(above > least).max(initial=0)
     return float(LADDER[rung]) * 2**0.125
 
 

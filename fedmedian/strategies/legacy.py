@@ -477,8 +477,8 @@ def _read(trained: Trained, most_arrays: int, *, must_name_question: bool) -> Sa
 def _read_evaluation(node: Node, evaluated: Evaluated) -> Reply[EvaluateRes]:
     _, result = evaluated
     num_examples, own = _open(result)
-    if not is_averageable(result.loss):
-        raise WireError(f"loss must be finite, at most {LARGEST:g}, got {shown(result.loss)}")
+    if type(result.loss) not in (int, float) or not is_averageable(result.loss):
+        raise WireError(f"loss must be a number, at most {LARGEST:g}, got {shown(result.loss)}")
     return Reply(node, num_examples, own, result, held=as_version(result.metrics.get(HELD)))
 
 

@@ -776,6 +776,35 @@ class TestExactArraysThatAreNotFinite:
         assert self.combined(3.0, np.inf, before=before).shape == ()
 
 
+class TestExactArraysOfTwoClients:
+    """Neither moves an array more than four times as far as the other."""
+
+    @staticmethod
+    def combined(before, honest, lie):
+        before = np.asarray(before)
+        spec = Layout.of_model({"r": before}, ["r"]).exact[0]
+        values = np.stack([np.asarray(one).astype(before.dtype) for one in (honest, lie)])
+        return spec.combine(values, lambda wide: wide.mean(axis=0), before)
+
+    @pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.int32, np.float64])
+    def test_numbers_of_any_kind(self, dtype):
+        combined = self.combined(np.array([7, 0], dtype), [17, 0], [2**30, 2**30])
+        assert np.abs(combined - np.array([7.0, 0.0])).max() <= 2.5 * 10 + 1
+        assert self.combined(np.array(7, dtype), 17, 17) == 17
+        assert self.combined(np.array(7, dtype), 17, 13) == 15
+
+    def test_beside_an_entry_that_is_not_finite(self):
+        before = np.array([1.0, np.inf], np.float32)
+        combined = self.combined(before, [0.5, 2.0], [1e12, 1e12])
+        assert np.abs(combined).max() < 2.5 * 2.0 + 1
+
+    def test_a_variance_stays_positive_and_is_no_claim(self):
+        before = np.array([0.01, 0.0], np.float32)
+        combined = self.combined(before, [-0.1, 0.0], [1e9, 1e12])
+        assert 0 < combined[0] < 0.1
+        assert self.combined(before[:1], [0.02], [-1e9]) == pytest.approx([0.02])
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_exact_arrays_of_every_precision_are_judged_without_a_warning(dtype):

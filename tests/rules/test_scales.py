@@ -366,10 +366,27 @@ class TestSizeByVotes:
         if len(sizes) <= num_tolerated(len(sizes)):
             assert found == 0
             return
-        ordered = np.sort(sizes)
         rank = max(int(np.ceil(quantile * len(sizes))) - 1, 0)
-        expected = ordered[rank]
+        # The largest sizes may be lies.
+        expected = np.sort(sizes)[min(rank, len(sizes) - num_tolerated(len(sizes)) - 1)]
         assert expected / 2**0.26 <= found <= expected * 2**0.26
+
+    @given(
+        moved=st.lists(st.floats(1e-10, 1e5), min_size=1, max_size=20),
+        still=st.integers(1, 50),
+        quantile=quantiles,
+        seed=st.integers(0, 99),
+    )
+    def test_of_an_unknown_size_liars_make_no_more_than_an_honest_clients(
+        self, moved, still, quantile, seed
+    ):
+        """Whatever they vote, even what no size is: rung by rung, or never for the first."""
+        lying = num_tolerated(len(moved) + still + 1)
+        honest, lies = self.votes_on(moved, LADDER), np.full(LADDER.size, lying)
+        anything = np.random.default_rng(seed).integers(0, lying + 1, LADDER.size)
+        for votes in (lies, np.where(np.arange(LADDER.size) > 0, lies, 0), anything):
+            found = size_by_votes(nan, honest + votes, len(moved) + still + lying, quantile)
+            assert found <= max(moved) * 2**0.26
 
     def test_a_ladder_that_one_client_of_many_lies_about_moves_to_the_next_clients_size(self):
         honest = [1.0] * 5 + [2.0] * 4

@@ -4,7 +4,7 @@ from math import nan
 
 import numpy as np
 import pytest
-from flwr.app import Context, RecordDict
+from flwr.app import Context, MetricRecord, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.server import ServerApp, ServerAppComponents, ServerConfig
@@ -75,6 +75,19 @@ class TestAcceptFailures:
 
         outcome = play("MedianSGD", accept_failures=False, run_options={"evaluate": evaluate})
         assert "loss" not in outcome.evaluations.get(1, {})
+
+
+@pytest.mark.parametrize("loss", [[1.0, 2.0], [1.0] * 1000, []], ids=len)
+def test_a_loss_that_is_a_list_is_dropped(loss, play, spoiling, warnings):
+    def spoil(content):
+        content["evaluateres.loss"] = MetricRecord({"loss": loss})
+
+    outcome = play(
+        "SignSGD", run_options={"mods": (spoiling(spoil, BAD, message_type="evaluate"), perturb)}
+    )
+    honest = [i for i in range(NUM_CLIENTS) if i != BAD]
+    assert outcome.evaluations[1]["loss"] == np.mean(honest)
+    assert len(warnings("aggregate_evaluate: dropped the reply of")) == 1
 
 
 def test_the_functions_that_aggregate_metrics_get_the_clients_own_alone(play):

@@ -152,7 +152,12 @@ def test_metrics_beyond_what_a_client_may_send_are_left_out_even_if_most_are(
 def test_of_two_forms_that_are_equally_common_neither_is_aggregated(others, warnings):
     assert usual({"loss": 1.0}, *others) == []
     (warning,) = warnings("left the metrics of all ")
-    assert "report ['loss (number)'], and as many [" in warning
+    assert "report the same ones: ['loss (number)']" in warning
+
+
+def test_a_form_that_few_have_is_not_aggregated_where_all_others_differ():
+    honest = [{"recall": [1.0] * length} for length in range(2, 10)]
+    assert usual(*honest, {"recall": [9.0]}, {"recall": [9.0]}) == []
 
 
 def test_what_is_left_out_plays_no_part_in_what_is_common():
