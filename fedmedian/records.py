@@ -93,11 +93,6 @@ def serialized_sizes(sent: Iterable[Message | InflatableObject]) -> list[int]:
         return [_serialized_size(one) for one in sent]
 
 
-def serialized_size(sent: Message | InflatableObject) -> int:
-    """Return the bytes of a Flower message or record on the wire, headers included."""
-    return serialized_sizes([sent])[0]
-
-
 def _serialized_size(sent: Message | InflatableObject) -> int:
     children: Mapping[str, InflatableObject] = sent.children or {}
     return len(sent.deflate()) + sum(map(_serialized_size, children.values()))

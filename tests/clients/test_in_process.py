@@ -28,7 +28,7 @@ from flwr.serverapp.strategy import FedAvg, FedMedian, FedXgbCyclic
 from flwr.supercore.run import Run
 
 from fedmedian.clients import InProcessGrid
-from fedmedian.records import serialized_size
+from fedmedian.records import serialized_sizes
 from fedmedian.strategies import MedianSGD, SignSGD, legacy
 
 
@@ -202,7 +202,7 @@ class TestFailures:
         replies = grid.send_and_receive(to_all(grid))
         assert [reply.has_error() for reply in replies] == [False, True, False]
         assert replies[1].error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-        assert grid.bytes_up == sum(serialized_size(reply) for reply in replies)
+        assert grid.bytes_up == sum(serialized_sizes(replies))
 
     def test_its_text_has_its_nodes_and_bytes(self):
         grid = InProcessGrid(app_of(lambda message, context: metrics(n=1)), 3)
@@ -257,7 +257,7 @@ class TestFailures:
         replies = grid.send_and_receive(to_all(grid))
         assert [reply.has_error() for reply in replies] == [False, True, False]
         assert replies[1].error.reason == f"{type(raised).__name__}: {raised}"
-        assert grid.bytes_up == sum(serialized_size(reply) for reply in replies)
+        assert grid.bytes_up == sum(serialized_sizes(replies))
 
     @pytest.mark.parametrize("failure", [RuntimeError(), SystemExit()], ids=repr)
     def test_an_exception_that_cannot_be_printed_becomes_an_error_reply_with_its_type(
@@ -284,7 +284,7 @@ class TestFailures:
         grid = InProcessGrid(app_of(unlucky), 1)
         (reply,) = grid.send_and_receive(to_all(grid))
         assert reply.error.reason == r"FileNotFoundError: lone \ud800"
-        assert grid.bytes_up == serialized_size(reply)
+        assert grid.bytes_up == sum(serialized_sizes([reply]))
 
     def test_a_message_to_an_unknown_node_is_answered_with_an_error(self):
         grid = InProcessGrid(app_of(echo), 1)
@@ -319,8 +319,8 @@ class TestBytes:
         for _ in range(2):
             messages = to_all(grid, RecordDict({"config": ConfigRecord({"n": 1})}))
             replies = grid.send_and_receive(messages)
-            down += sum(serialized_size(message) for message in messages)
-            up += sum(serialized_size(reply) for reply in replies)
+            down += sum(serialized_sizes(messages))
+            up += sum(serialized_sizes(replies))
             assert (grid.bytes_down, grid.bytes_up) == (down, up)
         assert up > 2 * 8 * (100 + 200 + 300)
 
@@ -351,7 +351,7 @@ class TestBytes:
         grid = InProcessGrid(app_of(lambda *_: RecordDict(content)), 2)
         replies = grid.send_and_receive(to_all(grid))
         assert all(list(reply.content) == list(content) for reply in replies)
-        assert grid.bytes_up == sum(serialized_size(reply) for reply in replies)
+        assert grid.bytes_up == sum(serialized_sizes(replies))
 
     def test_a_grid_counts_the_bytes_of_error_replies(self):
         def fail(message, context):
@@ -359,7 +359,7 @@ class TestBytes:
 
         grid = InProcessGrid(app_of(fail), 1)
         (reply,) = grid.send_and_receive(to_all(grid))
-        assert grid.bytes_up == serialized_size(reply) > 0
+        assert grid.bytes_up == sum(serialized_sizes([reply])) > 0
 
 
 class TestProtocol:
