@@ -109,12 +109,6 @@ class Draft:
         self._finish_work()
         return self._reports
 
-    @property
-    def magnitudes(self) -> Float32 | None:
-        """The magnitude of each block, (L,), once a step has measured it."""
-        self._finish_work()
-        return self.measured
-
     def replace(self, vector: Float32, blocks: Blocks | None = None) -> None:
         """Replace the update, and its blocks if they have changed."""
         self._finish_work()

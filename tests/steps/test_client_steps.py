@@ -486,7 +486,7 @@ class TestSizeVotes:
             draft = after(SizeVotes("rms", np.float32(rms * above)))
             assert draft.reports["size-votes"].tolist() == [one < 1 for one in above]
             assert draft.vector.tolist() == np.float32(UPDATE).tolist()
-            np.testing.assert_allclose(draft.magnitudes, rms, rtol=1e-6)
+            np.testing.assert_allclose(draft.measured, rms, rtol=1e-6)
 
     def test_without_a_threshold_with_each_rung_of_the_ladder(self):
         step = SizeVotes("max", np.float32([np.nan, 0.5]))
