@@ -125,7 +125,6 @@ def describe_votes(
         The clients' noise scales b_i, or the levels that noise tops updates up to.
     sizes : (M, L) float64, optional
         The root mean squares of their updates, if known.
-
     stride : int (default: 1)
         The stride of the sample of coordinates.
     opposite : int, optional

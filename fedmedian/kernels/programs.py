@@ -23,8 +23,6 @@ class Program:
 
     Parameters
     ----------
-    num_inputs : int
-        The number of rows that it reads; it never writes to them.
     num_scratch : int
         The number of scratch rows that it needs.
     steps : tuple of (ufunc, int, int, int)
@@ -44,8 +42,8 @@ class Program:
 
         Parameters
         ----------
-        inputs : sequence of `num_inputs` (n,) arrays
-            The rows to read.
+        inputs : sequence of (n,) arrays
+            The rows to read, as many as the program was built for.
         scratch : sequence of `num_scratch` (n,) arrays
             Rows to write to.
 
