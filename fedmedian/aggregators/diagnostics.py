@@ -373,12 +373,9 @@ def _sums_of(values: Float32) -> tuple[float, float]:
     return magnitude, square
 
 
-def count_opposite_signs(left: Float32 | NDArray[np.int8], right: Float32) -> int:
+def count_opposite_signs(left: Float32, right: Float32) -> int:
     """Return the number of coordinates where two vectors have opposite signs."""
-    return sum(
-        int(np.count_nonzero(np.sign(left[chunk]) * np.sign(right[chunk]) < 0))
-        for chunk in _chunks(left.size)
-    )
+    return int(np.count_nonzero(np.sign(left) * np.sign(right) < 0))
 
 
 def _chunks(size: int) -> list[slice]:
