@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from fedmedian.model.blocks import Blocks
 from fedmedian.rules.noise import Noise, mean_per_vote
-
-Float32 = NDArray[np.float32]
+from fedmedian.wire.scalars import Float32
 
 _CHUNK = 1 << 16
 

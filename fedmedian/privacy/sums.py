@@ -60,11 +60,8 @@ from math import exp, inf, log, pi, sqrt
 
 import numpy as np
 import scipy  # its subpackages load on first use
-from numpy.typing import NDArray
 
-from fedmedian.privacy.amplification import ORDERS
-
-Float64 = NDArray[np.float64]
+from fedmedian.privacy.amplification import ORDERS, Float64
 
 _MOST_OTHERS = 1400
 """The number of others above which `_LEAST_TAIL` keeps `gaussian_share` from falling."""

@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.checks import require_real
-from fedmedian.wire.scalars import require_positive
+from fedmedian.wire.scalars import Float32, require_positive
 
-Float32 = NDArray[np.float32]
 State = dict[str, NDArray[Any]]
 """An optimizer's state by name; empty before the first round."""
 
