@@ -11,7 +11,7 @@ from fedmedian.checks import require_type
 from fedmedian.clients.answering import answer
 from fedmedian.clients.holding import model_in, receive
 from fedmedian.clients.policy import Policies, Policy, PolicyError, are_enforced, enforcing
-from fedmedian.clients.summing import answer_request, masked, take
+from fedmedian.clients.summing import RECORD, answer_request, masked, take
 from fedmedian.logs import warn
 from fedmedian.model.layout import Arrays, Difference, Layout
 from fedmedian.records import to_arrays, to_record
@@ -22,7 +22,6 @@ from fedmedian.wire.scalars import EVALUATION, PREFIX, WireScalar, refusal
 
 _FIT_METRICS = "fitres.metrics"
 _EVALUATION_METRICS = "evaluateres.metrics"
-_RECORD = "fedmedian"
 
 
 def perturb(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -210,7 +209,7 @@ def _perturb(
 
 def _add_scalars(content: RecordDict, metrics: str, scalars: Mapping[str, WireScalar]) -> None:
     """Add scalars to a reply; those of the older API have room for them in their metrics only."""
-    record = metrics if metrics in content else _RECORD
+    record = metrics if metrics in content else RECORD
     own = content.config_records.get(record, ConfigRecord())
     content[record] = ConfigRecord({**own, **scalars})
 

@@ -19,7 +19,8 @@ from fedmedian.wire.scalars import WireError
 _STATE = "fedmedian-sum"
 """The record of the client's state that holds its key."""
 
-_RECORD = "fedmedian"
+RECORD = "fedmedian"
+"""The record of a reply that holds fedmedian's scalars."""
 
 
 def answer_request(message: Message, context: Context) -> Message | None:
@@ -35,7 +36,7 @@ def answer_request(message: Message, context: Context) -> Message | None:
         return None
     key, reply = answer(config, _recall(context))
     _remember(context, key)
-    return Message(RecordDict({_RECORD: ConfigRecord({**reply})}), reply_to=message)
+    return Message(RecordDict({RECORD: ConfigRecord({**reply})}), reply_to=message)
 
 
 def masked(
