@@ -8,7 +8,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from fedmedian.model.layout import Arrays, Layout
 from fedmedian.secure.cohort import Place
 from fedmedian.secure.masking import Key
-from fedmedian.secure.requests import answer, is_request
+from fedmedian.secure.requests import NO_KEY, answer, is_request
 from fedmedian.steps.downlink import fingerprint
 from fedmedian.steps.encodings import Signs
 from fedmedian.steps.instruction import Instruction
@@ -74,7 +74,7 @@ def take(place: Place, instruction: Instruction, model: Arrays, context: Context
         raise WireError(f"a secure sum is one of signs, not of {instruction.encoding.name!r}")
     key = _recall(context)
     if key is None:
-        raise WireError("this client has no key for secure sums, it keeps no state between rounds")
+        raise WireError(NO_KEY)
     question = instruction.server_round, instruction.question
     asked = json.dumps(instruction.encode(), sort_keys=True, default=bytes.hex)
     about = sha256(f"{asked} {fingerprint(model)}".encode()).digest()

@@ -12,6 +12,9 @@ _REQUEST = "sum.request"
 _KEY, _REVEAL = "key", "reveal"
 _PUBLIC, _SECRETS = "sum.public", "sum.secrets"
 
+NO_KEY = "this client has no key for secure sums, it keeps no state between rounds"
+"""Why a client that remembers nothing between rounds refuses a secure sum."""
+
 
 def ask_for_key(server_round: int) -> dict[str, WireScalar]:
     """Return the request for a new key."""
@@ -72,7 +75,7 @@ def answer(config: Mapping[str, Any], key: Key | None) -> tuple[Key, dict[str, W
     read.finish()
     question = read.server_round, read.question
     if key is None:
-        raise WireError("this client has no key for secure sums, it keeps no state between rounds")
+        raise WireError(NO_KEY)
     key, secrets = key.reveal(question, wanted.of_neighbors, wanted.sealed)
     return key, with_prefix({_SECRETS: secrets})
 
