@@ -72,7 +72,7 @@ def agreed_size(sizes: NDArray[np.floating], quantile: float = 0.5) -> Sizes:
 
 
 def _trusted(sizes: NDArray[np.floating]) -> Sizes:
-    """Return the (t + 1)-th largest of each block's sizes, (L,)."""
+    """Return the (t + 1)-th largest of sizes, (M, L) or (M,), of each block: (L,) or ()."""
     rank = len(sizes) - 1 - num_tolerated(len(sizes))
     return np.asarray(np.sort(sizes, axis=0)[rank], dtype=np.float64)
 
@@ -131,8 +131,7 @@ def capped_examples(examples: Sizes) -> Sizes:
         The claims, at most the cap.
     """
     claims = np.clip(examples, 1 / _MOST, _MOST)
-    ordered = np.sort(claims)
-    trusted = ordered[len(ordered) - 1 - num_tolerated(len(ordered))]
+    ordered, trusted = np.sort(claims), _trusted(claims)
     shares = np.minimum(ordered, trusted) / trusted
     # Σ min(share, c) is the minimum over k of the k smallest shares plus (M − k)·c. So the largest
     # c that is at most SHARE times the mean is the minimum of these.
