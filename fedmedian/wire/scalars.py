@@ -41,7 +41,7 @@ _REFUSAL = "perturb: "
 POLICY_RULE = "policy rule"
 """What the reason of a client says whose policy refuses to answer."""
 
-_LARGEST = float(np.finfo(np.float32).max)
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 _MOST_ENTRIES = 1000
 """The largest number of fedmedian entries in a message."""
@@ -268,7 +268,7 @@ def require_votes(name: str, values: NDArray[Any] | None, size: int) -> None:
         raise WireError(f"{name} must be 0 or 1")
 
 
-def require_sizes(name: str, values: Float32, largest: float = _LARGEST) -> Float32:
+def require_sizes(name: str, values: Float32, largest: float = _FLOAT32_MAX) -> Float32:
     """Return `values` if all are in [0, largest], else raise `WireError`."""
     if not all(0 <= value <= largest for value in values.tolist()):  # faster than numpy for a few
         raise WireError(f"{name} must be from 0 to {largest:.3g}")
