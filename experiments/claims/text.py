@@ -264,8 +264,8 @@ def measure(quick: bool) -> Findings:
             task = Task(adapters, QUICK_ROUNDS, steps=3, width=16)
         for name in NAMES:
             jobs[kind, name] = (f"{name} | {task} | seed 0", partial(run_task, name, task, 0))
-    results = run_jobs(dict(jobs.values()), RESULTS)
-    return {kind: {name: results[jobs[kind, name][0]] for name in NAMES} for kind in KINDS}
+    results = run_jobs(jobs, RESULTS)
+    return {kind: {name: results[kind, name] for name in NAMES} for kind in KINDS}
 
 
 def check(found: Findings) -> list[str]:

@@ -1,7 +1,7 @@
 """The paper's algorithms on networks: a gradient per client and round, as in Figures 2 and 3."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from torch.utils.data import (
 from experiments.claims.claim import Findings
 from experiments.studies.federation import Setting, load, make_network, split
 from experiments.studies.harness import App, StudyGrid, Tell, run
-from experiments.studies.jobs import Result, run_jobs
+from experiments.studies.jobs import Job, Result, run_jobs
 from experiments.studies.tables import make_table
 from fedmedian import Majority, Noise
 from fedmedian.clients import FullBatchGradient, GradientClient, MiniBatchGradient, SignClient
@@ -189,17 +189,15 @@ def descend_all(groups: Groups, *, quick: bool) -> Findings:
     dict
         ``runs``, the results of `descend` likewise.
     """
-    jobs: dict[str, Callable[[], Result]]
-    jobs = {
-        f"{one}, seed 0": partial(descend, one, 0)
-        for runs in groups.values()
-        for one in runs.values()
+    jobs: dict[tuple[str, str], Job] = {
+        (group, noise): (f"{one}, seed 0", partial(descend, one, 0))
+        for group, runs in groups.items()
+        for noise, one in runs.items()
     }
-    results = {name: job() for name, job in jobs.items()} if quick else run_jobs(jobs, RESULTS)
+    found = {key: job() for key, (_, job) in jobs.items()} if quick else run_jobs(jobs, RESULTS)
     return {
         "runs": {
-            group: {noise: results[f"{one}, seed 0"] for noise, one in runs.items()}
-            for group, runs in groups.items()
+            group: {noise: found[group, noise] for noise in runs} for group, runs in groups.items()
         }
     }
 

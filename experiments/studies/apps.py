@@ -109,11 +109,11 @@ def app_table(apps: dict[str, Setting | Path], seeds: Sequence[int] = (0, 1)) ->
         for name, app in apps.items()
         for strategy in STRATEGIES
     }
-    results = run_jobs(dict(jobs.values()), RESULTS)
+    results = run_jobs(jobs, RESULTS)
     rows = []
     for name in apps:
         ends = [
-            fmean(late([results[jobs[name, strategy, seed][0]]]) for seed in seeds)
+            fmean(late([results[name, strategy, seed]]) for seed in seeds)
             for strategy in STRATEGIES
         ]
         rows.append([name, *(f"{end:.3f}" for end in ends), f"{min(ends[1:]) - ends[0]:+.3f}"])

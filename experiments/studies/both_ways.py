@@ -129,8 +129,7 @@ def run_setting(name: str, setting: Setting, seed: int, at_server: AtServer = US
 def run_all(keys: Iterable[Key]) -> dict[Key, Result]:
     """Train federations, unless their results are there already."""
     jobs = {key: (" | ".join(map(str, key)), partial(run_setting, *key)) for key in keys}
-    results = run_jobs(dict(jobs.values()), RESULTS)
-    return {key: results[name] for key, (name, _) in jobs.items()}
+    return run_jobs(jobs, RESULTS)
 
 
 def megabytes_to(result: Result, accuracy: float) -> float | None:

@@ -89,15 +89,18 @@ def frameworks_table(rounds: int = ROUNDS, seeds: Sequence[int] = (0, 1)) -> str
     """Compare strategies in the apps of the installed frameworks: means over seeds."""
     names = installed(FRAMEWORKS)
     jobs = {
-        f"{name} | {strategy} | {rounds} rounds | seed {seed}": (name, strategy, rounds, seed)
+        (name, strategy, seed): (
+            f"{name} | {strategy} | {rounds} rounds | seed {seed}",
+            partial(train, name, strategy, rounds, seed),
+        )
         for name in names
         for strategy in STRATEGIES
         for seed in seeds
     }
-    results = run_jobs({job: partial(train, *of) for job, of in jobs.items()}, RESULTS)
+    results = run_jobs(jobs, RESULTS)
 
     def mean(key: str, name: str, strategy: str) -> float:
-        return fmean(results[job][key] for job, of in jobs.items() if of[:2] == (name, strategy))
+        return fmean(results[name, strategy, seed][key] for seed in seeds)
 
     rows = []
     for name in names:

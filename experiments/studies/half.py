@@ -59,12 +59,11 @@ def accuracy_table(seeds: Sequence[int] = (0, 1)) -> str:
         for rate, rounds in ROUNDS.items()
         for seed in seeds
     }
-    results = run_jobs(dict(jobs.values()), RESULTS)
+    results = run_jobs(jobs, RESULTS)
     rows = []
     for strategy, dtype in CELLS:
         ends = [
-            fmean(late([results[jobs[strategy, dtype, rate, seed][0]]]) for seed in seeds)
-            for rate in ROUNDS
+            fmean(late([results[strategy, dtype, rate, seed]]) for seed in seeds) for rate in ROUNDS
         ]
         rows.append([strategy, dtype, *(f"{end:.3f}" for end in ends)])
     heads = [f"rate {rate}, {rounds} rounds" for rate, rounds in ROUNDS.items()]

@@ -7,25 +7,30 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from experiments.studies.progress import tracked
 
 Result = dict[str, Any]
 """The findings of a job; JSON can hold them."""
 
+Job = tuple[str, Callable[[], Result]]
+"""A name that says all that the findings depend on, and what finds them in another process."""
+
+Key = TypeVar("Key")
+
 
 def run_jobs(
-    jobs: Mapping[str, Callable[[], Result]], folder: Path, processes: int | None = None
-) -> dict[str, Result]:
+    jobs: Mapping[Key, Job], folder: Path, processes: int | None = None
+) -> dict[Key, Result]:
     """Run the jobs that have no result yet, and return the results of all.
 
     If one fails, those that run are finished and kept before its error is raised.
 
     Parameters
     ----------
-    jobs : mapping of str to callable
-        The jobs by a name that says all they depend on. They are sent to other processes.
+    jobs : mapping of any keys to `Job`
+        The jobs; those of one name are one.
     folder : Path
         Where results are kept, a file each; made if it is not there.
     processes : int, optional
@@ -33,17 +38,18 @@ def run_jobs(
 
     Returns
     -------
-    dict of str to dict
+    dict of the keys to dict
         The results, in the order of the jobs.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = {name: folder / f"{sha256(name.encode()).hexdigest()[:16]}.json" for name in jobs}
-    missing = [name for name in jobs if not files[name].exists()]
+    work = dict(jobs.values())
+    files = {name: folder / f"{sha256(name.encode()).hexdigest()[:16]}.json" for name in work}
+    missing = [name for name in work if not files[name].exists()]
     failure = None
     with ProcessPoolExecutor(
         processes or len(os.sched_getaffinity(0)), get_context("spawn")
     ) as pool:
-        running = {pool.submit(jobs[name]): name for name in missing}
+        running = {pool.submit(work[name]): name for name in missing}
         try:
             for future in tracked(as_completed(running), "run", len(running)):
                 if future.cancelled():
@@ -60,7 +66,7 @@ def run_jobs(
             raise
     if failure is not None:
         raise failure
-    return {name: json.loads(file.read_text())["result"] for name, file in files.items()}
+    return {key: json.loads(files[name].read_text())["result"] for key, (name, _) in jobs.items()}
 
 
 def _write(file: Path, value: Result) -> None:

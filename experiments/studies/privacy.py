@@ -30,7 +30,7 @@ from flwr.serverapp.strategy import (
 
 from experiments.studies.commands import show_tables
 from experiments.studies.federation import Setting, make_network, simulate
-from experiments.studies.jobs import Result, run_jobs
+from experiments.studies.jobs import Job, Result, run_jobs
 from experiments.studies.random_basis import late, unseeded
 from experiments.studies.tables import make_table
 from fedmedian import Clip, Gaussian, Rotation, SecureSum
@@ -225,7 +225,7 @@ def accuracies(study: Study, seeds: Sequence[int] = (0,)) -> dict[str, list[floa
         Accuracies by rule; FedAvg's, without privacy, the first, once for each ε.
     """
     setting = study.setting
-    jobs = {
+    jobs: dict[Any, Job] = {
         (rule, epsilon, clip, seed): (
             f"{rule} | {setting} | epsilon {epsilon:g}, clip {clip:g} | seed {seed}",
             partial(run_rule, rule, study, epsilon, clip, seed),
@@ -235,18 +235,18 @@ def accuracies(study: Study, seeds: Sequence[int] = (0,)) -> dict[str, list[floa
         for epsilon in study.epsilons
         for clip in study.clips
     }
-    plain = {
+    jobs |= {
         seed: (f"nothing hidden | {setting} | seed {seed}", partial(run_without, study, seed))
         for seed in seeds
     }
-    results = run_jobs(dict([*jobs.values(), *plain.values()]), RESULTS)
+    results = run_jobs(jobs, RESULTS)
     tested = setting.tested or 1
 
     def end(rule: str, epsilon: float, clip: float) -> float:
-        runs = [results[jobs[rule, epsilon, clip, seed][0]] for seed in seeds]
+        runs = [results[rule, epsilon, clip, seed] for seed in seeds]
         return late(runs, rounds=tested)
 
-    without = late((results[name] for name, _ in plain.values()), rounds=tested)
+    without = late((results[seed] for seed in seeds), rounds=tested)
     found = {"FedAvg, no privacy": [without] * len(study.epsilons)}
     for rule in study.rules:
         found[rule] = [max(end(rule, e, clip) for clip in study.clips) for e in study.epsilons]

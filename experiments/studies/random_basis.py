@@ -81,8 +81,7 @@ def run_all(keys: Iterable[Key]) -> dict[Key, Result]:
     jobs = {
         key: (f"{key[0]} | {key[1]} | seed {key[2]}", partial(run_setting, *key)) for key in keys
     }
-    results = run_jobs(dict(jobs.values()), RESULTS)
-    return {key: results[name] for key, (name, _) in jobs.items()}
+    return run_jobs(jobs, RESULTS)
 
 
 def late(results: Iterable[Result], quantity: str = "accuracy", rounds: int = 5) -> float:

@@ -343,12 +343,12 @@ def accuracies(study: Study) -> dict[str, dict[str, float]]:
         for attack, setting in settings.items()
         for rule in rules(study)
     }
-    results = run_jobs(dict(jobs.values()), RESULTS)
+    results = run_jobs(jobs, RESULTS)
     found = {}
     for rule in rules(study):
         ends = {
             attack: late(
-                (results[jobs[rule, attack, seed][0]] for seed in SEEDS),
+                (results[rule, attack, seed] for seed in SEEDS),
                 rounds=study.honest.tested,
             )
             for attack in settings
@@ -418,11 +418,11 @@ def _compare(
         for label, setting in settings.items()
         for rule in rules
     }
-    results, rows = run_jobs(dict(jobs.values()), RESULTS), []
+    results, rows = run_jobs(jobs, RESULTS), []
     for rule in rules:
         row = [rule]
         for label in settings:
-            runs = [results[jobs[rule, label, seed][0]] for seed in seeds]
+            runs = [results[rule, label, seed] for seed in seeds]
             row += [f"{late(runs, quantity, rounds):.3f}" for quantity in quantities]
         rows.append(row)
     several = len(quantities) > 1

@@ -108,9 +108,10 @@ def jobs_in_this_process():
     results = {}
 
     def run_jobs(jobs, folder):
-        for name in [name for name in jobs if name not in results]:
-            results[name] = pickle.loads(pickle.dumps(jobs[name]))()
-        return {name: results[name] for name in jobs}
+        for name, job in jobs.values():
+            if name not in results:
+                results[name] = pickle.loads(pickle.dumps(job))()
+        return {key: results[name] for key, (name, _) in jobs.items()}
 
     with pytest.MonkeyPatch.context() as patch:
         for module in (study, text):

@@ -42,7 +42,7 @@ def outlast(folder, name):
 
 
 def test_a_job_that_has_a_result_is_not_run_again(tmp_path):
-    jobs = {name: partial(note, tmp_path, name) for name in ("a", "b")}
+    jobs = {key: (f"the job {key}", partial(note, tmp_path, key)) for key in ("a", "b")}
     first = run_jobs(jobs, tmp_path / "results", processes=1)
     assert list(first) == ["a", "b"]
     (tmp_path / "a").unlink()
@@ -51,20 +51,23 @@ def test_a_job_that_has_a_result_is_not_run_again(tmp_path):
 
 
 def test_a_job_that_fails_ends_the_study_and_leaves_the_results_of_those_before(tmp_path):
-    jobs = {"a": partial(note, tmp_path, "a"), "b": partial(fail, tmp_path)}
+    jobs = {"a": ("a", partial(note, tmp_path, "a")), "b": ("b", partial(fail, tmp_path))}
     with pytest.raises(RuntimeError, match="this job fails"):
         run_jobs(jobs, tmp_path / "results", processes=1)
     (tmp_path / "a").unlink()
-    mended = {**jobs, "b": partial(note, tmp_path, "b")}
+    mended = {**jobs, "b": ("b", partial(note, tmp_path, "b"))}
     assert run_jobs(mended, tmp_path / "results", processes=1)["b"] == {"name": "b"}
     assert not (tmp_path / "a").exists()
 
 
 def test_what_runs_while_a_job_fails_is_kept(tmp_path):
-    jobs = {"a": partial(outlast, tmp_path, "a"), "b": partial(fail_while, tmp_path, "a")}
+    jobs = {
+        "a": ("a", partial(outlast, tmp_path, "a")),
+        "b": ("b", partial(fail_while, tmp_path, "a")),
+    }
     with pytest.raises(RuntimeError, match="this job fails"):
         run_jobs(jobs, tmp_path / "results", processes=2)
     (tmp_path / "a").unlink()
-    mended = {**jobs, "b": partial(note, tmp_path, "b")}
+    mended = {**jobs, "b": ("b", partial(note, tmp_path, "b"))}
     assert run_jobs(mended, tmp_path / "results", processes=2)["a"] == {"name": "a"}
     assert not (tmp_path / "a").exists()

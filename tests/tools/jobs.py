@@ -3,4 +3,4 @@
 
 def run_here(jobs, folder):
     """Run jobs in this process, and keep nothing."""
-    return {name: job() for name, job in jobs.items()}
+    return {key: job() for key, (_, job) in jobs.items()}

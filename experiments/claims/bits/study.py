@@ -257,8 +257,7 @@ Key = tuple[str, Numbers, Setting, int]
 def run_all(keys: Iterable[Key]) -> dict[Key, Result]:
     """Train federations from seeds, unless their results are there already."""
     jobs = {key: (" | ".join(map(str, key)), partial(run_peer, *key)) for key in keys}
-    results = run_jobs(dict(jobs.values()), RESULTS)
-    return {key: results[name] for key, (name, _) in jobs.items()}
+    return run_jobs(jobs, RESULTS)
 
 
 def measure(part: Part) -> dict[str, Outcomes]:
