@@ -1,6 +1,5 @@
 """A transformer that learns to write text: one bit a parameter, beside FedAvg."""
 
-import logging
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache, partial
@@ -207,7 +206,6 @@ def run_task(strategy: str, task: Task, seed: int) -> Result:
         ``loss``, nats per character of the text held out, before the first round and after each,
         ``uplink``, the bytes of a training reply as sent, and ``parameters``, how many travel.
     """
-    logging.getLogger("flwr").setLevel(logging.ERROR)
     parts, _, tested = load()
     model = deepcopy(make_model(task, seed))
 

@@ -1,6 +1,5 @@
 """The paper's algorithms on networks: a gradient per client and round, as in Figures 2 and 3."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -105,7 +104,6 @@ def descend(descent: Descent, seed: int) -> Result:
         ``rounds``, and after each of them the test ``accuracy``, the training ``loss`` and the L2
         norm of its ``gradient``; the last two are means over clients, of all of their examples.
     """
-    logging.getLogger("flwr").setLevel(logging.ERROR)
     setting = descent.setting
     images, labels = load(setting.dataset, setting.examples)[:2]
     held = [TensorDataset(images[rows], labels[rows]) for rows in split(setting, seed)]

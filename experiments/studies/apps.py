@@ -4,7 +4,6 @@
 and a study that was killed resumes there.
 """
 
-import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -73,7 +72,6 @@ def run_app(strategy: str, app: Setting | Path, seed: int) -> Result:
     dict
         ``accuracy`` after each round, or after the last.
     """
-    logging.getLogger("flwr").setLevel(logging.ERROR)
     disable_progress_bars()
     if isinstance(app, Setting):
         return run_setting(strategy, app, seed)

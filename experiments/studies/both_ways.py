@@ -6,7 +6,6 @@ few, attacks, shares. Results are kept in experiments/results, and a study that 
 there.
 """
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -120,7 +119,6 @@ Key = tuple[str, Setting, int, AtServer]
 
 def run_setting(name: str, setting: Setting, seed: int, at_server: AtServer = USUAL) -> Result:
     """Train a federation with a strategy; see `STRATEGIES`."""
-    logging.getLogger("flwr").setLevel(logging.ERROR)
     mods = [compress(CODECS[name]) if name in CODECS else perturb]
     given = {field: value for field, value in vars(at_server).items() if value is not None}
     return simulate(partial(STRATEGIES[name], **given), setting, seed, mods)

@@ -71,7 +71,6 @@ def train(name: str, strategy: str, rounds: int, seed: int) -> Result:
         a training reply.
     """
     framework: Any = import_module(f"experiments.apps.frameworks.{name}")
-    logging.getLogger("flwr").setLevel(logging.ERROR)
     arrays = framework.to_record(framework.create())
 
     def serve(config: UserConfig, grid: StudyGrid, tell: Tell) -> None:

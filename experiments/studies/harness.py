@@ -1,5 +1,6 @@
 """The harness of all studies: strategies on an app's clients, in this process, seed by seed."""
 
+import logging
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -147,7 +148,7 @@ class App:
 
 
 def run(strategy: str, app: App, config: UserConfig, seeds: Iterable[int]) -> list[Run]:
-    """Run an app once from each seed; the same seed gives the same run.
+    """Run an app once from each seed; the same seed gives the same run. Flower logs only errors.
 
     Parameters
     ----------
@@ -175,6 +176,7 @@ def run(strategy: str, app: App, config: UserConfig, seeds: Iterable[int]) -> li
 
 def _run_once(strategy: str, app: App, config: UserConfig, seed: int) -> Run:
     grid, history = StudyGrid(app.client_app, config), list[tuple[int, float]]()
+    logging.getLogger("flwr").setLevel(logging.ERROR)
     random.seed(seed)  # Flower's choice of nodes follows it
     # The clients share the machine's cores with each other and with whatever else runs.
     with threadpool_limits(limits=1), _no_entropy(seed):

@@ -5,7 +5,6 @@
 rule.
 """
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from math import pi
@@ -259,7 +258,6 @@ TABLES: dict[str, Callable[[], str]] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables that the command line names, or all."""
-    logging.getLogger("flwr").setLevel(logging.ERROR)
     show_tables("noise_choices", TABLES, arguments)
 
 

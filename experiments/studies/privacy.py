@@ -11,7 +11,6 @@ secret, and with Flower's wrapper the server adds noise to the mean. Noise has a
 a run can be repeated. Outside of a simulation it must not have one.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -195,7 +194,6 @@ def noise_of(kind: str, setting: Setting, epsilon: float) -> float:
 
 def run_rule(rule: str, study: Study, epsilon: float, clip: float, seed: int) -> Result:
     """Train a study's federation within ε."""
-    logging.getLogger("flwr").setLevel(logging.ERROR)
     np.random.seed(seed)  # noqa: NPY002  # where Flower's noise comes from
     chosen, setting = RULES[rule], study.setting
     sigma = noise_of(chosen.kind, setting, epsilon)
@@ -205,7 +203,6 @@ def run_rule(rule: str, study: Study, epsilon: float, clip: float, seed: int) ->
 
 def run_without(study: Study, seed: int) -> Result:
     """Train a study's federation with FedAvg, without privacy."""
-    logging.getLogger("flwr").setLevel(logging.ERROR)
     return simulate(partial(unseeded, FedAvg), study.setting, seed, [])
 
 

@@ -6,7 +6,6 @@ configuration, as for ``flwr run``, and leaves out the apps that have no such ke
 """
 
 import argparse
-import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -215,7 +214,6 @@ def main() -> None:
     parser.add_argument("repetitions", type=_at_least_one, nargs="?", default=1)
     parser.add_argument("-c", dest="overrides", metavar="KEY=VALUE", nargs="+", default=[])
     arguments = parser.parse_args()
-    logging.getLogger("flwr").setLevel(logging.ERROR)
     disable_progress_bars()
     text = quickstart_table(range(arguments.repetitions), arguments.overrides)
     print(text)

@@ -6,7 +6,6 @@ levels, minority. Results are kept in experiments/results, and a study that was 
 there.
 """
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -68,7 +67,6 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
 
 def run_setting(strategy: str, setting: Setting, seed: int) -> Result:
     """Run a strategy on a federation; see `fedmedian` and `experiments.studies.federation`."""
-    logging.getLogger("flwr").setLevel(logging.ERROR)
     mods = [compress(Eden()) if strategy.startswith("EDEN") else perturb]
     return simulate(STRATEGIES[strategy], setting, seed, mods)
 

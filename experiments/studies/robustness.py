@@ -7,7 +7,6 @@ resumes there.
 """
 
 import gc
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -302,7 +301,6 @@ def rules(study: Study) -> dict[str, Callable[..., Strategy]]:
 
 def run_rule(rule: str, study: Study, setting: Setting, seed: int) -> Result:
     """Run a rule on one of a study's federations."""
-    logging.getLogger("flwr").setLevel(logging.ERROR)
     # Flower's Bulyan collects garbage for each reply: half a second, unless modules are left out,
     # also the one that torch imports with an optimiser's first step.
     import_module("torch._dynamo")
@@ -397,7 +395,6 @@ QUANTITIES = ("recall", "accuracy")
 
 
 def _run(strategy: Callable[..., Strategy], setting: Setting, seed: int) -> Result:
-    logging.getLogger("flwr").setLevel(logging.ERROR)
     return simulate(strategy, setting, seed, [perturb])
 
 

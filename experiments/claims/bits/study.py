@@ -4,7 +4,6 @@ Some methods have numbers to tune. A few values are tried in each federation fro
 and those with the best test accuracy are kept, which is more than a user could know.
 """
 
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -246,7 +245,6 @@ Outcomes = dict[str, Outcome]
 
 def run_peer(peer: str, numbers: Numbers, setting: Setting, seed: int) -> Result:
     """Train a federation with a peer; see `PEERS`."""
-    logging.getLogger("flwr").setLevel(logging.ERROR)
     chosen = PEERS[peer](*numbers)
     return simulate(chosen.strategy, setting, seed, chosen.mods)
 
