@@ -201,11 +201,6 @@ def run_rule(rule: str, study: Study, epsilon: float, clip: float, seed: int) ->
     return simulate(strategy, setting, seed, chosen.mods(sigma, clip))
 
 
-def run_without(study: Study, seed: int) -> Result:
-    """Train a study's federation with FedAvg, without privacy."""
-    return simulate(partial(unseeded, FedAvg), study.setting, seed, [])
-
-
 def accuracies(study: Study, seeds: Sequence[int] = (0,)) -> dict[str, list[float]]:
     """Return each rule's accuracy at the end, at each ε, with the clipping norm that suits it best.
 
@@ -233,7 +228,10 @@ def accuracies(study: Study, seeds: Sequence[int] = (0,)) -> dict[str, list[floa
         for clip in study.clips
     }
     jobs |= {
-        seed: (f"nothing hidden | {setting} | seed {seed}", partial(run_without, study, seed))
+        seed: (
+            f"nothing hidden | {setting} | seed {seed}",
+            partial(simulate, partial(unseeded, FedAvg), setting, seed, []),
+        )
         for seed in seeds
     }
     results = run_jobs(jobs, RESULTS)

@@ -394,10 +394,6 @@ HONEST = {"nobody hostile": STUDIES["seven"].honest}
 QUANTITIES = ("recall", "accuracy")
 
 
-def _run(strategy: Callable[..., Strategy], setting: Setting, seed: int) -> Result:
-    return simulate(strategy, setting, seed, [perturb])
-
-
 def _compare(
     rules: Mapping[str, Callable[..., Strategy]],
     settings: Mapping[str, Setting],
@@ -409,7 +405,7 @@ def _compare(
     jobs = {
         (rule, label, seed): (
             f"{rule} | {setting} | seed {seed}",
-            partial(_run, rules[rule], setting, seed),
+            partial(simulate, rules[rule], setting, seed, [perturb]),
         )
         for seed in seeds
         for label, setting in settings.items()
