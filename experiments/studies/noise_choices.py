@@ -23,6 +23,7 @@ from experiments.apps.heterogeneous.fedmedian_heterogeneous import client_app, s
 from experiments.studies.commands import show_tables
 from experiments.studies.harness import App, Run, StudyGrid, Tell, run
 from experiments.studies.peers import Remembering
+from experiments.studies.random_basis import unseeded
 from experiments.studies.tables import make_table
 from fedmedian import (
     Adaptive,
@@ -149,11 +150,6 @@ def late_accuracy(runs: list[Run]) -> float:
     return fmean(accuracy for one in runs for _, accuracy in one.history[-10:])
 
 
-def fedavg(*, seed: int, **options: Any) -> FedAvg:
-    """Return Flower's FedAvg, which takes no seed."""
-    return FedAvg(**options)
-
-
 def _accuracy_table(first: str, makers: dict[str, MakeStrategy]) -> str:
     rows = [
         [
@@ -170,7 +166,7 @@ def _accuracy_table(first: str, makers: dict[str, MakeStrategy]) -> str:
 
 def families_table() -> str:
     """Compare noise families and scales with SignSGD's counts."""
-    makers: dict[str, MakeStrategy] = {"FedAvg": fedavg}
+    makers: dict[str, MakeStrategy] = {"FedAvg": partial(unseeded, FedAvg)}
     for family in NOISE_FAMILIES:
         for factor in (1.0, 3.0, 6.0):
             name = f"{family.__name__}, b = {factor:g} × RMS"
@@ -190,7 +186,7 @@ def estimators_table() -> str:
     return _accuracy_table(
         "strategy",
         {
-            "FedAvg": fedavg,
+            "FedAvg": partial(unseeded, FedAvg),
             "SignSGD, b = 3 × RMS": sign,
             "the same, optimizer=Momentum(0.9)": partial(sign, optimizer=Momentum(0.9)),
             "the same, aggregator=Majority(calibrated=True)": partial(
