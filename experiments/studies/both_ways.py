@@ -58,6 +58,7 @@ PARTITIONS: dict[str, dict[str, Any]] = {
     "Dirichlet(.1)": {"alpha": 0.1},
     "one class each": {"partition": "classes"},
 }
+"""Ways to split the data, from alike clients to unlike ones."""
 
 DIGITS = Setting("digits", learning_rate=0.1, rounds=60)
 """Ten clients, all of them in each round."""

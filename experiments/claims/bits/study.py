@@ -14,6 +14,7 @@ from typing import Any
 from flwr.clientapp.typing import Mod
 from flwr.serverapp.strategy import FedAvg, FedMedian, Strategy
 
+from experiments.studies.both_ways import PARTITIONS
 from experiments.studies.federation import Setting, simulate
 from experiments.studies.jobs import Result, run_jobs
 from experiments.studies.peers import (
@@ -116,13 +117,6 @@ class Part:
 EVERYBODY: dict[str, tuple[Numbers, ...]] = dict.fromkeys(PEERS, ((),)) | {
     "plain signs": ((0.0003,), (0.001,), (0.003,)),
     "z-SignFedAvg": ((0.01, 0.01), (0.02, 0.02), (0.03, 0.03)),
-}
-
-PARTITIONS: dict[str, dict[str, Any]] = {
-    "iid": {"partition": "iid"},
-    "Dirichlet(.3)": {"alpha": 0.3},
-    "Dirichlet(.1)": {"alpha": 0.1},
-    "one class each": {"partition": "classes"},
 }
 
 
