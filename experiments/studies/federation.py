@@ -218,9 +218,8 @@ def split(setting: Setting, seed: int) -> list[NDArray[np.int64]]:
         kind, classes = _CLASSES.get(setting.partition, (setting.partition, 1))
         return task.split_rows(labels, kind, setting.num_clients, classes, setting.alpha, seed)
     shuffled = np.random.default_rng(seed).permutation(len(labels))
-    known, lone = (
-        shuffled[chosen] for chosen in (labels[shuffled] < 9, labels[shuffled] == NUM_CLASSES - 1)
-    )
+    is_last = labels[shuffled] == NUM_CLASSES - 1
+    known, lone = shuffled[~is_last], shuffled[is_last]
     holders = _HOLDERS[setting.partition]
     parts = np.array_split(known, setting.num_clients)
     ends = [
