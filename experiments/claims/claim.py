@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from experiments.studies.jobs import write_whole
 from experiments.studies.tables import make_table
 
 Findings = dict[str, Any]
@@ -56,9 +57,7 @@ class Claim:
         found: Findings = json.loads(json.dumps(self.measure(quick)))
         folder.mkdir(parents=True, exist_ok=True)
         self.draw(found).savefig(folder / f"{self.name}.png", dpi=110)
-        unfinished = file.with_suffix(".part")
-        unfinished.write_text(json.dumps({"of": asked, "found": found}, indent=1) + "\n")
-        unfinished.replace(file)  # a killed process leaves all or nothing
+        write_whole(file, json.dumps({"of": asked, "found": found}, indent=1) + "\n")
         return found
 
 

@@ -60,7 +60,7 @@ def run_jobs(
                         other.cancel()
                     continue
                 name = running[future]
-                _write(files[name], {"job": name, "result": future.result()})
+                write_whole(files[name], json.dumps({"job": name, "result": future.result()}))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -69,8 +69,8 @@ def run_jobs(
     return {key: json.loads(files[name].read_text())["result"] for key, (name, _) in jobs.items()}
 
 
-def _write(file: Path, value: Result) -> None:
+def write_whole(file: Path, text: str) -> None:
     """Write a file at once, so that whoever kills this process leaves all of it or nothing."""
     unfinished = file.with_suffix(".part")
-    unfinished.write_text(json.dumps(value))
+    unfinished.write_text(text)
     unfinished.replace(file)
