@@ -18,7 +18,7 @@ from PIL import Image
 from experiments.studies import privacy as studied
 from experiments.studies.commands import DOCS, chosen_parts, printed_table
 from experiments.studies.federation import ATTACKS, Clients, Setting, make_network
-from experiments.studies.random_basis import run_all
+from experiments.studies.random_basis import CURVES, run_all
 from experiments.studies.robustness import STUDIES, rules
 from fedmedian import Gaussian
 from fedmedian.clients import InProcessGrid
@@ -108,14 +108,10 @@ def three_votes() -> Figure:
 def curves() -> Figure:
     """Draw accuracy over rounds, ten clients with alike and unlike data."""
     names = [name for name in COLOURS if "told" not in name]
-    settings = {
-        "Dirichlet(.3)": Setting(),
-        "one class each": Setting(partition="classes"),
-    }
-    found = run_all((n, s, seed) for n in names for s in settings.values() for seed in (0, 1))
+    found = run_all((n, s, seed) for n in names for s in CURVES.values() for seed in (0, 1))
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     both = figure.subplots(1, 2)
-    for axes, (title, setting) in zip(both, settings.items(), strict=True):
+    for axes, (title, setting) in zip(both, CURVES.items(), strict=True):
         for name in names:
             runs = [found[name, setting, seed]["accuracy"] for seed in (0, 1)]
             mean = [fmean(seeds) for seeds in zip(*runs, strict=True)]

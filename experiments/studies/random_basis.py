@@ -64,6 +64,12 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
 }
 """The strategies that are compared, by their names in tables."""
 
+USUAL = list(STRATEGIES)[:9]
+"""Those of the short tables: Flower's, EDEN and ours, without other levels and blocks."""
+
+CURVES = {"Dirichlet(.3)": Setting(), "one class each": Setting(partition="classes")}
+"""The federations whose curves are compared, of clients that hold alike and unlike data."""
+
 
 def run_setting(strategy: str, setting: Setting, seed: int) -> Result:
     """Run a strategy on a federation; see `fedmedian` and `experiments.studies.federation`."""
@@ -89,22 +95,17 @@ def late(results: Iterable[Result], quantity: str = "accuracy", rounds: int = 5)
 
 def accuracy_table() -> str:
     """Compare the curves: ten clients that hold alike and unlike data, two seeds."""
-    settings = {
-        "Dirichlet(.3)": Setting(),
-        "one class each": Setting(partition="classes"),
-    }
-    names = list(STRATEGIES)[:9]
-    names = [name for name in names if "told" not in name]
-    found = run_all((n, s, seed) for n in names for s in settings.values() for seed in (0, 1))
+    names = [name for name in USUAL if "told" not in name]
+    found = run_all((n, s, seed) for n in names for s in CURVES.values() for seed in (0, 1))
     rows = []
     for name in names:
         row = [name]
-        for setting in settings.values():
+        for setting in CURVES.values():
             runs = [found[name, setting, seed] for seed in (0, 1)]
             row += [f"{fmean(one['accuracy'][9] for one in runs):.3f}", f"{late(runs):.3f}"]
         rows.append(row)
     return make_table(
-        ["strategy", *(f"{s}, {when}" for s in settings for when in ("round 10", "26–30"))], rows
+        ["strategy", *(f"{s}, {when}" for s in CURVES for when in ("round 10", "26–30"))], rows
     )
 
 
@@ -113,10 +114,9 @@ def attacks_table() -> str:
     honest = Setting()
     settings = {"none": honest}
     settings |= {name: replace(honest, attack=name, num_hostile=HOSTILE) for name in ATTACKS}
-    names = list(STRATEGIES)[:9]
-    found = run_all((n, s, 0) for s in settings.values() for n in names)
+    found = run_all((n, s, 0) for s in settings.values() for n in USUAL)
     rows = []
-    for name in names:
+    for name in USUAL:
         ends = [late([found[name, setting, 0]]) for setting in settings.values()]
         rows.append([name, *(f"{end:.3f}" for end in [*ends, min(ends[1:])])])
     return make_table(["strategy", *settings, "worst"], rows)
@@ -151,7 +151,7 @@ MINORITY = Setting(dataset="digits", learning_rate=0.1, partition="lone class", 
 def minority_table() -> str:
     """Compare how well a class is known that one honest client of ten alone holds."""
     setting, seeds = MINORITY, (0, 1)
-    names = [*list(STRATEGIES)[:9], *(name for name in STRATEGIES if name.endswith("c = 3"))]
+    names = [*USUAL, *(name for name in STRATEGIES if name.endswith("c = 3"))]
     found = run_all((name, setting, seed) for name in names for seed in seeds)
     rows = []
     for name in names:
