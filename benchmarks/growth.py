@@ -1,7 +1,6 @@
 """The growth of the cost of medians and votes with the clients and with the model."""
 
 import time
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -11,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.timing import peak_mebibytes
 from fedmedian import coordinate_median, majority_vote
 
 CLIENTS = (4, 10, 32, 100, 316)
@@ -96,8 +96,4 @@ def _cost(run: Callable[[], object]) -> _Cost:
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
-    tracemalloc.start()
-    run()
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    return 1e3 * median(times), peak / 2**20
+    return 1e3 * median(times), peak_mebibytes(run)

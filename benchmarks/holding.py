@@ -3,10 +3,8 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
 from threading import Event, Thread
 
 import numpy as np
@@ -16,6 +14,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
+from benchmarks.timing import in_new_processes
 from fedmedian import CodedSteps
 from fedmedian.clients import InProcessGrid, perturb
 from fedmedian.records import to_record
@@ -66,10 +65,8 @@ def holdings(
     clients: int = 100, dim: int = 10**6, engines: Sequence[str] = ("InProcessGrid", "Ray")
 ) -> list[Holding]:
     """Measure simulations with and without a coded downlink, each in a process of its own."""
-    points = [(engine, coded) for engine in engines for coded in (False, True)]
-    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
-        made = [pool.submit(measure, *point, clients, dim) for point in points]
-        return [one.result() for one in made]
+    points = [(engine, coded, clients, dim) for engine in engines for coded in (False, True)]
+    return in_new_processes(measure, points)
 
 
 def measure(engine: str, coded: bool, clients: int, dim: int) -> Holding:

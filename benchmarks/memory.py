@@ -1,7 +1,6 @@
 """Peak memory: of a server round, of each estimator alone, and of a client's answer."""
 
 import logging
-import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.rounds import SIZES, STRATEGIES, ServerRound
+from benchmarks.timing import peak_mebibytes
 from fedmedian import Clip
 from fedmedian.aggregators.base import Answers
 from fedmedian.aggregators.medians import Median
@@ -52,7 +52,7 @@ def round_peaks() -> Iterator[Peak]:
     for clients, dim in SIZES:
         for name in STRATEGIES:
             work = f"server round, M = {clients}, d = {dim:,}"
-            yield _measure(work, name, ServerRound(name, clients, dim))
+            yield Peak(work, name, peak_mebibytes(ServerRound(name, clients, dim)))
 
 
 def estimator_peaks(clients: int = 101, dim: int = 10**7) -> Iterator[Peak]:
@@ -78,7 +78,8 @@ def estimator_peaks(clients: int = 101, dim: int = 10**7) -> Iterator[Peak]:
         ),
     }
     for name, estimate in estimators.items():
-        yield _measure(f"estimate, M = {clients}, d = {dim:,}", name, estimate)
+        work = f"estimate, M = {clients}, d = {dim:,}"
+        yield Peak(work, name, peak_mebibytes(estimate))
 
 
 def client_peaks(dim: int = 10**7) -> Iterator[Peak]:
@@ -102,7 +103,7 @@ def client_peaks(dim: int = 10**7) -> Iterator[Peak]:
     }.items():
         (message, *_) = strategy.configure_train(1, to_record({"weight": start}), *_SITUATION)
         context = Context(1, 1, {"partition-id": 0}, RecordDict(), {})
-        yield _measure(work, by, partial(perturb, message, context, train))
+        yield Peak(work, by, peak_mebibytes(partial(perturb, message, context, train)))
     model = nn.Linear(1000, dim // 1000, bias=False)
     client = SignClient(
         Context(1, 1, {"partition-id": 0}, RecordDict(), {}),
@@ -111,12 +112,4 @@ def client_peaks(dim: int = 10**7) -> Iterator[Peak]:
     )
     (message, *_) = SignSGD().configure_train(1, to_record({"0": start}), *_SITUATION)
     config = cast(dict[str, Scalar], dict(message.content.config_records["config"]))
-    yield _measure(work, "SignSGD, SignClient", partial(client.fit, [start], config))
-
-
-def _measure(work: str, by: str, run: Callable[[], object]) -> Peak:
-    tracemalloc.start()
-    run()
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    return Peak(work, by, peak / 2**20)
+    yield Peak(work, "SignSGD, SignClient", peak_mebibytes(partial(client.fit, [start], config)))

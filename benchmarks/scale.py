@@ -3,10 +3,8 @@
 import logging
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any, cast
@@ -22,6 +20,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from benchmarks.rounds import STRATEGIES
+from benchmarks.timing import in_new_processes
 from fedmedian.clients import InProcessGrid
 from fedmedian.kernels.signs import packed_size
 from fedmedian.kernels.threads import usual_threads
@@ -99,12 +98,12 @@ def round_costs(clients: Iterable[int] = CLIENTS, dims: Iterable[int] = DIMS) ->
     """
     clients, dims = tuple(clients), tuple(dims)
     sizes = [*((number, dims[0]) for number in clients), *((clients[0], dim) for dim in dims[1:])]
-    return _measured((name, *size) for name in NAMES for size in sizes)
+    return in_new_processes(measure_round, [(name, *size) for name in NAMES for size in sizes])
 
 
 def billion_costs(clients: int = 4, dim: int = 10**9) -> list[RoundCost]:
     """Measure a round of votes on a billion parameters."""
-    return _measured([("SignSGD", clients, dim)])
+    return in_new_processes(measure_round, [("SignSGD", clients, dim)])
 
 
 @dataclass(frozen=True)
@@ -136,8 +135,7 @@ class MessageCost:
 
 def message_costs(dim: int = 10**8, arrays: Iterable[int] = (1, 10)) -> list[MessageCost]:
     """Measure the messages of models of several numbers of arrays, each in its own process."""
-    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
-        return list(pool.map(partial(measure_messages, dim), arrays))
+    return in_new_processes(measure_messages, [(dim, number) for number in arrays])
 
 
 def measure_messages(dim: int, arrays: int) -> MessageCost:
@@ -178,11 +176,6 @@ MESSAGE_COLUMNS = [
     *("d", "arrays", "objects", "bytes of the largest", "ms to send", "ms to receive"),
     "models in the receiver's memory",
 ]
-
-
-def _measured(points: Iterable[tuple[str, int, int]]) -> list[RoundCost]:
-    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
-        return list(pool.map(measure_round, *zip(*points, strict=True)))
 
 
 def measure_round(name: str, clients: int, dim: int) -> RoundCost:

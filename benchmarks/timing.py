@@ -1,12 +1,17 @@
 """Contenders for the same work, timed in turns."""
 
 import time
-from collections.abc import Callable, Mapping
+import tracemalloc
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+Found = TypeVar("Found")
 
 _SECONDS = 3.0
 _LEAST_RUNS, _MOST_RUNS = 3, 9
@@ -112,3 +117,20 @@ def compare(case: Case, bandwidth: float) -> list[Timing]:
         rate = case.num_bytes / seconds / bandwidth
         timings.append(Timing(case.name, name, seconds, runs, ratio, rate, agrees[name]))
     return timings
+
+
+def in_new_processes(
+    measure: Callable[..., Found], points: Iterable[tuple[Any, ...]]
+) -> list[Found]:
+    """Return what is measured at each point, each in a process that has done nothing else."""
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
+        return list(pool.map(measure, *zip(*points, strict=True)))
+
+
+def peak_mebibytes(run: Callable[[], object]) -> float:
+    """Return the most memory that some work takes at once, in MiB."""
+    tracemalloc.start()
+    run()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak / 2**20
