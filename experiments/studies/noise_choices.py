@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord, UserConfig
-from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, Strategy
 from numpy.typing import NDArray
 from scipy.special import ndtri
@@ -41,6 +40,9 @@ from fedmedian.strategies import MedianSGD, SignSGD
 MakeStrategy = Callable[..., Strategy]
 """Makes a strategy of a seed and of FedAvg's options."""
 
+_DRAWS = 40
+"""The number of draws of noise that a mean error is taken over."""
+
 _SETTINGS = {
     "one class per client": ["rounds=60"],
     "Dirichlet(.3), 3 local epochs": [
@@ -54,7 +56,7 @@ _SETTINGS = {
 
 
 def decoding_errors(
-    updates: NDArray[np.float64], scale: float, rng: np.random.Generator, draws: int = 40
+    updates: NDArray[np.float64], scale: float, rng: np.random.Generator
 ) -> tuple[float, float]:
     """Return the mean squared error of two decodings of Gaussian votes, over the mean's energy.
 
@@ -66,8 +68,6 @@ def decoding_errors(
         The noise scale b.
     rng : numpy.random.Generator
         Draws the noise.
-    draws : int (default: 40)
-        The number of draws.
 
     Returns
     -------
@@ -77,14 +77,14 @@ def decoding_errors(
     """
     num_clients = len(updates)
     mean, errors = updates.mean(axis=0), np.zeros(2)
-    for _ in range(draws):
+    for _ in range(_DRAWS):
         noise = Gaussian().sample(rng, updates.size).reshape(updates.shape)
         counts = (updates + scale * noise > 0).sum(axis=0)
         linear = mean_from_votes(counts, num_clients, Gaussian(), scale)
         margin = 0.5 / num_clients
         inverse = scale * ndtri(np.clip(counts / num_clients, margin, 1 - margin))
         errors += [np.mean((decoded - mean) ** 2) for decoded in (linear, inverse)]
-    linear_error, inverse_error = errors / draws / np.mean(mean**2)
+    linear_error, inverse_error = errors / _DRAWS / np.mean(mean**2)
     return float(linear_error), float(inverse_error)
 
 
@@ -114,7 +114,6 @@ def run_digits(
     strategy: str,
     make: MakeStrategy,
     overrides: list[str],
-    clients: ClientApp = client_app.app,
     seeds: Sequence[int] = (1, 2),
 ) -> list[Run]:
     """Run a strategy on digits.
@@ -127,8 +126,6 @@ def run_digits(
         Makes it of a seed and of FedAvg's options.
     overrides : list of str
         Overrides of the app's configuration, as on its command line.
-    clients : ClientApp (default: the app's)
-        The clients.
     seeds : sequence of int (default: 1 and 2)
         The seeds.
 
@@ -142,7 +139,7 @@ def run_digits(
         chosen = server_app.for_all_clients(make, config)(seed=int(config["seed"]))
         server_app.train(chosen, grid, config, tell)
 
-    return run(strategy, App(clients, serve), read_config(HETEROGENEOUS, overrides), seeds)
+    return run(strategy, App(client_app.app, serve), read_config(HETEROGENEOUS, overrides), seeds)
 
 
 def late_accuracy(runs: list[Run]) -> float:
