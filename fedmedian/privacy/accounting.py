@@ -59,8 +59,6 @@ from fedmedian.privacy.amplification import ORDERS, epsilon_of_divergences, samp
 from fedmedian.privacy.sums import gaussian_share, sum_divergences
 from fedmedian.steps.encodings import Signs, encodings
 
-__all__ = ["Draw", "Mechanism", "PrivacyBudget", "honest_of", "noise_multiplier_for"]
-
 Relation = Literal["replace", "zero"]
 """What is hidden: which of any two updates it was, or whether it was an update or zero."""
 
