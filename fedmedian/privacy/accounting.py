@@ -497,7 +497,6 @@ def noise_multiplier_for(
     """
     budget = PrivacyBudget(epsilon, delta, relation, sampling)
     require_integer("rounds", rounds, low=1, high=MOST_ANSWERS)
-    require_choice("kind", kind, ("signs", "vector"))
     _require_limit(limit)
 
     def suffices(multiplier: float) -> bool:
