@@ -54,7 +54,7 @@ class RoundCost:
         The time in which the messages to the clients are made.
     carry_seconds : float
         The time in which an `InProcessGrid` carries them and the replies, its clients' answers
-        being ready. It has a Message of Flower's for each and serialises it to count its bytes,
+        being ready. It has a Message of Flower's for each and serializes it to count its bytes,
         as Flower's other engines do to send it.
     hear_seconds : float
         The time in which the replies become a model.
@@ -247,7 +247,7 @@ def plot_round_costs(costs: Iterable[RoundCost], path: Path) -> None:
     with mpl.rc_context({"axes.grid": True, "grid.alpha": 0.3}):
         figure = Figure(figsize=(9, 6.5), layout="constrained")
         axes = figure.subplots(2, 2, sharex="col", sharey="row")
-        for name, colour in zip(NAMES, ("C0", "C1"), strict=True):
+        for name, color in zip(NAMES, ("C0", "C1"), strict=True):
             own = [cost for cost in costs if cost.strategy == name]
             over_clients = [cost for cost in own if cost.dim == least]
             over_dims = [cost for cost in own if cost.clients == fewest]
@@ -265,7 +265,7 @@ def plot_round_costs(costs: Iterable[RoundCost], path: Path) -> None:
                 )
                 for row, style, what, values in lines:
                     label = f"{name}: {what}"
-                    axes[row, column].plot(ticks, values, style, color=colour, label=label)
+                    axes[row, column].plot(ticks, values, style, color=color, label=label)
         for column, (label, title) in enumerate(
             (("clients M", f"d = {least:,}"), ("parameters d", f"M = {fewest}"))
         ):

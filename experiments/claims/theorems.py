@@ -84,18 +84,18 @@ def draw(found: Findings) -> Figure:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     lengths = np.array(found["T"], dtype=float)
-    for (name, proven), colour in zip(PROVEN.items(), ("tab:blue", "tab:orange"), strict=True):
+    for (name, proven), color in zip(PROVEN.items(), ("tab:blue", "tab:orange"), strict=True):
         noisy = np.array(found["noisy"][name])
         exponent = found["exponent"][name]
-        axes.plot(lengths, noisy, "o-", color=colour, label=f"{name}: slope {exponent:.2f}")
+        axes.plot(lengths, noisy, "o-", color=color, label=f"{name}: slope {exponent:.2f}")
         axes.plot(
             lengths,
             noisy[0] * (lengths / lengths[0]) ** proven,
             ":",
-            color=colour,
+            color=color,
             label=f"proven: {proven:.2f}",
         )
-        axes.plot(lengths, found["plain"][name], "x--", color=colour, label="without noise")
+        axes.plot(lengths, found["plain"][name], "x--", color=color, label="without noise")
     axes.set(xscale="log", yscale="log", xlabel="rounds T", ylabel="mean of ‖∇f‖² over the rounds")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")

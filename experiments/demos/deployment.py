@@ -34,7 +34,7 @@ _CONFIG: UserConfig = {
 }
 
 _BEGIN = time.monotonic()
-_COLOURS = re.compile(r"\x1b\[\d*m")
+_COLORS = re.compile(r"\x1b\[\d*m")
 _SHOWN = re.compile(
     rf"{PROGRESS}.*|(?:WARNING|ERROR).*|(?:configure_train|aggregate_train): .*|"
     r"\d+ of \d+ clients are sent the whole model.*|arrays sent in .*"
@@ -109,7 +109,7 @@ def _follow(run: LoggedProcess, condition: Callable[[], bool], what: str) -> Non
     def check() -> bool:
         holds = condition()
         for line in run.new_lines():
-            if shown := _SHOWN.search(_COLOURS.sub("", line)):
+            if shown := _SHOWN.search(_COLORS.sub("", line)):
                 _say(shown[0])
         if not holds and not run.running:
             raise FlowerError(f"the run ended before {what}:\n{run.text}")

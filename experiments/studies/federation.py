@@ -294,7 +294,7 @@ def _two_layers(inputs: int, hidden: int) -> nn.Sequential:
 
 
 def _with_truncated_normals(network: nn.Sequential) -> nn.Module:
-    """Initialise a network as Chen et al. do: normals within two deviations, 1/√(fan-in)."""
+    """Initialize a network as Chen et al. do: normals within two deviations, 1/√(fan-in)."""
     for layer in network:
         if isinstance(layer, nn.Linear):
             deviation = layer.in_features**-0.5
@@ -304,7 +304,7 @@ def _with_truncated_normals(network: nn.Sequential) -> nn.Module:
 
 
 def make_network(name: str, dataset: str, seed: int) -> nn.Module:
-    """Return a network, initialised from a seed."""
+    """Return a network, initialized from a seed."""
     torch.manual_seed(seed)
     channels, side = _SHAPES.get(dataset, (1, 28))
     size = channels * side**2

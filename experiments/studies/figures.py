@@ -25,7 +25,7 @@ from fedmedian.clients import InProcessGrid
 from fedmedian.kernels.rotation import rotate
 from fedmedian.privacy import noise_multiplier_for
 
-COLOURS = {
+COLORS = {
     "FedAvg": "black",
     "FedMedian": "tab:gray",
     "FedTrimmedAvg (told)": "tab:brown",
@@ -36,7 +36,7 @@ COLOURS = {
     "SignSGD, parameters' basis": "tab:cyan",
     "MedianSGD, parameters' basis": "tab:red",
 }
-"""A strategy has one colour in all figures."""
+"""A strategy has one color in all figures."""
 
 
 def accuracies(table: str) -> dict[str, dict[str, float]]:
@@ -89,12 +89,12 @@ def three_votes() -> Figure:
     axes = figure.subplots()
     silent = np.sign(updates[:, None] - asked).mean(axis=0)
     axes.plot(asked, silent, color="tab:gray", label="no noise: crosses zero at the median")
-    for scale, colour in ((3.0, "tab:cyan"), (10.0, "tab:blue")):
+    for scale, color in ((3.0, "tab:cyan"), (10.0, "tab:blue")):
         away = (updates[:, None] - asked) / scale
         votes = np.mean(2 * Gaussian(scale).cdf(away) - 1, axis=0)
         crossed = asked[np.argmin(np.abs(votes))]
         label = f"Gaussian noise, b = {scale:.0f}: crosses zero at {crossed:.1f}"
-        axes.plot(asked, votes, color=colour, label=label)
+        axes.plot(asked, votes, color=color, label=label)
     for center, name in ((np.median(updates), "median"), (updates.mean(), "mean")):
         axes.axvline(center, color="black", linewidth=0.8, linestyle="--")
         axes.annotate(f" {name} {center:.3g}", (center, -0.95))
@@ -107,7 +107,7 @@ def three_votes() -> Figure:
 
 def curves() -> Figure:
     """Draw accuracy over rounds, ten clients with alike and unlike data."""
-    names = [name for name in COLOURS if "told" not in name]
+    names = [name for name in COLORS if "told" not in name]
     found = run_all((n, s, seed) for n in names for s in CURVES.values() for seed in (0, 1))
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     both = figure.subplots(1, 2)
@@ -116,7 +116,7 @@ def curves() -> Figure:
             runs = [found[name, setting, seed]["accuracy"] for seed in (0, 1)]
             mean = [fmean(seeds) for seeds in zip(*runs, strict=True)]
             style = "--" if "parameters" in name else "-"
-            axes.plot(range(1, len(mean) + 1), mean, style, color=COLOURS[name], label=name)
+            axes.plot(range(1, len(mean) + 1), mean, style, color=COLORS[name], label=name)
         axes.set(title=title, xlabel="round", ylabel="test accuracy")
         axes.grid(alpha=0.3)
     both[0].legend(loc="lower right", fontsize="small")
@@ -126,13 +126,13 @@ def curves() -> Figure:
 def worst_cases() -> Figure:
     """Draw each strategy's accuracy under each attack, and the worst of them."""
     table = accuracies("random_basis-attacks")
-    ends = {name: [table[name][attack] for attack in ATTACKS] for name in COLOURS}
+    ends = {name: [table[name][attack] for attack in ATTACKS] for name in COLORS}
     ranked = sorted(ends, key=lambda name: min(ends[name]))
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
     for row, name in enumerate(ranked):
-        axes.barh(row, min(ends[name]), color=COLOURS[name], alpha=0.6)
-        axes.plot(ends[name], [row] * len(ATTACKS), "o", color=COLOURS[name], markersize=4)
+        axes.barh(row, min(ends[name]), color=COLORS[name], alpha=0.6)
+        axes.plot(ends[name], [row] * len(ATTACKS), "o", color=COLORS[name], markersize=4)
     axes.set_yticks(range(len(ranked)), ranked)
     axes.set(xlim=(0, 0.85), xlabel="test accuracy: the worst of seven attacks (bar), and each")
     axes.grid(alpha=0.3, axis="x")

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from experiments.studies.harness import Run
 from experiments.studies.tables import make_table
 
-# Okabe and Ito's palette: told apart by everybody, and in grey.
-_COLOURS = ("#000000", "#E69F00", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9")
+# Okabe and Ito's palette: told apart by everybody, and in gray.
+_COLORS = ("#000000", "#E69F00", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9")
 _STYLES = ("-", "--", ":", "-", "-.")
 
 
@@ -48,14 +48,14 @@ def compare_bytes(runs: Sequence[Run]) -> str:
 
 
 def plot_accuracy(runs: Sequence[Run], title: str) -> Figure:
-    """Return a figure of accuracy over rounds, one labelled curve per strategy."""
+    """Return a figure of accuracy over rounds, one labeled curve per strategy."""
     with mpl.rc_context({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(9, 4.5), layout="constrained")
         axes = figure.add_subplot()
         for index, run in enumerate(runs):
             axes.plot(
                 *zip(*run.history, strict=True),
-                color=_COLOURS[index % len(_COLOURS)],
+                color=_COLORS[index % len(_COLORS)],
                 linestyle=_STYLES[index % len(_STYLES)],
                 linewidth=2,
                 label=f"{run.strategy}: {run.accuracy:.2f}",

@@ -221,9 +221,9 @@ def mixed_by_angle(updates: Updates, num_hostile: int) -> Updates:
 
 
 def mixed_trimmed_mean(updates: Updates, num_hostile: int) -> Updates:
-    """Return the trimmed mean of each update's mean with its nearest neighbours.
+    """Return the trimmed mean of each update's mean with its nearest neighbors.
 
-    Nearest neighbour mixing, NNM: Allouah et al., AISTATS 2023 (arXiv 2302.01772).
+    Nearest neighbor mixing, NNM: Allouah et al., AISTATS 2023 (arXiv 2302.01772).
 
     Parameters
     ----------
@@ -302,7 +302,7 @@ def rules(study: Study) -> dict[str, Callable[..., Strategy]]:
 def run_rule(rule: str, study: Study, setting: Setting, seed: int) -> Result:
     """Run a rule on one of a study's federations."""
     # Flower's Bulyan collects garbage for each reply: half a second, unless modules are left out,
-    # also the one that torch imports with an optimiser's first step.
+    # also the one that torch imports with an optimizer's first step.
     import_module("torch._dynamo")
     gc.collect()
     gc.freeze()

@@ -309,7 +309,7 @@ class TestFailures:
 
 
 class TestBytes:
-    def test_a_grid_counts_the_bytes_of_all_messages_as_serialised(self):
+    def test_a_grid_counts_the_bytes_of_all_messages_as_serialized(self):
         def answer(message, context):
             size = 100 * (1 + context.node_config["partition-id"])
             return RecordDict({"arrays": ArrayRecord({"x": Array(np.zeros(size))})})

@@ -96,12 +96,12 @@ class TestTheRuns:
         assert list(quick.tried) == list(part.tried)
 
     def test_the_lenet_is_the_published_one_for_smaller_images(self):
-        """On images of 32 × 32 in colour it has 797,248 weights, biases not counted."""
+        """On images of 32 × 32 in color it has 797,248 weights, biases not counted."""
         network = make_network("lenet", "fashion-mnist", 0)
         sizes = [one.numel() for name, one in network.named_parameters() if "weight" in name]
         assert sizes == [64 * 25, 64 * 64 * 25, 64 * 4**2 * 384, 384 * 192, 192 * 10]
-        in_colour = [64 * 3 * 25, 64 * 64 * 25, 64 * 5**2 * 384, 384 * 192, 192 * 10]
-        assert sum(in_colour) == 797_248
+        in_color = [64 * 3 * 25, 64 * 64 * 25, 64 * 5**2 * 384, 384 * 192, 192 * 10]
+        assert sum(in_color) == 797_248
 
 
 class TestThePage:

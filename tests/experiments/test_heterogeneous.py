@@ -194,7 +194,7 @@ class TestReport:
         assert cells(self.RUNS) == [fedavg, [*sign, "40.0", "20.0"]]
         assert cells(self.RUNS[1:]) == [[*sign, "", ""]]
 
-    def test_the_figure_has_labelled_axes_and_one_curve_for_each_strategy(self):
+    def test_the_figure_has_labeled_axes_and_one_curve_for_each_strategy(self):
         figure = plot_accuracy(self.RUNS, "Digits")
         (axes,) = figure.axes
         assert (axes.get_xlabel(), axes.get_ylabel()) == ("round", "test accuracy")

@@ -51,7 +51,7 @@ class TestReading:
         assert labels.tolist() == train[1][:20]
         assert test_labels.tolist() == test[1]
 
-    def test_cifar_10_is_colours_of_32_by_32(self, tmp_path, monkeypatch):
+    def test_cifar_10_is_colors_of_32_by_32(self, tmp_path, monkeypatch):
         both = random_images(0, 20, 32, 32, 3)
         write(tmp_path / "cifar", "img", train=both, test=both)
         monkeypatch.setenv("CIFAR_10", str(tmp_path / "cifar"))

@@ -206,7 +206,7 @@ class TestRulesOfOthers:
             [1 / 2**0.5 / 3] * 4 + [1 / 3]
         )
 
-    def test_mixing_with_nearest_neighbours_leaves_no_trace_of_outliers(self):
+    def test_mixing_with_nearest_neighbors_leaves_no_trace_of_outliers(self):
         honest, outliers = self.updates[:4], np.full((2, 40), 50, dtype=np.float32)
         mixed = robustness.mixed_trimmed_mean(np.vstack([honest, outliers]), 2)
         # Each honest one is mixed with the honest ones; of two at each end, outliers are trimmed.

@@ -56,7 +56,7 @@ def law_of_votes(update, scale):
 
 
 def as_updates(first, second, relation, clip):
-    """Two neighbours of a relation, of norm `clip` at most."""
+    """Two neighbors of a relation, of norm `clip` at most."""
     updates = []
     for vector in (first, np.zeros(len(first)) if relation == "zero" else second):
         norm = np.linalg.norm(vector)

@@ -1,6 +1,6 @@
-"""The contract of every server optimiser, and what each computes, beside naive ones and Flower's.
+"""The contract of every server optimizer, and what each computes, beside naive ones and Flower's.
 
-Every draw is seeded. A new optimiser is covered once an instance stands in `OPTIMIZERS`.
+Every draw is seeded. A new optimizer is covered once an instance stands in `OPTIMIZERS`.
 """
 
 from math import inf, nan, sqrt

@@ -141,7 +141,7 @@ def stepped(number, *, start=MODEL):
     return CatchUp(names[0], steps, names[1:], exact, LAYOUT.exact_positions), models
 
 
-def travelled(update):
+def traveled(update):
     arrays, config = update.encode()
     return CatchUp.decode(arrays, config)
 
@@ -156,7 +156,7 @@ class TestTheWire:
     @pytest.mark.parametrize("number", [0, 1, 5])
     def test_an_update_leads_from_each_of_its_versions_to_the_last_one(self, number):
         update, models = stepped(number)
-        read = travelled(update)
+        read = traveled(update)
         for model in models:
             assert fingerprint(read.applied(model, fingerprint(model))) == fingerprint(models[-1])
 
@@ -168,13 +168,13 @@ class TestTheWire:
         assert not np.array_equal(models[-1]["tied"], MODEL["tied"])
 
     def test_a_client_that_holds_another_model_or_none_is_told_to_ask_for_the_whole(self):
-        update = travelled(stepped(2)[0])
+        update = traveled(stepped(2)[0])
         for version in (None, "0" * 32):
             with pytest.raises(NotHeldError, match="the whole model is needed"):
                 update.require_start(version)
 
     def test_steps_to_another_model_than_the_servers_are_found_out(self):
-        update = travelled(stepped(2)[0])
+        update = traveled(stepped(2)[0])
         other = {**MODEL, "w": MODEL["w"] + np.float32(1e-6)}
         with pytest.raises(NotHeldError, match="the whole model is needed"):
             update.applied(other, update.base)

@@ -46,7 +46,7 @@ class GeometricMedian(Aggregator):
 
 
 @dataclass(frozen=True)
-class NearestNeighbours(Aggregator):
+class NearestNeighbors(Aggregator):
     """Each vector replaced by the mean of its nearest ones, and then another rule."""
 
     then: Aggregator
@@ -158,8 +158,8 @@ def moved(api, run):
     [
         TrimmedMean(),
         GeometricMedian(),
-        NearestNeighbours(then=Median()),
-        NearestNeighbours(then=GeometricMedian()),
+        NearestNeighbors(then=Median()),
+        NearestNeighbors(then=GeometricMedian()),
         WeightedByLoss(),
         Agreement(ClippedMean()),
     ],

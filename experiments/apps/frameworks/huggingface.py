@@ -1,4 +1,4 @@
-"""A small BERT that reads an image as a text of 64 words, one for each shade of grey."""
+"""A small BERT that reads an image as a text of 64 words, one for each shade of gray."""
 
 import numpy as np
 import torch

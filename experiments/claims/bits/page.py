@@ -21,7 +21,7 @@ from experiments.claims.bits.study import (
     shortened,
 )
 from experiments.claims.claim import Claim, Findings, Page
-from experiments.studies.figures import COLOURS
+from experiments.studies.figures import COLORS
 from experiments.studies.tables import make_table
 
 UPLINK = 10e6
@@ -68,7 +68,7 @@ GOES_UP = {
     "MedianSGD()": "the update plus noise in that basis, float32",
 }
 
-_COLOURS = COLOURS | {
+_COLORS = COLORS | {
     "FedAvg, float16": "tab:olive",
     "QSGD, int8": "tab:green",
     "top 1 %, feedback": "tab:brown",
@@ -207,7 +207,7 @@ def draw(found: Findings) -> Figure:
         places = {peer: (one.rounds * one.sent, one.end) for peer, one in outcomes.items()}
         for peer, place in places.items():
             mark = "D" if peer in OURS else "o"
-            axes.plot(*place, mark, color=_COLOURS[peer], label=peer)
+            axes.plot(*place, mark, color=_COLORS[peer], label=peer)
         best = sorted(place for peer, place in places.items() if not ahead(peer, outcomes))
         axes.step(*zip(*best, strict=True), where="post", color="black", linewidth=0.8, zorder=0)
         axes.set(xscale="log", title=name)

@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 
 
 def make_network(seed: int | None = None) -> nn.Module:
-    """Return the network, 64-1400-10 with ReLU, initialised from a seed if one is given."""
+    """Return the network, 64-1400-10 with ReLU, initialized from a seed if one is given."""
     if seed is not None:
         torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(64, 1400), nn.ReLU(), nn.Linear(1400, NUM_CLASSES))

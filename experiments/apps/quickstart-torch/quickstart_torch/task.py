@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 class Net(nn.Module):
-    """A small CNN with batch normalisation, for images of 28x28 pixels."""
+    """A small CNN with batch normalization, for images of 28x28 pixels."""
 
     def __init__(self) -> None:
         super().__init__()
