@@ -25,6 +25,7 @@ from flwr.common import Code, FitRes, Parameters, Status
 from flwr.server import SimpleClientManager
 from flwr.server.compat.grid_client_proxy import GridClientProxy
 
+from experiments.studies.progress import tracked
 from experiments.studies.tables import make_table
 from fedmedian import (
     Adaptive,
@@ -486,9 +487,8 @@ def main() -> None:
     totals = {pair: Outcomes() for pair in pairs}
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
         runs = [pool.submit(play, api, name, rounds, own) for api, name, own in every]
-        for done, ((api, name, _), run) in enumerate(zip(every, runs, strict=True), 1):
+        for (api, name, _), run in zip(every, tracked(runs, "piece"), strict=True):
             totals[api, name] += run.result()
-            print(f"{done}/{len(every)}", end="\r", file=sys.stderr)
     rows = []
     for (api, name), outcomes in totals.items():
         defects = {

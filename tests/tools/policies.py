@@ -7,7 +7,6 @@ admits, with updates that overflow, of two clients whose updates differ, and pri
 
 import logging
 import os
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from experiments.studies.progress import tracked
 from experiments.studies.tables import make_table
 from fedmedian import Gaussian
 from fedmedian.clients import InProcessGrid, Policy, perturb_with
@@ -309,10 +309,9 @@ def play_in_processes(rounds: int, seed: int) -> str:
     outcomes, longest = Outcomes(), 0.0
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
         runs = [pool.submit(play, -(-rounds // pieces), seed + piece) for piece in range(pieces)]
-        for done, run in enumerate(runs, 1):
+        for run in tracked(runs, "piece"):
             found, over = run.result()
             outcomes, longest = outcomes + found, max(longest, over)
-            print(f"{done}/{pieces}", end="\r", file=sys.stderr)
     return report(outcomes, longest)
 
 
