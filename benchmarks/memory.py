@@ -36,7 +36,7 @@ class Peak:
     Parameters
     ----------
     work, by : str
-        What is done, and by whom.
+        The work, and what does it.
     mebibytes : float
         The memory, without the clients' replies and with the result.
     """

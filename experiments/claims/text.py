@@ -44,8 +44,8 @@ class Task:
     Parameters
     ----------
     adapters : bool
-        Whether low-rank adapters alone are trained and travel, of a model that has learned from
-        the first half of the text what the clients' half is about; or all of it from nothing.
+        Whether only low-rank adapters are trained and sent, in a model pretrained on the first
+        half of the text. Otherwise the whole model is trained from scratch.
     rounds, steps : int
         The number of rounds, and of each client's steps in a round.
     width : int
@@ -58,7 +58,7 @@ class Task:
     width: int = 64
 
     def __str__(self) -> str:
-        """Return what tells it from others."""
+        """Return a name that no other task has."""
         kind = "adapters" if self.adapters else "all"
         return f"{kind}, {self.rounds} rounds of {self.steps} steps, width {self.width}"
 
@@ -131,10 +131,10 @@ def adapt(model: Writer) -> None:
 
 @cache
 def load() -> tuple[list[Tensor], Tensor, Tensor]:
-    """Return each client's characters, those before all of theirs, and (n, length) to test on.
+    """Return each client's text, the text for pretraining, and (n, length) test windows, as codes.
 
-    Python's own help on its topics, in the order of their names: half of it for who trains
-    before, and the other half in ten parts, of which each client has one.
+    The text is Python's help on its topics, in the order of their names. The first half is for
+    pretraining, and each client has a tenth of the other half.
     """
     paragraphs = "\n\n".join(topics[name] for name in sorted(topics)).split("\n\n")
     text = "\n\n".join(dict.fromkeys(paragraphs))  # some stand under several topics
@@ -157,7 +157,7 @@ def load() -> tuple[list[Tensor], Tensor, Tensor]:
 
 
 def train(model: Writer, codes: Tensor, steps: int, rng: np.random.Generator, rate: float) -> None:
-    """Train what of a model is to be trained on random windows of a text."""
+    """Train a model's trainable parameters on random windows of a text."""
     optimizer = torch.optim.AdamW(
         [one for one in model.parameters() if one.requires_grad], lr=rate, fused=True
     )

@@ -239,7 +239,7 @@ class FlowerRuntime:
 
 @contextmanager
 def flower_runtime() -> Iterator[FlowerRuntime]:
-    """Make a place for Flower to run in, of which an error, Ctrl-C or SIGTERM leaves nothing.
+    """Make a folder for Flower to run in; nothing outlives it, even after Ctrl-C or SIGTERM.
 
     Yields
     ------

@@ -57,12 +57,12 @@ def show_tables(
 
 
 def make_parser(study: str) -> argparse.ArgumentParser:
-    """Return a parser of a study's command line, which knows its name alone."""
+    """Return an argument parser that knows only the study's name."""
     return argparse.ArgumentParser(prog=f"python -m experiments.studies.{study}")
 
 
 def make_documenting_parser(study: str) -> argparse.ArgumentParser:
-    """Return a parser of the command line of a study whose tables are in documents."""
+    """Return the parser of a study whose tables are in documents, with ``--document``."""
     parser = make_parser(study)
     parser.add_argument(
         "--document", action="store_true", help="also write what is printed into docs/"

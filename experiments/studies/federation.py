@@ -142,7 +142,7 @@ class Setting:
     num_hostile : int
         The number of hostile clients.
     tested : int
-        The model is tested after this many last rounds, or after all for 0.
+        The number of last rounds after which the model is tested; 0 for all rounds.
     """
 
     dataset: str = "fashion-mnist"
@@ -259,7 +259,7 @@ class _Tied(nn.Module):
 
 
 class _Residual(nn.Module):
-    """Two convolutions beside a way past them, which has no parameters of its own."""
+    """Two convolutions and a shortcut without parameters."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()

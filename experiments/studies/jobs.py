@@ -70,7 +70,7 @@ def run_jobs(
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Write a file at once, so that whoever kills this process leaves all of it or nothing."""
+    """Write a file atomically: a killed process leaves all of it or nothing."""
     unfinished = file.with_suffix(".part")
     unfinished.write_text(text)
     unfinished.replace(file)

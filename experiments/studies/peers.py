@@ -1,9 +1,8 @@
 """Other ways to send fewer bits, packed: half precision, QSGD, top-k, scaled and noisy signs, EDEN.
 
-A codec turns an update into bytes and back. `compress` is the mod by which a client sends those in
-place of its model, one array of bytes, and `Decoding` the strategy that hears them: FedAvg of the
-models that they stand for. All are of models whose arrays are of floating point, without running
-statistics.
+A codec turns an update into bytes and back. `compress` is a mod that sends these bytes in place of
+the trained model, and `Decoding` is FedAvg on the decoded models. Arrays must be floating point,
+without running statistics.
 """
 
 from abc import ABC, abstractmethod
@@ -39,11 +38,11 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(self, update: Vector, blocks: Blocks, rng: np.random.Generator) -> Bytes:
-        """Return what a client sends of its (d,) update."""
+        """Return the bytes that a client sends for its (d,) update."""
 
     @abstractmethod
     def decode(self, body: Bytes, blocks: Blocks) -> Vector:
-        """Return the (d,) update that a server takes bytes for."""
+        """Return the (d,) update that bytes stand for."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Half(Codec):
         return _joined(update.astype("<f2"))
 
     def decode(self, body: Bytes, blocks: Blocks) -> Vector:
-        """Return what float16 has left of it."""
+        """Convert it back to float32."""
         return body.view("<f2").astype(np.float32)
 
 
@@ -164,11 +163,11 @@ class Eden(Codec):
     """
 
     def encode(self, update: Vector, blocks: Blocks, rng: np.random.Generator) -> Bytes:
-        """Rotate by a matrix that is drawn, and take signs."""
+        """Rotate by a random matrix, and take signs."""
         return self.encode_from(int(rng.integers(1 << 62)), update)
 
     def encode_from(self, seed: int, update: Vector) -> Bytes:
-        """Return what a client sends whose matrix follows from a seed."""
+        """Return the bytes for a matrix that follows from a seed."""
         rotated = rotate(update, np.random.default_rng(seed))
         norm = float(np.abs(rotated).sum())
         scale = float(np.square(rotated).sum()) / norm if norm else 0.0
@@ -190,14 +189,14 @@ def _read(body: Bytes, dtype: str, count: int) -> NDArray[Any]:
 
 
 def compress(codec: Codec, *, feedback: bool = False) -> Mod:
-    """Return a mod by which a client sends its update through a codec.
+    """Return a mod that sends a client's update through a codec.
 
     Parameters
     ----------
     codec : Codec
         The codec.
     feedback : bool (default: False)
-        Whether a client adds to its update what the codec has lost of the last ones.
+        Whether a client adds what the codec lost of earlier updates to its next one.
 
     Returns
     -------
@@ -227,7 +226,7 @@ def compress(codec: Codec, *, feedback: bool = False) -> Mod:
 
 
 class Remembering(FedAvg):
-    """FedAvg that has the model from which clients have started: `before`."""
+    """FedAvg that remembers the model that clients start from, as `before`."""
 
     before = ArrayRecord()
 

@@ -187,7 +187,7 @@ def target_table(outcomes: Mapping[str, Outcomes]) -> str:
 
 
 def numbers_table(outcomes: Mapping[str, Outcomes]) -> str:
-    """Say what was kept of that which was tried."""
+    """List the values of δ, σ and η that were kept."""
     first = next(iter(outcomes.values()))
     rows = [
         [f"{peer}, {symbol}", *(f"{found[peer].numbers[place]:g}" for found in outcomes.values())]
