@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord
-from flwr.serverapp.strategy import Strategy
 
 from fedmedian import Momentum
 from fedmedian.clients import InProcessGrid
 from fedmedian.strategies import Checkpoint, MedianSGD, RunFailedError, SignSGD
+from tests.tools.wrapped import Wrapped
 
 MODEL = {"0": np.zeros((4, 5), np.float32), "1": np.linspace(0, 1, 3, dtype=np.float32)}
 NUM_CLIENTS = 4
@@ -148,28 +148,17 @@ def test_a_run_that_was_interrupted_leaves_nothing_to_the_next(
     assert bits(model) == bits(as_arrays(SignSGD(seed=1).start(grid, as_record(MODEL), 2).arrays))
 
 
-class Driver(Strategy):
-    """A strategy with a `start` that is not ours, around one of ours, as Flower's wrappers are."""
+class Driver(Wrapped):
+    """Counts the messages of each round."""
 
     def __init__(self, inner):
-        self.inner, self.asked = inner, []
+        super().__init__(inner)
+        self.asked = []
 
-    def configure_train(self, *arguments):
-        messages = list(self.inner.configure_train(*arguments))
+    def configure_train(self, *args):
+        messages = list(super().configure_train(*args))
         self.asked.append(len(messages))
         return messages
-
-    def aggregate_train(self, *arguments):
-        return self.inner.aggregate_train(*arguments)
-
-    def configure_evaluate(self, *arguments):
-        return self.inner.configure_evaluate(*arguments)
-
-    def aggregate_evaluate(self, *arguments):
-        return self.inner.aggregate_evaluate(*arguments)
-
-    def summary(self):
-        self.inner.summary()
 
 
 class TestDrivenByAnother:

@@ -22,7 +22,6 @@ import numpy as np
 import pytest
 from flwr.app import MetricRecord
 from flwr.server import SimpleClientManager
-from flwr.serverapp.strategy import Strategy
 
 from fedmedian import (
     Adam,
@@ -44,6 +43,7 @@ from fedmedian.rounds.checkpoint import Saved
 from fedmedian.rounds.journal import identity_of
 from fedmedian.strategies import Checkpoint, MedianSGD, SignSGD, legacy
 from tests.tools.apis import each_case
+from tests.tools.wrapped import Wrapped
 
 NUM_CLIENTS = 4
 MODEL = {  # the older API knows arrays by their positions
@@ -774,28 +774,6 @@ class TestDiskThatFails:
         play(strategy, 2)
         assert len(warnings("round")) == (0 if stored else 2)
         assert names_in(tmp_path) == (["round-000001", "round-000002"] if stored else [])
-
-
-class Wrapped(Strategy):
-    """A strategy of a user's own around ours, whose ``start`` drives the rounds."""
-
-    def __init__(self, inner):
-        self.inner = inner
-
-    def configure_train(self, *args):
-        return self.inner.configure_train(*args)
-
-    def aggregate_train(self, server_round, replies):
-        return self.inner.aggregate_train(server_round, replies)
-
-    def configure_evaluate(self, *args):
-        return self.inner.configure_evaluate(*args)
-
-    def aggregate_evaluate(self, *args):
-        return self.inner.aggregate_evaluate(*args)
-
-    def summary(self):
-        self.inner.summary()
 
 
 class PassesOverSilentRounds(Wrapped):

@@ -10,13 +10,13 @@ from flwr.server import LegacyContext, ServerApp, ServerAppComponents, ServerCon
 from flwr.server import strategy as older
 from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow, SecAggWorkflow
 from flwr.serverapp import strategy as newer
-from flwr.serverapp.strategy import Strategy
 
 import fedmedian
 from fedmedian import strategies
 from fedmedian.clients import InProcessGrid
 from fedmedian.privacy import accounting as privacy
 from fedmedian.strategies.wrappers import require_no_unfit_wrapper
+from tests.tools.wrapped import Wrapped
 
 MODEL = {"0": np.zeros((20, 30), np.float32)}
 NUM_CLIENTS = 3
@@ -70,29 +70,7 @@ def test_all_of_flowers_wrappers_are_tried():
         assert len(private) >= 4
 
 
-class PassesOn(Strategy):
-    """An ordinary wrapper."""
-
-    def __init__(self, inner):
-        self.inner = inner
-
-    def configure_train(self, *args):
-        return self.inner.configure_train(*args)
-
-    def aggregate_train(self, *args):
-        return self.inner.aggregate_train(*args)
-
-    def configure_evaluate(self, *args):
-        return self.inner.configure_evaluate(*args)
-
-    def aggregate_evaluate(self, *args):
-        return self.inner.aggregate_evaluate(*args)
-
-    def summary(self):
-        self.inner.summary()
-
-
-class SaysNothing(PassesOn):
+class SaysNothing(Wrapped):
     def summary(self):
         pass
 
@@ -100,7 +78,7 @@ class SaysNothing(PassesOn):
 @either_strategy
 class TestWrappersForDifferentialPrivacy:
     @pytest.mark.parametrize("wrapper", wrappers_of(newer))
-    @pytest.mark.parametrize("between", [None, PassesOn, SaysNothing])
+    @pytest.mark.parametrize("between", [None, Wrapped, SaysNothing])
     def test_they_are_refused_by_name_before_anything_is_sent(
         self, name, wrapper, between, message_api, silent, as_record
     ):
@@ -129,7 +107,7 @@ class TestWrappersForDifferentialPrivacy:
         wrapper = "DifferentialPrivacyServerSideFixedClipping"
         wrapped = getattr(newer, wrapper)(message_api.make(name), *ARGUMENTS[wrapper])
         with pytest.raises(ValueError, match=f"^{wrapper}"):
-            PassesOn(wrapped).start(silent, as_record(MODEL), 1)
+            Wrapped(wrapped).start(silent, as_record(MODEL), 1)
 
     def test_so_are_classes_derived_from_them(self, name, message_api, silent, as_record):
         class Own(newer.DifferentialPrivacyServerSideFixedClipping):
@@ -157,7 +135,7 @@ class TestWrappersForDifferentialPrivacy:
                     InProcessGrid(make_app(train), NUM_CLIENTS), as_record(MODEL), 2
                 ).arrays
             )
-            for strategy in (message_api.make(name), PassesOn(message_api.make(name)))
+            for strategy in (message_api.make(name), Wrapped(message_api.make(name)))
         ]
         assert models[0]["0"].any()
         np.testing.assert_array_equal(models[0]["0"], models[1]["0"])
