@@ -128,10 +128,9 @@ def sampled_divergences(
     if energy < 1:  # else 2·exp(E) is smaller
         parts[0] = min(parts[0], log(4) + log(expm1(energy)))
     moments = []
-    gammaln = scipy.special.gammaln
     for order in _WHOLE:
         own = slice(order - 1)
-        chosen = gammaln(order + 1) - gammaln(j[own] + 1) - gammaln(order - j[own] + 1)
+        chosen = log_choices(order, j[own])
         hidden = np.minimum(j[own], min_replies) * log(fraction)
         moments.append(scipy.special.logsumexp([0.0, *(chosen + hidden + parts[own])]))
     # (α − 1)·D_α is convex in α, and 0 for α = 1: between whole orders it is below the chords.
@@ -160,6 +159,13 @@ def epsilon_of_divergences(divergences: Float64, delta: float) -> float:
     """
     bounds = divergences + np.log1p(-1 / ORDERS) - (log(delta) + np.log(ORDERS)) / (ORDERS - 1)
     return max(0.0, float(bounds.min()))
+
+
+def log_choices(total: int, chosen: Float64) -> Float64:
+    """Return the logarithms of C(total, chosen)."""
+    gammaln = scipy.special.gammaln
+    logarithms: Float64 = gammaln(total + 1) - gammaln(chosen + 1) - gammaln(total - chosen + 1)
+    return logarithms
 
 
 def _log_moments(distance: float, powers: Float64) -> Float64:

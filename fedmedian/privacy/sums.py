@@ -61,7 +61,7 @@ from math import exp, inf, log, pi, sqrt
 import numpy as np
 import scipy  # its subpackages load on first use
 
-from fedmedian.privacy.amplification import ORDERS, Float64
+from fedmedian.privacy.amplification import ORDERS, Float64, log_choices
 
 _MOST_OTHERS = 1400
 """The number of others above which `_LEAST_TAIL` keeps `gaussian_share` from falling."""
@@ -200,9 +200,7 @@ def _laws_of_others(summed: int, reach: float) -> Iterator[Float64]:
 
 def _binomial(size: int, log_one: float, log_zero: float) -> Float64:
     ones = np.arange(size + 1.0)
-    gammaln = scipy.special.gammaln
-    log_choices = gammaln(size + 1) - gammaln(ones + 1) - gammaln(size - ones + 1)
-    law: Float64 = np.exp(log_choices + ones * log_one + (size - ones) * log_zero)
+    law: Float64 = np.exp(log_choices(size, ones) + ones * log_one + (size - ones) * log_zero)
     return law
 
 
