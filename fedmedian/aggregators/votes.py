@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import comb, pi, sqrt
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -279,7 +279,7 @@ class Majority(VoteAggregator):
     takes_sums = True
 
     def __post_init__(self) -> None:
-        require_choice("ties", self.ties, ("random", "unchanged"))
+        require_choice("ties", self.ties, get_args(Ties))
         require_type("calibrated", self.calibrated, bool, "a bool")
 
     @property

@@ -48,7 +48,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import erf, exp, expm1, floor, inf, log, log1p, sqrt
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import scipy  # its subpackages load on first use
@@ -612,7 +612,7 @@ def _require_limit(limit: float) -> None:
 
 
 def _require_sampling(relation: str, sampling: float) -> None:
-    require_choice("relation", relation, ("replace", "zero"))
+    require_choice("relation", relation, get_args(Relation))
     require_share("sampling", sampling)
     if sampling < 1 and relation != "replace":
         raise ValueError(f"relation must be 'replace' with sampling={sampling!r}, got {relation!r}")

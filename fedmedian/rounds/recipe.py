@@ -6,7 +6,7 @@ from functools import cached_property, partial
 from math import nan
 from numbers import Real
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -249,7 +249,7 @@ class Recipe:
     def __post_init__(self) -> None:
         wanted = "a rule such as Counts(), Majority() or Median()"
         require_type("aggregator", self.aggregator, Aggregator, wanted)
-        require_choice("noise_at", self.noise_at, ("client", "server"))
+        require_choice("noise_at", self.noise_at, get_args(NoiseAt))
         require_type("weighted", self.weighted, bool, "a bool")
         wanted = "an optimizer such as Momentum()"
         require_type("optimizer", self.optimizer, Optimizer | None, wanted)
@@ -257,7 +257,7 @@ class Recipe:
         _require_client_steps(self.client_steps)
         self._require_rotation()
         self._require_sums()
-        require_choice("scale_from", self.scale_from, ("server", "client"))
+        require_choice("scale_from", self.scale_from, get_args(ScaleFrom))
         for pattern in require_sequence("exact", self.exact, "strings"):
             require_type("exact", pattern, str, "a sequence of strings")
         if self.seed is not None:

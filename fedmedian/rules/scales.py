@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import nan
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,7 +142,7 @@ class Adaptive(ScaleRule):
 
     def __post_init__(self) -> None:
         require_positive("factor", self.factor)
-        require_choice("magnitude", self.magnitude, ("rms", "max"))
+        require_choice("magnitude", self.magnitude, get_args(Magnitude))
         require_real("quantile", self.quantile, low=0.0, high=1.0)
         require_type("voted", self.voted, bool, "a bool")
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +47,7 @@ class Measure(ClientStep):
     reveals: ClassVar[str] = "the size of their updates"
 
     def __post_init__(self) -> None:
-        require_choice("magnitude", self.magnitude, ("rms", "max"))
+        require_choice("magnitude", self.magnitude, get_args(Magnitude))
 
     def apply(self, draft: Draft) -> None:
         """Measure the draft, which stays unchanged, and report (L,) magnitudes."""
