@@ -201,6 +201,27 @@ class RoundProtocol:
         """Return the open questions of a round, one per model."""
         return [one for one in self._questions if one.server_round == server_round]
 
+    def not_asked(self, server_round: int, replies: str, configure: str) -> RuntimeError:
+        """Return the error for replies of a round without an open question.
+
+        Parameters
+        ----------
+        server_round : int
+            The round.
+        replies, configure : str
+            The API's words for replies, and the method of a strategy that asks for them.
+        """
+        if self._round is not None and server_round < self._round:
+            return RuntimeError(
+                f"{replies} of round {server_round} were aggregated after {configure} had been "
+                f"called for round {self._round}: aggregate each round before the next one is "
+                "configured"
+            )
+        return RuntimeError(
+            f"{replies} of round {server_round} were aggregated before it was configured: a "
+            f"subclass's {configure} must call super().{configure} in each round"
+        )
+
     def ask(self, server_round: int, model: Arrays) -> Question | None:
         """Ask a question.
 

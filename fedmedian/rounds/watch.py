@@ -252,7 +252,7 @@ class Watch:
                 )
             return
         self._reasons += reasons
-        never_moved = number == len(self._failed) + 1
+        never_moved = number == len({*self._failed} - {number}) + 1
         plain = bool(refused) and all(isinstance(one, PlainWeightsError) for one in refused)
         # One client's plain weights say nothing about the others' app.
         plain = plain and not heard.answers and asked > 1
@@ -274,7 +274,9 @@ class Watch:
         RunFailedError
             If it is the last of `max_failed_rounds` in a row, or `at_once`.
         """
-        self._failed.append(question.server_round)
+        number = question.server_round
+        if number not in self._failed:  # a subclass may try a round's replies several times
+            self._failed.append(number)
         if at_once or len(self._failed) == self._max_failed_rounds:
             raise RunFailedError(self._failure(no_step), question.model)
 
@@ -307,8 +309,8 @@ class Watch:
             )
 
     def _failure(self, no_step: str) -> str:
-        first, last, number = self._failed[0], self._failed[-1], len(self._failed)
-        rounds = f"round {first}" if number == 1 else f"rounds {first} to {last}"
+        first, last = self._failed[0], self._failed[-1]
+        rounds = f"round {first}" if first == last else f"rounds {first} to {last}"
         if not self._reasons:
             return f"{rounds} made no new model: {no_step}"
         (reason, count), total = self._reasons.most_common(1)[0], self._reasons.total()

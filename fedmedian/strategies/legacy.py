@@ -199,10 +199,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         """Aggregate the usable results into a new model, and report on the round."""
         questions = self._protocol.questions_of(server_round)
         if not questions:
-            raise RuntimeError(
-                f"results of round {server_round} were aggregated before it was configured: a "
-                "subclass's configure_fit must call super().configure_fit in each round"
-            )
+            raise self._protocol.not_asked(server_round, "results", "configure_fit")
         replies, reasons = _by_client("aggregate_train", results, failures)
         question = _most_named(questions, results)
         if question is None:
@@ -313,7 +310,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
             (count, dict(reply.metrics))
             for count, reply in zip(_examples(replies), replies, strict=True)
         ]
-        return try_to_aggregate(name, lambda: dict(function(own))) or {}
+        return try_to_aggregate(name, lambda: dict(function(own) or {})) or {}
 
 
 class SignSGD(SignArguments, LegacyStrategy):

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from statistics import fmean
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -49,6 +49,7 @@ from fedmedian.wire.scalars import (
 )
 
 Record = TypeVar("Record")
+Aggregated = TypeVar("Aggregated")
 _FORMER = 10_000
 """The number of earlier messages whose late replies are known as such."""
 
@@ -100,6 +101,14 @@ class MessageStrategy(ShowsArguments, FedAvg):
         If an argument has the wrong type or is out of range.
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let the strategy see which replies a subclass leaves out: these are not missing."""
+        super().__init_subclass__(**kwargs)
+        for name in ("aggregate_train", "aggregate_evaluate"):
+            definer = next(one for one in cls.__mro__ if name in vars(one))
+            if definer is cls or not issubclass(definer, MessageStrategy):
+                setattr(cls, name, _seeing_all(getattr(cls, name)))
+
     def _build(self, recipe: Recipe, options: RunOptions, flower: FlowerOptions) -> None:
         require_fedavg_options(type(self), flower, FedAvgOptions.__optional_keys__)
         fedavg: dict[str, Any] = dict(flower)
@@ -115,7 +124,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self._protocol = RoundProtocol(recipe, options, ledger=ledger)
         self._asked: list[_Asked] = []
         self._former = dict[str, int]()
-        self._asked_to_evaluate: list[Message] = []
+        self._asked_to_evaluate: list[tuple[int, list[Message]]] = []  # with the round
+        self._received: dict[str, Message] | None = None
         self._usual_size = 0
         self._around = _Traffic()
         self._grid: Grid | None = None
@@ -392,6 +402,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
             return _to_record(journal.model), self._without_lists(server_round, recalled)
         replies = list(replies)
         question, sent = self._question_of(server_round, replies)
+        sent, replies = self._without_left_out("aggregate_train", sent, replies)
         if question is None or not (replies or sent):
             self._protocol.pass_over()
             return None, None
@@ -423,10 +434,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
             of_message.pop("", None)
             first = next(iter(is_open or reversed(asked)), None)
             if first is None:
-                raise RuntimeError(
-                    f"replies of round {server_round} were aggregated before it was configured: a "
-                    "subclass's configure_train must call super().configure_train in each round"
-                )
+                raise self._protocol.not_asked(server_round, "replies", "configure_train")
             found = [of_message.get(one.metadata.reply_to_message_id, first) for one in replies]
             usual = Counter(one.question for one in found).most_common(1)[0][0]
             own = {id(one) for one in found}
@@ -460,8 +468,42 @@ class MessageStrategy(ShowsArguments, FedAvg):
             self._protocol.log_whole_models(held, _nodes(messages))
         if self._numpy_clients:
             messages = numpy_messages.as_evaluation(messages)
-        self._asked_to_evaluate = messages
+        of_round = [one for one in self._asked_to_evaluate if one[0] == server_round]
+        self._asked_to_evaluate = [*of_round, (server_round, messages)]
         return messages
+
+    def _sent_to_evaluate(self, replies: Sequence[Message]) -> list[Message]:
+        """Return the messages whose replies are due: those of a call, as of one cluster's."""
+        ids = {reply.metadata.reply_to_message_id for reply in replies} - {""}
+        asked = self._asked_to_evaluate
+        heard = [
+            one for one in asked if any(message.metadata.message_id in ids for message in one[1])
+        ]
+        heard = heard or asked[:1]
+        self._asked_to_evaluate = [one for one in asked if one not in heard]
+        return [message for _, messages in heard for message in _sent(messages, replies)]
+
+    def _without_left_out(
+        self, phase: str, sent: Sequence[Message], replies: Sequence[Message]
+    ) -> tuple[list[Message], list[Message]]:
+        """Return messages and replies without those that a subclass has left out.
+
+        An error that it has left out still is the reason why there is no reply.
+        """
+        passed_on = {reply.metadata.reply_to_message_id for reply in replies}
+        received, left = self._received or {}, set[str]()
+        errors = []
+        for message in sent:
+            reply = received.get(message.metadata.message_id)
+            if reply is None or message.metadata.message_id in passed_on:
+                continue
+            if reply.has_error():
+                errors.append(reply)
+            else:
+                left.add(message.metadata.message_id)
+        if left:
+            LOGGER.info("%s: the subclass left out %d of %d replies", phase, len(left), len(sent))
+        return [one for one in sent if one.metadata.message_id not in left], [*replies, *errors]
 
     def _may_read_arrays(self) -> bool:
         """Return whether user code gets the replies to evaluation, and may read their arrays."""
@@ -480,7 +522,9 @@ class MessageStrategy(ShowsArguments, FedAvg):
         if server_round < journal.done:
             return _to_metrics(journal.recall("evaluate", server_round))
         replies = list(replies)
-        sent, self._asked_to_evaluate = _sent(self._asked_to_evaluate, replies), []
+        sent, replies = self._without_left_out(
+            "aggregate_evaluate", self._sent_to_evaluate(replies), replies
+        )
         if not replies and not sent:
             return None
         asked, replies_of = _by_node(sent, replies, self._former)
@@ -528,7 +572,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
             _with_metric(reply.source, key, count)
             for reply, count in zip(replies, examples, strict=True)
         ]
-        return try_to_aggregate(name, lambda: MetricRecord(dict(function(contents, key))))
+        return try_to_aggregate(name, lambda: MetricRecord(dict(function(contents, key) or {})))
 
     def _evaluate(
         self, evaluate: EvaluateFunction, server_round: int, arrays: ArrayRecord
@@ -585,6 +629,27 @@ class _CountingGrid:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._grid, name)
+
+
+def _seeing_all(
+    aggregate: Callable[[MessageStrategy, int, Iterable[Message]], Aggregated],
+) -> Callable[[MessageStrategy, int, Iterable[Message]], Aggregated]:
+    """Return a subclass's method that lets its strategy see all replies that it is given."""
+
+    @wraps(aggregate)
+    def seeing_all(
+        self: MessageStrategy, server_round: int, replies: Iterable[Message]
+    ) -> Aggregated:
+        if self._received is not None:  # a subclass of that subclass has been given them
+            return aggregate(self, server_round, replies)
+        replies = list(replies)
+        self._received = {one.metadata.reply_to_message_id: one for one in replies}
+        try:
+            return aggregate(self, server_round, replies)
+        finally:
+            self._received = None
+
+    return seeing_all
 
 
 def _nodes(messages: Sequence[Message]) -> list[Node]:

@@ -380,7 +380,7 @@ def usually(number, argument, usual):
     return usual(argument)
 
 
-def make_message_habits(base, model, ask, hear, ask_to_evaluate):
+def make_message_habits(base, model, ask, hear, ask_to_evaluate, hear_evaluation):
     def letters(messages, strategy):
         def sent_to(partition, message):
             content, kind = message.content, message.metadata.message_type
@@ -416,10 +416,18 @@ def make_message_habits(base, model, ask, hear, ask_to_evaluate):
 
             return [one.raw for one in ask_to_evaluate(server_round, to_arrays(arrays), usual)]
 
+        def aggregate_evaluate(self, server_round, replies):
+            def usual(heard):
+                aggregate = super(Habitual, self).aggregate_evaluate
+                return aggregate(server_round, [one.raw for one in heard])
+
+            heard = [Letter(NODE_IDS.index(one.metadata.src_node_id), one) for one in replies]
+            return hear_evaluation(server_round, heard, usual)
+
     return Habitual
 
 
-def make_older_habits(base, model, ask, hear, ask_to_evaluate):
+def make_older_habits(base, model, ask, hear, ask_to_evaluate, hear_evaluation):
     def letters(asked, manager):
         def sent_to(partition, ins):
             return Letter(partition, (manager.all()[str(NODE_IDS[partition])], ins))
@@ -461,6 +469,14 @@ def make_older_habits(base, model, ask, hear, ask_to_evaluate):
                 one.raw for one in ask_to_evaluate(server_round, named(parameters, model), usual)
             ]
 
+        def aggregate_evaluate(self, server_round, results, failures):
+            def usual(heard):
+                aggregate = super(Habitual, self).aggregate_evaluate
+                return aggregate(server_round, [one.raw for one in heard], failures)
+
+            heard = [Letter(NODE_IDS.index(int(one.cid)), (one, res)) for one, res in results]
+            return hear_evaluation(server_round, heard, usual)
+
     return Habitual
 
 
@@ -470,15 +486,27 @@ def habitual():
 
     Its methods get the round, a model or a list of `Letter`, and `usual`, which does what the
     strategy itself does with such an argument. `ask` and `ask_to_evaluate` return letters, `hear`
-    a model or None, and metrics or None. `model` is the run's first.
+    a model or None, and metrics or None, `hear_evaluation` what the API returns. `model` is the
+    run's first.
     """
 
     def habitual(
-        api, make, model, *args, ask=usually, hear=usually, ask_to_evaluate=usually, **options
+        api,
+        make,
+        model,
+        *args,
+        ask=usually,
+        hear=usually,
+        ask_to_evaluate=usually,
+        hear_evaluation=usually,
+        **options,
     ):
         derive = make_older_habits if api is OLDER_API else make_message_habits
-        base = getattr(api.module, make)
-        return api.make_own(derive(base, model, ask, hear, ask_to_evaluate), *args, **options)
+        habits = ask, hear, ask_to_evaluate, hear_evaluation
+        own = derive(getattr(api.module, make), model, *habits)
+        if hear_evaluation is usually:
+            del own.aggregate_evaluate  # with it, replies to evaluation hold their arrays
+        return api.make_own(own, *args, **options)
 
     return habitual
 

@@ -248,8 +248,8 @@ class TestInARound:
     @pytest.mark.parametrize("phase", ["train", "evaluate"])
     @pytest.mark.parametrize(
         "result",
-        [RuntimeError("no such metric"), None, 3, {"loss": object()}],
-        ids=["raises", "returns nothing", "returns a number", "returns no number"],
+        [RuntimeError("no such metric"), 3, {"loss": object()}],
+        ids=["raises", "returns a number", "returns no number"],
     )
     def test_a_custom_function_that_fails_costs_a_round_its_metrics_alone(
         self, phase, result, any_client, run, bits, warnings
@@ -278,6 +278,14 @@ class TestInARound:
             assert outcome.evaluations[1]["loss"] == pytest.approx(self.LOSS)
         if isinstance(result, Exception):
             assert "no such metric" in warning
+
+    @pytest.mark.parametrize("phase", ["train", "evaluate"])
+    def test_a_custom_function_may_return_none(self, phase, any_client, run, warnings):
+        own = {f"{phase}_metrics_aggr_fn": lambda *args: None}
+        outcome = self.play(run, any_client, {"loss": 2.0}, **own)
+        assert outcome.reports[1]["replies-accepted"] == NUM_CLIENTS
+        assert ("loss" in outcome.reports[1]) == (phase == "evaluate")
+        assert not [text for text in warnings() if "metrics_aggr" in text]
 
     def test_no_custom_function_sees_metrics_of_two_forms_or_numbers_that_are_not_finite(
         self, message_api, run
