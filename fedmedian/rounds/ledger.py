@@ -1,8 +1,8 @@
 """The accounting of a run's privacy budget, which ends the run when it is spent."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -21,7 +21,7 @@ from fedmedian.rounds.checkpoint import Checkpoint
 from fedmedian.rounds.mechanism import UNKNOWN_MODEL, against_model, mechanism_of_strategy
 from fedmedian.rounds.options import RunOptions
 from fedmedian.rounds.recipe import Question, Recipe
-from fedmedian.rounds.screening import Reply
+from fedmedian.rounds.screening import Node, Reply
 from fedmedian.secure.cohort import SecureSum
 from fedmedian.steps.updates import Clip, DivideByLearningRate
 
@@ -29,6 +29,15 @@ NOTHING_SPENT: Mapping[Draw, int] = MappingProxyType({})
 
 _MEMORYLESS = (Clip, DivideByLearningRate)
 """Client steps that are known to keep no state between rounds; a custom step may."""
+
+
+@dataclass(frozen=True)
+class _Charge:
+    """What a question was charged: how and which clients were drawn, and how often one answers."""
+
+    draw: Draw
+    nodes: frozenset[Node]
+    times: int = 1
 
 
 class Ledger:
@@ -73,8 +82,8 @@ class Ledger:
         self._affordable = MOST_ANSWERS
         self._answered: Counter[Draw] = Counter()
         self._until = 0
-        self._charged: dict[tuple[int, int], Draw] = {}
-        self._has_warned = False
+        self._charged: dict[tuple[int, int], _Charge] = {}
+        self._has_warned = self._has_warned_of_asked = False
         if secure is None or mechanism != NoMechanism((UNKNOWN_MODEL,)):
             self._take(mechanism)
 
@@ -206,15 +215,15 @@ class Ledger:
             self._answered[Draw()] += others
         self._until = done
 
-    def spend(self, question: Question, drawn: int) -> bool:
+    def spend(self, question: Question, drawn: Collection[Node]) -> bool:
         """Take note of a round, before clients are asked, if the budget affords it.
 
         Parameters
         ----------
         question : Question
             What they are asked.
-        drawn : int
-            The number of clients drawn.
+        drawn : collection of int or str
+            The clients drawn.
 
         Returns
         -------
@@ -233,7 +242,7 @@ class Ledger:
             )
         draw = self._draw
         if self._secure is not None:
-            draw = self._draw = draw._replace(summed=self._secure.least(drawn))
+            draw = self._draw = draw._replace(summed=self._secure.least(len(drawn)))
             steps, seed = question.instruction.steps, question.instruction.seed
             cheaper = "; all arrays in one block, Rotation(smallest=10**9), cost less"
             remedy = cheaper if len(question.blocks) > 1 else ""
@@ -246,9 +255,15 @@ class Ledger:
                     *(question.server_round, draw.summed, self, remedy),
                 )
                 return False
-        self._answered[draw] += 1
         same = {key: one for key, one in self._charged.items() if key[0] == question.server_round}
-        self._charged = {**same, question.number: draw}
+        earlier = same.get(question.number)
+        # A client answers a question once, whichever of a subclass's calls has drawn it, but two
+        # draws do not hide it as well as one.
+        if earlier is not None and earlier.draw == draw and draw.sampling == 1:
+            drawn = {*drawn, *earlier.nodes}
+        else:
+            self._answered[draw] += 1
+        self._charged = {**same, question.number: _Charge(draw, frozenset(drawn))}
         self._store(question)
         return True
 
@@ -258,10 +273,44 @@ class Ledger:
 
     def settle(self, question: Question, votes: int) -> None:
         """Take note of the number of votes in a secure sum: more than `spend` has counted on."""
-        charged = self._charged[question.number]
-        self._answered[charged] -= 1
-        self._answered[charged._replace(summed=votes)] += 1
+        charge = self._charged[question.number]
+        self._recount(question, replace(charge, draw=charge.draw._replace(summed=votes)))
+
+    def look_at_nodes(self, question: Question, nodes: Sequence[Node]) -> None:
+        """Take note of who has answered: not as `spend` has counted on, if a subclass chose.
+
+        Parameters
+        ----------
+        question : Question
+            The question.
+        nodes : sequence of int or str
+            The node of each answer.
+        """
+        charge = self._charged.get(question.number)
+        if charge is None:
+            return
+        times = max([charge.times, *Counter(nodes).values()])
+        is_drawn = charge.draw.sampling == 1 or {*nodes} <= charge.nodes
+        now = replace(charge, draw=charge.draw if is_drawn else Draw(), times=times)
+        if now == charge:
+            return
+        self._recount(question, now)
+        if not self._has_warned_of_asked:
+            self._has_warned_of_asked = True
+            warn(
+                "round %d: %s, and epsilon counts that; a subclass must ask each client once, and "
+                "with sampling < 1 only clients that were drawn",
+                question.server_round,
+                "a client has answered twice" if is_drawn else "clients answer that were not drawn",
+            )
+
+    def _recount(self, question: Question, charge: _Charge) -> None:
+        """Replace what a question was charged."""
+        before = self._charged[question.number]
+        self._answered[before.draw] -= before.times
+        self._answered[charge.draw] += charge.times
         self._answered += Counter()  # without those that are zero
+        self._charged[question.number] = charge
         self._store(question)
 
     def _store(self, question: Question) -> None:

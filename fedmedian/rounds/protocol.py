@@ -288,15 +288,15 @@ class RoundProtocol:
             return False
         return server_round < self._round or (server_round == 1 and self._is_answered)
 
-    def may_ask(self, question: Question, drawn: int, present: int) -> bool:
+    def may_ask(self, question: Question, drawn: Collection[Node], present: int) -> bool:
         """Return whether the drawn clients may be asked, and charge the budget if so.
 
         Parameters
         ----------
         question : Question
             What they would be asked.
-        drawn : int
-            The number of clients drawn.
+        drawn : collection of int or str
+            The clients drawn.
         present : int
             The number of connected clients that they were drawn from.
 
@@ -311,8 +311,8 @@ class RoundProtocol:
             As `Ledger.spend`.
         """
         if self._ledger is None:
-            return drawn > 0
-        is_hidden = drawn > 0 and self._ledger.is_hidden(drawn, present)
+            return len(drawn) > 0
+        is_hidden = len(drawn) > 0 and self._ledger.is_hidden(len(drawn), present)
         if is_hidden and self._ledger.spend(question, drawn):
             return True
         self._ledger.pass_over(question)
@@ -415,6 +415,7 @@ class RoundProtocol:
         self._models.note_answer(question.number, question.model, after, state, heard_of)
         report |= counts
         if self._ledger is not None:
+            self._ledger.look_at_nodes(question, [answer.node for answer in answers])
             report |= self._ledger.report
             self._ledger.look_at(answers)
         kept = self.recipe.in_order(kept)  # averages of metrics depend on it, too

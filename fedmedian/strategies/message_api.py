@@ -303,12 +303,12 @@ class MessageStrategy(ShowsArguments, FedAvg):
                 "messages of training lack the server's instruction: _construct_messages must keep "
                 "the keys 'fedmedian.…' of the config that it is given"
             )
-        drawn = len(asked)
+        drawn = _nodes(asked)
         self._grid = None if self.recipe.secure is None else grid
         seated = self._protocol.seat(question, _nodes(asked), partial(self._exchange, question))
         question = question if seated is None else seated
         asked = [one for one in asked if seated is not None and _has_place(one, seated)]
-        if not self._protocol.may_ask(question, drawn if asked else 0, nodes.present):
+        if not self._protocol.may_ask(question, drawn if asked else [], nodes.present):
             asked = []
         self._usual_size = max(sizes_of(asked[:1]), default=0)
         self._address(asked, arrays, question.model, question.content_for)

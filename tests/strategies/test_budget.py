@@ -245,6 +245,35 @@ class TestBudget:
         assert "epsilon does not count" not in caplog.text
 
 
+class TestSubclasses:
+    """What clients have answered counts, whatever a subclass makes of the messages."""
+
+    def play(self, api, run, habitual, ask):
+        budget = PrivacyBudget(epsilon=8.0, delta=1e-5)
+        strategy = habitual(api, "SignSGD", MODEL, ask=ask, privacy_budget=budget, **OF_SIGNS)
+        outcome = run(strategy, train, MODEL, 4, 2)
+        return outcome.reports[2]["epsilon"]
+
+    def test_a_client_that_is_asked_three_times_counts_three_times(
+        self, api, run, habitual, warnings
+    ):
+        def ask(number, model, usual):
+            first, *others = usual(model)
+            copies = [first.to(first.partition) for _ in range(2)] if number == 1 else []
+            return [first, *copies, *others]
+
+        assert self.play(api, run, habitual, ask) == MECHANISM.epsilon(1e-5, 3 + 1)
+        assert len(warnings("round 1: a client has answered twice")) == 1
+
+    def test_two_calls_that_ask_some_each_count_once(self, api, run, habitual, warnings):
+        def ask(number, model, usual):
+            odd = [one for one in usual(model) if one.partition % 2]
+            return odd + [one for one in usual(model) if one.partition % 2 == 0]
+
+        assert self.play(api, run, habitual, ask) == MECHANISM.epsilon(1e-5, 2)
+        assert not warnings("round")
+
+
 class TestSampling:
     """One of four clients is drawn, and who sees the models alone does not know which."""
 
@@ -276,6 +305,21 @@ class TestSampling:
             last = outcome.reports[rounds[-1]]["epsilon"]
             assert last == MECHANISM.epsilon(1e-5, rounds[-1], sampling=0.1, min_replies=least)
         assert 1 < rounds[0] < rounds[1] / 2 < 20
+
+    def test_clients_that_a_subclass_asks_though_they_were_not_drawn_count_as_not_hidden(
+        self, api, run, habitual, warnings
+    ):
+        def ask(number, model, usual):
+            (first,) = usual(model)
+            return [first.to(partition) for partition in range(4)] if number == 2 else [first]
+
+        hidden = {"fraction_train": 0.25, "min_train_nodes": 1, "privacy_budget": self.BUDGET}
+        strategy = habitual(api, "SignSGD", MODEL, ask=ask, **OF_SIGNS, **hidden)
+        outcome = run(strategy, train, MODEL, 4, 3)
+        expected = MECHANISM.epsilon_of({Draw(0.25): 2, Draw(): 1}, 1e-5)
+        assert outcome.reports[3]["epsilon"] == expected
+        (warning,) = warnings("round 2: clients answer that were not drawn")
+        assert "a subclass must ask" in warning
 
     @pytest.mark.parametrize(
         ("steps", "counted"),
@@ -616,27 +660,27 @@ class TestSecureSums:
 
     def test_a_larger_model_does_not_make_earlier_rounds_cheaper(self, ledger_of):
         recipe, ledger = ledger_of(50.0)
-        assert ledger.spend(recipe.ask(RunState(), 1, MODEL), 10)
+        assert ledger.spend(recipe.ask(RunState(), 1, MODEL), range(10))
         before = ledger.report["epsilon"]
         larger = {"0": np.zeros(10_000, np.float32)}
-        assert ledger.spend(recipe.ask(RunState(), 1, larger), 10)
+        assert ledger.spend(recipe.ask(RunState(), 2, larger), range(10))
         assert ledger.report["epsilon"] > before
 
     def test_a_round_of_few_clients_is_left_out_and_the_next_of_many_is_asked(
         self, ledger_of, caplog
     ):
         recipe, ledger = ledger_of(self.epsilon(10, 10) * 1.001)
-        assert ledger.spend(recipe.ask(RunState(), 1, MODEL), 12)
-        assert not ledger.spend(recipe.ask(RunState(), 2, MODEL), 3)
+        assert ledger.spend(recipe.ask(RunState(), 1, MODEL), range(12))
+        assert not ledger.spend(recipe.ask(RunState(), 2, MODEL), range(3))
         assert "in a sum of 3 clients would exceed the privacy budget" in caplog.text
-        assert ledger.spend(recipe.ask(RunState(), 3, MODEL), 12)
+        assert ledger.spend(recipe.ask(RunState(), 3, MODEL), range(12))
 
     def test_another_share_of_honest_clients_counts_for_earlier_rounds_too(self, ledger_of):
         spent = []
         for honest in (0.8, 0.5):
             recipe, ledger = ledger_of(50.0, honest=honest)
             question = recipe.ask(RunState(), 1, MODEL)
-            assert ledger.spend(question, 10)
+            assert ledger.spend(question, range(10))
             ledger.settle(question, 10)
             spent.append((dict(ledger._answered), ledger.report["epsilon"]))
         (rounds, first), (others, second) = spent

@@ -180,7 +180,7 @@ class Downlink(RuleBasedStateMachine):
         self.round += 1
         question = self.protocol.ask(self.round, self.model)
         asked = self.sampled(fates, first)
-        assert self.protocol.may_ask(question, len(asked), len(self.clients))
+        assert self.protocol.may_ask(question, [*asked], len(self.clients))
         self.state = question.state
         sent = question.state.held.model
         assert is_equal(question.sent, sent)
