@@ -65,4 +65,7 @@ class SmoothedMedian(Median):
     def require_noise(self, noise: Noise | None) -> None:
         """Raise ValueError unless the noise has a smooth CDF; see `Aggregator.require_noise`."""
         if noise is None or isinstance(noise, Uniform):
-            raise ValueError(f"noise must have a smooth CDF with aggregator={self!r}, got {noise}")
+            raise ValueError(
+                f"noise must have a smooth CDF with aggregator={self!r}, such as Gaussian(), got "
+                f"{noise}"
+            )

@@ -26,7 +26,7 @@ def doubts(first: Question, exact: tuple[str, ...]) -> Iterator[str]:
     for pattern in exact:
         if pattern not in RUNNING_STATISTICS and not any(matches(pattern, one) for one in names):
             brackets = "; write [[] for a bracket in a pattern" if "[" in pattern else ""
-            yield f"exact: {pattern!r} matches no array of the model{brackets}; there are {names}"
+            yield f"exact: {pattern!r} matches no array of the model, which has {names}{brackets}"
     flat = [spec.name for spec in first.layout.flat]
     if not flat:
         yield (

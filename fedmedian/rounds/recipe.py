@@ -454,7 +454,8 @@ class Recipe:
             usual = self.aggregator.usual_rate(self.noise)
             if usual is None:
                 raise ValueError(
-                    f"learning_rate must be given with aggregator={self.aggregator!r}, got None"
+                    f"learning_rate must be given with aggregator={self.aggregator!r}, such as "
+                    "0.001, got None"
                 )
             usual *= 1.0 if self.optimizer is None else self.optimizer.usual_rate
             object.__setattr__(self, "learning_rate", usual)

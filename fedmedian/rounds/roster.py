@@ -36,7 +36,10 @@ class Roster:
             owner = self._node_of.setdefault(partition, node)
             self._partition_of[node] = partition if owner == node else None
             if owner != node:
-                words = "node %s claims partition %d, which node %s claimed before"
+                words = (
+                    "node %s claims partition %d, which node %s claimed before: give each client "
+                    "its own partition-id"
+                )
                 warn(words, node, partition, owner)
 
     def name(self, node: Node) -> str:

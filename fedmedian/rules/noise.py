@@ -60,7 +60,7 @@ class Noise(ABC):
         if self.rule.tops_up and not self.is_stable:
             raise ValueError(
                 f"scale must not be {self.scale!r} for {type(self).__name__}: only Gaussian noise "
-                "keeps normal coordinates normal"
+                "keeps normal coordinates normal; use Gaussian, or a scale such as Adaptive(3.0)"
             )
 
     is_stable: ClassVar[bool] = False

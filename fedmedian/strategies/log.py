@@ -134,5 +134,5 @@ def log_last_evaluation(who: str, server_round: int, metrics: Mapping[str, Any])
     metrics : mapping
         What they found.
     """
-    found = describe_metrics(metrics)
-    LOGGER.info("evaluation by %s after round %d: %s", who, server_round, found)
+    if found := describe_metrics(metrics):
+        LOGGER.info("evaluation by %s after round %d: %s", who, server_round, found)

@@ -168,7 +168,7 @@ class TestFirstLook:
         strategy = api.make(name, exact=["1", "buffers.*", "layer[0]"])
         run(strategy, towards_one, self.MODEL, NUM_CLIENTS, 3)
         first, second = self.said(warnings)
-        assert first == "exact: 'buffers.*' matches no array of the model; there are ['0', '1']"
+        assert first == "exact: 'buffers.*' matches no array of the model, which has ['0', '1']"
         assert "'layer[0]' matches no array" in second
         assert "write [[] for a bracket" in second
 
