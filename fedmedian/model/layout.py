@@ -311,8 +311,7 @@ class Layout:
         if arrays.keys() != {spec.name for spec in self.specs}:
             missing = [spec.name for spec in self.specs if spec.name not in arrays]
             extra = sorted(set(arrays) - {spec.name for spec in self.specs})
-            by_position = arrays.keys() == set(_positions(len(arrays)))
-            is_part = len(arrays) < len(self.specs) and (by_position or not extra)
+            is_part = len(arrays) < len(self.specs) and (is_by_position(arrays) or not extra)
             # Comes before the names, which may be many and get truncated in the log.
             cause = ", which must hold only the arrays that clients send" if is_part else ""
             raise ValueError(
@@ -547,11 +546,12 @@ def is_same_model(model: Arrays, other: Arrays) -> bool:
     """Return whether two models have the same arrays, NaN for NaN."""
     return model is other or (
         model.keys() == other.keys()
-        and all(_is_same(array, other[name]) for name, array in model.items())
+        and all(is_same_array(array, other[name]) for name, array in model.items())
     )
 
 
-def _is_same(array: NDArray[Any], other: NDArray[Any]) -> bool:
+def is_same_array(array: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Return whether two arrays have the same shape and entries, NaN for NaN."""
     # Views of one record's bytes need no comparison.
     return array.__array_interface__ == other.__array_interface__ or np.array_equal(
         array, other, equal_nan=True
@@ -589,6 +589,11 @@ def first_spoiled(before: Arrays, after: Arrays, largest: float | None = None) -
             if is_bad.any() and (is_bad & _is_in_range(old, largest)).any():
                 return name
     return None
+
+
+def is_by_position(arrays: Arrays) -> bool:
+    """Return whether arrays are named by their positions, as those of a list are."""
+    return arrays.keys() == set(_positions(len(arrays)))
 
 
 def _positions(number: int) -> list[str]:

@@ -1,24 +1,32 @@
 """The finished rounds of a run: those in its checkpoint, and those since."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
-from fedmedian.logs import LOGGER, as_line, warn, without_addresses
-from fedmedian.model.layout import Arrays, is_same_model
+from fedmedian.logs import LOGGER, as_line, shown, warn, without_addresses
+from fedmedian.model.layout import Arrays, is_by_position, is_same_array
 from fedmedian.rounds.checkpoint import Checkpoint, History, Mark, Saved
 from fedmedian.rounds.lock import FolderLock
 from fedmedian.rounds.recipe import Recipe
 from fedmedian.rounds.state import RunState
+
+_INITIAL = "initial model"
+"""What the identity of a run calls the digest of its initial model's names, shapes and dtypes."""
 
 _NUMPY_SCALAR = re.compile(r"\bnp\.(?:float|int|uint)\d+\(([^()]*)\)")
 
 
 class Journal:
     """Writes and restores a run's checkpoints; does nothing without a `Checkpoint`.
+
+    A round may train some of the arrays alone: a checkpoint holds the last value of each array that
+    any round has asked about. Where names are positions, as in the older API, those that no round
+    has asked about yet have their initial values, so that "0" can be told from another part.
 
     Parameters
     ----------
@@ -30,7 +38,7 @@ class Journal:
     done : int
         The last round that the checkpoint holds, which does not run again; 0 for none.
     model : mapping of str to array, or None
-        The model after that round.
+        The arrays after that round.
     """
 
     def __init__(self, checkpoint: Checkpoint | None) -> None:
@@ -43,8 +51,10 @@ class Journal:
         self.model: Arrays | None = None if saved is None else saved.arrays["model"]
         self._history: History = {} if saved is None else dict(saved.history)
         self._last: Saved | None = None
-        self._newest = self.model
-        self._has_warned = False
+        self._known = dict(self.model or {})
+        self._unloaded = set(self._known)
+        self._form: str | None = None if saved is None else saved.identity.get(_INITIAL)
+        self._said = set[str]()
         self._stored = self.done
         self._earlier: Mark | None = None
         self._latest: Mark | None = None
@@ -89,9 +99,13 @@ class Journal:
         except BaseException:
             self.release()
             raise
-        if saved is None:
-            return RunState()
         self._begin(saved)
+        if initial is not None:
+            self._form = _digest(_forms(initial))
+        if saved is None:
+            if initial is not None and is_by_position(initial):
+                self._known = dict(initial)
+            return RunState()
         LOGGER.info("Resuming after round %d from %s", self.done, self._checkpoint.folder)
         return RunState.from_groups(saved.arrays)
 
@@ -100,7 +114,7 @@ class Journal:
         return server_round <= self.done != 0
 
     def require_continuation(self, model: Arrays) -> None:
-        """Check that a round starts from the model that the last round returned.
+        """Check that each array is the one that the last round with it returned.
 
         If not, a warning is logged once: no checkpoint holds the change.
 
@@ -112,26 +126,68 @@ class Journal:
         Raises
         ------
         RuntimeError
-            If it is the first round of a resumed run, which would then continue a different run
-            and overwrite this one.
+            If it is the first round of a resumed run with that array, which would then continue a
+            different run and overwrite this one.
         """
-        if self._checkpoint is None or self._newest is None or is_same_model(model, self._newest):
+        if self._checkpoint is None:
             return
-        if self._newest is self.model:
-            raise RuntimeError(
-                f"the model of round {self.done} in {self._checkpoint.folder} was not loaded: the "
-                "code that drives this strategy must pass on unchanged what aggregate_train "
-                f"returns for each round up to {self.done}, in which no client trains; in the "
-                "older API, what initialize_parameters returns"
+        changed = [
+            name
+            for name, array in model.items()
+            if name in self._known and not is_same_array(array, self._known[name])
+        ]
+        for name in changed:
+            if name in self._unloaded:
+                raise RuntimeError(
+                    f"the model of round {self.done} in {self._checkpoint.folder} was not loaded, "
+                    f"array {shown(name)} is another: the code that drives this strategy must keep "
+                    "every array that aggregate_train returns for each round up to "
+                    f"{self.done}, in which no client trains, and pass it on unchanged; in the "
+                    "older API, those that initialize_parameters returns"
+                )
+        if self._unloaded == self._known.keys() and (absent := self._unloaded - model.keys()):
+            self._say_once(
+                "absent",
+                LOGGER.info,
+                "the run resumes with a part of the model: arrays %s of the checkpoint are in what "
+                "aggregate_train returned for round %d, and must be kept from there",
+                *(shown(sorted(absent)), self.done),
             )
-        if not self._has_warned:
-            warn(
-                "the model is not the one that the last round returned: the checkpoints in %s do "
-                "not hold the change, so a run that resumes from them continues without it; pass "
-                "on what aggregate_train or aggregate_fit returns, or leave the checkpoint out",
+        if is_by_position(model) and self._is_unclear(model, has_changed=bool(changed)):
+            self._known = dict(model)
+            self._say_once(
+                "change",
+                warn,
+                "a part of the model is trained whose arrays have no names to tell which ones they "
+                "are: no run can resume from the checkpoints in %s, except of rounds that train "
+                "all arrays; train the first few, or use names, which the older API does not have",
                 self._checkpoint.folder,
             )
-        self._has_warned = True
+        elif changed and (self._stored or self._last is not None):
+            self._say_once(
+                "change",
+                warn,
+                "the model is not the one that the last round returned, array %s is another: the "
+                "checkpoints in %s do not hold the change, so a run that resumes from them "
+                "continues without it; pass on what aggregate_train or aggregate_fit returns, or "
+                "leave the checkpoint out",
+                *(shown(changed[0]), self._checkpoint.folder),
+            )
+
+    def _is_unclear(self, model: Arrays, *, has_changed: bool) -> bool:
+        """Return whether arrays named by position may be another part than the first ones."""
+        others = self._known.keys() - model.keys()
+        if not self._known or model.keys() == self._known.keys():
+            return False
+        return has_changed or all(
+            any(is_same_array(array, self._known[other]) for other in others)
+            for array in model.values()
+        )
+
+    def _say_once(self, topic: str, say: Callable[..., None], text: str, *values: Any) -> None:
+        if topic not in self._said:
+            self._said.add(topic)
+            say(text, *values)
 
     def warn_of_unseen_rounds(self) -> None:
         """Log what a resumed run lacks when another strategy's ``start`` drives it."""
@@ -169,9 +225,14 @@ class Journal:
         """
         if self._checkpoint is None:
             return
-        self._newest = model
-        arrays = {"model": model, **state.to_groups()}
-        self._last = Saved(server_round, identity_of(recipe), arrays, self._history)
+        is_whole = model.keys() >= self._known.keys()  # and has an order that counts
+        self._known = dict(model) if is_whole else {**self._known, **model}
+        self._unloaded -= model.keys()
+        identity = identity_of(recipe)
+        if self._form is not None:
+            identity[_INITIAL] = self._form
+        arrays = {"model": self._known, **state.to_groups()}
+        self._last = Saved(server_round, identity, arrays, self._history)
         if server_round % self._checkpoint.every == 0 and (error := self._save()) is not None:
             warn("round %d was not stored, the run continues without it: %s", server_round, error)
 
@@ -214,13 +275,29 @@ def _require_same_run(
             raise ValueError(
                 f"checkpoint {folder!r} is of a run with {name}={stored}, this one has {name}={own}"
             )
-    if initial is not None and _forms(initial) != _forms(saved.arrays["model"]):
+    if initial is None:
+        return
+    stored_model, form = saved.arrays["model"], _forms(initial)
+    # The stored arrays may be a part of the model, or have grown.
+    if saved.identity.get(_INITIAL) != _digest(form) and form != _forms(stored_model):
         raise ValueError(f"checkpoint {folder!r} is of a different model than the initial one")
+    if is_by_position(initial) and not initial.keys() <= stored_model.keys():
+        raise ValueError(
+            f"checkpoint {folder!r} holds {len(stored_model)} of the model's {len(initial)} "
+            "arrays, which have no names to tell which ones: start over in another folder, and in "
+            "each round train all arrays, the first few, or arrays that have names"
+        )
 
 
 def _forms(model: Arrays) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
     """Return shape and dtype of each array of a model, in whatever order."""
     return {name: (array.shape, array.dtype) for name, array in model.items()}
+
+
+def _digest(forms: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> str:
+    """Return a digest of the shapes and dtypes of a model's arrays."""
+    in_order = [(name, shape, str(dtype)) for name, (shape, dtype) in sorted(forms.items())]
+    return blake2b(repr(in_order).encode(), digest_size=16).hexdigest()
 
 
 def identity_of(recipe: Recipe) -> dict[str, str]:

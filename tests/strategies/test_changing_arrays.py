@@ -21,6 +21,7 @@ from fedmedian import (
     Theory,
     TopUp,
 )
+from fedmedian.strategies import Checkpoint
 
 NUM_CLIENTS, NUM_ROUNDS = 4, 12
 MODEL = {
@@ -330,3 +331,107 @@ class TestOlderApi:
         for name in ("head", "tail"):
             alone = path(part(MODEL, name), 6)
             assert [one[name] for one in found] == [one[name] for one in alone]
+
+
+HEAD_FIRST, HEAD_LAST, TURNS = "a head, then all", "all, then all but the first", "by turns"
+
+
+class TestResume:
+    """A checkpoint has the last value of every array, whatever part of a model a round trains."""
+
+    @pytest.fixture
+    def start(self, play, tmp_path):
+        """Starts a run, or resumes the one in the folder."""
+
+        def start(api, num_rounds, choose, model=MODEL, after=as_before, folder=tmp_path):
+            checkpoint = None if folder is None else Checkpoint(folder)
+            options = {"seed": 1, "checkpoint": checkpoint, **QUICK}
+            noise = Gaussian(TopUp())
+            return play(api, "SignSGD", noise, choose, after, model, num_rounds, **options)
+
+        return start
+
+    @pytest.mark.parametrize("stop", [1, 3, 9])
+    @pytest.mark.parametrize("change", [HEAD_FIRST, HEAD_LAST, TURNS, "another order each round"])
+    def test_a_resumed_run_ends_as_if_nothing_had_happened(
+        self, change, stop, start, message_api, bits, warnings
+    ):
+        choose = CHANGES[change][0]
+        start(message_api, stop, choose)
+        resumed, whole = start(message_api, 10, choose), start(message_api, 10, choose, folder=None)
+        assert bits(resumed.model) == bits(whole.model)
+        assert resumed.reports == whole.reports
+        assert warnings("a part of the model") == warnings("the model is not") == []
+
+    @pytest.mark.parametrize("stop", [1, 3, 9])
+    @pytest.mark.parametrize(
+        "choose",
+        [
+            CHANGES[HEAD_FIRST][0],
+            lambda number, model: part(model, "head") if number > 3 else model,
+        ],
+        ids=["first", "last"],
+    )
+    def test_the_older_api_resumes_where_a_part_is_the_first_arrays(
+        self, choose, stop, start, older_api, bits, warnings
+    ):
+        start(older_api, stop, choose)
+        resumed, whole = start(older_api, 10, choose), start(older_api, 10, choose, folder=None)
+        assert bits(resumed.model) == bits(whole.model)
+        assert warnings("a part of the model") == warnings("the model is not") == []
+
+    SQUARES = {name: np.zeros((8, 10), np.float32) for name in "ab"}  # noqa: RUF012
+
+    @pytest.mark.parametrize("stop", [1, 4])
+    @pytest.mark.parametrize("model", [part(MODEL, "head", "body"), SQUARES], ids=["two", "equal"])
+    def test_the_older_api_says_at_once_that_it_cannot_resume_from_other_parts(
+        self, model, stop, start, older_api, warnings
+    ):
+
+        def by_turns(number, model):
+            return part(model, [*model][number % 2])
+
+        start(older_api, stop, by_turns, model)
+        (warning,) = warnings("a part of the model")
+        assert "no run can resume" in warning
+        assert not warnings("the model is not")
+        with pytest.raises(
+            ValueError, match="holds 1 of the model's 2 arrays, which have no names"
+        ):
+            start(older_api, 6, by_turns, model)
+
+    def test_a_run_whose_array_has_grown_resumes_with_the_model_that_it_began_with(
+        self, start, message_api, bits
+    ):
+        def grow(number, model):
+            is_small = model["body"].shape == MODEL["body"].shape
+            return grown(model, "body") if number >= 2 and is_small else model
+
+        start(message_api, 4, as_before, after=grow)
+        resumed = start(message_api, 6, as_before, after=grow)
+        whole = start(message_api, 6, as_before, after=grow, folder=None)
+        assert bits(resumed.model) == bits(whole.model)
+
+    def test_an_array_that_was_not_loaded_is_refused_in_its_first_round(self, start, message_api):
+        turns = CHANGES[TURNS][0]
+        start(message_api, 3, turns)
+        with pytest.raises(RuntimeError, match=r"of round 3 .* was not loaded, array 'body'"):
+            start(
+                message_api, 6, turns, after=lambda number, model: {**model, **part(MODEL, "body")}
+            )
+
+    def test_arrays_that_the_first_round_leaves_out_are_named_in_the_log(
+        self, start, message_api, caplog
+    ):
+        choose = CHANGES[HEAD_LAST][0]
+        start(message_api, 9, choose)
+        caplog.clear()
+        start(message_api, 11, choose)
+        (line,) = [one for one in caplog.messages if "a part of the model" in one]
+        assert "arrays ['head'] of the checkpoint are in what aggregate_train returned" in line
+
+    @pytest.mark.parametrize("model", [{"head": MODEL["head"]}, {**MODEL, "more": MODEL["head"]}])
+    def test_a_model_with_other_arrays_is_refused(self, model, start, message_api):
+        start(message_api, 1, as_before)
+        with pytest.raises(ValueError, match="is of a different model than the initial one"):
+            start(message_api, 2, as_before, model)
