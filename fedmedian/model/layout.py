@@ -205,6 +205,12 @@ class Layout:
                 raise ValueError(f"array {spec.name!r} of {spec.dtype} cannot be perturbed")
         return layout
 
+    def in_order(self, names: Iterable[str]) -> "Layout":
+        """Return the layout of the same arrays in the order of these names."""
+        specs = {spec.name: spec for spec in self.specs}
+        ordered = tuple(specs[name] for name in names)
+        return self if ordered == self.specs else Layout(ordered)
+
     @property
     def exact_positions(self) -> tuple[int, ...]:
         """The positions of the exact arrays in the model, counted from 0."""
@@ -548,6 +554,12 @@ def is_same_model(model: Arrays, other: Arrays) -> bool:
         model.keys() == other.keys()
         and all(is_same_array(array, other[name]) for name, array in model.items())
     )
+
+
+def in_order(arrays: Arrays, names: Iterable[str]) -> Arrays:
+    """Return a model in the order of these names; the same object if it has that order."""
+    ordered = {name: arrays[name] for name in names}
+    return arrays if [*arrays] == [*ordered] else ordered
 
 
 def is_same_array(array: NDArray[Any], other: NDArray[Any]) -> bool:

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.checks import require_integer
-from fedmedian.model.layout import Arrays, Layout, first_spoiled, is_finite
+from fedmedian.logs import shown
+from fedmedian.model.layout import Arrays, Layout, first_spoiled, in_order, is_finite
 from fedmedian.randomness import downlink_seed
 from fedmedian.steps.downlink import CatchUp, CodedStep, fingerprint, moved, whole
 from fedmedian.steps.tied import are_equal
@@ -70,6 +70,9 @@ class Content:
 class Held:
     """The model that clients hold, and the coded steps that led to it.
 
+    While the server's model has the same arrays, the held one keeps their order, in whatever order
+    the server has them.
+
     Parameters
     ----------
     model : mapping of str to array
@@ -86,6 +89,8 @@ class Held:
         The exact arrays of the model; see `Layout.pack_exact`.
     positions : tuple of int
         The positions of the exact arrays.
+    reason : str
+        Why no step leads to the model, if its arrays are not those of the one before.
     """
 
     model: Arrays
@@ -95,16 +100,19 @@ class Held:
     count: int = 0
     exact: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
     positions: tuple[int, ...] = ()
+    reason: str = ""
     _contents: dict[str, Content] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, model: Arrays, count: int = 0) -> "Held":
+    def of(cls, model: Arrays, count: int = 0, reason: str = "") -> "Held":
         """Return a model that clients are to be sent as a whole."""
         version = fingerprint(model)
-        return cls(model, version, (version,), count=count)
+        return cls(model, version, (version,), count=count, reason=reason)
 
     def towards(self, target: Arrays, layout: Layout, seed: int | None, bits: int = 1) -> "Held":
         """Return what clients hold after steps towards the server's model, if it has changed."""
+        if self.model.keys() == target.keys():
+            target, layout = in_order(target, self.model), layout.in_order(self.model)
         version, held = fingerprint(target), self
         for _ in range(bits):
             if held.target == version:
@@ -114,6 +122,8 @@ class Held:
 
     def _moved(self, target: Arrays, layout: Layout, seed: int | None) -> "Held":
         """Return what clients hold after one step, or as a whole model if none leads there."""
+        if (reason := _difference(self.model, target)) is not None:
+            return Held.of(target, self.count, reason)
         step = self._step(target, layout, seed)
         if step is None:
             return Held.of(target, self.count)
@@ -135,7 +145,7 @@ class Held:
 
     def _step(self, target: Arrays, layout: Layout, seed: int | None) -> CodedStep | None:
         """Return the code of the step to the server's model, or None if no step leads there."""
-        if _form(self.model) != _form(target) or _is_stuck(self.model, target, layout):
+        if _is_stuck(self.model, target, layout):
             return None
         with np.errstate(invalid="ignore"):
             difference = layout.difference(self.model, target)
@@ -176,8 +186,15 @@ def _is_stuck(held: Arrays, target: Arrays, layout: Layout) -> bool:
     return not all(np.array_equal(held[name], target[name], equal_nan=True) for name in names)
 
 
-def _form(model: Arrays) -> list[tuple[str, tuple[int, ...], np.dtype[Any]]]:
-    return [(name, array.shape, array.dtype) for name, array in model.items()]
+def _difference(held: Arrays, target: Arrays) -> str | None:
+    """Return in what the arrays of two models differ; None if not in name, shape or dtype."""
+    old, new = ({n: (a.shape, a.dtype) for n, a in one.items()} for one in (held, target))
+    if old == new:
+        return None
+    changed = [name for name in new if name in old and new[name] != old[name]]
+    names = ([n for n in new if n not in old], [n for n in old if n not in new], changed)
+    kinds = zip(("new", "left out", "of another shape or dtype"), names, strict=True)
+    return ", ".join(f"{kind} {shown(own)}" for kind, own in kinds if own)
 
 
 def num_bytes(model: Arrays) -> int:

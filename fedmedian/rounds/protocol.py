@@ -100,6 +100,7 @@ class RoundProtocol:
         self._questions: list[Question] = []
         self._round: int | None = None
         self._is_over = self._has_trained = self._has_evaluated = False
+        self._has_told_reason = False
         self._silent_rounds = self._asked_before = 0
         self._model = model
 
@@ -525,7 +526,18 @@ class RoundProtocol:
         return held.content_for(self._versions.get(node))
 
     def log_whole_models(self, held: Held | None, nodes: Collection[Node]) -> None:
-        """Log which nodes are sent the whole model, and why; the first time all of them are."""
+        """Log which nodes are sent the whole model, and why; the first time all of them are.
+
+        That all are because arrays have changed is logged once.
+        """
+        if held is not None and held.reason and nodes and not self._has_told_reason:
+            self._has_told_reason = True
+            LOGGER.info(
+                "all clients are sent the whole model, %s bytes each, because its arrays are not "
+                "those of the one that was sent before: %s; steps are sent as long as the arrays "
+                "stay the same",
+                *(f"{num_bytes(held.model):,}", held.reason),
+            )
         if held is None or not held.steps:
             return
         known = [self._versions[node] for node in nodes if node in self._versions]

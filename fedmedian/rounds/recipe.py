@@ -22,7 +22,7 @@ from fedmedian.checks import (
     require_type,
 )
 from fedmedian.model.blocks import Blocks, Part
-from fedmedian.model.layout import RUNNING_STATISTICS, Arrays, Layout, Moving
+from fedmedian.model.layout import RUNNING_STATISTICS, Arrays, Layout, Moving, in_order
 from fedmedian.privacy.sums import limit_of_entries
 from fedmedian.randomness import rotation_seed, server_rng
 from fedmedian.rounds.direction import Direction
@@ -325,6 +325,8 @@ class Recipe:
             )
         state = self.with_held(state, model, layout)
         sent = model if state.held is None else state.held.model
+        # Clients know an array's place from what they are sent.
+        model, layout = in_order(model, sent), layout.in_order(sent)
         steps = self._steps(state, server_round, layout, layout.tied(model))
         instruction = Instruction(steps, server_round, self.seed, layout.exact_positions, number)
         return Question(server_round, model, layout, instruction, state, sent, versions)

@@ -91,6 +91,18 @@ class TestAnyModel:
                 one, two = layout.flat[first].name, layout.flat[other].name
                 assert np.array_equal(held.model[one], held.model[two])
 
+    @given(models(), st.integers(0, 99))
+    def test_steps_do_not_depend_on_the_order_of_the_servers_arrays(self, model, seed):
+        layout, rng = Layout.of_model(model), np.random.default_rng(seed)
+        held = other = Held.of(model)
+        for _ in range(5):
+            model = later(model, rng, layout)
+            held = held.towards(model, layout, 1)
+            shuffled = {name: model[name] for name in rng.permutation([*model]).tolist()}
+            other = other.towards(shuffled, Layout.of_model(shuffled), 1)
+            assert other.versions == held.versions
+            assert [*other.model] == [*held.model]
+
     @given(models())
     def test_a_model_that_does_not_change_is_no_step(self, model):
         layout = Layout.of_model(model)
@@ -241,6 +253,24 @@ class TestArraysThatStepsCannotMove:
         tied = {"one": moved, "two": moved}
         held = held.towards(tied, Layout.of_model(tied), 1)
         assert np.array_equal(held.model["one"], held.model["two"])
+
+
+class TestOrder:
+    MODEL = {"w": np.zeros((3, 4), np.float32), "n": np.array(7), "v": np.ones(5, np.float32)}  # noqa: RUF012
+
+    def test_a_question_has_the_order_of_what_clients_hold(self):
+        state = RECIPE.ask(RunState(), 1, self.MODEL).state
+        after = {"v": self.MODEL["v"] + 1, "n": np.array(8), "w": self.MODEL["w"] + 1}
+        question = RECIPE.ask(state, 2, after)
+        assert [*question.model] == [*question.sent] == ["w", "n", "v"]
+        assert [spec.name for spec in question.layout.specs] == ["w", "n", "v"]
+        assert question.instruction.exact == (1,)
+
+    def test_without_a_downlink_a_question_has_the_order_of_its_model(self):
+        recipe = replace(RECIPE, downlink=None)
+        state = recipe.ask(RunState(), 1, self.MODEL).state
+        after = dict(reversed(self.MODEL.items()))
+        assert recipe.ask(state, 2, after).model is after
 
 
 class TestResume:

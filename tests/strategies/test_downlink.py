@@ -394,6 +394,67 @@ class TestClients:
         assert outcome.reports[12]
 
 
+class TestArrays:
+    """Steps are of arrays by name: their order does not matter, and other arrays have no step."""
+
+    TWO = {"a": LARGE["0"], "b": -LARGE["0"], "count": np.array(0)}  # noqa: RUF012
+
+    @pytest.fixture
+    def start(self, message_api, habitual, run):
+        """Runs a strategy that sends what `choose` makes of the model in each round."""
+
+        def start(choose, strategy="SignSGD", model=self.TWO, **options):
+            whole = {}
+
+            def ask(number, model, usual):
+                whole.update(model)
+                return usual(choose(number, model))
+
+            def hear(number, heard, usual):
+                new, metrics = usual(heard)
+                return whole | new, metrics
+
+            options = {"downlink": CodedSteps(), "fraction_evaluate": 0.5, "seed": 1} | options
+            own = habitual(message_api, strategy, model, ask=ask, hear=hear, **options)
+            return run(own, train, model, NUM_CLIENTS, 6, grid=MeasuringGrid)
+
+        return start
+
+    @staticmethod
+    def turned(number, model):
+        return dict(sorted(model.items(), reverse=number % 2))
+
+    @pytest.mark.parametrize("strategy", ["SignSGD", "MedianSGD"])
+    def test_arrays_in_another_order_each_round_are_moved_by_the_same_steps(
+        self, strategy, start, bits
+    ):
+        usual = start(lambda number, model: dict(sorted(model.items(), reverse=True)), strategy)
+        turned = start(self.turned, strategy)
+        assert bits(turned.model) == bits(usual.model)
+        assert turned.reports == usual.reports
+        assert turned.grid.whole == usual.grid.whole
+        assert sum(turned.grid.whole) == NUM_CLIENTS
+
+    def test_an_order_that_changes_with_the_evaluation_costs_no_whole_model(self, start):
+        outcome = start(self.turned, fraction_evaluate=1.0)
+        assert sum(outcome.grid.whole) == NUM_CLIENTS
+
+    def test_other_arrays_are_sent_whole_and_the_log_says_why_once(self, start, caplog):
+        def choose(number, model):
+            return {"a": model["a"]} if number in (3, 5) else model
+
+        outcome = start(choose, fraction_evaluate=0.0)
+        whole = [all(of_round) for of_round in in_rounds(outcome.grid.whole)]
+        assert whole == [True, False, True, True, True, True]
+        (line,) = [one for one in caplog.messages if "are not those of the one" in one]
+        assert line.startswith("all clients are sent the whole model, 48,000 bytes each")
+        assert "left out ['b', 'count']" in line
+
+    def test_the_log_names_no_arrays_while_they_stay_the_same(self, start, caplog):
+        start(self.turned)
+        assert not any("are not those of the one" in one for one in caplog.messages)
+
+
 class TestHabits:
     @pytest.fixture
     def habits(self, api, habitual, run, seeking):

@@ -70,7 +70,7 @@ FATES = [
     *(ANSWERS_TWICE, ANSWERS_LATE, HAS_NO_MOD, IS_SILENT, GETS_NOTHING, FAILS, REFUSES),
     *(LIES_ABOUT_AN_OLD_ONE, LIES_ABOUT_THE_LAST_ONE, LIES),
 ]
-SERVER_EVENTS = ["resumes", "resumes alone", "moves", "grows", "shrinks", "renames"]
+SERVER_EVENTS = ["resumes", "resumes alone", "moves", "grows", "shrinks", "renames", "turns"]
 fates = st.lists(st.sampled_from(FATES), min_size=1, max_size=5)
 places = st.integers(0, 6)
 happened = Counter[str]()
@@ -160,6 +160,8 @@ class Downlink(RuleBasedStateMachine):
             self.model = {**own, "more": np.zeros(size, dtype=np.float32)}
         elif event == "shrinks":
             self.model = {name: self.model[name] for name in MODEL}
+        elif event == "turns":
+            self.model = dict(reversed(self.model.items()))
         elif event == "renames":
             last = self.model.get("more", np.zeros(2, dtype=np.float32))
             self.model = {**{name: self.model[name] for name in MODEL}, "other": last}
