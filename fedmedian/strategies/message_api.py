@@ -54,6 +54,7 @@ _FORMER = 10_000
 """The number of earlier messages whose late replies are known as such."""
 
 EvaluateFunction = Callable[[int, ArrayRecord], MetricRecord | None]
+Write = Callable[[Sequence[Message]], None]
 
 
 @dataclass
@@ -126,6 +127,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self._former = dict[str, int]()
         self._asked_to_evaluate: list[tuple[int, list[Message]]] = []  # with the round
         self._received: dict[str, Message] | None = None
+        self._written: dict[int, tuple[RecordDict, RecordDict, Write]] = {}
+        self._written_in = 0
         self._usual_size = 0
         self._around = _Traffic()
         self._grid: Grid | None = None
@@ -311,14 +314,10 @@ class MessageStrategy(ShowsArguments, FedAvg):
         if not self._protocol.may_ask(question, drawn if asked else [], nodes.present):
             asked = []
         self._usual_size = max(sizes_of(asked[:1]), default=0)
-        self._address(asked, arrays, question.model, question.content_for)
+        if self._written_in != server_round:
+            self._written, self._written_in = {}, server_round
+        self._write(asked, partial(self._write_question, question, arrays))
         self._protocol.log_whole_models(question.state.held, _nodes(asked))
-        for message in asked:
-            instruction = question.instruction_for(message.metadata.dst_node_id)
-            if instruction is not question.instruction:
-                self._tell(message, instruction.encode())
-            if (place := question.places.get(message.metadata.dst_node_id)) is not None:
-                self._tell(message, place.encode())
         if any(one.question.server_round > server_round for one in self._asked):
             self._forget()  # another strategy has started a new run
         late = [one for one in self._asked if one.question.server_round != server_round]
@@ -329,6 +328,43 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self._asked = [one for one in self._asked if one not in late]
         self._asked.append(_Asked(question, asked))
         return asked
+
+    def _construct_messages(
+        self, record: RecordDict, node_ids: list[int], message_type: str
+    ) -> Iterable[Message]:
+        """Construct messages as FedAvg does; what depends on the node is written for each anew."""
+        written = self._written.get(id(record))
+        if written is None:
+            return super()._construct_messages(record, node_ids, message_type)
+        _, usual, write = written
+        messages = list(super()._construct_messages(usual, node_ids, message_type))
+        self._write(messages, write)
+        return messages
+
+    def _write(self, messages: Sequence[Message], write: Write) -> None:
+        """Write to messages what depends on their nodes, and remember how: for other nodes."""
+        before = [message.content for message in messages]
+        write(messages)
+        for usual, message in zip(before, messages, strict=True):
+            if message.content is not usual:
+                self._written[id(message.content)] = message.content, usual, write
+
+    def _write_question(
+        self, question: Question, arrays: ArrayRecord, messages: Sequence[Message]
+    ) -> None:
+        self._address(messages, arrays, question.model, question.content_for)
+        for message in messages:
+            node = message.metadata.dst_node_id
+            if not _has_place(message, question):
+                raise ValueError(
+                    f"node {node} has no place in the secure sum of round {question.server_round}: "
+                    "a subclass must choose nodes in _construct_messages, before they get one"
+                )
+            instruction = question.instruction_for(node)
+            if instruction is not question.instruction:
+                self._tell(message, instruction.encode())
+            if (place := question.places.get(node)) is not None:
+                self._tell(message, place.encode())
 
     def _exchange(
         self, question: Question, requests: Mapping[Node, Mapping[str, WireScalar]]
@@ -464,7 +500,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self._usual_size = max(sizes_of(messages[:1]), default=0)
         held = self._protocol.held_to_evaluate(to_arrays(arrays)) if messages else None
         if held is not None:
-            self._address(messages, arrays, {}, partial(self._protocol.content_for, held))
+            content_for = partial(self._protocol.content_for, held)
+            self._write(messages, lambda some: self._address(some, arrays, {}, content_for))
             self._protocol.log_whole_models(held, _nodes(messages))
         if self._numpy_clients:
             messages = numpy_messages.as_evaluation(messages)

@@ -583,6 +583,25 @@ class TestMessages:
         assert all(node == own for node, own in seen)
         assert counts(outcome.reports[3]) == (NUM_CLIENTS, 0, 0)
 
+    @pytest.mark.parametrize("phase", ["train", "evaluate"])
+    def test_content_that_a_subclass_sends_to_other_nodes_is_written_for_them(
+        self, phase, message_api, habitual, run, warnings
+    ):
+        """They hold another model than the node whose content it was, or none."""
+
+        def ask(number, model, usual):
+            first, *_ = usual(model)
+            chosen = np.random.default_rng(number).permutation(NUM_CLIENTS)[:2]
+            return [first.to(partition) for partition in chosen]
+
+        own = {"ask": ask} if phase == "train" else {"ask_to_evaluate": ask}
+        options = {"downlink": CodedSteps(), "fraction_train": 0.5, "fraction_evaluate": 0.5}
+        strategy = habitual(message_api, "MedianSGD", MODEL, **own, **options)
+        outcome = run(strategy, train, MODEL, NUM_CLIENTS, 6)
+        assert {one["replies-rejected"] for one in outcome.reports.values()} == {0}
+        assert len(outcome.evaluations) == 6
+        assert not warnings("aggregate_")
+
     def test_a_node_that_a_subclass_sends_other_arrays_gets_these(self, message_api, run):
         own, seen = to_record({"0": np.full_like(MODEL["0"], 5.0)}), []
 
