@@ -100,6 +100,14 @@ class SecureSums:
         except SumError as error:
             self.forget(votes)  # a client may hold another key than it gave
             raise NoStepError(f"the secure sum cannot be opened: {error}") from error
+        if total.wrong:
+            warn(
+                "%s revealed wrong shares of the mask of %s, or was sent wrong ones by it: the "
+                "secure sum is opened with other shares, which takes longer; if this repeats, "
+                "disconnect the node that is named each time",
+                *(self._names([*total.wrong]), self._names([*{*total.wrong.values()}])),
+            )
+            self.forget(total.wrong)
         return [one for one in answers if one.node in total.members], total.counts
 
     def _heard(
@@ -124,10 +132,14 @@ class SecureSums:
             except ValueError as error:
                 lost.setdefault(text_of(error), []).append(node)
         for reason, nodes in lost.items():
-            names = ", ".join(map(self._roster.name, nodes[:_MOST_NAMES]))
-            more = "" if len(nodes) <= _MOST_NAMES else f" and {len(nodes) - _MOST_NAMES} more"
-            warn("%s%s %s: %s", names, more, words, reason)
+            warn("%s %s: %s", self._names(nodes), words, reason)
         return found
+
+    def _names(self, nodes: Sequence[Node]) -> str:
+        names = ", ".join(map(self._roster.name, nodes[:_MOST_NAMES]))
+        return (
+            names if len(nodes) <= _MOST_NAMES else f"{names} and {len(nodes) - _MOST_NAMES} more"
+        )
 
 
 _MOST_NAMES = 5

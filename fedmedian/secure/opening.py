@@ -1,7 +1,11 @@
 """The server's part in a secure sum: it collects masked votes, and opens nothing but their sum."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import combinations
+from math import comb
+from random import SystemRandom
 from typing import Generic
 
 import numpy as np
@@ -34,6 +38,9 @@ class Wanted:
     sealed: bytes = b""
 
 
+_Held = dict[Member, tuple[int, bytes]]
+"""The shares of one seed, each with its index, by who revealed it."""
+
 Ask = Callable[[Mapping[Member, Wanted]], Mapping[Member, bytes]]
 """Asks clients to reveal something, and returns the secrets of those that did."""
 
@@ -48,10 +55,14 @@ class Sum(Generic[Member]):
         How many clients voted 1, for each vote.
     members : tuple
         The clients whose votes are in it.
+    wrong : mapping
+        Those whose shares were noticed to be wrong, each with a client whose mask they are of. One
+        of the two lies: a client may seal wrong shares, too.
     """
 
     counts: Residues
     members: tuple[Member, ...]
+    wrong: Mapping[Member, Member]
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,12 +139,13 @@ class Cohort(Generic[Member]):
         for (one, other), seed in seeds.items():
             if one in votes:
                 add_mask(total, seed, -1 if self.keys[one] < self.keys[other] else 1)
-        for seed in self._own_seeds(votes, neighbors, ask):
+        own, wrong = self._own_seeds(votes, neighbors, ask)
+        for seed in own:
             add_mask(total, seed, -1)
         total &= total.dtype.type((1 << self.bits) - 1)
         if total.max(initial=0) > len(votes):
             raise SumError("the sum is not one of votes: a client has sent something else")
-        return Sum(total, tuple(votes))
+        return Sum(total, tuple(votes), wrong)
 
     def _without_lost(
         self,
@@ -171,11 +183,11 @@ class Cohort(Generic[Member]):
         votes: Mapping[Member, Masked],
         neighbors: Mapping[Member, list[Member]],
         ask: Ask[Member],
-    ) -> list[bytes]:
-        """Return the seeds of the clients' own masks, from what their neighbors reveal.
+    ) -> tuple[list[bytes], Mapping[Member, Member]]:
+        """Return the seeds of the clients' own masks, and whose shares of them are wrong.
 
-        That is a part of each, which is quick to combine. If a client has dropped out or sends a
-        wrong part, it is a share of each.
+        The neighbors reveal a part of each, which is quick to combine. If a client has dropped out
+        or sends a wrong part, they reveal a share of each.
         """
         holders: Collection[Member] = votes
         if len(votes) == len(self.circle.members):
@@ -187,7 +199,7 @@ class Cohort(Generic[Member]):
                     for one, masked in votes.items()
                 ]
                 if all(map(Masked.is_seed, votes.values(), seeds)):
-                    return seeds
+                    return seeds, {}
             warn(
                 "%d of %d clients sent their parts of the masks, and some may be wrong: the secure "
                 "sum is opened with shares, which takes longer; if this repeats in each round, a "
@@ -204,27 +216,40 @@ class Cohort(Generic[Member]):
             near = [other for other in neighbors[one] if other in votes]
             what = bytes(SHARE if other in votes else NOTHING for other in neighbors[one])
             wanted[one] = Wanted(what, b"".join(sealed[other][one] for other in near))
-        shares: dict[Member, dict[int, bytes]] = {one: {} for one in votes}
+        shares: dict[Member, _Held[Member]] = {one: {} for one in votes}
         for holder, secrets in self._revealed(wanted, ask).items():
             near = [other for other in neighbors[holder] if other in votes]
             for other, share in zip(near, secrets, strict=True):
                 if share != NO_SHARE:
-                    shares[other][neighbors[other].index(holder)] = share
-        return [self._own_seed(one, shares[one], masked) for one, masked in votes.items()]
+                    shares[other][holder] = neighbors[other].index(holder), share
+        return self._joined(votes, shares)
 
-    def _own_seed(self, one: Member, shares: Mapping[int, bytes], masked: Masked) -> bytes:
-        enough, held = self.circle.enough, [*shares.items()]
-        if len(held) < enough:
-            raise SumError(
-                f"{len(held)} shares of the mask of client {one} were revealed, {enough} are needed"
-            )
-        for start in range(len(held) if len(held) > enough else 1):
-            # Some of the shares may be wrong ones.
-            some = (held + held)[start : start + enough]
-            seed = join(dict(some))
-            if masked.is_seed(seed):
-                return seed
-        raise SumError(f"the shares of the mask of client {one} are wrong")
+    def _joined(
+        self, votes: Mapping[Member, Masked], shares: Mapping[Member, _Held[Member]]
+    ) -> tuple[list[bytes], Mapping[Member, Member]]:
+        """Return the seeds in shares, and whose are wrong."""
+        enough = self.circle.enough
+        for one, held in shares.items():
+            if len(held) < enough:
+                raise SumError(
+                    f"{len(held)} shares of the mask of client {one} were revealed, {enough} are "
+                    "needed"
+                )
+        joining = _Joining[Member](enough, max(_FEWEST_TRIES, _TRIES_EACH * len(votes)))
+        seeds = list[bytes]()
+        # In another order each time, so that a liar is not named beside the same other one.
+        waiting = deque(SystemRandom().sample([*votes], len(votes)))
+        while waiting:
+            one = waiting.popleft()
+            try:
+                seed = joining.seed_of(one, votes[one], shares[one])
+            except ValueError as error:
+                raise SumError(f"the shares of the mask of client {one} are wrong") from error
+            if seed is None:
+                waiting.append(one)
+            else:
+                seeds.append(seed)
+        return seeds, joining.wrong
 
     def _require_enough(self, votes: Mapping[Member, Masked]) -> None:
         if len(votes) < self.circle.least:
@@ -243,6 +268,102 @@ class Cohort(Generic[Member]):
             if what is not None and len(secrets) == KEY_SIZE * sum(map(bool, what.of_neighbors)):
                 found[one] = in_pieces(secrets, KEY_SIZE)
         return found
+
+
+_FEWEST_TRIES, _TRIES_EACH = 400, 10
+"""How many joins may fail in a sum: so many, or so many for each client if that is more.
+
+All sets of shares are tried where a fifth of up to 15 clients is wrong, at the usual threshold.
+"""
+
+_TRIES_IN_TURN = 10
+"""After so many failed joins another seed may be easier to find, which tells whose are wrong."""
+
+
+class _Joining(Generic[Member]):
+    """Finds seeds in shares, some of which are wrong, and whose these are.
+
+    A seed that is right vouches for all shares that it was joined from. So each seed is first tried
+    with those holders that nobody has vouched for yet, and after that with those that are known.
+
+    Parameters
+    ----------
+    enough : int
+        The number of shares that reveal a seed.
+    tries : int
+        How many joins that fail are allowed.
+
+    Attributes
+    ----------
+    wrong : dict
+        The holders of wrong shares, each with the client whose seed showed it.
+    """
+
+    def __init__(self, enough: int, tries: int) -> None:
+        self._enough, self._tries = enough, tries
+        self._right: set[Member] = set()
+        self.wrong: dict[Member, Member] = {}
+
+    def seed_of(self, owner: Member, masked: Masked, held: _Held[Member]) -> bytes | None:
+        """Return a client's seed, or None if it is better tried again after those of others.
+
+        Raises
+        ------
+        ValueError
+            If it will not be found.
+        """
+        order = sorted(held, key=lambda one: (one in self.wrong, one in self._right))
+        first = order[: self._enough]
+        dealt = _join(held, first)
+        if masked.is_seed(dealt):
+            self._right |= {*first} - self.wrong.keys()
+            return dealt
+        self._tries -= 1
+        tried = {frozenset(first)}
+        for some in self._others(held, order):
+            if self._tries > 0 and frozenset(some) not in tried:
+                seed = _join(held, some)
+                if masked.is_seed(seed):
+                    self._judge(owner, held, some, seed)
+                    return seed
+                # Where more than one share differs, a liar's error may be the same in both seeds.
+                if seed == dealt and len({*first} - {*some}) == 1:
+                    raise ValueError("the shares agree on a seed that the client is not bound to")
+                self._tries -= 1
+                tried.add(frozenset(some))
+        if self._tries <= 0 or len(tried) == comb(len(held), self._enough):
+            raise ValueError("no set of shares that was tried gives the seed")
+        return None
+
+    def _others(self, held: _Held[Member], order: list[Member]) -> Iterator[tuple[Member, ...]]:
+        """Return sets of holders to try after the first: all sets if they are few."""
+        yield tuple([*order[1:], order[0]][: self._enough])
+        best = sorted(held, key=lambda one: (one in self.wrong, one not in self._right))
+        if comb(len(best), self._enough) <= self._tries:
+            yield from combinations(best, self._enough)
+            return
+        yield tuple(best[: self._enough])
+        unless_wrong = [one for one in best if one not in self.wrong]
+        among = unless_wrong if len(unless_wrong) > self._enough else best
+        for _ in range(_TRIES_IN_TURN):
+            yield tuple(SystemRandom().sample(among, self._enough))
+
+    def _judge(
+        self, owner: Member, held: _Held[Member], right: tuple[Member, ...], seed: bytes
+    ) -> None:
+        """Note whose shares lie on the polynomial through right ones, and whose do not."""
+        self._right |= {*right}
+        for one in held.keys() - {*right} - self.wrong.keys():
+            # It takes all shares but one of those, and the seed, to fix the polynomial.
+            if _join(held, (one, *right[1:])) == seed:
+                self._right.add(one)
+            else:
+                self.wrong[one] = owner
+        self._right -= self.wrong.keys()
+
+
+def _join(held: _Held[Member], some: Iterable[Member]) -> bytes:
+    return join(dict(held[one] for one in some))
 
 
 def require_masked(masked: Masked, place: Place, dim: int) -> None:

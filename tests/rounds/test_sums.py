@@ -173,6 +173,28 @@ class TestOpening:
         run.seat(2)
         assert run.asked == [[101]]
 
+    @pytest.mark.parametrize("place", [0, 5, 6, 9])
+    def test_a_node_that_reveals_noise_stays_in_the_sum_is_named_once_and_loses_its_key(
+        self, place, caplog
+    ):
+        run = Run()
+        question = run.seat()
+        answers, expected = run.votes(question, NODES)
+        liar, secrets, rng = NODES[place], PREFIX + "sum.secrets", np.random.default_rng(0)
+
+        def exchange(requests):
+            replies = run.exchange(requests)
+            return replies | {liar: {secrets: rng.bytes(len(replies[liar][secrets]))}}
+
+        kept, total = run.sums.open(question, answers, exchange)
+        assert kept == answers
+        np.testing.assert_array_equal(total, expected)
+        assert caplog.text.count(f"node {liar}") == 1
+        assert f"node {liar} revealed wrong shares of the mask of node 1" in caplog.text
+        run.asked.clear()
+        run.seat(2)
+        assert run.asked == [[liar]]
+
     def test_too_few_votes_open_nothing_and_the_reason_says_so(self):
         run = Run()
         question = run.seat()

@@ -9,7 +9,7 @@ from Crypto.Protocol import SecretSharing
 
 from fedmedian.kernels.residues import dtype_of
 from fedmedian.secure import cohort as cohort_module
-from fedmedian.secure import masking
+from fedmedian.secure import masking, opening
 from fedmedian.secure.cohort import Circle, SecureSum
 from fedmedian.secure.masking import PART, SHARE, Key
 from fedmedian.secure.opening import Cohort
@@ -25,7 +25,8 @@ def entropy(monkeypatch):
     monkeypatch.setattr(masking, "new_private_key", lambda: rng.bytes(32))
     monkeypatch.setattr(masking, "new_seed", lambda: rng.bytes(32))
     monkeypatch.setattr(SecretSharing, "rng", rng.bytes)
-    monkeypatch.setattr(cohort_module, "SystemRandom", lambda: Random(rng.bytes(8)))
+    for module in (cohort_module, opening):
+        monkeypatch.setattr(module, "SystemRandom", lambda: Random(rng.bytes(8)))
 
 
 @dataclass

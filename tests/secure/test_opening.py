@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedmedian.secure import masking, opening
 from fedmedian.secure.cohort import Place, SecureSum
 from fedmedian.secure.masking import Masked
 from fedmedian.secure.opening import SumError, require_masked
-from fedmedian.secure.secrets import KEY_SIZE, SEALED_SIZE
+from fedmedian.secure.secrets import KEY_SIZE, SEALED_SIZE, split
 from fedmedian.wire.scalars import WireError
 
 numbers = st.integers(3, 12)
@@ -231,6 +232,120 @@ class TestWrongAnswers:
         ask = sums.asking(change=lambda one, secrets: wrong if one == 0 else secrets)
         with pytest.raises(SumError):  # its own mask cannot be removed
             sums.open({**sums.masked(), 0: hostile}, ask)
+
+
+class TestLiars:
+    """Wrong shares are found once, and for all clients: the server's work stays linear."""
+
+    @pytest.fixture
+    def joins(self, monkeypatch):
+        """Lists the seeds that shares are joined to."""
+        join, found = opening.join, []
+
+        def counted(shares):
+            found.append(join(shares))
+            return found[-1]
+
+        monkeypatch.setattr(opening, "join", counted)
+        return found
+
+    def lying(self, sums, liars):
+        """Return how the server asks where some clients reveal noise."""
+        rng = np.random.default_rng(0)
+        noise = lambda one, secrets: rng.bytes(len(secrets)) if one in liars else secrets  # noqa: E731
+        return sums.asking(change=noise)
+
+    def require_found(self, sums, liars):
+        total = sums.open(sums.masked(), self.lying(sums, liars))
+        np.testing.assert_array_equal(total.counts, sums.plain(total.members))
+        assert {*total.wrong} == {*liars}
+
+    @pytest.mark.parametrize("voting", [10, 9])
+    def test_without_them_each_seed_is_joined_once_and_nobody_named(self, voting, joins, round_of):
+        sums = round_of(10, 9)
+        total = sums.open(
+            sums.masked(range(voting)), sums.asking(silent={"seeds": (), "shares": {0}})
+        )
+        assert len(joins) == voting
+        assert total.wrong == {}
+
+    @pytest.mark.parametrize("number", [10, 30])
+    @pytest.mark.parametrize("place", [0, 5, "enough - 1", "enough", "last"])
+    def test_one_costs_at_most_one_more_join_for_each_client(self, number, place, joins, round_of):
+        sums = round_of(number, 9, SecureSum(0.8))
+        enough = sums.cohort.circle.enough
+        places = {"enough - 1": enough - 1, "enough": enough, "last": number - 1}
+        self.require_found(sums, {places.get(place, place)})
+        assert len(joins) <= 2 * number
+
+    @pytest.mark.parametrize("liars", [{0, 1}, {0, 5}, {2, 6}, {3, 9}, {8, 9}], ids=str)
+    def test_a_fifth_of_ten_are_named_wherever_they_are(self, liars, joins, round_of):
+        self.require_found(round_of(10, 9, SecureSum(0.8)), liars)
+        assert len(joins) <= 6 * 10
+
+    @pytest.mark.parametrize(
+        ("number", "liars"), [(15, 3), (30, 2), pytest.param(100, 10, marks=pytest.mark.slow)]
+    )
+    def test_as_many_as_the_docs_say_are_named(self, number, liars, joins, round_of):
+        self.require_found(
+            round_of(number, 9, SecureSum(0.8)), {*range(0, number, number // liars)}
+        )
+        assert len(joins) <= 400 + 2 * number
+
+    @pytest.mark.parametrize("number", [30, 60])
+    def test_of_many_a_fifth_cost_joins_in_proportion(self, number, joins, round_of, ring):
+        """A client has few of them among its neighbors, and clients with none tell who lies."""
+        sums = round_of(number, 9, circle=ring(number, 20, SecureSum(0.51).least(number)))
+        self.require_found(sums, {*range(0, number, 5)})
+        assert len(joins) <= 5 * number
+
+    def test_one_that_lies_about_some_clients_only_costs_no_more(self, joins, round_of):
+        sums = round_of(20, 9, SecureSum(0.8))
+
+        def half(one, secrets):
+            return (
+                secrets[: 9 * KEY_SIZE] + garbled(secrets[9 * KEY_SIZE :]) if one == 3 else secrets
+            )
+
+        total = sums.open(sums.masked(), sums.asking(change=half))
+        np.testing.assert_array_equal(total.counts, sums.plain(range(20)))
+        assert {*total.wrong} == {3}
+        assert len(joins) <= 2 * 20
+
+    def test_whose_share_another_client_sealed_wrong_is_named_too(
+        self, joins, round_of, ring, monkeypatch
+    ):
+        """Nobody can tell which of the two lies."""
+        sums = round_of(10, 9, circle=ring(10, 20, 8))
+        masked = sums.masked(range(1, 9))
+
+        def wrong(*about):
+            first, *others = split(*about)
+            return [garbled(first), *others]
+
+        monkeypatch.setattr(masking, "split", wrong)
+        total = sums.open(sums.masked([0]) | masked)
+        np.testing.assert_array_equal(total.counts, sums.plain(range(9)))
+        assert total.wrong == {1: 0}
+
+    def test_shares_that_agree_on_another_seed_than_the_commitment_end_the_search(
+        self, joins, round_of
+    ):
+        sums = round_of(20, 9, SecureSum(0.8))
+        masked = sums.masked()
+        masked[0] = replace(masked[0], commitment=bytes(2 * KEY_SIZE))
+        with pytest.raises(SumError, match="shares of the mask of client 0 are wrong"):
+            sums.open(masked)
+        assert len(joins) <= 20 + 2
+
+    @pytest.mark.parametrize(("number", "most"), [(10, 36), (20, 400), (50, 500)])
+    def test_where_all_lie_the_search_is_bounded(self, number, most, round_of, monkeypatch):
+        rng, joins = np.random.default_rng(0), []
+        monkeypatch.setattr(opening, "join", lambda shares: joins.append(0) or rng.bytes(KEY_SIZE))
+        sums = round_of(number, 9, SecureSum(0.8))
+        with pytest.raises(SumError, match=r"shares of the mask of client \d+ are wrong"):
+            sums.open(sums.masked(), self.lying(sums, {*range(number)}))
+        assert len(joins) == most
 
 
 class TestForm:

@@ -664,6 +664,19 @@ class TestHostileClient:
         outcome = play(4, spoiling(self.garbled), max_failed_rounds=None)
         assert all(np.isfinite(array).all() for array in outcome.model.values())
 
+    def test_that_reveals_noise_is_named_in_each_round_and_changes_nothing(
+        self, play, bits, warnings
+    ):
+        def spoil(stage, content):
+            if stage in ("parts", "shares"):
+                secrets = content["fedmedian"][PREFIX + "sum.secrets"]
+                content["fedmedian"][PREFIX + "sum.secrets"] = secrets[::-1]
+
+        honest, outcome = play(3), play(3, spoiling(spoil, partition=2))
+        assert bits(outcome.model) == bits(honest.model)
+        named = [one for one in warnings(partition=2) if "revealed wrong shares" in one]
+        assert len(named) == 3
+
     def test_that_adds_to_every_count_shifts_the_sum(self, play, bits, monkeypatch):
         mask = masking.Key.mask
 
