@@ -562,13 +562,14 @@ class RoundProtocol:
 
         A node whose policy refuses to answer could follow all the same. A node that was sent steps
         and did not hold the model `_MOST_LOSSES` times in a row is not sent any more: its client
-        keeps no state between rounds. Flower's older API does not say whose failure it is: it may
-        be any silent node's.
+        keeps no state between rounds. A whole model between two of those times proves nothing.
+        Flower's older API does not say whose failure it is: unless all failures have one reason, a
+        liar's could be held against an honest node.
         """
         valid = {answer.node: answer.held for answer in answers}
         silent = {node for node in asked if node not in valid} if failures else set[Node]()
         lost = hearing.nodes_rejected(NOT_HELD)
-        lost |= silent if any(NOT_HELD in reason for reason in failures) else set()
+        lost |= silent if all(NOT_HELD in reason for reason in failures) else set()
         follows = hearing.nodes_rejected(POLICY_RULE)
         follows |= silent if all(POLICY_RULE in reason for reason in failures) else set()
         for node in {*(node for node, _ in replies), *silent} - (follows - valid.keys()):

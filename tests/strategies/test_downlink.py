@@ -19,7 +19,7 @@ from fedmedian.clients import (
     perturb_with,
 )
 from fedmedian.records import to_arrays, to_record
-from fedmedian.steps.downlink import HELD
+from fedmedian.steps.downlink import HELD, NOT_HELD
 from fedmedian.strategies import Checkpoint
 
 NUM_CLIENTS = 4
@@ -209,6 +209,18 @@ class TestLostStates:
         wholes = [sum(phase) for phase in in_rounds(outcome.grid.whole)]
         assert wholes == [NUM_CLIENTS, 0, 0, 0, 1, *[0] * 7]
 
+    def test_one_that_is_lost_each_time_is_sent_the_whole_model_after_two_losses(
+        self, any_client, play
+    ):
+        def forget(message, context, call_next):
+            if context.node_config["partition-id"] == 3:
+                context.state.clear()
+            return call_next(message, context)
+
+        outcome = play(make(any_client), mods=(forget, perturb))
+        wholes = [sum(phase) for phase in in_rounds(outcome.grid.whole)]
+        assert wholes == [NUM_CLIENTS, 0, 1, 0, 1, 1]
+
     def test_all_may_lose_it_at_once(self, any_client, play):
         mods = [wiping(partition, after=2) for partition in range(NUM_CLIENTS)]
         outcome = play(make(any_client, max_failed_rounds=None), mods=(*mods, perturb))
@@ -295,6 +307,25 @@ class TestLiars:
         outcome = play(make(any_client, fraction_evaluate=1.0), mods=(lie, perturb))
         assert bits(outcome.model) == bits(honest.model)
         assert outcome.evaluations == honest.evaluations
+
+    def test_an_error_that_says_so_does_not_make_another_client_one_that_keeps_no_state(
+        self, any_client, play
+    ):
+        """The older API does not say whose errors they are."""
+        sent = {partition: [] for partition in range(NUM_CLIENTS)}
+
+        def fail(message, context, call_next):
+            partition = context.node_config["partition-id"]
+            sent[partition].append(is_whole(message))
+            if len(sent[partition]) in (3, 5):
+                if partition == 0:
+                    raise RuntimeError(NOT_HELD)
+                if partition == 3:
+                    raise MemoryError
+            return call_next(message, context)
+
+        play(make(any_client), 8, mods=(fail, perturb))
+        assert sent[3] == [True, False, False, True, False, True, False, False]
 
 
 class TestClients:
