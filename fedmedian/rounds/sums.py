@@ -32,17 +32,22 @@ class SecureSums:
     def __init__(self, rule: SecureSum, roster: Roster) -> None:
         self._rule, self._roster = rule, roster
         self._keys: dict[Node, bytes] = {}
+        self._seated: tuple[Question, set[Node], Question] | None = None
 
     def seat(self, question: Question, nodes: Sequence[Node], exchange: Exchange) -> Question:
         """Return the question with a place in its sum for each node that has a key.
 
-        Nodes without are asked for one.
+        Nodes without are asked for one. If the question is asked again, as for a second group of
+        the same nodes, their places stay.
 
         Raises
         ------
         NoStepError
             If too few have one.
         """
+        last = self._seated
+        if last is not None and last[0] is question and {*nodes} == last[1]:
+            return last[2]
         new = [node for node in nodes if node not in self._keys]
         found = self._heard(
             "gave no key for the secure sum",
@@ -67,7 +72,9 @@ class SecureSums:
             )
         circle = replace(self._rule.circle(members), least=least)
         cohort = Cohort(circle, {one: self._keys[one] for one in members})
-        return replace(question, cohort=cohort, without_place=len(nodes) - len(members))
+        seated = replace(question, cohort=cohort, without_place=len(nodes) - len(members))
+        self._seated = question, {*nodes}, seated
+        return seated
 
     def forget(self, nodes: Collection[Node]) -> None:
         """Forget the keys of nodes, which may have lost them."""

@@ -10,7 +10,7 @@ import pytest
 from flwr.app import ConfigRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedmedian import Adaptive, Gaussian, Momentum
+from fedmedian import Adaptive, Gaussian, Momentum, SecureSum
 from fedmedian.clients import InProcessGrid, perturb
 from fedmedian.rounds.watch import RunFailedError
 from fedmedian.rules.optimizers import Optimizer
@@ -476,6 +476,39 @@ class TestLateReplies:
         reports = [counts(outcome.reports[number]) for number in (1, 2, 3)]
         assert reports == [(others, 0, 1), (others, 1, 1), (others, 1, 1)]
         assert near_goal(outcome.model, 3)
+
+
+@pytest.fixture
+def play_secure(message_api, habitual, seeking, run):
+    """Runs a strategy with secure sums and habits."""
+
+    def play_secure(**options):
+        options = {"secure": SecureSum(), "weighted": False, "fraction_evaluate": 0.0, **options}
+        strategy = habitual(message_api, "SignSGD", MODEL, **options)
+        app = seeking(message_api, aim, num_clients=NUM_CLIENTS)
+        return run(strategy, app, MODEL, NUM_CLIENTS, 4)
+
+    return play_secure
+
+
+class TestSecureSums:
+    def test_one_question_may_be_made_for_each_of_two_groups(self, play_secure):
+        def ask(number, model, usual):
+            odd = [one for one in usual(model) if one.partition in ODD]
+            return odd + [one for one in usual(model) if one.partition not in ODD]
+
+        outcome = play_secure(ask=ask)
+        require_counts(outcome, range(1, 5), (NUM_CLIENTS, 0, 0))
+        assert near_goal(outcome.model, 4)
+
+    def test_a_node_that_was_not_drawn_is_refused_with_the_remedy(self, play_secure):
+        def ask(number, model, usual):
+            drawn = usual(model)
+            others = {*range(NUM_CLIENTS)} - {one.partition for one in drawn}
+            return [*drawn, drawn[0].to(others.pop())]
+
+        with pytest.raises(ValueError, match="has no place in the secure sum"):
+            play_secure(ask=ask, fraction_train=0.8)
 
 
 @pytest.mark.parametrize("make", MAKES)
