@@ -24,7 +24,14 @@ from fedmedian.privacy.accounting import (
     honest_of,
     require_share,
 )
-from fedmedian.privacy.mechanism import SHORTEST, least_scale, limit_of, noise_of, obstacles
+from fedmedian.privacy.mechanism import (
+    SHORTEST,
+    largest_entry,
+    least_scale,
+    limit_of,
+    noise_of,
+    obstacles,
+)
 from fedmedian.randomness import secret_rng
 from fedmedian.secure.cohort import Place
 from fedmedian.steps.encodings import Signs
@@ -116,7 +123,9 @@ class Policy:
     honest : float (default: 0.8)
         The smallest share of this client and those that it shares masks with that are honest, in
         (0, 1]; a lying server chooses these. With `cohort`, the cost of an answer follows from the
-        honest ones that must be in its sum; see `fedmedian.privacy.sums`.
+        honest ones that must be in its sum; see `fedmedian.privacy.sums`. They count only if the
+        server's steps bound every client's entries, by `Clip` or the `Limit` of a strategy with
+        it.
     ledger : str, optional
         The absolute path of a folder of this SuperNode alone, made if missing, in which answers are
         counted: those of all runs together, for as long as it exists. Answers are refused if it
@@ -528,6 +537,8 @@ class Policies:
             float(_least_scale(instruction)) / clip,
             limit=limit_of(steps) / clip,
             summed=summed,
+            # Of the others it knows only what all were asked: their masks would not cancel else.
+            others=largest_entry(steps) / clip,
         )
 
 

@@ -191,6 +191,7 @@ class PrivacyLoss:
         *,
         limit: float = inf,
         summed: int = 0,
+        others: float = 0.0,
     ) -> "PrivacyLoss":
         """Return what one answer reveals; infinite with too little noise, see `LEAST_MULTIPLIER`.
 
@@ -206,6 +207,9 @@ class PrivacyLoss:
             The largest entry of the vector that noise is added to, over the clip norm.
         summed : int (default: 0)
             See `Draw`; it matters for signs only.
+        others : float (default: 0.0)
+            The largest entry of the other clients' vectors, over this client's clip norm, if it may
+            exceed this client's own. One that is certain of its vote hides no other.
 
         Returns
         -------
@@ -219,8 +223,11 @@ class PrivacyLoss:
         reach, encoding = largest / counted, encodings()[kind]
         as_vector = 1 / counted / counted * (4 if relation == "replace" else 1)
         share = encoding.share(reach)
-        if summed < 2 or not issubclass(encoding, Signs):
+        everyones = max(largest, others)
+        is_hidden = summed > 1 and noise_multiplier >= LEAST_MULTIPLIER * everyones
+        if not is_hidden or not issubclass(encoding, Signs):
             return cls(as_vector, share * as_vector)
+        reach = everyones / counted
         of_sum = gaussian_share(summed, reach)
         divergences = (as_vector * one for one in sum_divergences(summed, reach).tolist())
         return cls(of_sum * as_vector, min(share, of_sum) * as_vector, (*divergences,))

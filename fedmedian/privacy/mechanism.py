@@ -78,8 +78,8 @@ def mechanism_of(
         The mechanism, or the reasons why there is none.
     """
     reasons = [*map(str, obstacles(steps, seed=seed))]
-    noise, norm = noise_of(steps), next((step.norm for step in steps if type(step) is Clip), None)
-    if norm is not None and noise is not None and not reasons:
+    noise, norm = noise_of(steps), _norm_of(steps)
+    if noise is not None and not reasons:
         scale, limit, encoding = least_scale(noise), limit_of(steps), steps[-1]
         if scale >= LEAST_MULTIPLIER * min(norm, limit):
             return Mechanism(norm, scale, encoding.name, limit)
@@ -144,6 +144,18 @@ def limit_of(steps: Sequence[ClientStep]) -> float:
         if type(step) is not Measure:
             limit = step.largest if type(step) is Limit else inf
     return limit
+
+
+def largest_entry(steps: Sequence[ClientStep]) -> float:
+    """Return the largest entry that these steps let any client have; infinity without a bound."""
+    return min(limit_of(steps), _norm_of(steps))
+
+
+def _norm_of(steps: Sequence[ClientStep]) -> float:
+    """Return the largest norm of the vector that gets the noise; infinity without a bound."""
+    if any(_in_clipping(steps)):
+        return inf
+    return next(step.norm for step in reversed(steps) if type(step) is Clip)
 
 
 def _in_reports(steps: Sequence[ClientStep], layout: Layout | None) -> Iterator[Obstacle]:

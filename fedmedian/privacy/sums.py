@@ -4,9 +4,10 @@ A secure sum shows a server, in each coordinate, how many of the votes are +1, a
 The server subtracts the votes of clients that collude with it, and is left with those of H honest
 ones: S = X + W, where W is the vote of the client in question, P(W = 1) = Φ(x) for an entry x·b of
 its update, and X is the sum of N = H − 1 others' votes. The server may know all updates but one.
-Entries are clipped, |x| ≤ R, so that every vote has a probability between 1 − P and P = Φ(R). The
-noise of the votes is independent, so divergences of coordinates and of rounds add up, and Gaussian
-mechanisms compose, as in `fedmedian.privacy.accounting`.
+Entries of all H clients are clipped, |x| ≤ R, so that every vote has a probability between 1 − P
+and P = Φ(R). If the client in question clips its own to less, what holds for all |x| ≤ R holds for
+those. The noise of the votes is independent, so divergences of coordinates and of rounds add up,
+and Gaussian mechanisms compose, as in `fedmedian.privacy.accounting`.
 
 Write f_p for the law of S if W has the probability p. It is affine in p, and in each of the others'
 probabilities. Both bounds below are of convex functions of two such laws: they are largest where m
@@ -124,7 +125,7 @@ def gaussian_share(summed: int, reach: float) -> float:
     summed : int
         H, the number of honest clients whose votes are in the sum, >= 1.
     reach : float
-        R, the largest entry of an update over the noise scale, > 0.
+        R, the largest entry of any client's update over the noise scale, > 0.
 
     Returns
     -------

@@ -772,6 +772,35 @@ class TestSecureSums:
                 admit((careful,), 10, instruction=asked)
         admit((careful,), 10)
 
+    @pytest.mark.parametrize(
+        "steps",
+        [
+            (),
+            (Limit(1e6),),
+            (Clip(1e6),),
+            (Clip(2.0), DivideByLearningRate(1e-6)),
+            (Limit(0.5), Rotation(seed=1)),
+        ],
+        ids=["none", "large entries", "a large norm", "a norm that grows", "turned entries"],
+    )
+    def test_clients_whose_votes_may_be_certain_hide_none(self, steps, admit):
+        """The policy clips this client's own update, and no other client's."""
+        asked = replace(ASKED, steps=(*steps, self.NOISE, Signs()))
+        price = Mechanism(2.0, 2.0).epsilon(self.DELTA)
+        for factor, is_enough in ((0.999, False), (1.001, True)):
+            careful = replace(self.POLICY, epsilon=price * factor, delta=self.DELTA)
+            with nullcontext() if is_enough else pytest.raises(PolicyError, match="'epsilon'"):
+                admit((careful,), 20, instruction=asked)
+
+    @pytest.mark.parametrize("steps", [(Clip(2.0),), (Clip(0.1),), (Limit(2.0),)])
+    def test_entries_that_a_server_limits_for_all_as_the_policy_does_cost_no_more(
+        self, steps, admit
+    ):
+        asked = replace(ASKED, steps=(*steps, self.NOISE, Signs()))
+        price = Mechanism(2.0, 2.0).epsilon(self.DELTA, summed=15)
+        careful = replace(self.POLICY, epsilon=price * 1.001, delta=self.DELTA)
+        admit((careful,), 20, instruction=asked)
+
     def test_of_several_policies_the_fewest_honest_clients_count(self, admit):
         careful = self.with_budget({Draw(summed=7): 1})
         for other in (replace(self.POLICY, honest=0.7), replace(self.POLICY, cohort=None)):

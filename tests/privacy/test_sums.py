@@ -193,6 +193,41 @@ class TestALargeModel:
         assert told < reported < told * slack
 
 
+class TestOthersWithLargerEntries:
+    """Only its own policy clips a client's update: others may be far surer of their votes."""
+
+    @pytest.mark.parametrize("others", [3.0, 6.0, 12.0])
+    def test_the_exact_law_shows_more_than_the_clients_own_entries_say(self, others):
+        summed, scale, answers = 20, 3.0, 10
+        pair = (np.array([own] + [others] * (summed - 1)) / scale for own in (1, -1))
+        told = epsilon_of_composition(*(law_of_sum(ndtr(one)) for one in pair), answers, DELTA)
+        by_own, by_all = (
+            (PrivacyLoss.of_answer("signs", scale, summed=summed, others=bound) * answers)
+            for bound in (0.0, others)
+        )
+        assert by_own.epsilon(DELTA) < told < by_all.epsilon(DELTA)
+
+    def test_a_sum_with_votes_that_are_certain_costs_what_the_single_vote_does(self):
+        alone = PrivacyLoss.of_answer("signs", 3.0)
+        for others in (15.1, 50.0, inf):
+            assert PrivacyLoss.of_answer("signs", 3.0, summed=20, others=others) == alone
+
+    @given(
+        st.sampled_from([2, 3, 16, 80, 300]),
+        st.sampled_from([0.01, 0.1, 1.0]),
+        st.floats(0.2, 20),
+        st.lists(st.one_of(st.floats(0, 30), st.just(inf)), min_size=2, max_size=4),
+    )
+    def test_the_larger_they_may_be_the_more_an_answer_costs(self, summed, limit, scale, bounds):
+        prices = [
+            PrivacyLoss.of_answer("signs", scale, limit=limit, summed=summed, others=others)
+            for others in (0.0, limit, *sorted(bounds), inf)
+        ]
+        found = [price.epsilon(DELTA) for price in prices]
+        assert found == sorted(found)
+        assert prices[0] == prices[1]
+
+
 class TestAttack:
     @pytest.mark.parametrize("relation", RELATIONS)
     @pytest.mark.parametrize(
