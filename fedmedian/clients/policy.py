@@ -115,8 +115,9 @@ class Policy:
         evaluation. Others are removed, and a "num-examples" that may not be sent becomes 1.
         Evaluation is refused if none of its metrics may be sent.
     vectors : bool (default: False)
-        Whether more of the noisy update than its signs may be sent. Noise in floating point hides
-        less of it than the formulas say; see `fedmedian.kernels.encoding`.
+        Whether more of the noisy update than its signs may be sent. Its cost is that of ideal
+        noise. Noise in floating point hides less; see `fedmedian.kernels.encoding`. It is drawn and
+        added in float64.
     cohort : int, optional
         The smallest number of clients, including this one, whose votes are in a secure sum, >= 3.
         Votes that are not summed are refused. Without it, the server may see every vote.

@@ -119,6 +119,13 @@ class Noise(ABC):
     def sample(self, rng: np.random.Generator, size: int) -> NDArray[np.float32]:
         """Draw `size` independent values of variance 1, as float32."""
 
+    def sample_finely(self, rng: np.random.Generator, size: int) -> NDArray[np.float64]:
+        """Draw from the same law as float64, for noise that must hide what it is added to.
+
+        By default the values are those of `sample`.
+        """
+        return self.sample(rng, size).astype(np.float64)
+
 
 NOISE_FAMILIES: Registry[Noise] = Registry(Noise, "noise family", "register_noise")
 """Every noise family that clients can draw from, by its name on the wire."""
@@ -187,8 +194,12 @@ class Gaussian(Noise):
         return slope
 
     def sample(self, rng: np.random.Generator, size: int) -> NDArray[np.float32]:
-        """Draw `size` standard normal values, as float32."""
+        """Draw `size` standard normal values, as float32; one in 2²³ is exactly 0."""
         return rng.standard_normal(size, dtype=np.float32)
+
+    def sample_finely(self, rng: np.random.Generator, size: int) -> NDArray[np.float64]:
+        """Draw `size` standard normal values, as float64; one in 2⁵² is exactly 0."""
+        return rng.standard_normal(size)
 
 
 @register_noise

@@ -59,6 +59,9 @@ class Draft:
         Draws the noise, and the sign of every exact zero.
     memory : dict of str to dict, optional
         The client's memory between rounds, updated in place. None for a client without memory.
+    is_private : bool (default: False)
+        Whether noise must hide the update. It is then drawn and added in float64, and only the
+        result is rounded.
 
     Attributes
     ----------
@@ -75,6 +78,7 @@ class Draft:
         server_round: int,
         rng: np.random.Generator,
         memory: Memory | None = None,
+        is_private: bool = False,
     ) -> None:
         self.blocks = blocks
         self.server_round = server_round
@@ -85,6 +89,7 @@ class Draft:
         self._vector: Float32 | None = None
         self._noise: tuple[Noise, Float32] | None = None  # not yet added
         self._memory = memory
+        self._is_private = is_private
         self._reports: dict[str, Float32] = {}
         if callable(update):
             self._read, self._make = update, _from(update)
@@ -98,8 +103,9 @@ class Draft:
         vector = self._whole()
         if self._noise is not None:
             noise, scales = self._noise
+            add = _add_finely if self._is_private else _add
             for part, scale in zip(self.blocks.split(vector), scales, strict=True):
-                part += scale * noise.sample(self.rng, part.size)
+                add(part, noise, scale, self.rng)
             self._noise = None
         return vector
 
@@ -236,6 +242,16 @@ class Draft:
     def _finish_work(self) -> None:
         if self._is_waiting:
             self._whole()
+
+
+def _add(part: Float32, noise: Noise, scale: np.float32, rng: np.random.Generator) -> None:
+    part += scale * noise.sample(rng, part.size)
+
+
+def _add_finely(part: Float32, noise: Noise, scale: np.float32, rng: np.random.Generator) -> None:
+    for start in range(0, part.size, _CHUNK):
+        piece = part[start : start + _CHUNK]
+        piece[:] = piece + np.float64(scale) * noise.sample_finely(rng, piece.size)
 
 
 def _from(read: Read) -> Make:

@@ -337,7 +337,7 @@ def perturb_update(
     else:
         # In a separate draft, whose reports are dropped: they have no noise.
         vector, blocks = _prepared_within(clip, instruction, layout, update, rng, memory)
-        draft = Draft(vector, blocks, number, rng, memory)
+        draft = Draft(vector, blocks, number, rng, memory, is_private=True)
         steps = steps[instruction.place_of_noise :]
     for step in steps:
         step.apply(draft)

@@ -252,6 +252,15 @@ class TestVectors:
         assert np.linalg.norm(body) == pytest.approx(np.hypot(1, 0.5 * np.sqrt(DIM + 3)), rel=0.1)
         require_refusal(client(policy).ask(steps=(Vector(),)), "noise_scale", "add none")
 
+    def test_noise_is_drawn_and_added_in_float64(self, client, monkeypatch):
+        """In float32 one normal number in 2²³ is exactly 0, and shows an entry of the update."""
+        monkeypatch.setattr(answering, "secret_rng", lambda: np.random.default_rng(5))
+        policy = replace(POLICY, clip=1e3, vectors=True)
+        body = client(policy).answer(steps=(NOISE, Vector())).body
+        update = np.append(UPDATE, MODEL["secret"]).astype(np.float64)
+        noise = np.random.default_rng(5).standard_normal(DIM + 3)
+        assert np.array_equal(body, np.float32(update + 0.5 * noise))
+
 
 class TestClip:
     """A divisor of 1e-9 makes the update so long that noise no longer matters."""

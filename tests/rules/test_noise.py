@@ -52,8 +52,9 @@ def test_noise_has_mean_0_and_variance_1(family):
 
 
 @each_family
-def test_noise_follows_its_cdf(family):
-    noise = family().sample(np.random.default_rng(2), 50_000).astype(np.float64)
+@pytest.mark.parametrize("draw", ["sample", "sample_finely"])
+def test_noise_follows_its_cdf(family, draw):
+    noise = getattr(family(), draw)(np.random.default_rng(2), 50_000).astype(np.float64)
     assert stats.kstest(noise, family().cdf).pvalue > 1e-6
 
 
