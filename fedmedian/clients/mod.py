@@ -133,7 +133,7 @@ def _pass_on(
     _remove_keys(message)
     try:
         policies.admit_uninstructed(_is_training(message))
-        with enforcing():
+        with enforcing(context):
             reply = call_next(message, context)
         if reply.has_content():
             if wants_no_arrays:
@@ -168,7 +168,7 @@ def _follow(
     except ValueError as error:
         return _refuse(message, error)
     _remove_keys(message)
-    with enforcing():
+    with enforcing(context):
         reply = call_next(message, context)
     if reply.has_error():
         return reply

@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -560,13 +561,18 @@ _ENFORCING: ContextVar[bool] = ContextVar("enforcing", default=False)
 
 
 @contextmanager
-def enforcing() -> Iterator[None]:
-    """Mark calls in this context as made by a mod that enforces the policies."""
-    token = _ENFORCING.set(True)
+def enforcing(context: Context) -> Iterator[None]:
+    """Mark calls in here as made by a mod that enforces the policies, and keep its count.
+
+    An app may replace its whole state, and fail afterwards.
+    """
+    token, kept = _ENFORCING.set(True), deepcopy(context.state.get(_STATE))
     try:
         yield
     finally:
         _ENFORCING.reset(token)
+        if kept is not None:
+            context.state[_STATE] = kept
 
 
 def are_enforced() -> bool:

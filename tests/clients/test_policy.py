@@ -887,6 +887,39 @@ class TestRounds:
         assert replies[0].error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
         require_refusal(replies[1], "one answer per round")
 
+    @pytest.mark.parametrize("fails", [False, True], ids=["answers", "fails"])
+    def test_an_app_that_replaces_its_state_does_not_touch_the_count(self, as_record, fails):
+        app = ClientApp(mods=[perturb_with(replace(POLICY, rounds=2, metrics=["loss"]))])
+
+        @app.train()
+        @app.evaluate()
+        def forget(message, context):
+            context.state = RecordDict({"own": ConfigRecord({"seen": 1})})
+            if fails:
+                raise KeyError("no data")
+            content = {"metrics": MetricRecord(METRICS)}
+            if message.metadata.message_type == MessageType.TRAIN:
+                content["arrays"] = as_record(TWO)
+            return Message(RecordDict(content), reply_to=message)
+
+        grid = InProcessGrid(app, 1)
+        (node,) = grid.get_node_ids()
+
+        def ask(server_round, kind=MessageType.TRAIN):
+            config = ConfigRecord(replace(ASKED, server_round=server_round).encode())
+            content = RecordDict({"arrays": as_record(TWO), "config": config})
+            message = Message(content, dst_node_id=node, message_type=kind)
+            (reply,) = grid.send_and_receive([message])
+            return reply
+
+        assert ask(1).has_error() is fails
+        ask(1, MessageType.EVALUATE)
+        require_refusal(ask(1), "one answer per round")
+        assert ask(2).has_error() is fails
+        require_refusal(ask(3), "rounds", 2)
+        (context,) = grid._contexts.values()
+        assert context.state["own"] == ConfigRecord({"seen": 1})
+
     def test_what_a_step_remembers_does_not_touch_the_count(self, client, registries):
         @register_client_step
         @dataclass(frozen=True)
