@@ -325,7 +325,9 @@ class Policy:
             Naming the rule.
         """
         if not self.metrics:
-            _refuse("metrics", "no metrics may be sent")
+            _refuse(
+                "metrics", "none may be sent: list some, or set fraction_evaluate=0 on the server"
+            )
 
     def _require_ledger(self) -> None:
         if self.ledger is None:
@@ -507,7 +509,7 @@ class Policies:
                 _refuse("one answer per round", why)
             most = min(policy.rounds for policy in members)
             if answers.number >= most:
-                _refuse("rounds", f"{answers.number} have been answered, the limit is {most}")
+                _refuse("rounds", f"this client has given all of its {most} answers")
             total = answers.loss + loss
             for policy in members:
                 policy.require_budget_for(total)

@@ -9,6 +9,7 @@ import numpy as np
 from fedmedian.model.layout import Layout
 from fedmedian.privacy.accounting import LEAST_MULTIPLIER, Mechanism
 from fedmedian.rules.noise import Gaussian
+from fedmedian.rules.scales import DefaultScale
 from fedmedian.steps.base import ClientStep
 from fedmedian.steps.encodings import Encoding
 from fedmedian.steps.noise import AddNoise, Measure
@@ -163,8 +164,14 @@ def _in_reports(steps: Sequence[ClientStep], layout: Layout | None) -> Iterator[
     for step in steps:
         match step:
             case Measure():
-                cause = repr(step) if noise is None else f"noise={noise!r}"
-                yield Obstacle("magnitudes", cause, f"clients report {step.reveals}, without noise")
+                # A client is not told the rule.
+                is_known = noise is not None and not isinstance(noise.scale, DefaultScale)
+                cause = f"noise={noise!r}" if is_known else repr(step)
+                why = (
+                    f"clients report {step.reveals}, without noise, because the noise follows it; "
+                    "give the noise a number as its scale"
+                )
+                yield Obstacle("magnitudes", cause, why)
             case Tied() if layout is not None:
                 for group in step.groups:
                     names = [layout.flat[index].name for index in group]
