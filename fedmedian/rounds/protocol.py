@@ -228,7 +228,7 @@ class RoundProtocol:
 
         The same model in the same round is the same question. Another model, as of a second cluster
         of clients, is another question of the round. Rounds that start over are another run: a
-        smaller number, or round 1 again after it was answered.
+        smaller number, or round 1 again after it was answered, but not from the model that it made.
 
         Parameters
         ----------
@@ -249,7 +249,7 @@ class RoundProtocol:
             As `open`, which is called if another strategy drives the run, and as
             `Journal.require_continuation`.
         """
-        if not self._is_open or self._is_another_run(server_round):
+        if not self._is_open or self._is_another_run(server_round, model):
             self.open(model)
             self.journal.warn_of_unseen_rounds()
         if server_round != self._round:
@@ -283,11 +283,13 @@ class RoundProtocol:
         self._asked_before += 1
         return question
 
-    def _is_another_run(self, server_round: int) -> bool:
+    def _is_another_run(self, server_round: int, model: Arrays) -> bool:
         """Return whether rounds start over, as in a second run that another strategy drives."""
         if self._round is None or server_round > self._round:
             return False
-        return server_round < self._round or (server_round == 1 and self._is_answered)
+        if server_round < self._round:
+            return True
+        return server_round == 1 and self._is_answered and not self._models.have_made(model)
 
     def may_ask(self, question: Question, drawn: Collection[Node], present: int) -> bool:
         """Return whether the drawn clients may be asked, and charge the budget if so.

@@ -229,6 +229,15 @@ class KnownModels:
         """Return the known model that a model continues; itself, with a fresh state, if none."""
         return self._of(_sample_of(model), self._known)
 
+    def have_made(self, model: Arrays) -> bool:
+        """Return whether a step of this run has led to a model."""
+        sample = _sample_of(model)
+        return any(
+            one.distance(sample)[1] == 0 < _distance(one.before, one.after)
+            for one in self._known
+            if one.question is not None
+        )
+
     def to_ask(self, model: Arrays, server_round: int) -> Known:
         """Return the known model that a question about a model continues; see `of`.
 

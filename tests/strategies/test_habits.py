@@ -14,6 +14,7 @@ from fedmedian import Adaptive, Gaussian, Momentum, SecureSum
 from fedmedian.clients import InProcessGrid, perturb
 from fedmedian.rounds.watch import RunFailedError
 from fedmedian.rules.optimizers import Optimizer
+from fedmedian.strategies import Checkpoint
 from tests.tools.apis import each_case
 
 NUM_CLIENTS = 10
@@ -476,6 +477,43 @@ class TestLateReplies:
         reports = [counts(outcome.reports[number]) for number in (1, 2, 3)]
         assert reports == [(others, 0, 1), (others, 1, 1), (others, 1, 1)]
         assert near_goal(outcome.model, 3)
+
+
+@pytest.mark.parametrize("make", MAKES)
+@pytest.mark.parametrize("is_stored", [False, True], ids=["", "with a checkpoint"])
+def test_each_round_may_have_two_passes(
+    make, is_stored, message_api, seeking, as_record, as_arrays, tmp_path
+):
+    """The second begins with what the first has made, in round 1, too."""
+    states = []
+
+    class Remembering(Optimizer):
+        def step(self, direction, state):
+            states.append(state.setdefault("steps", np.zeros(1)).item())
+            state["steps"] = state["steps"] + 1
+            return direction
+
+    base = getattr(message_api.module, make)
+
+    class TwoPasses(base):
+        def configure_train(self, server_round, arrays, config, grid):
+            self.grid, self.told = grid, ConfigRecord(dict(config))
+            return super().configure_train(server_round, arrays, config, grid)
+
+        def aggregate_train(self, server_round, replies):
+            arrays, _ = super().aggregate_train(server_round, replies)
+            asked = super().configure_train(server_round, arrays, self.told, self.grid)
+            again = self.grid.send_and_receive(asked)
+            return super().aggregate_train(server_round, again)
+
+    checkpoint = Checkpoint(tmp_path) if is_stored else None
+    strategy = message_api.make_own(
+        TwoPasses, fraction_evaluate=0.0, optimizer=Remembering(), checkpoint=checkpoint
+    )
+    grid = InProcessGrid(seeking(message_api, aim, num_clients=NUM_CLIENTS), NUM_CLIENTS)
+    result = strategy.start(grid, as_record(MODEL), 3)
+    assert states == [0, 1, 2, 3, 4, 5]
+    assert near_goal(as_arrays(result.arrays), 6)
 
 
 @pytest.fixture
