@@ -177,6 +177,13 @@ class Known:
     nodes: frozenset[Node] = frozenset()
     is_left: bool = False
 
+    def ends_at(self, sample: Arrays) -> bool:
+        """Return whether the last step has led to a model."""
+        names = [name for name, _ in _shared(sample, self.after)]
+        return bool(names) and all(
+            np.array_equal(sample[name], self.after[name], equal_nan=True) for name in names
+        )
+
     def distance(self, sample: Arrays) -> tuple[float, float]:
         """Return the distances of a model from the last step, and from its end."""
         end = _distance(sample, self.after)
@@ -227,13 +234,13 @@ class KnownModels:
 
     def of(self, model: Arrays) -> Known:
         """Return the known model that a model continues; itself, with a fresh state, if none."""
-        return self._of(_sample_of(model), self._known)
+        return self._nearest(_sample_of(model), self._known)
 
     def have_made(self, model: Arrays) -> bool:
         """Return whether a step of this run has led to a model."""
         sample = _sample_of(model)
         return any(
-            one.distance(sample)[1] == 0 < _distance(one.before, one.after)
+            one.ends_at(sample) and _distance(one.before, one.after) > 0
             for one in self._known
             if one.question is not None
         )
@@ -246,17 +253,10 @@ class KnownModels:
         if server_round != self._round:
             self._round = server_round
             self._forget()
-        sample = _sample_of(model)
-        return self._of(
-            sample,
-            [
-                one
-                for one in self._known
-                if one.question is None
-                or one.question[0] != server_round
-                or one.distance(sample)[1] == 0
-            ],
-        )
+        earlier = [
+            one for one in self._known if one.question is None or one.question[0] != server_round
+        ]
+        return self._nearest(_sample_of(model), earlier)
 
     def note_question(self, number: tuple[int, int], known: Known, state: RunState) -> None:
         """Remember which known model a question is about, and its state once that is asked."""
@@ -282,7 +282,11 @@ class KnownModels:
             )
         )
 
-    def _of(self, sample: Arrays, candidates: Sequence[Known]) -> Known:
+    def _nearest(self, sample: Arrays, candidates: Sequence[Known]) -> Known:
+        """Return the known model that ends at a model, or else the nearest of the candidates."""
+        # Nearly always there is one, which is quick to find.
+        if (same := next((one for one in self._known if one.ends_at(sample)), None)) is not None:
+            return same
         found = [(one.distance(sample), one) for one in candidates]
         distance, nearest = min(found, key=itemgetter(0), default=((inf, inf), None))
         if nearest is None or distance[0] > _NEAR:
