@@ -301,7 +301,7 @@ class _NamedUpdates:
 def _num_examples(batches: Batches) -> int:
     """Return how many examples a loader yields: not those that its sampler leaves out or drops."""
     sampler = batches.sampler if batches.batch_sampler is None else batches.batch_sampler
-    if not isinstance(sampler, BatchSampler):  # batches of any examples
+    if type(sampler) is not BatchSampler:  # batches of any examples
         return len(cast(Sized, batches.dataset))
     # The sampler of an iterable dataset has no length.
     drawn = sampler.sampler if isinstance(sampler.sampler, Sized) else batches.dataset

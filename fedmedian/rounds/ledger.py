@@ -199,7 +199,7 @@ class Ledger:
         OSError
             If it cannot be read.
         """
-        until = self._until
+        until, self._charged = self._until, {}  # a question of that number is another one
         if self._checkpoint is not None:
             stored, until_stored, earlier = self._checkpoint.answered_rounds()
             until = max(until, until_stored)
@@ -215,7 +215,9 @@ class Ledger:
             self._answered[Draw()] += others
         self._until = done
 
-    def spend(self, question: Question, drawn: Collection[Node]) -> bool:
+    def spend(
+        self, question: Question, drawn: Collection[Node], sent: Collection[Node] = ()
+    ) -> bool:
         """Take note of a round, before clients are asked, if the budget affords it.
 
         Parameters
@@ -224,6 +226,8 @@ class Ledger:
             What they are asked.
         drawn : collection of int or str
             The clients drawn.
+        sent : collection of int or str
+            Those that may have been sent this question before, and then answer it again.
 
         Returns
         -------
@@ -257,13 +261,13 @@ class Ledger:
                 return False
         same = {key: one for key, one in self._charged.items() if key[0] == question.server_round}
         earlier = same.get(question.number)
-        # A client answers a question once, whichever of a subclass's calls has drawn it, but two
-        # draws do not hide it as well as one.
-        if earlier is not None and earlier.draw == draw and draw.sampling == 1:
-            drawn = {*drawn, *earlier.nodes}
-        else:
+        is_new = earlier is None or earlier.draw != draw
+        # A client that several calls of a subclass have drawn answers once, unless it was sent the
+        # question before. But two draws do not hide it as well as one.
+        if is_new or draw.sampling < 1 or not {*sent}.isdisjoint(drawn):
             self._answered[draw] += 1
-        self._charged = {**same, question.number: _Charge(draw, frozenset(drawn))}
+        nodes = frozenset(drawn) if earlier is None else earlier.nodes.union(drawn)
+        self._charged = {**same, question.number: _Charge(draw, nodes)}
         self._store(question)
         return True
 

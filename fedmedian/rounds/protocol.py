@@ -291,7 +291,13 @@ class RoundProtocol:
             return True
         return server_round == 1 and self._is_answered and not self._models.have_made(model)
 
-    def may_ask(self, question: Question, drawn: Collection[Node], present: int) -> bool:
+    def may_ask(
+        self,
+        question: Question,
+        drawn: Collection[Node],
+        present: int,
+        sent: Collection[Node] = (),
+    ) -> bool:
         """Return whether the drawn clients may be asked, and charge the budget if so.
 
         Parameters
@@ -302,6 +308,8 @@ class RoundProtocol:
             The clients drawn.
         present : int
             The number of connected clients that they were drawn from.
+        sent : collection of int or str
+            Those that may have been sent this question before.
 
         Returns
         -------
@@ -316,7 +324,7 @@ class RoundProtocol:
         if self._ledger is None:
             return len(drawn) > 0
         is_hidden = len(drawn) > 0 and self._ledger.is_hidden(len(drawn), present)
-        if is_hidden and self._ledger.spend(question, drawn):
+        if is_hidden and self._ledger.spend(question, drawn, sent):
             return True
         self._ledger.pass_over(question)
         return False

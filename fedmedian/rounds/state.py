@@ -168,6 +168,8 @@ class Known:
         The nodes whose replies that step is made of.
     is_left : bool (default: False)
         Whether a later step has been made from it.
+    is_changed : bool (default: False)
+        Whether that step began with another model, which a subclass made of it.
     """
 
     before: Arrays
@@ -176,6 +178,7 @@ class Known:
     question: tuple[int, int] | None = None
     nodes: frozenset[Node] = frozenset()
     is_left: bool = False
+    is_changed: bool = False
 
     def ends_at(self, sample: Arrays) -> bool:
         """Return whether the last step has led to a model."""
@@ -183,6 +186,10 @@ class Known:
         return bool(names) and all(
             np.array_equal(sample[name], self.after[name], equal_nan=True) for name in names
         )
+
+    def is_instead_of(self, other: "Known") -> bool:
+        """Return whether some clients' answers to one question led to both."""
+        return self.question == other.question and bool(self.nodes & other.nodes)
 
     def distance(self, sample: Arrays) -> tuple[float, float]:
         """Return the distances of a model from the last step, and from its end."""
@@ -215,7 +222,8 @@ class KnownModels:
 
     Several models may continue the state of one, as where clusters begin with one model. What
     answers of the same clients to one question make are alternatives: once a step has been made
-    from one of them, the others are forgotten.
+    from one of them, the others are forgotten. So are all that answer it, once a step has been
+    made from a model that is none of them, such as their average.
 
     Parameters
     ----------
@@ -256,7 +264,10 @@ class KnownModels:
         earlier = [
             one for one in self._known if one.question is None or one.question[0] != server_round
         ]
-        return self._nearest(_sample_of(model), earlier)
+        sample = _sample_of(model)
+        known = self._nearest(sample, earlier)
+        known.is_changed = not known.ends_at(sample)
+        return known
 
     def note_question(self, number: tuple[int, int], known: Known, state: RunState) -> None:
         """Remember which known model a question is about, and its state once that is asked."""
@@ -296,10 +307,13 @@ class KnownModels:
 
     def _add(self, known: Known) -> None:
         self._known.append(known)
+        left = [one for one in self._known if one.is_left]  # many, if a round takes many steps
+        self._known = [one for one in self._known if one not in left[:-_MOST_MODELS]]
         current = [one for one in self._known if not one.is_left]
         if len(current) > _MOST_MODELS:
-            self._known.remove(current[0])
-            if not self._has_forgotten:
+            oldest = current[0]
+            self._known.remove(oldest)
+            if not self._has_forgotten and not any(map(oldest.is_instead_of, self._known)):
                 self._has_forgotten = True
                 warn(
                     "more than %d models are trained, and the state of the oldest is forgotten: "
@@ -314,7 +328,11 @@ class KnownModels:
             one
             for one in self._known
             if not one.is_left
-            and not any(one.question == of.question and one.nodes & of.nodes for of in left)
+            and not any(
+                one.is_instead_of(other)
+                or (other.is_changed and one.question == other.question is not None)
+                for other in left
+            )
         ]
         self._asked = {}
 

@@ -174,7 +174,9 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         require_own_keys("on_fit_config_fn", {key for _, ins in asked for key in ins.config})
         # Clients come and go, and the budget must not count one that was not there.
         present = max(len(asked), min(before, client_manager.num_available()))
-        if not self._protocol.may_ask(question, [client.cid for client, _ in asked], present):
+        drawn = [client.cid for client, _ in asked]
+        # Whether those drawn before were sent the question is not known here.
+        if not self._protocol.may_ask(question, drawn, present, sent=drawn):
             asked = []
         # This API does not report the end of a run, so this many rounds without clients end it.
         if not asked and self._protocol.pass_over() == self.options.max_failed_rounds:

@@ -23,7 +23,7 @@ from fedmedian.checks import require_integer, require_type
 from fedmedian.logs import LOGGER, text_of
 from fedmedian.model.layout import Arrays
 from fedmedian.records import sizes_of, to_arrays, to_record
-from fedmedian.rounds.downlink import Content
+from fedmedian.rounds.downlink import Content, Held
 from fedmedian.rounds.ledger import Ledger
 from fedmedian.rounds.metrics import fair_examples, require_examples, try_to_aggregate
 from fedmedian.rounds.options import RunOptions
@@ -102,6 +102,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
         If an argument has the wrong type or is out of range.
     """
 
+    _received: dict[str, Message] | None = None  # also of a subclass that builds no strategy
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let the strategy see which replies a subclass leaves out: these are not missing."""
         super().__init_subclass__(**kwargs)
@@ -126,7 +128,6 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self._asked: list[_Asked] = []
         self._former = dict[str, int]()
         self._asked_to_evaluate: list[tuple[int, list[Message]]] = []  # with the round
-        self._received: dict[str, Message] | None = None
         self._written: dict[int, tuple[RecordDict, RecordDict, Write]] = {}
         self._written_in = 0
         self._usual_size = 0
@@ -311,11 +312,12 @@ class MessageStrategy(ShowsArguments, FedAvg):
         seated = self._protocol.seat(question, _nodes(asked), partial(self._exchange, question))
         question = question if seated is None else seated
         asked = [one for one in asked if seated is not None and _has_place(one, seated)]
-        if not self._protocol.may_ask(question, drawn if asked else [], nodes.present):
+        if not self._protocol.may_ask(
+            question, drawn if asked else [], nodes.present, self._sent_before(question)
+        ):
             asked = []
         self._usual_size = max(sizes_of(asked[:1]), default=0)
-        if self._written_in != server_round:
-            self._written, self._written_in = {}, server_round
+        self._forget_written(server_round)
         self._write(asked, partial(self._write_question, question, arrays))
         self._protocol.log_whole_models(question.state.held, _nodes(asked))
         if any(one.question.server_round > server_round for one in self._asked):
@@ -329,17 +331,30 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self._asked.append(_Asked(question, asked))
         return asked
 
+    def _sent_before(self, question: Question) -> set[Node]:
+        messages = [
+            message
+            for one in self._asked
+            if one.question.number == question.number
+            for message in one.messages
+        ]
+        return {one.metadata.dst_node_id for one in messages if one.metadata.message_id}
+
     def _construct_messages(
         self, record: RecordDict, node_ids: list[int], message_type: str
     ) -> Iterable[Message]:
         """Construct messages as FedAvg does; what depends on the node is written for each anew."""
         written = self._written.get(id(record))
-        if written is None:
+        if written is None or written[0] is not record:  # ids of a copy are another object's
             return super()._construct_messages(record, node_ids, message_type)
         _, usual, write = written
         messages = list(super()._construct_messages(usual, node_ids, message_type))
         self._write(messages, write)
         return messages
+
+    def _forget_written(self, server_round: int) -> None:
+        if self._written_in != server_round:
+            self._written, self._written_in = {}, server_round
 
     def _write(self, messages: Sequence[Message], write: Write) -> None:
         """Write to messages what depends on their nodes, and remember how: for other nodes."""
@@ -388,7 +403,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
 
     def _forget(self) -> None:
         """Forget the messages of an earlier run."""
-        self._asked, self._former = [], {}
+        self._asked, self._former, self._asked_to_evaluate = [], {}, []
 
     def _address(
         self,
@@ -500,14 +515,20 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self._usual_size = max(sizes_of(messages[:1]), default=0)
         held = self._protocol.held_to_evaluate(to_arrays(arrays)) if messages else None
         if held is not None:
-            content_for = partial(self._protocol.content_for, held)
-            self._write(messages, lambda some: self._address(some, arrays, {}, content_for))
             self._protocol.log_whole_models(held, _nodes(messages))
-        if self._numpy_clients:
-            messages = numpy_messages.as_evaluation(messages)
+        self._forget_written(server_round)
+        self._write(messages, partial(self._write_evaluation, held, arrays))
         of_round = [one for one in self._asked_to_evaluate if one[0] == server_round]
         self._asked_to_evaluate = [*of_round, (server_round, messages)]
         return messages
+
+    def _write_evaluation(
+        self, held: Held | None, arrays: ArrayRecord, messages: Sequence[Message]
+    ) -> None:
+        if held is not None:
+            self._address(messages, arrays, {}, partial(self._protocol.content_for, held))
+        if self._numpy_clients:
+            numpy_messages.as_evaluation(messages)
 
     def _sent_to_evaluate(self, replies: Sequence[Message]) -> list[Message]:
         """Return the messages whose replies are due: those of a call, as of one cluster's."""
@@ -529,6 +550,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
         """
         passed_on = {reply.metadata.reply_to_message_id for reply in replies}
         received, left = self._received or {}, set[str]()
+        if "" in passed_on:  # the subclass has made them: nobody can tell which ones it left out
+            received = {}
         errors = []
         for message in sent:
             reply = received.get(message.metadata.message_id)
@@ -669,20 +692,20 @@ class _CountingGrid:
 
 
 def _seeing_all(
-    aggregate: Callable[[MessageStrategy, int, Iterable[Message]], Aggregated],
-) -> Callable[[MessageStrategy, int, Iterable[Message]], Aggregated]:
+    aggregate: Callable[..., Aggregated],
+) -> Callable[..., Aggregated]:
     """Return a subclass's method that lets its strategy see all replies that it is given."""
 
     @wraps(aggregate)
-    def seeing_all(
-        self: MessageStrategy, server_round: int, replies: Iterable[Message]
-    ) -> Aggregated:
-        if self._received is not None:  # a subclass of that subclass has been given them
-            return aggregate(self, server_round, replies)
+    def seeing_all(self: MessageStrategy, *given: Any, **named: Any) -> Aggregated:
+        # A subclass of that subclass has been given them; one that names arguments its own way may.
+        if self._received is not None or len(given) < 2:
+            return aggregate(self, *given, **named)
+        server_round, replies, *others = given
         replies = list(replies)
         self._received = {one.metadata.reply_to_message_id: one for one in replies}
         try:
-            return aggregate(self, server_round, replies)
+            return aggregate(self, server_round, replies, *others, **named)
         finally:
             self._received = None
 

@@ -95,6 +95,20 @@ class TestKnownModels:
         assert self.state(known, other, 3) != state_of(3.0)
         assert self.state(known, apart, 3) == state_of(4.0)
 
+    def test_they_are_too_once_a_step_is_made_from_their_average(self, step, known, caplog):
+        model = OLD
+        for server_round in range(1, 100):
+            for number, nodes in enumerate([[1], [2]]):
+                step(server_round, model, model + np.float32(0.01 * number), 2.0, nodes=nodes)
+            model = model + np.float32(0.005)
+        assert len(known._known) <= 4
+        assert not caplog.records
+
+    def test_many_alternatives_are_no_models(self, step, known, caplog):
+        for number in range(100):
+            step(1, OLD, OLD + np.float32(0.001 * number), 2.0, nodes=[1, number + 2])
+        assert not caplog.records
+
     def test_the_nearest_counts_where_several_are_near(self, step, known):
         step(1, OTHER, OLD + np.float32(0.1), 2.0)
         assert self.state(known, OLD + np.float32(0.02)) == state_of(1.0)

@@ -615,8 +615,9 @@ class TestMessages:
         assert counts(outcome.reports[3]) == (NUM_CLIENTS, 0, 0)
 
     @pytest.mark.parametrize("phase", ["train", "evaluate"])
+    @pytest.mark.parametrize("kind", ["message_api", "numpy_clients"])
     def test_content_that_a_subclass_sends_to_other_nodes_is_written_for_them(
-        self, phase, message_api, habitual, run, warnings
+        self, phase, kind, request, habitual, run, warnings
     ):
         """They hold another model than the node whose content it was, or none."""
 
@@ -627,7 +628,8 @@ class TestMessages:
 
         own = {"ask": ask} if phase == "train" else {"ask_to_evaluate": ask}
         options = {"downlink": CodedSteps(), "fraction_train": 0.5, "fraction_evaluate": 0.5}
-        strategy = habitual(message_api, "MedianSGD", MODEL, **own, **options)
+        api = request.getfixturevalue(kind)
+        strategy = habitual(api, "MedianSGD", MODEL, **own, **options)
         outcome = run(strategy, train, MODEL, NUM_CLIENTS, 6)
         assert {one["replies-rejected"] for one in outcome.reports.values()} == {0}
         assert len(outcome.evaluations) == 6

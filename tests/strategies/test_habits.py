@@ -5,16 +5,18 @@ of nodes in one round, and leave out what a strategy returns. A report says the 
 messages that were sent.
 """
 
+import pickle
+
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedmedian import Adaptive, Gaussian, Momentum, SecureSum
+from fedmedian import Adaptive, CodedSteps, Gaussian, Momentum, SecureSum
 from fedmedian.clients import InProcessGrid, perturb
 from fedmedian.rounds.watch import RunFailedError
 from fedmedian.rules.optimizers import Optimizer
-from fedmedian.strategies import Checkpoint
+from fedmedian.strategies import Checkpoint, SignSGD
 from tests.tools.apis import each_case
 
 NUM_CLIENTS = 10
@@ -514,6 +516,37 @@ def test_each_round_may_have_two_passes(
     result = strategy.start(grid, as_record(MODEL), 3)
     assert states == [0, 1, 2, 3, 4, 5]
     assert near_goal(as_arrays(result.arrays), 6)
+
+
+class TestMethods:
+    """A subclass's methods keep their own arguments, and their strategy can be pickled."""
+
+    class Base(SignSGD):
+        def aggregate_train(self, rnd, results, extra=0):
+            self.extra = extra
+            return super().aggregate_train(rnd, results)
+
+    class Derived(Base):
+        def aggregate_train(self, server_round, replies):
+            return super().aggregate_train(server_round, replies, extra=3)
+
+    def test_they_may_have_more_and_others(self, seeking, message_api, as_record):
+        strategy = self.Derived(fraction_evaluate=0.0)
+        grid = InProcessGrid(seeking(message_api, aim), 5)
+        strategy.start(grid, as_record(MODEL), 1)
+        assert strategy.extra == 3
+        config = ConfigRecord()
+        asked = strategy.configure_train(2, as_record(MODEL), config, grid)
+        replies = grid.send_and_receive(asked)
+        model, _ = super(self.Derived, strategy).aggregate_train(rnd=2, results=replies)
+        assert model is not None
+
+    def test_a_strategy_that_has_run_can_be_pickled(self, seeking, message_api, as_record):
+        strategy = SignSGD(downlink=CodedSteps(), seed=1)
+        grid = InProcessGrid(seeking(message_api, aim), 5)
+        strategy.start(grid, as_record(MODEL), 2)
+        again = pickle.loads(pickle.dumps(strategy)).start(grid, as_record(MODEL), 2)
+        assert len(again.train_metrics_clientapp) == 2
 
 
 @pytest.fixture
