@@ -192,12 +192,12 @@ class Known:
         return self.question == other.question and bool(self.nodes & other.nodes)
 
     def distance(self, sample: Arrays) -> tuple[float, float]:
-        """Return the distances of a model from the last step, and from its end."""
+        """Return the distances of a model from the last step, a straight line, and from its end."""
         end = _distance(sample, self.after)
-        return min(end, _distance(sample, self._nearest(sample))), end
+        return min(end, _distance(sample, self._point_near(sample))), end
 
-    def _nearest(self, sample: Arrays) -> Arrays:
-        """Return the point of the last step, a straight line, that is nearest to a model."""
+    def _point_near(self, sample: Arrays) -> Arrays:
+        """Return the point of the last step that is nearest to a model."""
         ways, along, length = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]](), 0.0, 0.0
         with np.errstate(over="ignore", invalid="ignore"):
             for name, one in _shared(sample, self.after):
@@ -215,10 +215,10 @@ class KnownModels:
 
     A model continues the state of the known one that is nearest to it, if that is near: if their
     squared distance is at most a quarter of the sum of their squared norms. So a subclass may
-    change a model between rounds, and an unrelated model starts fresh. Models on the way of the
-    last step are near, too, such as an average of the models before and after it. Distances are
-    estimated from some coordinates of the arrays that both have. Where they have none, as where
-    parts of a model are trained by turns, the state is continued, too: it is by array.
+    change a model between rounds, and an unrelated model starts fresh. An average of the models
+    before and after the last step is near, too. Distances are estimated from some coordinates of
+    the arrays that both have. Where they have none, as where parts of a model are trained by turns,
+    the state is continued, too: it is by array.
 
     Several models may continue the state of one, as where clusters begin with one model. What
     answers of the same clients to one question make are alternatives: once a step has been made

@@ -53,7 +53,7 @@ class TestKnownModels:
 
     @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
     @pytest.mark.parametrize("start", [OLD, OLD * 0], ids=["any start", "from zero"])
-    def test_a_model_on_the_way_of_the_last_step_continues(self, share, start, step, known):
+    def test_a_model_between_the_last_two_continues(self, share, start, step, known):
         step(1, start, OTHER, 2.0)
         assert self.state(known, start + np.float32(share) * (OTHER - start)) == state_of(2.0)
         assert self.state(known, start - OTHER) != state_of(2.0)
