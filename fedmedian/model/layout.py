@@ -1,7 +1,7 @@
 """A model's named arrays as one flat vector."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -320,6 +320,8 @@ class Layout:
             is_part = len(arrays) < len(self.specs) and (is_by_position(arrays) or not extra)
             # Comes before the names, which may be many and get truncated in the log.
             cause = ", which must hold only the arrays that clients send" if is_part else ""
+            if prefix := _prefix(extra, missing) or _prefix(missing, extra):
+                cause = f" by the prefix {shown(prefix)} of a wrapped model, send the one inside"
             raise ValueError(
                 f"arrays differ from the model's{cause}: missing {shown(missing)}, "
                 f"extra {shown(extra)}"
@@ -601,6 +603,15 @@ def first_spoiled(before: Arrays, after: Arrays, largest: float | None = None) -
             if is_bad.any() and (is_bad & _is_in_range(old, largest)).any():
                 return name
     return None
+
+
+def _prefix(longer: Collection[str], shorter: Collection[str]) -> str | None:
+    """Return the prefix that names of one model have and those of another lack, if there is one."""
+    if not longer or len(longer) != len(shorter):
+        return None
+    prefix = min(longer).removesuffix(min(shorter))
+    is_common = prefix.endswith(".") and {prefix + name for name in shorter} == {*longer}
+    return prefix if is_common else None
 
 
 def is_by_position(arrays: Arrays) -> bool:

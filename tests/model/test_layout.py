@@ -419,6 +419,7 @@ class TestMatching:
 
     CLASSES, TREES = "scikit-learn drops classes", "trees change the shapes"
     SAME, PART = "have the same model?", "which must hold only the arrays that clients send"
+    WRAPPED, COMPILED = "of a wrapped model, send the one inside", "by the prefix '_orig_mod.'"
 
     @pytest.mark.parametrize(
         ("model", "own", "said", "unsaid"),
@@ -445,6 +446,11 @@ class TestMatching:
             ({"a": (1,)}, {"a": (1,), "b": (1,)}, ["['b']"], [PART]),
             ({"a": (1,), "b": (1,)}, {"c": (1,)}, ["['c']"], [PART]),
             ({"a": (1,)}, {"0": (1,), "1": (1,)}, [], [PART]),
+            # As torch.compile and DataParallel name arrays.
+            ({"a": (1,), "b": (1,)}, {"_orig_mod.a": (1,), "_orig_mod.b": (1,)}, [COMPILED], []),
+            ({"_orig_mod.a": (1,)}, {"a": (1,)}, [COMPILED], []),
+            ({"a": (1,)}, {"new_a": (1,)}, [], [WRAPPED]),
+            ({"a": (1,), "b": (1,)}, {"x.a": (1,), "y.b": (1,)}, [], [WRAPPED]),
         ],
     )
     def test_what_is_likely_wrong_is_said_and_nothing_else(self, model, own, said, unsaid):
