@@ -15,6 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDic
 
 from fedmedian.checks import require_integer, require_real, require_type
 from fedmedian.clients.ledger import HAS_LOCKS, Answers, Ledger
+from fedmedian.clients.summing import SUM_STATE
 from fedmedian.logs import warn
 from fedmedian.model.layout import Layout, matches
 from fedmedian.privacy.accounting import (
@@ -564,17 +565,17 @@ _ENFORCING: ContextVar[bool] = ContextVar("enforcing", default=False)
 
 @contextmanager
 def enforcing(context: Context) -> Iterator[None]:
-    """Mark calls in here as made by a mod that enforces the policies, and keep its count.
+    """Mark calls in here as made by a mod that enforces the policies, and keep what it remembers.
 
     An app may replace its whole state, and fail afterwards.
     """
-    token, kept = _ENFORCING.set(True), deepcopy(context.state.get(_STATE))
+    token, state = _ENFORCING.set(True), context.state
+    kept = {name: deepcopy(state[name]) for name in (_STATE, SUM_STATE) if name in state}
     try:
         yield
     finally:
         _ENFORCING.reset(token)
-        if kept is not None:
-            context.state[_STATE] = kept
+        context.state.update(kept)
 
 
 def are_enforced() -> bool:

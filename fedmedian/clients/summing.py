@@ -16,7 +16,7 @@ from fedmedian.steps.payload import Payload
 from fedmedian.steps.sums import VotesLayout, masked_payload
 from fedmedian.wire.scalars import WireError
 
-_STATE = "fedmedian-sum"
+SUM_STATE = "fedmedian-sum"
 """The record of the client's state that holds its key."""
 
 RECORD = "fedmedian"
@@ -55,7 +55,8 @@ def masked(
     """
     votes = VotesLayout.of(instruction, layout).votes_of(payload)
     key = _recall(context)
-    if key is None or key.place != place:
+    question = instruction.server_round, instruction.question
+    if key is None or (key.place, key.question) != (place, question):
         raise WireError("the key for secure sums has changed during training")
     return masked_payload(payload, key.mask(votes))
 
@@ -82,7 +83,7 @@ def take(place: Place, instruction: Instruction, model: Arrays, context: Context
 
 
 def _recall(context: Context) -> Key | None:
-    record = context.state.config_records.get(_STATE)
+    record = context.state.config_records.get(SUM_STATE)
     if record is None:
         return None
     values = dict(record)
@@ -96,4 +97,4 @@ def _remember(context: Context, key: Key) -> None:
     record["round"], record["question"] = key.question
     if key.place is not None:
         record.update(key.place.encode())
-    context.state[_STATE] = record
+    context.state[SUM_STATE] = record

@@ -160,7 +160,8 @@ class Journal:
                 warn,
                 "a part of the model is trained whose arrays have no names to tell which ones they "
                 "are: no run can resume from the checkpoints in %s, except of rounds that train "
-                "all arrays; train the first few, or use names, which the older API does not have",
+                "all arrays; train the first few, unchanged since the last round, or use names, "
+                "which the older API does not have",
                 self._checkpoint.folder,
             )
         elif changed and (self._stored or self._last is not None):
@@ -285,7 +286,8 @@ def _require_same_run(
         raise ValueError(
             f"checkpoint {folder!r} holds {len(stored_model)} of the model's {len(initial)} "
             "arrays, which have no names to tell which ones: start over in another folder, and in "
-            "each round train all arrays, the first few, or arrays that have names"
+            "each round train all arrays, the first few as the last round left them, or arrays "
+            "that have names"
         )
 
 

@@ -111,10 +111,10 @@ class SecureSums:
             warn(
                 "%s revealed wrong shares of the mask of %s, or was sent wrong ones by it: the "
                 "secure sum is opened with other shares, which takes longer; if this repeats, "
-                "disconnect the node that is named each time",
+                "disconnect a node that is named beside different ones: of two that are always "
+                "named together, either may lie",
                 *(self._names([*total.wrong]), self._names([*{*total.wrong.values()}])),
             )
-            self.forget(total.wrong)
         return [one for one in answers if one.node in total.members], total.counts
 
     def _heard(

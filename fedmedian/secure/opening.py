@@ -57,7 +57,7 @@ class Sum(Generic[Member]):
         The clients whose votes are in it.
     wrong : mapping
         Those whose shares were noticed to be wrong, each with a client whose mask they are of. One
-        of the two lies: a client may seal wrong shares, too.
+        of the two lies, as a client may seal wrong shares, too, or several others do together.
     """
 
     counts: Residues
@@ -249,6 +249,8 @@ class Cohort(Generic[Member]):
                 waiting.append(one)
             else:
                 seeds.append(seed)
+                # Others are then easy to find, but not that of a client that has sealed noise.
+                joining.tries = min(joining.tries, _TRIES_LEFT * max(len(waiting), 1))
         return seeds, joining.wrong
 
     def _require_enough(self, votes: Mapping[Member, Masked]) -> None:
@@ -276,6 +278,9 @@ _FEWEST_TRIES, _TRIES_EACH = 400, 10
 All sets of shares are tried where a fifth of up to 15 clients is wrong, at the usual threshold.
 """
 
+_TRIES_LEFT = 40
+"""Once a seed is found, so many joins may fail for each that is left."""
+
 _TRIES_IN_TURN = 10
 """After so many failed joins another seed may be easier to find, which tells whose are wrong."""
 
@@ -295,12 +300,14 @@ class _Joining(Generic[Member]):
 
     Attributes
     ----------
+    tries : int
+        How many are left.
     wrong : dict
         The holders of wrong shares, each with the client whose seed showed it.
     """
 
     def __init__(self, enough: int, tries: int) -> None:
-        self._enough, self._tries = enough, tries
+        self.tries, self._enough = tries, enough
         self._right: set[Member] = set()
         self.wrong: dict[Member, Member] = {}
 
@@ -314,24 +321,21 @@ class _Joining(Generic[Member]):
         """
         order = sorted(held, key=lambda one: (one in self.wrong, one in self._right))
         first = order[: self._enough]
-        dealt = _join(held, first)
-        if masked.is_seed(dealt):
+        seed = _join(held, first)
+        if masked.is_seed(seed):
             self._right |= {*first} - self.wrong.keys()
-            return dealt
-        self._tries -= 1
+            return seed
+        self.tries -= 1
         tried = {frozenset(first)}
         for some in self._others(held, order):
-            if self._tries > 0 and frozenset(some) not in tried:
+            if self.tries > 0 and frozenset(some) not in tried:
                 seed = _join(held, some)
                 if masked.is_seed(seed):
                     self._judge(owner, held, some, seed)
                     return seed
-                # Where more than one share differs, a liar's error may be the same in both seeds.
-                if seed == dealt and len({*first} - {*some}) == 1:
-                    raise ValueError("the shares agree on a seed that the client is not bound to")
-                self._tries -= 1
+                self.tries -= 1
                 tried.add(frozenset(some))
-        if self._tries <= 0 or len(tried) == comb(len(held), self._enough):
+        if self.tries <= 0 or len(tried) == comb(len(held), self._enough):
             raise ValueError("no set of shares that was tried gives the seed")
         return None
 
@@ -339,7 +343,7 @@ class _Joining(Generic[Member]):
         """Return sets of holders to try after the first: all sets if they are few."""
         yield tuple([*order[1:], order[0]][: self._enough])
         best = sorted(held, key=lambda one: (one in self.wrong, one not in self._right))
-        if comb(len(best), self._enough) <= self._tries:
+        if comb(len(best), self._enough) <= self.tries:
             yield from combinations(best, self._enough)
             return
         yield tuple(best[: self._enough])

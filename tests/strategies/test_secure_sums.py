@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedmedian import (
     Adam,
@@ -302,6 +302,16 @@ def test_some_of_the_clients_take_part_in_each_round(play, audit):
     assert [report["replies-accepted"] for report in outcome.reports.values()] == [6] * 6
     assert len(audit.sums) == 6
     audit.require_plain_sums()
+
+
+def test_an_app_that_replaces_its_state_keeps_its_key(play, seeking, message_api):
+    def forget(message, context, call_next):
+        context.state = RecordDict()
+        return call_next(message, context)
+
+    clients = seeking(message_api, lambda name, array: 2, (perturb, forget), NUM_CLIENTS)
+    outcome = play(3, clients=clients)
+    assert [one["replies-accepted"] for one in outcome.reports.values()] == [NUM_CLIENTS] * 3
 
 
 class TestDropouts:
