@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedmedian.logs import warn
 from fedmedian.model.blocks import UNNAMED, Blocks
-from fedmedian.model.layout import Arrays, Layout
+from fedmedian.model.layout import Arrays, Layout, is_same_array
 from fedmedian.rounds.downlink import Held
 from fedmedian.rounds.screening import Node
 from fedmedian.rules.optimizers import State
@@ -183,9 +183,7 @@ class Known:
     def ends_at(self, sample: Arrays) -> bool:
         """Return whether the last step has led to a model."""
         names = [name for name, _ in _shared(sample, self.after)]
-        return bool(names) and all(
-            np.array_equal(sample[name], self.after[name], equal_nan=True) for name in names
-        )
+        return bool(names) and all(is_same_array(sample[name], self.after[name]) for name in names)
 
     def is_instead_of(self, other: "Known") -> bool:
         """Return whether some clients' answers to one question led to both."""

@@ -340,7 +340,7 @@ class _Joining(Generic[Member]):
         return None
 
     def _others(self, held: _Held[Member], order: list[Member]) -> Iterator[tuple[Member, ...]]:
-        """Return sets of holders to try after the first: all sets if they are few."""
+        """Yield sets of holders to try after the first: all sets if they are few."""
         yield tuple([*order[1:], order[0]][: self._enough])
         best = sorted(held, key=lambda one: (one in self.wrong, one not in self._right))
         if comb(len(best), self._enough) <= self.tries:
