@@ -109,7 +109,8 @@ class Reader:
     def optional(self, key: str, wanted: type[T]) -> T | None:
         """Return an entry or None; numbers must be finite and not negative."""
         value = self._values.pop(key, None)
-        if value is not None and not isinstance(value, wanted):
+        # Python counts True as an integer, but what stores integers does not read it as one.
+        if value is not None and (not isinstance(value, wanted) or isinstance(value, bool)):
             raise WireError(f"{PREFIX}{key} must be {wanted.__name__}, got {shown(value)}")
         if isinstance(value, int | float) and not 0 <= value < inf:
             raise WireError(f"{PREFIX}{key} must be finite and not negative, got {shown(value)}")

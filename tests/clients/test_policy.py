@@ -50,6 +50,7 @@ from fedmedian.steps.noise import AddNoise, Measure, TopUpNoise
 from fedmedian.steps.tied import Tied
 from fedmedian.steps.updates import Limit
 from fedmedian.strategies import MedianSGD, SignSGD
+from fedmedian.wire.scalars import PREFIX
 
 POLICY = Policy(clip=1.0, noise_scale=0.5, rounds=100)
 ARGUMENTS = {"clip": 1.0, "noise_scale": 0.5, "rounds": 100}
@@ -965,6 +966,14 @@ class TestLedger:
         counting().answer()
         counting().answer(server_round=2)
         assert caplog.text.count("is a new ledger: answers are counted from 0; restore it") == 1
+
+    def test_a_round_that_is_no_number_does_not_damage_it(self, counting):
+        careful = counting()
+        reply = careful.tell(ASKED.encode() | {PREFIX + "round": True})
+        assert "fedmedian.round must be int, got True" in reply.error.reason
+        assert careful.trained == 0
+        counting().answer()
+        counting(2).answer()
 
     def test_two_clients_with_one_are_told_so(self, counting):
         counting().answer()

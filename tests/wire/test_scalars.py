@@ -60,7 +60,15 @@ class TestReader:
 
     @given(
         case=st.sampled_from(
-            [("1", int), (1.0, int), (1, str), (b"1", str), ([1.0], float), ("ab", bytes)]
+            [
+                ("1", int),
+                (1.0, int),
+                (True, int),
+                (1, str),
+                (b"1", str),
+                ([1.0], float),
+                ("ab", bytes),
+            ]
         )
     )
     def test_an_entry_of_another_type_is_refused_with_key_and_value(self, case):
