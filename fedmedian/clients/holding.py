@@ -8,7 +8,7 @@ from fedmedian.records import to_arrays, to_record
 from fedmedian.steps.downlink import CatchUp, fingerprint, is_in, keys_in, version_of_whole
 from fedmedian.wire.scalars import WireError
 
-_STATE = "fedmedian-model"
+MODEL_STATE = "fedmedian-model"
 """The record of the client's state that holds the model."""
 
 _MODELS: WeakValueDictionary[str, ArrayRecord] = WeakValueDictionary()
@@ -46,7 +46,7 @@ def receive(message: Message, context: Context) -> str | None:
         catch_up = CatchUp.decode([*to_arrays(record).values()], scalars)
         record, version = _follow(catch_up, context)
     record = _MODELS.setdefault(version, record)
-    context.state[_STATE] = record
+    context.state[MODEL_STATE] = record
     # A copy of the names: the app may change its own.
     message.content[name] = ArrayRecord(dict(record))
     return version
@@ -68,7 +68,7 @@ def model_in(content: RecordDict) -> tuple[str, ArrayRecord]:
 
 def _follow(catch_up: CatchUp, context: Context) -> tuple[ArrayRecord, str]:
     """Return the model that steps lead to, and its version."""
-    held = context.state.array_records.get(_STATE)
+    held = context.state.array_records.get(MODEL_STATE)
     model = None if held is None else to_arrays(held)
     version = None if model is None else fingerprint(model)
     catch_up.require_start(version)

@@ -14,6 +14,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
 
 from fedmedian.checks import require_integer, require_real, require_type
+from fedmedian.clients.holding import MODEL_STATE
 from fedmedian.clients.ledger import HAS_LOCKS, Answers, Ledger
 from fedmedian.clients.summing import SUM_STATE
 from fedmedian.logs import warn
@@ -38,7 +39,7 @@ from fedmedian.randomness import secret_rng
 from fedmedian.secure.cohort import Place
 from fedmedian.steps.encodings import Signs
 from fedmedian.steps.instruction import Instruction
-from fedmedian.wire.scalars import POLICY_RULE
+from fedmedian.wire.scalars import POLICY_RULE, PREFIX
 
 VARIABLE = "FEDMEDIAN_POLICY"
 """The environment variable that may hold a policy."""
@@ -570,7 +571,12 @@ def enforcing(context: Context) -> Iterator[None]:
     An app may replace its whole state, and fail afterwards.
     """
     token, state = _ENFORCING.set(True), context.state
-    kept = {name: deepcopy(state[name]) for name in (_STATE, SUM_STATE) if name in state}
+    kept = {
+        # Arrays are not copied: those of the model and of client steps are large.
+        name: record if isinstance(record, ArrayRecord) else deepcopy(record)
+        for name, record in state.items()
+        if name in (_STATE, SUM_STATE, MODEL_STATE) or name.startswith(PREFIX)
+    }
     try:
         yield
     finally:

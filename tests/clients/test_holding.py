@@ -119,7 +119,7 @@ class TestFollowing:
         receive(message_of(Held.of(other).content_for(None)), context)
         with pytest.raises(NotHeldError, match=f"holds model {fingerprint(other)}"):
             receive(message_of(steps, kind), context)
-        assert is_equal(to_arrays(context.state[holding._STATE]), other)
+        assert is_equal(to_arrays(context.state[holding.MODEL_STATE]), other)
 
     def test_a_whole_model_replaces_whatever_it_holds(self, kind, process):
         path, context = server(1), client()
@@ -140,7 +140,7 @@ def test_steps_that_lead_elsewhere_than_on_the_server_are_refused(monkeypatch):
     drifted = type(content)({**content.arrays, "fedmedian.0": signs}, content.scalars)
     with pytest.raises(NotHeldError, match="the whole model is needed"):
         receive(message_of(drifted), context)
-    assert is_equal(to_arrays(context.state[holding._STATE]), MODEL)
+    assert is_equal(to_arrays(context.state[holding.MODEL_STATE]), MODEL)
 
 
 def test_messages_without_a_model_to_hold_stay_as_they_are():
@@ -184,7 +184,7 @@ def test_malformed_steps_are_refused_and_the_model_stays(spoil, monkeypatch):
     spoil(message)
     with pytest.raises(WireError):
         receive(message, context)
-    assert is_equal(to_arrays(context.state[holding._STATE]), MODEL)
+    assert is_equal(to_arrays(context.state[holding.MODEL_STATE]), MODEL)
 
 
 class TestSharing:
@@ -195,7 +195,7 @@ class TestSharing:
             for context in contexts:
                 receive(message_of(held.content_for(known)), context)
             known = held.versions[-1]
-            records = [context.state[holding._STATE] for context in contexts]
+            records = [context.state[holding.MODEL_STATE] for context in contexts]
             assert len({id(record) for record in records}) == 1
 
     def test_they_are_freed_with_the_last_client_that_holds_them(self):
@@ -218,7 +218,7 @@ class TestSharing:
         for model, context in zip(forms, contexts, strict=True):
             message = message_of(Held.of(model).content_for(None))
             receive(message, context)
-            for found in (model_in(message), to_arrays(context.state[holding._STATE])):
+            for found in (model_in(message), to_arrays(context.state[holding.MODEL_STATE])):
                 assert list(found) == list(model)
                 assert [one.shape for one in found.values()] == [
                     one.shape for one in model.values()
@@ -238,7 +238,7 @@ class TestSharing:
         record = message.content["arrays"]
         assert isinstance(record, ArrayRecord)
         record.clear()
-        assert is_equal(to_arrays(context.state[holding._STATE]), MODEL)
+        assert is_equal(to_arrays(context.state[holding.MODEL_STATE]), MODEL)
 
 
 def test_the_model_is_no_client_steps_memory():

@@ -281,8 +281,15 @@ class TestInstruction:
         np.testing.assert_array_equal(seen[0]["weight"], trained(MODEL)["weight"])
 
 
+def replacing(message, context, call_next):
+    """A mod of an app that replaces its state."""
+    context.state = RecordDict({"own": ConfigRecord({"seen": 1})})
+    return call_next(message, context)
+
+
+@pytest.mark.parametrize("mods", [(perturb,), (perturb, replacing)], ids=["as usual", "replaced"])
 def test_each_client_with_the_mod_remembers_its_own_momentum_over_the_rounds(
-    make_app, as_record, as_arrays
+    mods, make_app, as_record, as_arrays
 ):
     visits = [0, 0, 0]
 
@@ -291,7 +298,7 @@ def test_each_client_with_the_mod_remembers_its_own_momentum_over_the_rounds(
         return {"x": model["x"] - visits[partition] * (partition + 1)}, {"num-examples": 1}
 
     strategy = MedianSGD(None, client_steps=[ClientMomentum(0.5)], **NO_EVALUATION)
-    grid = InProcessGrid(make_app(train), 3)
+    grid = InProcessGrid(make_app(train, mods=mods), 3)
     result = strategy.start(grid, as_record({"x": np.zeros(2, np.float32)}), 2)
     # The client in the middle has updates 2 and 4, whose average with decay 1/2 is 10/3.
     np.testing.assert_allclose(as_arrays(result.arrays)["x"], -(2 + 10 / 3), rtol=1e-6)

@@ -221,6 +221,16 @@ class TestLostStates:
         wholes = [sum(phase) for phase in in_rounds(outcome.grid.whole)]
         assert wholes == [NUM_CLIENTS, 0, 1, 0, 1, 1]
 
+    def test_an_app_that_replaces_its_state_keeps_the_model(self, any_client, play):
+        def forget(message, context, call_next):
+            context.state = RecordDict()
+            return call_next(message, context)
+
+        outcome = play(make(any_client, fraction_evaluate=1.0), mods=(perturb, forget))
+        assert {counts(report) for report in outcome.reports.values()} == {(NUM_CLIENTS, 0, 0)}
+        wholes = [sum(phase) for phase in in_rounds(outcome.grid.whole)]
+        assert wholes == [NUM_CLIENTS, *[0] * 11]
+
     def test_all_may_lose_it_at_once(self, any_client, play):
         mods = [wiping(partition, after=2) for partition in range(NUM_CLIENTS)]
         outcome = play(make(any_client, max_failed_rounds=None), mods=(*mods, perturb))
@@ -412,7 +422,7 @@ class TestClients:
     @pytest.mark.parametrize("evaluated", [0.0, 1.0])
     def test_clients_in_one_process_share_equal_models(self, evaluated, any_client, play):
         grid = play(make(any_client, fraction_evaluate=evaluated)).grid
-        states = [state[holding._STATE] for state in grid.states()]
+        states = [state[holding.MODEL_STATE] for state in grid.states()]
         assert len(states) == NUM_CLIENTS
         assert len({id(record) for record in states}) == 1
         assert len({id(array.data) for record in states for array in record.values()}) == 1
