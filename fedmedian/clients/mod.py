@@ -11,7 +11,7 @@ from fedmedian.checks import require_type
 from fedmedian.clients.answering import answer
 from fedmedian.clients.holding import model_in, receive
 from fedmedian.clients.policy import Policies, Policy, PolicyError, are_enforced, enforcing
-from fedmedian.clients.summing import RECORD, answer_request, masked, take
+from fedmedian.clients.summing import RECORD, answer_request, masked, remember, taking
 from fedmedian.logs import warn
 from fedmedian.model.layout import Arrays, Difference, Layout
 from fedmedian.records import to_arrays, to_record
@@ -162,9 +162,11 @@ def _follow(
         before = to_arrays(model_in(message.content)[1])
         layout = Layout.with_exact_positions(before, instruction.exact)
         instruction.blocks(layout)  # raises if the steps do not fit
+        # Before the answer is counted, because this may refuse it, as where the key is lost.
+        key = None if place is None else taking(place, instruction, before, context)
         policies.admit(instruction, layout, context, place)
-        if place is not None:
-            take(place, instruction, before, context)
+        if key is not None:
+            remember(context, key)
     except ValueError as error:
         return _refuse(message, error)
     _remove_keys(message)

@@ -35,7 +35,7 @@ def answer_request(message: Message, context: Context) -> Message | None:
     if config is None:
         return None
     key, reply = answer(config, _recall(context))
-    _remember(context, key)
+    remember(context, key)
     return Message(RecordDict({RECORD: ConfigRecord({**reply})}), reply_to=message)
 
 
@@ -61,8 +61,8 @@ def masked(
     return masked_payload(payload, key.mask(votes))
 
 
-def take(place: Place, instruction: Instruction, model: Arrays, context: Context) -> None:
-    """Take a place in the sum of a question, once.
+def taking(place: Place, instruction: Instruction, model: Arrays, context: Context) -> Key:
+    """Return the key as it is once a place in the sum of a question is taken; see `remember`.
 
     Only clients with the same instruction and the same model have masks that cancel.
 
@@ -79,7 +79,7 @@ def take(place: Place, instruction: Instruction, model: Arrays, context: Context
     question = instruction.server_round, instruction.question
     asked = json.dumps(instruction.encode(), sort_keys=True, default=bytes.hex)
     about = sha256(f"{asked} {fingerprint(model)}".encode()).digest()
-    _remember(context, key.takes(place, question, about))
+    return key.takes(place, question, about)
 
 
 def _recall(context: Context) -> Key | None:
@@ -92,7 +92,8 @@ def _recall(context: Context) -> Key | None:
     return Key(private, question, Place.take(values), revealed, about)  # type: ignore[arg-type]
 
 
-def _remember(context: Context, key: Key) -> None:
+def remember(context: Context, key: Key) -> None:
+    """Keep a key, and what it has been used for."""
     record = ConfigRecord({"private": key.private, "revealed": key.revealed, "about": key.about})
     record["round"], record["question"] = key.question
     if key.place is not None:

@@ -138,6 +138,19 @@ class TestKey:
         assert refused(client.tell(request), "no key for secure sums")
 
 
+    def test_is_needed_for_an_answer_to_be_counted(self, make, tmp_path):
+        """A SuperNode that is started again lacks its key, but its ledger goes on."""
+        policy = Policy(clip=1.0, noise_scale=1.0, rounds=2, cohort=3, ledger=str(tmp_path))
+        client = make(perturb_with(policy))
+        client.public()
+        client.payload()
+        client.restart()
+        assert refused(client.ask(server_round=2), "no key for secure sums")
+        client.public()
+        client.payload(server_round=2)
+        assert refused(client.ask(server_round=3), "policy rule 'rounds'")
+
+
 def client_state(client):
     (context,) = client._grid._contexts.values()
     return dict(context.state["fedmedian-sum"])
