@@ -68,10 +68,12 @@ def as_groups(groups: Sequence[Any]) -> tuple[tuple[int, ...], ...]:
     Raises
     ------
     WireError
-        If they are anything else.
+        If they are anything else, or a group has a position twice: its mean takes memory for each.
     """
     if not all(type(i) is int and i >= 0 for group in groups for i in group) or [] in groups:
         raise WireError(f"tied groups must be lists of positions, got {shown(groups)}")
+    if any(len(set(group)) < len(group) for group in groups):
+        raise WireError(f"tied groups must have each position once, got {shown(groups)}")
     return tuple(map(tuple, groups))
 
 

@@ -1,6 +1,7 @@
 """The model that a client holds in its Context.state, and what it makes of messages."""
 
 import gc
+import json
 
 import numpy as np
 import pytest
@@ -169,6 +170,10 @@ def test_a_message_without_exactly_one_record_of_arrays_is_refused(records):
         lambda message: message.content["config"].update({"fedmedian.model.seeds": "[1.5]"}),
         lambda message: message.content["config"].pop("fedmedian.model.base"),
         lambda message: message.content["config"].update({"fedmedian.model": 99}),
+        # The mean of so many arrays takes 87,000 times the memory of one.
+        lambda message: message.content["config"].update(
+            {"fedmedian.model.tied": json.dumps([[[0] * 87_000]])}
+        ),
         lambda message: message.content["arrays"].clear(),
         lambda message: message.content.update({"arrays": to_record({"x": np.array(1)})}),
         lambda message: message.content.update(
@@ -182,8 +187,9 @@ def test_malformed_steps_are_refused_and_the_model_stays(spoil, monkeypatch):
     receive(message_of(path[0].content_for(None)), context)
     message = message_of(path[1].content_for(path[0].versions[0]))
     spoil(message)
-    with pytest.raises(WireError):
+    with pytest.raises(WireError) as refused:
         receive(message, context)
+    assert not isinstance(refused.value, NotHeldError)
     assert is_equal(to_arrays(context.state[holding.MODEL_STATE]), MODEL)
 
 
