@@ -53,21 +53,25 @@ def answer(
     UpdateError, WireError
         See `fedmedian.steps.instruction.perturb_update`.
     """
-    named = "partition-id" in context.node_config
+    partition = _partition_of(context)
     # A node id seeds the noise, but is no partition and may exceed a record's integers.
-    partition = int(context.node_config.get("partition-id", context.node_id))
+    number = context.node_id if partition is None else partition
     rng = (
-        client_rng(instruction.seed, partition, instruction.server_round)
+        client_rng(instruction.seed, number, instruction.server_round)
         if clip is None
         else secret_rng()
     )
     memory = recall(context)
-    payload = perturb_update(
-        instruction, layout, update, after, rng, memory, partition if named else None, clip
-    )
+    payload = perturb_update(instruction, layout, update, after, rng, memory, partition, clip)
     if clip is None:
         remember(context, memory)
     else:
         with warned_of("the memory of client steps stays unchanged"):
             remember(context, memory)
     return replace(payload, held=held)
+
+
+def _partition_of(context: Context) -> int | None:
+    """Return the client's partition; None without one, or if its app finds data by other names."""
+    text = str(context.node_config.get("partition-id"))
+    return int(text) if text.isascii() and text.isdecimal() else None

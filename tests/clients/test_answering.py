@@ -84,7 +84,13 @@ class TestNoise:
 
     @pytest.mark.parametrize(
         ("node_config", "partition"),
-        [({"partition-id": 3}, 3), ({"partition-id": "3"}, 3), ({}, None)],
+        [
+            ({"partition-id": 3}, 3),
+            ({"partition-id": "3"}, 3),
+            ({}, None),
+            ({"partition-id": "berlin"}, None),
+            ({"partition-id": -1}, None),
+        ],
     )
     def test_the_answer_tells_the_clients_partition_if_it_has_one(self, node_config, partition):
         assert answer_with(a_context(node_config), [Clip(1.0)]).partition == partition

@@ -137,7 +137,6 @@ class TestKey:
         request = ask_to_reveal((1, 0), Wanted(bytes([SEED, 0, 0, 0])))
         assert refused(client.tell(request), "no key for secure sums")
 
-
     def test_is_needed_for_an_answer_to_be_counted(self, make, tmp_path):
         """A SuperNode that is started again lacks its key, but its ledger goes on."""
         policy = Policy(clip=1.0, noise_scale=1.0, rounds=2, cohort=3, ledger=str(tmp_path))
