@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from fedmedian.clients import holding
 from fedmedian.clients.holding import receive
@@ -245,6 +245,20 @@ class TestSharing:
         assert isinstance(record, ArrayRecord)
         record.clear()
         assert is_equal(to_arrays(context.state[holding.MODEL_STATE]), MODEL)
+
+    @pytest.mark.parametrize("number", [0, 1], ids=["whole", "by steps"])
+    def test_what_an_app_does_to_its_state_does_not_reach_other_clients(self, number):
+        path, careless, other = server(1), client(), client()
+        receive(message_of(path[0].content_for(None)), other)
+        receive(message_of(path[0].content_for(None)), careless)
+        if number:
+            receive(message_of(path[1].content_for(path[0].versions[0])), careless)
+        careless.state[holding.MODEL_STATE]["w"] = Array(np.ones((20, 30), np.float32))
+        for context in (client(), other) if number == 0 else (other,):
+            known = path[0].versions[0] if number else None
+            message = message_of(path[number].content_for(known))
+            receive(message, context)
+            assert is_equal(model_in(message), path[number].model)
 
 
 def test_the_model_is_no_client_steps_memory():
