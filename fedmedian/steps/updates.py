@@ -18,6 +18,9 @@ from fedmedian.steps.base import (
     shorten,
 )
 
+_LONGEST_ABSENCE = 64
+"""After so many answers without an array `ClientMomentum` forgets it."""
+
 
 @register_client_step
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class ClientMomentum(ClientStep):
     """An exponential average of the client's updates, sent instead of the latest one.
 
     It is `Momentum` on the client, which remembers the average of each array by its name. An array
-    that is new, or whose size has changed, starts fresh. All do if the round does not increase.
+    that is new, whose size has changed, or that was not in the last 64 answers, starts fresh. All
+    do if the round does not increase.
 
     Parameters
     ----------
@@ -89,14 +93,27 @@ class ClientMomentum(ClientStep):
         if memory and memory["last-round"] >= rounds:  # the server started another run
             memory.clear()
         memory["last-round"] = rounds
+        answer = memory["answers"] = memory.get("answers", np.zeros(1, dtype=np.int64)) + 1
         blocks, rule = draft.blocks, Momentum(self.decay)
         for names, part in zip(blocks.names, blocks.split(draft.vector), strict=True):
-            places = {kind: f"{kind} of {UNNAMED.join(names)}" for kind in ("m", "rounds")}
+            places = _places_of(UNNAMED.join(names))
             own = {kind: memory[place] for kind, place in places.items() if place in memory}
             if own and (own["m"].size != part.size or not isfinite(energy(own["m"]))):
                 own = {}
             part[:] = rule.step(part, own)
+            own["answer"] = answer
             memory.update({place: own[kind] for kind, place in places.items()})
+        # A server may send other names in each round.
+        start = _places_of("")["answer"]
+        for place in [place for place in memory if place.startswith(start)]:
+            if memory[place] <= answer - _LONGEST_ABSENCE:
+                for old in _places_of(place.removeprefix(start)).values():
+                    del memory[old]
+
+
+def _places_of(name: str) -> dict[str, str]:
+    """Return where `ClientMomentum` remembers what it knows of a block."""
+    return {kind: f"{kind} of {name}" for kind in ("m", "rounds", "answer")}
 
 
 @register_client_step

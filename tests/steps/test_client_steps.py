@@ -325,6 +325,25 @@ class TestClientMomentum:
         ClientMomentum(0.5).apply(draft)
         assert draft.vector.tolist() == [1.0, 2.0]
 
+    def test_forgets_arrays_that_are_not_sent_any_more(self):
+        """Else a server that renames them in each round fills the memory."""
+        memory = {}
+
+        def send(number, *names):
+            blocks = Blocks((1,) * len(names), tuple((name,) for name in names))
+            values = [float(number)] * len(names)
+            draft = draft_of(values, blocks, memory=memory, server_round=number)
+            ClientMomentum(0.5).apply(draft)
+            return draft.vector.tolist()
+
+        send(1, "kept", "lost")
+        for number in range(2, 64):
+            send(number, f"other {number}")
+        assert send(64, "kept") == [pytest.approx((0.25 * 1 + 0.5 * 64) / 0.75)]
+        send(65, "other 65")
+        assert len(averages(memory)) == 64
+        assert send(66, "lost") == [66]
+
     def test_tells_rounds_apart_that_float32_does_not(self):
         memory = {}
         _, second = self.sent([[4.0] * 8, [1.0] * 8], rounds=(2**24, 2**24 + 1), memory=memory)
