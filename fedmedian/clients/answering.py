@@ -1,5 +1,6 @@
 """A client's answer to an instruction, with its noise and its memory."""
 
+import re
 from dataclasses import replace
 
 from flwr.app import Context
@@ -11,6 +12,9 @@ from fedmedian.randomness import client_rng, secret_rng
 from fedmedian.steps.instruction import Instruction, Update, perturb_update
 from fedmedian.steps.payload import Payload
 from fedmedian.wire.scalars import Float32
+
+_NUMBER = re.compile("[0-9]{1,18}")
+"""A partition's number; records have integers of 64 bits."""
 
 
 def answer(
@@ -74,4 +78,4 @@ def answer(
 def _partition_of(context: Context) -> int | None:
     """Return the client's partition; None without one, or if its app finds data by other names."""
     text = str(context.node_config.get("partition-id"))
-    return int(text) if text.isascii() and text.isdecimal() else None
+    return int(text) if _NUMBER.fullmatch(text) else None

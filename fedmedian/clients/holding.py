@@ -42,12 +42,12 @@ def receive(message: Message, context: Context) -> str | None:
     name, record = model_in(message.content)
     if version_of_whole(scalars) is not None:
         version = fingerprint(to_arrays(record))
-        _known(version)  # forgets one that an app has changed
+        shared = _shared(version)
+        record = record if shared is None else shared
     else:
         catch_up = CatchUp.decode([*to_arrays(record).values()], scalars)
         record, version = _follow(catch_up, context)
-    record = _MODELS.setdefault(version, record)
-    context.state[MODEL_STATE] = record
+    _MODELS[version] = context.state[MODEL_STATE] = record
     # A copy of the names: the app may change its own.
     message.content[name] = ArrayRecord(dict(record))
     return version
@@ -74,17 +74,16 @@ def _follow(catch_up: CatchUp, context: Context) -> tuple[ArrayRecord, str]:
     version = None if model is None else fingerprint(model)
     catch_up.require_start(version)
     target = [catch_up.base, *catch_up.versions][-1]
-    if (known := _known(target)) is not None:
-        return known, target
+    if (shared := _shared(target)) is not None:
+        return shared, target
     assert model is not None  # `require_start` raises
     assert version is not None
     return to_record(catch_up.applied(model, version)), target
 
 
-def _known(version: str) -> ArrayRecord | None:
+def _shared(version: str) -> ArrayRecord | None:
     """Return a model that another client of this process holds, unless its app has changed it."""
     record = _MODELS.get(version)
-    if record is not None and fingerprint(to_arrays(record)) != version:
-        _MODELS.pop(version, None)
+    if record is None or fingerprint(to_arrays(record)) != version:
         return None
     return record
