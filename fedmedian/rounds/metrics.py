@@ -48,8 +48,7 @@ def require_examples(name: str, weight: Any) -> float:
     WireError
         If it is not a finite number > 0.
     """
-    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-    if not is_number or not _is_finite(weight) or weight <= 0:
+    if not is_number(weight) or not _is_finite(weight) or weight <= 0:
         raise WireError(f"metric {name!r} must be a number > 0, got {shown(weight)}")
     return float(weight)
 
@@ -78,6 +77,11 @@ def fair_examples(examples: Sequence[float]) -> list[float]:
     if cap >= 1 and any(isinstance(one, int) for one in examples):
         cap = int(cap)  # rounding the cap down keeps every bound
     return [min(cap, one) for one in kept]
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number, and no bool; float64 of NumPy is one."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def is_averageable(value: Any) -> bool:

@@ -35,6 +35,7 @@ from fedmedian.rounds.metrics import (
     LARGEST,
     fair_examples,
     is_averageable,
+    is_number,
     require_examples,
     try_to_aggregate,
 )
@@ -476,7 +477,7 @@ def _read(trained: Trained, most_arrays: int, *, must_name_question: bool) -> Sa
 def _read_evaluation(node: Node, evaluated: Evaluated) -> Reply[EvaluateRes]:
     _, result = evaluated
     num_examples, own = _open(result)
-    if type(result.loss) not in (int, float) or not is_averageable(result.loss):
+    if not is_number(result.loss) or not is_averageable(result.loss):
         raise WireError(f"loss must be a number, at most {LARGEST:g}, got {shown(result.loss)}")
     return Reply(node, num_examples, own, result, held=as_version(result.metrics.get(HELD)))
 

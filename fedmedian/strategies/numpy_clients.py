@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.common import Code
 
 from fedmedian.logs import shown
-from fedmedian.rounds.metrics import MOST_METRICS
+from fedmedian.rounds.metrics import MOST_METRICS, is_number
 from fedmedian.steps.payload import Payload
 from fedmedian.strategies.options import FedAvgOptions
 from fedmedian.wire.scalars import PREFIX, WireError
@@ -76,4 +76,4 @@ def read_reply(content: RecordDict) -> RecordDict:
 
 
 def _is_metric(key: str, value: Any) -> bool:
-    return not key.startswith(PREFIX) and type(value) in (int, float)
+    return not key.startswith(PREFIX) and is_number(value)

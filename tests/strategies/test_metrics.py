@@ -352,6 +352,19 @@ class TestInARound:
                 expected = share * own + (1 - share) * honest
                 assert averages[name] == pytest.approx(expected)
 
+    def test_numbers_of_numpy_count_as_numbers(self, any_client, run):
+        """In Flower's simulation they arrive as they are; a SuperLink makes floats of them."""
+        number = np.float64(0.5)
+        outcome = run(
+            any_client.make("SignSGD"),
+            lambda model, partition: (model, {"num-examples": 1, "loss": number}),
+            {"x": np.zeros(9, np.float32)},
+            NUM_CLIENTS,
+            evaluate=lambda model, partition: {"num-examples": 1, "loss": number, "own": number},
+        )
+        assert outcome.reports[1]["loss"] == number
+        assert outcome.evaluations[1] == {"loss": number, "own": number}
+
     @pytest.mark.parametrize("phase", ["train", "evaluate"])
     def test_claims_whose_sum_overflows_cost_others_no_metrics(self, phase, any_client, run):
         def metrics(partition):
