@@ -103,7 +103,9 @@ def downlink_seed(seed: int | None, step: int) -> int:
 
 
 @contextmanager
-def seeded_sampling(seed: int | None, server_round: int) -> Iterator[None]:
+def seeded_sampling(
+    seed: int | None, server_round: int, *, evaluates: bool = False
+) -> Iterator[None]:
     """Seed Python's global generator, which Flower samples nodes with, within this context.
 
     Parameters
@@ -112,12 +114,14 @@ def seeded_sampling(seed: int | None, server_round: int) -> Iterator[None]:
         The strategy's seed. None leaves the generator unchanged.
     server_round : int
         The round.
+    evaluates : bool (default: False)
+        Whether the nodes are to evaluate. They are drawn apart from those that train.
     """
     if seed is None:
         yield
         return
     state = random.getstate()
-    random.seed(f"{seed}, {server_round}")
+    random.seed(f"{seed}, {server_round}{', evaluation' if evaluates else ''}")
     try:
         yield
     finally:

@@ -66,9 +66,9 @@ def test_secret_numbers_say_what_they_need_where_it_is_missing(monkeypatch):
         secret_rng()
 
 
-def sample(seed, server_round):
+def sample(seed, server_round, **phase):
     """Samples as Flower does, with Python's own generator."""
-    with seeded_sampling(seed, server_round):
+    with seeded_sampling(seed, server_round, **phase):
         return random.sample(range(10**9), 3)
 
 
@@ -76,6 +76,11 @@ def test_seeded_sampling_follows_from_seed_and_round():
     assert sample(10**40, 5) == sample(10**40, 5)
     samples = {tuple(sample(*key)) for key in ((1, 2), (2, 1), (1, 3), (12, 3), (1, 23))}
     assert len(samples) == 5
+
+
+def test_nodes_that_evaluate_are_drawn_apart_from_those_that_train():
+    assert sample(1, 2, evaluates=True) == sample(1, 2, evaluates=True)
+    assert sample(1, 2, evaluates=True) != sample(1, 2)
 
 
 def test_seeded_sampling_leaves_pythons_generator_as_it_was():

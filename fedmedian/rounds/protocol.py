@@ -363,9 +363,11 @@ class RoundProtocol:
             self.watch.fail(question, str(error))
             return None
 
-    def sampling(self, server_round: int) -> AbstractContextManager[None]:
+    def sampling(
+        self, server_round: int, *, evaluates: bool = False
+    ) -> AbstractContextManager[None]:
         """Return a context in which Flower samples nodes by the seed."""
-        return seeded_sampling(self.recipe.seed, server_round)
+        return seeded_sampling(self.recipe.seed, server_round, evaluates=evaluates)
 
     def hear(
         self,

@@ -242,7 +242,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         """Configure a round of evaluation as FedAvg does."""
         if server_round < self._protocol.journal.done:
             return []
-        with self._protocol.sampling(server_round):
+        with self._protocol.sampling(server_round, evaluates=True):
             asked = super().configure_evaluate(server_round, parameters, client_manager)
         require_own_keys("on_evaluate_config_fn", {key for _, ins in asked for key in ins.config})
         self._asked_to_evaluate = [client.cid for client, _ in asked]

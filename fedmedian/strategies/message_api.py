@@ -509,7 +509,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         told = ConfigRecord(dict(config))
         if not self._may_read_arrays():
             told[EVALUATION] = WIRE_VERSION
-        with self._protocol.sampling(server_round):
+        with self._protocol.sampling(server_round, evaluates=True):
             messages = super().configure_evaluate(server_round, arrays, told, grid)
         messages = list(messages)
         self._usual_size = max(sizes_of(messages[:1]), default=0)

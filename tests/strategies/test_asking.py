@@ -108,6 +108,24 @@ class TestNobody:
         assert not warnings("aggregate_train: no reply")
 
 
+def test_with_a_seed_those_that_train_are_not_always_those_that_evaluate(api, run):
+    """Or clients would report a model that has just been fitted to their data."""
+    trained, evaluated = [], []
+
+    def count(model, partition):
+        trained.append(partition)
+        return train(model, partition)
+
+    def evaluate(model, partition):
+        evaluated.append(partition)
+        return {"num-examples": 1, "loss": 1.0}
+
+    strategy = api.make("MedianSGD", fraction_train=0.5, fraction_evaluate=0.5, seed=1)
+    run(strategy, count, MODEL, NUM_CLIENTS, 8, evaluate=evaluate)
+    rounds = [[{*nodes[at : at + 2]} for at in range(0, 16, 2)] for nodes in (trained, evaluated)]
+    assert 0 < sum(map(set.__eq__, *rounds)) < 8
+
+
 def test_replies_of_a_round_that_was_not_configured_end_the_run(api, run):
     hook = "configure_train" if api.name == "Message API" else "configure_fit"
 
