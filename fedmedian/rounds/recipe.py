@@ -182,7 +182,7 @@ class Question:
             raise PlainWeightsError(
                 f"sent plain weights, was asked for {instruction.encoding.name!r} with noise "
                 f"{None if noise is None else noise.noise!r}: does its ClientApp have "
-                "mods=[perturb]?"
+                "mods=[perturb], and does a subclass keep the keys 'fedmedian.…' of configs?"
             )
         instruction.require_answer(payload, layout, self.sent)
         return payload

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.client.mod import secaggplus_mod
 from flwr.clientapp import ClientApp
 from flwr.server import ServerAppComponents, ServerConfig
@@ -67,6 +67,12 @@ def test_what_is_typed_is_answered_as_the_page_says(typed, error, answer):
     assert matches(answer, refused.value)
 
 
+WITHOUT_INSTRUCTION = (
+    "clients without the mod, with `SignSGD()`, or a subclass that replaces the config of messages "
+    "that `super().configure_train` returned"
+)
+
+
 def app_of(*mods, examples="num-examples"):
     app = ClientApp(mods=[*mods])
 
@@ -82,7 +88,7 @@ def app_of(*mods, examples="num-examples"):
 @pytest.mark.parametrize(
     ("done", "app"),
     [
-        ("clients without the mod, with `SignSGD()`", app_of()),
+        (WITHOUT_INSTRUCTION, app_of()),
         ("clients that all fail", ClientApp(mods=[perturb])),
         (
             "clients with `mods=[perturb, perturb_with(policy)]`",
@@ -102,3 +108,16 @@ def test_a_run_ends_with_the_answer_that_the_page_says(done, app):
     with pytest.raises(RunFailedError) as ended:
         strategy.start(InProcessGrid(app, 3), ARRAYS, 3)
     assert matches(ENDS[done], ended.value)
+
+
+def test_so_does_one_whose_subclass_replaces_configs():
+    class WithRates(SignSGD):
+        def configure_train(self, *arguments):
+            for message in super().configure_train(*arguments):
+                message.content["config"] = ConfigRecord({"lr": 0.1})
+                yield message
+
+    strategy = WithRates(fraction_evaluate=0.0)
+    with pytest.raises(RunFailedError) as ended:
+        strategy.start(InProcessGrid(app_of(perturb), 3), ARRAYS, 3)
+    assert matches(ENDS[WITHOUT_INSTRUCTION], ended.value)
