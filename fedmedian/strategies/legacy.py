@@ -11,6 +11,7 @@ from functools import partial
 from statistics import fmean
 from typing import Any, NoReturn, TypeVar
 
+import numpy as np
 from flwr.common import (
     Code,
     EvaluateIns,
@@ -57,6 +58,9 @@ __all__ = ["MedianSGD", "SignSGD"]
 Trained = tuple[ClientProxy, FitRes]
 Evaluated = tuple[ClientProxy, EvaluateRes]
 Result = TypeVar("Result", FitRes, EvaluateRes)
+
+_BY_SERVER = ("evaluate-server-loss", "evaluate-server")
+"""The phases of a checkpoint that hold what `evaluate_fn` returned: the loss, and the metrics."""
 
 
 class LegacyStrategy(ShowsArguments, FedAvg):
@@ -228,12 +232,17 @@ class LegacyStrategy(ShowsArguments, FedAvg):
     def evaluate(
         self, server_round: int, parameters: Parameters
     ) -> tuple[float, dict[str, Scalar]] | None:
-        """Evaluate the model as FedAvg does."""
-        if server_round < self._protocol.journal.done:
-            return None
+        """Evaluate the model as FedAvg does; what a stored round had is in the checkpoint."""
+        journal = self._protocol.journal
+        if server_round < journal.done:
+            loss, metrics = (journal.recall(phase, server_round) for phase in _BY_SERVER)
+            return None if loss is None or metrics is None else (loss["loss"], dict(metrics))
         found = super().evaluate(server_round, parameters)
         if found is not None:
-            self._evaluations["the server"] = server_round, {"loss": found[0], **found[1]}
+            loss, metrics = {"loss": found[0]}, found[1]
+            self._evaluations["the server"] = server_round, {**loss, **metrics}
+            for phase, values in zip(_BY_SERVER, (loss, metrics), strict=True):
+                journal.note(phase, server_round, {key: _plain(one) for key, one in values.items()})
         return found
 
     def configure_evaluate(
@@ -333,8 +342,8 @@ class SignSGD(SignArguments, LegacyStrategy):
         As there; the patterns match positions, ``exact=["2", "3"]`` for the running statistics of
         a model whose third and fourth array they are.
     checkpoint : Checkpoint, optional
-        As there; but Flower's History lacks the metrics of stored rounds, and rounds after the
-        last `every`-th are not stored.
+        As there; but Flower's History lacks the clients' metrics of stored rounds, and rounds
+        after the last `every`-th are not stored.
     privacy_budget : PrivacyBudget, optional
         As there; but Flower continues to the last round, and rounds that would exceed the budget
         ask no client to train.
@@ -455,6 +464,11 @@ def _most_named(questions: Sequence[Question], results: Sequence[Trained]) -> Qu
 def _examples(replies: Sequence[Reply[Result]]) -> list[float]:
     """Return the numbers of examples by which the clients' metrics are averaged."""
     return fair_examples([reply.source.num_examples for reply in replies])
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with Python's own number for one of NumPy's, which no checkpoint can hold."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _mean_size(sent: Sequence[Parameters]) -> float:

@@ -168,6 +168,31 @@ def test_metrics_of_the_servers_own_evaluation_are_stored_too(
     assert [resumed[number] for number in sorted(first)] == list(first.values())
 
 
+def test_in_the_older_api_a_subclass_finds_an_evaluation_of_the_server_in_each_round(
+    older_api, play, tmp_path
+):
+    """As Flower's tutorial, which takes what `super().evaluate` returns apart."""
+
+    def evaluate(number, arrays, config):
+        called.append(number)
+        return np.float32(number), {"loss": 2.5, "more": np.float32(number)}
+
+    class Unpacking(legacy.SignSGD):
+        def evaluate(self, server_round, parameters):
+            self.evaluate_fn = evaluate
+            loss, metrics = super().evaluate(server_round, parameters)
+            found[server_round] = loss, metrics
+            return loss, metrics
+
+    for num_rounds in (2, 4):
+        called, found = [], {}
+        play(older_api.make_own(Unpacking, checkpoint=Checkpoint(tmp_path)), num_rounds)
+        assert found == {
+            number: (number, {"loss": 2.5, "more": number}) for number in range(num_rounds + 1)
+        }
+    assert called == [2, 3, 4]
+
+
 def test_a_run_that_has_ended_returns_at_once_what_it_returned(message_api, play, bits, tmp_path):
     first = play(message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path, every=4)), 5)
     strategy = message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path, every=4))
