@@ -135,3 +135,24 @@ def test_bfloat16_without_its_library_is_refused_with_the_remedy(any_client, beg
         "array '0' is bfloat16, which needs ml_dtypes: pip install ml_dtypes, or cast to float32"
     )
     assert bytes_down == 0
+
+
+@pytest.mark.parametrize("make", ["SignSGD", "MedianSGD"])
+def test_entries_that_no_client_trains_drift_less_far_if_clients_reset_them(make, message_api, run):
+    """Such as pruned weights, in an array that is trained."""
+    trained, pruned = slice(0, 20), slice(20, None)
+    model = {"0": np.zeros((40, 30), np.float32)}
+    model["0"][trained] = 1
+
+    def drift(resets):
+        def train(model, partition):
+            array = model["0"].copy()
+            if resets:
+                array[pruned] = 0
+            array[trained] *= 0.7 + 0.02 * partition
+            return {"0": array}, {"num-examples": 1}
+
+        strategy = message_api.make_trainer(make)
+        return np.abs(run(strategy, train, model, 5, 12).model["0"][pruned]).mean()
+
+    assert 0 < drift(resets=True) < 0.5 * drift(resets=False)
