@@ -86,7 +86,8 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         See above.
     metrics_per_block : dict of int to dict
         Each round's values per block, as lists by name. They are not in Flower's History, because
-        Flower prints all of it at the end of a run.
+        Flower prints all of it at the end of a run. Of a round without a usable reply it has all
+        metrics: `aggregate_fit` returns none, as FedAvg's.
 
     Raises
     ------
@@ -227,6 +228,8 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         own = self._aggregate("fit_metrics_aggregation_fn", heard.usual)
         metrics = self._protocol.end(heard, sizes, own)
         metrics, self.metrics_per_block[server_round] = without_lists(metrics)
+        if not metrics["replies-accepted"]:  # a subclass looks for clients' metrics if it finds any
+            metrics, self.metrics_per_block[server_round] = {}, metrics
         return None if heard.model is None else arrays_to_parameters(heard.model), metrics
 
     def evaluate(

@@ -134,7 +134,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self._around = _Traffic()
         self._grid: Grid | None = None
         self._timeout = 3600.0
-        self._per_block: dict[int, dict[str, Any]] = {}
+        self._other_metrics: dict[int, dict[str, Any]] = {}
 
     numpy_clients = Argument[bool]()
 
@@ -221,7 +221,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         require_integer("num_rounds", num_rounds, low=0)
         require_own_keys("train_config", train_config or ())
         require_own_keys("evaluate_config", evaluate_config or ())
-        self._per_block, self._timeout, self._around = {}, timeout, _Traffic()
+        self._other_metrics, self._timeout, self._around = {}, timeout, _Traffic()
         self._forget()
         journal = self._protocol.journal
         self._protocol.open(to_arrays(initial_arrays))
@@ -262,9 +262,10 @@ class MessageStrategy(ShowsArguments, FedAvg):
             self._protocol.release()
             self._grid = None  # or the strategy could not be copied
         reports = result.train_metrics_clientapp
-        for server_round, lists in self._per_block.items():
+        for server_round, others in self._other_metrics.items():
             own = reports.get(server_round) or MetricRecord()  # a subclass may report nothing
-            reports[server_round] = MetricRecord({**own, **lists})
+            reports[server_round] = MetricRecord({**own, **others, **own})
+        result.train_metrics_clientapp = dict(sorted(reports.items()))
         return ShownResult(**vars(result))
 
     def summary(self) -> None:
@@ -619,11 +620,17 @@ class MessageStrategy(ShowsArguments, FedAvg):
     def _without_lists(
         self, server_round: int, metrics: Mapping[str, Any] | None
     ) -> MetricRecord | None:
-        """Return a round's metrics for Flower's log, and keep what is too long for it."""
+        """Return a round's metrics for Flower's log, and keep the others for the Result.
+
+        As with FedAvg, there are none without a usable reply: a subclass that has found some will
+        look for the clients' own among them.
+        """
         if metrics is None:
             return None
-        numbers, self._per_block[server_round] = without_lists(metrics)
-        return MetricRecord(numbers)
+        numbers, lists = without_lists(metrics)
+        is_lost = not metrics["replies-accepted"]
+        self._other_metrics[server_round] = dict(metrics) if is_lost else lists
+        return None if is_lost else MetricRecord(numbers)
 
     def _aggregate(self, name: str, replies: Sequence[Reply[RecordDict]]) -> MetricRecord | None:
         function, key = getattr(self, name), self.weighted_by_key

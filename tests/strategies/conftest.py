@@ -213,7 +213,7 @@ def run_with_older_api(strategy, grid, model, num_rounds, train_config, evaluate
         reports[number] = {**reports.get(number, {}), **lists}
     return Outcome(
         path,
-        reports,
+        dict(sorted(reports.items())),
         by_round({**losses, **history.metrics_distributed}),
         grid,
     )

@@ -6,6 +6,7 @@ messages that were sent.
 """
 
 import pickle
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -319,6 +320,27 @@ class TestWhatIsReturned:
         assert bits(outcome.model) == bits(MODEL)
         assert [counts(report) for _, report in kept] == [(NUM_CLIENTS, 0, 0)] * 4
         assert not warned
+
+    def test_where_there_are_metrics_the_clients_own_are_among_them(self, play):
+        """A round without a usable reply has none, as with FedAvg, and is counted all the same."""
+        found, asked = {}, Counter()
+
+        def hear(number, heard, usual):
+            model, metrics = usual(heard)
+            if metrics:
+                found[number] = metrics["loss"]
+            return model, metrics
+
+        def fail(message, context, call_next):
+            asked[context.node_id] += 1
+            if asked[context.node_id] == 2:
+                raise RuntimeError("the network is down")
+            return call_next(message, context)
+
+        outcome, _ = play(hear=hear, mods=(fail, perturb))
+        assert found == dict.fromkeys((1, 3, 4), pytest.approx(1.0))
+        accepted, *lost = counts(outcome.reports[2])
+        assert (accepted, sum(lost)) == (0, NUM_CLIENTS)
 
     def test_some_rounds_may_keep_back_their_metrics(self, play):
         def hear(number, heard, usual):
