@@ -419,6 +419,7 @@ class TestMatching:
 
     CLASSES, TREES = "scikit-learn drops classes", "trees change the shapes"
     SAME, PART = "have the same model?", "which must hold only the arrays that clients send"
+    UNNAMED = "a list: start with an ArrayRecord of the names that clients send"
     WRAPPED, COMPILED = "of a wrapped model, send the one inside", "by the prefix '_orig_mod.'"
 
     @pytest.mark.parametrize(
@@ -439,6 +440,9 @@ class TestMatching:
             ({"w": (10, 64)}, {"w": (10, 32)}, [SAME], [CLASSES, TREES]),
             ({"w": (10, 64)}, {"w": (640,)}, [SAME], [CLASSES, TREES]),
             ({"w": (3,)}, {"w": ()}, [SAME], [CLASSES, TREES]),
+            # A server with a list, and clients with a torch state dict.
+            ({"0": (2,), "1": (1,)}, {"fc.weight": (2,), "fc.bias": (1,)}, [UNNAMED], [PART]),
+            ({"0": (2,), "x": (1,)}, {"fc.weight": (2,), "fc.bias": (1,)}, [], [UNNAMED]),
             # The body of a model, by name or as a NumPyClient sends it.
             ({"a": (1,), "b": (1,)}, {"a": (1,)}, [PART, "['b']"], []),
             ({"a": (1,), "b": (1,), "c": (1,)}, {"0": (1,), "1": (1,)}, [PART], []),
