@@ -88,6 +88,7 @@ _OF_ONE = {
     "weighted": ": it belongs to SignSGD",
     "noise_at": ": it belongs to MedianSGD, votes need the clients' noise",
     "numpy_clients": ": clients of the older API are NumPyClients",
+    "inplace": ": leave it out, it is about how FedAvg adds up",
     "proximal_mu": ": FedProx's term is part of the clients' loss; send its weight in their config",
 }
 """Arguments that only some strategies have."""

@@ -183,6 +183,7 @@ class TestMistakes:
             ("num_rounds", "pass it to ServerConfig(num_rounds=…)"),
             ("train_config", "use 'on_fit_config_fn'"),
             ("numpy_clients", "clients of the older API are NumPyClients"),
+            ("inplace", "leave it out"),
         ],
     )
     @pytest.mark.parametrize("strategy", [legacy.SignSGD, legacy.MedianSGD])
