@@ -323,9 +323,7 @@ class Layout:
             if prefix := _prefix(extra, missing) or _prefix(missing, extra):
                 cause = f" by the prefix {shown(prefix)} of a wrapped model, send the one inside"
             if len(arrays) == len(missing) and missing == _positions(len(missing)):
-                cause = (
-                    ", which is a list: start with an ArrayRecord of the names that clients send"
-                )
+                cause = ", which has no names: start with an ArrayRecord of those that clients send"
             raise ValueError(
                 f"arrays differ from the model's{cause}: missing {shown(missing)}, "
                 f"extra {shown(extra)}"

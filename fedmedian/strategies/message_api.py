@@ -264,7 +264,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         reports = result.train_metrics_clientapp
         for server_round, others in self._other_metrics.items():
             own = reports.get(server_round) or MetricRecord()  # a subclass may report nothing
-            reports[server_round] = MetricRecord({**own, **others, **own})
+            reports[server_round] = MetricRecord({**own, **others})
         result.train_metrics_clientapp = dict(sorted(reports.items()))
         return ShownResult(**vars(result))
 

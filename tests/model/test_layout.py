@@ -419,7 +419,7 @@ class TestMatching:
 
     CLASSES, TREES = "scikit-learn drops classes", "trees change the shapes"
     SAME, PART = "have the same model?", "which must hold only the arrays that clients send"
-    UNNAMED = "a list: start with an ArrayRecord of the names that clients send"
+    UNNAMED = "which has no names: start with an ArrayRecord of those that clients send"
     WRAPPED, COMPILED = "of a wrapped model, send the one inside", "by the prefix '_orig_mod.'"
 
     @pytest.mark.parametrize(
