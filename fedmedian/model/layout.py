@@ -401,7 +401,10 @@ class Layout:
             If `packed` is not (exact_bytes,) uint8, or has become NaN, infinite or too large.
         """
         require_vector("exact arrays", packed, self.exact_bytes, np.uint8)
-        if (spoiled := first_spoiled(before, self.unpack_exact(packed), LARGEST)) is not None:
+        after = self.unpack_exact(packed)
+        # What is too large in the model may stay so, but not become NaN.
+        spoiled = first_spoiled(before, after, LARGEST) or first_spoiled(before, after)
+        if spoiled is not None:
             raise WireError(
                 f"array {spoiled!r} holds NaN or infinity, or an entry above {LARGEST:g}"
             )

@@ -49,6 +49,25 @@ class TestMasks:
 
 
 @either_strategy
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("clients", [2, NUM_CLIENTS])
+def test_one_client_cannot_spoil_a_mask_of_the_lowest_number(api, name, bad, clients, run):
+    """A mask of finite numbers that no other array may have."""
+    mask = np.triu(np.full((4, 4), np.finfo(np.float32).min, np.float32), 1)
+
+    def spoil(model, partition):
+        trained, metrics = towards_one(model, partition)
+        spoiled = np.where(mask < 0, np.float32(bad), mask)
+        return {**trained, "1": mask if partition else spoiled}, metrics
+
+    strategy = api.make_trainer(name, exact=["1"])
+    outcome = run(strategy, spoil, {"0": W, "1": mask}, clients, 2)
+    assert outcome.model["1"].tobytes() == mask.tobytes()
+    assert outcome.model["0"].any()
+    assert all(report["replies-rejected"] == 1 for report in outcome.reports.values())
+
+
+@either_strategy
 class TestRanges:
     """Ranges of quantization begin as infinite, and become finite with the first data."""
 
