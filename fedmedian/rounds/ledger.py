@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fedmedian.aggregators.diagnostics import Report
-from fedmedian.logs import warn
+from fedmedian.logs import shown, warn
 from fedmedian.privacy.accounting import (
     MOST_ANSWERS,
     Draw,
@@ -371,7 +371,7 @@ class Ledger:
         warn(
             "clients send their number of examples or their own metrics, %s, without noise, and "
             "epsilon does not count them; a client's Policy leaves them out",
-            sorted(names),
+            shown(sorted(names)),
         )
 
     def _epsilon(self, rounds: Mapping[Draw, int]) -> float:

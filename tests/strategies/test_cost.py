@@ -9,8 +9,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord
 from flwr.common import Code
 from flwr.common.constant import ErrorCode
 
-from fedmedian import records
+from fedmedian import Clip, Gaussian, records
 from fedmedian.clients import perturb
+from fedmedian.privacy import PrivacyBudget
 from fedmedian.steps.payload import Payload
 from fedmedian.wire.scalars import PREFIX
 
@@ -118,9 +119,10 @@ HOSTILE = {
     "an array of a long name": arrays(1, "x" * SIZE, b"junk"),
     "arrays of the model's number and long names": arrays(4, "{}" + "x" * (SIZE // 4)),
     "an array of junk": arrays(1, data=b"\x93NUMPY" + b"(" * SIZE),
-    "a metric of a long name": metrics(**{"x" * SIZE: 1.0}),
+    "a metric of a long name": metrics(**{"x" * SIZE: 2.0}),
+    "a metric of a long name that cannot be printed": metrics(**{"\x01" * SIZE: 2.0}),
     "a metric of a long list": metrics(loss=[1.0] * (SIZE // 8)),
-    "many metrics": metrics(**{f"m{i}": 1.0 for i in range(SIZE // 80)}),
+    "many metrics": metrics(**{f"m{i}": 2.0 for i in range(SIZE // 80)}),
     "examples of a long list": metrics(
         **dict.fromkeys(("num-examples", "num_examples"), [1.0] * (SIZE // 8))
     ),
@@ -146,13 +148,13 @@ def cost(run, what_is_there_stays):
     """Plays a round; returns the most memory that hearing it took, and the arrays it read."""
     known = {}
 
-    def cost(api, name=None, message_type="train"):
-        key = api.name, name, message_type
+    def cost(api, name=None, message_type="train", **options):
+        key = api.name, name, message_type, *options
         if key not in known:
-            known[key] = measure(api, HOSTILE.get(name), message_type)
+            known[key] = measure(api, HOSTILE.get(name), message_type, options)
         return known[key]
 
-    def measure(api, change, message_type):
+    def measure(api, change, message_type, options):
         peaks, read, parse = [], [], records.read_npy
 
         def count(data):
@@ -176,7 +178,7 @@ def cost(run, what_is_there_stays):
                 peaks.append(tracemalloc.get_traced_memory()[1])
                 tracemalloc.stop()
 
-        strategy = api.make("SignSGD")
+        strategy = api.make("SignSGD", **options)
         phase = "fit" if message_type == "train" and api.name == "older API" else message_type
         method = getattr(strategy, f"aggregate_{phase}")
         setattr(strategy, f"aggregate_{phase}", measured)
@@ -206,6 +208,20 @@ def test_a_hostile_reply_to_training_costs_its_bytes_once(client, name, request,
     (honest, parsed), (hostile, also_parsed) = cost(api), cost(api, name)
     assert hostile < honest + 1.2 * SIZE + MARGIN
     assert also_parsed <= parsed + len(MODEL)
+
+
+@pytest.mark.parametrize("name", [name for name in HOSTILE if "metric" in name])
+def test_metrics_cost_their_bytes_once_where_a_budget_warns_of_them(name, api, cost):
+    options = {
+        "noise": Gaussian(50.0),
+        "client_steps": [Clip(1.0)],
+        "weighted": False,
+        "fraction_evaluate": 0.0,
+        "privacy_budget": PrivacyBudget(epsilon=8.0, delta=1e-6),
+        "seed": None,
+    }
+    (honest, _), (hostile, _) = (cost(api, one, **options) for one in (None, name))
+    assert hostile < honest + 1.2 * SIZE + MARGIN
 
 
 @pytest.mark.parametrize("name", [name for name in HOSTILE if name.split()[-2] == "long"])
