@@ -13,12 +13,15 @@ from fedmedian.aggregators.means import LONGEST
 from fedmedian.checks import require_type
 from fedmedian.kernels.agreement import count_agreements
 from fedmedian.rules.noise import Noise
-from fedmedian.rules.trust import agreed_size, clipping_factors, num_tolerated
+from fedmedian.rules.trust import agreed_size, clipping_factors, largest_cap, num_tolerated
 from fedmedian.steps.encodings import Encoding, Signs, Vector
 from fedmedian.wire.scalars import Float32
 
 LEAST = 0.1
 """The least that a client counts for, relative to the others."""
+
+MOST = 1.45
+"""The most that a client counts for, relative to the average: of three, less than half."""
 
 APART = 0.1
 """The relative count below which a client is reported as apart from the others."""
@@ -42,7 +45,7 @@ class Agreement(Aggregator):
     t = `num_tolerated`. Where r is how many others count a client among theirs, relative to the
     average, see `relative_counts`, the client's weight is multiplied by its share, see `shares`: 1
     for r >= 1 and 0 for r <= 1/3. A share counts as at least `LEAST`, so that an honest client that
-    is unlike all others is heard.
+    is unlike all others is heard. No client then counts for more than `MOST` times the average.
 
     The angle between votes follows from the bits that agree. Vectors are compared after clipping as
     in `ClippedMean`. With many coordinates or clients a random sample of coordinates is compared;
@@ -101,6 +104,7 @@ class Agreement(Aggregator):
             answers.report["agreement-per-client"] = counts.tolist()
             answers.report["clients-apart"] = int(np.count_nonzero(counts < APART))
         weights = answers.weights * np.maximum(shares(counts), LEAST)
+        weights = np.minimum(weights, largest_cap(weights, MOST))
         return self.then.direction(replace(answers, weights=weights / weights.sum()), rng)
 
     def center(self, values: Weights, weights: Weights) -> Weights:

@@ -131,13 +131,19 @@ def capped_examples(examples: Sizes) -> Sizes:
         The claims, at most the cap.
     """
     claims = np.clip(examples, 1 / _MOST, _MOST)
-    ordered, trusted = np.sort(claims), _trusted(claims)
-    shares = np.minimum(ordered, trusted) / trusted
-    # Σ min(share, c) is the minimum over k of the k smallest shares plus (M − k)·c. So the largest
-    # c that is at most SHARE times the mean is the minimum of these.
-    counts = np.arange(1, len(ordered) + 1) - len(ordered) * (1 - 1 / SHARE)
-    caps = np.cumsum(shares)[counts > 0] / counts[counts > 0]
-    return np.asarray(np.minimum(claims, trusted * min(1.0, caps.min())))
+    trusted = _trusted(claims)
+    cap = largest_cap(np.minimum(claims, trusted) / trusted, SHARE)
+    return np.asarray(np.minimum(claims, trusted * min(1.0, cap)))
+
+
+def largest_cap(sizes: Sizes, share: float) -> float:
+    """Return the largest cap of clients' sizes, (M,), that is at most `share` times their mean."""
+    ordered = np.sort(sizes)
+    # Σ min(size, c) is the minimum over k of the k smallest sizes plus (M − k)·c. So the largest
+    # c that is at most `share` times the mean is the minimum of these.
+    counts = np.arange(1, len(ordered) + 1) - len(ordered) * (1 - 1 / share)
+    caps = np.cumsum(ordered)[counts > 0] / counts[counts > 0]
+    return float(caps.min())
 
 
 def voting_weights(examples: Sizes) -> Sizes:

@@ -22,9 +22,9 @@ from fedmedian import (
     pack_signs,
 )
 from fedmedian.aggregators import agreement
-from fedmedian.aggregators.agreement import LEAST, relative_counts, shares
+from fedmedian.aggregators.agreement import LEAST, MOST, relative_counts, shares
 from fedmedian.aggregators.means import LONGEST
-from fedmedian.rules.trust import num_tolerated, voting_weights
+from fedmedian.rules.trust import SHARE, largest_cap, num_tolerated, voting_weights
 from fedmedian.steps.encodings import Encoding
 from fedmedian.strategies import SignSGD
 
@@ -167,6 +167,7 @@ class TestAgreement:
         found = direction(Agreement(then), given)
         kept = shares(np.array(given.report["agreement-per-client"]))
         own = np.maximum(kept, LEAST) * weights
+        own = np.minimum(own, largest_cap(own, MOST))
         expected = direction(then, replace(given, weights=own / own.sum()))
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
 
@@ -180,6 +181,29 @@ class TestAgreement:
         assert found[:2].tolist() == [0, 0]
         assert found[2:].min() > 0.5
         assert given.report["clients-apart"] == 2
+
+    @pytest.mark.parametrize(("clients", "light"), [(3, 1), (4, 1), (5, 2), (10, 4), (25, 11)])
+    def test_lets_t_clients_near_those_of_few_examples_count_for_little_more(self, clients, light):
+        """Whoever has many examples is alone, so that nobody is left to outweigh those who lie."""
+        hostile = num_tolerated(clients)
+        rows = 3 * alike(clients)
+        rows[: light + hostile] = COMMON + 0.1 * rows[: light + hostile]
+        examples = np.full(clients, 1e6)
+        examples[:light] = 100
+        given, found = votes(rows, voting_weights(examples)), []
+
+        @dataclass(frozen=True)
+        class Kept(Counts):
+            def direction(self, answers, rng):
+                found.append(answers.weights)
+                return super().direction(answers, rng)
+
+        direction(Agreement(Kept()), given)
+        (weights,) = found
+        assert weights.sum() == pytest.approx(1)
+        part = weights[light : light + hostile].sum()
+        assert SHARE * hostile / clients < part <= MOST * hostile / clients * (1 + 1e-9)
+        assert clients != 3 or part < 0.5
 
     @EACH
     def test_hears_an_honest_client_that_is_unlike_all_others(self, then, answers):

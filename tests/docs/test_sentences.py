@@ -244,7 +244,7 @@ NOT_MEASURED = {
         *(".08", "1.45", ".57", "1.25"),  # rules, laws
         *(".66", ".81", ".93"),  # computed, see tests/aggregators/test_decoding.py
     },
-    "robustness": {"1.25"},
+    "robustness": {"1.25", "1.45"},
 }
 """Versions, papers, settings, and what is computed."""
 
