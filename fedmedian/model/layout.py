@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import product
-from math import isfinite, prod
+from math import inf, isfinite, prod
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,9 @@ _SCIKIT_LEARN = re.compile(r"coef|intercept|^\d+$")
 """Names that the arrays of a scikit-learn linear model may have: attributes or positions."""
 
 _CHUNK = 1 << 16
+
+_HALF = float(np.finfo(np.float64).max) / 2
+"""The sum, or the difference, of two larger numbers is infinite."""
 
 _REAL = "biuf"
 """The kinds of dtypes that a model's arrays may have: booleans, integers, real numbers."""
@@ -112,6 +115,11 @@ def _center_of(
     numbers: NDArray[np.float64], center: Center, start: NDArray[Any] | None
 ) -> NDArray[np.float64]:
     """Return the center of floating-point values; two are clipped where their start is known."""
+    if _HALF < max(numbers.max(initial=0), -numbers.min(initial=0)) < inf:
+        # As in a mask of the lowest float64.
+        less = None if start is None else start.astype(np.float64) / 8
+        # Rounding must not make it larger than all of them.
+        return np.clip(_center_of(numbers / 8, center, less), -_HALF / 4, _HALF / 4) * 8
     if start is None:
         return center(numbers)
     wide = start.astype(np.float64)

@@ -188,7 +188,8 @@ def clip_two(values: Sizes, start: Sizes) -> Sizes:
         The values.
     """
     changes = values - start
-    norms = np.sqrt(np.square(changes).reshape(2, -1).sum(axis=1))
+    with np.errstate(over="ignore"):
+        norms = np.sqrt(np.square(changes).reshape(2, -1).sum(axis=1))
     most = PROPORTION * norms.min()
     clipped = values.copy()
     for client in np.flatnonzero(norms > most):

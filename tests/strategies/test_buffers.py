@@ -68,6 +68,25 @@ def test_one_client_cannot_spoil_a_mask_of_the_lowest_number(api, name, bad, cli
 
 
 @either_strategy
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("clients", [2, 3, 4, 11])
+@pytest.mark.parametrize("liars", [0, 1])
+def test_a_mask_of_the_lowest_number_stays_whatever_one_client_sends(
+    api, name, dtype, clients, liars, run
+):
+    mask = np.full(3, np.finfo(dtype).min, dtype)
+
+    def spoil(model, partition):
+        trained, metrics = towards_one({"0": model["0"]}, partition)
+        return {**trained, "1": -mask if partition < liars else mask}, metrics
+
+    strategy = api.make_trainer(name, exact=["1"])
+    outcome = run(strategy, spoil, {"0": W, "1": mask}, clients, 2)
+    np.testing.assert_allclose(outcome.model["1"], mask, rtol=1e-15)  # a mean is rounded
+    assert outcome.model["0"].any()
+
+
+@either_strategy
 class TestRanges:
     """Ranges of quantization begin as infinite, and become finite with the first data."""
 
