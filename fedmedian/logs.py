@@ -16,6 +16,9 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _LONGEST_PART = 200
 """The largest number of characters of a text within a message."""
 
+_LONGEST_INTEGER = 2000
+"""The largest number of bits of an integer that is shown: Python refuses to print long ones."""
+
 
 def warn(template: str, *words: object) -> None:
     """Log a warning whose words can neither forge a line nor fill the disk.
@@ -160,8 +163,8 @@ def _repr_in_parts(value: object, most: int) -> Iterator[str]:
             yield ", " if number else ""
             yield from _repr_in_parts(entry, most)
         yield "]"
-    elif isinstance(value, int) and value.bit_length() > 4 * most:
-        yield f"an integer of {value.bit_length()} bits"  # Python refuses to print very long ones
+    elif isinstance(value, int) and value.bit_length() > min(4 * most, _LONGEST_INTEGER):
+        yield f"an integer of {value.bit_length()} bits"
     else:
         yield repr(value)
 

@@ -84,6 +84,14 @@ ANYTHING = st.recursive(
 class TestParts:
     """Texts of others in messages of ours: their start, and never the whole of a long one."""
 
+    @pytest.mark.parametrize("most", [200, 10_000, 10**6])
+    @pytest.mark.parametrize(
+        "value", [10**5000, -(10**5000), 10**20_000], ids=["long", "negative", "longer"]
+    )
+    def test_an_integer_that_python_does_not_print_is_described(self, value, most):
+        described = f"an integer of {value.bit_length()} bits"
+        assert shown({"loss": [1, value]}, most=most) == f"{{'loss': [1, {described}]}}"
+
     @given(ANYTHING)
     def test_what_is_shown_is_the_repr_or_the_start_of_it(self, value):
         assert shown(value, most=10**6) == repr(value)
