@@ -149,7 +149,9 @@ def describe_votes(
             continue
         magnitude, squares = _sums_of(part)
         agreement += magnitude / total
-        excess.append(np.abs(part[::stride]) * np.float32(len(weights) / total))
+        # In float64: one of two clients may claim noise that is almost zero.
+        voters = np.divide(np.abs(part[::stride]), total / len(weights), dtype=np.float64)
+        excess.append(voters.astype(np.float32))
         if noise is None:
             continue
         energy = squares / part.size / total**2

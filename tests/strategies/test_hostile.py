@@ -158,6 +158,17 @@ class TestSizesThatOneClientClaims:
         _, (heard,) = run(recipe("votes", *DEFAULT), 10)
         assert heard.report["replies-out-of-proportion"] == 0
 
+    @pytest.mark.parametrize("value", [0.0, 1e-45, 1e-40, 1e-30])
+    def test_whatever_one_of_two_claims_all_that_is_reported_is_finite(self, value):
+        def lie(payload, scales):
+            reports = {step: np.full_like(own, value) for step, own in payload.reports.items()}
+            return replace(payload, reports=reports)
+
+        _, outcomes = run(recipe("votes", *DEFAULT), 2, 3, lie=lie)
+        for heard in outcomes:
+            values = np.concatenate([np.ravel(value) for value in heard.report.values()])
+            assert np.isfinite(values).all()
+
 
 class TestExamplesThatClientsClaim:
     @pytest.mark.parametrize("clients", [2, 3, 5, 10, 25])
