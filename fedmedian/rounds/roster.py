@@ -141,6 +141,9 @@ class Hearing:
         return kept, counts
 
     def _reject(self, node: Node, reason: str | Exception) -> None:
+        if isinstance(reason, Exception):
+            # Or the frames that it was raised in hold all replies until cycles are collected.
+            reason.__traceback__ = reason.__cause__ = reason.__context__ = None
         self._rejected.setdefault(without_addresses(text_of(reason)), []).append(node)
         self.reasons.append(reason)
 

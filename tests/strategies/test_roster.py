@@ -1,5 +1,11 @@
 """The nodes of a run by name, and what becomes of their replies."""
 
+import gc
+import weakref
+
+import numpy as np
+import pytest
+
 from fedmedian.rounds.roster import Hearing, Roster
 from fedmedian.rounds.screening import Reply
 
@@ -100,3 +106,27 @@ def test_replies_that_are_dropped_for_one_reason_are_one_line_that_names_every_n
     for partition, node in enumerate(nodes):
         assert sum(f"node {node} (partition {partition})" in text for text in dropped) == 1
     assert len(hearing.reasons) == 103
+
+
+@pytest.mark.parametrize("is_caused", [False, True])
+def test_a_reply_that_is_rejected_keeps_no_others_in_memory_after_its_round(is_caused):
+    def read(node, reply):
+        if node == 2:
+            try:
+                raise KeyError("the cause")
+            except KeyError as error:
+                raise ValueError("the reason") from (error if is_caused else None)
+        return reply
+
+    def play():
+        said = [(node, np.zeros(9)) for node in (1, 2, 3)]
+        hearing = Hearing("phase", [1, 2, 3], Roster())
+        assert len(hearing.readable(said, read)) == 2
+        assert isinstance(hearing.reasons[0], ValueError)
+        return [weakref.ref(reply) for _, reply in said]
+
+    gc.disable()  # it finds cycles, in time: several rounds' replies may be there until then
+    try:
+        assert [found() for found in play()] == [None] * 3
+    finally:
+        gc.enable()
