@@ -92,7 +92,7 @@ class Reader:
         keys = [*islice((key for key in config if key.startswith(PREFIX)), _MOST_ENTRIES + 1)]
         if len(keys) > _MOST_ENTRIES:
             raise WireError(f"{kind} has more than {_MOST_ENTRIES} entries")
-        self._values = {key.removeprefix(PREFIX): config[key] for key in keys}
+        self._values = {key: config[key] for key in keys}
         version = self.required(kind, int)
         if version != WIRE_VERSION:
             raise WireError(f"{kind} has version {version}, this is version {WIRE_VERSION}")
@@ -108,7 +108,7 @@ class Reader:
 
     def optional(self, key: str, wanted: type[T]) -> T | None:
         """Return an entry or None; numbers must be finite and not negative."""
-        value = self._values.pop(key, None)
+        value = self._values.pop(PREFIX + key, None)
         # Python counts True as an integer, but what stores integers does not read it as one.
         if value is not None and (not isinstance(value, wanted) or isinstance(value, bool)):
             raise WireError(f"{PREFIX}{key} must be {wanted.__name__}, got {shown(value)}")
@@ -128,7 +128,7 @@ class Reader:
 
     def below(self, key: str) -> dict[str, Any]:
         """Return the entries under ``key.``, by the rest of their keys."""
-        start = f"{key}."
+        start = f"{PREFIX}{key}."
         found = [name for name in self._values if name.startswith(start)]
         return {name.removeprefix(start): self._values.pop(name) for name in found}
 
@@ -140,7 +140,8 @@ class Reader:
     def finish(self) -> None:
         """Raise if an entry was not read: it is unknown here but may matter."""
         if self._values:
-            raise WireError(f"{PREFIX}{cut(min(self._values))} is unknown here")
+            unknown = cut(min(self._values).removeprefix(PREFIX))
+            raise WireError(f"{PREFIX}{unknown} is unknown here")
 
 
 def require_own_keys(name: str, keys: Iterable[str]) -> None:

@@ -1,6 +1,7 @@
 """The form of a message: typed entries are read one by one, and what is wrong is named."""
 
 import struct
+import tracemalloc
 from dataclasses import dataclass
 from math import inf, nan
 
@@ -44,6 +45,16 @@ class TestReader:
     def test_a_message_without_a_version_is_refused(self):
         with pytest.raises(WireError, match=f"{PREFIX}note"):
             Reader({"lr": 0.1}, "note")
+
+    def test_the_long_name_of_an_entry_is_copied_once(self):
+        name, size = "x" * 10**6, 10**6
+        message = with_prefix({"note": WIRE_VERSION, "round": 1, f"reports.{name}": 1})
+        tracemalloc.start()
+        try:
+            assert Reader(message, "note").below("reports") == {name: 1}
+            assert tracemalloc.get_traced_memory()[1] < 1.1 * size
+        finally:
+            tracemalloc.stop()
 
     def test_a_message_has_a_round_and_may_be_of_its_second_question(self):
         assert (reader(round=3).server_round, reader().question) == (3, 0)
