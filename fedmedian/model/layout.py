@@ -409,10 +409,7 @@ class Layout:
             If `packed` is not (exact_bytes,) uint8, or has become NaN, infinite or too large.
         """
         require_vector("exact arrays", packed, self.exact_bytes, np.uint8)
-        after = self.unpack_exact(packed)
-        # What is too large in the model may stay so, but not become NaN.
-        spoiled = first_spoiled(before, after, LARGEST) or first_spoiled(before, after)
-        if spoiled is not None:
+        if (spoiled := first_spoiled(before, self.unpack_exact(packed), LARGEST)) is not None:
             raise WireError(
                 f"array {spoiled!r} holds NaN or infinity, or an entry above {LARGEST:g}"
             )
@@ -600,7 +597,7 @@ def first_spoiled(before: Arrays, after: Arrays, largest: float | None = None) -
     before : mapping of str to array
         The arrays before, whose entries need not be finite. A missing array counts as finite.
     after : mapping of str to array
-        The arrays after: an entry that was in range must still be.
+        The arrays after: an entry that was in range must still be, and a finite one finite.
     largest : float, optional
         The largest magnitude that is in range; by default any finite one.
 
@@ -612,9 +609,12 @@ def first_spoiled(before: Arrays, after: Arrays, largest: float | None = None) -
     for name, array in after.items():
         if is_floating(array.dtype):
             is_bad = ~_is_in_range(array, largest)
-            old = np.asarray(before.get(name, 0.0))
-            if is_bad.any() and (is_bad & _is_in_range(old, largest)).any():
-                return name
+            if is_bad.any():
+                old = np.asarray(before.get(name, 0.0))
+                # What was too large may stay so, but not become NaN.
+                is_lost = np.isfinite(old) & ~np.isfinite(array)
+                if (is_bad & _is_in_range(old, largest) | is_lost).any():
+                    return name
     return None
 
 
