@@ -36,7 +36,7 @@ from fedmedian.privacy.mechanism import (
     obstacles,
 )
 from fedmedian.randomness import secret_rng
-from fedmedian.secure.cohort import Place
+from fedmedian.secure.cohort import FEWEST, Place
 from fedmedian.steps.encodings import Signs
 from fedmedian.steps.instruction import Instruction
 from fedmedian.wire.scalars import POLICY_RULE, PREFIX
@@ -52,9 +52,6 @@ EXAMPLES = ("num-examples", "num_examples")
 
 _STATE = "fedmedian-policy"
 """The record in ``Context.state``; no client step stores its memory under this name."""
-
-_FEWEST = 3
-"""The fewest clients in a sum: of two, one knows the other's votes."""
 
 _STATUS = tuple(f"{what}res.status" for what in ("fit", "evaluate", "getproperties"))
 """The records in which a client of the older API reports whether it failed; not metrics."""
@@ -174,7 +171,7 @@ class Policy:
             object.__setattr__(self, name, tuple(patterns))
         require_type("vectors", self.vectors, bool, "a bool")
         if self.cohort is not None:
-            require_integer("cohort", self.cohort, low=_FEWEST)
+            require_integer("cohort", self.cohort, low=FEWEST)
         require_share("honest", self.honest)
         self._require_ledger()
         self._require_budget()
