@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fedmedian.checks import require_integer, require_type
 from fedmedian.logs import warn
 from fedmedian.privacy.accounting import Draw, Mechanism
-from fedmedian.rounds.lock import FolderLock
+from fedmedian.rounds.lock import NO_FOLLOW, FolderLock
 from fedmedian.wire.npy import as_numbers
 
 _FORMAT = 4
@@ -28,8 +28,6 @@ _HISTORY = "history.jsonl"
 _NAME = re.compile(r"round-(\d+)")
 _DRAFT = ".draft"
 _ANSWERED = "answered-rounds.json"
-_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
-"""Refuses to open a symbolic link, where the system supports that."""
 
 History = dict[str, dict[int, dict[str, Any]]]
 """Metrics of each phase by round."""
@@ -228,7 +226,7 @@ class Checkpoint:
         with _reading(path):
             try:
                 # Writing replaces a link, so the count would not be where the link points.
-                descriptor = os.open(path, os.O_RDONLY | _NO_FOLLOW)
+                descriptor = os.open(path, os.O_RDONLY | NO_FOLLOW)
             except FileNotFoundError:
                 return {}, 0, None
             with open(descriptor, "rb") as file:
@@ -348,7 +346,7 @@ def _write_history(folder: Path, saved: Saved, earlier: Mark | None) -> Mark:
             lines.append(json.dumps([phase, number, metrics], default=str))
             digest = _chained(digest, lines[-1])
     data = "".join(f"{line}\n" for line in lines).encode()
-    with open(os.open(path, os.O_WRONLY | _NO_FOLLOW), "wb") as file:
+    with open(os.open(path, os.O_WRONLY | NO_FOLLOW), "wb") as file:
         file.truncate(earlier.num_bytes)  # drop what a killed process appended
         file.seek(earlier.num_bytes)
         file.write(data)

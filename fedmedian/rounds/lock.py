@@ -13,6 +13,9 @@ from fedmedian.logs import warn
 if sys.platform != "win32":
     import fcntl
 
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+"""The flag that refuses to open a symbolic link, where the system supports that."""
+
 
 class FolderLock:
     """The exclusive right of one run to write to a folder.
@@ -45,7 +48,7 @@ class FolderLock:
             before.release()
         path = folder / ".lock"
         # Locking overwrites the file, so it must not be a link to a file in use elsewhere.
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        flags = os.O_RDWR | os.O_CREAT | NO_FOLLOW
         descriptor = os.open(path, flags, mode=0o600)
         self._close = finalize(self, os.close, descriptor)
         try:
