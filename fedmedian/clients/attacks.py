@@ -24,11 +24,12 @@ from math import sqrt
 from typing import Any, ClassVar
 
 import numpy as np
-from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from numpy.typing import NDArray
 
 from fedmedian.checks import require_integer, require_real, require_type
+from fedmedian.clients.mod import is_training
 from fedmedian.clients.policy import EXAMPLES
 from fedmedian.model.layout import Layout
 from fedmedian.records import to_arrays, to_record
@@ -518,7 +519,7 @@ class Collusion:
         RuntimeError
             If a hostile client is asked before an honest one.
         """
-        if not _is_training(message):
+        if not is_training(message):
             return call_next(message, context)
         partition, server_round = int(context.node_config["partition-id"]), _round_of(message)
         if server_round != self._round or partition in self._honest:
@@ -564,7 +565,7 @@ class ClaimExamples:
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         """Replace the number in the reply to training, if there is one."""
         reply = call_next(message, context)
-        if _is_training(message) and reply.has_content():
+        if is_training(message) and reply.has_content():
             for record in reply.content.metric_records.values():
                 for key in record.keys() & set(EXAMPLES):
                     record[key] = self.num_examples
@@ -649,7 +650,7 @@ class Replay:
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         """Answer as in the first round."""
-        if not _is_training(message):
+        if not is_training(message):
             return call_next(message, context)
         kept = {
             key.removeprefix(_KEPT): record
@@ -751,7 +752,7 @@ def _replace_update(
     change: Callable[[Float32], Float32],
 ) -> Message:
     """Change the client's update in replies to training; other replies stay unchanged."""
-    if not _is_training(message):
+    if not is_training(message):
         return call_next(message, context)
     reply = _Reply(message, context, call_next)
     return reply.message if reply.failed else reply.send(change(reply.update))
@@ -761,10 +762,6 @@ def _deviations(honest: Float32) -> tuple[Float32, Float32, Float32, Float32]:
     """Return the mean, its standard deviations, the centered updates, and std · std."""
     mean, spread = np.asarray(honest.mean(axis=0)), np.asarray(honest.std(axis=0))
     return mean, spread, honest - mean, spread @ spread
-
-
-def _is_training(message: Message) -> bool:
-    return message.metadata.message_type.split(".")[0] == MessageType.TRAIN
 
 
 def _round_of(message: Message) -> int:

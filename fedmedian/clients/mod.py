@@ -114,7 +114,7 @@ def _answer(
         return _refuse(message, error)
     config = _instructed_config(message)
     if config is None:
-        if is_second and _is_training(message):
+        if is_second and is_training(message):
             warn("perturb is listed twice in a ClientApp's mods; only the first one has an effect")
         return _pass_on(message, context, call_next, policies, held)
     return _follow(message, config, context, call_next, policies, held)
@@ -132,7 +132,7 @@ def _pass_on(
     wants_no_arrays = _is_evaluation_of_ours(message)
     _remove_keys(message)
     try:
-        policies.admit_uninstructed(_is_training(message))
+        policies.admit_uninstructed(is_training(message))
         with enforcing(context):
             reply = call_next(message, context)
         if reply.has_content():
@@ -224,13 +224,14 @@ def _remove_keys(message: Message) -> None:
 
 
 def _instructed_config(message: Message) -> ConfigRecord | None:
-    if not _is_training(message):
+    if not is_training(message):
         return None
     records = message.content.config_records.values()
     return next((record for record in records if Instruction.is_in(record)), None)
 
 
-def _is_training(message: Message) -> bool:
+def is_training(message: Message) -> bool:
+    """Return whether a message asks for training, under whatever name of its own."""
     return _kind(message) == MessageType.TRAIN
 
 
