@@ -25,15 +25,13 @@ _NUMBERS = ("num_examples", "loss")
 """The parts of a reply that hold one number under their own name."""
 
 
-def as_evaluation(messages: Iterable[Message]) -> list[Message]:
+def as_evaluation(messages: Iterable[Message]) -> None:
     """Rename the parts of evaluation messages from training to evaluation, in place."""
-    messages = list(messages)
     for message in messages:
         parts = message.content.items()
         message.content = RecordDict(
             {key.replace("fitins.", "evaluateins."): part for key, part in parts}
         )
-    return messages
 
 
 def read_reply(content: RecordDict) -> RecordDict:
