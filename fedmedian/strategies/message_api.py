@@ -148,9 +148,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
         if self._numpy_clients:
             keys: dict[str, Any] = {**numpy_messages.KEYS}
             usual, own = FedAvg(**keys), {"numpy_clients": True}
-        return own | differing(
-            self, usual, [*FedAvgOptions.__annotations__.keys() - {"numpy_clients"}]
-        )
+        names = [name for name in FedAvgOptions.__annotations__ if name != "numpy_clients"]
+        return own | differing(self, usual, names)
 
     @property
     def initialize_parameters(self) -> NoReturn:
