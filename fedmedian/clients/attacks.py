@@ -35,12 +35,10 @@ from fedmedian.model.layout import Layout
 from fedmedian.records import to_arrays, to_record
 from fedmedian.steps.noise import AddNoise, Measure, TopUpNoise
 from fedmedian.steps.payload import Payload
-from fedmedian.wire.scalars import Float32
+from fedmedian.wire.scalars import FLOAT32_MAX, Float32
 
 _KEPT = "replay."
 """The prefix of keys in ``Context.state``; client steps use another one."""
-
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -581,7 +579,7 @@ class _ClaimReports:
     steps: ClassVar[tuple[str, ...]]
 
     def __post_init__(self) -> None:
-        require_real("value", self.value, low=0.0, high=_LARGEST)
+        require_real("value", self.value, low=0.0, high=FLOAT32_MAX)
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         """Replace the reports in the payload, if there is one."""

@@ -39,7 +39,7 @@ from fedmedian.randomness import secret_rng
 from fedmedian.secure.cohort import FEWEST, Place
 from fedmedian.steps.encodings import Signs
 from fedmedian.steps.instruction import Instruction
-from fedmedian.wire.scalars import POLICY_RULE, PREFIX
+from fedmedian.wire.scalars import FLOAT32_MAX, FLOAT32_TINY, POLICY_RULE, PREFIX
 
 VARIABLE = "FEDMEDIAN_POLICY"
 """The environment variable that may hold a policy."""
@@ -157,10 +157,9 @@ class Policy:
     ledger: str | None = None
 
     def __post_init__(self) -> None:
-        limits = np.finfo(np.float32)  # of the arithmetic, and on the wire
-        high = float(limits.max)
-        require_real("clip", self.clip, low=SHORTEST, high=high)
-        require_real("noise_scale", self.noise_scale, low=float(limits.tiny), high=high)
+        # Float32 is the precision of the arithmetic, and on the wire.
+        require_real("clip", self.clip, low=SHORTEST, high=FLOAT32_MAX)
+        require_real("noise_scale", self.noise_scale, low=FLOAT32_TINY, high=FLOAT32_MAX)
         require_integer("rounds", self.rounds, low=1, high=MOST_ANSWERS)
         for name in ("exact", "metrics"):
             patterns = getattr(self, name)

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from fedmedian.privacy.accounting import Mechanism
 from fedmedian.privacy.mechanism import NoMechanism, Obstacle, mechanism_of, obstacles
 from fedmedian.rounds.recipe import Question, Recipe
 from fedmedian.rules.scales import Fixed, Theory
 from fedmedian.steps.base import ClientStep
 from fedmedian.steps.updates import Limit
+from fedmedian.wire.scalars import FLOAT32_TINY
 
 UNKNOWN_MODEL = "what a secure sum reveals depends on the model's size, known in the first round"
 
@@ -49,8 +48,7 @@ def _steps(recipe: Recipe, question: Question | None) -> Sequence[ClientStep]:
     if question is not None:
         return question.instruction.steps
     # A limit so small that it adds no reasons, since that of the model is not known.
-    none = float(np.finfo(np.float32).tiny)
-    return [Limit(none) if type(step) is Limit else step for step in recipe.usual_steps]
+    return [Limit(FLOAT32_TINY) if type(step) is Limit else step for step in recipe.usual_steps]
 
 
 def against_model(question: Question) -> Iterator[Obstacle]:

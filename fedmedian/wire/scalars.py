@@ -32,6 +32,10 @@ LARGEST = 1e12
 
 Sums and squares of such values do not overflow float32."""
 
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+FLOAT32_TINY = float(np.finfo(np.float32).tiny)
+"""The smallest positive float32 of full precision."""
+
 WireScalar = int | float | str | bytes
 Float32 = NDArray[np.float32]
 T = TypeVar("T")
@@ -40,8 +44,6 @@ _REFUSAL = "perturb: "
 
 POLICY_RULE = "policy rule"
 """What the reason of a client says whose policy refuses to answer."""
-
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 _MOST_ENTRIES = 1000
 """The largest number of fedmedian entries in a message."""
@@ -270,7 +272,7 @@ def require_votes(name: str, values: NDArray[Any] | None, size: int) -> None:
         raise WireError(f"{name} must be 0 or 1")
 
 
-def require_sizes(name: str, values: Float32, largest: float = _FLOAT32_MAX) -> Float32:
+def require_sizes(name: str, values: Float32, largest: float = FLOAT32_MAX) -> Float32:
     """Return `values` if all are in [0, largest], else raise `WireError`."""
     if not all(0 <= value <= largest for value in values.tolist()):  # faster than numpy for a few
         raise WireError(f"{name} must be from 0 to {largest:.3g}")
@@ -298,6 +300,6 @@ def require_positive(name: str, value: Any) -> float:
         If it is not a number, or out of range.
     """
     number = require_real(name, value, low=0.0, open_low=True)
-    if not (least := float(np.finfo(np.float32).tiny)) <= number <= LARGEST:
-        raise ValueError(f"{name} must be from {least:.3g} to {LARGEST:g}, got {value!r}")
+    if not FLOAT32_TINY <= number <= LARGEST:
+        raise ValueError(f"{name} must be from {FLOAT32_TINY:.3g} to {LARGEST:g}, got {value!r}")
     return number
