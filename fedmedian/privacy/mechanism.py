@@ -128,7 +128,7 @@ def obstacles(
 
 def noise_of(steps: Sequence[ClientStep]) -> AddNoise | None:
     """Return the noise right before the encoding, the only one that counts, or None."""
-    *_, last = [None, *steps[:-1]]
+    last = steps[-2] if len(steps) > 1 else None
     return last if isinstance(last, AddNoise) else None
 
 
