@@ -20,6 +20,8 @@ from fedmedian.wire.scalars import LARGEST, WireError, require_vector
 
 Arrays = Mapping[str, NDArray[Any]]
 Center = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+Groups = tuple[tuple[int, ...], ...]
+"""Groups of tied arrays, by their index in the flat vector."""
 
 RUNNING_STATISTICS = ("*running_mean", "*running_var", "*num_batches_tracked")
 """Name patterns of normalization layers' buffers, as torch spells them."""
@@ -250,7 +252,7 @@ class Layout:
         """The number of bytes of all exact arrays together."""
         return sum(spec.num_bytes for spec in self.exact)
 
-    def tied(self, arrays: Arrays) -> tuple[tuple[int, ...], ...]:
+    def tied(self, arrays: Arrays) -> Groups:
         """Return groups of arrays that may be one and the same, such as tied weights.
 
         Parameters

@@ -22,7 +22,7 @@ from fedmedian.checks import (
     require_type,
 )
 from fedmedian.model.blocks import Blocks, Part
-from fedmedian.model.layout import RUNNING_STATISTICS, Arrays, Layout, Moving, in_order
+from fedmedian.model.layout import RUNNING_STATISTICS, Arrays, Groups, Layout, Moving, in_order
 from fedmedian.privacy.sums import limit_of_entries
 from fedmedian.randomness import rotation_seed, server_rng
 from fedmedian.rounds.direction import Direction
@@ -502,11 +502,7 @@ class Recipe:
             )
 
     def _steps(
-        self,
-        state: RunState,
-        server_round: int,
-        layout: Layout,
-        tied: tuple[tuple[int, ...], ...],
+        self, state: RunState, server_round: int, layout: Layout, tied: Groups
     ) -> tuple[ClientStep, ...]:
         """Return the round's client steps: the user's, then those for noise and encoding."""
         steps: list[ClientStep] = [Tied(tied)] if tied else []

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fedmedian.kernels.signs import pack_signs, packed_size, unpack_signs
 from fedmedian.model.blocks import Blocks
-from fedmedian.model.layout import Arrays, Layout
+from fedmedian.model.layout import Arrays, Groups, Layout
 from fedmedian.steps.base import Draft
 from fedmedian.steps.payload import DIGEST
 from fedmedian.steps.rotation import Rotation
@@ -42,12 +42,8 @@ _KIND = "model"
 NOT_HELD = "the whole model is needed"
 """What the reason of a client says that does not hold the model that steps begin from."""
 
-
 HELD = PREFIX + "held"
 """The key of a reply that names the version of the model that the client holds."""
-
-
-Tied = tuple[tuple[int, ...], ...]
 
 
 class NotHeldError(WireError):
@@ -73,10 +69,10 @@ class CodedStep:
     signs: NDArray[np.uint8]
     sizes: Float32
     seed: int
-    tied: Tied = ()
+    tied: Groups = ()
 
     @classmethod
-    def of(cls, step: Float32, blocks: Blocks, seed: int, tied: Tied = ()) -> Self:
+    def of(cls, step: Float32, blocks: Blocks, seed: int, tied: Groups = ()) -> Self:
         """Return the code of a step, (d,) float32, which may be overwritten."""
         draft = Draft(step, blocks, 0, np.random.default_rng(0))
         Rotation(seed=seed).apply(draft)

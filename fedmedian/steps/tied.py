@@ -9,6 +9,7 @@ import numpy as np
 
 from fedmedian.logs import shown
 from fedmedian.model.blocks import Blocks
+from fedmedian.model.layout import Groups
 from fedmedian.steps.base import ClientStep, Draft, register_client_step
 from fedmedian.wire.scalars import Float32, WireError, WireScalar, list_from_json, require_votes
 
@@ -24,7 +25,7 @@ class Tied(ClientStep):
         Groups of equal arrays, by their index in the flat vector; see `Layout.tied`.
     """
 
-    groups: tuple[tuple[int, ...], ...]
+    groups: Groups
 
     name: ClassVar[str] = "tied"
     reveals: ClassVar[str] = "whether arrays remain tied"
@@ -62,7 +63,7 @@ class Tied(ClientStep):
         return cls(as_groups(list_from_json("groups", parameters["groups"], list)))
 
 
-def as_groups(groups: Sequence[Any]) -> tuple[tuple[int, ...], ...]:
+def as_groups(groups: Sequence[Any]) -> Groups:
     """Return groups of tied arrays that were received as lists of positions.
 
     Raises
