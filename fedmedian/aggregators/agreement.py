@@ -29,11 +29,11 @@ APART = 0.1
 _NO_SHARE = 1 / 3
 """The relative count at which a client's share is 0."""
 
-# Coordinates are sampled for a cost of at most so many pairs of them, but never fewer than these.
+# The most pairs of coordinates that are compared, and the fewest coordinates that are sampled.
 _PAIRS, _COORDINATES = 1 << 30, 1 << 14
-# The sample follows from so many entries, or bytes, of each answer.
+# The number of entries, or bytes, of each answer that the sample follows from.
 _UNFORESEEN = 512
-# Vectors and pairs of clients are compared part by part, so many values at once.
+# The number of values of vectors, or of pairs of clients, that are compared at once.
 _VALUES = 1 << 20
 
 

@@ -210,7 +210,7 @@ def _split_energy(energy: float, alone: float, update: float) -> tuple[float, fl
 
 
 def _split_in_random_basis(energy: float, alone: float, update: float) -> tuple[float, float]:
-    """Do the same for normal coordinates that noise tops up to one variance."""
+    """Return the same for normal coordinates that noise tops up to one variance."""
     pairs = 1 - alone
     common = min(max((energy - alone) / pairs, -1.0), 1.0) if pairs > 0 else 0.0
     signal = min(max(update + pairs * sin(pi / 2 * common) * 2 / pi, 0.0), energy)

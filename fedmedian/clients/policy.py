@@ -539,14 +539,14 @@ class Policies:
             float(_least_scale(instruction)) / clip,
             limit=limit_of(steps) / clip,
             summed=summed,
-            # Of the others it knows only what all were asked: their masks would not cancel else.
+            # It knows of the others only what all were asked, or masks would not cancel.
             others=largest_entry(steps) / clip,
         )
 
 
 @contextmanager
 def _using(ledger: str) -> Iterator[None]:
-    """Refuse an answer if a ledger cannot be used, without a word of its path to the server."""
+    """Refuse an answer if a ledger cannot be used, without revealing its path to the server."""
     try:
         yield
     except PolicyError:
@@ -562,7 +562,7 @@ _ENFORCING: ContextVar[bool] = ContextVar("enforcing", default=False)
 
 @contextmanager
 def enforcing(context: Context) -> Iterator[None]:
-    """Mark calls in here as made by a mod that enforces the policies, and keep what it remembers.
+    """Mark calls in this context as made by a mod that enforces the policies, and keep its state.
 
     An app may replace its whole state, and fail afterwards.
     """

@@ -218,7 +218,7 @@ class Ledger:
     def spend(
         self, question: Question, drawn: Collection[Node], sent: Collection[Node] = ()
     ) -> bool:
-        """Take note of a round, before clients are asked, if the budget affords it.
+        """Charge a round, before clients are asked, if the budget affords it.
 
         Parameters
         ----------
@@ -232,7 +232,7 @@ class Ledger:
         Returns
         -------
         bool
-            Whether it does. Only for a secure sum may it not, of whatever `rounds_left` says.
+            Whether it does. While there are `rounds_left` it always does, except for a secure sum.
 
         Raises
         ------
@@ -272,7 +272,7 @@ class Ledger:
         return True
 
     def pass_over(self, question: Question) -> None:
-        """Take note of a question that no client is asked, so that a resumed run knows of it."""
+        """Store that a question was asked of no client, so that a resumed run knows of it."""
         self._store(question)
 
     def settle(self, question: Question, votes: int) -> None:

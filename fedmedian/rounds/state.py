@@ -215,8 +215,8 @@ class KnownModels:
     squared distance is at most a quarter of the sum of their squared norms. So a subclass may
     change a model between rounds, and an unrelated model starts fresh. An average of the models
     before and after the last step is near, too. Distances are estimated from some coordinates of
-    the arrays that both have. Where they have none, as where parts of a model are trained by turns,
-    the state is continued, too: it is by array.
+    the arrays that both have. Where they have none, as when rounds alternate between parts of a
+    model, the state is continued, too: it is by array.
 
     Several models may continue the state of one, as where clusters begin with one model. What
     answers of the same clients to one question make are alternatives: once a step has been made

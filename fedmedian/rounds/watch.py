@@ -23,19 +23,19 @@ RUNAWAY = 10.0
 """A noise scale that has grown by this factor since its first rounds triggers a warning."""
 
 _FIRST_ROUNDS = 10
-"""Later scales are compared with the largest of a block's first so many nonzero ones.
+"""Later scales are compared with the largest of a block's first nonzero ones, this many.
 
 Arrays that start at zero, or train with a learning rate that warms up, move little at first.
 """
 
 APART_ROUNDS = 3
-"""A client that others do not agree with in so many of its rounds in a row is named in the log."""
+"""The log names a client that others do not agree with in this many of its rounds in a row."""
 
 _ENOUGH_TO_AGREE = 5
 """With fewer clients some are apart by chance, round after round."""
 
 STILL_ROUNDS = 3
-"""A client whose update is zero in each of its first so many rounds triggers a warning."""
+"""A client whose first updates, this many, are all zero triggers a warning."""
 
 _START = 4096
 

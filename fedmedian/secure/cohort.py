@@ -18,14 +18,14 @@ MOST_CLIENTS = (1 << MOST_BITS) - 1
 """The most clients in a sum."""
 
 MOST_NEIGHBORS = 1000
-"""The most neighbors of a client, which needs seconds for the shares of so many."""
+"""The most neighbors of a client: making shares for this many takes seconds."""
 
 Member = TypeVar("Member")
 
 _FIELDS = {"sum.bits": int, "sum.enough": int, "sum.neighbors": bytes}
 
 _RARE = 10**6
-"""One in so many clients of a large cohort may have too few neighbors left at the threshold."""
+"""Of a large cohort, one client in this many may have too few neighbors left at the threshold."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class Place:
     bits : int
         k: votes are sent as residues modulo 2^k.
     enough : int
-        The number of shares that reveal a client's own mask. A client reveals none unless so many
-        of its neighbors are in the sum.
+        The number of shares that reveal a client's own mask. A client reveals none unless this
+        many of its neighbors are in the sum.
     neighbors : tuple of bytes
         The public keys of the clients that it shares masks with, in the server's order.
     """

@@ -81,8 +81,8 @@ class Key:
     revealed : bytes
         What it has revealed about each neighbor: `NOTHING`, `SEED`, `SHARE` or `PART`.
     about : bytes
-        What the votes are about, as a digest: masks cancel only among clients that were asked the
-        same. Else a server could have others vote without noise, and learn this client's votes.
+        What the votes are about, as a digest. Masks cancel only among clients that were asked the
+        same. A server could otherwise let others vote without noise, and learn this client's votes.
     """
 
     private: bytes

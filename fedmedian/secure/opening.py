@@ -130,8 +130,8 @@ class Cohort(Generic[Member]):
         Raises
         ------
         SumError
-            If too few clients are left, or one's own mask cannot be removed. Then no vote and no
-            sum is open.
+            If too few clients are left, or a client's own mask cannot be removed. Then neither a
+            vote nor a sum is revealed.
         """
         neighbors = self.neighbors
         votes, seeds = self._without_lost(dict(votes), neighbors, ask)
@@ -263,7 +263,7 @@ class Cohort(Generic[Member]):
     def _revealed(
         self, wanted: Mapping[Member, Wanted], ask: Ask[Member]
     ) -> dict[Member, list[bytes]]:
-        """Return the secrets that clients reveal; those of a wrong length are as good as none."""
+        """Return the secrets that clients reveal; those of a wrong length are ignored."""
         found = {}
         for one, secrets in ask(wanted).items():
             what = wanted.get(one)
@@ -273,16 +273,16 @@ class Cohort(Generic[Member]):
 
 
 _FEWEST_TRIES, _TRIES_EACH = 400, 10
-"""How many joins may fail in a sum: so many, or so many for each client if that is more.
+"""How many joins may fail in a sum: the first number, or the second for each client if more.
 
 All sets of shares are tried where a fifth of up to 15 clients is wrong, at the usual threshold.
 """
 
 _TRIES_LEFT = 40
-"""Once a seed is found, so many joins may fail for each that is left."""
+"""How many joins may fail for each seed that is left, once one is found."""
 
 _TRIES_IN_TURN = 10
-"""After so many failed joins another seed may be easier to find, which tells whose are wrong."""
+"""After this many failed joins the next seed is tried, which may show whose shares are wrong."""
 
 
 class _Joining(Generic[Member]):

@@ -117,5 +117,5 @@ class Payload:
 
 
 def as_version(value: Any) -> str | None:
-    """Return what a reply says that its client holds, or None if it is no version."""
+    """Return the version of the model that a reply names, or None if it is not one."""
     return value if isinstance(value, str) and len(value) == 2 * DIGEST else None

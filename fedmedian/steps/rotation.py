@@ -163,10 +163,10 @@ def _sizes(sizes: tuple[int, ...], smallest: int, largest: int) -> tuple[int, ..
 
 
 def _cut(index: int, size: int, most: int) -> Iterator[tuple[Part, ...]]:
-    """Cut an array into parts of at most so many entries, which are alike.
+    """Cut an array into parts of at most `most` entries, which are alike.
 
     Neighbors in an array belong together, such as the weights of one class, and clients differ in
-    them. So each part has runs from everywhere. Of the rest it has a share.
+    them. So each part has runs from everywhere, and a share of the rest.
     """
     fewest = -(-size // most)
     # Some numbers of parts need less padding than others.

@@ -79,7 +79,7 @@ def masked_of(payload: Payload) -> Masked:
     Raises
     ------
     WireError
-        If it has others, or anything else.
+        If its votes are not masked, or it holds anything besides them.
     """
     if payload.encoding != MASKED or payload.shares is None or payload.commitment is None:
         raise WireError(f"sent {payload.encoding!r}, was asked for {MASKED!r}")

@@ -343,7 +343,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
     def _construct_messages(
         self, record: RecordDict, node_ids: list[int], message_type: str
     ) -> Iterable[Message]:
-        """Construct messages as FedAvg does; what depends on the node is written for each anew."""
+        """Construct messages as FedAvg does, each with what depends on its own node."""
         written = self._written.get(id(record))
         if written is None or written[0] is not record:  # ids of a copy are another object's
             return super()._construct_messages(record, node_ids, message_type)
@@ -546,7 +546,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
     ) -> tuple[list[Message], list[Message]]:
         """Return messages and replies without those that a subclass has left out.
 
-        An error that it has left out still is the reason why there is no reply.
+        An error that it has left out is still the reason for a missing reply.
         """
         passed_on = {reply.metadata.reply_to_message_id for reply in replies}
         received, left = self._received or {}, set[str]()
