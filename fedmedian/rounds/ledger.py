@@ -276,12 +276,12 @@ class Ledger:
         self._store(question)
 
     def settle(self, question: Question, votes: int) -> None:
-        """Take note of the number of votes in a secure sum: more than `spend` has counted on."""
+        """Charge a secure sum for the votes in it, at least as many as `spend` assumed."""
         charge = self._charged[question.number]
         self._recount(question, replace(charge, draw=charge.draw._replace(summed=votes)))
 
     def look_at_nodes(self, question: Question, nodes: Sequence[Node]) -> None:
-        """Take note of who has answered: not as `spend` has counted on, if a subclass chose.
+        """Correct the charge if the answers are not those that `spend` assumed, as with a subclass.
 
         Parameters
         ----------

@@ -71,7 +71,7 @@ class RoundProtocol:
         What the model depends on.
     options : RunOptions
         The other arguments of the strategy.
-    rules : CohortRule
+    *rules : CohortRule
         Rules for all replies of a phase together, in training and in evaluation. They apply after
         `one_reply_per_node`; in training those of the options follow.
     ledger : Ledger, optional
@@ -386,7 +386,7 @@ class RoundProtocol:
             The question.
         asked : collection of int or str
             The nodes that were asked.
-        replies : iterable of (int or str, object)
+        replies : collection of (int or str, object)
             Each node that replied, with its reply as Flower's API has it.
         read : callable
             Reads such a reply, or raises.
@@ -538,9 +538,9 @@ class RoundProtocol:
         return held.content_for(self._versions.get(node))
 
     def log_whole_models(self, held: Held | None, nodes: Collection[Node]) -> None:
-        """Log which nodes are sent the whole model, and why; the first time all of them are.
+        """Log how many nodes are sent the whole model, and why.
 
-        That all are because arrays have changed is logged once.
+        Where all are, because arrays have changed, this is logged once a run.
         """
         if held is not None and held.reason and nodes and not self._has_told_reason:
             self._has_told_reason = True
