@@ -143,7 +143,7 @@ class Key:
         own, total = new_seed(), votes.astype(dtype_of(place.bits))
         add_mask(total, own, 1)
         for public in place.neighbors:
-            add_mask(total, self._seed(public), self._sign(public))
+            add_mask(total, self._seed(public), sign_of_mask(self.public, public))
         shares = split(own, len(place.neighbors), place.enough)
         sealed = [
             seal(self._sealing_key(self.public, public), share)
@@ -233,9 +233,6 @@ class Key:
     def _seed(self, public: bytes) -> bytes:
         return self._derived(public, "mask", *sorted((self.public, public)))
 
-    def _sign(self, public: bytes) -> int:
-        return 1 if self.public < public else -1
-
     def _part(self, owner: bytes, holder: bytes) -> bytes:
         """Return what a neighbor can reveal of the seed of an owner's mask: both derive it."""
         return self._derived(holder if owner == self.public else owner, "part", owner, holder)
@@ -260,6 +257,11 @@ class Key:
             return unseal(self._sealing_key(public, public), sealed)
         except ValueError:
             return NO_SHARE  # the others' may be enough
+
+
+def sign_of_mask(own: bytes, other: bytes) -> int:
+    """Return the sign of the mask between two clients in the votes of the first, by their keys."""
+    return 1 if own < other else -1
 
 
 def add_mask(total: Residues, seed: bytes, sign: int) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from fedmedian.kernels.residues import Residues, bits_of_sum, sum_packed
 from fedmedian.logs import warn
 from fedmedian.secure.cohort import Circle, Member, Place, in_pieces
-from fedmedian.secure.masking import NOTHING, PART, SEED, SHARE, Masked, add_mask
+from fedmedian.secure.masking import NOTHING, PART, SEED, SHARE, Masked, add_mask, sign_of_mask
 from fedmedian.secure.secrets import KEY_SIZE, NO_SHARE, SEALED_SIZE, join
 from fedmedian.wire.scalars import WireError
 
@@ -138,7 +138,7 @@ class Cohort(Generic[Member]):
         total = sum_packed([one.body for one in votes.values()], dim)
         for (one, other), seed in seeds.items():
             if one in votes:
-                add_mask(total, seed, -1 if self.keys[one] < self.keys[other] else 1)
+                add_mask(total, seed, -sign_of_mask(self.keys[one], self.keys[other]))
         own, wrong = self._own_seeds(votes, neighbors, ask)
         for seed in own:
             add_mask(total, seed, -1)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmedian.secure.cohort import Place, in_pieces
-from fedmedian.secure.masking import NOTHING, PART, SEED, SHARE, Key, add_mask
+from fedmedian.secure.masking import NOTHING, PART, SEED, SHARE, Key, add_mask, sign_of_mask
 from fedmedian.secure.opening import Wanted
 from fedmedian.secure.secrets import KEY_SIZE, NO_SHARE, SEALED_SIZE, join
 from fedmedian.wire.scalars import WireError
@@ -349,7 +349,7 @@ def test_masks_cancel_only_among_clients_that_are_asked_the_same():
             others = tuple(one.public for one in keys if one is not key)
             taken = key.takes(Place(2, 2, others), QUESTION, subject)
             for public in others:
-                add_mask(sums, taken._seed(public), taken._sign(public))
+                add_mask(sums, taken._seed(public), sign_of_mask(taken.public, public))
         return sums
 
     assert not total(b"noise", b"noise", b"noise").any()
