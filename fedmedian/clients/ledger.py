@@ -1,13 +1,13 @@
 """What a client has answered, counted in its state or, for all runs, in a folder."""
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from fedmedian.files import open_privately, replace_text
 from fedmedian.logs import warn
 from fedmedian.privacy.accounting import PrivacyLoss
 from fedmedian.privacy.amplification import ORDERS
@@ -94,7 +94,7 @@ class Ledger:
 
     def __enter__(self) -> Self:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = open(self._path.with_name(".lock"), "a", opener=_privately)
+        self._lock = open(self._path.with_name(".lock"), "a", opener=open_privately)
         if sys.platform != "win32":
             fcntl.flock(self._lock, fcntl.LOCK_EX)
         return self
@@ -117,18 +117,4 @@ class Ledger:
 
     def write(self, answers: Answers) -> None:
         """Write the answers at once: a process that dies leaves what was there."""
-        unfinished = self._path.with_suffix(".part")
-        with open(unfinished, "w", opener=_privately) as file:
-            json.dump(answers.encode(), file)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # or a power failure may undo the replacement
-        finally:
-            os.close(folder)
-
-
-def _privately(path: str, flags: int) -> int:
-    return os.open(path, flags, mode=0o600)
+        replace_text(self._path, json.dumps(answers.encode()))

@@ -7,19 +7,19 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from hashlib import file_digest, sha256
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.checks import require_integer, require_type
+from fedmedian.files import NO_FOLLOW, create, create_text, replace_text, sync
 from fedmedian.logs import warn
 from fedmedian.privacy.accounting import Draw, Mechanism
-from fedmedian.rounds.lock import NO_FOLLOW, FolderLock
+from fedmedian.rounds.lock import FolderLock
 from fedmedian.wire.npy import as_numbers
 
 _FORMAT = 4
@@ -176,7 +176,7 @@ class Checkpoint:
             draft.rename(final)
         finally:
             _remove(draft)
-        _sync(folder)
+        sync(folder)
         for number, path in self._stored().items():
             if number not in (before, saved.server_round):
                 _remove(path)
@@ -264,13 +264,8 @@ class Checkpoint:
         OSError
             If it cannot be written; the previous count remains.
         """
-        folder = self._make_folder()
-        draft = folder / f"{_DRAFT}-{_ANSWERED}"
-        draft.unlink(missing_ok=True)  # left by a killed process
-        _create_text(draft, json.dumps(_counted(rounds, until, mechanism)) + "\n")
-        _sync(draft)
-        draft.replace(folder / _ANSWERED)
-        _sync(folder)
+        text = json.dumps(_counted(rounds, until, mechanism)) + "\n"
+        replace_text(self._make_folder() / _ANSWERED, text)
 
     def _make_folder(self) -> Path:
         folder = Path(self.folder)
@@ -311,12 +306,12 @@ def _write(folder: Path, saved: Saved, earlier: Mark | None) -> Mark:
     }
     mark = _write_history(folder, saved, earlier)
     state["history"] = {"entries": mark.entries, "bytes": mark.num_bytes, "sha256": mark.digest}
-    with _create(folder / _ARRAYS) as file:
+    with create(folder / _ARRAYS) as file:
         np.savez(file, **numbered)  # type: ignore[arg-type]  # no name is allow_pickle
-    _create_text(folder / _STATE, json.dumps(state, indent=1) + "\n")
-    _create_text(folder / _SUMS, "".join(f"{_sum(folder / n)}\n" for n in (_ARRAYS, _STATE)))
+    create_text(folder / _STATE, json.dumps(state, indent=1) + "\n")
+    create_text(folder / _SUMS, "".join(f"{_sum(folder / n)}\n" for n in (_ARRAYS, _STATE)))
     for path in (folder / _HISTORY, folder / _ARRAYS, folder / _STATE, folder / _SUMS, folder):
-        _sync(path)
+        sync(path)
     return mark
 
 
@@ -337,7 +332,7 @@ def _write_history(folder: Path, saved: Saved, earlier: Mark | None) -> Mark:
             earlier = None
     if earlier is None:
         earlier = Mark(0)
-        _create_text(path, "")
+        create_text(path, "")
     lines, digest = [], earlier.digest
     for phase, rounds in saved.history.items():
         new = islice(reversed(rounds.items()), len(rounds) - earlier.entries.get(phase, 0))
@@ -416,15 +411,6 @@ def _reading(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} cannot be read: {reason}") from error
 
 
-def _create(path: Path) -> BinaryIO:
-    return open(path, "xb", opener=partial(os.open, mode=0o600))
-
-
-def _create_text(path: Path, text: str) -> None:
-    with _create(path) as file:
-        file.write(text.encode())
-
-
 def _counted(rounds: Mapping[Draw, int], until: int, mechanism: Mechanism | None) -> dict[str, Any]:
     """Return numbers of rounds in the stored form, with a checksum."""
     stored = {
@@ -439,14 +425,3 @@ def _sum(path: Path) -> str:
     """Return a file's line in ``SHA256SUMS``."""
     with path.open("rb") as file:
         return f"{file_digest(file, 'sha256').hexdigest()}  {path.name}"
-
-
-def _sync(path: Path) -> None:
-    """Flush a file, or a folder's list of files, to disk."""
-    if path.is_dir() and os.name != "posix":
-        return  # other systems cannot open folders
-    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

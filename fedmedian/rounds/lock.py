@@ -8,13 +8,11 @@ from stat import S_ISREG
 from threading import current_thread
 from weakref import WeakValueDictionary, finalize
 
+from fedmedian.files import NO_FOLLOW
 from fedmedian.logs import warn
 
 if sys.platform != "win32":
     import fcntl
-
-NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
-"""The flag that refuses to open a symbolic link, where the system supports that."""
 
 
 class FolderLock:

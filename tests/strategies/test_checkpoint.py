@@ -509,7 +509,7 @@ class TestHistory:
     @staticmethod
     def written(monkeypatch):
         """The numbers of bytes that each save has written as text."""
-        sizes, create, dumps = [0], checkpoints._create_text, json.dumps
+        sizes, create, dumps = [0], checkpoints.create_text, json.dumps
 
         def note_text(path, text):
             sizes[-1] += len(text)
@@ -520,7 +520,7 @@ class TestHistory:
             sizes[-1] += len(text)
             return text
 
-        monkeypatch.setattr(checkpoints, "_create_text", note_text)
+        monkeypatch.setattr(checkpoints, "create_text", note_text)
         monkeypatch.setattr(checkpoints.json, "dumps", note_json)
         return sizes
 
