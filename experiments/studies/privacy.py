@@ -120,26 +120,18 @@ class Rule:
     mods: Callable[[float, float], Sequence[Mod]]
 
 
-def _signs(sigma: float, clip: float, setting: Setting) -> Strategies:
-    return partial(SignSGD, Gaussian(sigma * clip), client_steps=[Clip(clip)], diagnostics=False)
+def _clipped(
+    strategy: Strategies, sigma: float, clip: float, setting: Setting, **options: Any
+) -> Strategies:
+    noise, steps = Gaussian(sigma * clip), [Clip(clip)]
+    return partial(strategy, noise, client_steps=steps, diagnostics=False, **options)
 
 
 def _sums(sigma: float, clip: float, setting: Setting) -> Strategies:
     # Few neighbors take less time; the model is the same.
-    secure = SecureSum(threshold=0.8, neighbors=20)
-    return partial(
-        SignSGD,
-        Gaussian(sigma * clip),
-        client_steps=[Clip(clip)],
-        rotation=Rotation(smallest=WHOLE),
-        weighted=False,
-        secure=secure,
-        diagnostics=False,
-    )
-
-
-def _medians(sigma: float, clip: float, setting: Setting) -> Strategies:
-    return partial(MedianSGD, Gaussian(sigma * clip), client_steps=[Clip(clip)], diagnostics=False)
+    secure, rotation = SecureSum(threshold=0.8, neighbors=20), Rotation(smallest=WHOLE)
+    options = {"rotation": rotation, "weighted": False, "secure": secure}
+    return _clipped(SignSGD, sigma, clip, setting, **options)
 
 
 def _mean(sigma: float, clip: float, setting: Setting) -> Strategies:
@@ -174,9 +166,9 @@ def _none(sigma: float, clip: float) -> Sequence[Mod]:
 RULES = {
     "FedAvg, central wrapper": Rule("vector", _mean_of_wrapper, _none),
     "FedAvg, LocalDpMod": Rule("vector", _mean, _local_dp),
-    "SignSGD": Rule("signs", _signs, _perturb),
+    "SignSGD": Rule("signs", partial(_clipped, SignSGD), _perturb),
     "SignSGD, secure sums": Rule("sums", _sums, _perturb),
-    "MedianSGD": Rule("vector", _medians, _perturb),
+    "MedianSGD": Rule("vector", partial(_clipped, MedianSGD), _perturb),
 }
 
 
