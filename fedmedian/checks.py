@@ -11,9 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def require_type(
-    name: str, value: Any, allowed: type | UnionType | tuple[type, ...], wanted: str
-) -> None:
+def require_type(name: str, value: Any, allowed: type | UnionType, wanted: str) -> None:
     """Raise ``TypeError`` unless `value` is an instance of `allowed`.
 
     Parameters
@@ -22,7 +20,7 @@ def require_type(
         The argument's name.
     value : Any
         Its value.
-    allowed : type or tuple of types
+    allowed : type or union of types
         The allowed types.
     wanted : str
         The same in words, for the message.

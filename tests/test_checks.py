@@ -17,7 +17,7 @@ def naming(argument, value):
 
 def test_an_instance_of_an_allowed_type_is_let_through():
     require_type("noise", 1, int, "an integer")
-    require_type("noise", "a", (int, str), "an integer or a string")
+    require_type("noise", "a", int | str, "an integer or a string")
 
 
 def test_an_instance_of_another_type_is_refused():

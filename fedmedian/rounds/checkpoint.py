@@ -122,7 +122,7 @@ class Checkpoint:
     every: int = 1
 
     def __post_init__(self) -> None:
-        require_type("folder", self.folder, (str, Path), "a path")
+        require_type("folder", self.folder, str | Path, "a path")
         require_integer("every", self.every, low=1)
         object.__setattr__(self, "folder", Path(self.folder).absolute())
 
