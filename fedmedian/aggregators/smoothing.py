@@ -50,7 +50,7 @@ def smoothed_median(
     [2.0, 4.02, 4.33]
     """
     if isinstance(noise, Uniform):
-        raise ValueError("noise must have a smooth CDF for a smoothed median, got Uniform")
+        raise ValueError(f"noise must have a smooth CDF for a smoothed median, got {noise!r}")
     roots = coordinate_median(rows).astype(np.float32, copy=False)
     dim = roots.size
     scales = np.broadcast_to(np.asarray(scale), (dim,))

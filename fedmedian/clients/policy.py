@@ -334,7 +334,7 @@ class Policy:
         if not os.path.isabs(self.ledger):
             raise ValueError(f"ledger must be an absolute path, got {self.ledger!r}")
         if not HAS_LOCKS:
-            raise ValueError(f"ledger needs flock, which this system lacks, got {self.ledger!r}")
+            raise ValueError(f"ledger must be None on a system without flock, got {self.ledger!r}")
 
     def _require_budget(self) -> None:
         if (self.epsilon is None) != (self.delta is None):

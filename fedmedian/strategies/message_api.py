@@ -119,7 +119,9 @@ class MessageStrategy(ShowsArguments, FedAvg):
         if self._numpy_clients:
             for key in numpy_messages.KEYS:
                 if key in fedavg:
-                    raise ValueError(f"{key} must not be given with numpy_clients=True")
+                    raise ValueError(
+                        f"{key} must not be given with numpy_clients=True, got {fedavg[key]!r}"
+                    )
             fedavg |= numpy_messages.KEYS
         FedAvg.__init__(self, **fedavg)
         self.recipe, self.options = recipe, options
