@@ -73,7 +73,9 @@ def as_line(source: object) -> str:
     text = _text_of(source)
     start = text[:LONGEST]
     if not start.isprintable():
-        start = "".join(c if c.isprintable() else _escaped(c) for c in start)
+        start = "".join(
+            c if c.isprintable() else c.encode("unicode_escape").decode() for c in start
+        )
     if len(text) <= LONGEST and len(start) <= LONGEST:
         return start
     return f"{start[:LONGEST]}… (cut, of {len(text)} characters)"
@@ -177,7 +179,3 @@ def _text_of(source: object) -> str:
     # An exception may be of a custom class.
     except BaseException:
         return f"a {type(source).__name__} that cannot be printed"
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode()
