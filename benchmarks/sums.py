@@ -65,13 +65,13 @@ COLUMNS = [
 ]
 
 
-def sum_costs(sizes: Sequence[tuple[int, int, int]] = SIZES) -> list[SumCost]:
+def sum_costs() -> list[SumCost]:
     """Measure a round of both at each number of clients, parameters and rounds."""
     logging.getLogger("flwr").setLevel(logging.ERROR)
     runs = {"SecureSum": _run_ours, "SecAgg+": _run_secagg}
     for run in runs.values():
         run(3, 100, 1)  # loads what is loaded on first use
-    return [_cost(*size, by, run) for size in sizes for by, run in runs.items()]
+    return [_cost(*size, by, run) for size in SIZES for by, run in runs.items()]
 
 
 def rows(costs: Sequence[SumCost]) -> list[list[str]]:

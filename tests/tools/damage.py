@@ -47,7 +47,7 @@ def is_same(first: Saved, second: Saved) -> bool:
     return _as_bits(first) == _as_bits(second)
 
 
-def flip_bits(flips: int, folder: Path, seed: int = 0) -> Outcomes:
+def flip_bits(flips: int, folder: Path) -> Outcomes:
     """Flip random bits, one at a time, in a checkpoint's files, and count what reading it gives.
 
     Parameters
@@ -56,15 +56,13 @@ def flip_bits(flips: int, folder: Path, seed: int = 0) -> Outcomes:
         The number of flips.
     folder : Path
         Where the checkpoint is written.
-    seed : int (default: 0)
-        The seed of the flips.
 
     Returns
     -------
     Counter
         How often the damage was found, had no effect, or was something worse.
     """
-    rng, outcomes = np.random.default_rng(seed), Outcomes()
+    rng, outcomes = np.random.default_rng(0), Outcomes()
     checkpoint, saved = Checkpoint(folder), saved_after(7, 60)
     checkpoint.save(saved)
     files = sorted((folder / "round-000007").iterdir())
@@ -79,7 +77,7 @@ def flip_bits(flips: int, folder: Path, seed: int = 0) -> Outcomes:
     return outcomes
 
 
-def kill_in_saves(kills: int, folder: Path, seed: int = 0) -> Outcomes:
+def kill_in_saves(kills: int, folder: Path) -> Outcomes:
     """Kill processes, one after the other, that save as fast as they can to one folder.
 
     Each takes the folder's lock and goes on where the one before was killed.
@@ -90,15 +88,13 @@ def kill_in_saves(kills: int, folder: Path, seed: int = 0) -> Outcomes:
         The number of processes.
     folder : Path
         The folder.
-    seed : int (default: 0)
-        The seed of the moments.
 
     Returns
     -------
     Counter
         How often the folder held whole checkpoints of the last rounds, or something worse.
     """
-    rng, outcomes = np.random.default_rng(seed), Outcomes()
+    rng, outcomes = np.random.default_rng(0), Outcomes()
     # Children of a process that has imported everything begin at once.
     context = get_context("forkserver")
     context.set_forkserver_preload([_save_for_ever.__module__])

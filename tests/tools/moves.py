@@ -28,8 +28,8 @@ Move = tuple[str, str, str]
 """The calling file, the called file and the called function."""
 
 
-def moves_to_hear(num_clients: int, *, server_round: int = 2) -> Counter[Move]:
-    """Return the calls between files that a round's `aggregate_train` makes.
+def moves_to_hear(num_clients: int) -> Counter[Move]:
+    """Return the calls between files that the second round's `aggregate_train` makes.
 
     The first round also compiles what later ones use again.
     """
@@ -38,12 +38,12 @@ def moves_to_hear(num_clients: int, *, server_round: int = 2) -> Counter[Move]:
     class Observed(SignSGD):
         def aggregate_train(self, number, replies):  # type: ignore[no-untyped-def]
             replies = [*replies]
-            with _counted(found if number == server_round else Counter()):
+            with _counted(found if number == 2 else Counter()):
                 return super().aggregate_train(number, replies)
 
     model = {"w": np.zeros((40, 30), np.float32), "b": np.zeros(30, np.float32)}
     grid = InProcessGrid(_app(), num_clients)
-    Observed(fraction_evaluate=0.0).start(grid, to_record(model), num_rounds=server_round)
+    Observed(fraction_evaluate=0.0).start(grid, to_record(model), num_rounds=2)
     return found
 
 
