@@ -53,7 +53,7 @@ class Answers:
         Raises
         ------
         ValueError
-            If they are none.
+            If they are malformed.
         """
         values = dict(values)
         try:

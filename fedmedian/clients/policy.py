@@ -48,7 +48,7 @@ CONFIG_KEY = "fedmedian-policy"
 """The key of the run config that may hold a policy."""
 
 EXAMPLES = ("num-examples", "num_examples")
-"""The number of examples as the two APIs spell it."""
+"""The names of the number of examples in the two APIs."""
 
 _STATE = "fedmedian-policy"
 """The record in ``Context.state``; no client step stores its memory under this name."""

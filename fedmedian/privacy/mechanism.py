@@ -50,7 +50,7 @@ class Obstacle:
     cause : str
         The argument, step or arrays that cause it.
     why : str
-        What they do.
+        The problem with it.
     """
 
     rule: str

@@ -16,7 +16,7 @@ from fedmedian.rounds.recipe import Recipe
 from fedmedian.rounds.state import RunState
 
 _INITIAL = "initial model"
-"""What the identity of a run calls the digest of its initial model's names, shapes and dtypes."""
+"""The key of the digest of the initial model's names, shapes and dtypes in a run's identity."""
 
 _NUMPY_SCALAR = re.compile(r"\bnp\.(?:float|int|uint)\d+\(([^()]*)\)")
 

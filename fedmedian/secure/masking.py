@@ -30,8 +30,8 @@ from fedmedian.wire.scalars import WireError
 NOTHING, SEED, SHARE, PART = range(4)
 """What a client reveals about a neighbor.
 
-Nothing, the seed of their mask if the neighbor is not in the sum, and if it is, a share or a part
-of the seed of its own mask. Some shares or all parts reveal that.
+The seed of their shared mask if the neighbor is not in the sum; if it is, a share or a part of the
+seed of the neighbor's own mask, which enough shares or all parts give.
 """
 
 
@@ -234,7 +234,7 @@ class Key:
         return self._derived(public, "mask", *sorted((self.public, public)))
 
     def _part(self, owner: bytes, holder: bytes) -> bytes:
-        """Return what a neighbor can reveal of the seed of an owner's mask: both derive it."""
+        """Return the part of an owner's seed that a neighbor can reveal; both derive it."""
         return self._derived(holder if owner == self.public else owner, "part", owner, holder)
 
     def _sealing_key(self, sender: bytes, public: bytes) -> bytes:
@@ -243,9 +243,9 @@ class Key:
         return self._derived(public, "share", sender, receiver)
 
     def _derived(self, public: bytes, use: str, *keys: bytes) -> bytes:
-        """Return a key for one use of the secret with a neighbor, for one question about one thing.
+        """Return a key for one use of the secret with a neighbor, in one question; see `about`.
 
-        Several public keys have one secret. So each use names the keys, too.
+        Several public keys have the same secret, so each use also names the keys.
         """
         names = [key.hex() for key in keys]
         return derived(

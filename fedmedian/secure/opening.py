@@ -56,8 +56,8 @@ class Sum(Generic[Member]):
     members : tuple
         The clients whose votes are in it.
     wrong : mapping
-        Those whose shares were noticed to be wrong, each with a client whose mask they are of. One
-        of the two lies, as a client may seal wrong shares, too, or several others do together.
+        Clients that revealed wrong shares, each with a client whose mask the shares are of. One of
+        the two lies, since a client may also seal wrong shares, or several others lie together.
     """
 
     counts: Residues
@@ -286,7 +286,7 @@ _TRIES_IN_TURN = 10
 
 
 class _Joining(Generic[Member]):
-    """Finds seeds in shares, some of which are wrong, and whose these are.
+    """Finds seeds from shares, some of which are wrong, and who revealed the wrong ones.
 
     A seed that is right vouches for all shares that it was joined from. So each seed is first tried
     with those holders that nobody has vouched for yet, and after that with those that are known.

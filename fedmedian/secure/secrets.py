@@ -93,7 +93,7 @@ def commitment(seed: bytes) -> bytes:
 
 
 def combined(parts: Iterable[bytes]) -> bytes:
-    """Return the exclusive or of parts of a seed: without one of them it can be any."""
+    """Return the exclusive or of parts of a seed; without one of them it can be any seed."""
     seed = 0
     for part in parts:
         seed ^= int.from_bytes(part)

@@ -40,7 +40,7 @@ _KIND = "model"
 """The key with the version of the format; all other keys begin with it."""
 
 NOT_HELD = "the whole model is needed"
-"""What the reason of a client says that does not hold the model that steps begin from."""
+"""Part of the reason that a client gives if it does not hold the model that steps begin from."""
 
 HELD = PREFIX + "held"
 """The key of a reply that names the version of the model that the client holds."""

@@ -43,7 +43,7 @@ T = TypeVar("T")
 _REFUSAL = "perturb: "
 
 POLICY_RULE = "policy rule"
-"""What the reason of a client says whose policy refuses to answer."""
+"""Part of the reason that a client gives when its policy refuses to answer."""
 
 _MOST_ENTRIES = 1000
 """The largest number of fedmedian entries in a message."""
