@@ -163,7 +163,7 @@ class Answers:
         rows : list of M (n,) float32
             The clients' vectors there.
         """
-        factors = self._factors_of_two() if len(self) == 2 else None
+        factors = self._factors_of_pair() if len(self) == 2 else None
         added = self.noise_scales() if self.noise_at == "server" and self.noise else None
         length = _PART if added is None else max(_NOISY_VALUES // len(self), 1)
         for start in range(0, self.blocks.dim, length):
@@ -188,7 +188,7 @@ class Answers:
             vectors[:, part] = rows
         return vectors
 
-    def _factors_of_two(self) -> Float32 | None:
+    def _factors_of_pair(self) -> Float32 | None:
         """Return the factors that clip each block of two vectors, (2, L); None if all are 1."""
         norms = np.sqrt([[energy(part) for part in self.blocks.split(one)] for one in self.bodies])
         factors = clipping_factors(norms, PROPORTION * norms.min(axis=0))
