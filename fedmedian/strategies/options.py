@@ -51,7 +51,7 @@ class FlowerOptions(FedAvgOptions, LegacyFedAvgOptions, total=False):
     """The keyword arguments of both of Flower's APIs; a strategy accepts those of its own."""
 
 
-_OF_BOTH_APIS = {
+OLDER_NAMES = {
     "fraction_train": "fraction_fit",
     "min_train_nodes": "min_fit_clients",
     "min_evaluate_nodes": "min_evaluate_clients",
@@ -142,7 +142,7 @@ def _hint(strategy: type, name: str, allowed: frozenset[str]) -> str:
     ours = next(one for one in strategy.__mro__ if one.__module__.startswith("fedmedian."))
     older = "fraction_fit" in allowed
     other = "fedmedian.strategies" if older else "fedmedian.strategies.legacy"
-    words = _OF_BOTH_APIS if older else {old: new for new, old in _OF_BOTH_APIS.items()}
+    words = OLDER_NAMES if older else {old: new for new, old in OLDER_NAMES.items()}
     if name in words:
         return f": use {words[name]!r}, {name!r} belongs to {other}.{ours.__name__}"
     if not older and name in _OF_START:

@@ -21,6 +21,7 @@ from fedmedian import strategies
 from fedmedian.clients import InProcessGrid, perturb
 from fedmedian.records import arrays_to_parameters, parameters_to_arrays, to_arrays, to_record
 from fedmedian.strategies import legacy
+from fedmedian.strategies.options import OLDER_NAMES
 
 NODE_IDS = InProcessGrid(ClientApp(), 50).get_node_ids()
 
@@ -68,14 +69,7 @@ OLDER_API = Api(
     "older API",
     legacy,
     {"fit_metrics_aggregation_fn": averaged, "evaluate_metrics_aggregation_fn": averaged},
-    {
-        "fraction_train": "fraction_fit",
-        "min_train_nodes": "min_fit_clients",
-        "min_evaluate_nodes": "min_evaluate_clients",
-        "min_available_nodes": "min_available_clients",
-        "train_metrics_aggr_fn": "fit_metrics_aggregation_fn",
-        "evaluate_metrics_aggr_fn": "evaluate_metrics_aggregation_fn",
-    },
+    OLDER_NAMES,
 )
 
 
