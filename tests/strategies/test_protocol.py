@@ -107,6 +107,19 @@ def as_it_is(said):
     return said
 
 
+def heard_of_changed(recipe, spoil, change, nodes=NODES, plain=False):
+    """The outcome of a round in which the payload, or the plain weights, of one are changed."""
+    protocol = protocol_of(recipe)
+    question = protocol.ask(1, MODEL)
+    said = []
+    for node in nodes:
+        arrays, scalars = (trained(node), None) if plain else payload_of(question, node)
+        if node == spoil:
+            change(arrays, scalars)
+        said.append((node, Said(arrays, scalars, 1.0, {"loss": 1.0}, None)))
+    return protocol.hear(question, nodes, said, as_it_is)
+
+
 def replies_of(said, *nodes):
     return [(node, said(node)) for node in nodes]
 
@@ -392,20 +405,10 @@ class TestBadAnswers:
     """Each is dropped, counted and logged with the reason, and touches nothing."""
 
     def assert_dropped(self, make_recipe, change, reason, warnings, plain=False):
-        def hear(nodes, spoil):
-            protocol = protocol_of(make_recipe())
-            question = protocol.ask(1, MODEL)
-            said = []
-            for node in nodes:
-                arrays, scalars = (trained(node), None) if plain else payload_of(question, node)
-                if node == spoil:
-                    change(arrays, scalars)
-                said.append((node, Said(arrays, scalars, 1.0, {"loss": 1.0}, None)))
-            return protocol.hear(question, nodes, said, as_it_is)
-
-        expected = hear([node for node in NODES if node != BAD], None)
+        others = [node for node in NODES if node != BAD]
+        expected = heard_of_changed(make_recipe(), None, change, others, plain)
         assert warnings() == []
-        spoilt = hear(NODES, BAD)
+        spoilt = heard_of_changed(make_recipe(), BAD, change, plain=plain)
         assert spoilt.model.keys() == expected.model.keys()
         for name in expected.model:
             assert spoilt.model[name].tobytes() == expected.model[name].tobytes()
@@ -481,15 +484,7 @@ def enormous(arrays, scalars):
 )
 def test_one_clients_enormous_numbers_do_not_outweigh_the_others(make_recipe, change):
     def model(spoil):
-        protocol = protocol_of(make_recipe())
-        question = protocol.ask(1, MODEL)
-        said = []
-        for node in NODES:
-            arrays, scalars = payload_of(question, node)
-            if node == spoil:
-                change(arrays, scalars)
-            said.append((node, Said(arrays, scalars, 1.0, {}, None)))
-        heard = protocol.hear(question, NODES, said, as_it_is)
+        heard = heard_of_changed(make_recipe(), spoil, change)
         assert heard.report["replies-accepted"] == len(NODES)
         return heard.model
 
@@ -524,15 +519,7 @@ class TestJunk:
     )
 
     def survives(self, make_recipe, change):
-        protocol = protocol_of(make_recipe())
-        question = protocol.ask(1, MODEL)
-        said = []
-        for node in NODES:
-            arrays, scalars = payload_of(question, node)
-            if node == BAD:
-                change(arrays, scalars)
-            said.append((node, Said(arrays, scalars, 1.0, {}, None)))
-        heard = protocol.hear(question, NODES, said, as_it_is)
+        heard = heard_of_changed(make_recipe(), BAD, change)
         accepted, rejected = (heard.report[f"replies-{n}"] for n in ("accepted", "rejected"))
         assert accepted + rejected == len(NODES)
         assert accepted >= len(NODES) - 1
