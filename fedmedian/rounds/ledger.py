@@ -268,12 +268,8 @@ class Ledger:
             self._answered[draw] += 1
         nodes = frozenset(drawn) if earlier is None else earlier.nodes.union(drawn)
         self._charged = {**same, question.number: _Charge(draw, nodes)}
-        self._store(question)
+        self.store(question)
         return True
-
-    def pass_over(self, question: Question) -> None:
-        """Store that a question was asked of no client, so that a resumed run knows of it."""
-        self._store(question)
 
     def settle(self, question: Question, votes: int) -> None:
         """Charge a secure sum for the votes in it, at least as many as `spend` assumed."""
@@ -315,9 +311,10 @@ class Ledger:
         self._answered[charge.draw] += charge.times
         self._answered += Counter()  # without those that are zero
         self._charged[question.number] = charge
-        self._store(question)
+        self.store(question)
 
-    def _store(self, question: Question) -> None:
+    def store(self, question: Question) -> None:
+        """Store what has been charged until a question, whether or not a client was asked it."""
         self._until = max(self._until, question.server_round)
         if self._checkpoint is None:
             return

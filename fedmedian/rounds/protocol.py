@@ -326,7 +326,7 @@ class RoundProtocol:
         is_hidden = len(drawn) > 0 and self._ledger.is_hidden(len(drawn), present)
         if is_hidden and self._ledger.spend(question, drawn, sent):
             return True
-        self._ledger.pass_over(question)
+        self._ledger.store(question)
         return False
 
     def seat(
