@@ -43,6 +43,7 @@ their limit over b.
 clients from an observer of the models alone; see `fedmedian.privacy.amplification`.
 """
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -429,17 +430,13 @@ class Mechanism:
             counts[draw] += rounds
             return self.epsilon_of(counts, budget.delta, budget.relation) > budget.epsilon
 
-        if exceeds(0):
-            return 0
         if not exceeds(MOST_ANSWERS):
             return MOST_ANSWERS
-        low, high = 0, 1
-        while not exceeds(high):
-            low, high = high, min(2 * high, MOST_ANSWERS)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if exceeds(middle) else (middle, high)
-        return low
+        too_many = 1
+        while not exceeds(too_many):
+            too_many = min(2 * too_many, MOST_ANSWERS)
+        # Half as many do not exceed it.
+        return bisect_left(range(too_many), True, lo=too_many // 2 + 1, key=exceeds) - 1
 
     def _loss(self, relation: Relation, summed: int = 0) -> PrivacyLoss:
         multiplier, limit = self.noise_multiplier, self.limit / self.clip
