@@ -7,7 +7,7 @@ from functools import lru_cache
 from inspect import currentframe
 from itertools import count
 from threading import Lock
-from traceback import extract_tb, format_exception
+from traceback import extract_tb, format_exception, walk_stack
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict, UserConfig
@@ -279,8 +279,7 @@ def _awaited_nodes() -> tuple[int, str]:
     Flower polls until that many nodes exist. The number is available only in the frames of the
     functions that poll.
     """
-    frame = currentframe()
-    while frame is not None:
+    for frame, _ in walk_stack(currentframe()):
         match frame.f_globals.get("__name__"), frame.f_code.co_name:
             case "flwr.serverapp.strategy.strategy_utils", "sample_nodes":
                 wanted = frame.f_locals.get("min_available_nodes", 0)
@@ -293,7 +292,6 @@ def _awaited_nodes() -> tuple[int, str]:
                 asked = {**dict(by_place), **frame.f_locals.get("kwargs", {})}
                 wanted = asked.get("min_num_clients") or asked.get("num_clients", 0)
                 return wanted, "min_available_clients, min_fit_clients and min_evaluate_clients"
-        frame = frame.f_back
     return 0, ""
 
 

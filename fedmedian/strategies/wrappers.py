@@ -3,8 +3,9 @@
 A strategy does not know that it is wrapped, so it looks for wrappers among its callers.
 """
 
-import inspect
 from collections.abc import Iterator
+from inspect import currentframe
+from traceback import walk_stack
 
 _DIFFERENTIAL_PRIVACY = (
     "is made for the mean of clients' weights: its clipping and noise fit neither clients' answers "
@@ -50,13 +51,11 @@ def require_no_unfit_wrapper(strategy: object) -> None:
 
 def _flowers_callers() -> Iterator[object]:
     """Yield Flower's objects on the call stack, and the workflows that they run."""
-    frame = inspect.currentframe()
-    while frame is not None:
+    for frame, _ in walk_stack(currentframe()):
         caller = frame.f_locals.get("self")
         if _flowers_names(caller):
             yield caller
             yield getattr(caller, "fit_workflow", None)
-        frame = frame.f_back
 
 
 def _flowers_names(caller: object) -> list[str]:
