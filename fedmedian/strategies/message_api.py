@@ -311,9 +311,11 @@ class MessageStrategy(ShowsArguments, FedAvg):
             )
         drawn = _nodes(asked)
         self._grid = None if self.recipe.secure is None else grid
-        seated = self._protocol.seat(question, _nodes(asked), partial(self._exchange, question))
-        question = question if seated is None else seated
-        asked = [one for one in asked if seated is not None and _has_place(one, seated)]
+        seated = self._protocol.seat(question, drawn, partial(self._exchange, question))
+        if seated is None:
+            asked = []
+        else:
+            question, asked = seated, [one for one in asked if _has_place(one, seated)]
         if not self._protocol.may_ask(
             question, drawn if asked else [], nodes.present, self._sent_before(question)
         ):
@@ -334,13 +336,13 @@ class MessageStrategy(ShowsArguments, FedAvg):
         return asked
 
     def _sent_before(self, question: Question) -> set[Node]:
-        messages = [
-            message
+        return {
+            message.metadata.dst_node_id
             for one in self._asked
             if one.question.number == question.number
             for message in one.messages
-        ]
-        return {one.metadata.dst_node_id for one in messages if one.metadata.message_id}
+            if message.metadata.message_id
+        }
 
     def _construct_messages(
         self, record: RecordDict, node_ids: list[int], message_type: str
