@@ -172,7 +172,7 @@ class Checkpoint:
         try:
             draft.mkdir(mode=0o700)
             mark = _write(draft, saved, earlier)
-            _remove(final)  # exists only if it could not be read
+            _remove(final)  # exists only if it could not be read, or the round was saved before
             draft.rename(final)
         finally:
             _remove(draft)

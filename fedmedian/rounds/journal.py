@@ -56,6 +56,7 @@ class Journal:
         self._form: str | None = None if saved is None else saved.identity.get(_INITIAL)
         self._said = set[str]()
         self._stored = self.done
+        self._before = 0
         self._earlier: Mark | None = None
         self._latest: Mark | None = None
 
@@ -257,13 +258,16 @@ class Journal:
         saved = self._last
         if self._checkpoint is None or saved is None:
             return None
+        is_again = saved.server_round == self._stored  # a subclass may train twice in a round
+        before = self._before if is_again else self._stored
         try:
-            mark = self._checkpoint.save(saved, self._stored, self._earlier)
+            mark = self._checkpoint.save(saved, before, None if is_again else self._earlier)
         # The run is worth more than a checkpoint.
         except Exception as error:
             return error
-        self._last, self._stored = None, saved.server_round
-        self._earlier, self._latest = self._latest, mark
+        if not is_again:
+            self._before, self._earlier = self._stored, self._latest
+        self._last, self._stored, self._latest = None, saved.server_round, mark
         return None
 
 

@@ -578,6 +578,33 @@ class TestHistory:
         assert resumed.reports == whole.reports
         assert resumed.evaluations == whole.evaluations
 
+    def test_a_round_that_is_stored_twice_leaves_the_checkpoint_before_it(
+        self, message_api, play, bits, tmp_path
+    ):
+        """As by a subclass that tries some replies first."""
+
+        def make(checkpoint=None):
+            strategy = message_api.make("SignSGD", checkpoint=checkpoint)
+            aggregate_train = strategy.aggregate_train
+
+            def aggregate(server_round, replies):
+                replies = [*replies]
+                aggregate_train(server_round, replies[:2])
+                return aggregate_train(server_round, replies)
+
+            strategy.aggregate_train = aggregate
+            return strategy
+
+        whole = play(make(), 8)
+        for last in (5, 7):
+            play(make(Checkpoint(tmp_path)), last)
+            assert names_in(tmp_path) == [f"round-00000{number}" for number in (last - 1, last)]
+            wipe(tmp_path / f"round-00000{last}" / "arrays.npz")
+        resumed = play(make(Checkpoint(tmp_path)), 8)
+        assert bits(resumed.model) == bits(whole.model)
+        assert resumed.reports == whole.reports
+        assert resumed.evaluations == whole.evaluations
+
     def test_a_save_that_has_failed_leaves_both_checkpoints_before_it_whole(
         self, api, run, play, disk, bits, tmp_path
     ):
