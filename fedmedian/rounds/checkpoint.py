@@ -182,6 +182,10 @@ class Checkpoint:
                 _remove(path)
         return mark
 
+    def withdraw(self, server_round: int) -> None:
+        """Remove the checkpoint of a round, which has not ended after all."""
+        _remove(Path(self.folder) / _folder_name(server_round))
+
     def load(self) -> Saved | None:
         """Return the last intact checkpoint, or None if the folder holds none.
 

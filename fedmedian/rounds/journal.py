@@ -51,6 +51,7 @@ class Journal:
         self.model: Arrays | None = None if saved is None else saved.arrays["model"]
         self._history: History = {} if saved is None else dict(saved.history)
         self._last: Saved | None = None
+        self._written: Saved | None = None
         self._known = dict(self.model or {})
         self._unloaded = set(self._known)
         self._form: str | None = None if saved is None else saved.identity.get(_INITIAL)
@@ -238,6 +239,13 @@ class Journal:
         if server_round % self._checkpoint.every == 0 and (error := self._save()) is not None:
             warn("round %d was not stored, the run continues without it: %s", server_round, error)
 
+    def reopen(self, server_round: int) -> None:
+        """Withdraw a round's checkpoint, or a run that resumes would not train it again."""
+        if self._checkpoint is not None and self._stored == server_round:
+            self._checkpoint.withdraw(server_round)
+            self._stored, self._latest, self._earlier = self._before, self._earlier, None
+            self._last = self._written  # for `close`, if nothing comes of the training
+
     def close(self) -> None:
         """Store the last round unless it is stored already; log an error if that fails."""
         error = self._save()
@@ -267,7 +275,8 @@ class Journal:
             return error
         if not is_again:
             self._before, self._earlier = self._stored, self._latest
-        self._last, self._stored, self._latest = None, saved.server_round, mark
+        self._last, self._written = None, saved
+        self._stored, self._latest = saved.server_round, mark
         return None
 
 

@@ -267,6 +267,8 @@ class RoundProtocol:
                 )
             self._is_over = True
             return None
+        if self._is_answered:
+            self.journal.reopen(server_round)
         asked = [] if self._is_answered else self.questions_of(server_round)
         for question in asked:
             if is_same_model(question.model, model):

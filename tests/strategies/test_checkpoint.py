@@ -127,6 +127,55 @@ def test_a_run_that_goes_on_ends_as_if_nothing_had_happened(
         assert resumed.evaluations[number] == whole.evaluations[number]
 
 
+@pytest.mark.parametrize("in_round", [1, 4])
+def test_a_run_that_was_killed_in_the_second_training_of_a_round_repeats_the_round(
+    in_round, message_api, play, bits, tmp_path
+):
+    class TwoPasses(message_api.module.SignSGD):
+        killed_in = 0
+
+        def configure_train(self, server_round, arrays, config, grid):
+            self.asking = arrays, config, grid
+            return super().configure_train(server_round, arrays, config, grid)
+
+        def aggregate_train(self, server_round, replies):
+            trained = super().aggregate_train(server_round, replies)
+            asked = super().configure_train(server_round, trained[0], *self.asking[1:])
+            if not (asked := [*asked]):  # the checkpoint holds the round
+                return trained
+            if server_round == self.killed_in:
+                raise Killed
+            return super().aggregate_train(server_round, self.asking[2].send_and_receive(asked))
+
+    def make(checkpoint=None):
+        return message_api.make_own(TwoPasses, optimizer=Momentum(0.5), checkpoint=checkpoint)
+
+    whole = play(make(), 6)
+    killed = make(Checkpoint(tmp_path))
+    killed.killed_in = in_round
+    with pytest.raises(Killed):
+        play(killed, 6)
+    resumed = play(make(Checkpoint(tmp_path)), 6)
+    assert bits(resumed.model) == bits(whole.model)
+    assert resumed.reports == whole.reports
+    assert names_in(tmp_path) == ["round-000005", "round-000006"]
+
+
+def test_a_round_that_is_asked_about_again_but_not_trained_is_stored(message_api, play, tmp_path):
+    class AsksAgain(message_api.module.SignSGD):
+        def configure_train(self, server_round, arrays, config, grid):
+            self.asking = arrays, config, grid
+            return super().configure_train(server_round, arrays, config, grid)
+
+        def aggregate_train(self, server_round, replies):
+            trained = super().aggregate_train(server_round, replies)
+            super().configure_train(server_round, trained[0], *self.asking[1:])
+            return trained
+
+    play(message_api.make_own(AsksAgain, checkpoint=Checkpoint(tmp_path)), 3)
+    assert Checkpoint(tmp_path).load().server_round == 3
+
+
 def test_what_is_stored_is_not_computed_again(api, run, tmp_path):
     def start(num_rounds, killed_in=None):
         trained, evaluated = [], []
