@@ -341,8 +341,8 @@ def _write_history(folder: Path, saved: Saved, earlier: Mark | None) -> Mark:
     for phase, rounds in saved.history.items():
         new = islice(reversed(rounds.items()), len(rounds) - earlier.entries.get(phase, 0))
         for number, metrics in reversed([*new]):
-            # The older API allows any type of metric; nothing depends on them.
-            lines.append(json.dumps([phase, number, metrics], default=str))
+            # The user's functions may return any type of metric; nothing depends on them.
+            lines.append(json.dumps([phase, number, metrics], default=_plain))
             digest = _chained(digest, lines[-1])
     data = "".join(f"{line}\n" for line in lines).encode()
     with open(os.open(path, os.O_WRONLY | NO_FOLLOW), "wb") as file:
@@ -351,6 +351,11 @@ def _write_history(folder: Path, saved: Saved, earlier: Mark | None) -> Mark:
         file.write(data)
     entries = {phase: len(rounds) for phase, rounds in saved.history.items()}
     return Mark(saved.server_round, entries, earlier.num_bytes + len(data), digest)
+
+
+def _plain(value: Any) -> Any:
+    """Return Python's own number for one of NumPy's, and the text of anything else."""
+    return value.item() if isinstance(value, np.generic) else str(value)
 
 
 def _read_history(path: Path, mark: Mark) -> History:

@@ -11,7 +11,6 @@ from functools import partial
 from statistics import fmean
 from typing import Any, NoReturn, TypeVar
 
-import numpy as np
 from flwr.common import (
     Code,
     EvaluateIns,
@@ -245,7 +244,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
             loss, metrics = {"loss": found[0]}, found[1]
             self._evaluations["the server"] = server_round, {**loss, **metrics}
             for phase, values in zip(_BY_SERVER, (loss, metrics), strict=True):
-                journal.note(phase, server_round, {key: _plain(one) for key, one in values.items()})
+                journal.note(phase, server_round, values)
         return found
 
     def configure_evaluate(
@@ -467,11 +466,6 @@ def _most_named(questions: Sequence[Question], results: Sequence[Trained]) -> Qu
 def _examples(replies: Sequence[Reply[Result]]) -> list[float]:
     """Return the numbers of examples by which the clients' metrics are averaged."""
     return fair_examples([reply.source.num_examples for reply in replies])
-
-
-def _plain(value: Any) -> Any:
-    """Return a value with Python's own number for one of NumPy's, which no checkpoint can hold."""
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _mean_size(sent: Sequence[Parameters]) -> float:

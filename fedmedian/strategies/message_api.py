@@ -649,7 +649,11 @@ class MessageStrategy(ShowsArguments, FedAvg):
     ) -> MetricRecord | None:
         journal = self._protocol.journal
         if server_round < journal.done:
-            return _to_metrics(journal.recall("evaluate-server", server_round))
+            stored = journal.recall("evaluate-server", server_round)
+            try:
+                return _to_metrics(stored)
+            except TypeError:  # `evaluate` has returned another mapping, of values of other types
+                return cast(MetricRecord, stored)
         metrics = evaluate(server_round, arrays)
         if metrics is not None:
             wanted = "a mapping such as a MetricRecord, or None"

@@ -217,6 +217,20 @@ def test_metrics_of_the_servers_own_evaluation_are_stored_too(
     assert [resumed[number] for number in sorted(first)] == list(first.values())
 
 
+def test_they_may_be_any_mapping(message_api, make_app, as_record, tmp_path):
+    def start(num_rounds):
+        strategy = message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path))
+        return strategy.start(
+            InProcessGrid(make_app(train), NUM_CLIENTS),
+            as_record(MODEL),
+            num_rounds,
+            evaluate_fn=lambda n, arrays: {"half": np.float32(n / 2), "even": n % 2 == 0, "x": "y"},
+        ).evaluate_metrics_serverapp
+
+    start(2)
+    assert start(4) == {n: {"half": n / 2, "even": n % 2 == 0, "x": "y"} for n in range(5)}
+
+
 def test_in_the_older_api_a_subclass_finds_an_evaluation_of_the_server_in_each_round(
     older_api, play, tmp_path
 ):
