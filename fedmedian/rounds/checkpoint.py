@@ -341,8 +341,7 @@ def _write_history(folder: Path, saved: Saved, earlier: Mark | None) -> Mark:
     for phase, rounds in saved.history.items():
         new = islice(reversed(rounds.items()), len(rounds) - earlier.entries.get(phase, 0))
         for number, metrics in reversed([*new]):
-            # The user's functions may return any type of metric; nothing depends on them.
-            lines.append(json.dumps([phase, number, metrics], default=_plain))
+            lines.append(json.dumps(_plain([phase, number, metrics])))
             digest = _chained(digest, lines[-1])
     data = "".join(f"{line}\n" for line in lines).encode()
     with open(os.open(path, os.O_WRONLY | NO_FOLLOW), "wb") as file:
@@ -354,8 +353,14 @@ def _write_history(folder: Path, saved: Saved, earlier: Mark | None) -> Mark:
 
 
 def _plain(value: Any) -> Any:
-    """Return Python's own number for one of NumPy's, and the text of anything else."""
-    return value.item() if isinstance(value, np.generic) else str(value)
+    """Return a value as JSON has it: the user's functions may return any type of metric or name."""
+    if getattr(value, "shape", None) == ():  # a number of NumPy or torch
+        value = value.item()
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [*map(_plain, value)]
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def _read_history(path: Path, mark: Mark) -> History:
