@@ -58,8 +58,8 @@ Trained = tuple[ClientProxy, FitRes]
 Evaluated = tuple[ClientProxy, EvaluateRes]
 Result = TypeVar("Result", FitRes, EvaluateRes)
 
-_BY_SERVER = ("evaluate-server-loss", "evaluate-server")
-"""The phases of a checkpoint that hold what `evaluate_fn` returned: the loss, and the metrics."""
+_BY_SERVER = "evaluate-fn"
+"""The phase of a checkpoint that holds what `evaluate_fn` returned; the Message API has another."""
 
 
 class LegacyStrategy(ShowsArguments, FedAvg):
@@ -237,14 +237,14 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         """Evaluate the model as FedAvg does; what a stored round had is in the checkpoint."""
         journal = self._protocol.journal
         if server_round < journal.done:
-            loss, metrics = (journal.recall(phase, server_round) for phase in _BY_SERVER)
-            return None if loss is None or metrics is None else (loss["loss"], dict(metrics))
+            stored = journal.recall(_BY_SERVER, server_round)
+            return None if stored is None else (stored["loss"], dict(stored["metrics"]))
         found = super().evaluate(server_round, parameters)
         if found is not None:
-            loss, metrics = {"loss": found[0]}, found[1]
-            self._evaluations["the server"] = server_round, {**loss, **metrics}
-            for phase, values in zip(_BY_SERVER, (loss, metrics), strict=True):
-                journal.note(phase, server_round, values)
+            loss, metrics = found
+            self._evaluations["the server"] = server_round, {"loss": loss, **metrics}
+            # JSON would turn names that are numbers into text.
+            journal.note(_BY_SERVER, server_round, {"loss": loss, "metrics": [*metrics.items()]})
         return found
 
     def configure_evaluate(

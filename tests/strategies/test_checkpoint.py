@@ -231,14 +231,22 @@ def test_they_may_be_any_mapping(message_api, make_app, as_record, tmp_path):
     assert start(4) == {n: {"half": n / 2, "even": n % 2 == 0, "x": "y"} for n in range(5)}
 
 
+@pytest.mark.parametrize(
+    "returned",
+    [
+        lambda number: (np.float32(number), {"loss": 2.5, "more": np.float32(number)}),
+        lambda number: (np.array(2.5), {np.int64(3): np.array(number), 4: [np.float64(0.5)]}),
+    ],
+    ids=["numbers by names", "arrays by numbers"],
+)
 def test_in_the_older_api_a_subclass_finds_an_evaluation_of_the_server_in_each_round(
-    older_api, play, tmp_path
+    returned, older_api, play, tmp_path
 ):
     """As Flower's tutorial, which takes what `super().evaluate` returns apart."""
 
     def evaluate(number, arrays, config):
         called.append(number)
-        return np.float32(number), {"loss": 2.5, "more": np.float32(number)}
+        return returned(number)
 
     class Unpacking(legacy.SignSGD):
         def evaluate(self, server_round, parameters):
@@ -250,10 +258,23 @@ def test_in_the_older_api_a_subclass_finds_an_evaluation_of_the_server_in_each_r
     for num_rounds in (2, 4):
         called, found = [], {}
         play(older_api.make_own(Unpacking, checkpoint=Checkpoint(tmp_path)), num_rounds)
-        assert found == {
-            number: (number, {"loss": 2.5, "more": number}) for number in range(num_rounds + 1)
-        }
+        assert found == {number: returned(number) for number in range(num_rounds + 1)}
     assert called == [2, 3, 4]
+
+
+def test_a_run_of_the_older_api_with_evaluations_resumes_in_the_message_api(
+    older_api, numpy_clients, play, tmp_path
+):
+    """The older API's metrics may be texts, which no MetricRecord can hold."""
+
+    class Evaluating(legacy.SignSGD):
+        def evaluate(self, server_round, parameters):
+            self.evaluate_fn = lambda *_: (0.5, {"note": "a text"})
+            return super().evaluate(server_round, parameters)
+
+    play(older_api.make_own(Evaluating, checkpoint=Checkpoint(tmp_path)), 2)
+    outcome = play(numpy_clients.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 3)
+    assert [*outcome.reports] == [1, 2, 3]
 
 
 def test_a_run_that_has_ended_returns_at_once_what_it_returned(message_api, play, bits, tmp_path):
