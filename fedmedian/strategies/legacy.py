@@ -226,9 +226,12 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         sizes = self._count(asked, [result.parameters for _, result in results])
         own = self._aggregate("fit_metrics_aggregation_fn", heard.usual)
         metrics = self._protocol.end(heard, sizes, own)
-        metrics, self.metrics_per_block[server_round] = without_lists(metrics)
-        if not metrics["replies-accepted"]:  # a subclass looks for clients' metrics if it finds any
-            metrics, self.metrics_per_block[server_round] = {}, metrics
+        metrics, lists = without_lists(metrics)
+        if metrics["replies-accepted"]:
+            self.metrics_per_block[server_round] = lists
+        else:  # a subclass looks for clients' metrics if it finds any; it may report another model
+            self.metrics_per_block.setdefault(server_round, metrics)
+            metrics = {}
         return None if heard.model is None else arrays_to_parameters(heard.model), metrics
 
     def evaluate(

@@ -632,7 +632,10 @@ class MessageStrategy(ShowsArguments, FedAvg):
             return None
         numbers, lists = without_lists(metrics)
         is_lost = not metrics["replies-accepted"]
-        self._other_metrics[server_round] = dict(metrics) if is_lost else lists
+        if is_lost:  # another model of the round may have had usable replies
+            self._other_metrics.setdefault(server_round, dict(metrics))
+        else:
+            self._other_metrics[server_round] = lists
         return None if is_lost else MetricRecord(numbers)
 
     def _aggregate(self, name: str, replies: Sequence[Reply[RecordDict]]) -> MetricRecord | None:

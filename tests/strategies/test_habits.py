@@ -259,6 +259,32 @@ class TestTwoModels:
 
         require_alone(hear_of=hear_of, min_replies=2)
 
+    def test_what_one_reports_stays_where_the_other_loses_all_replies(self, play):
+        asked, starts = Counter(), [{"w": np.full(MODEL["w"].shape, one, "f4")} for one in (0, 9)]
+
+        def of_cluster(letters, odd):
+            return [one for one in letters if one.partition % 2 == odd]
+
+        def ask(number, model, usual):
+            return [one for odd in (0, 1) for one in of_cluster(usual(starts[odd]), odd)]
+
+        def hear(number, heard, usual):
+            first, _ = [usual(of_cluster(heard, odd)) for odd in (0, 1)]
+            return first
+
+        def spoil(message, context, call_next):
+            reply = call_next(message, context)
+            asked[context.node_id] += 1
+            if context.node_config["partition-id"] in ODD and asked[context.node_id] == 2:
+                for record in reply.content.config_records.values():
+                    if "fedmedian.payload" in record:
+                        record["fedmedian.payload"] = 99
+            return reply
+
+        outcome, _ = play(3, ask=ask, hear=hear, mods=(spoil, perturb))
+        require_counts(outcome, range(1, 4), (NUM_CLIENTS // 2, 0, 0))
+        assert outcome.reports[2].keys() == outcome.reports[1].keys()
+
     def test_they_may_be_trained_by_turns(self, require_alone):
         require_alone(lambda number: [number % 2])
 
