@@ -174,6 +174,10 @@ def test_a_message_without_exactly_one_record_of_arrays_is_refused(records):
         lambda message: message.content["config"].update(
             {"fedmedian.model.tied": json.dumps([[[0] * 87_000]])}
         ),
+        # So many means take minutes.
+        lambda message: message.content["config"].update(
+            {"fedmedian.model.tied": json.dumps([[[0]] * 40_000])}
+        ),
         lambda message: message.content["arrays"].clear(),
         lambda message: message.content.update({"arrays": to_record({"x": np.array(1)})}),
         lambda message: message.content.update(
