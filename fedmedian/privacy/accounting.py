@@ -70,14 +70,20 @@ LEAST_MULTIPLIER = 0.2
 With one, as for secure sums, the scale may be a much smaller share of the clip norm.
 """
 
+_ROUNDING_OF_SCALE = 2e-7
+"""More than the noise scale and the clip norm lose in float32, relative to them."""
+
+LEAST_ROUNDED = LEAST_MULTIPLIER * (1 - _ROUNDING_OF_SCALE)
+"""What `LEAST_MULTIPLIER` may be rounded to."""
+
 MOST_ANSWERS = 2**63 - 1
 """The largest number of answers that is counted, as in Flower's records."""
 
 _ROUNDING = 1e-5
 """Safety margin for float32 rounding of norms, rotations and scales."""
 
-_ROUNDING_OF_SCALE = 2e-7
-"""More than the noise scale and the clip norm lose in float32, relative to them."""
+_LEAST_COUNTED = LEAST_MULTIPLIER * (1 - _ROUNDING)
+"""Below `LEAST_ROUNDED`, because a quotient of two numbers is rounded once more."""
 
 _LARGEST_MU = 1e3
 """The μ above which a simple bound on ε suffices."""
@@ -219,13 +225,13 @@ class PrivacyLoss:
         """
         largest = min(1.0, limit)
         counted = noise_multiplier * (1 - _ROUNDING)
-        if noise_multiplier < LEAST_MULTIPLIER * largest or counted == 0:
+        if noise_multiplier < _LEAST_COUNTED * largest or counted == 0:
             return cls(inf, inf)
         reach, encoding = largest / counted, encodings()[kind]
         as_vector = 1 / counted / counted * (4 if relation == "replace" else 1)
         share = encoding.share(reach)
         everyones = max(largest, others)
-        is_hidden = summed > 1 and noise_multiplier >= LEAST_MULTIPLIER * everyones
+        is_hidden = summed > 1 and noise_multiplier >= _LEAST_COUNTED * everyones
         if not is_hidden or not issubclass(encoding, Signs):
             return cls(as_vector, share * as_vector)
         reach = everyones / counted
@@ -301,7 +307,7 @@ class Mechanism:
     def __post_init__(self) -> None:
         require_real("clip", self.clip, low=0.0, open_low=True)
         _require_limit(self.limit)
-        least = LEAST_MULTIPLIER * min(self.clip, self.limit)
+        least = LEAST_ROUNDED * min(self.clip, self.limit)
         require_real("noise_scale", self.noise_scale, low=least)
         require_choice("kind", self.kind, (*encodings(),))
 

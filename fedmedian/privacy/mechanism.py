@@ -7,7 +7,7 @@ from math import inf
 import numpy as np
 
 from fedmedian.model.layout import Layout
-from fedmedian.privacy.accounting import LEAST_MULTIPLIER, Mechanism
+from fedmedian.privacy.accounting import LEAST_MULTIPLIER, LEAST_ROUNDED, Mechanism
 from fedmedian.rules.noise import Gaussian
 from fedmedian.rules.scales import DefaultScale
 from fedmedian.steps.base import ClientStep
@@ -82,7 +82,7 @@ def mechanism_of(
     noise, norm = noise_of(steps), _norm_of(steps)
     if noise is not None and not reasons:
         scale, limit, encoding = least_scale(noise), limit_of(steps), steps[-1]
-        if scale >= LEAST_MULTIPLIER * min(norm, limit):
+        if scale >= LEAST_ROUNDED * min(norm, limit):
             return Mechanism(norm, scale, encoding.name, limit)
         clipped = "the norm that updates are" if norm <= limit else "what their entries are"
         reasons.append(

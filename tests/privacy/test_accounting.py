@@ -15,6 +15,7 @@ from fedmedian import Clip, Gaussian, unpack_signs
 from fedmedian.kernels.encoding import pack_noisy_signs
 from fedmedian.kernels.rotation import padded_size, rotate
 from fedmedian.privacy.accounting import (
+    LEAST_ROUNDED,
     Mechanism,
     PrivacyBudget,
     PrivacyLoss,
@@ -309,6 +310,14 @@ class TestBudget:
             for norm in (clip, float(np.float32(clip))):
                 assert Mechanism(norm, float(scale)).epsilon(1e-5) <= epsilon
 
+    @pytest.mark.parametrize("limit", [inf, 0.01, 0.03, 0.06])
+    def test_a_fifth_of_the_largest_entry_is_enough_however_it_is_rounded(self, limit):
+        for clip in np.arange(1, 100) / 100:
+            largest = min(clip, limit)
+            for scale in (0.2 * largest, largest / 5, round(largest / 5, 9)):
+                for sent in (scale, float(np.float32(scale))):
+                    assert Mechanism(clip, sent, limit=limit).epsilon(1e-6) < inf
+
     @pytest.mark.parametrize("kind", KINDS)
     def test_epsilon_grows_with_rounds_and_begins_at_nothing(self, kind):
         mechanism = Mechanism(1.0, 3.0, kind)
@@ -387,7 +396,7 @@ class TestExtremes:
     def test_any_mechanism_and_budget_make_a_number_of_rounds_or_a_named_error(
         self, clip, noise_scale, epsilon, delta, kind
     ):
-        if noise_scale < 0.2 * clip:
+        if noise_scale < LEAST_ROUNDED * clip:
             with pytest.raises(ValueError, match="noise_scale must"):
                 Mechanism(clip, noise_scale, kind)
             return

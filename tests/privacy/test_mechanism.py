@@ -44,3 +44,8 @@ def test_noise_for_limited_entries_may_be_a_small_share_of_the_norm():
     assert answering(CLIP, LIMIT, scale=0.03125).noise_multiplier == 0.03125
     for steps, largest in (((CLIP, LIMIT), "entries are clipped to, 0.1"), ((CLIP,), "to, 1")):
         assert re.search(f"0.2 times .*{largest}$", str(answering(*steps, scale=0.015625)))
+
+
+def test_noise_of_a_fifth_of_the_norm_is_enough_after_its_scale_is_rounded_to_float32():
+    for norm, scale in ((0.3, 0.06), (0.7, 0.14), (0.9, 0.18)):
+        assert answering(Clip(norm), scale=scale) == Mechanism(norm, float(np.float32(scale)))
