@@ -266,6 +266,7 @@ class Theory(ScaleRule):
 def _following(
     scales: Scales, magnitudes: NDArray[np.float64], factor: float, quantile: float
 ) -> Scales:
+    factor, quantile = float(factor), float(quantile)  # an array times a fraction is no float64
     wanted = np.minimum(factor * agreed_size(magnitudes, quantile), LARGEST)
     # A scale of zero, of a block that has not moved yet, cannot grow by a factor.
     is_new = np.isnan(scales) | (scales == 0)

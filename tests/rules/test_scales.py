@@ -3,6 +3,7 @@
 A new rule is covered once an instance stands in `RULES`.
 """
 
+from fractions import Fraction
 from math import inf, nan
 
 import numpy as np
@@ -84,6 +85,14 @@ def test_a_rule_leaves_scales_and_magnitudes_as_they_were(rule):
     rule.following(scales, magnitudes)
     assert scales.tolist() == [1.0, 2.0]
     assert magnitudes.tolist() == [[9.0, 0.0], [3.0, 1e-3]]
+
+
+@pytest.mark.parametrize("rule", [Adaptive, TopUp])
+def test_a_rule_of_fractions_has_the_scales_of_the_same_floats(rule):
+    magnitudes = np.array([[1.0, 3.0], [2.0, 4.0], [5.0, 0.0]])
+    scales = at_first(rule(Fraction(3, 2), quantile=Fraction(1, 2)), magnitudes)
+    assert scales.dtype == np.float64
+    assert np.array_equal(scales, at_first(rule(1.5), magnitudes))
 
 
 @each_rule
