@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from itertools import islice
 from math import inf
+from numbers import Real
 from typing import Any, TypeVar
 
 import numpy as np
@@ -189,6 +190,8 @@ def parameters_of(value: Any, *left_out: str) -> dict[str, WireScalar]:
             continue
         if isinstance(parameter, np.generic):
             parameter = parameter.item()
+        if isinstance(parameter, Real) and not isinstance(parameter, int | float):
+            parameter = float(parameter)  # a fraction, or more precision than float64
         if not isinstance(parameter, int | float | str | bytes):
             raise TypeError(
                 f"{name} must be a number, a string or bytes to be sent to clients, got "

@@ -3,6 +3,7 @@
 import struct
 import tracemalloc
 from dataclasses import dataclass
+from fractions import Fraction
 from math import inf, nan
 
 import numpy as np
@@ -156,6 +157,12 @@ class TestParameters:
     def test_a_field_that_cannot_travel_is_refused_by_name(self, value):
         with pytest.raises(TypeError, match=r"Settings\.scale"):
             parameters_of(Settings(scale=value))
+
+    def test_a_number_of_another_kind_travels_as_a_float(self):
+        for value in (Fraction(1, 2), np.float16(0.5), np.longdouble(0.5)):
+            sent = parameters_of(Settings(limit=value))["limit"]
+            assert type(sent) is float
+            assert sent == 0.5
 
     def test_a_field_that_is_none_and_not_so_by_default_is_refused_by_name(self):
         with pytest.raises(TypeError, match=r"Settings\.count\b.*None"):
