@@ -13,8 +13,8 @@ from fedmedian.steps.instruction import Instruction, Update, perturb_update
 from fedmedian.steps.payload import Payload
 from fedmedian.wire.scalars import Float32
 
-_NUMBER = re.compile("[0-9]{1,18}")
-"""A partition's number; records have integers of 64 bits."""
+_NUMBER = re.compile("[0-9]{1,19}")
+"""A partition's number, of as many digits as the largest integer of a record."""
 
 
 def answer(
@@ -78,4 +78,5 @@ def answer(
 def _partition_of(context: Context) -> int | None:
     """Return the client's partition; None without one, or if its app finds data by other names."""
     text = str(context.node_config.get("partition-id"))
-    return int(text) if _NUMBER.fullmatch(text) else None
+    number = int(text) if _NUMBER.fullmatch(text) else None
+    return None if number is None or number >= 2**63 else number

@@ -90,7 +90,8 @@ class TestNoise:
             ({}, None),
             ({"partition-id": "berlin"}, None),
             ({"partition-id": -1}, None),
-            ({"partition-id": "9" * 19}, None),
+            ({"partition-id": 2**63 - 1}, 2**63 - 1),
+            ({"partition-id": str(2**63)}, None),
         ],
     )
     def test_the_answer_tells_the_clients_partition_if_it_has_one(self, node_config, partition):
