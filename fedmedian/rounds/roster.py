@@ -143,7 +143,9 @@ class Hearing:
     def _reject(self, node: Node, reason: str | Exception) -> None:
         if isinstance(reason, Exception):
             # Or the frames that it was raised in hold all replies until cycles are collected.
-            reason.__traceback__ = reason.__cause__ = reason.__context__ = None
+            for held in ("__traceback__", "__cause__", "__context__"):
+                # A custom class, such as a frozen dataclass, may refuse to be changed.
+                BaseException.__setattr__(reason, held, None)
         self._rejected.setdefault(without_addresses(text_of(reason)), []).append(node)
         self.reasons.append(reason)
 

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -108,21 +109,29 @@ def test_replies_that_are_dropped_for_one_reason_are_one_line_that_names_every_n
     assert len(hearing.reasons) == 103
 
 
+@dataclass(frozen=True)
+class FrozenError(Exception):
+    """An exception of a custom client step, say, that refuses to be changed."""
+
+    text: str
+
+
+@pytest.mark.parametrize("kind", [ValueError, FrozenError])
 @pytest.mark.parametrize("is_caused", [False, True])
-def test_a_reply_that_is_rejected_keeps_no_others_in_memory_after_its_round(is_caused):
+def test_a_reply_that_is_rejected_keeps_no_others_in_memory_after_its_round(is_caused, kind):
     def read(node, reply):
         if node == 2:
             try:
                 raise KeyError("the cause")
             except KeyError as error:
-                raise ValueError("the reason") from (error if is_caused else None)
+                raise kind("the reason") from (error if is_caused else None)
         return reply
 
     def play():
         said = [(node, np.zeros(9)) for node in (1, 2, 3)]
         hearing = Hearing("phase", [1, 2, 3], Roster())
         assert len(hearing.readable(said, read)) == 2
-        assert isinstance(hearing.reasons[0], ValueError)
+        assert isinstance(hearing.reasons[0], kind)
         return [weakref.ref(reply) for _, reply in said]
 
     gc.disable()  # it finds cycles, in time: several rounds' replies may be there until then
