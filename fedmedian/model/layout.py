@@ -330,10 +330,10 @@ class Layout:
             is_part = len(arrays) < len(self.specs) and (is_by_position(arrays) or not extra)
             # Comes before the names, which may be many and get truncated in the log.
             cause = ", which must hold only the arrays that clients send" if is_part else ""
-            if prefix := _prefix(extra, missing) or _prefix(missing, extra):
-                cause = f" by the prefix {shown(prefix)} of a wrapped model, send the one inside"
             if len(arrays) == len(missing) and missing == _positions(len(missing)):
                 cause = ", which has no names: start with an ArrayRecord of those that clients send"
+            if prefix := _prefix(extra, missing) or _prefix(missing, extra):
+                cause = f" by the prefix {shown(prefix)} of a wrapped model, send the one inside"
             raise ValueError(
                 f"arrays differ from the model's{cause}: missing {shown(missing)}, "
                 f"extra {shown(extra)}"

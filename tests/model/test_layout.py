@@ -443,6 +443,8 @@ class TestMatching:
             # A server with a list, and clients with a torch state dict.
             ({"0": (2,), "1": (1,)}, {"fc.weight": (2,), "fc.bias": (1,)}, [UNNAMED], [PART]),
             ({"0": (2,), "x": (1,)}, {"fc.weight": (2,), "fc.bias": (1,)}, [], [UNNAMED]),
+            # A torch.nn.ParameterList, whose names are numbers, in a DataParallel.
+            ({"0": (2,), "1": (1,)}, {"module.0": (2,), "module.1": (1,)}, [WRAPPED], [UNNAMED]),
             # The body of a model, by name or as a NumPyClient sends it.
             ({"a": (1,), "b": (1,)}, {"a": (1,)}, [PART, "['b']"], []),
             ({"a": (1,), "b": (1,), "c": (1,)}, {"0": (1,), "1": (1,)}, [PART], []),
