@@ -186,7 +186,7 @@ class Watch:
         self._reasons = Counter[str]()
         self._first_scales: dict[tuple[str, ...], float] = {}
         self._rounds_scaled = Counter[tuple[str, ...]]()
-        self._rounds = 0
+        self._rounds = set[int]()
         self._moved = set[Node]()
         self._rounds_still = Counter[Node]()
         self._rounds_seen = 0
@@ -223,7 +223,7 @@ class Watch:
         question, asked, refused = heard.question, heard.asked, heard.reasons
         number = question.server_round
         LOGGER.info("aggregate_train: %s", describe_round(report, own))
-        self._rounds += 1
+        self._rounds.add(number)  # a subclass may train several times in a round
         reasons = Counter(without_addresses(as_line(reason)) for reason in refused)
         total = len(refused) + len(heard.answers)
         for reason, count in reasons.items():
@@ -303,7 +303,7 @@ class Watch:
             LOGGER.info(
                 "arrays sent in %s, without Flower's headers: %s up and %s down; FedAvg "
                 "sends about %s up, %.1f times as much, and %s down, %.1f times as much",
-                *(_counted(self._rounds, "round"), _in_units(self._up), _in_units(self._down)),
+                *(_counted(len(self._rounds), "round"), _in_units(self._up), _in_units(self._down)),
                 *(_in_units(self._up_with_fedavg), self._up_with_fedavg / self._up),
                 *(_in_units(self._down_with_fedavg), self._down_with_fedavg / max(self._down, 1)),
             )
@@ -346,7 +346,7 @@ class Watch:
     def _look_at_updates(self, question: Question, answers: Sequence[Answer[Any]]) -> None:
         moved = _who_has_moved(answers, question)
         # Earlier updates of a resumed run are unknown.
-        if moved is None or self._rounds != question.server_round:
+        if moved is None or len(self._rounds) != question.server_round:
             return
         self._moved |= moved
         self._rounds_still.update({answer.node for answer in answers} - moved)

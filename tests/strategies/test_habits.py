@@ -234,8 +234,9 @@ class TestTwoModels:
 
         return require_alone
 
-    def test_each_cluster_is_heard_by_itself(self, clusters):
+    def test_each_cluster_is_heard_by_itself(self, clusters, caplog):
         models, reports, outcome, warned = clusters(0.0, 0.0)
+        assert [one for one in caplog.messages if one.startswith("arrays sent in 4 rounds, ")]
         assert reports == [(NUM_CLIENTS // 2, 0, 0)] * 8
         assert list(outcome.reports) == [1, 2, 3, 4]
         assert all(np.mean(model["w"]) > 0.75 * GOAL for model in models)
