@@ -144,7 +144,7 @@ class Checkpoint:
             raise OSError(error.errno, error.strerror, path) from error
 
     def save(self, saved: Saved, before: int = 0, earlier: Mark | None = None) -> Mark:
-        """Write a checkpoint, and remove all others except `before`.
+        """Write a checkpoint, and remove all others except `before`; the folder must exist.
 
         Parameters
         ----------
@@ -166,7 +166,7 @@ class Checkpoint:
         OSError
             If it cannot be written; earlier checkpoints remain.
         """
-        folder = self._make_folder()
+        folder = Path(self.folder)  # not made anew where it was moved: that one has no lock
         draft, final = folder / _DRAFT, folder / _folder_name(saved.server_round)
         _remove(draft)  # left by a killed process
         try:
@@ -269,7 +269,7 @@ class Checkpoint:
             If it cannot be written; the previous count remains.
         """
         text = json.dumps(_counted(rounds, until, mechanism)) + "\n"
-        replace_text(self._make_folder() / _ANSWERED, text)
+        replace_text(Path(self.folder) / _ANSWERED, text)
 
     def _make_folder(self) -> Path:
         folder = Path(self.folder)

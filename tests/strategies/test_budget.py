@@ -1,7 +1,6 @@
 """Which strategies are a privacy mechanism, and how a budget ends a run."""
 
 import logging
-import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from errno import ENOSPC
@@ -512,15 +511,17 @@ class TestCheckpoint:
         outcome = run(self.make(api, tmp_path), train, MODEL, 3, 3)
         assert outcome.reports[3]["epsilon"] == MECHANISM.epsilon(1e-5, 3)
 
+    @pytest.mark.parametrize("is_in_the_way", [False, True], ids=["moved", "replaced"])
     def test_a_folder_that_is_lost_in_mid_run_is_a_warning_and_the_budget_holds(
-        self, api, run, tmp_path, monkeypatch, warnings
+        self, is_in_the_way, api, run, tmp_path, warnings
     ):
         folder = tmp_path / "run"
 
         def lose(model, partition):
             if folder.is_dir() and (folder / "round-000001").exists():
-                shutil.rmtree(folder)
-                folder.write_text("in the way")
+                folder.rename(tmp_path / "moved")
+                if is_in_the_way:
+                    folder.write_text("in the way")
             return train(model, partition)
 
         outcome = run(self.make(api, folder), lose, MODEL, 3, AFFORDED + 2)

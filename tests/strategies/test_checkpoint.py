@@ -506,7 +506,9 @@ SAVED = Saved(
 
 class TestCheckpoint:
     def test_a_checkpoint_is_read_as_it_was_written(self, tmp_path):
-        Checkpoint(tmp_path / "new" / "folder").save(SAVED)
+        checkpoint = Checkpoint(tmp_path / "new" / "folder")
+        checkpoint.claim().release()
+        checkpoint.save(SAVED)
         read = Checkpoint(str(tmp_path / "new" / "folder")).load()
         assert (read.server_round, read.identity) == (7, SAVED.identity)
         assert list(read.arrays) == list(SAVED.arrays)
@@ -557,7 +559,9 @@ class TestCheckpoint:
     def test_nobody_but_the_owner_can_read_a_checkpoint(self, tmp_path):
         mask = os.umask(0)
         try:
-            Checkpoint(tmp_path / "run").save(SAVED)
+            checkpoint = Checkpoint(tmp_path / "run")
+            checkpoint.claim().release()
+            checkpoint.save(SAVED)
         finally:
             os.umask(mask)
         modes = {
@@ -566,6 +570,7 @@ class TestCheckpoint:
         }
         assert modes == {
             "run": 0o700,
+            ".lock": 0o600,
             "round-000007": 0o700,
             "arrays.npz": 0o600,
             "history.jsonl": 0o600,
