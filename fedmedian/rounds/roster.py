@@ -38,7 +38,7 @@ class Roster:
             if owner != node:
                 words = (
                     "node %s claims partition %d, which node %s claimed before: give each client "
-                    "its own partition-id"
+                    "its own partition-id, unless it is the same client under a new node id"
                 )
                 warn(words, node, partition, owner)
 
