@@ -83,6 +83,16 @@ class TestLedger:
             ledger.read()
         assert str(tmp_path) in str(seen.value)
 
+    @pytest.mark.parametrize("target", ["there.json", "missing.json"])
+    def test_that_is_a_link_is_refused(self, target, tmp_path):
+        """As to a disk that is not there, or is not written to."""
+        with Ledger(str(tmp_path)) as ledger:
+            ledger.write(Answers(5))
+        (tmp_path / "answers.json").rename(tmp_path / "there.json")
+        (tmp_path / "answers.json").symlink_to(target)
+        with Ledger(str(tmp_path)) as ledger, pytest.raises(OSError, match=r"answers\.json"):
+            ledger.read()
+
     def test_is_whole_if_writing_fails(self, tmp_path, monkeypatch):
         with Ledger(str(tmp_path)) as ledger:
             ledger.write(Answers(1))
