@@ -283,7 +283,7 @@ class Policy:
         if self.epsilon is None or self.delta is None:
             return
         if (spent := loss.epsilon(self.delta)) > self.epsilon:
-            limit = f"{self.epsilon:g} at delta {self.delta:g}"
+            limit = f"{float(self.epsilon):g} at delta {float(self.delta):g}"
             _refuse("epsilon", f"this answer would raise it to {spent:.4g}, the limit is {limit}")
 
     def require_exact(self, instruction: Instruction, names: Sequence[str]) -> None:

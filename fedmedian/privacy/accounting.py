@@ -143,6 +143,7 @@ class PrivacyBudget:
         _require_delta(self.delta)
         _require_sampling(self.relation, self.sampling)
         require_share("honest", self.honest)
+        _keep_as_floats(self, "epsilon", "delta", "sampling", "honest")
 
     def __str__(self) -> str:
         hidden = "" if self.sampling == 1 else f", a hidden {self.sampling:g} of the clients drawn"
@@ -310,6 +311,7 @@ class Mechanism:
         least = LEAST_ROUNDED * min(self.clip, self.limit)
         require_real("noise_scale", self.noise_scale, low=least)
         require_choice("kind", self.kind, (*encodings(),))
+        _keep_as_floats(self, "clip", "noise_scale", "limit")
 
     def __str__(self) -> str:
         sent = "the signs of" if self.kind == "signs" else "whole"
@@ -605,6 +607,12 @@ def renyi_epsilon(energy: float, delta: float) -> float:
     near = (log(2 * -log(delta)) - log(energy)) / 2
     found = scipy.optimize.minimize_scalar(bound, bounds=(near - 3, near + 3), method="bounded")
     return max(0.0, float(found.fun))
+
+
+def _keep_as_floats(value: object, *names: str) -> None:
+    """Convert fields of a frozen value: ε of a float16 would be rounded to one, often down."""
+    for name in names:
+        object.__setattr__(value, name, float(getattr(value, name)))
 
 
 def _require_delta(delta: float) -> None:

@@ -87,7 +87,7 @@ def mechanism_of(
         clipped = "the norm that updates are" if norm <= limit else "what their entries are"
         reasons.append(
             f"noise={noise.noise!r}: the scale is less than {LEAST_MULTIPLIER} times {clipped} "
-            f"clipped to, {min(norm, limit):g}"
+            f"clipped to, {float(min(norm, limit)):g}"
         )
     return NoMechanism(tuple(reasons))
 

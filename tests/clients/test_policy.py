@@ -9,6 +9,7 @@ import sys
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import ClassVar
 
@@ -702,6 +703,13 @@ class TestBudget:
         careful.answer(steps=(self.LARGE, Signs()), server_round=1)
         careful.answer(steps=(small, Signs()), server_round=2)
         require_refusal(careful.ask(steps=(small, Signs()), server_round=3), "epsilon")
+
+    def test_a_budget_of_fractions_is_refused_in_the_same_words(self, client):
+        price = Fraction(self.MECHANISM.epsilon(self.DELTA)) * 11 / 10
+        careful = client(replace(self.policy(8.0), epsilon=price, delta=Fraction(1, 100_000)))
+        careful.answer(steps=(self.LARGE, Signs()), server_round=1)
+        refused = careful.ask(steps=(self.LARGE, Signs()), server_round=2)
+        require_refusal(refused, "epsilon", f"{float(price):g} at delta 1e-05")
 
     def test_vectors_spend_what_a_gaussian_mechanism_does(self, client):
         mechanism = Mechanism(2.0, 8.0, "vector")

@@ -1,6 +1,7 @@
 """ε of clients' answers: what is reported is never less than what an attack can show."""
 
 from dataclasses import replace
+from fractions import Fraction
 from itertools import product
 from math import inf, log, nan, pi, sqrt
 
@@ -328,6 +329,16 @@ class TestBudget:
     def test_to_tell_any_two_updates_apart_is_twice_as_easy_as_one_from_zero(self):
         any_two = Mechanism(1.0, 2.0, "vector").epsilon(1e-6, relation="replace")
         assert any_two == Mechanism(1.0, 1.0, "vector").epsilon(1e-6, relation="zero")
+
+    @pytest.mark.parametrize("kind", [int, Fraction, np.float16, np.float32, np.longdouble])
+    def test_numbers_of_any_kind_count_as_floats(self, kind):
+        mechanism, budget = Mechanism(1.0, 10.0, limit=1.0), PrivacyBudget(8.0, 0.5, sampling=0.5)
+        same = Mechanism(kind(1), kind(10), limit=kind(1))
+        shares = (Fraction(1, 2), Fraction(1, 2)) if kind is int else (kind(0.5), kind(0.5))
+        equal = PrivacyBudget(kind(8), shares[0], sampling=shares[1])
+        assert (str(same), str(equal)) == (str(mechanism), str(budget))
+        assert same.epsilon(1e-6, 100) == mechanism.epsilon(1e-6, 100)
+        assert same.rounds_within(equal) == mechanism.rounds_within(budget)
 
     def test_what_it_affords_is_the_last_number_of_rounds_within_it(self):
         budget, mechanism = PrivacyBudget(5.0, 1e-6), Mechanism(1.0, 8.0)

@@ -1,6 +1,7 @@
 """What a client that takes some steps releases."""
 
 import re
+from fractions import Fraction
 from math import inf
 
 import numpy as np
@@ -44,6 +45,10 @@ def test_noise_for_limited_entries_may_be_a_small_share_of_the_norm():
     assert answering(CLIP, LIMIT, scale=0.03125).noise_multiplier == 0.03125
     for steps, largest in (((CLIP, LIMIT), "entries are clipped to, 0.1"), ((CLIP,), "to, 1")):
         assert re.search(f"0.2 times .*{largest}$", str(answering(*steps, scale=0.015625)))
+
+
+def test_too_little_noise_for_a_norm_that_is_a_fraction_is_said():
+    assert str(answering(Clip(Fraction(9, 2)))).endswith("clipped to, 4.5")
 
 
 def test_noise_of_a_fifth_of_the_norm_is_enough_after_its_scale_is_rounded_to_float32():
