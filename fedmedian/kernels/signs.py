@@ -26,7 +26,7 @@ ONES_OF_BYTE: NDArray[np.uint8] = _BITS_OF_BYTE.sum(axis=1, dtype=np.uint8)
 
 def packed_size(dim: int) -> int:
     """Return the number of bytes that `dim` packed signs take, ⌈dim/8⌉."""
-    return -(-dim // 8)
+    return (int(dim) + 7) // 8
 
 
 def pack_signs(x: ArrayLike, rng: np.random.Generator | None = None) -> PackedSigns:

@@ -75,7 +75,7 @@ class SecureSum:
     def circle(self, members: Sequence[Member]) -> "Circle[Member]":
         """Return the clients in an order from the operating system's entropy."""
         order = SystemRandom().sample([*members], len(members))
-        return Circle(order, self.neighbors, self.least(len(order)))
+        return Circle(order, int(self.neighbors), self.least(len(order)))
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ def _places(sizes: tuple[int, ...], smallest: int, largest: int) -> tuple[tuple[
         elif size <= largest:
             found.append((Part(index, 0, size),))
         else:
-            found += _cut(index, size, min(largest, _IN_CACHE))
+            found += _cut(index, size, min(int(largest), _IN_CACHE))
     return (*found, tuple(small)) if small else tuple(found)
 
 

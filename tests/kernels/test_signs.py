@@ -78,6 +78,11 @@ def test_signs_of_integers_and_of_lists_are_packed_too():
         assert unpack_signs(pack_signs(x), 3).tolist() == [1.0, 1.0, -1.0]
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint64, np.int16])
+def test_the_number_of_signs_may_be_one_of_numpys_integers(kind):
+    np.testing.assert_array_equal(unpack_signs(np.uint8([160, 0]), kind(9)), [1, -1, 1] + 6 * [-1])
+
+
 def test_packing_leaves_the_vector_as_it_was():
     x = np.array([0.0, -0.0, 2.0])
     pack_signs(x, np.random.default_rng(0))

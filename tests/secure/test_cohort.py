@@ -3,6 +3,7 @@
 from contextlib import suppress
 from math import inf, nan
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -80,6 +81,11 @@ class TestCircle:
         for one, others in near.items():
             assert len({*others, one}) == 1 + min(neighbors, number - 1)
             assert all(one in near[other] for other in others)
+
+    @pytest.mark.parametrize("kind", [np.uint8, np.uint64, np.int16])
+    def test_the_number_of_neighbors_may_be_one_of_numpys_integers(self, kind):
+        circle = SecureSum(neighbors=kind(20)).circle(range(30))
+        assert len(circle.neighbors_of(3)) == 20
 
     @given(number=st.integers(3, 120), threshold=thresholds, neighbors=st.sampled_from([20, 48]))
     def test_every_place_in_it_hides_a_vote(self, number, threshold, neighbors):

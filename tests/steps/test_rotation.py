@@ -160,6 +160,11 @@ class TestBlocks:
         assert draft.blocks == rotation.blocks(self.MODEL)
         np.testing.assert_allclose(rotation.undo(draft.vector, self.MODEL), update, atol=1e-5)
 
+    @pytest.mark.parametrize("kind", [np.uint8, np.uint64, np.int16])
+    def test_sizes_may_be_numpys_integers(self, kind):
+        blocks = Rotation(kind(6), 1, kind(100)).blocks(self.MODEL)
+        assert blocks == Rotation(6, 1, 100).blocks(self.MODEL)
+
     def test_an_update_need_not_be_contiguous(self):
         update = np.random.default_rng(0).standard_normal(self.MODEL.dim, dtype=np.float32)
         drafts = [Draft(update[::-1], self.MODEL, 1, np.random.default_rng(0)) for _ in range(2)]
