@@ -115,6 +115,9 @@ def test_the_law_of_noise_keeps_shape_and_precision_and_takes_plain_numbers(fami
         values = law(np.zeros((2, 3), dtype))
         assert values.shape == (2, 3)
         assert values.dtype == dtype
+    for other in (np.float16, np.longdouble, np.int32):
+        assert law(np.ones(2, other)).dtype == np.float64
+        assert law(np.ones(2, other)).tolist() == law(np.ones(2)).tolist()
     assert law([0, 1]).dtype == np.float64
     assert law(1) == law(1.0)
 
