@@ -35,7 +35,9 @@ def smoothed_median(
     Returns
     -------
     (d,) float32
-        The roots, to 1e-6 of the larger of b and the root itself.
+        The roots, to 1e-6 of the larger of b and the root itself. If the two middle clients of an
+        even number are more than 12·b apart, the sum is 0 in float64 for all values far from both,
+        and the result is one of these, near the median.
 
     Raises
     ------

@@ -68,6 +68,15 @@ def test_the_smoothed_median_is_the_root_that_brents_method_finds(noise):
             assert root == pytest.approx(expected, abs=allowed, rel=0), (name, scale)
 
 
+@each_family
+@pytest.mark.parametrize("gap", [12.0, 20.0, 40.0, 1e3, 1e6])
+def test_between_two_camps_far_apart_the_smoothed_median_is_a_root_near_the_median(noise, gap):
+    for values in ([-2.0, -1.0, gap, gap + 9.0], [-1.0, 0.0, 0.0, gap, gap + 1.0, gap + 5.0]):
+        root = one(values, noise, 1.0)
+        assert abs(root - np.median(values)) < 1
+        assert abs(excess(root, values, noise, 1.0)) < 1e-6
+
+
 @given(
     values=hnp.arrays(np.float64, st.integers(1, 9), elements=st.floats(-1e6, 1e6)),
     scale=st.floats(1e-3, 1e3),
