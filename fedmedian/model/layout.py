@@ -202,8 +202,8 @@ class Layout:
             contain an array that is not floating point.
         """
         positions = set(exact)
-        if positions and max(positions) >= len(arrays):
-            raise ValueError(f"there is no array {max(positions)} in a model of {len(arrays)}")
+        if beyond := positions - {*range(len(arrays))}:
+            raise ValueError(f"there is no array {max(beyond)} in a model of {len(arrays)}")
         layout = cls(
             tuple(
                 ArraySpec(name, array.shape, array.dtype, exact=position in positions)

@@ -117,9 +117,10 @@ class TestWhichArraysAreFlat:
         ]
         assert Layout.with_exact_positions(model, here.exact_positions) == here
 
-    def test_a_position_of_an_exact_array_beyond_the_model_is_refused(self):
-        with pytest.raises(ValueError, match=r"\b2\b.* model of 2"):
-            Layout.with_exact_positions({"a": np.zeros(1), "b": np.zeros(1)}, (0, 2))
+    @pytest.mark.parametrize("beyond", [2, -1])
+    def test_a_position_of_an_exact_array_beyond_the_model_is_refused(self, beyond):
+        with pytest.raises(ValueError, match=rf"array {beyond} in a model of 2"):
+            Layout.with_exact_positions({"a": np.zeros(1), "b": np.zeros(1)}, (0, beyond))
 
     def test_a_layout_with_integers_in_the_flat_vector_is_refused(self):
         with pytest.raises(ValueError, match="'n' of int64"):
