@@ -35,7 +35,7 @@ _PART = 1 << 16
 _NOISY_VALUES = 1 << 21
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Answers:
     """A cohort's accepted answers to one question.
 
@@ -79,11 +79,11 @@ class Answers:
     magnitudes: Weights | None = None
     noise_at: NoiseAt | None = "client"
     metrics: Sequence[Mapping[str, Any]] = ()
-    report: Report | None = field(default=None, compare=False)
+    report: Report | None = None
     counts: NDArray[np.integer[Any]] | None = None
-    seen: list[Seen] | None = field(default=None, compare=False)
+    seen: list[Seen] | None = None
     stride: int = 0
-    out: list[Float32] = field(default_factory=list, compare=False)
+    out: list[Float32] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.stride:

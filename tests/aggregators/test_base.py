@@ -2,6 +2,7 @@
 
 import tracemalloc
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from math import pi, sqrt
 from typing import NamedTuple
@@ -502,3 +503,9 @@ def test_memory_for_a_direction_is_given_once_to_whichever_rule_asks_first():
     assert passed_on.new_direction() is not memory
     first, second = (rule.direction(answers, None) for rule in (Median(), ClippedMean()))
     assert first is not second
+
+
+def test_answers_can_be_compared_and_hashed_and_are_equal_to_themselves_alone():
+    answers = vectors([[1, 2, 3], [4, 5, 6]])
+    assert deepcopy(answers) != answers
+    assert answers in {answers}
