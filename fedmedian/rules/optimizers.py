@@ -78,8 +78,8 @@ class Adam(Optimizer):
     """Adam on the server: FedAdam of Reddi et al. (arXiv 2003.00295), with bias corrections.
 
     m ← β₁·m + (1 − β₁)·ĝ, v ← β₂·v + (1 − β₂)·ĝ², step m̂/(√v̂ + τ). Parameters have the names of
-    Flower's FedAdam. Steps are of order 1 whatever the size of ĝ; the default learning rate is
-    0.01.
+    Flower's FedAdam. Steps are of order 1 where ĝ is much larger than τ, whatever its size, and
+    ĝ/τ where it is much smaller; the default learning rate is 0.01.
 
     Parameters
     ----------

@@ -150,6 +150,10 @@ def test_adam_makes_steps_of_size_1_from_a_constant_direction_whatever_its_own()
     np.testing.assert_allclose(steps, np.tile([1.0, -1.0, 1.0], (30, 1)), rtol=1e-4)
 
 
+def test_adam_makes_steps_of_half_that_size_from_a_direction_as_large_as_tau():
+    np.testing.assert_allclose(steps_of(Adam(), np.full((30, 1), 1e-3, np.float32)), 0.5, rtol=1e-3)
+
+
 def test_adam_does_not_blow_up_directions_much_smaller_than_tau():
     steps = steps_of(Adam(tau=1.0), np.full((30, 1), 1e-4, np.float32))
     np.testing.assert_allclose(steps, 1e-4, rtol=1e-3)
