@@ -266,6 +266,8 @@ def _require_rows(rows: Sequence[Floats]) -> None:
         raise ValueError("rows must hold at least one vector")
     first = rows[0]
     for row in rows:
+        if not isinstance(row, np.ndarray):
+            raise ValueError(f"rows must be arrays, got {type(row).__name__}")
         if row.ndim != 1 or not np.issubdtype(row.dtype, np.floating):
             raise ValueError(
                 "rows must be one-dimensional floating-point arrays, "

@@ -145,8 +145,10 @@ def require_packed(packed_vectors: Sequence[PackedSigns], dim: int) -> None:
     if len(packed_vectors) == 0:
         raise ValueError("packed_vectors must hold at least one vector")
     for packed in packed_vectors:
-        if packed.dtype != np.uint8 or packed.shape != (packed_size(dim),):
+        is_array = isinstance(packed, np.ndarray)
+        if not is_array or packed.dtype != np.uint8 or packed.shape != (packed_size(dim),):
+            found = f"{packed.dtype} of shape {packed.shape}" if is_array else type(packed).__name__
             raise ValueError(
-                f"{dim} packed signs must be a uint8 vector of length {packed_size(dim)}, "
-                f"got {packed.dtype} of shape {packed.shape}"
+                f"{dim} packed signs must be a uint8 vector of length {packed_size(dim)}, got "
+                f"{found}"
             )

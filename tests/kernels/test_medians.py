@@ -220,8 +220,9 @@ def test_a_median_leaves_its_rows_as_they_were():
         [np.zeros((2, 2))],
         [np.zeros(2, np.int64)],
         [np.zeros(2, np.complex64)],
+        [[0.0, 1.0]],
     ],
-    ids=["no rows", "no rows of 3", "lengths", "dtypes", "a matrix", "integers", "complex"],
+    ids=["no rows", "no rows of 3", "lengths", "dtypes", "a matrix", "integers", "complex", "list"],
 )
 def test_a_median_of_what_is_no_row_of_floats_is_refused(rows):
     with pytest.raises(ValueError, match=r"^rows must "):

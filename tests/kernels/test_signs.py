@@ -119,6 +119,12 @@ def test_unpacking_refuses_all_but_a_uint8_vector_of_as_many_bytes_as_the_signs_
             unpack_signs(packed, dim)
 
 
+@pytest.mark.parametrize("packed", [b"\xa0", [160]])
+def test_unpacking_refuses_what_is_not_an_array(packed):
+    with pytest.raises(ValueError, match=f"3 packed signs must .* got {type(packed).__name__}"):
+        unpack_signs(packed, 3)
+
+
 def test_zeros_of_either_sign_are_packed_as_plus_without_a_generator():
     for dtype in FLOATS:
         assert pack_signs(np.array([0.0, -0.0], dtype)).tolist() == [0b11000000]

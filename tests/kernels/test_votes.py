@@ -197,6 +197,7 @@ def test_cohorts_of_ever_other_sizes_leave_little_memory_behind(function):
 def test_votes_that_are_not_uint8_vectors_of_the_right_length_are_refused(function):
     good = np.zeros(2, np.uint8)
     bad = [good[:1], np.zeros(3, np.uint8), good[None], good.view(np.int8), np.zeros(2, np.float32)]
+    bad += [bytes(2), [0, 0]]
     for packed in bad:
         for cohort in ([packed], [good, packed]):
             with pytest.raises(ValueError, match="9 packed signs must "):
