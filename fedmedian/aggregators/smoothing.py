@@ -85,8 +85,8 @@ def _root(
         middle = low + (high - low) / 2
         following = middle
         if step < _NEWTON_STEPS:
-            slope = noise.density(centered).sum(axis=0) / scale
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+                slope = noise.density(centered).sum(axis=0) / scale
                 newton = root - excess / slope
             following = np.where((newton >= low) & (newton <= high), newton, middle)
         following = np.where(is_moving, following, root)

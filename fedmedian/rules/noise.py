@@ -182,7 +182,8 @@ class Gaussian(Noise):
         """Return exp(−x²/2)/√(2π), elementwise."""
         values = _floating(x)
         peak = values.dtype.type(_GAUSSIAN_PEAK)
-        return np.asarray(peak * np.exp(-np.square(values) / 2))
+        with np.errstate(over="ignore"):  # the density is 0 there
+            return np.asarray(peak * np.exp(-np.square(values) / 2))
 
     def rough_vote(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return tanh(√(2/π)·(x + .044715·x³)), which is 2Φ(x) − 1 within 4·10⁻⁴."""

@@ -236,6 +236,13 @@ def test_the_smoothed_median_is_found_in_few_steps_and_always_in_a_bounded_numbe
     assert 1 <= Counted.evaluations <= most
 
 
+@each_family
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [1e-300, 5e-324])
+def test_the_smoothed_median_of_the_smallest_scales_is_the_median_without_a_warning(noise, scale):
+    assert one([0.0, 1.0, 5.0], noise, scale) == 1.0
+
+
 def test_the_smoothed_median_leaves_its_rows_as_they_were():
     rows = np.random.default_rng(0).standard_normal((3, 5))
     before = rows.copy()

@@ -92,6 +92,14 @@ def test_the_density_of_noise_is_symmetric_and_falls_from_its_peak_at_zero(famil
 
 
 @each_family
+@pytest.mark.filterwarnings("error")
+def test_the_law_of_noise_is_known_at_any_distance_without_a_warning(family):
+    for far in (np.float32(1e30), np.float64(1e200), inf):
+        assert (family().cdf(far), family().cdf(-far)) == (1, 0)
+        assert family().density(far) == family().density(-far) == 0
+
+
+@each_family
 def test_the_density_of_noise_adds_up_to_1_with_variance_1(family):
     density = family().density(WIDE)
     assert trapezoid(density, WIDE) == pytest.approx(1, abs=1e-4)
