@@ -23,9 +23,9 @@ IF_NAMED: tuple[Claim, ...] = (FIGURE_2_MNIST, FIGURE_3_CIFAR_10, BITS_CIFAR_10)
 PAPER = Page(
     "paper",
     "# The paper, reproduced\n\n"
-    "Claims of Chen et al., *Distributed Training with Heterogeneous Data*, NeurIPS 2020 "
-    "([arXiv 1906.01736](https://arxiv.org/abs/1906.01736)), measured with this package's "
-    "strategies; the last claim is ours. `make figures` writes this page and measures only what is "
+    "This page measures claims of Chen et al., *Distributed Training with Heterogeneous Data*, "
+    "NeurIPS 2020 ([arXiv 1906.01736](https://arxiv.org/abs/1906.01736)), with this package's "
+    "strategies; the last claim is ours. `make figures` writes the page, and measures only what is "
     "missing. `ARGS=figure2-mnist` and `ARGS=figure3-cifar-10` use the paper's own data, from the "
     "Hugging Face Hub or from the folders in the environment variables `MNIST` and `CIFAR_10`.",
     (TOY, FIGURE_2, FIGURE_3, THEOREMS, TEXT, FIGURE_2_MNIST, FIGURE_3_CIFAR_10),

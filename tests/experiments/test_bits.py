@@ -134,7 +134,7 @@ class TestThePage:
 
     def test_the_page_counts_where_a_peer_is_on_the_frontier(self, found):
         said = page.count_frontier("SignSGD()", found)
-        assert said == "`SignSGD()` is on the frontier in 1 of 2."
+        assert said == "`SignSGD()` is on the frontier in 1 of 2 federations."
 
     def test_the_page_compares_a_peer_with_those_ahead_of_it(self, found):
         (row,) = page.ahead_table("SignSGD()", found).splitlines()[2:]
@@ -202,8 +202,8 @@ class TestTheClaims:
 
     def test_the_tables_say_who_is_on_the_frontier(self):
         said = page.tabulate(self.findings())
-        assert "`SignSGD()` is on the frontier in 2 of 2." in said
-        assert "`MedianSGD()` is on the frontier in 0 of 2." in said
+        assert "`SignSGD()` is on the frontier in 2 of 2 federations." in said
+        assert "`MedianSGD()` is on the frontier in 0 of 2 federations." in said
 
     @pytest.mark.parametrize(("end", "said"), [(0.4, "0.100 below"), (0.6, "0.100 above")])
     def test_the_published_setting_says_whether_plain_signs_fall_in_it(self, end, said):

@@ -53,11 +53,11 @@ GOES_UP = {
     "FedAvg, float16": "the update, float16",
     "QSGD, int8": "the update in 255 levels up to each array's largest entry, rounded at random "
     "([arXiv 1610.02132](https://arxiv.org/abs/1610.02132))",
-    "top 1 %, feedback": "the largest 1 % of the update's entries and their places; the rest is "
-    "added to the next update ([arXiv 1809.07599](https://arxiv.org/abs/1809.07599))",
+    "top 1 %, feedback": "the largest 1 % of the update's entries and their positions; the "
+    "rest is added to the next update ([arXiv 1809.07599](https://arxiv.org/abs/1809.07599))",
     "plain signs": "signs; the server takes a step δ along the majority, "
     "`SignSGD(None, Majority(), learning_rate=δ, rotation=None)`",
-    "signs, feedback": "signs and each array's mean magnitude; what that rounds off is added to "
+    "signs, feedback": "signs and each array's mean magnitude; the rounding error is added to "
     "the next update ([arXiv 1901.09847](https://arxiv.org/abs/1901.09847))",
     "z-SignFedAvg": "signs of the update plus Gaussian noise σ; the server, not told σ, takes a "
     "step η along their mean ([arXiv 2302.02589](https://arxiv.org/abs/2302.02589))",
@@ -91,8 +91,8 @@ READING = {
     "rounds / MB up / both ways": f"the first round at {100 * TARGET:.0f} % of FedAvg's final "
     "accuracy, and what all clients have sent until then",
     "kept": "the values of δ, σ and η with the best test accuracy of those that were tried",
-    "ahead of it": "a method that sends no more than `SignSGD()` and ends no lower, by how much, "
-    "and from how many of the seeds",
+    "ahead of it": "a method that sends no more than `SignSGD()` and ends no lower; by how much, "
+    "and with how many of the seeds",
 }
 """What the columns of the tables mean."""
 
@@ -123,7 +123,7 @@ def ahead(peer: str, outcomes: Outcomes) -> list[str]:
 def count_frontier(peer: str, outcomes: Mapping[str, Outcomes]) -> str:
     """Return in how many federations a peer is on the frontier, as a sentence."""
     reached = sum(not ahead(peer, found) for found in outcomes.values())
-    return f"`{peer}` is on the frontier in {reached} of {len(outcomes)}."
+    return f"`{peer}` is on the frontier in {reached} of {len(outcomes)} federations."
 
 
 def ahead_table(peer: str, outcomes: Mapping[str, Outcomes]) -> str:
@@ -321,8 +321,8 @@ def _split(title: str, part: Part, work: str, allowed: float) -> Claim:
         },
         part,
         allowed,
-        "A server that knows its clients' noise needs one bit per parameter and no tuning, however "
-        "their data differ. ",
+        "A server that knows its clients' noise needs only one bit per parameter, and no tuning, "
+        "however much their data differ. ",
     )
 
 
@@ -343,10 +343,10 @@ def _hole(name: str, images: str, part: Part, in_short: Mapping[str, Any] = ON_D
         part,
         0.03,
         "In the table of [FedSMU](https://proceedings.mlr.press/v267/lu25u.html) (ICML 2025), "
-        "one-bit methods match FedAvg where clients are alike, and fall from its 79.6 % to 34.0 % "
-        "and less where they are not: CIFAR-10, a LeNet of 797,248 weights, ten clients, one local "
-        "update per round, Dirichlet(.25). With noise that the server knows they need not fall, "
-        "and nothing needs tuning: ",
+        "one-bit methods match FedAvg where clients are alike; where they differ, they fall from "
+        "its 79.6 % to 34.0 % or less: CIFAR-10, a LeNet of 797,248 weights, ten clients, one "
+        "local update per round, Dirichlet(.25). With noise that the server knows they need not "
+        "fall, and nothing needs tuning: ",
         tabulate_hole,
         in_short,
     )
@@ -361,20 +361,20 @@ BITS = Page(
     "\n\n".join(
         [
             "# Bits against accuracy",
-            "What clients send, and how accurate the model becomes. `make figures` writes this "
-            "page and measures only what is missing. `make figures ARGS=hole-cifar-10` runs the "
-            "published failure on its own data, from the Hugging Face Hub or from the folder in "
-            "the environment variable `CIFAR_10`.",
+            "This page compares what clients send, and how accurate the model becomes. `make "
+            "figures` writes it, and measures only what is missing. `make figures "
+            "ARGS=hole-cifar-10` runs the published failure on its own data, from the Hugging Face "
+            "Hub or from the folder in the environment variable `CIFAR_10`.",
             "## The methods",
             make_table(["method", "what a client sends"], [list(row) for row in GOES_UP.items()]),
-            "Bits are packed. A few values of δ, σ and η are tried in each federation, from the "
-            "first seed, and those with the best *test* accuracy are kept: more than a user could "
-            "know. All else has its defaults. [Both ways](both-ways.md) has more runs with a "
-            "coded downlink, also with a tenth of a hundred clients in a round.",
+            "Bits are packed. In each federation we try a few values of δ, σ and η with the first "
+            "seed, and keep those with the best *test* accuracy, which a user could not know. All "
+            "other settings are defaults. [Both ways](both-ways.md) has more runs with a coded "
+            "downlink, also with a tenth of a hundred clients in a round.",
             "## The tables",
             make_table(["column", "meaning"], [list(row) for row in READING.items()]),
-            "A method is on the frontier if every other one sends more or ends lower. What methods "
-            "ahead of ours pay for it:",
+            "A method is on the frontier if every other one sends more or ends lower. This is what "
+            "the methods ahead of ours pay for it:",
             make_table(["method", "price"], [list(row) for row in PRICES.items()]),
         ]
     ),
