@@ -209,7 +209,7 @@ class Policy:
         for key in document["policy"]:
             other = spelled.setdefault(key.replace("-", "_"), key)
             if other != key:
-                raise ValueError(f"{other!r} and {key!r} are one parameter, give one of them")
+                raise ValueError(f"{other!r} and {key!r} are one parameter, give only one")
         return cls(**{name: document["policy"][key] for name, key in spelled.items()})
 
     def require_permission(self, instruction: Instruction, layout: Layout) -> None:
@@ -284,7 +284,7 @@ class Policy:
             return
         if (spent := loss.epsilon(self.delta)) > self.epsilon:
             limit = f"{float(self.epsilon):g} at delta {float(self.delta):g}"
-            _refuse("epsilon", f"this answer would raise it to {spent:.4g}, the limit is {limit}")
+            _refuse("epsilon", f"this answer would raise it to {spent:.4g}; the limit is {limit}")
 
     def require_exact(self, instruction: Instruction, names: Sequence[str]) -> None:
         """Raise if an array would be sent exactly that may not be.
@@ -324,7 +324,7 @@ class Policy:
         """
         if not self.metrics:
             _refuse(
-                "metrics", "none may be sent: list some, or set fraction_evaluate=0 on the server"
+                "metrics", "none may be sent: list some, or set fraction_evaluate=0.0 on the server"
             )
 
     def _require_ledger(self) -> None:
@@ -507,7 +507,7 @@ class Policies:
                 _refuse("one answer per round", why)
             most = min(policy.rounds for policy in members)
             if answers.number >= most:
-                _refuse("rounds", f"this client has given all of its {most} answers")
+                _refuse("rounds", f"this client's limit of answers, {most}, is reached")
             total = answers.loss + loss
             for policy in members:
                 policy.require_budget_for(total)
@@ -554,7 +554,7 @@ def _using(ledger: str) -> Iterator[None]:
     except (OSError, ValueError) as error:
         remedy = "make it writable, restore it, or remove it to count from 0"
         warn("nothing is answered: the ledger %s cannot be used: %s; %s", ledger, error, remedy)
-        _refuse("ledger", "it cannot be used, the client's log says why")
+        _refuse("ledger", "it cannot be used; the client's log says why")
 
 
 _ENFORCING: ContextVar[bool] = ContextVar("enforcing", default=False)

@@ -86,7 +86,7 @@ def _lock(descriptor: int, folder: Path) -> None:
         where = f"process {holder}" if holder else "another process or thread"
         raise _in_use(folder, where) from error
     except OSError as error:
-        warn("%s cannot be locked here, make sure that no other run uses it: %s", folder, error)
+        warn("%s cannot be locked here: %s; make sure that no other run uses it", folder, error)
 
 
 def _in_use(folder: Path, where: str) -> RuntimeError:

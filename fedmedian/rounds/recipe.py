@@ -321,7 +321,7 @@ class Recipe:
             raise ValueError(
                 f"secure must be None with this model, got {self.secure!r}: arrays {exact} would "
                 "be sent exactly, and only votes are summed; leave arrays of integers out of the "
-                "model, and let exact=() have those of floating-point numbers trained like others"
+                "model, and pass exact=() to train those of floating-point numbers like others"
             )
         state = self.with_held(state, model, layout)
         sent = model if state.held is None else state.held.model
@@ -497,7 +497,7 @@ class Recipe:
         require_type("rotation", self.rotation, Rotation, "a Rotation(), or None")
         if self.rotation.seed is not None:
             raise ValueError(
-                "rotation must be without a seed, one is drawn for each round, "
+                "rotation must not have a seed, because each round draws one, "
                 f"got {self.rotation!r}"
             )
 

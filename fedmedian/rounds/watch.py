@@ -301,8 +301,8 @@ class Watch:
         """Log the bytes of this process's rounds, next to those of FedAvg."""
         if self._up:
             LOGGER.info(
-                "arrays sent in %s, without Flower's headers: %s up and %s down; FedAvg "
-                "sends about %s up, %.1f times as much, and %s down, %.1f times as much",
+                "arrays sent in %s, without Flower's headers: %s up and %s down; FedAvg would "
+                "send about %s up, %.1f times as much, and %s down, %.1f times as much",
                 *(_counted(len(self._rounds), "round"), _in_units(self._up), _in_units(self._down)),
                 *(_in_units(self._up_with_fedavg), self._up_with_fedavg / self._up),
                 *(_in_units(self._down_with_fedavg), self._down_with_fedavg / max(self._down, 1)),

@@ -60,7 +60,7 @@ class Argument(Generic[Value]):
         # A subclass may set the attribute to what it has passed to super().__init__.
         if not _is_same(value, strategy.arguments[name]):
             raise AttributeError(
-                f"{name} cannot be set, it would have no effect: make another strategy, "
+                f"{name} cannot be set, because that would have no effect: make another strategy, "
                 f"{type(strategy).__name__}({name}=…); an attribute that a subclass adds needs "
                 "another name"
             )

@@ -197,7 +197,7 @@ def _parse_npy(data: bytes) -> NDArray[Any]:
         raise ValueError(f"its header claims {start} bytes, more than {_LONGEST_HEADER}")
     shape, fortran_order, dtype = _parse_npy_header(data[:start])
     if prod(shape) * dtype.itemsize != len(data) - start:
-        raise ValueError(f"its header claims {dtype} of shape {shape}, its bytes do not match")
+        raise ValueError(f"its header claims {dtype} of shape {shape}, but its bytes do not match")
     flat = np.frombuffer(data, dtype=dtype, count=prod(shape), offset=start)
     return flat.reshape(shape, order="F" if fortran_order else "C")
 
