@@ -241,7 +241,14 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         journal = self._protocol.journal
         if server_round < journal.done:
             stored = journal.recall(_BY_SERVER, server_round)
-            return None if stored is None else (stored["loss"], dict(stored["metrics"]))
+            if stored is None:
+                return None
+            # Flower annotates str but takes any name; JSON has lists for tuples.
+            metrics: dict[Any, Any] = {
+                tuple(name) if isinstance(name, list) else name: value
+                for name, value in stored["metrics"]
+            }
+            return stored["loss"], metrics
         found = super().evaluate(server_round, parameters)
         if found is not None:
             loss, metrics = found

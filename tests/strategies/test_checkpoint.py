@@ -235,7 +235,7 @@ def test_they_may_be_any_mapping(message_api, make_app, as_record, tmp_path):
     "returned",
     [
         lambda number: (np.float32(number), {"loss": 2.5, "more": np.float32(number)}),
-        lambda number: (np.array(2.5), {np.int64(3): np.array(number), 4: [np.float64(0.5)]}),
+        lambda number: (np.array(2.5), {np.int64(3): np.array(number), ("a", 4): [0.5]}),
     ],
     ids=["numbers by names", "arrays by numbers"],
 )
