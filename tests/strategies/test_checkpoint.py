@@ -62,6 +62,15 @@ def train(model, partition):
     }, {"num-examples": partition + 1, "train-loss": float(abs(model["0"]).mean())}
 
 
+class Tensor:
+    """A number as TensorFlow's: an array without `item`."""
+
+    shape = ()
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(0.5, np.float32)
+
+
 class Killed(BaseException):
     """Stands for the end of the process."""
 
@@ -906,8 +915,9 @@ class TestDiskThatFails:
             {(1, 2): 3.0},
             {np.int64(3): 0.5},
             {"classes": {np.int64(3): 0.5}},
+            {"mean": Tensor()},
         ],
-        ids=["of a type of their own", "of a name that is none", "of a class", "of all classes"],
+        ids=["of their own type", "of a name that is none", "of a class", "of all", "of tensors"],
     )
     def test_no_metrics_of_the_users_end_a_run_or_leave_it_without_a_checkpoint(
         self, metrics, older_api, play, tmp_path, warnings
