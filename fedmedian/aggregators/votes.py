@@ -359,7 +359,9 @@ def mean_from_votes(
     """
     if num_votes < 1:
         raise ValueError(f"num_votes must be >= 1, got {num_votes!r}")
-    mean_sign = np.asarray(counts, dtype=np.float32) * np.float32(2 / num_votes) - np.float32(1)
+    # In this order, a tie is exactly 0.
+    excess = np.asarray(counts, dtype=np.float32) * np.float32(2) - np.float32(num_votes)
+    mean_sign = excess / np.float32(num_votes)
     return mean_sign * (np.asarray(scale, dtype=np.float32) * np.float32(mean_per_vote(noise)))
 
 

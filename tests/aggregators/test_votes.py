@@ -69,6 +69,13 @@ def test_the_decoded_mean_is_the_mean_sign_times_what_a_sign_is_worth(counts, no
     np.testing.assert_allclose(decoded, expected, rtol=1e-5, atol=1e-6 * b)
 
 
+def test_a_tie_is_decoded_to_exactly_nothing_and_no_mean_is_beyond_what_all_votes_say():
+    for clients in range(1, 500):
+        none, half, every = mean_from_votes([0, clients / 2, clients], clients, Uniform(), 1.0)
+        assert half == 0
+        assert every == -none == np.float32(sqrt(3))
+
+
 def test_votes_on_each_coordinate_may_be_decoded_with_a_scale_of_its_own():
     decoded = mean_from_votes([2, 2, 0], 2, Uniform(), np.array([1.0, 2.0, 3.0]))
     assert decoded == pytest.approx([sqrt(3), 2 * sqrt(3), -3 * sqrt(3)])
