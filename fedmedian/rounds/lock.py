@@ -84,13 +84,17 @@ def _lock(descriptor: int, folder: Path) -> None:
         holder = os.read(descriptor, 32).decode(errors="replace").strip()
         # A new holder may not have written its id yet.
         where = f"process {holder}" if holder else "another process or thread"
+        where += ", which a SuperLink that was killed may have left behind"
         raise _in_use(folder, where) from error
     except OSError as error:
         warn("%s cannot be locked here: %s; make sure that no other run uses it", folder, error)
 
 
 def _in_use(folder: Path, where: str) -> RuntimeError:
-    return RuntimeError(f"checkpoint folder {str(folder)!r} is in use by another run, of {where}")
+    return RuntimeError(
+        f"checkpoint folder {str(folder)!r} is in use by another run, of {where}: use another "
+        "folder, or end that run first"
+    )
 
 
 def _release_all() -> None:

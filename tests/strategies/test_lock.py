@@ -69,7 +69,7 @@ def test_another_process_that_has_the_folder_is_named(tmp_path):
     (tmp_path / ".lock").write_text("1234\n")
     with (tmp_path / ".lock").open() as file:  # as good as another process to flock
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(RuntimeError, match=r"in use by another run, of process 1234$") as used:
+        with pytest.raises(RuntimeError, match=r"of process 1234, which a SuperLink") as used:
             FolderLock(tmp_path)
         assert str(tmp_path) in str(used.value)
     FolderLock(tmp_path).release()
@@ -86,7 +86,7 @@ def test_a_run_that_has_only_just_taken_the_folder_is_refused_in_whole_words(tmp
 def test_a_run_of_another_thread_that_has_the_folder_keeps_it(tmp_path):
     with (
         held_by_another_thread(tmp_path),
-        pytest.raises(RuntimeError, match=r"in use by another run, of this process$"),
+        pytest.raises(RuntimeError, match=r"in use by another run, of this process: use another"),
     ):
         FolderLock(tmp_path / ".." / tmp_path.name)
     FolderLock(tmp_path).release()
@@ -148,7 +148,7 @@ def test_a_killed_process_leaves_no_lock_though_its_children_live_on(tmp_path):
     ) as holder:
         child = int(holder.stdout.readline())
         try:
-            with pytest.raises(RuntimeError, match=f"of process {holder.pid}$"):
+            with pytest.raises(RuntimeError, match=f"of process {holder.pid}, "):
                 FolderLock(tmp_path)
             holder.kill()
             holder.wait()
