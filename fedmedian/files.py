@@ -24,6 +24,19 @@ def create_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
+def read(path: Path) -> bytes:
+    """Return what `replace_text` has written.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read, as when it is a link: writing replaces that, so what is written
+        would not be where the link points.
+    """
+    with open(os.open(path, os.O_RDONLY | NO_FOLLOW), "rb") as file:
+        return file.read()
+
+
 def replace_text(path: Path, text: str) -> None:
     """Write a file at once: a process that dies leaves what was there."""
     draft = path.with_name(f".draft-{path.name}")

@@ -78,5 +78,6 @@ def answer(
 def _partition_of(context: Context) -> int | None:
     """Return the client's partition; None without one, or if its app finds data by other names."""
     text = str(context.node_config.get("partition-id"))
-    number = int(text) if _NUMBER.fullmatch(text) else None
-    return None if number is None or number >= 2**63 else number
+    if _NUMBER.fullmatch(text) and (number := int(text)) < 2**63:
+        return number
+    return None

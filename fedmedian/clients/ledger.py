@@ -1,14 +1,13 @@
 """What a client has answered, counted in its state or, for all runs, in a folder."""
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from fedmedian.files import NO_FOLLOW, open_privately, replace_text
+from fedmedian.files import open_privately, read, replace_text
 from fedmedian.logs import warn
 from fedmedian.privacy.accounting import PrivacyLoss
 from fedmedian.privacy.amplification import ORDERS
@@ -108,10 +107,7 @@ class Ledger:
     def read(self) -> Answers:
         """Return the answers until now."""
         try:
-            # Writing replaces a link, so the count would not be where the link points.
-            descriptor = os.open(self._path, os.O_RDONLY | NO_FOLLOW)
-            with open(descriptor, "rb") as file:
-                return Answers.decode(json.loads(file.read()))
+            return Answers.decode(json.loads(read(self._path)))
         except FileNotFoundError:
             remedy = "restore it if there was one"
             warn("%s is a new ledger: answers are counted from 0; %s", self._path, remedy)

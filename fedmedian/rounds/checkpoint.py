@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.checks import require_integer, require_type
-from fedmedian.files import NO_FOLLOW, create, create_text, replace_text, sync
+from fedmedian.files import NO_FOLLOW, create, create_text, read, replace_text, sync
 from fedmedian.logs import warn
 from fedmedian.privacy.accounting import Draw, Mechanism
 from fedmedian.rounds.lock import FolderLock
@@ -229,12 +229,9 @@ class Checkpoint:
         path = self._make_folder() / _ANSWERED
         with _reading(path):
             try:
-                # Writing replaces a link, so the count would not be where the link points.
-                descriptor = os.open(path, os.O_RDONLY | NO_FOLLOW)
+                stored = json.loads(read(path))
             except FileNotFoundError:
                 return {}, 0, None
-            with open(descriptor, "rb") as file:
-                stored = json.loads(file.read())
             rounds = {
                 Draw(
                     float(sampling),

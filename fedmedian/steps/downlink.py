@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.kernels.signs import pack_signs, packed_size, unpack_signs
-from fedmedian.logs import shown
 from fedmedian.model.blocks import Blocks
 from fedmedian.model.layout import Arrays, Groups, Layout
 from fedmedian.steps.base import Draft
@@ -165,7 +164,7 @@ class CatchUp:
                 np.split(np.atleast_1d(signs), max(len(seeds), 1)),
                 np.split(sizes, max(len(seeds), 1)),
                 seeds,
-                map(_as_apart, tied),
+                map(as_groups, tied),
                 strict=len(seeds) > 0,
             )
             steps = [CodedStep(*part) for part in parts]
@@ -214,15 +213,6 @@ class CatchUp:
         if (made := fingerprint(model)) != known[-1]:
             raise NotHeldError(f"made model {made} of steps to {known[-1]}: {NOT_HELD}")
         return model
-
-
-def _as_apart(groups: Sequence[Any]) -> Groups:
-    """Return groups as `as_groups` does, or raise if two have an array: each mean takes time."""
-    found = as_groups(groups)
-    positions = [position for group in found for position in group]
-    if len(set(positions)) < len(positions):
-        raise WireError(f"tied arrays must be in one group each, got {shown(groups)}")
-    return found
 
 
 def moved(model: Arrays, layout: Layout, step: CodedStep) -> dict[str, NDArray[Any]]:

@@ -69,11 +69,12 @@ def as_groups(groups: Sequence[Any]) -> Groups:
     Raises
     ------
     WireError
-        If they are anything else, or a group has a position twice: its mean takes memory for each.
+        If they are anything else, or a position is there twice: each takes memory and time.
     """
     if not all(type(i) is int and i >= 0 for group in groups for i in group) or [] in groups:
         raise WireError(f"tied groups must be lists of positions, got {shown(groups)}")
-    if any(len(set(group)) < len(group) for group in groups):
+    positions = [position for group in groups for position in group]
+    if len(set(positions)) < len(positions):
         raise WireError(f"tied groups must have each position once, got {shown(groups)}")
     return tuple(map(tuple, groups))
 

@@ -135,7 +135,7 @@ STEPS = [
     TopUpNoise(Gaussian(), np.float32([5, 0.1])),
     TopUpNoise(Gaussian(), None, 1.5),
     Rotation(smallest=4, seed=3),
-    Tied(((0,), (0, 1))),
+    Tied(((0,), (1,))),
     Signs(),
     Vector(),
     Reverse(3.0),

@@ -129,11 +129,11 @@ class TestWhatMayBeTied:
 
 class TestOnTheWire:
     def test_groups_travel_to_clients_and_what_is_still_tied_travels_back(self):
-        asked = Instruction((Tied(((0, 2), (1, 2))), Vector()), 1, None, ())
+        asked = Instruction((Tied(((0, 2), (1, 3))), Vector()), 1, None, ())
         read = Instruction.decode(asked.encode())
         assert read.steps == asked.steps
-        layout, rng = Layout.of_model(dict.fromkeys("abc", np.zeros(2))), np.random.default_rng(0)
-        payload = perturb_update(read, layout, np.float32([1, 2, 3, 4, 1, 2]), {}, rng)
+        layout, rng = Layout.of_model(dict.fromkeys("abcd", np.zeros(2))), np.random.default_rng(0)
+        payload = perturb_update(read, layout, np.float32([1, 2, 3, 4, 1, 2, 3, 5]), {}, rng)
         answer = Payload.decode(*payload.encode())
         asked.require_answer(answer, layout)
         assert answer.reports["tied"].tolist() == [1, 0]
