@@ -221,7 +221,7 @@ class KnownModels:
     Several models may continue the state of one, as where clusters begin with one model. What
     answers of the same clients to one question make are alternatives: once a step has been made
     from one of them, the others are forgotten. So are all that answer it, once a step has been
-    made from a model that is none of them, such as their average.
+    made from another model, such as their average.
 
     Parameters
     ----------
