@@ -134,9 +134,11 @@ class Question:
     def content_for(self, node: Node) -> Content:
         """Return what a node is sent: the whole model, or coded steps to it."""
         held = self.state.held
-        if held is None:
-            return Content(self.model)
-        return held.content_for(self.versions.get(node))
+        return self._whole if held is None else held.content_for(self.versions.get(node))
+
+    @cached_property
+    def _whole(self) -> Content:
+        return Content(self.model)
 
     def read(self, node: Node, arrays: Arrays, scalars: Mapping[str, Any] | None) -> Payload:
         """Return the payload of a node's reply.

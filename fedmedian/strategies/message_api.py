@@ -21,7 +21,6 @@ from flwr.serverapp.strategy import FedAvg, Result
 from fedmedian.aggregators.diagnostics import without_lists
 from fedmedian.checks import require_integer, require_type
 from fedmedian.logs import LOGGER, text_of
-from fedmedian.model.layout import Arrays
 from fedmedian.records import sizes_of, to_arrays, to_record
 from fedmedian.rounds.downlink import Content, Held
 from fedmedian.rounds.ledger import Ledger
@@ -371,7 +370,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
     def _write_question(
         self, question: Question, arrays: ArrayRecord, messages: Sequence[Message]
     ) -> None:
-        self._address(messages, arrays, question.model, question.content_for)
+        self._address(messages, arrays, question.content_for)
         for message in messages:
             node = message.metadata.dst_node_id
             if not _has_place(message, question):
@@ -413,23 +412,25 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self,
         messages: Sequence[Message],
         record: ArrayRecord,
-        model: Arrays,
         content_for: Callable[[Node], Content],
     ) -> None:
         """Replace the model in messages by what their nodes are to be sent to hold it.
 
-        Messages with other arrays, as a subclass constructs them, stay as they are.
+        Clients know an array's place from what they are sent, so the order counts, too. Messages
+        with other arrays, as a subclass constructs them, stay as they are.
         """
         records: dict[int, ArrayRecord] = {}
         made: dict[tuple[int, int], RecordDict] = {}
         before = [message.content for message in messages]  # kept, so that ids stay their own
         for message, usual in zip(messages, before, strict=True):
             content = content_for(message.metadata.dst_node_id)
-            is_as_sent = content.arrays is model and not content.scalars
-            if is_as_sent or usual.get(self.arrayrecord_key) is not record:
+            if usual.get(self.arrayrecord_key) is not record:
                 continue
             if id(content) not in records:
-                records[id(content)] = to_record(content.arrays)
+                is_as_sent = not content.scalars and [*content.arrays] == [*record]
+                records[id(content)] = record if is_as_sent else to_record(content.arrays)
+            if records[id(content)] is record:
+                continue
             key = id(usual), id(content)
             if key not in made:  # one object for all nodes, as Flower's strategies send it
                 own = {self.arrayrecord_key: records[id(content)]}
@@ -530,7 +531,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self, held: Held | None, arrays: ArrayRecord, messages: Sequence[Message]
     ) -> None:
         if held is not None:
-            self._address(messages, arrays, {}, partial(self._protocol.content_for, held))
+            self._address(messages, arrays, partial(self._protocol.content_for, held))
         if self._numpy_clients:
             numpy_messages.as_evaluation(messages)
 

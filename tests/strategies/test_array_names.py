@@ -17,7 +17,7 @@ from flwr.app import (
 )
 from flwr.clientapp import ClientApp
 
-from fedmedian import Gaussian, Instruction, Momentum
+from fedmedian import CodedSteps, Gaussian, Instruction, Momentum
 from fedmedian.clients import InProcessGrid, Policy, perturb, perturb_with
 from fedmedian.clients.attacks import Hostile, SignFlip
 from fedmedian.steps.encodings import Signs
@@ -101,6 +101,29 @@ class TestTheOrderOfAReply:
         usual = play("MedianSGD", (None,), train, mods=mods)
         other = play("MedianSGD", (None,), in_order(arrange), mods=mods)
         assert bits(other.model) == bits(usual.model)
+
+
+class TestTheOrderOfTheModel:
+    """One round may send the same model to two groups of nodes in two orders."""
+
+    SQUARES = {name: np.zeros((20, 20), np.float32) for name in "abc"}  # noqa: RUF012
+    GOALS = {"a": 2.0, "b": -3.0, "c": 0.5}  # noqa: RUF012
+
+    @pytest.mark.parametrize("downlink", [None, CodedSteps()], ids=["whole", "coded"])
+    @pytest.mark.parametrize("make", ["SignSGD", "MedianSGD"])
+    def test_it_changes_nothing(self, make, downlink, message_api, habitual, seeking, run, bits):
+        def play(arrange):
+            def ask(number, model, usual):
+                first, second = usual(model), usual(arrange(model))
+                return first[:2] + second[2:]
+
+            options = {"downlink": downlink, "fraction_evaluate": 0.0}
+            strategy = habitual(message_api, make, self.SQUARES, ask=ask, **options)
+            app = seeking(message_api, lambda name, array: self.GOALS[name])
+            return run(strategy, app, self.SQUARES, NUM_CLIENTS, 4).model
+
+        usual = play(lambda model: model)
+        assert bits(play(lambda model: dict(reversed(model.items())))) == bits(usual)
 
 
 NUMBERS = {
