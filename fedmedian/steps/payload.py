@@ -89,6 +89,12 @@ class Payload:
         """Return whether a reply's config or metrics hold a payload's scalars."""
         return PREFIX + "payload" in config
 
+    @staticmethod
+    def question_in(config: Mapping[str, Any]) -> int | None:
+        """Return the number of the question that a reply says it answers; None if it is none."""
+        number = config.get(PREFIX + "question", 0)
+        return number if type(number) is int else None
+
     @classmethod
     def decode(cls, arrays: Sequence[NDArray[Any]], config: Mapping[str, Any]) -> "Payload":
         """Read a payload from a reply's arrays and scalars.

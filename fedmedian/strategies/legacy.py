@@ -466,8 +466,7 @@ def _sent(
 def _most_named(questions: Sequence[Question], results: Sequence[Trained]) -> Question | None:
     """Return the question that most results say they answer, or None at a tie."""
     answers = [result.metrics for _, result in results if Payload.is_in(result.metrics)]
-    named = [metrics.get(PREFIX + "question", 0) for metrics in answers]
-    claims = Counter(number for number in named if type(number) is int)
+    claims = Counter(map(Payload.question_in, answers))
     counts = [claims[question.instruction.question] for question in questions]
     is_tied = counts.count(max(counts)) > 1
     return None if is_tied else questions[counts.index(max(counts))]

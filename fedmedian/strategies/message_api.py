@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
 from statistics import fmean
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, Generic, NoReturn, TypeVar, cast
 
 from flwr.app import (
     ArrayRecord,
@@ -49,6 +49,7 @@ from fedmedian.wire.scalars import (
 
 Record = TypeVar("Record")
 Aggregated = TypeVar("Aggregated")
+About = TypeVar("About", Question, ArrayRecord)
 _FORMER = 10_000
 """The number of earlier messages whose late replies are known as such."""
 
@@ -65,12 +66,18 @@ class _Traffic:
 
 
 @dataclass(eq=False)
-class _Asked:
-    """The messages of one call of `configure_train`."""
+class _Asked(Generic[About]):
+    """The messages of one call of `configure_train` or `configure_evaluate`, and what about."""
 
-    question: Question
+    server_round: int
+    about: About
     messages: list[Message]
     is_heard: bool = False
+
+    @property
+    def ids(self) -> set[str]:
+        """The ids of the messages that were sent."""
+        return {message.metadata.message_id for message in self.messages} - {""}
 
 
 class MessageStrategy(ShowsArguments, FedAvg):
@@ -126,9 +133,9 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self.recipe, self.options = recipe, options
         ledger = Ledger.of_strategy(recipe, options, self.fraction_train, self.fraction_evaluate)
         self._protocol = RoundProtocol(recipe, options, ledger=ledger)
-        self._asked: list[_Asked] = []
+        self._asked: list[_Asked[Question]] = []
+        self._asked_to_evaluate: list[_Asked[ArrayRecord]] = []
         self._former = dict[str, int]()
-        self._asked_to_evaluate: list[tuple[int, list[Message]]] = []  # with the round
         self._written: dict[int, tuple[RecordDict, RecordDict, Write]] = {}
         self._written_in = 0
         self._usual_size = 0
@@ -323,22 +330,25 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self._forget_written(server_round)
         self._write(asked, partial(self._write_question, question, arrays))
         self._protocol.log_whole_models(question.state.held, _nodes(asked))
-        if any(one.question.server_round > server_round for one in self._asked):
+        if any(one.server_round > server_round for one in self._asked):
             self._forget()  # another strategy has started a new run
-        late = [one for one in self._asked if one.question.server_round != server_round]
-        for one in late:
-            ids = [message.metadata.message_id for message in one.messages]
-            self._former |= dict.fromkeys(filter(None, ids), one.question.server_round)
-        self._former = dict([*self._former.items()][-_FORMER:])
-        self._asked = [one for one in self._asked if one not in late]
-        self._asked.append(_Asked(question, asked))
+        of_round = self._of_round(server_round, self._asked)
+        self._asked = [*of_round, _Asked(server_round, question, asked)]
         return asked
+
+    def _of_round(self, server_round: int, asked: Sequence[_Asked[About]]) -> list[_Asked[About]]:
+        """Return the calls of a round; replies to the messages of others are late from now on."""
+        for one in asked:
+            if one.server_round != server_round:
+                self._former |= dict.fromkeys(one.ids, one.server_round)
+        self._former = dict([*self._former.items()][-_FORMER:])
+        return [one for one in asked if one.server_round == server_round]
 
     def _sent_before(self, question: Question) -> set[Node]:
         return {
             message.metadata.dst_node_id
             for one in self._asked
-            if one.question.number == question.number
+            if one.about.number == question.number
             for message in one.messages
             if message.metadata.message_id
         }
@@ -406,7 +416,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
 
     def _forget(self) -> None:
         """Forget the messages of an earlier run."""
-        self._asked, self._former, self._asked_to_evaluate = [], {}, []
+        self._asked, self._asked_to_evaluate, self._former = [], [], {}
 
     def _address(
         self,
@@ -477,24 +487,29 @@ class MessageStrategy(ShowsArguments, FedAvg):
         """Return the question that most replies answer, and the messages whose replies are due.
 
         A reply answers the question of the message that it replies to. If that message is not ours,
-        as in a subclass that builds its own, the reply answers the first open question.
+        as in a subclass that builds its own, it answers the question that it names, or else the
+        first open one.
         """
-        asked = [one for one in self._asked if one.question.server_round == server_round]
+        asked = [one for one in self._asked if one.server_round == server_round]
         is_open = [one for one in asked if not one.is_heard]
         if not replies:
             answered = is_open[:1]
         else:
-            of_message = {
-                message.metadata.message_id: one for one in asked for message in one.messages
-            }
-            of_message.pop("", None)
             first = next(iter(is_open or reversed(asked)), None)
             if first is None:
                 raise self._protocol.not_asked(server_round, "replies", "configure_train")
-            found = [of_message.get(one.metadata.reply_to_message_id, first) for one in replies]
-            usual = Counter(one.question for one in found).most_common(1)[0][0]
-            own = {id(one) for one in found}
-            answered = [one for one in asked if one.question is usual and id(one) in own]
+            of_message = {number: one for one in asked for number in one.ids}
+            named = {one.about.instruction.question: one for one in [*asked, *reversed(is_open)]}
+            found = []
+            for reply in replies:
+                if (answers := reply.metadata.reply_to_message_id) in of_message:
+                    found.append(of_message[answers])
+                elif reply.has_content() and answers not in self._former:
+                    found.append(named.get(_question_in(reply), first))
+            found = found or [first]  # errors to messages that are not ours, or late replies
+            usual = Counter(one.about for one in found).most_common(1)[0][0]
+            own = [one for one in found if one.about is usual]
+            answered = self._answered(asked, own, replies)
         sent: list[Message] = []
         for one in answered:
             due = _sent(one.messages, replies)
@@ -503,7 +518,27 @@ class MessageStrategy(ShowsArguments, FedAvg):
                 due = [message for message in due if message.metadata.message_id in ids]
             sent += due
             one.is_heard = True
-        return (answered[0].question if answered else None), sent
+        return (answered[0].about if answered else None), sent
+
+    def _answered(
+        self,
+        asked: Sequence[_Asked[About]],
+        own: Collection[_Asked[About]],
+        replies: Iterable[Message],
+    ) -> list[_Asked[About]]:
+        """Return the calls to which replies belong, and others about the same that nobody answers.
+
+        Several calls may be about the same, as for groups of nodes. No later call of the subclass
+        hears of a group that is silent.
+        """
+        came = {one.metadata.reply_to_message_id for one in replies} | {*(self._received or ())}
+        heard, about = {*own}, {id(one.about) for one in own}
+        return [
+            one
+            for one in asked
+            if one in heard
+            or (not one.is_heard and id(one.about) in about and one.ids and not one.ids & came)
+        ]
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -523,8 +558,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
             self._protocol.log_whole_models(held, _nodes(messages))
         self._forget_written(server_round)
         self._write(messages, partial(self._write_evaluation, held, arrays))
-        of_round = [one for one in self._asked_to_evaluate if one[0] == server_round]
-        self._asked_to_evaluate = [*of_round, (server_round, messages)]
+        of_round = self._of_round(server_round, self._asked_to_evaluate)
+        self._asked_to_evaluate = [*of_round, _Asked(server_round, arrays, messages)]
         return messages
 
     def _write_evaluation(
@@ -537,14 +572,13 @@ class MessageStrategy(ShowsArguments, FedAvg):
 
     def _sent_to_evaluate(self, replies: Sequence[Message]) -> list[Message]:
         """Return the messages whose replies are due: those of a call, as of one cluster's."""
-        ids = {reply.metadata.reply_to_message_id for reply in replies} - {""}
-        asked = self._asked_to_evaluate
-        heard = [
-            one for one in asked if any(message.metadata.message_id in ids for message in one[1])
-        ]
-        heard = heard or asked[:1]
-        self._asked_to_evaluate = [one for one in asked if one not in heard]
-        return [message for _, messages in heard for message in _sent(messages, replies)]
+        ids = {reply.metadata.reply_to_message_id for reply in replies}
+        asked = [one for one in self._asked_to_evaluate if not one.is_heard]
+        own = [one for one in asked if one.ids & ids] or asked[:1]
+        heard = self._answered(asked, own, replies)
+        for one in heard:
+            one.is_heard = True
+        return [message for one in heard for message in _sent(one.messages, replies)]
 
     def _without_left_out(
         self, phase: str, sent: Sequence[Message], replies: Sequence[Message]
@@ -749,6 +783,12 @@ def _scalars_of(reply: Message) -> Mapping[str, Any] | str:
 
 def _is_instructed(message: Message) -> bool:
     return any(map(Instruction.is_in, _records(ConfigRecord, message.content)))
+
+
+def _question_in(reply: Message) -> Any:
+    """Return the number of the question that a reply says it answers; None for plain weights."""
+    payloads = filter(Payload.is_in, _records(ConfigRecord, reply.content))
+    return next(map(Payload.question_in, payloads), None)
 
 
 def _sent(asked: Sequence[Message], replies: Sequence[Message]) -> list[Message]:

@@ -7,10 +7,11 @@ messages that were sent.
 
 import pickle
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedmedian import Adaptive, CodedSteps, Gaussian, Momentum, SecureSum
@@ -112,6 +113,21 @@ class TestWhoIsAsked:
         require_counts(outcome, range(1, 5), (NUM_CLIENTS, 0, 0))
         assert near_goal(outcome.model, 4)
         assert not warned
+
+    def test_a_group_of_which_no_node_replies_is_missed(self, play):
+        class Losing(InProcessGrid):
+            def send_and_receive(self, messages, **options):
+                lost = [node for i, node in enumerate(self.get_node_ids()) if i in ODD]
+                replies = super().send_and_receive(messages, **options)
+                return [one for one in replies if one.metadata.src_node_id not in lost]
+
+        def ask(number, model, usual):
+            odd = [one for one in usual(model) if one.partition in ODD]
+            return odd + [one for one in usual(model) if one.partition not in ODD]
+
+        outcome, _ = play(ask=ask, grid=Losing)
+        others = NUM_CLIENTS - len(ODD)
+        require_counts(outcome, range(1, 5), (others, 0, len(ODD)))
 
 
 @either_strategy
@@ -259,6 +275,34 @@ class TestTwoModels:
             return letters[:1] if (number, odd) == (2, 0) else letters
 
         require_alone(hear_of=hear_of, min_replies=2)
+
+    def test_replies_to_copies_of_messages_answer_the_question_that_they_name(self, play, api):
+        if api.name == "older API":
+            pytest.skip("there replies name no message at all")
+
+        def copied(letter):
+            old = letter.raw
+            kept = {name: getattr(old.metadata, name) for name in ("message_type", "group_id")}
+            new = Message(old.content, dst_node_id=old.metadata.dst_node_id, **kept)
+            return replace(letter, raw=new)
+
+        def of_cluster(letters, odd):
+            return [one for one in letters if one.partition % 2 == odd]
+
+        def ask(number, model, usual):
+            asked = [one for odd in (0, 1) for one in of_cluster(usual(models[odd]), odd)]
+            return map(copied, asked)
+
+        def hear(number, heard, usual):
+            for odd in (1, 0):  # not in the order of the questions
+                models[odd], metrics = usual(of_cluster(heard, odd))
+            return models[0], metrics
+
+        models = [{"w": np.full(MODEL["w"].shape, start, np.float32)} for start in self.STARTS]
+        outcome, warned = play(ask=ask, hear=hear)
+        require_counts(outcome, range(1, 5), (NUM_CLIENTS // 2, 0, 0))
+        assert all(abs(np.mean(model["w"]) - GOAL) < 4 for model in models)
+        assert not warned
 
     def test_what_one_reports_stays_where_the_other_loses_all_replies(self, play):
         asked, starts = Counter(), [{"w": np.full(MODEL["w"].shape, one, "f4")} for one in (0, 9)]
@@ -506,6 +550,32 @@ class TestLateReplies:
         assert near_goal(outcome.model, 3)
         (dropped,) = warnings("aggregate_train: dropped")
         assert "round 1" in dropped
+
+    def test_one_to_an_earlier_evaluation_does_not_either(self, play, api, warnings):
+        if api.name == "older API":
+            pytest.skip("which message a result answers is not known there")
+        asked, held = Counter(), []
+
+        def as_round(message, context, call_next):
+            reply = call_next(message, context)
+            if message.metadata.message_type == "evaluate":
+                asked[context.node_id] += 1
+                reply.content["metrics"]["loss"] = float(asked[context.node_id])
+            return reply
+
+        def hear_evaluation(number, heard, usual):
+            late, held[:] = held[:], [one for one in heard if one.partition == self.LATE]
+            return usual([*late, *heard])
+
+        outcome, _ = play(
+            3, hear_evaluation=hear_evaluation, mods=(as_round, perturb), fraction_evaluate=1.0
+        )
+        losses = {number: report["loss"] for number, report in outcome.evaluations.items()}
+        assert losses == {number: pytest.approx(number) for number in (1, 2, 3)}
+        dropped = warnings("aggregate_evaluate: dropped")
+        assert [one.rpartition(": ")[2] for one in dropped] == [
+            f"replies to a message of round {number}" for number in (1, 2)
+        ]
 
     def test_a_node_that_is_always_a_round_late_is_missing_in_each(self, play, api):
         if api.name == "older API":
