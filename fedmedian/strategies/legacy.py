@@ -111,6 +111,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
             ledger=Ledger.of_strategy(recipe, options, self.fraction_fit, self.fraction_evaluate),
         )
         self._asked: list[Node] = []
+        self._heard: list[Question] = []  # of the round
         self._asked_to_evaluate: list[Node] = []
         self._size = self._whole_size = 0.0
         self._evaluations: dict[str, tuple[int, Mapping[str, Any]]] = {}
@@ -208,7 +209,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         if not questions:
             raise self._protocol.not_asked(server_round, "results", "configure_fit")
         replies, reasons = _by_client("aggregate_train", results, failures)
-        question = _most_named(questions, results)
+        question = self._question_of(questions, results)
         if question is None:
             warn(
                 "round %d keeps the model as it is: as many results are about one of its models "
@@ -216,6 +217,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
                 server_round,
             )
             return None, {}
+        self._heard = [question, *(one for one in self._heard if one in questions)]
         asked = _sent(self._asked, replies, reasons)
         read = partial(
             _read,
@@ -233,6 +235,21 @@ class LegacyStrategy(ShowsArguments, FedAvg):
             self.metrics_per_block.setdefault(server_round, metrics)
             metrics = {}
         return None if heard.model is None else arrays_to_parameters(heard.model), metrics
+
+    def _question_of(
+        self, questions: Sequence[Question], results: Sequence[Trained]
+    ) -> Question | None:
+        """Return the question that most results say they answer, or None at a tie.
+
+        If none says so, as where all clients of a model fail, it is the first one not yet heard.
+        """
+        answers = [result.metrics for _, result in results if Payload.is_in(result.metrics)]
+        claims = Counter(map(Payload.question_in, answers))
+        counts = [claims[question.instruction.question] for question in questions]
+        if not any(counts):
+            return next((one for one in questions if one not in self._heard), questions[0])
+        is_tied = counts.count(max(counts)) > 1
+        return None if is_tied else questions[counts.index(max(counts))]
 
     def evaluate(
         self, server_round: int, parameters: Parameters
@@ -461,15 +478,6 @@ def _sent(
     if len(silent) != len(failures):
         silent = [f"unknown, {number} of {len(failures)}" for number in range(1, len(failures) + 1)]
     return [*heard, *silent]
-
-
-def _most_named(questions: Sequence[Question], results: Sequence[Trained]) -> Question | None:
-    """Return the question that most results say they answer, or None at a tie."""
-    answers = [result.metrics for _, result in results if Payload.is_in(result.metrics)]
-    claims = Counter(map(Payload.question_in, answers))
-    counts = [claims[question.instruction.question] for question in questions]
-    is_tied = counts.count(max(counts)) > 1
-    return None if is_tied else questions[counts.index(max(counts))]
 
 
 def _examples(replies: Sequence[Reply[Result]]) -> list[float]:

@@ -32,6 +32,10 @@ def aim(name, array):
     return GOAL
 
 
+def crash(message, context, call_next):
+    raise RuntimeError("out of memory")
+
+
 def counts(report):
     return tuple(report[name] for name in COUNTS)
 
@@ -304,6 +308,15 @@ class TestTwoModels:
         assert all(abs(np.mean(model["w"]) - GOAL) < 4 for model in models)
         assert not warned
 
+    @pytest.mark.parametrize(
+        ("mods", "reason"),
+        [([crash, perturb], "out of memory"), ([], r"mods=\[perturb\]")],
+        ids=["that crash", "without the mod"],
+    )
+    def test_a_run_ends_whose_clients_all_fail(self, mods, reason, clusters):
+        with pytest.raises(RunFailedError, match=reason):
+            clusters(*self.STARTS, mods=mods)
+
     def test_what_one_reports_stays_where_the_other_loses_all_replies(self, play):
         asked, starts = Counter(), [{"w": np.full(MODEL["w"].shape, one, "f4")} for one in (0, 9)]
 
@@ -488,9 +501,6 @@ class TestRepliesThatAreLeftOut:
     def test_errors_among_them_are_why_there_is_no_reply(self, play, api, older_api):
         if api is older_api:
             pytest.skip("there failures are not among the results")
-
-        def crash(message, context, call_next):
-            raise RuntimeError("out of memory")
 
         def without_errors(number, heard, usual):
             return usual([one for one in heard if one.raw.has_content()])
