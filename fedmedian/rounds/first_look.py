@@ -1,18 +1,20 @@
 """Warnings about a model and its arguments before the first round."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from fedmedian.model.layout import RUNNING_STATISTICS, is_finite, matches
 from fedmedian.rounds.recipe import Question
 
 
-def doubts(first: Question, exact: tuple[str, ...]) -> Iterator[str]:
+def doubts(first: Question, names: Sequence[str], exact: tuple[str, ...]) -> Iterator[str]:
     """Yield probable mistakes, each with its remedy.
 
     Parameters
     ----------
     first : Question
         The run's first question.
+    names : sequence of str
+        The names of the model's arrays, of which that question may train a part.
     exact : tuple of str
         Patterns for the names of exact arrays.
 
@@ -22,7 +24,6 @@ def doubts(first: Question, exact: tuple[str, ...]) -> Iterator[str]:
         A warning: no array is trained; a pattern, other than a default, that matches nothing; or
         trained arrays that are not finite.
     """
-    names = [spec.name for spec in first.layout.specs]
     for pattern in exact:
         if pattern not in RUNNING_STATISTICS and not any(matches(pattern, one) for one in names):
             brackets = "; write [[] for a bracket in a pattern" if "[" in pattern else ""

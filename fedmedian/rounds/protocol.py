@@ -254,6 +254,7 @@ class RoundProtocol:
             self.journal.warn_of_unseen_rounds()
         if server_round != self._round:
             self._asked_before = 0
+        names = [*{**self._model, **model}]  # the first round may train a part of the model
         self._round, self._model = server_round, model
         if self.journal.holds(server_round):
             return None
@@ -279,7 +280,7 @@ class RoundProtocol:
         # Also if nobody answers: clients hold what they were sent.
         self._models.note_question(question.number, known, question.state)
         if server_round == self.journal.done + 1:
-            for doubt in doubts(question, tuple(self.recipe.exact)):
+            for doubt in doubts(question, names, tuple(self.recipe.exact)):
                 warn("%s", doubt)
         self._questions, self._is_answered = [*asked, question], False
         self._asked_before += 1

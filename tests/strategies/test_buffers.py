@@ -211,6 +211,26 @@ class TestFirstLook:
         assert "write [[] for a bracket" in second
 
     @either_strategy
+    def test_one_that_matches_what_later_rounds_train_is_not(
+        self, api, name, habitual, seeking, run, warnings
+    ):
+        whole = {"0": W, "1": np.zeros(3, np.float32)}
+
+        def ask(number, model, usual):
+            return usual({"0": model["0"]} if number == 1 else model)
+
+        def hear(number, heard, usual):
+            model, metrics = usual(heard)
+            return {**whole, **model}, metrics
+
+        strategy = habitual(
+            api, name, whole, ask=ask, hear=hear, exact=["1"], fraction_evaluate=0.0
+        )
+        app = seeking(api, lambda name, array: 1.0, num_clients=NUM_CLIENTS)
+        run(strategy, app, whole, NUM_CLIENTS, 2)
+        assert self.said(warnings) == []
+
+    @either_strategy
     @pytest.mark.parametrize(
         ("model", "exact"), [({"0": np.zeros(3, np.int64)}, ()), ({"0": W}, ("*",))], ids=str
     )
