@@ -62,6 +62,9 @@ class Draft:
     is_private : bool (default: False)
         Whether noise must hide the update. It is then drawn and added in float64, and only the
         result is rounded.
+    question : int (default: 0)
+        The number of the question in the round, which may train several models, or one several
+        times.
 
     Attributes
     ----------
@@ -79,9 +82,11 @@ class Draft:
         rng: np.random.Generator,
         memory: Memory | None = None,
         is_private: bool = False,
+        question: int = 0,
     ) -> None:
         self.blocks = blocks
         self.server_round = server_round
+        self.question = question
         self.rng = rng
         self.body: NDArray[Any] | None = None
         self.measured: Float32 | None = None

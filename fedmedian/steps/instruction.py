@@ -333,7 +333,8 @@ def perturb_update(
     """
     steps, number = instruction.steps, instruction.server_round
     if clip is None:
-        draft = Draft(_finite(layout, update), layout.blocks, number, rng, memory)
+        finite = _finite(layout, update)
+        draft = Draft(finite, layout.blocks, number, rng, memory, question=instruction.question)
     else:
         # In a separate draft, whose reports are dropped: they have no noise.
         vector, blocks = _prepared_within(clip, instruction, layout, update, rng, memory)
@@ -366,7 +367,8 @@ def _prepared_within(
     with warned_of("sent noise alone, as this client's policy requires"):
         later = deepcopy(memory)
         finite = _finite(layout, update)
-        draft = Draft(finite, layout.blocks, instruction.server_round, rng, later)
+        number, question = instruction.server_round, instruction.question
+        draft = Draft(finite, layout.blocks, number, rng, later, question=question)
         for step in instruction.steps[: instruction.place_of_noise]:
             step.apply(draft)
         if draft.vector.shape != (blocks.dim,):

@@ -63,7 +63,7 @@ class ClientMomentum(ClientStep):
 
     It is `Momentum` on the client, which remembers the average of each array by its name. An array
     that is new, whose size has changed, or that was not in the last 64 answers, starts fresh. All
-    do if the round does not increase.
+    do if neither the round nor the number of its question increases.
 
     Parameters
     ----------
@@ -89,10 +89,10 @@ class ClientMomentum(ClientStep):
         if not isfinite(energy(draft.vector)):
             raise UpdateError("an update that is not finite cannot be averaged")
         memory = draft.memory_of(self)
-        rounds = np.array([draft.server_round], dtype=np.int64)
-        if memory and memory["last-round"] >= rounds:  # the server started another run
+        asked = draft.server_round, draft.question
+        if memory and (*memory["last-question"],) >= asked:  # the server started another run
             memory.clear()
-        memory["last-round"] = rounds
+        memory["last-question"] = np.array(asked, dtype=np.int64)
         answer = memory["answers"] = memory.get("answers", np.zeros(1, dtype=np.int64)) + 1
         blocks, rule = draft.blocks, Momentum(self.decay)
         for names, part in zip(blocks.names, blocks.split(draft.vector), strict=True):

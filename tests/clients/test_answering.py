@@ -49,12 +49,13 @@ def context():
     return a_context({"partition-id": 3})
 
 
-def answer_with(context, steps, update=(0.0,) * 100, server_round=1, seed=1):
+def answer_with(context, steps, update=(0.0,) * 100, server_round=1, seed=1, **others):
     vector = np.array(update, np.float32)
     layout = Layout.of_model({"x": np.zeros_like(vector)})
     last = () if isinstance(steps[-1], Signs) else (Vector(),)
-    instruction = Instruction((*steps, *last), server_round, seed, layout.exact_positions)
-    return answer(context, instruction, layout, vector, {"x": np.zeros_like(vector)})
+    exact, question = layout.exact_positions, others.pop("question", 0)
+    instruction = Instruction((*steps, *last), server_round, seed, exact, question)
+    return answer(context, instruction, layout, vector, {"x": np.zeros_like(vector)}, **others)
 
 
 def noise_of(node_config, node_id=11, **told):
@@ -121,13 +122,20 @@ class TestMemory:
         (average,) = (m for name, m in recall(context)["momentum"].items() if name[:2] == "m ")
         np.testing.assert_allclose(average, [0.25 * 4 + 0.5 * 1, 0.5 * 3])
 
+    @pytest.mark.parametrize("clip", [None, 100.0], ids=["", "with a policy"])
+    def test_a_second_question_of_a_round_follows_the_first(self, clip, context):
+        steps = [ClientMomentum(0.5), AddNoise(Gaussian(), np.zeros(1, np.float32))]
+        answer_with(context, steps, [4.0, 0.0], 1, clip=clip)
+        second = answer_with(context, steps, [1.0, 3.0], 1, question=1, clip=clip)
+        np.testing.assert_allclose(second.body, [2.0, 2.0], rtol=1e-5)
+
     def test_round_numbers_beyond_those_of_float32_still_follow_each_other(self, context):
         steps = [ClientMomentum(0.5)]
         answer_with(context, steps, [4.0, 0.0], 2**24)
         second = answer_with(context, steps, [1.0, 3.0], 2**24 + 1)
         np.testing.assert_allclose(second.body, [2.0, 2.0])
-        last = recall(context)["momentum"]["last-round"]
-        assert (last.dtype, last.tolist()) == (np.int64, [2**24 + 1])
+        last = recall(context)["momentum"]["last-question"]
+        assert (last.dtype, last.tolist()) == (np.int64, [2**24 + 1, 0])
 
     def test_a_step_that_forgets_leaves_another_steps_memory_alone(self, context):
         steps = [ForgetEvery(2), ClientMomentum(0.5)]

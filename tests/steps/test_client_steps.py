@@ -109,9 +109,9 @@ BLOCKS = Blocks((6, 2))
 UPDATE = [1.0, -2.0, 0.0, 2.0, 0.0, -4.0, 0.3, -0.4]
 
 
-def draft_of(update=UPDATE, blocks=BLOCKS, seed=0, memory=None, server_round=1):
-    rng = np.random.default_rng(seed)
-    return Draft(np.array(update, np.float32), blocks, server_round, rng, memory)
+def draft_of(update=UPDATE, blocks=BLOCKS, seed=0, memory=None, server_round=1, question=0):
+    rng, own = np.random.default_rng(seed), np.array(update, np.float32)
+    return Draft(own, blocks, server_round, rng, memory, question=question)
 
 
 def after(step, update=UPDATE, **situation):
@@ -318,6 +318,14 @@ class TestClientMomentum:
         _, second = self.sent([[4.0] * 8, UPDATE], rounds=(7, number))
         assert second == pytest.approx(UPDATE, rel=1e-5)
 
+    def test_goes_on_over_the_questions_of_a_round(self):
+        memory = {}
+        for question, sent in enumerate([4.0, (0.25 * 4 + 0.5 * 1) / 0.75]):
+            update = [[4.0, 1.0][question]] * 8
+            draft = draft_of(update, memory=memory, server_round=7, question=question)
+            ClientMomentum(0.5).apply(draft)
+            assert draft.vector == pytest.approx([sent] * 8)
+
     def test_starts_afresh_with_a_model_of_another_size(self):
         memory = {}
         self.sent([[4.0] * 8], memory=memory)
@@ -348,7 +356,7 @@ class TestClientMomentum:
         memory = {}
         _, second = self.sent([[4.0] * 8, [1.0] * 8], rounds=(2**24, 2**24 + 1), memory=memory)
         assert second == pytest.approx([2.0] * 8)
-        assert memory["momentum"]["last-round"].dtype == np.int64
+        assert memory["momentum"]["last-question"].dtype == np.int64
         assert {m.dtype.name for m in averages(memory).values()} == {"float32"}
 
     @pytest.mark.parametrize("value", [nan, inf, -inf])
