@@ -86,7 +86,7 @@ class RoundProtocol:
         self.journal = Journal(options.checkpoint)
         self._rules = (one_reply_per_node, *rules)
         self._ledger = ledger
-        self._is_open = self._is_answered = False
+        self._is_open = self._is_announced = self._is_answered = False
         self._begin({}, RunState())
 
     def _begin(self, model: Arrays, state: RunState) -> None:
@@ -117,7 +117,7 @@ class RoundProtocol:
         ValueError, RuntimeError, OSError
             As `Journal.open` and `Ledger.open`.
         """
-        self._is_open = True
+        self._is_open = self._is_announced = True
         self._begin(initial or {}, self.journal.open(self.recipe, initial))
         if self._ledger is not None:
             try:
@@ -228,7 +228,8 @@ class RoundProtocol:
 
         The same model in the same round is the same question. Another model, as of a second cluster
         of clients, is another question of the round. Rounds that start over are another run: a
-        smaller number, or round 1 again after it was answered, but not from the model that it made.
+        smaller number, or, if another strategy drives the run, round 1 again after it was answered,
+        but not from the model that it made.
 
         Parameters
         ----------
@@ -251,6 +252,7 @@ class RoundProtocol:
         """
         if not self._is_open or self._is_another_run(server_round, model):
             self.open(model)
+            self._is_announced = False
             self.journal.warn_of_unseen_rounds()
         if server_round != self._round:
             self._asked_before = 0
@@ -292,7 +294,8 @@ class RoundProtocol:
             return False
         if server_round < self._round:
             return True
-        return server_round == 1 and self._is_answered and not self._models.have_made(model)
+        is_again = server_round == 1 and self._is_answered
+        return is_again and not self._is_announced and not self._models.have_made(model)
 
     def may_ask(
         self,

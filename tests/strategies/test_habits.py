@@ -14,7 +14,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedmedian import Adaptive, CodedSteps, Gaussian, Momentum, SecureSum
+from fedmedian import Adaptive, ClientMomentum, CodedSteps, Gaussian, Momentum, SecureSum
 from fedmedian.clients import InProcessGrid, perturb
 from fedmedian.rounds.watch import RunFailedError
 from fedmedian.rules.optimizers import Optimizer
@@ -645,6 +645,61 @@ def test_each_round_may_have_two_passes(
     result = strategy.start(grid, as_record(MODEL), 3)
     assert states == [0, 1, 2, 3, 4, 5]
     assert near_goal(as_arrays(result.arrays), 6)
+
+
+@pytest.mark.parametrize("is_stored", [False, True], ids=["", "with a checkpoint"])
+class TestPassesOverOneModel:
+    """A round that asks a second time, in round 1, too, where the first time made no new model."""
+
+    @pytest.fixture
+    def start(self, is_stored, message_api, seeking, as_record, as_arrays, tmp_path):
+        def start(model, passes, **options):
+            """Train each round's passes: returns the model and reports."""
+
+            class Repeating(message_api.module.MedianSGD):
+                def configure_train(self, server_round, arrays, config, grid):
+                    self.grid, self.told = grid, ConfigRecord(dict(config))
+                    self.whole = as_arrays(arrays)
+                    return self.ask(server_round, passes[0][0])
+
+                def ask(self, server_round, names):
+                    part = as_record({name: self.whole[name] for name in names})
+                    configure = super().configure_train
+                    return list(configure(server_round, part, self.told, self.grid))
+
+                def aggregate_train(self, server_round, replies):
+                    for number, (names, count) in enumerate(passes):
+                        if number:
+                            asked = self.ask(server_round, names)
+                            replies = self.grid.send_and_receive(asked)
+                        heard = list(replies)[:count]
+                        arrays, metrics = super().aggregate_train(server_round, heard)
+                        self.whole |= {} if arrays is None else as_arrays(arrays)
+                    return as_record(self.whole), metrics
+
+            checkpoint = Checkpoint(tmp_path / str(len(passes))) if is_stored else None
+            fixed = {"noise": None, "rotation": None, "fraction_evaluate": 0.0}
+            fixed |= {"checkpoint": checkpoint, "optimizer": Momentum(0.9)}
+            strategy = message_api.make_own(Repeating, **fixed, **options)
+            grid = InProcessGrid(seeking(message_api, aim, num_clients=NUM_CLIENTS), NUM_CLIENTS)
+            result = strategy.start(grid, as_record(model), 3)
+            reports = {n: counts(one) for n, one in result.train_metrics_clientapp.items()}
+            return as_arrays(result.arrays), reports
+
+        return start
+
+    def test_it_may_repeat_a_question_that_too_few_have_answered(self, start, bits):
+        usual = start(MODEL, [("w", NUM_CLIENTS)], min_replies=3)
+        model, reports = start(MODEL, [("w", 2), ("w", NUM_CLIENTS)], min_replies=3)
+        assert bits(model) == bits(usual[0])
+        assert reports == dict.fromkeys((1, 2, 3), (NUM_CLIENTS, 0, 0)) == usual[1]
+
+    def test_it_may_train_other_arrays(self, start, bits):
+        model = {name: np.zeros((30, 4), np.float32) for name in "ab"}
+        options = {"client_steps": [ClientMomentum(0.9)]}
+        usual, _ = start(model, [("ab", NUM_CLIENTS)], **options)
+        found, _ = start(model, [("a", NUM_CLIENTS), ("b", NUM_CLIENTS)], **options)
+        assert bits(found) == bits(usual)
 
 
 class TestMethods:
