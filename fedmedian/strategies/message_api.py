@@ -41,6 +41,7 @@ from fedmedian.strategies.results import ShownResult
 from fedmedian.strategies.wrappers import require_no_unfit_wrapper
 from fedmedian.wire.scalars import (
     EVALUATION,
+    PREFIX,
     WIRE_VERSION,
     WireError,
     WireScalar,
@@ -305,8 +306,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
         question = self._protocol.ask(server_round, to_arrays(arrays))
         if question is None:
             return []
-        # The caller reuses its config in every round, so our keys must not get into it.
-        told = ConfigRecord({**config, **question.instruction.encode()})
+        told = _without_our_keys(config)
+        told.update(question.instruction.encode())
         with self._protocol.sampling(server_round):
             nodes = _CountingGrid(grid)
             asked = list(super().configure_train(server_round, arrays, told, cast(Grid, nodes)))
@@ -546,7 +547,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         """Configure a round of evaluation as FedAvg does."""
         if server_round < self._protocol.journal.done:
             return []
-        told = ConfigRecord(dict(config))
+        told = _without_our_keys(config)
         if not self._may_read_arrays():
             told[EVALUATION] = WIRE_VERSION
         with self._protocol.sampling(server_round, evaluates=True):
@@ -762,6 +763,11 @@ def _seeing_all(
             self._received = None
 
     return seeing_all
+
+
+def _without_our_keys(config: ConfigRecord) -> ConfigRecord:
+    """Return a copy of a config: its caller reuses it, or has taken it from an older message."""
+    return ConfigRecord({key: one for key, one in config.items() if not key.startswith(PREFIX)})
 
 
 def _nodes(messages: Sequence[Message]) -> list[Node]:

@@ -733,6 +733,40 @@ class TestMethods:
         assert len(again.train_metrics_clientapp) == 2
 
 
+OPTIONS = {
+    "signs": {},
+    "coded downlink": {"downlink": CodedSteps()},
+    "secure sums": {"secure": SecureSum(), "weighted": False},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_the_config_of_an_older_message_may_be_used_again(
+    options, message_api, seeking, as_record, as_arrays
+):
+    class Reusing(SignSGD):
+        told = None
+
+        def configure_train(self, server_round, arrays, config, grid):
+            told = self.told or config
+            messages = list(super().configure_train(server_round, arrays, told, grid))
+            self.told = messages[0].content["config"]
+            return messages
+
+        def configure_evaluate(self, server_round, arrays, config, grid):
+            return super().configure_evaluate(server_round, arrays, self.told, grid)
+
+    def start(strategy):
+        app = seeking(message_api, aim, num_clients=NUM_CLIENTS)
+        result = message_api.make_own(strategy, **options).start(
+            InProcessGrid(app, NUM_CLIENTS), as_record(MODEL), 4
+        )
+        assert [*result.evaluate_metrics_clientapp] == [1, 2, 3, 4]
+        return as_arrays(result.arrays)["w"].tolist()
+
+    assert start(Reusing) == start(SignSGD)
+
+
 @pytest.fixture
 def play_secure(message_api, habitual, seeking, run):
     """Runs a strategy with secure sums and habits."""
