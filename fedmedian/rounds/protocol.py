@@ -76,6 +76,11 @@ class RoundProtocol:
         `one_reply_per_node`; in training those of the options follow.
     ledger : Ledger, optional
         The account of the privacy budget, if any.
+
+    Attributes
+    ----------
+    is_announced : bool
+        Whether the strategy was told that the run begins; not if another strategy drives it.
     """
 
     def __init__(
@@ -86,7 +91,7 @@ class RoundProtocol:
         self.journal = Journal(options.checkpoint)
         self._rules = (one_reply_per_node, *rules)
         self._ledger = ledger
-        self._is_open = self._is_announced = self._is_answered = False
+        self._is_open = self.is_announced = self._is_answered = False
         self._begin({}, RunState())
 
     def _begin(self, model: Arrays, state: RunState) -> None:
@@ -117,7 +122,7 @@ class RoundProtocol:
         ValueError, RuntimeError, OSError
             As `Journal.open` and `Ledger.open`.
         """
-        self._is_open = self._is_announced = True
+        self._is_open = self.is_announced = True
         self._begin(initial or {}, self.journal.open(self.recipe, initial))
         if self._ledger is not None:
             try:
@@ -252,7 +257,7 @@ class RoundProtocol:
         """
         if not self._is_open or self._is_another_run(server_round, model):
             self.open(model)
-            self._is_announced = False
+            self.is_announced = False
             self.journal.warn_of_unseen_rounds()
         if server_round != self._round:
             self._asked_before = 0
@@ -295,7 +300,7 @@ class RoundProtocol:
         if server_round < self._round:
             return True
         is_again = server_round == 1 and self._is_answered
-        return is_again and not self._is_announced and not self._models.have_made(model)
+        return is_again and not self.is_announced and not self._models.have_made(model)
 
     def may_ask(
         self,

@@ -529,11 +529,13 @@ class MessageStrategy(ShowsArguments, FedAvg):
     ) -> list[_Asked[About]]:
         """Return the calls to which replies belong, and others about the same that nobody answers.
 
-        Several calls may be about the same, as for groups of nodes. No later call of the subclass
-        hears of a group that is silent.
+        Several calls may be about the same, as for groups of nodes. Nobody passes on later what a
+        group that is silent has not sent, unless another strategy picks the replies.
         """
-        came = {one.metadata.reply_to_message_id for one in replies} | {*(self._received or ())}
         heard, about = {*own}, {id(one.about) for one in own}
+        if self._received is None and not self._protocol.is_announced:
+            return [one for one in asked if one in heard]
+        came = {one.metadata.reply_to_message_id for one in replies} | {*(self._received or ())}
         return [
             one
             for one in asked

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAvg
 
 from fedmedian import Adaptive, ClientMomentum, CodedSteps, Gaussian, Momentum, SecureSum
 from fedmedian.clients import InProcessGrid, perturb
@@ -731,6 +732,46 @@ class TestMethods:
         strategy.start(grid, as_record(MODEL), 2)
         again = pickle.loads(pickle.dumps(strategy)).start(grid, as_record(MODEL), 2)
         assert len(again.train_metrics_clientapp) == 2
+
+
+@pytest.mark.parametrize("phase", ["train", "evaluate"])
+def test_a_strategy_around_ours_may_hear_groups_one_after_the_other(
+    phase, message_api, seeking, as_record, caplog
+):
+    """Also if both groups are asked about one model."""
+    inner = SignSGD(seed=1)
+
+    class Around(FedAvg):
+        def groups(self, configure, server_round, arrays, config, grid):
+            asked = [list(configure(server_round, arrays, config, grid)) for _ in (0, 1)]
+            return [
+                one for odd in (0, 1) for one in asked[odd] if one.metadata.dst_node_id % 2 == odd
+            ]
+
+        def configure_train(self, *asked):
+            return self.groups(inner.configure_train, *asked)
+
+        def configure_evaluate(self, *asked):
+            return self.groups(inner.configure_evaluate, *asked)
+
+        def aggregate_train(self, server_round, replies):
+            for odd in (0, 1):
+                own = [one for one in replies if one.metadata.src_node_id % 2 == odd]
+                arrays, metrics = inner.aggregate_train(server_round, own)
+            return arrays, metrics
+
+        def aggregate_evaluate(self, server_round, replies):
+            for odd in (0, 1):
+                own = [one for one in replies if one.metadata.src_node_id % 2 == odd]
+                metrics = inner.aggregate_evaluate(server_round, own)
+            return metrics
+
+    app = seeking(message_api, aim, num_clients=NUM_CLIENTS)
+    Around().start(InProcessGrid(app, NUM_CLIENTS), as_record(MODEL), 2)
+    lines = [one for one in caplog.messages if one.startswith(f"aggregate_{phase}: accepted")]
+    assert [one.partition(";")[0] for one in lines] == [
+        f"aggregate_{phase}: accepted {NUM_CLIENTS // 2} replies, dropped 0"
+    ] * 4
 
 
 OPTIONS = {
