@@ -182,7 +182,7 @@ class Watch:
         self._max_failed_rounds = max_failed_rounds
         self._said = set[str]()
         self._failed: list[int] = []
-        self._rounds_of_dead_workers = 0  # in a row
+        self._of_dead_workers: list[int] = []  # rounds in a row
         self._reasons = Counter[str]()
         self._first_scales: dict[tuple[str, ...], float] = {}
         self._rounds_scaled = Counter[tuple[str, ...]]()
@@ -235,16 +235,17 @@ class Watch:
                     *(number, count, total, reason, _remedy_of(reason)),
                 )
         dead = [reason for reason in reasons.elements() if re.search(_DEAD_WORKER, reason)]
-        self._rounds_of_dead_workers += 1
         if 2 * len(dead) <= total:
-            self._rounds_of_dead_workers = 0
+            self._of_dead_workers = []
+        elif number not in self._of_dead_workers:  # a subclass may train several times in a round
+            self._of_dead_workers.append(number)
         if not heard.no_step:
             self._failed, self._reasons = [], Counter()
             self._look_at_cohort(len(heard.answers), *few)
             self._look_at_scales(question.blocks, report.get("noise-scale", ()))
             self._look_at_updates(question, heard.answers)
             self._look_at_agreement(number, heard.answers, report.get("agreement-per-client", ()))
-            if self._rounds_of_dead_workers == self._max_failed_rounds:
+            if len(self._of_dead_workers) == self._max_failed_rounds:
                 raise RunFailedError(
                     f"{self._max_failed_rounds} rounds in a row have lost most replies, the last "
                     f"{len(dead)} of {total}: {dead[0]}{_remedy_of(dead[0])}",

@@ -340,6 +340,18 @@ class TestDeadWorkers:
         outcome = run(api.make("MedianSGD", **options), train, MODEL, 4, 5, mods=mods)
         assert sorted(outcome.reports) == [1, 2, 3, 4, 5]
 
+    def test_a_round_that_is_heard_twice_is_one(self, api, habitual, seeking, run):
+        def hear(number, heard, usual):
+            usual(heard)
+            return usual(heard)
+
+        strategy = habitual(api, "MedianSGD", MODEL, hear=hear, fraction_evaluate=0.0)
+        app = seeking(api, lambda name, array: 1.0, self.dead_for((0, 1, 2)), num_clients=4)
+        with pytest.raises(RunFailedError, match=r"^3 rounds"):
+            run(strategy, app, MODEL, 4, 3)
+        outcome = run(strategy, app, MODEL, 4, 2)
+        assert sorted(outcome.reports) == [1, 2]
+
 
 class TestWarnings:
     def test_clients_that_have_replied_that_they_failed_are_not_said_to_be_silent(
