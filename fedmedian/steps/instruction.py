@@ -214,6 +214,11 @@ class Instruction:
         """Return whether a message's config holds an instruction."""
         return PREFIX + "instruction" in config
 
+    @staticmethod
+    def number_in(config: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Return the round and the number of its question in a message's config."""
+        return config.get(PREFIX + "round"), config.get(PREFIX + "question", 0)
+
     @classmethod
     def decode(cls, config: Mapping[str, Any]) -> "Instruction":
         """Read the instruction in a message's config.

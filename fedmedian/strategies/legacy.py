@@ -48,6 +48,7 @@ from fedmedian.steps.payload import MOST_ARRAYS, Payload, as_version
 from fedmedian.strategies.arguments import MedianArguments, ShowsArguments, SignArguments, differing
 from fedmedian.strategies.log import log_last_evaluation, shorten_older_run
 from fedmedian.strategies.options import FlowerOptions, LegacyFedAvgOptions, require_fedavg_options
+from fedmedian.strategies.overrides import noting, wrap_override
 from fedmedian.strategies.wrappers import require_no_unfit_wrapper
 from fedmedian.wire.scalars import PREFIX, WireError, require_own_keys
 
@@ -93,6 +94,15 @@ class LegacyStrategy(ShowsArguments, FedAvg):
     TypeError, ValueError
         If an argument has the wrong type or is out of range.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let the strategy see what a subclass sends."""
+        super().__init_subclass__(**kwargs)
+        for name, note in (
+            ("configure_fit", LegacyStrategy._note_training),
+            ("configure_evaluate", LegacyStrategy._note_evaluation),
+        ):
+            wrap_override(cls, LegacyStrategy, name, noting(note))
 
     def _build(self, recipe: Recipe, options: RunOptions, flower: FlowerOptions) -> None:
         if recipe.secure is not None:
@@ -190,15 +200,18 @@ class LegacyStrategy(ShowsArguments, FedAvg):
                 f"fraction_fit={self.fraction_fit} and min_fit_clients={self.min_fit_clients}",
                 trains=self.fraction_fit > 0 or self.min_fit_clients > 0,
             )
-        self._asked = [client.cid for client, _ in asked]
-        self._protocol.log_whole_models(question.state.held, self._asked)
+        self._protocol.log_whole_models(question.state.held, drawn if asked else [])
         parameters_of = _shared_parameters()
         sent = [
             (client, _addressed(ins, question, client.cid, parameters_of)) for client, ins in asked
         ]
-        self._size = _mean_size([ins.parameters for _, ins in sent])
         self._whole_size = _mean_size([parameters])
+        self._note_training(sent)
         return sent
+
+    def _note_training(self, sent: Sequence[tuple[ClientProxy, FitIns]]) -> None:
+        self._asked = [client.cid for client, _ in sent]
+        self._size = _mean_size([ins.parameters for _, ins in sent])
 
     @paused_collector()
     def aggregate_fit(
@@ -283,8 +296,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         with self._protocol.sampling(server_round, evaluates=True):
             asked = super().configure_evaluate(server_round, parameters, client_manager)
         require_own_keys("on_evaluate_config_fn", {key for _, ins in asked for key in ins.config})
-        self._asked_to_evaluate = [client.cid for client, _ in asked]
-        self._size = _mean_size([parameters])
+        self._note_evaluation(asked)
         held = self._protocol.held_to_evaluate(parameters_to_arrays(parameters)) if asked else None
         if held is None:
             return asked
@@ -294,8 +306,12 @@ class LegacyStrategy(ShowsArguments, FedAvg):
             own = self._protocol.content_for(held, client.cid)
             config = {**ins.config, **own.scalars}
             sent.append((client, EvaluateIns(parameters_of(own), config)))
-        self._size = _mean_size([ins.parameters for _, ins in sent])
+        self._note_evaluation(sent)
         return sent
+
+    def _note_evaluation(self, sent: Sequence[tuple[ClientProxy, EvaluateIns]]) -> None:
+        self._asked_to_evaluate = [client.cid for client, _ in sent]
+        self._size = _mean_size([ins.parameters for _, ins in sent])
 
     def aggregate_evaluate(
         self, server_round: int, results: list[Evaluated], failures: list[Evaluated | BaseException]
@@ -486,7 +502,9 @@ def _examples(replies: Sequence[Reply[Result]]) -> list[float]:
 
 
 def _mean_size(sent: Sequence[Parameters]) -> float:
-    return fmean([sum(map(len, parameters.tensors)) for parameters in sent] or [0])
+    different = {id(parameters): parameters for parameters in sent}  # most clients share one
+    sizes = {key: sum(map(len, one.tensors)) for key, one in different.items()}
+    return fmean([sizes[id(parameters)] for parameters in sent] or [0])
 
 
 def _read(trained: Trained, most_arrays: int, *, must_name_question: bool) -> Said[FitRes]:

@@ -37,6 +37,7 @@ from fedmedian.strategies import numpy_clients as numpy_messages
 from fedmedian.strategies.arguments import Argument, ShowsArguments, differing
 from fedmedian.strategies.log import concise, log_last_evaluation
 from fedmedian.strategies.options import FedAvgOptions, FlowerOptions, require_fedavg_options
+from fedmedian.strategies.overrides import noting, wrap_override
 from fedmedian.strategies.results import ShownResult
 from fedmedian.strategies.wrappers import require_no_unfit_wrapper
 from fedmedian.wire.scalars import (
@@ -112,12 +113,15 @@ class MessageStrategy(ShowsArguments, FedAvg):
     _received: dict[str, Message] | None = None  # also of a subclass that builds no strategy
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Let the strategy see which replies a subclass leaves out: these are not missing."""
+        """Let the strategy see what a subclass sends, and which replies it leaves out."""
         super().__init_subclass__(**kwargs)
-        for name in ("aggregate_train", "aggregate_evaluate"):
-            definer = next(one for one in cls.__mro__ if name in vars(one))
-            if definer is cls or not issubclass(definer, MessageStrategy):
-                setattr(cls, name, _seeing_all(getattr(cls, name)))
+        for name, wrap in (
+            ("configure_train", noting(MessageStrategy._note_training)),
+            ("configure_evaluate", noting(MessageStrategy._note_evaluation)),
+            ("aggregate_train", _seeing_all),
+            ("aggregate_evaluate", _seeing_all),
+        ):
+            wrap_override(cls, MessageStrategy, name, wrap)
 
     def _build(self, recipe: Recipe, options: RunOptions, flower: FlowerOptions) -> None:
         require_fedavg_options(type(self), flower, FedAvgOptions.__optional_keys__)
@@ -337,6 +341,13 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self._asked = [*of_round, _Asked(server_round, question, asked)]
         return asked
 
+    def _note_training(self, messages: Sequence[Message]) -> None:
+        """Remember messages that a subclass has made, by the question in their config."""
+        questions: dict[Any, Question] = {one.about.number: one.about for one in self._asked}
+        for message in _others(messages, self._asked):
+            if (about := questions.get(_number_in(message))) is not None:
+                self._asked.append(_Asked(about.server_round, about, [message]))
+
     def _of_round(self, server_round: int, asked: Sequence[_Asked[About]]) -> list[_Asked[About]]:
         """Return the calls of a round; replies to the messages of others are late from now on."""
         for one in asked:
@@ -493,9 +504,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
         """
         asked = [one for one in self._asked if one.server_round == server_round]
         is_open = [one for one in asked if not one.is_heard]
-        if not replies:
-            answered = is_open[:1]
-        else:
+        own = is_open[:1]
+        if replies:
             first = next(iter(is_open or reversed(asked)), None)
             if first is None:
                 raise self._protocol.not_asked(server_round, "replies", "configure_train")
@@ -510,7 +520,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
             found = found or [first]  # errors to messages that are not ours, or late replies
             usual = Counter(one.about for one in found).most_common(1)[0][0]
             own = [one for one in found if one.about is usual]
-            answered = self._answered(asked, own, replies)
+        answered = self._answered(asked, own, replies)
         sent: list[Message] = []
         for one in answered:
             due = _sent(one.messages, replies)
@@ -564,6 +574,14 @@ class MessageStrategy(ShowsArguments, FedAvg):
         of_round = self._of_round(server_round, self._asked_to_evaluate)
         self._asked_to_evaluate = [*of_round, _Asked(server_round, arrays, messages)]
         return messages
+
+    def _note_evaluation(self, messages: Sequence[Message]) -> None:
+        """Remember messages that a subclass has made."""
+        if self._asked_to_evaluate:
+            last = self._asked_to_evaluate[-1]
+            for message in _others(messages, self._asked_to_evaluate):
+                own = _Asked(last.server_round, last.about, [message])
+                self._asked_to_evaluate.append(own)
 
     def _write_evaluation(
         self, held: Held | None, arrays: ArrayRecord, messages: Sequence[Message]
@@ -791,6 +809,18 @@ def _scalars_of(reply: Message) -> Mapping[str, Any] | str:
 
 def _is_instructed(message: Message) -> bool:
     return any(map(Instruction.is_in, _records(ConfigRecord, message.content)))
+
+
+def _others(messages: Sequence[Message], asked: Sequence[_Asked[Any]]) -> list[Message]:
+    """Return the messages that are not among those of any call."""
+    known = {id(message) for one in asked for message in one.messages}
+    return [message for message in messages if id(message) not in known]
+
+
+def _number_in(message: Message) -> tuple[Any, Any] | None:
+    """Return the number of the question that a message asks; None for another message."""
+    configs = filter(Instruction.is_in, _records(ConfigRecord, message.content))
+    return next(map(Instruction.number_in, configs), None)
 
 
 def _question_in(reply: Message) -> Any:

@@ -496,6 +496,24 @@ class TestArrays:
         assert not any("are not those of the one" in one for one in caplog.messages)
 
 
+@pytest.mark.parametrize("filtered", [False, True], ids=["all", "some"])
+def test_a_client_that_has_lost_its_state_is_back_whoever_is_asked(
+    filtered, api, habitual, seeking, run
+):
+    def ask(number, model, usual):
+        return [one for one in usual(model) if one.partition % 2 or not filtered]
+
+    model = {"w": np.zeros((30, 40), np.float32)}
+    strategy = habitual(
+        api, "SignSGD", model, ask=ask, downlink=CodedSteps(), fraction_evaluate=0.0
+    )
+    app = seeking(api, lambda *array: 2.0, (wiping(3, after=2), perturb), NUM_CLIENTS)
+    outcome = run(strategy, app, model, NUM_CLIENTS, 5)
+    asked = NUM_CLIENTS // 2 if filtered else NUM_CLIENTS
+    accepted = [outcome.reports[number]["replies-accepted"] for number in range(1, 6)]
+    assert accepted == [asked, asked, asked - 1, asked, asked]
+
+
 class TestHabits:
     @pytest.fixture
     def habits(self, api, habitual, run, seeking):

@@ -65,6 +65,24 @@ def require_counts(outcome, rounds, expected):
     )
 
 
+def copied(message):
+    """Return a copy of a message of the Message API, of whose id nobody knows."""
+    kept = {name: getattr(message.metadata, name) for name in ("message_type", "group_id")}
+    return Message(message.content, dst_node_id=message.metadata.dst_node_id, **kept)
+
+
+def losing(*partitions):
+    """Make a kind of grid on which the replies of some partitions get lost."""
+
+    class Losing(InProcessGrid):
+        def send_and_receive(self, messages, **options):
+            lost = [self.get_node_ids()[partition] for partition in partitions]
+            replies = super().send_and_receive(messages, **options)
+            return [one for one in replies if one.metadata.src_node_id not in lost]
+
+    return Losing
+
+
 def near_goal(model, num_rounds):
     """Tell whether the mean is about where FedAvg's would be."""
     return np.mean(model["w"]) == pytest.approx(GOAL * (1 - 0.5**num_rounds), abs=0.2)
@@ -120,19 +138,41 @@ class TestWhoIsAsked:
         assert not warned
 
     def test_a_group_of_which_no_node_replies_is_missed(self, play):
-        class Losing(InProcessGrid):
-            def send_and_receive(self, messages, **options):
-                lost = [node for i, node in enumerate(self.get_node_ids()) if i in ODD]
-                replies = super().send_and_receive(messages, **options)
-                return [one for one in replies if one.metadata.src_node_id not in lost]
-
         def ask(number, model, usual):
             odd = [one for one in usual(model) if one.partition in ODD]
             return odd + [one for one in usual(model) if one.partition not in ODD]
 
-        outcome, _ = play(ask=ask, grid=Losing)
+        outcome, _ = play(ask=ask, grid=losing(*ODD))
         others = NUM_CLIENTS - len(ODD)
         require_counts(outcome, range(1, 5), (others, 0, len(ODD)))
+
+    @pytest.mark.parametrize("drawn", [0.4, 0.5, 1.0])
+    def test_others_than_were_drawn_are_missed_if_they_do_not_reply(self, drawn, play):
+        def ask(number, model, usual):
+            (first, *_) = usual(model)
+            return [first.to(partition) for partition in ODD]
+
+        outcome, _ = play(ask=ask, grid=losing(1, 3), fraction_train=drawn)
+        require_counts(outcome, range(1, 5), (len(ODD) - 2, 0, 2))
+        sizes = {report["downlink-bytes"] for report in outcome.reports.values()}
+        assert max(sizes) < 1.1 * MODEL["w"].nbytes
+
+    def test_a_round_in_which_none_of_them_replies_is_a_failed_one(self, play):
+        def ask(number, model, usual):
+            (first, *_) = usual(model)
+            return [first.to(partition) for partition in ODD]
+
+        with pytest.raises(RunFailedError, match="rounds 1 to 3 made no new model"):
+            play(ask=ask, grid=losing(*ODD))
+
+    def test_bytes_are_those_of_what_was_sent(self, play):
+        def ask(number, model, usual):
+            return [one for one in usual(model) if number == 1 or one.partition in ODD]
+
+        usual, _ = play(downlink=CodedSteps())
+        outcome, _ = play(ask=ask, downlink=CodedSteps())
+        sizes = [[one.reports[n]["downlink-bytes"] for n in (2, 3, 4)] for one in (outcome, usual)]
+        assert sizes[0] == sizes[1]
 
 
 @either_strategy
@@ -285,18 +325,12 @@ class TestTwoModels:
         if api.name == "older API":
             pytest.skip("there replies name no message at all")
 
-        def copied(letter):
-            old = letter.raw
-            kept = {name: getattr(old.metadata, name) for name in ("message_type", "group_id")}
-            new = Message(old.content, dst_node_id=old.metadata.dst_node_id, **kept)
-            return replace(letter, raw=new)
-
         def of_cluster(letters, odd):
             return [one for one in letters if one.partition % 2 == odd]
 
         def ask(number, model, usual):
             asked = [one for odd in (0, 1) for one in of_cluster(usual(models[odd]), odd)]
-            return map(copied, asked)
+            return [replace(one, raw=copied(one.raw)) for one in asked]
 
         def hear(number, heard, usual):
             for odd in (1, 0):  # not in the order of the questions
@@ -772,6 +806,31 @@ def test_a_strategy_around_ours_may_hear_groups_one_after_the_other(
     assert [one.partition(";")[0] for one in lines] == [
         f"aggregate_{phase}: accepted {NUM_CLIENTS // 2} replies, dropped 0"
     ] * 4
+
+
+def test_a_strategy_around_ours_may_send_copies_for_two_models(
+    message_api, seeking, as_record, as_arrays, warnings
+):
+    inner, models = SignSGD(seed=1), [as_record({"w": MODEL["w"] + one}) for one in (-6, 9)]
+
+    class Around(FedAvg):
+        def configure_train(self, server_round, arrays, config, grid):
+            for odd, model in enumerate(models):
+                for one in inner.configure_train(server_round, model, config, grid):
+                    if one.metadata.dst_node_id % 2 == odd:
+                        yield copied(one)
+
+        def aggregate_train(self, server_round, replies):
+            for odd in (1, 0):  # not in the order of the questions
+                own = [one for one in replies if one.metadata.src_node_id % 2 == odd]
+                models[odd], metrics = inner.aggregate_train(server_round, own)
+                assert counts(metrics) == (NUM_CLIENTS // 2, 0, 0)
+            return models[0], metrics
+
+    app = seeking(message_api, aim, num_clients=NUM_CLIENTS)
+    Around(fraction_evaluate=0.0).start(InProcessGrid(app, NUM_CLIENTS), models[0], 4)
+    assert all(abs(np.mean(as_arrays(model)["w"]) - GOAL) < 4 for model in models)
+    assert not warnings("aggregate_train")
 
 
 OPTIONS = {

@@ -1,0 +1,47 @@
+"""Methods that users override: what goes through them is what counts."""
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
+
+Method = Callable[..., Any]
+
+
+def wrap_override(cls: type, base: type, name: str, wrap: Callable[[Method], Method]) -> None:
+    """Wrap a method that a subclass or its mixin overrides.
+
+    Parameters
+    ----------
+    cls : type
+        The subclass.
+    base : type
+        The strategy. Its own methods, and those that its other subclasses had wrapped, stay.
+    name : str
+        The method's name.
+    wrap : callable
+        Maps the method to what takes its place.
+    """
+    definer = next(one for one in cls.__mro__ if name in vars(one))
+    if definer is cls or not issubclass(definer, base):
+        setattr(cls, name, wrap(getattr(cls, name)))
+
+
+def noting(note: Callable[[Any, Sequence[Any]], None]) -> Callable[[Method], Method]:
+    """Return what makes a strategy note the messages that a method of its subclass returns.
+
+    Parameters
+    ----------
+    note : callable
+        Takes the strategy and the messages.
+    """
+
+    def wrap(configure: Method) -> Method:
+        @wraps(configure)
+        def noting(self: Any, *given: Any, **named: Any) -> list[Any]:
+            asked = [*(configure(self, *given, **named) or ())]
+            note(self, asked)
+            return asked
+
+        return noting
+
+    return wrap
