@@ -502,7 +502,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         as in a subclass that builds its own, it answers the question that it names, or else the
         first open one.
         """
-        asked = [one for one in self._asked if one.server_round == server_round]
+        asked = _sent_first([one for one in self._asked if one.server_round == server_round])
         is_open = [one for one in asked if not one.is_heard]
         own = is_open[:1]
         if replies:
@@ -594,7 +594,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
     def _sent_to_evaluate(self, replies: Sequence[Message]) -> list[Message]:
         """Return the messages whose replies are due: those of a call, as of one cluster's."""
         ids = {reply.metadata.reply_to_message_id for reply in replies}
-        asked = [one for one in self._asked_to_evaluate if not one.is_heard]
+        asked = _sent_first([one for one in self._asked_to_evaluate if not one.is_heard])
         own = [one for one in asked if one.ids & ids] or asked[:1]
         heard = self._answered(asked, own, replies)
         for one in heard:
@@ -815,6 +815,11 @@ def _others(messages: Sequence[Message], asked: Sequence[_Asked[Any]]) -> list[M
     """Return the messages that are not among those of any call."""
     known = {id(message) for one in asked for message in one.messages}
     return [message for message in messages if id(message) not in known]
+
+
+def _sent_first(asked: list[_Asked[About]]) -> list[_Asked[About]]:
+    """Return calls in order, but last those of which a subclass has sent no message."""
+    return sorted(asked, key=lambda one: not one.ids)
 
 
 def _number_in(message: Message) -> tuple[Any, Any] | None:

@@ -165,6 +165,14 @@ class TestWhoIsAsked:
         with pytest.raises(RunFailedError, match="rounds 1 to 3 made no new model"):
             play(ask=ask, grid=losing(*ODD))
 
+    def test_so_is_one_that_asks_about_another_model_than_the_first(self, play):
+        def ask(number, model, usual):
+            usual(model)
+            return usual({"w": model["w"] + 1})
+
+        with pytest.raises(RunFailedError, match="rounds 1 to 3 made no new model"):
+            play(ask=ask, grid=losing(*range(NUM_CLIENTS)))
+
     def test_bytes_are_those_of_what_was_sent(self, play):
         def ask(number, model, usual):
             return [one for one in usual(model) if number == 1 or one.partition in ODD]
