@@ -243,9 +243,10 @@ class KnownModels:
         return self._nearest(_sample_of(model), self._known)
 
     def have_made(self, model: Arrays) -> bool:
-        """Return whether a step of this run has led to a model."""
+        """Return whether a step of this run has led to a model, or it has none of its arrays."""
         sample = _sample_of(model)
-        return any(
+        is_known = any(sample.keys() & one.after.keys() for one in self._known)
+        return not is_known or any(
             one.ends_at(sample) and _distance(one.before, one.after) > 0
             for one in self._known
             if one.question is not None

@@ -816,6 +816,42 @@ def test_a_strategy_around_ours_may_hear_groups_one_after_the_other(
     ] * 4
 
 
+@pytest.mark.parametrize("is_stored", [False, True], ids=["", "with a checkpoint"])
+def test_a_strategy_around_ours_may_train_two_parts_of_a_model_in_a_round(
+    is_stored, message_api, seeking, as_record, as_arrays, tmp_path
+):
+    states = []
+
+    class Remembering(Optimizer):
+        def step(self, direction, state):
+            states.append(state.setdefault("steps", np.zeros(1)).item())
+            state["steps"] = state["steps"] + 1
+            return direction
+
+    checkpoint = Checkpoint(tmp_path) if is_stored else None
+    inner = SignSGD(seed=1, optimizer=Remembering(), checkpoint=checkpoint)
+
+    class Around(FedAvg):
+        def configure_train(self, server_round, arrays, config, grid):
+            self.whole, self.told, self.grid = as_arrays(arrays), config, grid
+            return self.ask(server_round, "a")
+
+        def ask(self, server_round, name):
+            part = as_record({name: self.whole[name]})
+            return inner.configure_train(server_round, part, self.told, self.grid)
+
+        def aggregate_train(self, server_round, replies):
+            self.whole |= as_arrays(inner.aggregate_train(server_round, replies)[0])
+            replies = self.grid.send_and_receive(self.ask(server_round, "b"))
+            arrays, metrics = inner.aggregate_train(server_round, replies)
+            return as_record(self.whole | as_arrays(arrays)), metrics
+
+    app = seeking(message_api, aim, num_clients=NUM_CLIENTS)
+    model = {name: np.zeros((30, 4), np.float32) for name in "ab"}
+    Around(fraction_evaluate=0.0).start(InProcessGrid(app, NUM_CLIENTS), as_record(model), 3)
+    assert states == [0, 0, 1, 1, 2, 2]
+
+
 def test_a_strategy_around_ours_may_send_copies_for_two_models(
     message_api, seeking, as_record, as_arrays, warnings
 ):
