@@ -342,10 +342,28 @@ class MessageStrategy(ShowsArguments, FedAvg):
         return asked
 
     def _note_training(self, messages: Sequence[Message]) -> None:
-        """Remember messages that a subclass has made, by the question in their config."""
+        """Remember messages that a subclass has made, by the question in their config.
+
+        Raises
+        ------
+        ValueError
+            If a message, whoever has made it, holds other arrays than its question is about.
+        """
         questions: dict[Any, Question] = {one.about.number: one.about for one in self._asked}
-        for message in _others(messages, self._asked):
-            if (about := questions.get(_number_in(message))) is not None:
+        abouts = [questions.get(_number_in(message)) for message in messages]
+        others = {id(message) for message in _others(messages, self._asked)}
+        records: dict[int, ArrayRecord] = {}
+        for message, about in zip(messages, abouts, strict=True):
+            if about is None:
+                continue
+            record = message.content.get(self.arrayrecord_key)
+            if isinstance(record, ArrayRecord):
+                if id(record) not in records:
+                    records[id(record)] = _in_order(record, about)
+                if records[id(record)] is not record:
+                    own = {self.arrayrecord_key: records[id(record)]}
+                    message.content = RecordDict({**message.content, **own})
+            if id(message) in others:
                 self._asked.append(_Asked(about.server_round, about, [message]))
 
     def _of_round(self, server_round: int, asked: Sequence[_Asked[About]]) -> list[_Asked[About]]:
@@ -809,6 +827,28 @@ def _scalars_of(reply: Message) -> Mapping[str, Any] | str:
 
 def _is_instructed(message: Message) -> bool:
     return any(map(Instruction.is_in, _records(ConfigRecord, message.content)))
+
+
+def _in_order(record: ArrayRecord, question: Question) -> ArrayRecord:
+    """Return arrays in the order in which clients are to be sent them.
+
+    Raises
+    ------
+    ValueError
+        If clients cannot answer the question with them.
+    """
+    names = [*question.model]
+    if [*record] == names or any(name.startswith(PREFIX) for name in record):  # or coded steps
+        return record
+    if record.keys() == {*names}:
+        return ArrayRecord({name: record[name] for name in names})
+    shapes = [spec.shape for spec in question.layout.specs]
+    if [tuple(array.shape) for array in record.values()] != shapes:
+        raise ValueError(
+            f"messages of training must hold the arrays that configure_train was given, {names}, "
+            f"got {[*record]}: to train a part of the model, pass it to super().configure_train"
+        )
+    return record
 
 
 def _others(messages: Sequence[Message], asked: Sequence[_Asked[Any]]) -> list[Message]:

@@ -126,6 +126,41 @@ class TestTheOrderOfTheModel:
         assert bits(play(lambda model: dict(reversed(model.items())))) == bits(usual)
 
 
+@pytest.mark.parametrize("options", [{}, {"downlink": CodedSteps()}], ids=["whole", "coded"])
+class TestTheArraysOfMessages:
+    """A subclass may put arrays of its own into messages, by name."""
+
+    @pytest.fixture
+    def start(self, options, message_api, seeking, as_record, as_arrays):
+        def start(arrange):
+            class Arranging(message_api.module.SignSGD):
+                def configure_train(self, server_round, arrays, config, grid):
+                    own = as_record(arrange(as_arrays(arrays)))
+                    for message in super().configure_train(server_round, arrays, config, grid):
+                        message.content = RecordDict({**message.content, "arrays": own})
+                        yield message
+
+            strategy = message_api.make_own(Arranging, fraction_evaluate=0.0, **options)
+            goals = {"a": 2.0, "b": -3.0}
+            app = seeking(message_api, lambda name, array: goals[name])
+            model = {name: np.zeros((20, 20), np.float32) for name in "ab"}
+            grid = InProcessGrid(app, NUM_CLIENTS)
+            return as_arrays(strategy.start(grid, as_record(model), 1).arrays)
+
+        return start
+
+    def test_their_order_says_nothing(self, start, bits):
+        assert bits(start(lambda model: dict(reversed(model.items())))) == bits(start(dict))
+
+    @pytest.mark.parametrize("names", ["a", "abc"])
+    def test_others_are_refused_before_they_are_sent(self, names, start):
+        def other(model):
+            return {name: model["a"] for name in names}
+
+        with pytest.raises(ValueError, match=r"pass it to super\(\)\.configure_train"):
+            start(other)
+
+
 NUMBERS = {
     "one before zero": ["1", "0"],
     "sorted as text": sorted(map(str, range(12))),
