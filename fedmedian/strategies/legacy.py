@@ -43,7 +43,8 @@ from fedmedian.rounds.options import RunOptions
 from fedmedian.rounds.protocol import RoundProtocol, paused_collector
 from fedmedian.rounds.recipe import Question, Recipe
 from fedmedian.rounds.screening import Node, Reply, Said, all_or_none
-from fedmedian.steps.downlink import HELD
+from fedmedian.steps.downlink import HELD, is_in, version_of_whole
+from fedmedian.steps.instruction import Instruction
 from fedmedian.steps.payload import MOST_ARRAYS, Payload, as_version
 from fedmedian.strategies.arguments import MedianArguments, ShowsArguments, SignArguments, differing
 from fedmedian.strategies.log import log_last_evaluation, shorten_older_run
@@ -99,7 +100,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         """Let the strategy see what a subclass sends."""
         super().__init_subclass__(**kwargs)
         for name, note in (
-            ("configure_fit", LegacyStrategy._note_training),
+            ("configure_fit", LegacyStrategy._note_own_training),
             ("configure_evaluate", LegacyStrategy._note_evaluation),
         ):
             wrap_override(cls, LegacyStrategy, name, noting(note))
@@ -208,6 +209,26 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         self._whole_size = _mean_size([parameters])
         self._note_training(sent)
         return sent
+
+    def _note_own_training(self, sent: Sequence[tuple[ClientProxy, FitIns]]) -> None:
+        """Remember what a subclass sends.
+
+        Raises
+        ------
+        ValueError
+            If there are other arrays in it than its question is about.
+        """
+        for _, ins in sent:
+            number, own = Instruction.number_in(ins.config), len(ins.parameters.tensors)
+            is_coded = is_in(ins.config) and version_of_whole(ins.config) is None
+            for question in self._protocol.questions_of(number[0]):
+                if question.number == number and own != len(question.model) and not is_coded:
+                    raise ValueError(
+                        f"FitIns must hold the {len(question.model)} arrays that configure_fit was "
+                        f"given, got {own}: to train a part of the model, pass it to "
+                        "super().configure_fit"
+                    )
+        self._note_training(sent)
 
     def _note_training(self, sent: Sequence[tuple[ClientProxy, FitIns]]) -> None:
         self._asked = [client.cid for client, _ in sent]

@@ -16,6 +16,7 @@ from flwr.app import (
     RecordDict,
 )
 from flwr.clientapp import ClientApp
+from flwr.common import FitIns, Parameters
 
 from fedmedian import CodedSteps, Gaussian, Instruction, Momentum
 from fedmedian.clients import InProcessGrid, Policy, perturb, perturb_with
@@ -159,6 +160,20 @@ class TestTheArraysOfMessages:
 
         with pytest.raises(ValueError, match=r"pass it to super\(\)\.configure_train"):
             start(other)
+
+
+@pytest.mark.parametrize("downlink", [None, CodedSteps()], ids=["whole", "coded"])
+def test_other_arrays_are_refused_in_the_older_api_too(downlink, older_api, seeking, run):
+    class Cutting(older_api.module.SignSGD):
+        def configure_fit(self, server_round, parameters, client_manager):
+            asked = super().configure_fit(server_round, parameters, client_manager)
+            part = Parameters(parameters.tensors[:1], parameters.tensor_type)
+            return [(client, FitIns(part, ins.config)) for client, ins in asked]
+
+    model = {name: np.zeros((20, 20), np.float32) for name in "ab"}
+    strategy = older_api.make_own(Cutting, downlink=downlink)
+    with pytest.raises(ValueError, match=r"2 arrays .* got 1: .* super\(\)\.configure_fit"):
+        run(strategy, seeking(older_api, lambda *array: 1.0), model, NUM_CLIENTS)
 
 
 NUMBERS = {
