@@ -69,7 +69,10 @@ class _Traffic:
 
 @dataclass(eq=False)
 class _Asked(Generic[About]):
-    """The messages of one call of `configure_train` or `configure_evaluate`, and what about."""
+    """The messages of one call of `configure_train` or `configure_evaluate`.
+
+    They are about a question, or a model to evaluate. Each that a subclass makes is one by itself.
+    """
 
     server_round: int
     about: About
@@ -352,16 +355,16 @@ class MessageStrategy(ShowsArguments, FedAvg):
         questions: dict[Any, Question] = {one.about.number: one.about for one in self._asked}
         abouts = [questions.get(_number_in(message)) for message in messages]
         others = {id(message) for message in _others(messages, self._asked)}
-        records: dict[int, ArrayRecord] = {}
+        records: dict[tuple[int, int], ArrayRecord] = {}
         for message, about in zip(messages, abouts, strict=True):
             if about is None:
                 continue
             record = message.content.get(self.arrayrecord_key)
             if isinstance(record, ArrayRecord):
-                if id(record) not in records:
-                    records[id(record)] = _in_order(record, about)
-                if records[id(record)] is not record:
-                    own = {self.arrayrecord_key: records[id(record)]}
+                if (key := (id(record), id(about))) not in records:
+                    records[key] = _in_order(record, about)
+                if records[key] is not record:
+                    own = {self.arrayrecord_key: records[key]}
                     message.content = RecordDict({**message.content, **own})
             if id(message) in others:
                 self._asked.append(_Asked(about.server_round, about, [message]))
