@@ -57,6 +57,7 @@ class Journal:
         self._form: str | None = None if saved is None else saved.identity.get(_INITIAL)
         self._said = set[str]()
         self._stored = self.done
+        self._is_due = False
         self._before = 0
         self._earlier: Mark | None = None
         self._latest: Mark | None = None
@@ -212,8 +213,19 @@ class Journal:
         """Return a round's metrics, or None if there were none."""
         return self._history.get(phase, {}).get(server_round)
 
-    def end_round(self, server_round: int, recipe: Recipe, model: Arrays, state: RunState) -> None:
+    def end_round(
+        self,
+        server_round: int,
+        recipe: Recipe,
+        model: Arrays,
+        state: RunState,
+        *,
+        has_step: bool = True,
+    ) -> None:
         """Record that a round has ended, and write a checkpoint if one is due.
+
+        A round without a step waits for the next one with a step, or for `close`: a run that fails
+        would otherwise skip, each time that it resumes, the rounds in which it has failed.
 
         Parameters
         ----------
@@ -225,6 +237,8 @@ class Journal:
             The model after the round.
         state : RunState
             The state after the round.
+        has_step : bool (default: True)
+            Whether the round has made a new model.
         """
         if self._checkpoint is None:
             return
@@ -236,7 +250,11 @@ class Journal:
             identity[_INITIAL] = self._form
         arrays = {"model": self._known, **state.to_groups()}
         self._last = Saved(server_round, identity, arrays, self._history)
-        if server_round % self._checkpoint.every == 0 and (error := self._save()) is not None:
+        self._is_due |= server_round % self._checkpoint.every == 0
+        if not (self._is_due and has_step):
+            return
+        self._is_due = False
+        if (error := self._save()) is not None:
             warn("round %d was not stored, the run continues without it: %s", server_round, error)
 
     def reopen(self, server_round: int) -> None:

@@ -526,7 +526,9 @@ class RoundProtocol:
         metrics = {**own, **report}
         self.journal.note("train", question.server_round, metrics)
         model = question.model if heard.model is None else heard.model
-        self.journal.end_round(question.server_round, self.recipe, model, heard.state)
+        self.journal.end_round(
+            *(question.server_round, self.recipe, model, heard.state), has_step=not heard.no_step
+        )
         few = self.recipe.aggregator.cost_of_few(self.recipe.noise)
         # The clients' metrics apart: they may have the names of ours, and hold anything.
         self.watch.see(heard, report, own, few)

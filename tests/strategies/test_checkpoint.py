@@ -41,6 +41,7 @@ from fedmedian.records import arrays_to_parameters, parameters_to_arrays, to_arr
 from fedmedian.rounds import checkpoint as checkpoints
 from fedmedian.rounds.checkpoint import Saved
 from fedmedian.rounds.journal import identity_of
+from fedmedian.rounds.watch import RunFailedError
 from fedmedian.strategies import Checkpoint, MedianSGD, SignSGD, legacy
 from tests.tools.apis import each_case
 from tests.tools.wrapped import Wrapped
@@ -308,13 +309,61 @@ def test_a_run_that_has_ended_can_be_given_more_rounds_but_not_fewer(
     assert bits(longer.model) == bits(whole.model)
 
 
-def test_rounds_that_keep_the_model_are_stored_as_well(api, play, bits, tmp_path):
-    impossible = {"min_replies": NUM_CLIENTS + 1, "max_failed_rounds": None}
-    never = api.make("SignSGD", checkpoint=Checkpoint(tmp_path), **impossible)
-    assert bits(play(never, 3).model) == bits(MODEL)
-    trained = play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 5)
-    assert trained.reports[4]["replies-accepted"] == NUM_CLIENTS
-    assert trained.model["2"] == 2
+def refuse_all(*rounds):
+    """Return a cohort rule that lets no client count in some rounds."""
+
+    def rule(cohort):
+        refused = range(len(cohort.replies)) if cohort.server_round in rounds else ()
+        return dict.fromkeys(refused, "refused by the test")
+
+    return [rule]
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_rounds_that_keep_the_model_are_stored_with_the_next_step(every, api, play, bits, tmp_path):
+    def strategy(in_round=None):
+        made = api.make(
+            "SignSGD", checkpoint=Checkpoint(tmp_path, every), cohort_rules=refuse_all(3, 4)
+        )
+        return made if in_round is None else kill(made, in_round)
+
+    whole = play(api.make("SignSGD", cohort_rules=refuse_all(3, 4)), 6)
+    for killed_in, stored in [(4, "round-000002"), (5, "round-000005")]:
+        with pytest.raises(Killed):
+            play(strategy(killed_in), 6)
+        assert max(path.name for path in tmp_path.glob("round-*")) == stored
+    resumed = play(strategy(), 6)
+    assert bits(resumed.model) == bits(whole.model)
+    assert resumed.reports[6] == whole.reports[6]
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("lost", [1, 3])
+def test_a_run_that_failed_trains_again_the_rounds_in_which_it_did(
+    lost, every, api, play, bits, tmp_path
+):
+    failing = refuse_all(*range(lost, 9))
+    whole = play(api.make("SignSGD"), 5)
+    for _ in range(3):  # or restarts would use up all rounds, and the last one would succeed
+        with pytest.raises(RunFailedError, match=f"^rounds {lost} to {lost + 2} made no new model"):
+            play(
+                api.make("SignSGD", checkpoint=Checkpoint(tmp_path, every), cohort_rules=failing), 5
+            )
+    resumed = play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path, every)), 5)
+    assert bits(resumed.model) == bits(whole.model)
+
+
+def test_a_last_round_that_keeps_the_model_is_stored_at_the_end(message_api, play, bits, tmp_path):
+    def strategy():
+        return message_api.make(
+            "SignSGD", checkpoint=Checkpoint(tmp_path), cohort_rules=refuse_all(3)
+        )
+
+    first = play(strategy(), 3)
+    assert (tmp_path / "round-000003").exists()
+    again = play(strategy(), 3)
+    assert bits(again.model) == bits(first.model)
+    assert again.reports == first.reports
 
 
 def test_the_older_api_need_not_be_given_the_model_again(older_api, play, bits, tmp_path):
