@@ -155,9 +155,9 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         """
         require_no_unfit_wrapper(self)
         self.metrics_per_block, self._evaluations = {}, {}
-        shorten_older_run(self._log_results)
         parameters = super().initialize_parameters(client_manager)
         self._protocol.open(None if parameters is None else parameters_to_arrays(parameters))
+        shorten_older_run(self._protocol.journal.done, self._log_results)
         self._protocol.affordable(1)
         if (line := self._protocol.describe_privacy(self.privacy)) is not None:
             LOGGER.info(line)

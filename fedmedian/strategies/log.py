@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from threading import get_ident
-from typing import Any
+from typing import Any, cast
 
 from fedmedian.logs import LOGGER
 from fedmedian.rounds.watch import describe_metrics
@@ -12,6 +12,13 @@ from fedmedian.rounds.watch import describe_metrics
 _ROUNDS = ("[ROUND %s/%s]", "[ROUND %s]")
 _OURS = ("aggregate_train: %s", "aggregate_evaluate: %s")
 _SERVERS = "\t└──> MetricRecord: %s"
+_FOUND = (
+    _SERVERS,
+    "Initial global evaluation results: %s",
+    "initial parameters (loss, other metrics): %s, %s",
+    "fit progress: (%s, %s, %s, %s)",
+)
+_ASKED_NOBODY = "configure_fit: no clients selected, cancel"
 _METRICS_OF_ALL_ROUNDS = ("Final results:", "Run finished %s round(s) in %.2fs")
 _RUNS = ("Starting %s strategy:", "[INIT]")
 _REPEATED = (
@@ -38,11 +45,16 @@ class _Concise(logging.Filter):
     ----------
     thread : int
         The identifier of the run's thread. Lines of other threads pass.
+    done : int
+        The last round that does not run again. Lines of such rounds are dropped, except for the
+        last one's evaluation, which is repeated.
     """
 
-    def __init__(self, thread: int) -> None:
+    def __init__(self, thread: int, done: int) -> None:
         super().__init__()
         self._thread = thread
+        self._done = done
+        self._number = 0
         self._round = ""
         self._is_finished = False
 
@@ -51,7 +63,12 @@ class _Concise(logging.Filter):
         if not self._is_of_run(record) or record.levelno > logging.INFO:
             return True
         if record.msg in _ROUNDS:
+            self._number = next(iter(cast(tuple[int, ...], record.args)))
             self._round = f"{record.getMessage()} "
+            return False
+        if record.msg in _FOUND and self._number < self._done:
+            return False
+        if record.msg == _ASKED_NOBODY and self._number <= self._done:
             return False
         if record.msg in _OURS:
             record.msg = self._round + record.msg
@@ -78,14 +95,14 @@ class _ConciseOlder(_Concise):
 
     Parameters
     ----------
-    thread : int
+    thread, done : int
         See above.
     at_end : callable
         Logs the results. It is called once Flower has logged all rounds' metrics.
     """
 
-    def __init__(self, thread: int, at_end: Callable[[], None]) -> None:
-        super().__init__(thread)
+    def __init__(self, thread: int, done: int, at_end: Callable[[], None]) -> None:
+        super().__init__(thread, done)
         self._at_end = at_end
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -101,9 +118,15 @@ class _ConciseOlder(_Concise):
 
 
 @contextmanager
-def concise() -> Iterator[None]:
-    """Shorten Flower's log of a run in this thread."""
-    short = _Concise(get_ident())
+def concise(done: int) -> Iterator[None]:
+    """Shorten Flower's log of a run in this thread.
+
+    Parameters
+    ----------
+    done : int
+        The last round that does not run again.
+    """
+    short = _Concise(get_ident(), done)
     LOGGER.addFilter(short)
     try:
         yield
@@ -111,15 +134,17 @@ def concise() -> Iterator[None]:
         LOGGER.removeFilter(short)
 
 
-def shorten_older_run(at_end: Callable[[], None]) -> None:
+def shorten_older_run(done: int, at_end: Callable[[], None]) -> None:
     """Shorten Flower's log of the older API's run that begins in this thread.
 
     Parameters
     ----------
+    done : int
+        The last round that does not run again.
     at_end : callable
         Logs the results, after all that Flower logs.
     """
-    LOGGER.addFilter(_ConciseOlder(get_ident(), at_end))
+    LOGGER.addFilter(_ConciseOlder(get_ident(), done, at_end))
 
 
 def log_last_evaluation(who: str, server_round: int, metrics: Mapping[str, Any]) -> None:

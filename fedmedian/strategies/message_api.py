@@ -249,7 +249,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
                     f"holds, got {num_rounds}"
                 )
             affordable = self._protocol.affordable(num_rounds)
-            with concise():
+            with concise(journal.done):
                 result = super().start(
                     grid,
                     initial_arrays,

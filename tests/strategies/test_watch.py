@@ -34,7 +34,7 @@ from fedmedian import (
 from fedmedian.clients import InProcessGrid, perturb, perturb_with
 from fedmedian.records import sizes_of, to_arrays, to_record
 from fedmedian.rounds.watch import RUNAWAY, describe_round
-from fedmedian.strategies import Checkpoint, RunFailedError, SignSGD
+from fedmedian.strategies import Checkpoint, RunFailedError, SignSGD, legacy
 from fedmedian.strategies.log import _Concise
 from fedmedian.wire.scalars import PREFIX
 from tests.tools.apis import each_case
@@ -658,6 +658,40 @@ class TestLines:
             )
         assert lines("[ROUND") == ["[ROUND 2/2] evaluation by the server: {'loss': 0.5}"]
 
+    def test_rounds_that_do_not_run_again_have_none(
+        self, message_api, make_app, as_record, tmp_path, caplog
+    ):
+        for rounds in (3, 5):
+            caplog.clear()
+            strategy = message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path))
+            strategy.start(
+                InProcessGrid(make_app(train), NUM_CLIENTS),
+                as_record(MODEL),
+                rounds,
+                evaluate_fn=lambda number, _: MetricRecord({"found": number}),
+            )
+        said = [text for text in caplog.messages if "evaluation" in text]
+        assert [text[: text.index(":")] for text in said] == [
+            *(f"[ROUND {number}/5] evaluation by the server" for number in (3, 4, 5)),
+            *(f"evaluation by {who} after round 5" for who in ("clients", "the server")),
+        ]
+
+    def test_rounds_that_do_not_run_again_have_none_in_the_older_api(
+        self, older_api, run, tmp_path, caplog
+    ):
+        class Evaluating(legacy.SignSGD):
+            def evaluate(self, server_round, parameters):
+                self.evaluate_fn = lambda number, *_: (0.5, {"found": number})
+                return super().evaluate(server_round, parameters)
+
+        for rounds in (3, 5):
+            caplog.clear()
+            strategy = older_api.make_own(Evaluating, checkpoint=Checkpoint(tmp_path))
+            run(strategy, train, MODEL, NUM_CLIENTS, rounds)
+        said = [text[:16] for text in caplog.messages if "cancel" in text or "progress" in text]
+        assert said == ["fit progress: (" + number for number in "345"]
+        assert not [text for text in caplog.messages if text.startswith("initial parameters")]
+
     def test_after_the_run_and_in_other_threads_flowers_log_is_whole(self, message_api, caplog):
         repeated = "\t└──> Aggregated MetricRecord: %s"
 
@@ -686,7 +720,7 @@ class TestLines:
 
     def test_a_line_that_cannot_be_formatted_is_left_to_the_handlers(self):
         line = LogRecord("flwr", INFO, "app.py", 1, "half", (0.5,), None)
-        assert _Concise(get_ident()).filter(line)
+        assert _Concise(get_ident(), 0).filter(line)
 
     @pytest.mark.parametrize("begins", ["[INIT]", "Starting %s strategy:"])
     def test_after_a_run_of_the_older_api_that_failed_the_next_ones_log_is_whole(
