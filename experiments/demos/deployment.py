@@ -4,6 +4,7 @@
 has gone silent up to a minute.
 """
 
+import argparse
 import re
 import time
 from collections.abc import Callable
@@ -43,6 +44,7 @@ _SHOWN = re.compile(
 
 def main() -> None:
     """Deploy the app, let a SuperNode die in a round and return, and stop everything."""
+    argparse.ArgumentParser(prog="python -m experiments.demos.deployment").parse_args()
     try:
         with flower_runtime() as runtime:
             _demonstrate(runtime)

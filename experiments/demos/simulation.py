@@ -3,10 +3,9 @@
 ``python -m experiments.demos.simulation [KEY=VALUE ...]``
 """
 
-import sys
 from pathlib import Path
 
-from experiments.apps import HETEROGENEOUS, read_config
+from experiments.apps import HETEROGENEOUS, read_command_line
 from experiments.apps.heterogeneous.fedmedian_heterogeneous.server_app import PROGRESS
 from experiments.demos.flower_runtime import FlowerError, flower_runtime
 from experiments.studies.report import report
@@ -16,7 +15,7 @@ _RESULTS = Path(__file__).resolve().parents[1] / "results" / "demo"
 
 def main() -> None:
     """Run the app, show its progress, and print its table."""
-    config = read_config(HETEROGENEOUS, sys.argv[1:])
+    config = read_command_line("experiments.demos.simulation")
     folder = Path(str(config["output"] or _RESULTS)).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     results, log_file = folder / "results.json", folder / "flower.log"

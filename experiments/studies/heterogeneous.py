@@ -4,13 +4,12 @@
 """
 
 import logging
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from flwr.app import Context, RecordDict
 
-from experiments.apps import HETEROGENEOUS, read_config
+from experiments.apps import read_command_line
 from experiments.apps.heterogeneous.fedmedian_heterogeneous import client_app, server_app
 from experiments.studies.report import report
 from fedmedian.clients import InProcessGrid
@@ -18,7 +17,7 @@ from fedmedian.clients import InProcessGrid
 
 def main() -> None:
     """Compare the strategies, print a table, and keep results and figure in ``output``, if any."""
-    config = read_config(HETEROGENEOUS, sys.argv[1:])
+    config = read_command_line("experiments.studies.heterogeneous")
     logging.getLogger("flwr").setLevel(logging.ERROR)
     grid = InProcessGrid(client_app.app, int(config["num-clients"]), run_config=config)
     with TemporaryDirectory() as temporary:

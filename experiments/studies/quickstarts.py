@@ -222,10 +222,9 @@ def main() -> None:
 
 
 def _at_least_one(text: str) -> int:
-    number = int(text)
-    if number < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text!r}")
-    return number
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments.apps import HETEROGENEOUS, read_config
+from experiments.apps import HETEROGENEOUS, read_command_line, read_config
 from experiments.apps.heterogeneous.fedmedian_heterogeneous import server_app, task
 from experiments.studies import heterogeneous
 from experiments.studies.harness import Run
@@ -26,10 +26,40 @@ class TestConfiguration:
         config = configure("rounds=3", "partition='dirichlet'")
         assert (config["rounds"], config["partition"], config["alpha"]) == (3, "dirichlet", 0.3)
 
-    @pytest.mark.parametrize("override", ["round=3", "partition=iid"])
-    def test_an_unknown_key_or_a_string_without_quotes_ends_the_program(self, override):
-        with pytest.raises(SystemExit, match=r"'round'|string"):
+    @pytest.mark.parametrize(
+        ("override", "said"),
+        {
+            "round=3": "'round'",
+            "partition=iid": "string",
+            "rounds": "must be KEY=VALUE, got 'rounds'",
+            "rounds:3": "must be KEY=VALUE, got 'rounds:3'",
+            "rounds = 3": "must be KEY=VALUE, got 'rounds = 3'",
+            "output='it's'": 'must be KEY=VALUE, got "s\'"',
+            "rounds=1.5": "rounds must be of the type of 60, got 1.5",
+            "rounds='3'": "rounds must be of the type of 60, got '3'",
+            "seed=true": "seed must be of the type of 1, got True",
+            "missing.toml": "No such file .* 'missing.toml'",
+        }.items(),
+    )
+    def test_what_is_no_override_ends_the_program(self, override, said):
+        with pytest.raises(SystemExit, match=said):
             configure(override)
+
+    def test_they_may_be_in_one_word_or_in_a_file(self, tmp_path):
+        file = tmp_path / "overrides.toml"
+        file.write_text('rounds = 3\npartition = "iid"\nalpha = 1\n')
+        for overrides in (["rounds=3 partition='iid'", "alpha=1"], [str(file)]):
+            config = configure(*overrides)
+            assert (config["rounds"], config["partition"], config["alpha"]) == (3, "iid", 1)
+
+    def test_a_command_lists_the_keys_and_refuses_other_options(self, capsys):
+        for option, status in (("--help", 0), ("--rounds=3", 2)):
+            with pytest.raises(SystemExit) as ended:
+                read_command_line("experiments.demos.simulation", [option])
+            assert ended.value.code == status
+        said = capsys.readouterr()
+        assert "\n  rounds=60\n" in said.out
+        assert "unrecognized arguments: --rounds=3" in said.err
 
 
 class TestStrategies:

@@ -226,9 +226,14 @@ class TestCommand:
         with pytest.raises(SystemExit, match="lerning-rate"):
             main()
 
-    @pytest.mark.parametrize("repetitions", ["0", "-1", "many"])
+    def test_a_number_of_repetitions_after_the_overrides_is_not_taken_for_one(self, monkeypatch):
+        monkeypatch.setattr(sys, "argv", ["quickstarts", "-c", "learning-rate=0.02", "5"])
+        with pytest.raises(SystemExit, match="must be KEY=VALUE, got '5'"):
+            main()
+
+    @pytest.mark.parametrize("repetitions", ["0", "1.5", "many"])
     def test_a_wrong_number_of_repetitions_is_refused(self, monkeypatch, capsys, repetitions):
         monkeypatch.setattr(sys, "argv", ["quickstarts", repetitions])
         with pytest.raises(SystemExit):
             main()
-        assert repetitions in capsys.readouterr().err
+        assert f"must be a whole number >= 1, got {repetitions!r}" in capsys.readouterr().err
