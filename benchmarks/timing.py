@@ -3,13 +3,13 @@
 import time
 import tracemalloc
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from statistics import median
 from typing import Any, TypeVar
 
 import numpy as np
+
+from experiments.studies.jobs import process_pool
 
 Found = TypeVar("Found")
 
@@ -123,7 +123,7 @@ def in_new_processes(
     measure: Callable[..., Found], points: Iterable[tuple[Any, ...]]
 ) -> list[Found]:
     """Return what is measured at each point, each in a process that has done nothing else."""
-    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
+    with process_pool(1, max_tasks_per_child=1) as pool:
         return list(pool.map(measure, *zip(*points, strict=True)))
 
 

@@ -5,8 +5,9 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from hashlib import sha256
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeVar
 
 from experiments.studies.progress import tracked
@@ -46,9 +47,7 @@ def run_jobs(
     files = {name: folder / f"{sha256(name.encode()).hexdigest()[:16]}.json" for name in work}
     missing = [name for name in work if not files[name].exists()]
     failure = None
-    with ProcessPoolExecutor(
-        processes or len(os.sched_getaffinity(0)), get_context("spawn")
-    ) as pool:
+    with process_pool(processes) as pool:
         running = {pool.submit(work[name]): name for name in missing}
         try:
             for future in tracked(as_completed(running), "run", len(running)):
@@ -67,6 +66,43 @@ def run_jobs(
     if failure is not None:
         raise failure
     return {key: json.loads(files[name].read_text())["result"] for key, (name, _) in jobs.items()}
+
+
+def process_pool(
+    processes: int | None = None, *, max_tasks_per_child: int | None = None
+) -> ProcessPoolExecutor:
+    """Return a pool of new processes, which end when this one ends, however it does.
+
+    Parameters
+    ----------
+    processes : int, optional
+        The number of processes; one for each core if not given.
+    max_tasks_per_child : int, optional
+        The number of tasks of each process; any number if not given.
+
+    Returns
+    -------
+    ProcessPoolExecutor
+        The pool.
+    """
+    return ProcessPoolExecutor(
+        processes or len(os.sched_getaffinity(0)),
+        get_context("spawn"),
+        _end_with_parent,
+        max_tasks_per_child=max_tasks_per_child,
+    )
+
+
+def _end_with_parent() -> None:
+    """Let this process end once its parent has: by itself it would wait for more tasks forever."""
+    parent = parent_process()
+    assert parent is not None  # this is a process of a pool
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
 
 
 def write_whole(file: Path, text: str) -> None:

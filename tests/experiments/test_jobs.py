@@ -1,8 +1,13 @@
 """The jobs of a study: what has a result is not run again, and a failure loses nothing."""
 
+import os
+import signal
+import subprocess
+import sys
 import time
 from functools import partial
 
+import psutil
 import pytest
 
 from experiments.studies.jobs import run_jobs
@@ -71,3 +76,28 @@ def test_what_runs_while_a_job_fails_is_kept(tmp_path):
     mended = {**jobs, "b": ("b", partial(note, tmp_path, "b"))}
     assert run_jobs(mended, tmp_path / "results", processes=2)["a"] == {"name": "a"}
     assert not (tmp_path / "a").exists()
+
+
+def wait_as(folder):
+    """A job that never ends, and notes which process it has."""
+    (folder / "pid.part").write_text(str(os.getpid()))
+    (folder / "pid.part").rename(folder / "pid")
+    time.sleep(90)
+
+
+@pytest.mark.parametrize("ends", [signal.SIGTERM, signal.SIGKILL], ids=lambda one: one.name)
+def test_no_process_outlives_a_study_that_is_killed(ends, tmp_path):
+    study = (
+        "from functools import partial; from pathlib import Path; "
+        "from experiments.studies.jobs import run_jobs; "
+        "from tests.experiments.test_jobs import wait_as; "
+        f"run_jobs({{0: ('a', partial(wait_as, Path({str(tmp_path)!r})))}}, "
+        f"Path({str(tmp_path)!r}), 1)"
+    )
+    with subprocess.Popen([sys.executable, "-c", study]) as process:
+        try:
+            wait_for(tmp_path, "pid")
+            worker = psutil.Process(int((tmp_path / "pid").read_text()))
+        finally:
+            process.send_signal(ends)
+    worker.wait(timeout=60)

@@ -7,14 +7,11 @@ another seed. ``python -m tests.tools.fuzz policy`` is for the clients' side: se
 """
 
 import logging
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
-from multiprocessing import get_context
 from struct import pack
 from typing import Any, Protocol
 
@@ -25,6 +22,7 @@ from flwr.common import Code, FitRes, Parameters, Status
 from flwr.server import SimpleClientManager
 from flwr.server.compat.grid_client_proxy import GridClientProxy
 
+from experiments.studies.jobs import process_pool
 from experiments.studies.progress import tracked
 from experiments.studies.tables import make_table
 from fedmedian import (
@@ -485,7 +483,7 @@ def main() -> None:
     rounds = -(-replies // (HOSTILE * len(pairs) * pieces))
     every = [(api, name, seed + piece) for api, name in pairs for piece in range(pieces)]
     totals = {pair: Outcomes() for pair in pairs}
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
+    with process_pool() as pool:
         runs = [pool.submit(play, api, name, rounds, own) for api, name, own in every]
         for (api, name, _), run in zip(every, tracked(runs, "piece"), strict=True):
             totals[api, name] += run.result()

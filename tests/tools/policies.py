@@ -6,14 +6,11 @@ admits, with updates that overflow, of two clients whose updates differ, and pri
 """
 
 import logging
-import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
 from typing import Any, ClassVar
 from unittest.mock import patch
 
@@ -21,6 +18,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from experiments.studies.jobs import process_pool
 from experiments.studies.progress import tracked
 from experiments.studies.tables import make_table
 from fedmedian import Gaussian
@@ -307,7 +305,7 @@ def play_in_processes(rounds: int, seed: int) -> str:
     """
     pieces = 40
     outcomes, longest = Outcomes(), 0.0
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
+    with process_pool() as pool:
         runs = [pool.submit(play, -(-rounds // pieces), seed + piece) for piece in range(pieces)]
         for run in tracked(runs, "piece"):
             found, over = run.result()

@@ -63,7 +63,7 @@ class TestDefects:
 @pytest.mark.parametrize("arguments", [["20"], ["20", "7"]])
 def test_the_command_prints_a_row(arguments, monkeypatch, capsys):
     # A thread for the processes that import all of this again.
-    monkeypatch.setattr(policies, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
+    monkeypatch.setattr(policies, "process_pool", lambda: ThreadPoolExecutor(1))
     monkeypatch.setattr("sys.argv", ["fuzz", "policy", *arguments])
     fuzz.main()
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][2:]
