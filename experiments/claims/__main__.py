@@ -14,7 +14,7 @@ from experiments.claims.figure3 import FIGURE_3, FIGURE_3_CIFAR_10
 from experiments.claims.text import TEXT
 from experiments.claims.theorems import THEOREMS
 from experiments.claims.toy import TOY
-from experiments.studies.commands import DOCS
+from experiments.studies.commands import DOCS, parse_names
 from experiments.studies.progress import say, tracked
 
 IF_NAMED: tuple[Claim, ...] = (FIGURE_2_MNIST, FIGURE_3_CIFAR_10, BITS_CIFAR_10)
@@ -37,14 +37,13 @@ PAGES: tuple[Page, ...] = (PAPER, BITS)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Check the claims on the command line, or all but `IF_NAMED`; a failed check exits with 1."""
     parser = argparse.ArgumentParser(prog="python -m experiments.claims")
-    every = [claim.name for page in PAGES for claim in page.claims]
-    parser.add_argument("claim", nargs="*", choices=[*every, []])
     parser.add_argument("--quick", action="store_true", help="fewer rounds and copies")
     parser.add_argument(
         "--into", type=Path, default=DOCS, help="where to write; docs/ if not given"
     )
-    options = parser.parse_args(arguments)
-    names = options.claim or [name for name in every if name not in {c.name for c in IF_NAMED}]
+    every = [claim for page in PAGES for claim in page.claims]
+    usual = [claim.name for claim in every if claim not in IF_NAMED]
+    names, options = parse_names(parser, "claim", [claim.name for claim in every], arguments, usual)
     logging.getLogger("flwr").setLevel(logging.ERROR)
     failed = False
     for page in PAGES:

@@ -29,7 +29,7 @@ def chosen_parts(
     list of str
         The names.
     """
-    return list(_parsed(make_parser(study), parts, arguments).part)
+    return parse_names(make_parser(study), "part", parts, arguments)[0]
 
 
 def show_tables(
@@ -48,8 +48,8 @@ def show_tables(
     arguments : sequence of str, optional
         The command line; this process's if not given.
     """
-    options = _parsed(make_documenting_parser(study), tables, arguments)
-    for name in tracked(options.part, "table"):
+    names, options = parse_names(make_documenting_parser(study), "table", tables, arguments)
+    for name in tracked(names, "table"):
         text = tables[name]()
         say(f"### {name}\n\n{text}\n")
         if options.document:
@@ -108,11 +108,45 @@ def printed_table(name: str) -> tuple[list[str], list[list[str]]]:
     return head, rows
 
 
-def _parsed(
-    parser: argparse.ArgumentParser, parts: Iterable[str], arguments: Sequence[str] | None
-) -> argparse.Namespace:
-    names = list(parts)
-    parser.add_argument("part", nargs="*", choices=[*names, []])
+def parse_names(
+    parser: argparse.ArgumentParser,
+    what: str,
+    names: Iterable[str],
+    arguments: Sequence[str] | None = None,
+    usual: Iterable[str] | None = None,
+) -> tuple[list[str], argparse.Namespace]:
+    """Parse a command line that may have some of these names.
+
+    Parameters
+    ----------
+    parser : ArgumentParser
+        The parser of the other options.
+    what : str
+        The word for one of them.
+    names : iterable of str
+        The names.
+    arguments : sequence of str, optional
+        The command line; this process's if not given.
+    usual : iterable of str, optional
+        Those that are meant without a name; all if not given.
+
+    Returns
+    -------
+    list of str
+        The names on the command line, each once.
+    Namespace
+        The other options.
+    """
+    known = list(names)
+    left = sorted({*known}.difference(known if usual is None else usual))
+
+    def one(text: str) -> str:
+        if text not in known:
+            raise argparse.ArgumentTypeError(f"must be among {', '.join(known)}, got {text!r}")
+        return text
+
+    but = f" but {', '.join(left)}" if left else ""
+    told = f"{', '.join(known)}; without any, all{but}"
+    parser.add_argument("names", nargs="*", type=one, metavar=what.upper(), help=told)
     options = parser.parse_args(arguments)
-    options.part = options.part or names
-    return options
+    return [*dict.fromkeys(options.names or (n for n in known if n not in left))], options

@@ -3,7 +3,13 @@
 import pytest
 
 from experiments.studies import commands
-from experiments.studies.commands import document, show_tables, tables_of
+from experiments.studies.commands import (
+    document,
+    make_parser,
+    parse_names,
+    show_tables,
+    tables_of,
+)
 
 FIRST = "| who | how |\n| --- | --: |\n| we  | 0.1 |"
 SECOND = FIRST.replace("0.1", "0.2")
@@ -40,8 +46,33 @@ def test_a_new_table_takes_the_place_of_the_last_in_the_pages_that_show_it(docs)
     assert other.read_text() == "| who | how |\n| --- | --: |\n| you | 0.1 |"
 
 
-def test_a_part_that_a_study_does_not_have_is_refused_with_those_it_has(capsys):
+def test_a_table_that_a_study_does_not_have_is_refused_with_those_it_has(capsys):
     with pytest.raises(SystemExit):
-        show_tables("study", {"first": lambda: FIRST}, ["third"])
-    assert "'third'" in (said := capsys.readouterr().err)
-    assert "first" in said
+        show_tables("study", {"first": lambda: FIRST, "second": lambda: SECOND}, ["third"])
+    said = capsys.readouterr().err
+    assert said.endswith("argument TABLE: must be among first, second, got 'third'\n")
+
+
+def test_a_table_that_is_named_twice_is_made_once(docs, capsys):
+    tables = {"first": lambda: FIRST, "second": lambda: SECOND}
+    show_tables("study", tables, ["second", "second"])
+    assert capsys.readouterr().out == f"### second\n\n{SECOND}\n\n"
+
+
+@pytest.mark.parametrize(
+    ("usual", "names", "told"),
+    [
+        (None, ["first", "long"], "first, long; without any, all\n"),
+        (["first"], ["first"], "first, long; without any, all but long\n"),
+    ],
+    ids=["all", "some"],
+)
+def test_the_names_are_in_the_help(usual, names, told, capsys):
+    def parse(*arguments):
+        return parse_names(make_parser("study"), "part", ["first", "long"], arguments, usual)[0]
+
+    assert parse() == names
+    assert parse("long") == ["long"]
+    with pytest.raises(SystemExit):
+        parse("--help")
+    assert told in capsys.readouterr().out
