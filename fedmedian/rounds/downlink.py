@@ -122,7 +122,7 @@ class Held:
 
     def _moved(self, target: Arrays, layout: Layout, seed: int | None) -> "Held":
         """Return what clients hold after one step, or as a whole model if none leads there."""
-        if (reason := _difference(self.model, target)) is not None:
+        if (reason := difference_in_form(self.model, target)) is not None:
             return Held.of(target, self.count, reason)
         step = self._step(target, layout, seed)
         if step is None:
@@ -186,7 +186,7 @@ def _is_stuck(held: Arrays, target: Arrays, layout: Layout) -> bool:
     return not all(np.array_equal(held[name], target[name], equal_nan=True) for name in names)
 
 
-def _difference(held: Arrays, target: Arrays) -> str | None:
+def difference_in_form(held: Arrays, target: Arrays) -> str | None:
     """Return in what the arrays of two models differ; None if not in name, shape or dtype."""
     old, new = ({n: (a.shape, a.dtype) for n, a in one.items()} for one in (held, target))
     if old == new:

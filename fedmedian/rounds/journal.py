@@ -11,12 +11,15 @@ import numpy as np
 from fedmedian.logs import LOGGER, as_line, shown, warn, without_addresses
 from fedmedian.model.layout import Arrays, is_by_position, is_same_array
 from fedmedian.rounds.checkpoint import Checkpoint, History, Mark, Saved
+from fedmedian.rounds.downlink import difference_in_form
 from fedmedian.rounds.lock import FolderLock
 from fedmedian.rounds.recipe import Recipe
 from fedmedian.rounds.state import RunState
 
 _INITIAL = "initial model"
 """The key of the digest of the initial model's names, shapes and dtypes in a run's identity."""
+
+_REMEDY = "continue as that run began, or start over in another folder"
 
 _NUMPY_SCALAR = re.compile(r"\bnp\.(?:float|int|uint)\d+\(([^()]*)\)")
 
@@ -305,14 +308,18 @@ def _require_same_run(
     for name, own in identity_of(recipe).items():
         if (stored := saved.identity.get(name)) != own:
             raise ValueError(
-                f"checkpoint {folder!r} is of a run with {name}={stored}, this one has {name}={own}"
+                f"checkpoint {folder!r} is of a run with {name}={stored}, this one has "
+                f"{name}={own}; {_REMEDY}"
             )
     if initial is None:
         return
     stored_model, form = saved.arrays["model"], _forms(initial)
     # The stored arrays may be a part of the model, or have grown.
     if saved.identity.get(_INITIAL) != _digest(form) and form != _forms(stored_model):
-        raise ValueError(f"checkpoint {folder!r} is of a different model than the initial one")
+        raise ValueError(
+            f"checkpoint {folder!r} is of a different model than the initial one, in which arrays "
+            f"are {difference_in_form(stored_model, initial)}; {_REMEDY}"
+        )
     if is_by_position(initial) and not initial.keys() <= stored_model.keys():
         raise ValueError(
             f"checkpoint {folder!r} holds {len(stored_model)} of the model's {len(initial)} "

@@ -430,8 +430,20 @@ class TestResume:
         (line,) = [one for one in caplog.messages if "a part of the model" in one]
         assert "arrays ['head'] of the checkpoint are in what aggregate_train returned" in line
 
-    @pytest.mark.parametrize("model", [{"head": MODEL["head"]}, {**MODEL, "more": MODEL["head"]}])
-    def test_a_model_with_other_arrays_is_refused(self, model, start, message_api):
+    @pytest.mark.parametrize(
+        ("model", "difference"),
+        [
+            ({"head": MODEL["head"]}, "left out "),
+            ({**MODEL, "more": MODEL["head"]}, "new ['more']"),
+            ({**MODEL, "head": np.zeros(9)}, "of another shape or dtype ['head']"),
+        ],
+        ids=["fewer", "more", "another shape"],
+    )
+    def test_a_model_with_other_arrays_is_refused(self, model, difference, start, message_api):
         start(message_api, 1, as_before)
-        with pytest.raises(ValueError, match="is of a different model than the initial one"):
+        with pytest.raises(
+            ValueError, match="than the initial one, in which arrays are"
+        ) as refused:
             start(message_api, 2, as_before, model)
+        assert f"are {difference}" in str(refused.value)
+        assert str(refused.value).endswith("or start over in another folder")

@@ -459,7 +459,7 @@ class TestIdentity:
         with pytest.raises(ValueError, match="is of a run with") as refused:
             play(message_api.make(make, **changed), 2)
         assert f" with {argument}=" in str(refused.value)
-        assert f"this one has {argument}={value!r}" in str(refused.value)
+        assert f"this one has {argument}={value!r}; continue as that run" in str(refused.value)
 
     @pytest.mark.parametrize(
         "cls",
