@@ -139,10 +139,17 @@ class Checkpoint:
         """
         folder = self._make_folder()
         try:
-            return FolderLock(folder)
+            lock = FolderLock(folder)
         except OSError as error:
             path = error.filename or str(folder)
             raise OSError(error.errno, error.strerror, path) from error
+        try:
+            # A lock that is there already can be written to in a folder that cannot.
+            with _drafting(folder):
+                return lock
+        except OSError:
+            lock.release()
+            raise
 
     def save(self, saved: Saved, before: int = 0, earlier: Mark | None = None) -> Mark:
         """Write a checkpoint, and remove all others except `before`; the folder must exist.
@@ -168,15 +175,11 @@ class Checkpoint:
             If it cannot be written; earlier checkpoints remain.
         """
         folder = Path(self.folder)  # not made anew where it was moved: that one has no lock
-        draft, final = folder / _DRAFT, folder / _folder_name(saved.server_round)
-        _remove(draft)  # left by a killed process
-        try:
-            draft.mkdir(mode=0o700)
+        final = folder / _folder_name(saved.server_round)
+        with _drafting(folder) as draft:
             mark = _write(draft, saved, earlier)
             _remove(final)  # exists only if it could not be read, or the round was saved before
             draft.rename(final)
-        finally:
-            _remove(draft)
         sync(folder)
         for number, path in self._stored().items():
             if number not in (before, saved.server_round):
@@ -282,6 +285,18 @@ class Checkpoint:
 
 def _folder_name(server_round: int) -> str:
     return f"round-{server_round:06}"
+
+
+@contextmanager
+def _drafting(folder: Path) -> Iterator[Path]:
+    """Make a folder for a draft in a folder, and remove it at the end unless it was renamed."""
+    draft = folder / _DRAFT
+    _remove(draft)  # left by a killed process
+    try:
+        draft.mkdir(mode=0o700)
+        yield draft
+    finally:
+        _remove(draft)
 
 
 def _remove(path: Path) -> None:

@@ -12,7 +12,7 @@ import sys
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from errno import EIO, ENOSPC, EPERM
+from errno import EACCES, EIO, ENOSPC, EPERM
 from itertools import pairwise
 from math import inf, nan
 from threading import Thread
@@ -506,7 +506,7 @@ class TestIdentity:
 
         play(make(first), 1)
         play(make(halve), 2)
-        with pytest.raises(ValueError, match=r"halve>, this one has learning_rate=.*<lambda>>$"):
+        with pytest.raises(ValueError, match=r"halve>, this one has learning_rate=.*<lambda>>;"):
             play(make(lambda server_round: 0.5), 3)
 
     def test_sequences_are_compared_by_what_is_in_them(self, message_api, play, tmp_path):
@@ -899,6 +899,22 @@ class TestDiskThatFails:
         strategy = api.make("SignSGD", checkpoint=Checkpoint(tmp_path))
         with pytest.raises(PermissionError):
             run(strategy, no_training, MODEL, NUM_CLIENTS)
+
+    def test_a_folder_that_cannot_be_written_to_any_more_is_known_before_a_run_goes_on(
+        self, api, play, run, tmp_path, monkeypatch
+    ):
+        play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 1)
+
+        def refuse(path, *arguments):
+            raise PermissionError(EACCES, "Permission denied", str(path))
+
+        strategy = api.make("SignSGD", checkpoint=Checkpoint(tmp_path))
+        with monkeypatch.context() as read_only:
+            read_only.setattr(os, "mkdir", refuse)  # root may write everywhere
+            with pytest.raises(PermissionError, match="Permission denied"):
+                run(strategy, no_training, MODEL, NUM_CLIENTS, 2)
+        assert names_in(tmp_path) == ["round-000001"]
+        play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 2)
 
     def test_a_run_goes_on_while_its_disk_is_full_and_stores_what_comes_after(
         self, api, play, run, bits, filling, tmp_path, warnings, caplog
