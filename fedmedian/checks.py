@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmedian.logs import cut
+
 
 def require_type(name: str, value: Any, allowed: type | UnionType, wanted: str) -> None:
     """Raise ``TypeError`` unless `value` is an instance of `allowed`.
@@ -38,11 +40,15 @@ def require_type(name: str, value: Any, allowed: type | UnionType, wanted: str) 
     TypeError: folder must be a string, got 3 (int)
     """
     if not isinstance(value, allowed):
-        remedy = f" ({type(value).__name__})"
+        found = _with_type(value)
         if isinstance(value, type) and issubclass(value, allowed):
             example = f"{value.__name__}({'…' if _has_required_arguments(value) else ''})"
-            remedy = f", not an instance, such as {example}"
-        raise TypeError(f"{name} must be {wanted}, got {value!r}{remedy}")
+            found = f"{value!r}, not an instance, such as {example}"
+        raise TypeError(f"{name} must be {wanted}, got {found}")
+
+
+def _with_type(value: object) -> str:
+    return f"{cut(repr(value))} ({type(value).__name__})"
 
 
 def _has_required_arguments(made: type) -> bool:
@@ -88,7 +94,7 @@ def require_real(
         If it is not finite or out of range.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
+        raise TypeError(f"{name} must be a number, got {_with_type(value)}")
     try:
         number = float(value)
     except OverflowError:  # an integer or a fraction too large for a float
@@ -132,7 +138,7 @@ def require_integer(name: str, value: Any, *, low: int, high: int | None = None)
         If it is out of range.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be an integer, got {value!r} ({type(value).__name__})")
+        raise TypeError(f"{name} must be an integer, got {_with_type(value)}")
     number = int(value)
     if number < low or (high is not None and number > high):
         at_most = "" if high is None else f" and <= {high}"

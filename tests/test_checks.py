@@ -25,6 +25,23 @@ def test_an_instance_of_another_type_is_refused():
         require_type("noise", "gaussian", int, "a noise family")
 
 
+@pytest.mark.parametrize(
+    "check",
+    [
+        lambda value: require_type("x", value, str, "a string"),
+        lambda value: require_real("x", value),
+        lambda value: require_integer("x", value, low=0),
+    ],
+    ids=["type", "real", "integer"],
+)
+def test_of_a_long_value_the_start_is_shown(check):
+    value = {f"layer{number}": np.ones((5, 5)) for number in range(9)}
+    with pytest.raises(TypeError, match=r"^x must be .*, got \{'layer0': array") as refused:
+        check(value)
+    assert str(refused.value).endswith(f"… (cut, of {len(repr(value))} characters) (dict)")
+    assert len(str(refused.value)) < 300
+
+
 def test_any_finite_number_is_a_real_and_comes_back_as_a_float():
     for value in (1, 1.5, -3, np.float32(0.5), np.int64(2), Fraction(1, 2)):
         number = require_real("x", value)

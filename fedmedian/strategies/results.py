@@ -85,6 +85,7 @@ def plot(results: Result | Mapping[str, Result], metric: str = "accuracy") -> "F
     named = {"": results} if isinstance(results, Result) else results
     require_type("results", named, Mapping, "a Result, or a mapping of names to Results")
     for name, result in named.items():
+        require_type(f"results[{name!r}]", result, Result, "a Result")
         curve = _find(result, metric)
         over_rounds.plot([*curve], [*curve.values()], label=name)
         sent = _curves(result.train_metrics_clientapp).get("uplink-bytes", {})

@@ -102,6 +102,11 @@ class TestPlot:
         with pytest.raises(TypeError, match=r"^results must be a Result, or a mapping"):
             plot([Result()])
 
+    def test_refuses_what_is_no_result_by_its_name(self):
+        curve = by_round(accuracy=[0.5])
+        with pytest.raises(TypeError, match=r"^results\['ours'\] must be a Result, got \{1: "):
+            plot({"ours": curve})
+
     def test_says_what_it_needs(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
         with pytest.raises(ImportError, match="pip install matplotlib"):
