@@ -207,6 +207,9 @@ class _PerturbedClient(NumPyClient):
     ) -> tuple[float, int, dict[str, Scalar]]:
         """Return mean loss, number of examples and accuracy on the test data.
 
+        There is an accuracy only where targets are integers, and outputs score two or more classes
+        for each of them along their second dimension: (N, C, …) for targets of (N, …).
+
         Raises
         ------
         ValueError
@@ -216,17 +219,23 @@ class _PerturbedClient(NumPyClient):
         """
         require_enforcement(self.context)
         if self.test_loader is None:
-            raise ValueError("test_loader must be given for evaluation, got None")
+            raise ValueError(
+                "test_loader must be given for evaluation, got None; or let the strategy ask for "
+                "none, with fraction_evaluate=0.0"
+            )
         self._load(parameters)
         self.model.eval()
-        loss = correct = 0.0
+        loss, correct, classifies = 0.0, 0.0, True
         with torch.no_grad():
             for inputs, targets in self.test_loader:
                 outputs = self.model(inputs)
                 loss += float(self.loss(outputs, targets)) * len(targets)
-                correct += float((outputs.argmax(dim=1) == targets).sum())
+                classifies = classifies and _are_scores(outputs, targets)
+                if classifies:
+                    hits = outputs.argmax(dim=1) == targets
+                    correct += float(hits.sum()) / hits.numel() * len(targets)
         examples = _num_examples(self.test_loader)
-        return loss / examples, examples, {"accuracy": correct / examples}
+        return loss / examples, examples, {"accuracy": correct / examples} if classifies else {}
 
     def _load(self, parameters: NDArrays) -> Arrays:
         """Load the server's model, and return its arrays by name."""
@@ -296,6 +305,18 @@ class _NamedUpdates:
         offset = flat.storage_offset() + part.first
         runs = flat.as_strided((part.runs, part.length), (part.stride, 1), offset)
         torch.from_numpy(out).reshape(part.runs, part.length).copy_(runs)
+
+
+def _are_scores(outputs: object, targets: object) -> bool:
+    """Return whether outputs score classes, of which targets are the right ones."""
+    return (
+        isinstance(outputs, Tensor)
+        and isinstance(targets, Tensor)
+        and not (targets.is_floating_point() or targets.is_complex())
+        and outputs.ndim > 1
+        and outputs.shape[1] > 1
+        and outputs.shape[:1] + outputs.shape[2:] == targets.shape
+    )
 
 
 def _num_examples(batches: Batches) -> int:

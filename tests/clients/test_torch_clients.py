@@ -466,6 +466,43 @@ class TestEvaluation:
         accuracy = float((outputs.argmax(1) == targets).float().mean())
         assert metrics == {"accuracy": pytest.approx(accuracy)}
 
+    @pytest.mark.parametrize(
+        ("form", "targets", "loss", "accuracy"),
+        [
+            pytest.param((2,), [1, 1, 1, 0], nn.functional.cross_entropy, 0.75, id="classes"),
+            pytest.param(
+                (2, 2),
+                [[1, 1], [1, 0], [0, 0], [1, 1]],
+                nn.functional.cross_entropy,
+                0.625,
+                id="classes of pixels",
+            ),
+            pytest.param((1,), [[0.0], [1.0], [0.0], [0.0]], None, None, id="one logit"),
+            pytest.param((1,), [0, 1, 0, 0], None, None, id="one logit for integers"),
+            pytest.param((), [0.0, 1.0, 0.0, 2.0], None, None, id="numbers"),
+            pytest.param((3,), [0.0, 1.0, 0.0, 2.0], None, None, id="quantiles of numbers"),
+            pytest.param((2,), [[0, 1]] * 4, None, None, id="several labels"),
+        ],
+    )
+    def test_the_accuracy_is_that_of_classes_and_missing_elsewhere(
+        self, form, targets, loss, accuracy, context
+    ):
+        """The model scores the last class highest."""
+
+        class Fixed(nn.Module):
+            def forward(self, inputs):
+                scores = torch.zeros(len(inputs), *form)
+                if form:
+                    scores[:, -1] = 1
+                return scores
+
+        loader = DataLoader(TensorDataset(torch.zeros(4, 1), torch.tensor(targets)), 3)
+        loss = loss or (lambda outputs, targets: outputs.mean())
+        client = SignClient(context, Fixed(), loader, loss=loss, test_loader=loader)
+        _, examples, metrics = client.evaluate([], {})
+        assert examples == 4
+        assert metrics == ({} if accuracy is None else {"accuracy": accuracy})
+
     def test_evaluation_leaves_running_statistics_alone(self, data, context):
         loader = DataLoader(data, 5)
         client = SignClient(context, with_batch_norm(), loader, test_loader=loader)
@@ -477,7 +514,7 @@ class TestEvaluation:
 
     def test_evaluation_without_test_data_is_refused(self, data, context):
         client = SignClient(context, make_model(), DataLoader(data))
-        with pytest.raises(ValueError, match=r"^test_loader "):
+        with pytest.raises(ValueError, match=r"^test_loader .*fraction_evaluate=0\.0$"):
             client.evaluate(arrays_of(make_model()), {})
 
 
