@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice, zip_longest
 from typing import Any, Generic
 
 from fedmedian.aggregators.agreement import APART
@@ -44,6 +44,8 @@ _MOST_METRICS = 8
 
 # The older API passes on an error reply's text without its code.
 _IN_ERROR_REPLY = r"(^error \d+: |\(reason: )"
+
+_NUMBER = re.compile("[0-9]+")
 
 _DEAD_WORKER = _IN_ERROR_REPLY + r".*ray\.exceptions\.\w*Actor\w*Error"
 
@@ -226,7 +228,7 @@ class Watch:
         self._rounds.add(number)  # a subclass may train several times in a round
         reasons = Counter(without_addresses(as_line(reason)) for reason in refused)
         total = len(refused) + len(heard.answers)
-        for reason, count in reasons.items():
+        for reason, count in _alike(reasons).items():
             if 2 * count > total:
                 self._warn_once(
                     f"reason: {reason}",  # the prefix keeps a client's text apart from other keys
@@ -314,7 +316,7 @@ class Watch:
         rounds = f"round {first}" if first == last else f"rounds {first} to {last}"
         if not self._reasons:
             return f"{rounds} made no new model: {no_step}"
-        (reason, count), total = self._reasons.most_common(1)[0], self._reasons.total()
+        (reason, count), total = _alike(self._reasons).most_common(1)[0], self._reasons.total()
         return (
             f"{rounds} made no new model; the most common reason, {count} of {total} replies: "
             f"{reason}{_remedy_of(reason)}"
@@ -461,6 +463,23 @@ def _in_units(size: float) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} TB"
+
+
+def _alike(reasons: Counter[str]) -> Counter[str]:
+    """Return reasons with those that differ in numbers alone as one, with … for these numbers.
+
+    A client's own number, or that of a round, must not hide that all fail in the same way.
+    """
+    forms: dict[tuple[str, ...], list[str]] = {}
+    for reason in reasons:
+        forms.setdefault(tuple(_NUMBER.split(reason)), []).append(reason)
+    alike = Counter[str]()
+    for form, members in forms.items():
+        places = zip(*map(_NUMBER.findall, members), strict=True)
+        numbers = (at[0] if len({*at}) == 1 else "…" for at in places)
+        text = "".join(chain.from_iterable(zip_longest(form, numbers, fillvalue="")))
+        alike[text] += sum(reasons[reason] for reason in members)
+    return alike
 
 
 def _remedy_of(reason: str) -> str:

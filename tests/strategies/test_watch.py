@@ -371,16 +371,35 @@ class TestWarnings:
         assert warning.startswith("round 1: ")
         assert "no camera" in warning
 
-    def test_reasons_that_differ_in_an_objects_address_are_one(self, api, run, warnings):
+    @each_case(
+        ("own", "said"),
+        {
+            "an object's address": (lambda partition, count: object(), "<object object>"),
+            "a client's number": (lambda partition, count: f"/data/{partition}.npz", "/data/….npz"),
+            "the number of tries": (lambda partition, count: f"{count} of 64 B", "… of 64 B"),
+        },
+        older=("an object's address", "a client's number"),
+    )
+    def test_reasons_that_differ_in_what_is_a_clients_own_are_one(
+        self, own, said, api, run, warnings
+    ):
         made = []
 
         def refuse(model, partition):
-            made.append(object())
-            raise TypeError(f"got {made[-1]!r}")
+            made.append(own(partition, len(made)))
+            raise TypeError(f"got {made[-1]}")
 
-        with pytest.raises(RunFailedError, match=r"15 of 15 replies: .*got <object object>"):
+        with pytest.raises(RunFailedError, match=rf"15 of 15 replies: .*got {said}"):
             run(api.make("SignSGD"), refuse, MODEL, NUM_CLIENTS, 9)
         assert warnings("5 of 5 replies are lost for one reason")
+
+    def test_reasons_that_differ_in_words_are_several(self, api, run, warnings):
+        def refuse(model, partition):
+            raise TypeError(f"got {'abcde'[partition]}")
+
+        with pytest.raises(RunFailedError, match=r" 3 of 15 replies: .*got [a-e]"):
+            run(api.make("SignSGD"), refuse, MODEL, NUM_CLIENTS, 9)
+        assert not warnings("lost for one reason")
 
     @each_case(
         ("model", "options", "named"),
