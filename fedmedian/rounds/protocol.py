@@ -641,6 +641,7 @@ class RoundProtocol:
             self.watch.see_steps_in_vain()
         self._acknowledge(hearing, asked, replies, answers, failures)
         kept, counts = hearing.judge(server_round, answers, self._rules)
+        self.watch.see_evaluation(server_round, hearing.reasons, len(kept))
         return with_usual_metrics(kept, self._roster.name), {**counts, **(sizes or {})}
 
     def end_evaluation(self, report: Report, own: Mapping[str, Any]) -> None:

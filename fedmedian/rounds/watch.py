@@ -49,7 +49,9 @@ _NUMBER = re.compile("[0-9]+")
 
 _DEAD_WORKER = _IN_ERROR_REPLY + r".*ray\.exceptions\.\w*Actor\w*Error"
 
-_REMEDIES = (
+Remedies = Sequence[tuple[str, str]]
+
+_REMEDIES: Remedies = (
     (
         _IN_ERROR_REPLY + ".* expects the keys in the ArrayRecord",
         "as where perturb is not the first of its ClientApp's mods, or where NumPyClients train a "
@@ -104,6 +106,19 @@ _REMEDIES = (
     ),
 )
 """Patterns of reasons, each with its remedy; the first match counts."""
+
+_REMEDIES_OF_EVALUATION: Remedies = (
+    (
+        _IN_ERROR_REPLY + ".* (expects exactly one ArrayRecord|requires the key 'clipping_norm')",
+        "list this mod for training alone, @app.train(mods=[…]), or set fraction_evaluate=0.0",
+    ),
+    (
+        "No evaluate function registered|does not implement `evaluate`",
+        "write one, or set fraction_evaluate=0.0",
+    ),
+    *_REMEDIES,
+)
+"""The same for replies to evaluation."""
 
 
 class RunFailedError(RuntimeError):
@@ -226,16 +241,8 @@ class Watch:
         number = question.server_round
         LOGGER.info("aggregate_train: %s", describe_round(report, own))
         self._rounds.add(number)  # a subclass may train several times in a round
-        reasons = Counter(without_addresses(as_line(reason)) for reason in refused)
-        total = len(refused) + len(heard.answers)
-        for reason, count in _alike(reasons).items():
-            if 2 * count > total:
-                self._warn_once(
-                    f"reason: {reason}",  # the prefix keeps a client's text apart from other keys
-                    "round %d: %d of %d replies are lost for one reason: %s%s",
-                    # The log truncates long words, so the remedy is a word of its own.
-                    *(number, count, total, reason, _remedy_of(reason)),
-                )
+        reasons, total = _counts_of(refused), len(refused) + len(heard.answers)
+        self._look_at_reasons(number, "replies", reasons, total, _REMEDIES)
         dead = [reason for reason in reasons.elements() if re.search(_DEAD_WORKER, reason)]
         if 2 * len(dead) <= total:
             self._of_dead_workers = []
@@ -260,6 +267,24 @@ class Watch:
         # One client's plain weights say nothing about the others' app.
         plain = plain and not heard.answers and asked > 1
         self.fail(question, heard.no_step, at_once=plain and never_moved)
+
+    def see_evaluation(
+        self, server_round: int, refused: Sequence[str | Exception], accepted: int
+    ) -> None:
+        """Observe a round of evaluation: warn once about a reason that loses most of its replies.
+
+        Parameters
+        ----------
+        server_round : int
+            The round.
+        refused : sequence of str or Exception
+            Why replies were not used or did not come, one for each.
+        accepted : int
+            The number of the others.
+        """
+        reasons, total = _counts_of(refused), len(refused) + accepted
+        what = "replies to evaluation"
+        self._look_at_reasons(server_round, what, reasons, total, _REMEDIES_OF_EVALUATION)
 
     def see_steps_in_vain(self) -> None:
         """Warn once that no client could evaluate a model that it was sent as coded steps."""
@@ -321,6 +346,18 @@ class Watch:
             f"{rounds} made no new model; the most common reason, {count} of {total} replies: "
             f"{reason}{_remedy_of(reason)}"
         )
+
+    def _look_at_reasons(
+        self, number: int, what: str, reasons: Counter[str], total: int, remedies: Remedies
+    ) -> None:
+        for reason, count in _alike(reasons).items():
+            if 2 * count > total:
+                self._warn_once(
+                    f"reason: {reason}",  # the prefix keeps a client's text apart from other keys
+                    f"round %d: %d of %d {what} are lost for one reason: %s%s",
+                    # The log truncates long words, so the remedy is a word of its own.
+                    *(number, count, total, reason, _remedy_of(reason, remedies)),
+                )
 
     def _look_at_cohort(self, accepted: int, few: int, cost: str) -> None:
         if accepted <= few:
@@ -465,6 +502,10 @@ def _in_units(size: float) -> str:
     return f"{size:.3g} TB"
 
 
+def _counts_of(reasons: Sequence[str | Exception]) -> Counter[str]:
+    return Counter(without_addresses(as_line(reason)) for reason in reasons)
+
+
 def _alike(reasons: Counter[str]) -> Counter[str]:
     """Return reasons with those that differ in numbers alone as one, with … for these numbers.
 
@@ -482,7 +523,7 @@ def _alike(reasons: Counter[str]) -> Counter[str]:
     return alike
 
 
-def _remedy_of(reason: str) -> str:
+def _remedy_of(reason: str, remedies: Remedies = _REMEDIES) -> str:
     """Return the remedy in parentheses, or nothing if none is known."""
-    found = (f" ({remedy})" for pattern, remedy in _REMEDIES if re.search(pattern, reason))
+    found = (f" ({remedy})" for pattern, remedy in remedies if re.search(pattern, reason))
     return next(found, "")

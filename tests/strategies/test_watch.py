@@ -15,7 +15,7 @@ from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDic
 from flwr.client import NumPyClient
 from flwr.client.mod import secaggplus_mod
 from flwr.clientapp import ClientApp
-from flwr.clientapp.mod import fixedclipping_mod
+from flwr.clientapp.mod import LocalDpMod, fixedclipping_mod
 from flwr.common.constant import ErrorCode
 from flwr.common.logger import log
 from flwr.serverapp.strategy import FedAvg
@@ -310,6 +310,58 @@ class TestHints:
         strategy = message_api.make("SignSGD", max_failed_rounds=1, fraction_evaluate=0.0)
         with pytest.raises(RunFailedError, match=NODES):
             run(strategy, train, MODEL, 3, grid=Silent)
+
+
+class NotEvaluating(NumPyClient):
+    def fit(self, parameters, config):
+        return [array + np.float32(1) for array in parameters], 2, {}
+
+
+@pytest.fixture
+def not_evaluating(older_api, api, make_app):
+    """An app that can only train, of the API."""
+    if api is older_api:
+        return ClientApp(client_fn=lambda context: NotEvaluating().to_client(), mods=[perturb])
+    app = ClientApp(mods=[perturb])
+    app.train()(lambda message, context: make_app(train, mods=())(message, context))
+    return app
+
+
+class TestHintsOnEvaluation:
+    """A run trains on without it, so that only the log can say what helps."""
+
+    LOST = "round 1: 3 of 3 replies to evaluation are lost for one reason: "
+
+    @pytest.mark.parametrize(
+        "mod",
+        [
+            pytest.param(CLIPPING, id="clipping_mod"),
+            pytest.param(LocalDpMod(1.0, 0.1, 1.0, 1e-5), id="LocalDpMod"),
+        ],
+    )
+    def test_a_mod_that_wants_a_model_in_each_reply_is_one_for_training(
+        self, mod, api, run, warnings
+    ):
+        config = ast.literal_eval(NORM)
+        run(api.make("SignSGD"), train, MODEL, 3, 2, mods=[perturb, mod], train_config=config)
+        (warning,) = warnings("lost for one reason")
+        assert warning.startswith(self.LOST)
+        assert "(list this mod for training alone, @app.train(mods=[…]), or set" in warning
+
+    def test_an_app_that_cannot_evaluate_need_not(self, api, not_evaluating, run, warnings):
+        outcome = run(api.make("SignSGD"), not_evaluating, MODEL, 3, 2)
+        assert sorted(outcome.reports) == [1, 2]
+        (warning,) = warnings("lost for one reason")
+        assert warning.startswith(self.LOST)
+        assert warning.endswith("(write one, or set fraction_evaluate=0.0)")
+
+    def test_a_few_that_do_not_evaluate_are_no_warning(self, api, run, warnings):
+        def mostly(model, partition):
+            return {"num-examples": 2 if partition else 0, "loss": 1.0}
+
+        run(api.make("SignSGD"), train, MODEL, 3, 2, evaluate=mostly)
+        assert warnings("aggregate_evaluate: dropped the reply of node 2 ")
+        assert not warnings("lost for one reason")
 
 
 class TestDeadWorkers:
