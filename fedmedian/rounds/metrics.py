@@ -84,6 +84,15 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def single_numbers(metrics: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the metrics to show that are one number.
+
+    What the user's own evaluation returns may hold NumPy's, and have names that are no text.
+    """
+    kinds = int | float | np.integer | np.floating
+    return {str(name): value for name, value in metrics.items() if isinstance(value, kinds)}
+
+
 def is_averageable(value: Any) -> bool:
     """Return whether a value is small enough to average; anything but a number is."""
     return not isinstance(value, int | float) or abs(value) <= LARGEST

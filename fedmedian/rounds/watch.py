@@ -12,6 +12,7 @@ from fedmedian.aggregators.diagnostics import Report
 from fedmedian.logs import LOGGER, as_line, warn, without_addresses
 from fedmedian.model.blocks import UNNAMED, Blocks
 from fedmedian.model.layout import Arrays, is_finite
+from fedmedian.rounds.metrics import single_numbers
 from fedmedian.rounds.recipe import Model, PlainWeightsError, Question
 from fedmedian.rounds.roster import Roster
 from fedmedian.rounds.screening import Answer, Node, Source
@@ -457,8 +458,8 @@ def describe_round(metrics: Mapping[str, Any], own: Mapping[str, Any]) -> str:
 
 def describe_metrics(metrics: Mapping[str, Any]) -> str:
     """Return metrics as part of a log line: the first few single numbers."""
-    numbers = (item for item in metrics.items() if isinstance(item[1], int | float))
-    text = ", ".join(f"{name} {x:.4g}" for name, x in islice(numbers, _MOST_METRICS))
+    numbers = islice(single_numbers(metrics).items(), _MOST_METRICS)
+    text = ", ".join(f"{name} {x:.4g}" for name, x in numbers)
     return as_line(text) if text else ""
 
 

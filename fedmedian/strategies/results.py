@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import Result
 from fedmedian.aggregators.diagnostics import without_lists
 from fedmedian.checks import require_type
 from fedmedian.logs import cut
+from fedmedian.rounds.metrics import single_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,9 +110,8 @@ def _curves(by_round: Mapping[int, MetricRecord]) -> dict[str, Curve]:
     """Return the single numbers among metrics, each by round."""
     curves: dict[str, Curve] = {}
     for number, record in sorted(by_round.items()):
-        for name, value in record.items():
-            if isinstance(value, int | float):
-                curves.setdefault(name, {})[number] = value
+        for name, value in single_numbers(record).items():
+            curves.setdefault(name, {})[number] = value
     return curves
 
 

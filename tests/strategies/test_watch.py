@@ -763,6 +763,15 @@ class TestLines:
         assert said == ["fit progress: (" + number for number in "345"]
         assert not [text for text in caplog.messages if text.startswith("initial parameters")]
 
+    def test_the_last_evaluation_has_numbers_of_any_kind(self, message_api, lines):
+        model = to_record({"x": np.zeros(3, np.float32)})
+        found = {"loss": np.float32(0.5), "hits": np.int64(7), 3: 0.25, "name": "x", "both": [1, 2]}
+        grid = InProcessGrid(ClientApp(), 2)
+        result = message_api.make("SignSGD").start(grid, model, 0, evaluate_fn=lambda *_: found)
+        (line,) = lines("evaluation by the server after")
+        assert line == "evaluation by the server after round 0: loss 0.5, hits 7, 3 0.25"
+        assert [">3<" in result._repr_html_(), ">name<" in result._repr_html_()] == [True, False]
+
     def test_after_the_run_and_in_other_threads_flowers_log_is_whole(self, message_api, caplog):
         repeated = "\t└──> Aggregated MetricRecord: %s"
 
