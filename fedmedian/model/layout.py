@@ -26,6 +26,11 @@ Groups = tuple[tuple[int, ...], ...]
 RUNNING_STATISTICS = ("*running_mean", "*running_var", "*num_batches_tracked")
 """Name patterns of normalization layers' buffers, as torch spells them."""
 
+WITHOUT_EXACT = (
+    "leave arrays of integers out of the model, and pass exact=() to train those of floating-point "
+    "numbers like others, or use layers without running statistics, such as GroupNorm"
+)
+"""What to do where no array may be exact."""
 
 _SCIKIT_LEARN = re.compile(r"coef|intercept|^\d+$")
 """Names that the arrays of a scikit-learn linear model may have: attributes or positions."""

@@ -6,7 +6,7 @@ from math import inf
 
 import numpy as np
 
-from fedmedian.model.layout import Layout
+from fedmedian.model.layout import WITHOUT_EXACT, Layout
 from fedmedian.privacy.accounting import LEAST_MULTIPLIER, LEAST_ROUNDED, Mechanism
 from fedmedian.rules.noise import Gaussian
 from fedmedian.rules.scales import DefaultScale
@@ -123,7 +123,8 @@ def obstacles(
     if clip is None:
         yield from _in_clipping(steps)
     if exact:
-        yield Obstacle("exact", "exact", f"arrays {[*exact]} are sent without noise")
+        why = f"arrays {[*exact]} are sent without noise; {WITHOUT_EXACT}"
+        yield Obstacle("exact", "exact", why)
 
 
 def noise_of(steps: Sequence[ClientStep]) -> AddNoise | None:

@@ -22,7 +22,15 @@ from fedmedian.checks import (
     require_type,
 )
 from fedmedian.model.blocks import Blocks, Part
-from fedmedian.model.layout import RUNNING_STATISTICS, Arrays, Groups, Layout, Moving, in_order
+from fedmedian.model.layout import (
+    RUNNING_STATISTICS,
+    WITHOUT_EXACT,
+    Arrays,
+    Groups,
+    Layout,
+    Moving,
+    in_order,
+)
 from fedmedian.privacy.sums import limit_of_entries
 from fedmedian.randomness import rotation_seed, server_rng
 from fedmedian.rounds.direction import Direction
@@ -322,8 +330,7 @@ class Recipe:
         if self.secure is not None and (exact := [spec.name for spec in layout.exact]):
             raise ValueError(
                 f"secure must be None with this model, got {self.secure!r}: arrays {exact} would "
-                "be sent exactly, and only votes are summed; leave arrays of integers out of the "
-                "model, and pass exact=() to train those of floating-point numbers like others"
+                f"be sent exactly, and only votes are summed; {WITHOUT_EXACT}"
             )
         state = self.with_held(state, model, layout)
         sent = model if state.held is None else state.held.model

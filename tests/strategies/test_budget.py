@@ -143,7 +143,7 @@ class TestMechanism:
     @pytest.mark.parametrize(
         ("extra", "reason"),
         [
-            ({"2": np.array(3)}, "exact: arrays ['2'] are sent without noise"),
+            ({"2": np.array(3)}, "exact: arrays ['2'] are sent without noise; leave arrays of "),
             ({"2": MODEL["0"].copy()}, "arrays ['0', '2'] are tied"),
         ],
         ids=["exact", "tied"],
