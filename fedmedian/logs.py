@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import dropwhile
 
 LOGGER = logging.getLogger("flwr")
 """Flower's logger."""
@@ -15,6 +16,17 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 _LONGEST_PART = 200
 """The largest number of characters of a text within a message."""
+
+_LONGEST_TRACE = 100_000
+"""The largest number of characters of a traceback that is searched."""
+
+_RAY_WORKER, _RAY_END = "<class 'ray.exceptions.RayTaskError(", "'>"
+
+_CAUSE = "\n\nThe above exception was the direct cause of the following exception:\n\n"
+
+_CONTEXT = "\n\nDuring handling of the above exception, another exception occurred:\n\n"
+
+_FRAME = '\n  File "'
 
 _LONGEST_INTEGER = 2000
 """The largest number of bits of an integer that is shown: Python refuses to print long ones."""
@@ -106,6 +118,28 @@ def text_of(source: object) -> str:
         Its ``str`` after `cut`, with surrogates escaped, which no encoding accepts.
     """
     return cut(_text_of(source)).encode(errors="backslashreplace").decode()
+
+
+def failure_of(source: object) -> str:
+    """Return the text of a failure that Flower reports, as `text_of` does.
+
+    A Ray worker begins it with its own number and a traceback. Of these only the exception of the
+    client's app is kept: it would be cut off, and one reason would be several.
+
+    Examples
+    --------
+    >>> failure_of(OSError("no camera"))
+    'no camera'
+    """
+    text = _text_of(source)
+    before, worker, trace = text[:_LONGEST_TRACE].partition(_RAY_WORKER)
+    trace, is_chained, of_worker = trace.rpartition(_CAUSE)  # the worker's own exception is last
+    if worker and is_chained:
+        trace = trace.rpartition(_CAUSE)[2].rpartition(_CONTEXT)[2]
+        _, *lines = trace.rpartition(_FRAME)[2].splitlines()
+        raised = "\n".join(dropwhile(lambda line: line.startswith("    "), lines))
+        text = f"{before}{raised}{of_worker.rpartition(_RAY_END)[2]}"
+    return text_of(text)
 
 
 def cut(text: str) -> str:

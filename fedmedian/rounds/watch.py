@@ -102,7 +102,8 @@ _REMEDIES: Remedies = (
     ),
     # An exception in the client's app, which Flower logs on the client.
     (
-        r"^error [12]: |\(reason: (<class '|An exception was raised|(?!Error: )[A-Z]\w*: )",
+        r"^error [12]: |"
+        r"\(reason: (<class '|An exception was raised|(?!Error: )[\w.]*[A-Z]\w*(: |\)))",
         "see the clients' own log",
     ),
 )

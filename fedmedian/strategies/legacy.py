@@ -27,7 +27,7 @@ from flwr.server.strategy import FedAvg
 from flwr.server.strategy.aggregate import weighted_loss_avg
 
 from fedmedian.aggregators.diagnostics import without_lists
-from fedmedian.logs import LOGGER, shown, text_of, warn
+from fedmedian.logs import LOGGER, failure_of, shown, warn
 from fedmedian.records import arrays_to_parameters, parameters_to_arrays
 from fedmedian.rounds.downlink import Content
 from fedmedian.rounds.ledger import Ledger
@@ -470,7 +470,7 @@ def _by_client(
     for failure in failures:
         if isinstance(failure, BaseException):
             # Flower does not say whose failure it is; the client is among the missing.
-            reasons.append(f"a client failed: {type(failure).__name__}: {text_of(failure)}")
+            reasons.append(f"a client failed: {type(failure).__name__}: {failure_of(failure)}")
         else:
             answered.append(failure)
     for reason, count in Counter(reasons).items():

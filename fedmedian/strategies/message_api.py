@@ -20,7 +20,7 @@ from flwr.serverapp.strategy import FedAvg, Result
 
 from fedmedian.aggregators.diagnostics import without_lists
 from fedmedian.checks import require_integer, require_type
-from fedmedian.logs import LOGGER, text_of
+from fedmedian.logs import LOGGER, failure_of
 from fedmedian.records import sizes_of, to_arrays, to_record
 from fedmedian.rounds.downlink import Content, Held
 from fedmedian.rounds.ledger import Ledger
@@ -760,7 +760,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         if (earlier := self._former.get(reply.metadata.reply_to_message_id)) is not None:
             raise LateReplyError(f"replies to a message of round {earlier}")
         if reply.has_error():
-            raise WireError(f"error {reply.error.code}: {text_of(reply.error.reason)}")
+            raise WireError(f"error {reply.error.code}: {failure_of(reply.error.reason)}")
         content = reply.content
         if self._numpy_clients:
             content = numpy_messages.read_reply(content)
@@ -822,7 +822,7 @@ def _has_place(message: Message, question: Question) -> bool:
 def _scalars_of(reply: Message) -> Mapping[str, Any] | str:
     """Return the scalars in a reply, or the reason why there are none."""
     if reply.has_error():
-        return text_of(reply.error.reason)
+        return failure_of(reply.error.reason)
     return {
         key: one for record in _records(ConfigRecord, reply.content) for key, one in record.items()
     }

@@ -257,6 +257,67 @@ SITUATIONS = {
 }
 
 
+RAY_TRACE = """\x1b[36mray::ClientAppActor.run()\x1b[39m (pid={pid}, ip=1.2.3.4, actor_id={pid:x}ab)
+           ^^^^^^^^^^^^^^^^^
+  File "{folder}/flwr/clientapp/client_app.py", line 161, in __call__
+    return self._registered_funcs[full_name](message, context)
+           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+"""
+FOR_RAY = "<class 'ray.exceptions.RayTaskError(ClientAppException)'>:<'{}'>"
+
+
+class LikeRay(InProcessGrid):
+    """Reports exceptions of the app as Flower's simulation on Ray does."""
+
+    def pull_messages(self, message_ids):
+        replies = super().pull_messages(message_ids)
+        for number, reply in enumerate(replies):
+            is_apps = (
+                reply.has_error() and reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+            )
+            if is_apps:
+                reply.error.__dict__["_reason"] = self.told(reply.error.reason, 9000 + number)
+        return replies
+
+    @staticmethod
+    def told(raised, pid):
+        start = RAY_TRACE.format(pid=pid, folder="/usr/lib/python3.11/site-packages" * 9)
+        raised = raised.removesuffix(": ")  # as Python does
+        message = raised.partition(": ")[2]
+        cause = "The above exception was the direct cause of the following exception:"
+        context = "During handling of the above exception, another exception occurred:"
+        own = f"ClientAppException: \nException ClientAppException occurred. Message: {message}"
+        parts = [f"{start}ZeroDivisionError: 1", context, start + raised, cause, start + own]
+        return FOR_RAY.format("\n\n".join(parts))
+
+
+class TestFailuresOnRay:
+    @pytest.mark.parametrize(
+        ("raised", "said"),
+        [
+            pytest.param(OSError("/data/3.npz"), "OSError: /data/3.npz", id="a message"),
+            pytest.param(AssertionError(), "AssertionError", id="no message"),
+            pytest.param(
+                RuntimeError("of:\n\tw\n    b"),
+                r"RuntimeError: of:\\n\\tw\\n    b",
+                id="several lines",
+            ),
+        ],
+    )
+    def test_what_the_app_raised_is_said_and_not_where(self, raised, said, api, run, warnings):
+        def fail(model, partition):
+            raise raised
+
+        with pytest.raises(RunFailedError) as failed:
+            run(api.make("SignSGD"), fail, MODEL, NUM_CLIENTS, 9, grid=LikeRay)
+        error = str(failed.value)
+        assert "15 of 15 replies: " in error
+        assert re.search(rf"(error 2: |\(reason: ){said}( \(see|\))", error)
+        assert error.endswith(f"({LOG})")
+        assert "ray" not in error
+        assert warnings("5 of 5 replies are lost for one reason")
+
+
 class TestHints:
     """Each is there where it is true, and no other is."""
 
@@ -284,12 +345,13 @@ class TestHints:
         assert LOG not in str(failed.value)
 
     @pytest.mark.parametrize("options", [{"numpy_clients": True}, {"arrayrecord_key": "model"}])
-    def test_apps_that_read_another_record_than_they_are_sent_are_told(self, options):
+    @pytest.mark.parametrize("grid", [InProcessGrid, LikeRay])
+    def test_apps_that_read_another_record_than_they_are_sent_are_told(self, grid, options):
         app = ClientApp(mods=[perturb])
         app.train()(lambda message, context: message.content["arrays"])
         model = ArrayRecord({"0": Array(MODEL["0"])})
         with pytest.raises(RunFailedError, match="leave out numpy_clients=True") as failed:
-            SignSGD(**options).start(InProcessGrid(app, 3), model)
+            SignSGD(**options).start(grid(app, 3), model)
         assert LOG not in str(failed.value)
 
     def test_with_the_norm_that_it_advises_flowers_clipping_works(self, api, run):
