@@ -694,8 +694,9 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self._protocol.watch.count(
             sum(up) + around.up, sum(down) + around.down, with_fedavg, model * len(down)
         )
-        means = {"uplink-bytes": up, "downlink-bytes": down}
-        return {name: fmean(sizes) for name, sizes in means.items() if any(sizes)}
+        # An error reply holds nothing: of those that do, the mean is one client's.
+        sent = {"uplink-bytes": [*filter(None, up)], "downlink-bytes": [*filter(None, down)]}
+        return {name: fmean(sizes) for name, sizes in sent.items() if sizes}
 
     def _without_lists(
         self, server_round: int, metrics: Mapping[str, Any] | None

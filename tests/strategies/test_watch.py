@@ -976,6 +976,17 @@ class TestLines:
         outcome = run(api.make("SignSGD", fraction_evaluate=0.0), train, MODEL, NUM_CLIENTS)
         assert outcome.reports[1]["downlink-bytes"] == BYTES_OF_MODEL
 
+    @pytest.mark.parametrize("make", ["SignSGD", "MedianSGD"])
+    def test_what_goes_up_is_a_clients_own_whoever_else_fails(self, make, api, run):
+        def mostly(model, partition):
+            return (fail if partition > 2 else train)(model, partition)
+
+        sent, sent_by_some = (
+            run(api.make(make), clients, MODEL, NUM_CLIENTS).reports[1]["uplink-bytes"]
+            for clients in (train, mostly)
+        )
+        assert sent_by_some == sent
+
     def test_whole_models_for_clients_that_cannot_follow_are_announced_with_their_bytes(
         self, message_api, run, lines
     ):
