@@ -133,12 +133,13 @@ def failure_of(source: object) -> str:
     """
     text = _text_of(source)
     before, worker, trace = text[:_LONGEST_TRACE].partition(_RAY_WORKER)
-    trace, is_chained, of_worker = trace.rpartition(_CAUSE)  # the worker's own exception is last
-    if worker and is_chained:
+    trace, _, after = trace.rpartition(_RAY_END)
+    if worker:
+        trace = trace.rpartition(_CAUSE)[0] or trace  # the last exception is the worker's own
         trace = trace.rpartition(_CAUSE)[2].rpartition(_CONTEXT)[2]
-        _, *lines = trace.rpartition(_FRAME)[2].splitlines()
+        _, *lines = trace.rpartition(_FRAME)[2].split("\n")
         raised = "\n".join(dropwhile(lambda line: line.startswith("    "), lines))
-        text = f"{before}{raised}{of_worker.rpartition(_RAY_END)[2]}"
+        text = f"{before}{raised}{after}" if raised else text
     return text_of(text)
 
 

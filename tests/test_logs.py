@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmedian.logs import LONGEST, as_line, cut, shown, text_of, warn
+from fedmedian.logs import LONGEST, as_line, cut, failure_of, shown, text_of, warn
 
 
 class Raises:
@@ -20,6 +20,63 @@ class Raises:
         raise self.error
 
     __repr__ = __str__
+
+
+FRAME = '  File "/usr/lib/{}.py", line 7, in run\n    run()\n    ~~~^^\n'
+
+
+def on_ray(error, *exceptions):
+    """A failure as a worker reports it, which has raised these exceptions, each from the last."""
+    worker = "\x1b[36mray::ClientAppActor.run()\x1b[39m (pid=17, ip=1.2.3.4, actor_id=0a)\n"
+    trace = ("\n\nThe above exception was the direct cause of the following exception:\n\n").join(
+        worker + FRAME.format("ray") + FRAME.format("app") + one for one in exceptions
+    )
+    return f"<class 'ray.exceptions.RayTaskError({error})'>:<'{trace}'>"
+
+
+class TestFailureOf:
+    @pytest.mark.parametrize(
+        ("told", "failure"),
+        [
+            ("out of memory", "out of memory"),
+            ("<class 'ValueError'>:<'no data'>", "<class 'ValueError'>:<'no data'>"),
+            (
+                on_ray("ClientAppException", "KeyError: 'x'", "ClientAppException: 'x'"),
+                "KeyError: 'x'",
+            ),
+            (
+                on_ray(
+                    "ClientAppException", "KeyError: 'x'", "OSError: no '>", "ClientAppException:"
+                ),
+                "OSError: no '>",
+            ),
+            (
+                on_ray("LoadClientAppError", "LoadClientAppError: no app"),
+                "LoadClientAppError: no app",
+            ),
+            (
+                on_ray("LoadClientAppError", "ModuleNotFoundError: torch", "LoadClientAppError: x"),
+                "ModuleNotFoundError: torch",
+            ),
+            (on_ray("Other"), on_ray("Other")),
+        ],
+        ids=[
+            "a text",
+            "a class",
+            "raised",
+            "raised from",
+            "not loaded",
+            "not loaded from",
+            "nothing",
+        ],
+    )
+    @pytest.mark.parametrize("around", ["{}", "an Error (reason: {}). It was there."])
+    def test_what_a_ray_workers_app_raised_is_left_of_its_trace(self, told, failure, around):
+        assert failure_of(around.format(told)) == text_of(around.format(failure))
+
+    def test_a_trace_without_end_is_a_long_text(self):
+        told = on_ray("ClientAppException", "KeyError: " + "x" * 10**6, "ClientAppException:")
+        assert failure_of(told) == text_of(told)
 
 
 class TestAsLine:
