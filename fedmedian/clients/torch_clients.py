@@ -240,6 +240,11 @@ class _PerturbedClient(NumPyClient):
     def _load(self, parameters: NDArrays) -> Arrays:
         """Load the server's model, and return its arrays by name."""
         names = self.model.state_dict()
+        if len(parameters) != len(names):
+            raise ValueError(
+                f"the server has sent {len(parameters)} arrays, and the model's state dict has "
+                f"{len(names)}: server and clients must have the same model, buffers included"
+            )
         arrays = dict(zip(names, map(as_numbers, parameters), strict=True))
         self.model.load_state_dict({name: _tensor_of(array) for name, array in arrays.items()})
         return arrays

@@ -518,6 +518,14 @@ class TestEvaluation:
             client.evaluate(arrays_of(make_model()), {})
 
 
+def test_arrays_of_another_model_are_counted(data, context):
+    """As those of ``model.parameters()``, which lack BatchNorm's buffers."""
+    client = SignClient(context, with_batch_norm(), DataLoader(data))
+    parameters = [value.detach().numpy() for value in with_batch_norm().parameters()]
+    with pytest.raises(ValueError, match=r"sent 6 arrays, and the model's state dict has 9: "):
+        client.fit(parameters, {})
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
