@@ -288,7 +288,7 @@ class RoundProtocol:
         self._models.note_question(question.number, known, question.state)
         if server_round == self.journal.done + 1:
             for doubt in doubts(question, names, tuple(self.recipe.exact)):
-                warn("%s", doubt)
+                warn(*doubt)
         self._questions, self._is_answered = [*asked, question], False
         self._asked_before += 1
         return question

@@ -7,10 +7,12 @@ import pytest
 
 from fedmedian.clients import perturb
 from fedmedian.strategies import Checkpoint, RunFailedError
+from tests.tools.apis import each_case
 
 NUM_CLIENTS = 5
 W = np.zeros((20, 20), np.float32)
 MASK = np.triu(np.full((4, 4), -np.inf, np.float32), 1)
+LAYER = [np.full(20, value, np.float32) for value in (1, 0, 0, 1)]
 UNSEEN = {"2": np.array(np.inf, np.float32), "3": np.array([-np.inf, 1], np.float32)}
 
 either_strategy = pytest.mark.parametrize("name", ["SignSGD", "MedianSGD"])
@@ -268,6 +270,57 @@ class TestFirstLook:
     def test_arrays_that_are_not_finite_and_exact_are_not(self, api, name, run, warnings):
         run(api.make(name, exact=["1"]), towards_one, self.MODEL, NUM_CLIENTS, 2)
         assert self.said(warnings) == []
+
+    @either_strategy
+    @each_case(
+        ("arrays", "named"),
+        {
+            "torch": ([W, *LAYER, np.array(7), W[0]], "['3', '4']"),
+            "torch, trained before": ([W, *map(np.cos, LAYER), np.array(7)], "['3', '4']"),
+            "torch without weights": ([W, *LAYER[2:], np.array(7), W[0]], "['1', '2']"),
+            "Keras": ([W, *LAYER, W, W[0], *LAYER], "['3', '4', '9', '10']"),
+            "many layers": (
+                [W, *LAYER, *LAYER * 99],
+                str([str(p) for p in range(401) if p % 4 in (3, 0)][1:]),
+            ),
+            "no counter of a layer": ([W, W[0], W, W[0], np.array(7)], None),
+            "layers without statistics": ([W, *LAYER[:2], *LAYER[:2], W, W[0]], None),
+        },
+        older=("torch", "Keras", "layers without statistics"),
+    )
+    def test_running_statistics_without_names_are_named_by_their_places(
+        self, arrays, named, api, name, run, warnings
+    ):
+        model = {str(place): array for place, array in enumerate(arrays)}
+        run(api.make(name), towards_one, model, NUM_CLIENTS, 2)
+        said = warnings("arrays that look")
+        assert [line for line in said if not line.endswith(f"pass exact={named}")] == []
+        assert len(said) == (named is not None)
+
+    @pytest.mark.parametrize(
+        ("names", "named"),
+        [
+            (["kernel", "bn/moving_mean", "bn/moving_variance"], True),
+            (["kernel", "['batch_stats']['mean']", "['batch_stats']['var']"], True),
+            (["kernel", "bn.running_mean", "bn.running_var"], False),
+            (["kernel", "bn.weight", "bn.bias"], False),
+        ],
+        ids=["Keras", "Flax", "torch", "none"],
+    )
+    def test_running_statistics_of_other_frameworks_are_named(
+        self, names, named, message_api, run, warnings
+    ):
+        model = dict(zip(names, [W, W[0], W[0] + 1], strict=True))
+        run(message_api.make("SignSGD"), towards_one, model, NUM_CLIENTS)
+        assert [
+            line.endswith(f"pass exact={names[1:]}") for line in warnings("arrays that look")
+        ] == [True] * named
+
+    def test_what_it_advises_is_heard_and_so_is_no_for_an_answer(self, api, run, warnings):
+        model = {str(place): array for place, array in enumerate([W, *LAYER])}
+        for exact in (["3", "4"], []):
+            run(api.make("SignSGD", exact=exact), towards_one, model, NUM_CLIENTS)
+        assert not warnings("arrays that look")
 
     def test_a_run_that_resumes_looks_again_at_its_first_round(self, api, run, warnings, tmp_path):
         for rounds, times in ((2, 1), (4, 2)):
