@@ -18,7 +18,7 @@ MOST_CLIENTS = (1 << MOST_BITS) - 1
 """The most clients in a sum."""
 
 MOST_NEIGHBORS = 1000
-"""The most neighbors of a client: making shares for this many takes seconds."""
+"""The most neighbors of a client: making shares for this many takes a minute."""
 
 Member = TypeVar("Member")
 

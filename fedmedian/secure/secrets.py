@@ -7,7 +7,7 @@ Shamir's, and travel under ChaCha20-Poly1305 (RFC 8439).
 """
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any
@@ -108,13 +108,61 @@ def split(seed: bytes, holders: int, enough: int) -> list[bytes]:
 
 def join(shares: Mapping[int, bytes]) -> bytes:
     """Return the seed in shares, by the holder's index; a wrong one if a share is wrong."""
-    halves = [
-        Shamir.combine(
-            [(index + 1, share[at : at + _HALF]) for index, share in shares.items()], ssss=False
-        )
-        for at in (0, _HALF)
-    ]
+    weights = _weights_of([index + 1 for index in shares])
+    halves = []
+    for at in (0, _HALF):
+        half = 0
+        for weight, share in zip(weights, shares.values(), strict=True):
+            half ^= _times(weight, int.from_bytes(share[at : at + _HALF]))
+        halves.append(_reduced(half).to_bytes(_HALF))
     return b"".join(halves)
+
+
+def _weights_of(places: Sequence[int]) -> list[int]:
+    """Return the weights of a polynomial's values at some places in its value at 0, by Lagrange.
+
+    The library does the same, but takes tens of times as long, because it multiplies by places as
+    if they had 128 bits. After a single dropout the server joins shares for every other client.
+    """
+    every, weights = 1, []
+    for place in places:
+        every = _reduced(_times(every, place))
+    for place in places:
+        others = place
+        for other in places:
+            if other != place:
+                others = _times(others, place ^ other)
+        weights.append(_reduced(_times(every, _inverse(_reduced(others)))))
+    return weights
+
+
+def _times(one: int, other: int) -> int:
+    """Return the product of two polynomials modulo 2, whose coefficients are bits."""
+    product = 0
+    while other:
+        last = other & -other
+        product ^= one << last.bit_length() - 1
+        other ^= last
+    return product
+
+
+def _reduced(value: int) -> int:
+    """Return a polynomial modulo that of Shamir's field, x^128 + x^7 + x^2 + x + 1."""
+    while high := value >> 128:
+        value ^= high << 128 ^ high << 7 ^ high << 2 ^ high << 1 ^ high
+    return value
+
+
+def _inverse(value: int) -> int:
+    """Return one over an element of Shamir's field, by Euclid's algorithm."""
+    one, other, factor, cofactor = value, 1 << 128 | 0x87, 1, 0
+    while one != 1:
+        if (shift := one.bit_length() - other.bit_length()) < 0:
+            one, other, factor, cofactor = other, one, cofactor, factor
+            shift = -shift
+        one ^= other << shift
+        factor ^= cofactor << shift
+    return _reduced(factor)
 
 
 def seal(key: bytes, share: bytes) -> bytes:

@@ -4,6 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from Crypto.Protocol.SecretSharing import Shamir
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -86,6 +87,20 @@ def test_a_wrong_share_or_one_of_another_holder_reveals_another_seed():
     assert join({0: first, 2: third}) == SEED
     assert join({0: first, 1: third}) != SEED
     assert join({0: first, 1: second[::-1]}) != SEED
+
+
+@given(
+    shares=st.dictionaries(
+        st.integers(0, 999), st.binary(min_size=KEY_SIZE, max_size=KEY_SIZE), min_size=1, max_size=9
+    )
+)
+def test_any_shares_are_joined_as_the_library_does(shares):
+    half = KEY_SIZE // 2
+    halves = [
+        Shamir.combine([(index + 1, one[part]) for index, one in shares.items()], ssss=False)
+        for part in (slice(half), slice(half, None))
+    ]
+    assert join(shares) == b"".join(halves)
 
 
 def test_only_the_key_of_a_share_opens_it():
