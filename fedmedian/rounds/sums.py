@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from fedmedian.logs import text_of, warn
 from fedmedian.rounds.recipe import NoStepError, Question
@@ -13,6 +13,8 @@ from fedmedian.secure.opening import Cohort, SumError, Wanted
 from fedmedian.secure.requests import ask_for_key, ask_to_reveal, read_public, read_secrets
 from fedmedian.steps.sums import VoteCounts, masked_of
 from fedmedian.wire.scalars import WireScalar
+
+Read = TypeVar("Read")
 
 Exchange = Callable[[Mapping[Node, Mapping[str, WireScalar]]], Mapping[Node, Any]]
 """Sends scalars to nodes, and returns the scalars of each reply, or an exception or a reason."""
@@ -51,7 +53,7 @@ class SecureSums:
         new = [node for node in nodes if node not in self._keys]
         found = self._heard(
             "gave no key for the secure sum",
-            read_public,
+            lambda node, reply: read_public(reply),
             exchange,
             {node: ask_for_key(question.server_round) for node in new},
         )
@@ -95,10 +97,14 @@ class SecureSums:
         if cohort is None:
             raise NoStepError("no client was asked for a secure sum")
 
-        def ask(wanted: Mapping[Node, Wanted]) -> Mapping[Node, bytes]:
-            requests = {node: ask_to_reveal(question.number, one) for node, one in wanted.items()}
-            found = self._heard("did not help to open the sum", read_secrets, exchange, requests)
-            self.forget(requests.keys() - found.keys())
+        def ask(wanted: Mapping[Node, Wanted]) -> Mapping[Node, list[bytes]]:
+            found = self._heard(
+                "did not help to open the sum",
+                lambda node, reply: read_secrets(reply, wanted[node]),
+                exchange,
+                {node: ask_to_reveal(question.number, one) for node, one in wanted.items()},
+            )
+            self.forget(wanted.keys() - found.keys())
             return found
 
         votes = {answer.node: masked_of(answer.payload) for answer in answers}
@@ -120,12 +126,12 @@ class SecureSums:
     def _heard(
         self,
         words: str,
-        read: Callable[[Mapping[str, Any]], bytes],
+        read: Callable[[Node, Mapping[str, Any]], Read],
         exchange: Exchange,
         requests: Mapping[Node, Mapping[str, WireScalar]],
-    ) -> dict[Node, bytes]:
+    ) -> dict[Node, Read]:
         """Return what nodes answer; log those that do not, by reason."""
-        found: dict[Node, bytes] = {}
+        found: dict[Node, Read] = {}
         lost: dict[str, list[Node]] = {}
         replies = exchange(requests) if requests else {}
         for node in requests:
@@ -133,7 +139,7 @@ class SecureSums:
                 reply = replies[node]
                 if not isinstance(reply, Mapping):
                     raise ValueError(text_of(reply))
-                found[node] = read(reply)
+                found[node] = read(node, reply)
             except KeyError:
                 lost.setdefault(NO_REPLY, []).append(node)
             except ValueError as error:

@@ -1,7 +1,7 @@
 """The server's part in a secure sum: it collects masked votes, and opens nothing but their sum."""
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
@@ -37,12 +37,25 @@ class Wanted:
     of_neighbors: bytes
     sealed: bytes = b""
 
+    def secrets_in(self, revealed: bytes) -> list[bytes]:
+        """Return what a client has revealed as one secret for each neighbor that it is about.
+
+        Raises
+        ------
+        WireError
+            If it is too long or too short.
+        """
+        length = KEY_SIZE * sum(map(bool, self.of_neighbors))
+        if len(revealed) != length:
+            raise WireError(f"revealed {len(revealed)} bytes, was asked for {length}")
+        return in_pieces(revealed, KEY_SIZE)
+
 
 _Held = dict[Member, tuple[int, bytes]]
 """The shares of one seed, each with its index, by who revealed it."""
 
-Ask = Callable[[Mapping[Member, Wanted]], Mapping[Member, bytes]]
-"""Asks clients to reveal something, and returns the secrets of those that did."""
+Ask = Callable[[Mapping[Member, Wanted]], Mapping[Member, Sequence[bytes]]]
+"""Asks clients to reveal something, and returns the secrets of those that did; see `Wanted`."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +183,7 @@ class Cohort(Generic[Member]):
             wanted = {one: Wanted(what) for one, what in missing.items() if any(what)}
             if not wanted:
                 return votes, seeds
-            revealed = self._revealed(wanted, ask)
+            revealed = ask(wanted)
             for one, what in wanted.items():
                 if one not in revealed:
                     del votes[one]
@@ -192,7 +205,7 @@ class Cohort(Generic[Member]):
         holders: Collection[Member] = votes
         if len(votes) == len(self.circle.members):
             asked = {one: Wanted(bytes([PART] * len(neighbors[one]))) for one in votes}
-            parts = self._revealed(asked, ask)
+            parts = ask(asked)
             if len(parts) == len(votes):
                 seeds = [
                     masked.seed_of(parts[o][neighbors[o].index(one)] for o in neighbors[one])
@@ -217,7 +230,7 @@ class Cohort(Generic[Member]):
             what = bytes(SHARE if other in votes else NOTHING for other in neighbors[one])
             wanted[one] = Wanted(what, b"".join(sealed[other][one] for other in near))
         shares: dict[Member, _Held[Member]] = {one: {} for one in votes}
-        for holder, secrets in self._revealed(wanted, ask).items():
+        for holder, secrets in ask(wanted).items():
             near = [other for other in neighbors[holder] if other in votes]
             for other, share in zip(near, secrets, strict=True):
                 if share != NO_SHARE:
@@ -259,17 +272,6 @@ class Cohort(Generic[Member]):
                 f"{len(votes)} clients are left of {len(self.circle.members)}, the sum needs "
                 f"{self.circle.least}"
             )
-
-    def _revealed(
-        self, wanted: Mapping[Member, Wanted], ask: Ask[Member]
-    ) -> dict[Member, list[bytes]]:
-        """Return the secrets that clients reveal; those of a wrong length are ignored."""
-        found = {}
-        for one, secrets in ask(wanted).items():
-            what = wanted.get(one)
-            if what is not None and len(secrets) == KEY_SIZE * sum(map(bool, what.of_neighbors)):
-                found[one] = in_pieces(secrets, KEY_SIZE)
-        return found
 
 
 _FEWEST_TRIES, _TRIES_EACH = 400, 10

@@ -95,15 +95,15 @@ def read_public(reply: Mapping[str, Any]) -> bytes:
     return public
 
 
-def read_secrets(reply: Mapping[str, Any]) -> bytes:
-    """Return the secrets in a reply.
+def read_secrets(reply: Mapping[str, Any], wanted: Wanted) -> list[bytes]:
+    """Return the secrets in a reply, one for each neighbor that was asked about.
 
     Raises
     ------
     WireError
-        If there are none.
+        If there are none, or more or fewer.
     """
     secrets = reply.get(PREFIX + _SECRETS)
     if not isinstance(secrets, bytes):
         raise WireError(f"{PREFIX}{_SECRETS} must be bytes")
-    return secrets
+    return wanted.secrets_in(secrets)

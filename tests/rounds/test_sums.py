@@ -173,6 +173,39 @@ class TestOpening:
         run.seat(2)
         assert run.asked == [[101]]
 
+    @pytest.mark.parametrize("change", [lambda one: one[1:], lambda one: one * 2], ids=["-", "+"])
+    def test_a_node_that_reveals_more_or_less_leaves_the_sum_is_named_and_loses_its_key(
+        self, change, caplog
+    ):
+        run = Run()
+        question = run.seat()
+        answers, _ = run.votes(question, NODES[:9])
+
+        def exchange(requests):
+            replies = run.exchange(requests)
+            if 101 in replies:
+                replies[101] = {name: change(one) for name, one in replies[101].items()}
+            return replies
+
+        kept, _ = run.sums.open(question, answers, exchange)
+        assert [one.node for one in kept] == [*NODES[1:9]]
+        length = len(change(bytes(32)))
+        assert f"node 101 did not help to open the sum: revealed {length} bytes" in caplog.text
+        run.asked.clear()
+        run.seat(2)
+        assert run.asked == [[101]]
+
+    def test_secrets_of_nodes_that_were_not_asked_are_left_out(self):
+        run = Run()
+        question = run.seat()
+        answers, expected = run.votes(question, NODES[:9])
+
+        def exchange(requests):
+            extra = {PREFIX + "sum.secrets": bytes(32)}
+            return run.exchange(requests) | {110: extra, 999: extra}
+
+        np.testing.assert_array_equal(run.sums.open(question, answers, exchange)[1], expected)
+
     @pytest.mark.parametrize("place", [0, 5, 6, 9])
     def test_a_node_that_reveals_noise_stays_in_the_sum_is_named_once_and_loses_its_key(
         self, place, caplog

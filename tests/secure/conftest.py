@@ -81,7 +81,7 @@ class Round:
                 if one in silent_now:
                     continue
                 try:
-                    found[one] = change(one, self.reveal(one, what))
+                    found[one] = what.secrets_in(change(one, self.reveal(one, what)))
                 except WireError:
                     continue
             return found

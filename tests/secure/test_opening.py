@@ -196,13 +196,6 @@ class TestWrongAnswers:
         assert {*total.members} == {*range(9)} - {3}
         np.testing.assert_array_equal(total.counts, sums.plain(total.members))
 
-    def test_secrets_of_clients_that_were_not_asked_are_left_out(self, round_of):
-        sums = round_of(10, 9)
-        ask = sums.asking()
-        asking = lambda wanted: {**ask(wanted), 9: bytes(KEY_SIZE), 77: b"?"}  # noqa: E731
-        total = sums.open(sums.masked(range(9)), asking)
-        np.testing.assert_array_equal(total.counts, sums.plain(range(9)))
-
     def test_another_commitment_spoils_the_sum(self, round_of):
         sums = round_of(5, 9)
         masked = sums.masked()

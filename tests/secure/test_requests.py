@@ -54,7 +54,8 @@ def test_a_client_reveals_what_its_key_allows(round_of):
     sums = round_of(5, 8)
     sums.masked()
     key, reply = answer(ask_to_reveal((1, 0), Wanted(b"\1\0\0\0")), sums.clients[0])
-    assert len(read_secrets(reply)) == KEY_SIZE
+    (seed,) = read_secrets(reply, Wanted(b"\1\0\0\0"))
+    assert len(seed) == KEY_SIZE
     assert key.revealed == b"\1\0\0\0"
 
 
@@ -99,4 +100,10 @@ def test_a_public_key_of_another_form_or_without_a_secret_is_refused(public):
 @pytest.mark.parametrize("secrets", [None, 3, "text", [1], 0.5], ids=repr)
 def test_secrets_of_another_form_are_refused(secrets):
     with pytest.raises(WireError, match="secrets must be bytes"):
-        read_secrets({PREFIX + "sum.secrets": secrets})
+        read_secrets({PREFIX + "sum.secrets": secrets}, Wanted(b"\1\0\3"))
+
+
+@pytest.mark.parametrize("length", [0, 1, KEY_SIZE, 2 * KEY_SIZE - 1, 3 * KEY_SIZE])
+def test_secrets_about_more_or_fewer_neighbors_are_refused(length):
+    with pytest.raises(WireError, match=f"revealed {length} bytes, was asked for 64"):
+        read_secrets({PREFIX + "sum.secrets": bytes(length)}, Wanted(b"\1\0\3"))

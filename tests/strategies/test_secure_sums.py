@@ -714,6 +714,7 @@ class TestHostileClient:
             ("votes", {"round": 9}, "answers round 9"),
             ("votes", {"question": 1}, "answers question 1"),
             ("seeds", {"sum.secrets": 3}, "sum.secrets must be bytes"),
+            ("seeds", {"sum.secrets": b"short"}, "sum: revealed 5 bytes, was asked for 32"),
         ],
     )
     def test_whose_replies_are_malformed_is_left_out_with_a_reason(
