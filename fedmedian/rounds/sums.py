@@ -35,6 +35,8 @@ class SecureSums:
         self._rule, self._roster = rule, roster
         self._keys: dict[Node, bytes] = {}
         self._seated: tuple[Question, set[Node], Question] | None = None
+        self._last: dict[Node, tuple[int, int]] = {}  # the question that a node was seated for
+        self._opened: dict[Question, set[Node]] = {}  # this round's, each with whose votes
 
     def seat(self, question: Question, nodes: Sequence[Node], exchange: Exchange) -> Question:
         """Return the question with a place in its sum for each node that has a key.
@@ -76,6 +78,9 @@ class SecureSums:
         cohort = Cohort(circle, {one: self._keys[one] for one in members})
         seated = replace(question, cohort=cohort, without_place=len(nodes) - len(members))
         self._seated = question, {*nodes}, seated
+        self._last |= dict.fromkeys(members, seated.number)
+        now = question.server_round
+        self._opened = {one: own for one, own in self._opened.items() if one.server_round == now}
         return seated
 
     def forget(self, nodes: Collection[Node]) -> None:
@@ -97,7 +102,11 @@ class SecureSums:
         if cohort is None:
             raise NoStepError("no client was asked for a secure sum")
 
+        votes = {answer.node: masked_of(answer.payload) for answer in answers}
+        self._require_help(question, cohort.circle.least, votes.keys())
+
         def ask(wanted: Mapping[Node, Wanted]) -> Mapping[Node, list[bytes]]:
+            self._opened[question] = {*votes}
             found = self._heard(
                 "did not help to open the sum",
                 lambda node, reply: read_secrets(reply, wanted[node]),
@@ -107,7 +116,6 @@ class SecureSums:
             self.forget(wanted.keys() - found.keys())
             return found
 
-        votes = {answer.node: masked_of(answer.payload) for answer in answers}
         try:
             total = cohort.open(votes, question.votes.dim, question.number, ask)
         except SumError as error:
@@ -122,6 +130,23 @@ class SecureSums:
                 *(self._names([*total.wrong]), self._names([*{*total.wrong.values()}])),
             )
         return [one for one in answers if one.node in total.members], total.counts
+
+    def _require_help(self, question: Question, least: int, nodes: Collection[Node]) -> None:
+        """Raise `NoStepError` if clients will not help to open a sum, as a subclass may cause."""
+        before = self._opened.get(question)
+        if before is not None and before != {*nodes}:
+            raise NoStepError(
+                f"clients have helped to open the secure sum of {len(before)} replies, and will "
+                f"not help with these {len(nodes)}, or single votes would show: pass all replies "
+                "of a round to aggregate_train at once"
+            )
+        moved = sum(self._last.get(node) != question.number for node in nodes)
+        if moved and len(nodes) - moved < least:
+            raise NoStepError(
+                f"the secure sum cannot be opened: {moved} of its {len(nodes)} clients have been "
+                "asked for votes in another since, and help with that one only: call "
+                "aggregate_train for a model before configure_train asks its clients about another"
+            )
 
     def _heard(
         self,

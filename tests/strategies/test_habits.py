@@ -943,6 +943,43 @@ class TestSecureSums:
         with pytest.raises(ValueError, match="has no place in the secure sum"):
             play_secure(ask=ask, fraction_train=0.8)
 
+    def test_what_some_of_the_replies_would_have_made_cannot_be_tried_first(
+        self, play_secure, warnings
+    ):
+        def hear(number, heard, usual):
+            usual(heard[:9])
+            return usual(heard)
+
+        outcome = play_secure(hear=hear, max_failed_rounds=None)
+        assert outcome.model["w"].max() == 0
+        words = "clients have helped to open the secure sum of 9 replies, and will not help with"
+        assert [text for text in warnings("round 4 keeps the model as it is: ") if words in text]
+        assert not [text for text in warnings() if "hostile" in text]
+
+    @pytest.mark.parametrize("shown", [(0,), range(NUM_CLIENTS)], ids=["one by one", "all"])
+    def test_too_few_replies_or_the_same_again_may_be_tried_first(self, shown, play_secure, bits):
+        def hear(number, heard, usual):
+            usual([heard[index] for index in shown])
+            return usual(heard)
+
+        assert bits(play_secure(hear=hear).model) == bits(play_secure().model)
+
+    def test_a_second_model_for_the_same_clients_costs_the_first_its_sum_and_the_log_says_why(
+        self, play_secure, warnings
+    ):
+        def ask(number, model, usual):
+            return usual(model) + usual({"w": model["w"] - 5})
+
+        def hear(number, heard, usual):
+            assert usual(heard[:NUM_CLIENTS])[0] is None
+            return usual(heard[NUM_CLIENTS:])
+
+        outcome = play_secure(ask=ask, hear=hear, max_failed_rounds=None)
+        require_counts(outcome, range(1, 5), (NUM_CLIENTS, 0, 0))
+        words = "10 of its 10 clients have been asked for votes in another since"
+        assert [text for text in warnings("round 4 keeps the model as it is: ") if words in text]
+        assert not [text for text in warnings() if "hostile" in text]
+
 
 @pytest.mark.parametrize("make", MAKES)
 def test_a_round_that_is_aggregated_after_the_next_is_configured_is_refused_with_the_reason(
