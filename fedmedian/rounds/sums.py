@@ -1,5 +1,6 @@
 """The secure sums of a run: who has which key, and how sums are opened."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -9,6 +10,7 @@ from fedmedian.rounds.recipe import NoStepError, Question
 from fedmedian.rounds.roster import NO_REPLY, Roster
 from fedmedian.rounds.screening import Answer, Node
 from fedmedian.secure.cohort import MOST_CLIENTS, SecureSum
+from fedmedian.secure.masking import Masked
 from fedmedian.secure.opening import Cohort, SumError, Wanted
 from fedmedian.secure.requests import ask_for_key, ask_to_reveal, read_public, read_secrets
 from fedmedian.steps.sums import VoteCounts, masked_of
@@ -102,7 +104,9 @@ class SecureSums:
         if cohort is None:
             raise NoStepError("no client was asked for a secure sum")
 
-        votes = {answer.node: masked_of(answer.payload) for answer in answers}
+        votes = self._about_one_thing(
+            {answer.node: masked_of(answer.payload) for answer in answers}
+        )
         self._require_help(question, cohort.circle.least, votes.keys())
 
         def ask(wanted: Mapping[Node, Wanted]) -> Mapping[Node, list[bytes]]:
@@ -130,6 +134,19 @@ class SecureSums:
                 *(self._names([*total.wrong]), self._names([*{*total.wrong.values()}])),
             )
         return [one for one in answers if one.node in total.members], total.counts
+
+    def _about_one_thing(self, votes: Mapping[Node, Masked]) -> dict[Node, Masked]:
+        """Return the votes of the clients that were asked the same as most: their masks cancel."""
+        about = Counter(one.about for one in votes.values()).most_common(1)
+        kept = {node: one for node, one in votes.items() if one.about == about[0][0]}
+        if others := [node for node in votes if node not in kept]:
+            warn(
+                "%s trained from another model than most clients, or by another instruction, and "
+                "cannot be in the secure sum, where all must be asked the same: has a subclass "
+                "changed some messages, or does a mod before perturb change the model?",
+                self._names(others),
+            )
+        return kept
 
     def _require_help(self, question: Question, least: int, nodes: Collection[Node]) -> None:
         """Raise `NoStepError` if clients will not help to open a sum, as a subclass may cause."""

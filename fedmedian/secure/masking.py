@@ -48,11 +48,14 @@ class Masked:
     commitment : bytes
         What binds the client to that seed, 32 bytes, and the rest of the seed that the parts of all
         neighbors lack, 32 bytes.
+    about : bytes
+        What the votes are about; see `Key`.
     """
 
     body: NDArray[np.uint8]
     shares: bytes
     commitment: bytes
+    about: bytes = b""
 
     def is_seed(self, seed: bytes) -> bool:
         """Return whether the client is bound to a seed."""
@@ -151,7 +154,7 @@ class Key:
         ]
         parts = (self._part(self.public, public) for public in place.neighbors)
         opening = commitment(own) + combined((own, *parts))
-        return Masked(pack_residues(total, place.bits), b"".join(sealed), opening)
+        return Masked(pack_residues(total, place.bits), b"".join(sealed), opening, self.about)
 
     def reveal(
         self, question: tuple[int, int], wanted: bytes, sealed: bytes

@@ -277,7 +277,7 @@ class Instruction:
         encoding = self.encoding
         if payload.encoding != encoding.name:
             raise WireError(f"sent {shown(payload.encoding)}, was asked for {encoding.name!r}")
-        if payload.shares is not None or payload.commitment is not None:
+        if payload.is_masked:
             raise WireError("has shares of a secure sum, which was not asked for")
         *before, after = _blocks_around(self, layout.blocks)
         encoding.check_body(payload.body, after)

@@ -25,6 +25,7 @@ DIGEST = 16
 """The number of bytes that name a version of the model; see `fedmedian.steps.downlink`."""
 
 _REPORTS = "reports"
+_OF_MASKED = ("shares", "commitment", "about")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +51,7 @@ class Payload:
         The question of the round that it answers.
     held : str, optional
         The version of the model that the client holds; see `fedmedian.steps.downlink`.
-    shares, commitment : bytes, optional
+    shares, commitment, about : bytes, optional
         What belongs to masked votes; see `fedmedian.secure.masking.Masked`.
     """
 
@@ -64,6 +65,7 @@ class Payload:
     held: str | None = None
     shares: bytes | None = None
     commitment: bytes | None = None
+    about: bytes | None = None
 
     def encode(self) -> tuple[list[NDArray[Any]], dict[str, WireScalar]]:
         """Return the payload's arrays, one or two, and its scalars."""
@@ -78,11 +80,16 @@ class Payload:
             message["partition"] = self.partition
         if self.question:
             message["question"] = self.question
-        for name in ("held", "shares", "commitment"):
+        for name in ("held", *_OF_MASKED):
             if (value := getattr(self, name)) is not None:
                 message[name] = value
         arrays = [self.body, self.exact] if self.exact.size else [self.body]
         return arrays, with_prefix(message)
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether it has something that belongs to masked votes."""
+        return any(getattr(self, name) is not None for name in _OF_MASKED)
 
     @staticmethod
     def is_in(config: Mapping[str, Any]) -> bool:
@@ -108,7 +115,8 @@ class Payload:
         read = Reader(config, "payload")
         if not 1 <= len(arrays) <= MOST_ARRAYS:
             raise WireError(f"a payload has one or two arrays, got {len(arrays)}")
-        own = read.optionals(partition=int, held=str, shares=bytes, commitment=bytes)
+        masked = dict.fromkeys(_OF_MASKED, bytes)
+        own = read.optionals(partition=int, held=str, **masked)
         payload = cls(
             encoding=read.required("encoding", str),
             body=arrays[0],

@@ -81,8 +81,9 @@ def masked_of(payload: Payload) -> Masked:
     WireError
         If its votes are not masked, or it holds anything besides them.
     """
-    if payload.encoding != MASKED or payload.shares is None or payload.commitment is None:
+    shares, commitment, about = payload.shares, payload.commitment, payload.about
+    if payload.encoding != MASKED or shares is None or commitment is None or about is None:
         raise WireError(f"sent {payload.encoding!r}, was asked for {MASKED!r}")
     if payload.exact.size or payload.reports:
         raise WireError("masked votes must come without exact arrays and reports")
-    return Masked(payload.body, payload.shares, payload.commitment)
+    return Masked(payload.body, shares, commitment, about)

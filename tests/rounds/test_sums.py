@@ -1,6 +1,6 @@
 """The secure sums of a run: who has which key, and what becomes of clients that do not help."""
 
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from fedmedian.wire.scalars import PREFIX, WireError
 
 MODEL = {"w": np.zeros(20, np.float32)}
 NODES = range(101, 111)
+NOTHING_ELSE = MappingProxyType({})
 
 anything = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5),
@@ -54,8 +55,8 @@ class Run:
         question = self.recipe.ask(RunState(), server_round, MODEL)
         return self.sums.seat(question, nodes, self.exchange)
 
-    def votes(self, question, nodes):
-        """Return the answers of nodes, and the sum of their votes."""
+    def votes(self, question, nodes, about=NOTHING_ELSE):
+        """Return the answers of nodes, some `about` other things, and the sum of their votes."""
         answers, total = [], 0
         for node in nodes:
             update = np.full(20, node - 105.5, np.float32)
@@ -63,7 +64,9 @@ class Run:
                 question.instruction, question.layout, update, MODEL, np.random.default_rng(node)
             )
             votes = VotesLayout.of(question.instruction, question.layout).votes_of(payload)
-            self.keys[node] = self.keys[node].takes(question.places[node], question.number)
+            self.keys[node] = self.keys[node].takes(
+                question.places[node], question.number, about.get(node, b"")
+            )
             sent = masked_payload(payload, self.keys[node].mask(votes))
             answers.append(SimpleNamespace(node=node, payload=sent))
             total = total + votes.astype(np.int64)
@@ -194,6 +197,23 @@ class TestOpening:
         run.asked.clear()
         run.seat(2)
         assert run.asked == [[101]]
+
+    @pytest.mark.parametrize("others", [1, 3, 4])
+    def test_nodes_that_were_asked_something_else_than_most_are_left_out_and_named(
+        self, others, caplog
+    ):
+        run = Run()
+        question = run.seat()
+        answers, _ = run.votes(question, NODES, dict.fromkeys(NODES[:others], b"another model"))
+        if others > 3:
+            with pytest.raises(NoStepError, match="6 clients are left of 10"):
+                run.open(question, answers)
+        else:
+            kept, total = run.open(question, answers)
+            assert kept == answers[others:]
+            assert total.max() <= len(kept)
+        assert "node 101" in caplog.text
+        assert "trained from another model than most clients" in caplog.text
 
     def test_secrets_of_nodes_that_were_not_asked_are_left_out(self):
         run = Run()

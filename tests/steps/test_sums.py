@@ -120,7 +120,7 @@ class TestWhatIsNoVote:
 
 
 class TestPayload:
-    SENT = Masked(np.arange(6, dtype=np.uint8).reshape(3, 2), b"shares", b"commitment")
+    SENT = Masked(np.arange(6, dtype=np.uint8).reshape(3, 2), b"shares", b"commitment", b"about")
 
     def test_of_masked_votes_holds_nothing_of_the_clients_own(self):
         own = replace(answered(asked(VOTED)), partition=4, held="version")
@@ -136,6 +136,7 @@ class TestPayload:
         found = masked_of(Payload.decode(*sent.encode()))
         np.testing.assert_array_equal(found.body, self.SENT.body)
         assert (found.shares, found.commitment) == (b"shares", b"commitment")
+        assert found.about == b"about"
 
     @pytest.mark.parametrize(
         ("change", "named"),
@@ -143,6 +144,7 @@ class TestPayload:
             ({"encoding": "signs"}, f"sent 'signs', was asked for {MASKED!r}"),
             ({"shares": None}, "was asked for"),
             ({"commitment": None}, "was asked for"),
+            ({"about": None}, "was asked for"),
             ({"exact": np.zeros(3, np.uint8)}, "without exact arrays and reports"),
             ({"reports": {"measure": np.ones(2, np.float32)}}, "without exact arrays"),
         ],
@@ -156,6 +158,6 @@ class TestPayload:
         instruction = asked(VOTED)
         payload = answered(instruction)
         instruction.require_answer(payload, LAYOUT)
-        for change in ({"shares": b""}, {"commitment": b""}):
+        for change in ({"shares": b""}, {"commitment": b""}, {"about": b""}):
             with pytest.raises(WireError, match="secure sum, which was not asked for"):
                 instruction.require_answer(replace(payload, **change), LAYOUT)

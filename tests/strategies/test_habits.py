@@ -943,6 +943,23 @@ class TestSecureSums:
         with pytest.raises(ValueError, match="has no place in the secure sum"):
             play_secure(ask=ask, fraction_train=0.8)
 
+    def test_a_node_that_is_sent_other_arrays_is_left_out_and_named(
+        self, message_api, seeking, run, as_record, warnings
+    ):
+        class Personal(SignSGD):
+            def _construct_messages(self, record, node_ids, message_type):
+                own = RecordDict({**record, "arrays": as_record({"w": MODEL["w"] + 1})})
+                usual = super()._construct_messages
+                yield from usual(record, node_ids[1:], message_type)
+                yield from usual(own, node_ids[:1], message_type)
+
+        strategy = Personal(secure=SecureSum(), weighted=False, fraction_evaluate=0.0, seed=1)
+        app = seeking(message_api, aim, num_clients=NUM_CLIENTS)
+        outcome = run(strategy, app, MODEL, NUM_CLIENTS, 4)
+        require_counts(outcome, range(1, 5), (NUM_CLIENTS - 1, 1, 0))
+        assert near_goal(outcome.model, 4)
+        assert len([text for text in warnings() if "trained from another model" in text]) == 4
+
     def test_what_some_of_the_replies_would_have_made_cannot_be_tried_first(
         self, play_secure, warnings
     ):
