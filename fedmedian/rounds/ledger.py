@@ -215,24 +215,17 @@ class Ledger:
             self._answered[Draw()] += others
         self._until = done
 
-    def spend(
-        self, question: Question, drawn: Collection[Node], sent: Collection[Node] = ()
-    ) -> bool:
-        """Charge a round, before clients are asked, if the budget affords it.
+    def affords(self, question: Question, drawn: Collection[Node]) -> bool:
+        """Return whether the budget affords a round; log a warning if not.
+
+        While there are `rounds_left` it always does, except for a secure sum.
 
         Parameters
         ----------
         question : Question
-            What they are asked.
+            What clients would be asked.
         drawn : collection of int or str
             The clients drawn.
-        sent : collection of int or str
-            Those that may have been sent this question before, and then answer it again.
-
-        Returns
-        -------
-        bool
-            Whether it does. While there are `rounds_left` it always does, except for a secure sum.
 
         Raises
         ------
@@ -244,9 +237,8 @@ class Ledger:
                 f"privacy_budget must be None with this model, got {self._budget!r}; there is no "
                 f"mechanism because of {NoMechanism(tuple(reasons))}"
             )
-        draw = self._draw
         if self._secure is not None:
-            draw = self._draw = draw._replace(summed=self._secure.least(len(drawn)))
+            draw = self._draw = self._draw._replace(summed=self._secure.least(len(drawn)))
             steps, seed = question.instruction.steps, question.instruction.seed
             cheaper = "; all arrays in one block, Rotation(smallest=10**9), cost less"
             remedy = cheaper if len(question.blocks) > 1 else ""
@@ -259,6 +251,33 @@ class Ledger:
                     *(question.server_round, draw.summed, self, remedy),
                 )
                 return False
+        return True
+
+    def spend(
+        self, question: Question, drawn: Collection[Node], sent: Collection[Node] = ()
+    ) -> bool:
+        """Charge a round, before clients are asked, if the budget affords it.
+
+        Parameters
+        ----------
+        question, drawn
+            As for `affords`.
+        sent : collection of int or str
+            Those that may have been sent this question before, and then answer it again.
+
+        Returns
+        -------
+        bool
+            Whether it does.
+
+        Raises
+        ------
+        ValueError
+            As for `affords`.
+        """
+        if not self.affords(question, drawn):
+            return False
+        draw = self._draw
         same = {key: one for key, one in self._charged.items() if key[0] == question.server_round}
         earlier = same.get(question.number)
         is_new = earlier is None or earlier.draw != draw

@@ -330,7 +330,7 @@ class RoundProtocol:
         Raises
         ------
         ValueError
-            As `Ledger.spend`.
+            As `Ledger.affords`.
         """
         if self._ledger is None:
             return len(drawn) > 0
@@ -357,15 +357,20 @@ class RoundProtocol:
         Returns
         -------
         Question or None
-            The question; None if too few clients can take part in the sum.
+            The question; None if too few clients can take part in the sum, or the privacy budget
+            does not afford it.
 
         Raises
         ------
+        ValueError
+            As `Ledger.affords`.
         RunFailedError
             If that is so for too many rounds in a row.
         """
         if self._sums is None or not nodes:
             return question
+        if self._ledger is not None and not self._ledger.affords(question, nodes):
+            return None  # and nobody is asked for a key
         try:
             return self._sums.seat(question, nodes, exchange)
         except NoStepError as error:

@@ -585,14 +585,16 @@ class TestSecureSums:
         mechanism = Mechanism(2.0, 8.0, limit=self.LIMIT)
         return mechanism.epsilon_of({draw: draws.count(draw) for draw in draws}, delta)
 
-    def run(self, message_api, run, budget, rounds=ROUNDS, lost=None, **options):
+    def run(
+        self, message_api, run, budget, rounds=ROUNDS, lost=None, grid=InProcessGrid, **options
+    ):
         def train_or_fail(model, partition):
             if partition in (lost or ()):
                 raise RuntimeError
             return train(model, partition)
 
         strategy = self.make(message_api, budget, **options)
-        outcome = run(strategy, train_or_fail, MODEL, self.NUM_CLIENTS, rounds)
+        outcome = run(strategy, train_or_fail, MODEL, self.NUM_CLIENTS, rounds, grid=grid)
         return strategy, outcome
 
     def test_the_mechanism_is_known_in_the_first_round(self, message_api, run):
@@ -630,11 +632,33 @@ class TestSecureSums:
         assert answered == [1, 2, 3]
         assert any("would exceed the privacy budget" in text for text in caplog.messages)
 
+    def test_nor_is_one_then_asked_for_a_key_and_clients_that_are_gone_fail_no_round(
+        self, message_api, run
+    ):
+        asked = []
+
+        class Ending(InProcessGrid):
+            def send_and_receive(self, messages, *, timeout=None):
+                messages = list(messages)
+                asked.extend(one.metadata.group_id for one in messages)
+                replies = super().send_and_receive(messages, timeout=timeout)
+                return [] if "2" in asked else replies
+
+        budget = PrivacyBudget(self.epsilon(10, 8) * 1.001, 1e-5)
+        _, outcome = self.run(message_api, run, budget, 8, grid=Ending)
+        assert max(asked) == "2"
+        assert outcome.reports[1]["replies-accepted"] == self.NUM_CLIENTS
+
     def test_a_budget_for_less_than_a_round_is_refused_before_a_client_is_asked(
         self, message_api, run
     ):
+        class Silent(InProcessGrid):
+            def send_and_receive(self, messages, *, timeout=None):
+                raise AssertionError("nobody is to be asked")
+
+        budget = PrivacyBudget(self.epsilon(8) * 0.99, 1e-5)
         with pytest.raises(ValueError, match=r"^privacy_budget must afford a round, which costs"):
-            self.run(message_api, run, PrivacyBudget(self.epsilon(8) * 0.99, 1e-5))
+            self.run(message_api, run, budget, grid=Silent)
 
     def test_what_was_spent_counts_when_the_run_resumes(self, message_api, run, tmp_path):
         own = {"checkpoint": Checkpoint(tmp_path)}
