@@ -69,13 +69,15 @@ def taking(place: Place, instruction: Instruction, model: Arrays, context: Conte
     Raises
     ------
     WireError
-        If it is not one of signs, this client has no key, or as `Key.takes`.
+        If it is not one of signs, this client has no key or another one, or as `Key.takes`.
     """
     if type(instruction.encoding) is not Signs:
         raise WireError(f"a secure sum is one of signs, not of {instruction.encoding.name!r}")
     key = _recall(context)
     if key is None:
         raise WireError(NO_KEY)
+    if place.own != key.public:
+        raise WireError("the server has another key of this client for secure sums than it holds")
     question = instruction.server_round, instruction.question
     asked = json.dumps(instruction.encode(), sort_keys=True, default=bytes.hex)
     about = sha256(f"{asked} {fingerprint(model)}".encode()).digest()

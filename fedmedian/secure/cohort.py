@@ -22,7 +22,7 @@ MOST_NEIGHBORS = 1000
 
 Member = TypeVar("Member")
 
-_FIELDS = {"sum.bits": int, "sum.enough": int, "sum.neighbors": bytes}
+_FIELDS = {"sum.bits": int, "sum.enough": int, "sum.neighbors": bytes, "sum.own": bytes}
 
 _RARE = 10**6
 """Of a large cohort, one client in this many may have too few neighbors left at the threshold."""
@@ -91,11 +91,15 @@ class Place:
         many of its neighbors are in the sum.
     neighbors : tuple of bytes
         The public keys of the clients that it shares masks with, in the server's order.
+    own : bytes
+        The public key that the server has of this client. With another one its masks would not
+        cancel.
     """
 
     bits: int
     enough: int
     neighbors: tuple[bytes, ...]
+    own: bytes = b""
 
     def __post_init__(self) -> None:
         number, least = len(self.neighbors), fewest_shares(len(self.neighbors))
@@ -138,7 +142,7 @@ class Place:
 
     def encode(self) -> dict[str, WireScalar]:
         """Return the place as scalars."""
-        values = self.bits, self.enough, b"".join(self.neighbors)
+        values = self.bits, self.enough, b"".join(self.neighbors), self.own
         return with_prefix(dict(zip(_FIELDS, values, strict=True)))
 
     @classmethod
@@ -156,8 +160,8 @@ class Place:
         for (name, wanted), value in zip(_FIELDS.items(), found, strict=True):
             if type(value) is not wanted:
                 raise WireError(f"{PREFIX}{name} must be {wanted.__name__}")
-        bits, enough, keys = found
-        return cls(bits, enough, tuple(in_pieces(keys, KEY_SIZE)))
+        bits, enough, keys, own = found
+        return cls(bits, enough, tuple(in_pieces(keys, KEY_SIZE)), own)
 
 
 @dataclass(frozen=True, eq=False)

@@ -108,7 +108,7 @@ class Cohort(Generic[Member]):
         """Return what each client is told."""
         enough = self.circle.enough
         return {
-            one: Place(self.bits, enough, tuple(self.keys[other] for other in near))
+            one: Place(self.bits, enough, tuple(map(self.keys.__getitem__, near)), self.keys[one])
             for one, near in self.neighbors.items()
         }
 

@@ -1,6 +1,7 @@
 """A client in secure sums: its key stays in its state, and hostile servers are refused in words."""
 
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ MODEL = {"w": np.zeros(20, np.float32), "b": np.zeros(3, np.float32)}
 NOISE = AddNoise(Gaussian(), np.float32([1, 1]))
 ASKED = Instruction((NOISE, Signs()), server_round=1, seed=None, exact=())
 OTHERS = [Key.new() for _ in range(4)]
+NOTHING_ELSE = MappingProxyType({})
 PLACE = Place(3, 3, tuple(key.public for key in OTHERS))
 
 anything = st.one_of(
@@ -37,7 +39,7 @@ class Client:
     """A ClientApp on its own node, and how often it has trained."""
 
     def __init__(self, as_record, *mods):
-        self.trained, self._model = 0, as_record(MODEL)
+        self.trained, self._model, self.own = 0, as_record(MODEL), b""
         app = ClientApp(mods=list(mods))
 
         @app.train()
@@ -73,12 +75,14 @@ class Client:
 
     def public(self):
         """Ask for a key, and return the public one."""
-        return read_public(self.scalars(self.tell(ask_for_key(1), arrays=False)))
+        self.own = read_public(self.scalars(self.tell(ask_for_key(1), arrays=False)))
+        return self.own
 
-    def ask(self, place=PLACE, instruction=ASKED, **changed):
-        """Return the reply to an instruction with a place in a sum."""
+    def ask(self, place=PLACE, instruction=ASKED, other=NOTHING_ELSE, **changed):
+        """Return the reply to an instruction with a place in a sum, some of it as in `other`."""
         asked = replace(instruction, **changed).encode()
-        return self.tell({**asked, **({} if place is None else place.encode())})
+        placed = {} if place is None else {**replace(place, own=self.own).encode(), **other}
+        return self.tell({**asked, **placed})
 
     def payload(self, *arguments, **changed):
         """Return the payload of the answer to an instruction with a place in a sum."""
@@ -124,6 +128,16 @@ class TestKey:
         client.payload()
         assert Key(client_state(client)["private"]).public == public
         assert client.public() != public
+
+    def test_that_the_server_does_not_have_is_not_used(self, make):
+        """As where it was made for a request whose reply came too late, or for another strategy."""
+        policy = Policy(clip=1.0, noise_scale=1.0, rounds=1)
+        client = make(perturb_with(policy))
+        earlier, _ = client.public(), client.public()
+        reply = client.ask(other={PREFIX + "sum.own": earlier})
+        assert refused(reply, "the server has another key of this client for secure sums than it")
+        assert client.trained == 0
+        client.payload()
 
     def test_is_needed_before_training(self, make):
         client = make()
@@ -221,16 +235,15 @@ class TestHostileServer:
 
     def test_that_names_few_neighbors_is_refused(self, client):
         for neighbors in ((), PLACE.neighbors[:1]):
-            place = {**PLACE.encode(), PREFIX + "sum.neighbors": b"".join(neighbors)}
-            assert refused(client.tell({**ASKED.encode(), **place}), "do not hide a vote")
+            reply = client.ask(other={PREFIX + "sum.neighbors": b"".join(neighbors)})
+            assert refused(reply, "do not hide a vote")
         assert client.trained == 0
 
-    @given(name=st.sampled_from(["bits", "enough", "neighbors"]), value=anything)
+    @given(name=st.sampled_from(["bits", "enough", "neighbors", "own"]), value=anything)
     def test_that_sends_a_malformed_place_is_refused_before_training(self, name, value, make):
         client = make()
         client.public()
-        place = {**PLACE.encode(), PREFIX + f"sum.{name}": value}
-        reply = client.tell({**ASKED.encode(), **place})
+        reply = client.ask(other={PREFIX + f"sum.{name}": value})
         if reply.has_error():
             assert refused(reply)
             assert client.trained == 0
@@ -334,10 +347,9 @@ def test_numpy_clients_take_part_through_the_mod(as_record):
         assert not reply.has_error(), reply.error.reason
         return reply.content
 
-    public = tell(ask_for_key(1))["fedmedian"]
-    assert read_public(public)
+    public = read_public(tell(ask_for_key(1))["fedmedian"])
     model = as_record(dict(zip("01", MODEL.values(), strict=True)))
-    told = {**ASKED.encode(), **PLACE.encode()}
+    told = {**ASKED.encode(), **replace(PLACE, own=public).encode()}
     content = tell(told, **{"fitins.parameters": model})
     arrays = [array.numpy() for array in content["fitres.parameters"].values()]
     payload = Payload.decode(arrays, content["fitres.metrics"])

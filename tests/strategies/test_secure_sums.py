@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedmedian import (
     Adam,
@@ -39,7 +39,7 @@ from fedmedian.rounds.checkpoint import Checkpoint
 from fedmedian.rounds.watch import RunFailedError
 from fedmedian.secure import masking, opening
 from fedmedian.secure.masking import PART, SHARE
-from fedmedian.secure.requests import is_request
+from fedmedian.secure.requests import ask_for_key, is_request
 from fedmedian.strategies import MedianSGD, SignSGD, legacy
 from fedmedian.wire.scalars import PREFIX
 
@@ -315,6 +315,26 @@ def test_an_app_that_replaces_its_state_keeps_its_key(play, seeking, message_api
 
 
 class TestDropouts:
+    def test_a_client_that_gets_a_request_for_a_key_late_is_the_only_one_that_is_lost(
+        self, play, audit
+    ):
+        keys = Counter()
+
+        def late(message, context, call_next):
+            (config,) = message.content.config_records.values()
+            number, stage = config[PREFIX + "round"], stage_of(message)
+            keys[number] += stage == "key"
+            if (context.node_config["partition-id"], number, stage) == (0, 2, "votes"):
+                request = RecordDict({"config": ConfigRecord(ask_for_key(1))})
+                call_next(Message(content=request, metadata=message.metadata), context)
+            return call_next(message, context)
+
+        outcome = play(3, late)
+        accepted = [report["replies-accepted"] for report in outcome.reports.values()]
+        assert accepted == [NUM_CLIENTS, NUM_CLIENTS - 1, NUM_CLIENTS]
+        assert keys == {1: NUM_CLIENTS, 2: 0, 3: 1}
+        audit.require_plain_sums()
+
     @pytest.mark.parametrize(
         ("stage", "left"),
         [("votes", LEAST), ("seeds", LEAST), ("parts", NUM_CLIENTS), ("shares", NUM_CLIENTS - 1)],
