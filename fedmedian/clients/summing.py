@@ -77,7 +77,10 @@ def taking(place: Place, instruction: Instruction, model: Arrays, context: Conte
     if key is None:
         raise WireError(NO_KEY)
     if place.own != key.public:
-        raise WireError("the server has another key of this client for secure sums than it holds")
+        raise WireError(
+            "the place in the secure sum is for a key that this client does not hold: it is of "
+            "another client, or the server does not have this client's last key"
+        )
     question = instruction.server_round, instruction.question
     asked = json.dumps(instruction.encode(), sort_keys=True, default=bytes.hex)
     about = sha256(f"{asked} {fingerprint(model)}".encode()).digest()

@@ -135,7 +135,7 @@ class TestKey:
         client = make(perturb_with(policy))
         earlier, _ = client.public(), client.public()
         reply = client.ask(other={PREFIX + "sum.own": earlier})
-        assert refused(reply, "the server has another key of this client for secure sums than it")
+        assert refused(reply, "is for a key that this client does not hold")
         assert client.trained == 0
         client.payload()
 
