@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
+from itertools import chain
 from statistics import fmean
 from typing import Any, Generic, NoReturn, TypeVar, cast
 
@@ -11,7 +12,6 @@ from flwr.app import (
     ArrayRecord,
     ConfigRecord,
     Message,
-    MessageType,
     MetricRecord,
     RecordDict,
 )
@@ -325,7 +325,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
             )
         drawn = _nodes(asked)
         self._grid = None if self.recipe.secure is None else grid
-        seated = self._protocol.seat(question, drawn, partial(self._exchange, question))
+        exchange = partial(self._exchange, question, _types(asked))
+        seated = self._protocol.seat(question, drawn, exchange)
         if seated is None:
             asked = []
         else:
@@ -428,15 +429,22 @@ class MessageStrategy(ShowsArguments, FedAvg):
                 self._tell(message, place.encode())
 
     def _exchange(
-        self, question: Question, requests: Mapping[Node, Mapping[str, WireScalar]]
+        self,
+        question: Question,
+        types: Mapping[Node, str],
+        requests: Mapping[Node, Mapping[str, WireScalar]],
     ) -> dict[Node, Mapping[str, Any] | str]:
-        """Send scalars to nodes, and return those in each reply, or the reason for its error."""
+        """Send scalars to nodes, and return those in each reply, or the reason for its error.
+
+        They go in messages of the types that nodes are asked to train with: an app may have no
+        other function.
+        """
         assert self._grid is not None  # `configure_train` has set it
         messages = [
             Message(
                 RecordDict({self.configrecord_key: ConfigRecord(dict(scalars))}),
                 int(node),
-                MessageType.TRAIN,
+                types[node],
                 group_id=str(question.server_round),
             )
             for node, scalars in requests.items()
@@ -507,7 +515,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
             return None, None
         asked, replies_of = _by_node(sent, replies, self._former)
         read = partial(self._read, names=[spec.name for spec in question.layout.specs])
-        exchange = partial(self._exchange, question)
+        seated = [one.messages for one in self._asked if one.about is question]
+        exchange = partial(self._exchange, question, _types(chain.from_iterable(seated)))
         heard = self._protocol.hear(question, asked, replies_of, read, exchange=exchange)
         sizes = self._count(sent, replies, trains=True)
         own = self._aggregate("train_metrics_aggr_fn", heard.usual) if heard.usual else None
@@ -814,6 +823,10 @@ def _without_our_keys(config: ConfigRecord) -> ConfigRecord:
 
 def _nodes(messages: Sequence[Message]) -> list[Node]:
     return [message.metadata.dst_node_id for message in messages]
+
+
+def _types(messages: Iterable[Message]) -> dict[Node, str]:
+    return {one.metadata.dst_node_id: one.metadata.message_type for one in messages}
 
 
 def _has_place(message: Message, question: Question) -> bool:

@@ -11,7 +11,8 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 
 from fedmedian import (
     Adam,
@@ -604,7 +605,32 @@ class TestSubclasses:
         run(self.asking(exchange), app(), MODEL, NUM_CLIENTS, 3)
         audit.require_plain_sums()
         assert [len(total.members) for _, total, _, _ in audit.sums] == [7, 5, 7]
-        assert "this client cannot be its own neighbor" in caplog.text
+        assert "the place in the secure sum is for a key that this client does" in caplog.text
+
+    def test_messages_may_be_copied(self, run, app, audit):
+        strategy = self.asking(lambda asked, number: [copy.deepcopy(one) for one in asked])
+        outcome = run(strategy, app(), MODEL, NUM_CLIENTS, 2)
+        assert [one["replies-accepted"] for one in outcome.reports.values()] == [NUM_CLIENTS] * 2
+        audit.require_plain_sums()
+
+    def test_messages_may_be_for_a_function_of_another_name(self, run, audit):
+        app = ClientApp(mods=[perturb])
+
+        @app.train("mine")
+        def train(message, context):
+            content = message.content
+            arrays = {name: Array(one.numpy() - 1) for name, one in content["arrays"].items()}
+            metrics = MetricRecord({"num-examples": 1})
+            reply = {"arrays": ArrayRecord(arrays), "metrics": metrics}
+            return Message(RecordDict(reply), reply_to=message)
+
+        class Named(SignSGD):
+            def _construct_messages(self, record, node_ids, message_type):
+                return super()._construct_messages(record, node_ids, f"{message_type}.mine")
+
+        outcome = run(Named(**SECURE, seed=1), app, MODEL, NUM_CLIENTS, 2)
+        assert [one["replies-accepted"] for one in outcome.reports.values()] == [NUM_CLIENTS] * 2
+        audit.require_plain_sums()
 
     def test_two_clusters_of_nodes_have_a_sum_each(self, run, app, audit, as_record, as_arrays):
         class Half:
