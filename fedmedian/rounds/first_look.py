@@ -8,8 +8,8 @@ from fedmedian.rounds.recipe import Question
 _FRESH = (1, 0, 0, 1)
 """What normalization starts with: weight, bias, running mean and variance, in this order."""
 
-_OF_OTHER_FRAMEWORKS = ("*moving_mean", "*moving_variance", "*batch_stats*")
-"""Name patterns of running statistics that Keras and Flax use."""
+_STATISTICS = (*RUNNING_STATISTICS, "*moving_mean", "*moving_variance", "*batch_stats*")
+"""Name patterns of running statistics in torch, Keras and Flax."""
 
 
 def doubts(
@@ -52,12 +52,13 @@ def doubts(
             f"of the model, or match them in exact so that clients' values count: {spoiled}",
         )
     if exact and (statistics := [*_running_statistics(first)]):
-        slots = ", ".join(["%s"] * len(statistics))  # one word would be truncated
+        wanted = statistics if exact == RUNNING_STATISTICS else [*exact, *statistics]
+        slots = ", ".join(["%s"] * len(wanted))  # one word would be truncated
         yield (
             "arrays that look like BatchNorm's running statistics are trained: noise can make a "
             "variance negative, and outputs NaN; unless they are something else, pass "
             f"exact=[{slots}]",
-            *map(repr, statistics),
+            *map(repr, wanted),
         )
 
 
@@ -70,7 +71,7 @@ def _running_statistics(first: Question) -> Iterator[str]:
     specs, model = first.layout.specs, first.model
     if not is_by_position(model):
         names = (spec.name for spec in first.layout.flat)
-        yield from (n for n in names if any(matches(one, n) for one in _OF_OTHER_FRAMEWORKS))
+        yield from (n for n in names if any(matches(one, n) for one in _STATISTICS))
         return
     for place in range(2, len(specs) + 1):
         pair = specs[place - 2 : place]

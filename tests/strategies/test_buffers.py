@@ -298,23 +298,29 @@ class TestFirstLook:
         assert len(said) == (named is not None)
 
     @pytest.mark.parametrize(
-        ("names", "named"),
+        ("names", "options", "wanted"),
         [
-            (["kernel", "bn/moving_mean", "bn/moving_variance"], True),
-            (["kernel", "['batch_stats']['mean']", "['batch_stats']['var']"], True),
-            (["kernel", "bn.running_mean", "bn.running_var"], False),
-            (["kernel", "bn.weight", "bn.bias"], False),
+            (
+                ["bn/moving_mean", "bn/moving_variance"],
+                {},
+                ["bn/moving_mean", "bn/moving_variance"],
+            ),
+            (["['batch_stats']['mean']"], {}, ["['batch_stats']['mean']"]),
+            (["bn.running_mean", "bn.running_var"], {}, None),
+            (["bn.weight", "bn.bias"], {}, None),
+            (["bn.running_var", "t"], {"exact": ["t"]}, ["t", "bn.running_var"]),
+            (["bn.running_var", "t"], {"exact": ["t", "*_var"]}, None),
+            (["bn.running_var", "t"], {"exact": []}, None),
         ],
-        ids=["Keras", "Flax", "torch", "none"],
+        ids=["Keras", "Flax", "torch", "none", "others are exact", "both are", "no"],
     )
-    def test_running_statistics_of_other_frameworks_are_named(
-        self, names, named, message_api, run, warnings
+    def test_running_statistics_with_names_are_named_where_no_pattern_matches(
+        self, names, options, wanted, message_api, run, warnings
     ):
-        model = dict(zip(names, [W, W[0], W[0] + 1], strict=True))
-        run(message_api.make("SignSGD"), towards_one, model, NUM_CLIENTS)
-        assert [
-            line.endswith(f"pass exact={names[1:]}") for line in warnings("arrays that look")
-        ] == [True] * named
+        model = {"kernel": W} | {name: W[0] + 1 for name in names}
+        run(message_api.make("SignSGD", **options), towards_one, model, NUM_CLIENTS)
+        said = warnings("arrays that look")
+        assert [line.endswith(f"pass exact={wanted}") for line in said] == [True] * bool(wanted)
 
     def test_what_it_advises_is_heard_and_so_is_no_for_an_answer(self, api, run, warnings):
         model = {str(place): array for place, array in enumerate([W, *LAYER])}
