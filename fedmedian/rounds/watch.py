@@ -355,7 +355,8 @@ class Watch:
         for reason, count in _alike(reasons).items():
             if 2 * count > total:
                 self._warn_once(
-                    f"reason: {reason}",  # the prefix keeps a client's text apart from other keys
+                    # The prefix keeps a client's text apart from other keys.
+                    f"reason: {_NUMBER.sub('…', reason)}",
                     f"round %d: %d of %d {what} are lost for one reason: %s%s",
                     # The log truncates long words, so the remedy is a word of its own.
                     *(number, count, total, reason, _remedy_of(reason, remedies)),
