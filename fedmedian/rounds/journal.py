@@ -61,6 +61,7 @@ class Journal:
         self._said = set[str]()
         self._stored = self.done
         self._is_due = False
+        self._moved_in = 0
         self._before = 0
         self._earlier: Mark | None = None
         self._latest: Mark | None = None
@@ -228,7 +229,8 @@ class Journal:
         """Record that a round has ended, and write a checkpoint if one is due.
 
         A round without a step waits for the next one with a step, or for `close`: a run that fails
-        would otherwise skip, each time that it resumes, the rounds in which it has failed.
+        would otherwise skip, each time that it resumes, the rounds in which it has failed. A
+        subclass may train several times in a round; one step is enough.
 
         Parameters
         ----------
@@ -241,7 +243,7 @@ class Journal:
         state : RunState
             The state after the round.
         has_step : bool (default: True)
-            Whether the round has made a new model.
+            Whether this training has made a new model.
         """
         if self._checkpoint is None:
             return
@@ -254,7 +256,9 @@ class Journal:
         arrays = {"model": self._known, **state.to_groups()}
         self._last = Saved(server_round, identity, arrays, self._history)
         self._is_due |= server_round % self._checkpoint.every == 0
-        if not (self._is_due and has_step):
+        if has_step:
+            self._moved_in = server_round
+        if not self._is_due or self._moved_in != server_round:
             return
         self._is_due = False
         if (error := self._save()) is not None:
@@ -266,6 +270,7 @@ class Journal:
             self._checkpoint.withdraw(server_round)
             self._stored, self._latest, self._earlier = self._before, self._earlier, None
             self._last = self._written  # for `close`, if nothing comes of the training
+            self._is_due = True
 
     def close(self) -> None:
         """Store the last round unless it is stored already; log an error if that fails."""

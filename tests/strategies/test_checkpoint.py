@@ -171,6 +171,35 @@ def test_a_run_that_was_killed_in_the_second_training_of_a_round_repeats_the_rou
     assert names_in(tmp_path) == ["round-000005", "round-000006"]
 
 
+def test_a_round_whose_second_training_fails_is_stored(message_api, play, tmp_path):
+    class FailsAgain(message_api.module.SignSGD):
+        def configure_train(self, server_round, arrays, config, grid):
+            self.asking = config, grid
+            return super().configure_train(server_round, arrays, config, grid)
+
+        def aggregate_train(self, server_round, replies):
+            trained = super().aggregate_train(server_round, replies)
+            asked = super().configure_train(server_round, trained[0], *self.asking)
+            again = super().aggregate_train(server_round, self.asking[1].send_and_receive(asked))
+            assert again == (None, None)
+            if server_round == 3:
+                raise Killed  # or the end of the run would store it
+            return trained
+
+    def refuse_every_second(cohort):
+        cohorts.append(cohort)
+        refused = () if len(cohorts) % 2 else range(len(cohort.replies))
+        return dict.fromkeys(refused, "refused by the test")
+
+    cohorts = []
+    strategy = message_api.make_own(
+        FailsAgain, checkpoint=Checkpoint(tmp_path), cohort_rules=[refuse_every_second]
+    )
+    with pytest.raises(Killed):
+        play(strategy, 6)
+    assert "round-000003" in names_in(tmp_path)
+
+
 def test_a_round_that_is_asked_about_again_but_not_trained_is_stored(message_api, play, tmp_path):
     class AsksAgain(message_api.module.SignSGD):
         def configure_train(self, server_round, arrays, config, grid):
