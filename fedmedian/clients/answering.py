@@ -7,9 +7,10 @@ from flwr.app import Context
 
 from fedmedian.clients.memory import recall, remember
 from fedmedian.logs import warned_of
+from fedmedian.model.blocks import Read
 from fedmedian.model.layout import Arrays, Layout
 from fedmedian.randomness import client_rng, secret_rng
-from fedmedian.steps.instruction import Instruction, Update, perturb_update
+from fedmedian.steps.instruction import Instruction, perturb_update
 from fedmedian.steps.payload import Payload
 from fedmedian.wire.scalars import Float32
 
@@ -21,7 +22,7 @@ def answer(
     context: Context,
     instruction: Instruction,
     layout: Layout,
-    update: Float32 | Update,
+    update: Float32 | Read,
     after: Arrays,
     *,
     clip: float | None = None,
@@ -37,8 +38,8 @@ def answer(
         What the server asks for.
     layout : Layout
         The model's layout.
-    update : (d,) float32 or Update
-        The update. An array is overwritten.
+    update : (d,) float32 or callable
+        The update; see `fedmedian.steps.instruction.perturb_update`.
     after : mapping of str to array
         The model after training, for its exact arrays.
     clip : float, optional

@@ -13,7 +13,7 @@ from fedmedian.clients.holding import model_in, receive
 from fedmedian.clients.policy import Policies, Policy, PolicyError, are_enforced, enforcing
 from fedmedian.clients.summing import RECORD, answer_request, masked, remember, taking
 from fedmedian.logs import warn
-from fedmedian.model.layout import Arrays, Difference, Layout
+from fedmedian.model.layout import Arrays, Layout
 from fedmedian.records import to_arrays, to_record
 from fedmedian.secure.cohort import Place
 from fedmedian.steps.downlink import HELD
@@ -197,7 +197,7 @@ def _perturb(
     name, trained = model_in(content)
     own_arrays, unnamed = to_arrays(trained), _FIT_METRICS in content
     after = layout.named(own_arrays, unnamed=unnamed)
-    update = Difference(layout, before, after)
+    update = layout.reader_of_difference(before, after)
     policies.require_exact(instruction, layout.own_names(own_arrays, unnamed=unnamed))
     payload = answer(context, instruction, layout, update, after, clip=policies.clip, held=held)
     if place is not None:

@@ -15,7 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader
 from fedmedian.checks import require_integer, require_type
 from fedmedian.clients.answering import answer
 from fedmedian.clients.policy import require_enforcement
-from fedmedian.model.blocks import Part
+from fedmedian.model.blocks import Part, Read
 from fedmedian.model.layout import Arrays, Layout
 from fedmedian.steps.instruction import Instruction
 from fedmedian.wire.npy import as_numbers, bfloat16
@@ -198,7 +198,7 @@ class _PerturbedClient(NumPyClient):
             }
             return list({**after, **trained}.values()), examples, {}
         layout = Layout.with_exact_positions(before, instruction.exact)
-        update = _NamedUpdates(layout, updates)
+        update = _reader_of(layout, updates)
         arrays, scalars = answer(self.context, instruction, layout, update, after).encode()
         return arrays, examples, scalars
 
@@ -291,17 +291,12 @@ class GradientClient(_PerturbedClient):
     encoding: ClassVar[str] = "vector"
 
 
-@dataclass(frozen=True)
-class _NamedUpdates:
-    """The updates of a model's parameters by name; 0 for those that are missing."""
+def _reader_of(layout: Layout, updates: Mapping[str, Tensor]) -> Read:
+    """Return a function that writes parts of parameters' updates, 0 for those without any."""
 
-    layout: Layout
-    updates: Mapping[str, Tensor]
-
-    def read(self, part: Part, out: Float32) -> None:
-        """Write a part of one parameter's update; see `fedmedian.steps.instruction.Update`."""
-        spec = self.layout.flat[part.block]
-        update = self.updates.get(spec.name)
+    def read(part: Part, out: Float32) -> None:
+        spec = layout.flat[part.block]
+        update = updates.get(spec.name)
         if update is None:
             out[:] = 0
             return
@@ -310,6 +305,8 @@ class _NamedUpdates:
         offset = flat.storage_offset() + part.first
         runs = flat.as_strided((part.runs, part.length), (part.stride, 1), offset)
         torch.from_numpy(out).reshape(part.runs, part.length).copy_(runs)
+
+    return read
 
 
 def _are_scores(outputs: object, targets: object) -> bool:

@@ -1,5 +1,6 @@
 """Blocks of a flat vector: coordinates that share a noise scale."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -111,3 +112,7 @@ class Part(NamedTuple):
         """Return the entries in a flat block as a view, (runs, length)."""
         (step,) = flat.strides
         return as_strided(flat[self.first :], (self.runs, self.length), (self.stride * step, step))
+
+
+Read = Callable[[Part, NDArray[np.float32]], object]
+"""Writes a part of a vector to an array, (n,) float32, whose block is known by its index."""

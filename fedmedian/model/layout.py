@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.logs import shown
-from fedmedian.model.blocks import Blocks, Part
+from fedmedian.model.blocks import Blocks, Part, Read
 from fedmedian.rules.trust import clip_two
 from fedmedian.wire.npy import NewArray, is_floating
 from fedmedian.wire.scalars import LARGEST, WireError, require_vector
@@ -353,11 +353,50 @@ class Layout:
                     f"{_cause_of_shapes(spec.name, own, spec.shape)}"
                 )
 
+    def reader_of_difference(self, before: Arrays, after: Arrays) -> Read:
+        """Return a function that writes parts of the update `before` − `after`.
+
+        The update points uphill. The difference is taken in each array's own precision, but at
+        least in float32, and then rounded to float32. It is 0 for an array that is not finite
+        before, such as a mask with −inf: `move` leaves it unchanged.
+
+        Parameters
+        ----------
+        before, after : mapping of str to array
+            The model before and after local training, both of this layout.
+
+        Returns
+        -------
+        callable
+            Writes a part of one array's update, whose block is its index in `flat`.
+
+        Raises
+        ------
+        ValueError
+            If `after` does not match this layout.
+        """
+        self.require_match(after)
+        names = [spec.name for spec in self.flat]
+        pairs = [(before[name].reshape(-1), after[name].reshape(-1)) for name in names]
+        is_trained = [is_finite(old) for old, _ in pairs]
+
+        def read(part: Part, out: NDArray[np.float32]) -> None:
+            old, new = (part.view(array) for array in pairs[part.block])
+            # One by one: NumPy knows no common dtype of bfloat16 and float16.
+            dtypes = (np.result_type(one.dtype, np.float32) for one in (old, new))
+            precision, update = np.result_type(*dtypes), out.reshape(part.runs, part.length)
+            with np.errstate(over="ignore", invalid="ignore"):  # callers reject it
+                np.subtract(old, new, out=update, dtype=precision, casting="same_kind")
+            if not is_trained[part.block]:
+                out[:] = 0
+
+        return read
+
     def difference(self, before: Arrays, after: Arrays) -> NDArray[np.float32]:
-        """Return the update `before` − `after`, (d,) float32; see `Difference`."""
-        difference, update = Difference(self, before, after), np.empty(self.dim, dtype=np.float32)
+        """Return the update `before` − `after`, (d,) float32; see `reader_of_difference`."""
+        read, update = self.reader_of_difference(before, after), np.empty(self.dim, np.float32)
         for index, part in enumerate(self.blocks.split(update)):
-            difference.read(Part(index, 0, part.size), part)
+            read(Part(index, 0, part.size), part)
         return update
 
     def move(
@@ -451,47 +490,6 @@ class Layout:
         clients = [self.unpack_exact(data) for data in packed]
         for spec in self.exact:
             yield spec, np.stack([client[spec.name] for client in clients])
-
-
-class Difference:
-    """The update `before` − `after` of a model's flat vector, which points uphill.
-
-    The difference is taken in each array's own precision, but at least in float32, and then rounded
-    to float32. It is 0 for an array that is not finite before, such as a mask with −inf:
-    `Layout.move` leaves it unchanged.
-
-    Parameters
-    ----------
-    layout : Layout
-        The model's layout.
-    before, after : mapping of str to array
-        The model before and after local training, both of this layout.
-
-    Raises
-    ------
-    ValueError
-        If `after` does not match the layout.
-    """
-
-    def __init__(self, layout: Layout, before: Arrays, after: Arrays) -> None:
-        layout.require_match(after)
-        names = [spec.name for spec in layout.flat]
-        self._pairs = [(before[name].reshape(-1), after[name].reshape(-1)) for name in names]
-
-    def read(self, part: Part, out: NDArray[np.float32]) -> None:
-        """Write a part of one array's update, whose block is its index in `Layout.flat`."""
-        old, new = (part.view(array) for array in self._pairs[part.block])
-        # One by one: NumPy knows no common dtype of bfloat16 and float16.
-        precision = np.result_type(*(np.result_type(one.dtype, np.float32) for one in (old, new)))
-        update = out.reshape(part.runs, part.length)
-        with np.errstate(over="ignore", invalid="ignore"):  # callers reject it
-            np.subtract(old, new, out=update, dtype=precision, casting="same_kind")
-        if not self._is_trained[part.block]:
-            out[:] = 0
-
-    @cached_property
-    def _is_trained(self) -> list[bool]:
-        return [is_finite(old) for old, _ in self._pairs]
 
 
 class Moving:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fedmedian.kernels.encoding import pack_noisy_signs
 from fedmedian.kernels.signs import PackedSigns, pack_signs
-from fedmedian.model.blocks import Blocks, Part
+from fedmedian.model.blocks import Blocks, Part, Read
 from fedmedian.rules.noise import Noise
 from fedmedian.rules.optimizers import State
 from fedmedian.wire.registry import Registry
@@ -26,9 +26,6 @@ from fedmedian.wire.scalars import Float32, WireError, WireScalar, parameters_of
 
 Memory = dict[str, State]
 """A client's memory between rounds: arrays by name, for each step by its name."""
-
-Read = Callable[[Part, Float32], object]
-"""Writes a part of the update to an array, (n,) float32."""
 
 Make = Callable[[int, Float32], object]
 """Writes a block to an array, by the block's index."""

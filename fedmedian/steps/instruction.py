@@ -6,20 +6,19 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from math import isfinite
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from fedmedian.checks import require_result
 from fedmedian.logs import cut, shown, warned_of
-from fedmedian.model.blocks import Blocks, Part
+from fedmedian.model.blocks import Blocks, Part, Read
 from fedmedian.model.layout import Arrays, Layout, is_finite
 from fedmedian.steps.base import (
     CLIENT_STEPS,
     ClientStep,
     Draft,
     Memory,
-    Read,
     UpdateError,
     energy,
     shorten,
@@ -46,13 +45,6 @@ _ROUNDING = 2.0**-20
 
 LONGEST_SEED = 4300
 """The largest number of digits that Python converts to an integer."""
-
-
-class Update(Protocol):
-    """An update that is computed part by part, such as `fedmedian.model.layout.Difference`."""
-
-    def read(self, part: Part, out: Float32) -> None:
-        """Write a part of one array's update, whose block is its index in `Layout.flat`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,7 +285,7 @@ class Instruction:
 def perturb_update(
     instruction: Instruction,
     layout: Layout,
-    update: Float32 | Update,
+    update: Float32 | Read,
     after: Arrays,
     rng: np.random.Generator,
     memory: Memory | None = None,
@@ -308,8 +300,9 @@ def perturb_update(
         What the server asks for.
     layout : Layout
         The model's layout.
-    update : (d,) float32 or Update
-        The update, x − x_i or a gradient. An array is overwritten.
+    update : (d,) float32 or callable
+        The update, x − x_i or a gradient: an array, which is overwritten, or a function that writes
+        a part of it to an array, as `Layout.reader_of_difference` returns.
     after : mapping of str to array
         The model after training, for its exact arrays.
     rng : numpy.random.Generator
@@ -363,7 +356,7 @@ def _prepared_within(
     clip: float,
     instruction: Instruction,
     layout: Layout,
-    update: Float32 | Update,
+    update: Float32 | Read,
     rng: np.random.Generator,
     memory: Memory | None,
 ) -> tuple[Float32, Blocks]:
@@ -389,12 +382,12 @@ def _prepared_within(
     return vector, blocks
 
 
-def _finite(layout: Layout, update: Float32 | Update) -> Float32 | Read:
+def _finite(layout: Layout, update: Float32 | Read) -> Float32 | Read:
     """Return an update that raises `UpdateError` instead of being NaN or infinite."""
-    if not isinstance(update, np.ndarray):
+    if callable(update):
 
         def read(part: Part, out: Float32) -> None:
-            update.read(part, out)
+            update(part, out)
             _require_finite(layout, part.block, out)
 
         return read

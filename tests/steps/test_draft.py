@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from fedmedian import Blocks, ClientMomentum, Clip, Gaussian, Laplace, Layout, Logistic, Rotation
-from fedmedian.model.layout import Difference
 from fedmedian.steps.base import Draft, UpdateError, register_client_step
 from fedmedian.steps.encodings import Encoding, Signs, Vector
 from fedmedian.steps.instruction import Instruction, perturb_update
@@ -71,7 +70,7 @@ def answer(steps, update, memory=None):
 def test_an_update_in_parts_is_answered_like_a_whole_one(steps):
     memories = {}, {}
     whole = answer(steps, LAYOUT.difference(BEFORE, AFTER), memories[0])
-    parts = answer(steps, Difference(LAYOUT, BEFORE, AFTER), memories[1])
+    parts = answer(steps, LAYOUT.reader_of_difference(BEFORE, AFTER), memories[1])
     assert whole.body.tobytes() == parts.body.tobytes()
     assert whole.reports.keys() == parts.reports.keys()
     for name, values in whole.reports.items():
@@ -83,7 +82,7 @@ def test_an_update_in_parts_is_answered_like_a_whole_one(steps):
 @pytest.mark.parametrize("is_whole", [True, False])
 def test_an_update_that_is_not_finite_is_refused_by_its_arrays_name(is_whole):
     after = AFTER | {"c": np.append(AFTER["c"][:-1], np.nan)}
-    update = Difference(LAYOUT, BEFORE, after)
+    update = LAYOUT.reader_of_difference(BEFORE, after)
     if is_whole:
         update = LAYOUT.difference(BEFORE, after)
     with pytest.raises(UpdateError, match="'c' holds NaN"):

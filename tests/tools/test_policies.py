@@ -26,7 +26,7 @@ def test_what_a_server_gets_depends_on_the_update_through_noise_within_the_clip_
 def whole(layout, update):
     vector = np.empty(layout.dim, np.float32)
     for index, part in enumerate(layout.blocks.split(vector)):
-        update.read(Part(index, 0, part.size), part)
+        update(Part(index, 0, part.size), part)
     return vector
 
 
