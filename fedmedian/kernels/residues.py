@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmedian.kernels.signs import packed_size
 from fedmedian.kernels.votes import sum_numbers
 
 Residues = NDArray[np.unsignedinteger[Any]]
@@ -55,7 +54,7 @@ def sum_packed(packed: Sequence[NDArray[np.uint8]], dim: int) -> Residues:
     Parameters
     ----------
     packed : sequence of M (k, ⌈d/8⌉) uint8
-        Residues as `pack_residues` returns them, M >= 1.
+        Residues as `pack_residues` returns them, all of one shape, M >= 1.
     dim : int
         d, the number of residues in each.
 
@@ -63,19 +62,5 @@ def sum_packed(packed: Sequence[NDArray[np.uint8]], dim: int) -> Residues:
     -------
     (d,) uint8 or uint16
         The sums.
-
-    Raises
-    ------
-    ValueError
-        If there are none, or one does not have this shape.
     """
-    if not packed:
-        raise ValueError("there are no residues to sum")
-    bits = len(packed[0])
-    for one in packed:
-        if one.dtype != np.uint8 or one.shape != (bits, packed_size(dim)):
-            raise ValueError(
-                f"packed residues must be uint8 of shape {(bits, packed_size(dim))}, "
-                f"got {one.dtype} of shape {one.shape}"
-            )
-    return sum_numbers(packed, dim).astype(dtype_of(bits), copy=False)
+    return sum_numbers(packed, dim).astype(dtype_of(len(packed[0])), copy=False)
