@@ -230,7 +230,7 @@ class Policy:
         if type(instruction.encoding) is not Signs and not self.vectors:
             _refuse("vectors", "the server asks for the update, not for its signs")
         names = [spec.name for spec in layout.specs]
-        # The names are the server's; `require_exact` looks at the client's own.
+        # The names are the server's; `Policies.require_exact` looks at the client's own.
         refused = [
             names[position]
             for position in instruction.exact
@@ -286,47 +286,6 @@ class Policy:
             limit = f"{float(self.epsilon):g} at delta {float(self.delta):g}"
             _refuse("epsilon", f"this answer would raise it to {spent:.4g}; the limit is {limit}")
 
-    def require_exact(self, instruction: Instruction, names: Sequence[str]) -> None:
-        """Raise if an array would be sent exactly that may not be.
-
-        Parameters
-        ----------
-        instruction : Instruction
-            What the server asks for.
-        names : sequence of str
-            The client's names of the model's arrays, in the model's order.
-
-        Raises
-        ------
-        PolicyError
-            Naming the rule.
-        """
-        for position in instruction.exact:
-            if not _matches(self.exact, names[position]):
-                _refuse("exact", f"array {names[position]!r} may not be sent without noise")
-
-    def withhold(self, content: RecordDict) -> None:
-        """Remove from a reply, in place, what may not be sent with its answer."""
-        for name, record in list(content.items()):
-            if isinstance(record, ConfigRecord) and name not in _STATUS:
-                content[name] = ConfigRecord(self._permitted(record))
-            elif isinstance(record, MetricRecord):
-                examples = {key: 1 for key in record if key in EXAMPLES}
-                content[name] = MetricRecord(examples | self._permitted(record))
-
-    def require_evaluation(self) -> None:
-        """Raise if no metric of an evaluation may be sent.
-
-        Raises
-        ------
-        PolicyError
-            Naming the rule.
-        """
-        if not self.metrics:
-            _refuse(
-                "metrics", "none may be sent: list some, or set fraction_evaluate=0.0 on the server"
-            )
-
     def _require_ledger(self) -> None:
         if self.ledger is None:
             return
@@ -352,9 +311,6 @@ class Policy:
                     f"epsilon must afford an answer with the least noise, which costs {price:.4g}, "
                     f"got {self.epsilon!r}"
                 )
-
-    def _permitted(self, record: ConfigRecord | MetricRecord) -> dict[str, Any]:
-        return {key: value for key, value in record.items() if _matches(self.metrics, key)}
 
 
 @dataclass(frozen=True)
@@ -450,14 +406,42 @@ class Policies:
             self._count(context, instruction, place)
 
     def require_exact(self, instruction: Instruction, names: Sequence[str]) -> None:
-        """Raise if an array must not be sent exactly; see `Policy.require_exact`."""
-        for policy in self.members:
-            policy.require_exact(instruction, names)
+        """Raise if an array would be sent exactly that may not be.
+
+        Parameters
+        ----------
+        instruction : Instruction
+            What the server asks for.
+        names : sequence of str
+            The client's names of the model's arrays, in the model's order.
+
+        Raises
+        ------
+        PolicyError
+            Naming the rule.
+        """
+        for name in (names[position] for position in instruction.exact):
+            if not all(_matches(policy.exact, name) for policy in self.members):
+                _refuse("exact", f"array {name!r} may not be sent without noise")
 
     def withhold(self, content: RecordDict) -> None:
         """Remove from a reply, in place, what may not be sent with its answer."""
-        for policy in self.members:
-            policy.withhold(content)
+        if not self.members:
+            return
+        for name, record in list(content.items()):
+            if isinstance(record, ConfigRecord) and name not in _STATUS:
+                content[name] = ConfigRecord(self._permitted(record))
+            elif isinstance(record, MetricRecord):
+                examples = {key: 1 for key in record if key in EXAMPLES}
+                content[name] = MetricRecord(examples | self._permitted(record))
+
+    def _permitted(self, record: ConfigRecord | MetricRecord) -> dict[str, Any]:
+        patterns = [policy.metrics for policy in self.members]
+        return {
+            key: value
+            for key, value in record.items()
+            if all(_matches(own, key) for own in patterns)
+        }
 
     def admit_uninstructed(self, is_training: bool) -> None:
         """Raise if a message without an instruction must not be answered.
@@ -474,8 +458,10 @@ class Policies:
         """
         if self.members and is_training:
             _refuse("instruction", "the server asks for exact weights")
-        for policy in self.members:
-            policy.require_evaluation()
+        if not all(policy.metrics for policy in self.members):
+            _refuse(
+                "metrics", "none may be sent: list some, or set fraction_evaluate=0.0 on the server"
+            )
 
     def withhold_uninstructed(self, content: RecordDict) -> None:
         """Remove from an answer to anything but training, in place, what may not be sent.

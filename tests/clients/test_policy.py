@@ -1373,9 +1373,10 @@ class TestArguments:
 
 def test_names_with_brackets_may_leave_if_a_policy_has_them_word_for_word():
     policy = Policy(**ARGUMENTS, metrics=["recall[0]"], exact=["layers[0].mean"])
+    policies = Policies((policy,))
     content = RecordDict({"metrics": MetricRecord({"recall[0]": 0.5, "recall[1]": 0.25})})
-    policy.withhold(content)
+    policies.withhold(content)
     assert dict(content["metrics"]) == {"recall[0]": 0.5}
-    policy.require_exact(replace(ASKED, exact=(0,)), ["layers[0].mean"])
+    policies.require_exact(replace(ASKED, exact=(0,)), ["layers[0].mean"])
     with pytest.raises(PolicyError, match=r"layers\[1\]"):
-        policy.require_exact(replace(ASKED, exact=(0,)), ["layers[1].mean"])
+        policies.require_exact(replace(ASKED, exact=(0,)), ["layers[1].mean"])
