@@ -59,14 +59,6 @@ EvaluateFunction = Callable[[int, ArrayRecord], MetricRecord | None]
 Write = Callable[[Sequence[Message]], None]
 
 
-@dataclass
-class _Traffic:
-    """The bytes of messages around a secure sum, apart from the votes."""
-
-    up: int = 0
-    down: int = 0
-
-
 @dataclass(eq=False)
 class _Asked(Generic[About]):
     """The messages of one call of `configure_train` or `configure_evaluate`.
@@ -147,7 +139,6 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self._written: dict[int, tuple[RecordDict, RecordDict, Write]] = {}
         self._written_in = 0
         self._usual_size = 0
-        self._around = _Traffic()
         self._grid: Grid | None = None
         self._timeout = 3600.0
         self._other_metrics: dict[int, dict[str, Any]] = {}
@@ -236,7 +227,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         require_integer("num_rounds", num_rounds, low=0)
         require_own_keys("train_config", train_config or ())
         require_own_keys("evaluate_config", evaluate_config or ())
-        self._other_metrics, self._timeout, self._around = {}, timeout, _Traffic()
+        self._other_metrics, self._timeout = {}, timeout
         self._forget()
         journal = self._protocol.journal
         self._protocol.open(to_arrays(initial_arrays))
@@ -450,8 +441,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
             for node, scalars in requests.items()
         ]
         replies = [*self._grid.send_and_receive(messages, timeout=self._timeout)]
-        self._around.down += sum(sizes_of(messages))
-        self._around.up += sum(sizes_of(replies))
+        self._protocol.watch.count(sum(sizes_of(replies)), sum(sizes_of(messages)), 0, 0)
         _, replies_of = _by_node(messages, replies, ())
         return {node: _scalars_of(reply) for node, reply in replies_of}
 
@@ -697,12 +687,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         """
         up, down, model = sizes_of(replies), sizes_of(asked), self._usual_size
         with_fedavg = sum(model if trains else size for size in up if size)
-        around = _Traffic()
-        if trains:  # once: a round may train several models
-            around, self._around = self._around, around
-        self._protocol.watch.count(
-            sum(up) + around.up, sum(down) + around.down, with_fedavg, model * len(down)
-        )
+        self._protocol.watch.count(sum(up), sum(down), with_fedavg, model * len(down))
         # An error reply holds nothing: of those that do, the mean is one client's.
         sent = {"uplink-bytes": [*filter(None, up)], "downlink-bytes": [*filter(None, down)]}
         return {name: fmean(sizes) for name, sizes in sent.items() if sizes}
