@@ -50,9 +50,9 @@ class CodedSteps:
         require_integer("bits", self.bits, low=1, high=8)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Content:
-    """What a node is sent in place of the server's model.
+    """What a node is sent in place of the server's model; the same object for nodes alike.
 
     Parameters
     ----------

@@ -7,7 +7,7 @@ its position, "0", "1", and so on.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from statistics import fmean
 from typing import Any, NoReturn, TypeVar
 
@@ -202,7 +202,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
                 trains=self.fraction_fit > 0 or self.min_fit_clients > 0,
             )
         self._protocol.log_whole_models(question.state.held, drawn if asked else [])
-        parameters_of = _shared_parameters()
+        parameters_of = cache(_parameters_of)
         sent = [
             (client, _addressed(ins, question, client.cid, parameters_of)) for client, ins in asked
         ]
@@ -322,7 +322,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         if held is None:
             return asked
         self._protocol.log_whole_models(held, self._asked_to_evaluate)
-        parameters_of, sent = _shared_parameters(), []
+        parameters_of, sent = cache(_parameters_of), []
         for client, ins in asked:
             own = self._protocol.content_for(held, client.cid)
             config = {**ins.config, **own.scalars}
@@ -479,17 +479,8 @@ def _by_client(
     return [(client.cid, (client, result)) for client, result in answered], reasons
 
 
-def _shared_parameters() -> Callable[[Content], Parameters]:
-    """Return a function that converts what nodes are sent, once for all that are sent the same."""
-    made: dict[int, Parameters] = {}
-
-    def parameters_of(content: Content) -> Parameters:
-        key = id(content.arrays)  # they are the round's, and outlive this
-        if key not in made:
-            made[key] = arrays_to_parameters(content.arrays)
-        return made[key]
-
-    return parameters_of
+def _parameters_of(content: Content) -> Parameters:
+    return arrays_to_parameters(content.arrays)
 
 
 def _addressed(

@@ -3,18 +3,12 @@
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from itertools import chain
 from statistics import fmean
 from typing import Any, Generic, NoReturn, TypeVar, cast
 
-from flwr.app import (
-    ArrayRecord,
-    ConfigRecord,
-    Message,
-    MetricRecord,
-    RecordDict,
-)
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
@@ -460,21 +454,23 @@ class MessageStrategy(ShowsArguments, FedAvg):
         Clients know an array's place from what they are sent, so the order counts, too. Messages
         with other arrays, as a subclass constructs them, stay as they are.
         """
-        records: dict[int, ArrayRecord] = {}
-        made: dict[tuple[int, int], RecordDict] = {}
+
+        @cache
+        def record_of(content: Content) -> ArrayRecord:
+            is_as_sent = not content.scalars and [*content.arrays] == [*record]
+            return record if is_as_sent else to_record(content.arrays)
+
+        made: dict[tuple[int, Content], RecordDict] = {}
         before = [message.content for message in messages]  # kept, so that ids stay their own
         for message, usual in zip(messages, before, strict=True):
             content = content_for(message.metadata.dst_node_id)
             if usual.get(self.arrayrecord_key) is not record:
                 continue
-            if id(content) not in records:
-                is_as_sent = not content.scalars and [*content.arrays] == [*record]
-                records[id(content)] = record if is_as_sent else to_record(content.arrays)
-            if records[id(content)] is record:
+            if (own_record := record_of(content)) is record:
                 continue
-            key = id(usual), id(content)
+            key = id(usual), content
             if key not in made:  # one object for all nodes, as Flower's strategies send it
-                own = {self.arrayrecord_key: records[id(content)]}
+                own = {self.arrayrecord_key: own_record}
                 message.content = RecordDict({**usual, **own})
                 self._tell(message, content.scalars)
                 made[key] = message.content
@@ -780,9 +776,7 @@ class _CountingGrid:
         return getattr(self._grid, name)
 
 
-def _seeing_all(
-    aggregate: Callable[..., Aggregated],
-) -> Callable[..., Aggregated]:
+def _seeing_all(aggregate: Callable[..., Aggregated]) -> Callable[..., Aggregated]:
     """Return a subclass's method that lets its strategy see all replies that it is given."""
 
     @wraps(aggregate)
