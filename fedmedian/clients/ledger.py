@@ -23,7 +23,7 @@ _LAST_ROUND = "last-round-of-"
 
 
 @dataclass(frozen=True)
-class Answers:
+class Answered:
     """What a client has answered.
 
     Parameters
@@ -104,17 +104,17 @@ class Ledger:
             fcntl.flock(self._lock, fcntl.LOCK_UN)  # a forked child has the file open, too
         self._lock.close()
 
-    def read(self) -> Answers:
+    def read(self) -> Answered:
         """Return the answers until now."""
         try:
-            return Answers.decode(json.loads(read(self._path)))
+            return Answered.decode(json.loads(read(self._path)))
         except FileNotFoundError:
             remedy = "restore it if there was one"
             warn("%s is a new ledger: answers are counted from 0; %s", self._path, remedy)
-            return Answers()
+            return Answered()
         except (RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"{self._path} is damaged: {error}") from error
 
-    def write(self, answers: Answers) -> None:
+    def write(self, answers: Answered) -> None:
         """Write the answers at once: a process that dies leaves what was there."""
         replace_text(self._path, json.dumps(answers.encode()))

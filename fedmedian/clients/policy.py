@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDic
 
 from fedmedian.checks import require_integer, require_real, require_type
 from fedmedian.clients.holding import MODEL_STATE
-from fedmedian.clients.ledger import HAS_LOCKS, Answers, Ledger
+from fedmedian.clients.ledger import HAS_LOCKS, Answered, Ledger
 from fedmedian.clients.summing import SUM_STATE
 from fedmedian.logs import warn
 from fedmedian.model.layout import Layout, matches
@@ -485,7 +485,7 @@ class Policies:
         loss = self._loss_of_answer(instruction, place)
         run, server_round = str(context.run_id), instruction.server_round
 
-        def counted(answers: Answers, members: Sequence[Policy]) -> Answers:
+        def counted(answers: Answered, members: Sequence[Policy]) -> Answered:
             last = answers.rounds.get(run, -1)
             if server_round <= last:
                 shared = "; does another client use its ledger?" if members[0].ledger else ""
@@ -497,12 +497,12 @@ class Policies:
             total = answers.loss + loss
             for policy in members:
                 policy.require_budget_for(total)
-            return Answers(answers.number + 1, {**answers.rounds, run: server_round}, total)
+            return Answered(answers.number + 1, {**answers.rounds, run: server_round}, total)
 
         # A refusal must leave both counts as they are.
         if of_run := [policy for policy in self.members if policy.ledger is None]:
             kept = context.state.config_records.get(_STATE)
-            in_state = counted(Answers() if kept is None else Answers.decode(kept), of_run)
+            in_state = counted(Answered() if kept is None else Answered.decode(kept), of_run)
         of_all = [policy for policy in self.members if policy.ledger is not None]
         path = next((policy.ledger for policy in of_all), None)
         if path is not None:

@@ -48,7 +48,7 @@ from fedmedian.rules.trust import (
     voting_weights,
 )
 from fedmedian.secure.cohort import Place, SecureSum
-from fedmedian.secure.opening import Cohort, require_masked
+from fedmedian.secure.opening import SumCohort, require_masked
 from fedmedian.steps.base import CLIENT_STEPS, ClientStep
 from fedmedian.steps.encodings import Encoding, Signs, Vector
 from fedmedian.steps.instruction import LONGEST_SEED, Instruction, perturb_update
@@ -99,7 +99,7 @@ class Question:
         The model that clients train from: the same, or with a coded downlink the one they hold.
     versions : mapping of int or str to str
         The versions of the model that nodes hold, as far as the server knows.
-    cohort : Cohort, optional
+    cohort : SumCohort, optional
         The nodes in its secure sum.
     without_place : int (default: 0)
         The number of nodes that were to be asked, but have no place in it.
@@ -112,7 +112,7 @@ class Question:
     state: RunState
     sent: Arrays
     versions: Mapping[Node, str]
-    cohort: Cohort[Node] | None = None
+    cohort: SumCohort[Node] | None = None
     without_place: int = 0
 
     @cached_property

@@ -11,7 +11,7 @@ from fedmedian.rounds.roster import NO_REPLY, Roster
 from fedmedian.rounds.screening import Answer, Node
 from fedmedian.secure.cohort import MOST_CLIENTS, SecureSum
 from fedmedian.secure.masking import Masked
-from fedmedian.secure.opening import Cohort, SumError, Wanted
+from fedmedian.secure.opening import SumCohort, SumError, Wanted
 from fedmedian.secure.requests import ask_for_key, ask_to_reveal, read_public, read_secrets
 from fedmedian.steps.sums import VoteCounts, masked_of
 from fedmedian.wire.scalars import WireScalar
@@ -77,7 +77,7 @@ class SecureSums:
                 f"key: {remedy}"
             )
         circle = replace(self._rule.circle(members), least=least)
-        cohort = Cohort(circle, {one: self._keys[one] for one in members})
+        cohort = SumCohort(circle, {one: self._keys[one] for one in members})
         seated = replace(question, cohort=cohort, without_place=len(nodes) - len(members))
         self._seated = question, {*nodes}, seated
         self._last |= dict.fromkeys(members, seated.number)

@@ -79,7 +79,7 @@ class Sum(Generic[Member]):
 
 
 @dataclass(frozen=True, eq=False)
-class Cohort(Generic[Member]):
+class SumCohort(Generic[Member]):
     """The clients that are asked for votes in one secure sum.
 
     Parameters

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmedian.clients.ledger import Answers, Ledger
+from fedmedian.clients.ledger import Answered, Ledger
 from fedmedian.privacy.accounting import PrivacyLoss
 from fedmedian.privacy.amplification import ORDERS
 
@@ -18,7 +18,7 @@ amounts = st.floats(0, allow_nan=False)
 class TestLedger:
     def test_begins_with_nothing_and_makes_its_folder(self, tmp_path):
         with Ledger(str(tmp_path / "a" / "b")) as ledger:
-            assert ledger.read() == Answers()
+            assert ledger.read() == Answered()
         assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
 
     @given(
@@ -32,7 +32,7 @@ class TestLedger:
         ),
     )
     def test_reads_what_was_written_to_the_last_bit(self, tmp_path_factory, number, rounds, loss):
-        folder, answers = str(tmp_path_factory.mktemp("ledger")), Answers(number, rounds, loss)
+        folder, answers = str(tmp_path_factory.mktemp("ledger")), Answered(number, rounds, loss)
         with Ledger(folder) as ledger:
             ledger.write(answers)
         with Ledger(folder) as ledger:
@@ -42,7 +42,7 @@ class TestLedger:
         def answer(_):
             with Ledger(str(tmp_path)) as ledger:
                 before = ledger.read()
-                ledger.write(Answers(before.number + 1))
+                ledger.write(Answered(before.number + 1))
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(answer, range(50)))
@@ -59,7 +59,7 @@ class TestLedger:
             '{"answers": 1',
             "[" * 100_000,
             *(
-                json.dumps(Answers(1).encode() | changed)
+                json.dumps(Answered(1).encode() | changed)
                 for changed in (
                     {"answers": "1"},
                     {"answers": 1.0},
@@ -87,7 +87,7 @@ class TestLedger:
     def test_that_is_a_link_is_refused(self, target, tmp_path):
         """As to a disk that is not there, or is not written to."""
         with Ledger(str(tmp_path)) as ledger:
-            ledger.write(Answers(5))
+            ledger.write(Answered(5))
         (tmp_path / "answers.json").rename(tmp_path / "there.json")
         (tmp_path / "answers.json").symlink_to(target)
         with Ledger(str(tmp_path)) as ledger, pytest.raises(OSError, match=r"answers\.json"):
@@ -95,8 +95,8 @@ class TestLedger:
 
     def test_is_whole_if_writing_fails(self, tmp_path, monkeypatch):
         with Ledger(str(tmp_path)) as ledger:
-            ledger.write(Answers(1))
+            ledger.write(Answered(1))
             monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("full")))
             with pytest.raises(OSError, match="full"):
-                ledger.write(Answers(2))
-            assert ledger.read() == Answers(1)
+                ledger.write(Answered(2))
+            assert ledger.read() == Answered(1)

@@ -26,7 +26,7 @@ from fedmedian.clients import perturb
 from fedmedian.secure import masking, opening
 from fedmedian.strategies import SignSGD
 
-mask, open_sum = masking.Key.mask, opening.Cohort.open
+mask, open_sum = masking.Key.mask, opening.SumCohort.open
 
 
 def record(message, context, call_next):
@@ -68,7 +68,7 @@ def run(grid, config):
         np.savez(path, counts=total.counts, keys=keys, least=cohort.circle.least)
         return total
 
-    opening.Cohort.open = opened
+    opening.SumCohort.open = opened
     strategy = SignSGD(
         weighted=False,
         secure=SecureSum(),
@@ -142,7 +142,8 @@ class TestSimulation:
         exec(APP, names)
         grid = InProcessGrid(names["client"], self.NUM_CLIENTS, run_config=config)
         with pytest.MonkeyPatch.context() as patch:  # the app replaces them
-            for owner, name in ((names["masking"].Key, "mask"), (names["opening"].Cohort, "open")):
+            replaced = (names["masking"].Key, "mask"), (names["opening"].SumCohort, "open")
+            for owner, name in replaced:
                 patch.setattr(owner, name, getattr(owner, name))
             names["run"](grid, config)
         assert on_ray.model.tobytes() == Outcome(tmp_path).model.tobytes()

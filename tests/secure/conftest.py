@@ -12,7 +12,7 @@ from fedmedian.secure import cohort as cohort_module
 from fedmedian.secure import masking, opening
 from fedmedian.secure.cohort import Circle, SecureSum
 from fedmedian.secure.masking import PART, SHARE, Key
-from fedmedian.secure.opening import Cohort
+from fedmedian.secure.opening import SumCohort
 from fedmedian.wire.scalars import WireError
 
 QUESTION = (1, 0)
@@ -33,7 +33,7 @@ def entropy(monkeypatch):
 class Round:
     """A round of a secure sum: what clients vote, what they send, and all that is revealed."""
 
-    cohort: Cohort
+    cohort: SumCohort
     clients: dict
     votes: dict
     question: tuple = QUESTION
@@ -43,7 +43,7 @@ class Round:
     def of(cls, number, dim, rule=None, seed=0, circle=None, question=QUESTION):
         circle = circle or (rule or SecureSum(2 / 3)).circle(range(number))
         clients = {one: Key.new() for one in range(number)}
-        cohort = Cohort(circle, {one: key.public for one, key in clients.items()})
+        cohort = SumCohort(circle, {one: key.public for one, key in clients.items()})
         rng = np.random.default_rng(seed)
         votes = {one: rng.integers(0, 2, dim, dtype=np.uint8) for one in clients}
         return cls(cohort, clients, votes, question)

@@ -168,7 +168,7 @@ class Audit:
 
     def __init__(self, monkeypatch):
         self.votes, self.sums, self.failed = {}, [], 0
-        mask, open_sum = masking.Key.mask, opening.Cohort.open
+        mask, open_sum = masking.Key.mask, opening.SumCohort.open
 
         def masked(key, votes):
             self.votes[key.public, key.question] = votes.astype(np.int64)
@@ -185,7 +185,7 @@ class Audit:
             return total
 
         monkeypatch.setattr(masking.Key, "mask", masked)
-        monkeypatch.setattr(opening.Cohort, "open", opened)
+        monkeypatch.setattr(opening.SumCohort, "open", opened)
 
     def require_plain_sums(self):
         for _, total, plain, least in self.sums:
