@@ -8,13 +8,7 @@ from typing import Any
 
 from fedmedian.aggregators.diagnostics import Report
 from fedmedian.logs import shown, warn
-from fedmedian.privacy.accounting import (
-    MOST_ANSWERS,
-    Draw,
-    Mechanism,
-    PrivacyBudget,
-    honest_of,
-)
+from fedmedian.privacy.accounting import MOST_ANSWERS, Draw, Mechanism, PrivacyBudget, honest_of
 from fedmedian.privacy.amplification import share_that_hides
 from fedmedian.privacy.mechanism import NoMechanism, mechanism_of
 from fedmedian.rounds.checkpoint import Checkpoint

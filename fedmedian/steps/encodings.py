@@ -11,12 +11,7 @@ from numpy.typing import NDArray
 
 from fedmedian.kernels.signs import packed_size, signs_within
 from fedmedian.model.blocks import Blocks
-from fedmedian.steps.base import (
-    CLIENT_STEPS,
-    ClientStep,
-    Draft,
-    register_client_step,
-)
+from fedmedian.steps.base import CLIENT_STEPS, ClientStep, Draft, register_client_step
 from fedmedian.wire.scalars import LARGEST, WireError, require_vector
 
 
