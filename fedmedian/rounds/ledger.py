@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
 from fedmedian.aggregators.diagnostics import Report
@@ -18,8 +17,6 @@ from fedmedian.rounds.recipe import Question, Recipe
 from fedmedian.rounds.screening import Node, Reply
 from fedmedian.secure.cohort import SecureSum
 from fedmedian.steps.updates import Clip, DivideByLearningRate
-
-NOTHING_SPENT: Mapping[Draw, int] = MappingProxyType({})
 
 _MEMORYLESS = (Clip, DivideByLearningRate)
 """Client steps that are known to keep no state between rounds; a custom step may."""
@@ -107,7 +104,7 @@ class Ledger:
             if earlier.limit > mechanism.limit:
                 mechanism = earlier  # earlier rounds had larger entries
         self._mechanism = mechanism
-        self._affordable = self._rounds_within(self._draw)
+        self._affordable = self._rounds_after({})
         if self._affordable == 0 and not self._answered:
             raise ValueError(
                 "privacy_budget must afford a round, which costs epsilon "
@@ -116,12 +113,12 @@ class Ledger:
                 f"{remedy}"
             )
 
-    def _rounds_within(self, draw: Draw, spent: Mapping[Draw, int] = NOTHING_SPENT) -> int:
+    def _rounds_after(self, spent: Mapping[Draw, int]) -> int:
+        """Return how many rounds of the current draw the budget still affords."""
         assert self._mechanism is not None  # rounds are counted once it is known
-        (of_honest,) = self._of_honest({draw: 1})
-        before = self._of_honest(spent)
+        (draw,) = self._of_honest({self._draw: 1})
         return self._mechanism.rounds_within(
-            self._budget, draw.min_replies, before, of_honest.summed
+            self._budget, draw.min_replies, self._of_honest(spent), draw.summed
         )
 
     def _of_honest(self, rounds: Mapping[Draw, int]) -> Counter[Draw]:
@@ -171,7 +168,7 @@ class Ledger:
 
         With secure sums it depends on the clients that are drawn, which `spend` knows.
         """
-        return MOST_ANSWERS if self._secure else self._rounds_within(self._draw, self._answered)
+        return MOST_ANSWERS if self._secure else self._rounds_after(self._answered)
 
     @property
     def report(self) -> Report:
@@ -238,7 +235,7 @@ class Ledger:
             remedy = cheaper if len(question.blocks) > 1 else ""
             # A model of another size has other limits of its entries.
             self._take(mechanism_of(steps, seed=seed), remedy)
-            if not self._rounds_within(draw, self._answered):
+            if not self._rounds_after(self._answered):
                 warn(
                     "no client is asked in round %d: another answer in a sum of %d clients would "
                     "exceed the privacy budget, %s%s",
