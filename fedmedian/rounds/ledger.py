@@ -10,12 +10,10 @@ from fedmedian.logs import shown, warn
 from fedmedian.privacy.accounting import MOST_ANSWERS, Draw, Mechanism, PrivacyBudget, honest_of
 from fedmedian.privacy.amplification import share_that_hides
 from fedmedian.privacy.mechanism import NoMechanism, mechanism_of
-from fedmedian.rounds.checkpoint import Checkpoint
 from fedmedian.rounds.mechanism import UNKNOWN_MODEL, against_model, mechanism_of_strategy
 from fedmedian.rounds.options import RunOptions
 from fedmedian.rounds.recipe import Question, Recipe
 from fedmedian.rounds.screening import Node, Reply
-from fedmedian.secure.cohort import SecureSum
 from fedmedian.steps.updates import Clip, DivideByLearningRate
 
 _MEMORYLESS = (Clip, DivideByLearningRate)
@@ -42,41 +40,58 @@ class Ledger:
     ----------
     budget : PrivacyBudget
         The bound on what clients reveal.
-    mechanism : Mechanism or NoMechanism
-        What clients release in a round. With secure sums it is known in the first round.
-    checkpoint : Checkpoint or None
-        Where the count is stored. It is written before clients are asked, because their answers
-        count even if the process is killed.
-    min_replies : int (default: 1)
-        A round with fewer replies keeps the model.
-    secure : SecureSum, optional
-        The secure sums of votes, if any.
+    recipe : Recipe
+        What the strategy asks of clients, and so what they release in a round. With secure sums
+        that is known in the first round.
+    options : RunOptions
+        The other arguments of the strategy. The count is stored with its checkpoint, if any, before
+        clients are asked, because their answers count even if the process is killed.
+    fraction_train, fraction_evaluate : float
+        The shares of nodes that are asked to train, and to evaluate the model.
 
     Raises
     ------
     ValueError
-        If clients do not run a mechanism, or the budget does not afford one round.
+        If clients do not run a mechanism, the budget does not afford a round, or its sampling is
+        below the share of clients drawn.
     """
 
     def __init__(
         self,
         budget: PrivacyBudget,
-        mechanism: Mechanism | NoMechanism,
-        checkpoint: Checkpoint | None,
-        min_replies: int = 1,
-        secure: SecureSum | None = None,
+        recipe: Recipe,
+        options: RunOptions,
+        fraction_train: float,
+        fraction_evaluate: float,
     ) -> None:
-        self._secure = secure
+        if fraction_train > budget.sampling:
+            raise ValueError(
+                f"privacy_budget must have sampling >= {fraction_train:g}, the share of clients "
+                f"that is drawn in a round, got {budget!r}"
+            )
+        self._budget, self._checkpoint, self._secure = budget, options.checkpoint, recipe.secure
+        # That a round takes several answers counts if they do not depend on earlier draws.
+        is_memoryless = all(type(step) in _MEMORYLESS for step in recipe.client_steps)
+        self._draw = Draw(budget.sampling, options.min_replies if is_memoryless else 1)
         self._mechanism: Mechanism | None = None
-        self._budget, self._checkpoint = budget, checkpoint
-        self._draw = Draw(budget.sampling, min_replies)
         self._affordable = MOST_ANSWERS
         self._answered: Counter[Draw] = Counter()
         self._until = 0
         self._charged: dict[tuple[int, int], _Charge] = {}
         self._has_warned = self._has_warned_of_asked = False
-        if secure is None or mechanism != NoMechanism((UNKNOWN_MODEL,)):
+        mechanism = mechanism_of_strategy(recipe, fraction_evaluate)
+        if recipe.secure is None or mechanism != NoMechanism((UNKNOWN_MODEL,)):
             self._take(mechanism)
+
+    @classmethod
+    def of_strategy(
+        cls, recipe: Recipe, options: RunOptions, fraction_train: float, fraction_evaluate: float
+    ) -> "Ledger | None":
+        """Return a strategy's ledger, or None if it has no budget."""
+        budget = options.privacy_budget
+        if budget is None:
+            return None
+        return cls(budget, recipe, options, fraction_train, fraction_evaluate)
 
     def _take(self, mechanism: Mechanism | NoMechanism, remedy: str = "") -> None:
         """Count by a mechanism from now on; the error for too small a budget names the remedy.
@@ -128,32 +143,6 @@ class Ledger:
             summed = honest_of(self._budget.honest, draw.summed)
             found[draw._replace(summed=summed)] += number
         return found
-
-    @classmethod
-    def of_strategy(
-        cls, recipe: Recipe, options: RunOptions, fraction_train: float, fraction_evaluate: float
-    ) -> "Ledger | None":
-        """Return a strategy's ledger, or None if it has no budget; see `mechanism_of_strategy`.
-
-        Raises
-        ------
-        ValueError
-            If there is no mechanism, the budget does not afford a round, or its sampling is below
-            the share of clients drawn.
-        """
-        budget = options.privacy_budget
-        if budget is None:
-            return None
-        if fraction_train > budget.sampling:
-            raise ValueError(
-                f"privacy_budget must have sampling >= {fraction_train:g}, the share of clients "
-                f"that is drawn in a round, got {budget!r}"
-            )
-        mechanism = mechanism_of_strategy(recipe, fraction_evaluate)
-        # That a round takes several answers counts if they do not depend on earlier draws.
-        is_memoryless = all(type(step) in _MEMORYLESS for step in recipe.client_steps)
-        min_replies = options.min_replies if is_memoryless else 1
-        return cls(budget, mechanism, options.checkpoint, min_replies, recipe.secure)
 
     def __str__(self) -> str:
         if self._mechanism is None:
