@@ -101,6 +101,18 @@ class TestSum:
         assert {*total.members} == {*range(1, 9)}
         np.testing.assert_array_equal(total.counts, sums.plain(range(1, 9)))
 
+    def test_lacks_a_client_that_reveals_only_some_of_its_masks_with_the_lost(self, round_of):
+        sums = round_of(10, 50)
+        silent, usual = iter([{1}, {2}]), sums.asking()
+
+        def ask(wanted):
+            gone = next(silent, ())
+            return usual({one: what for one, what in wanted.items() if one not in gone})
+
+        total = sums.open(sums.masked(range(1, 10)), ask)
+        assert {*total.members} == {*range(3, 10)}
+        np.testing.assert_array_equal(total.counts, sums.plain(total.members))
+
     def test_lacks_a_client_with_too_few_neighbors_left_to_open_its_mask(self, round_of, ring):
         sums = round_of(40, 9, circle=ring(40, 20, 25))
         assert sums.cohort.circle.enough == 11
