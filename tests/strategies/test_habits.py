@@ -409,6 +409,22 @@ class TestTwoModels:
         assert GOAL < np.mean(model["w"]) < GOAL + 4
         assert reports[1::2] == [(3, 2, 0)] * 4
 
+    def test_a_client_without_the_mod_does_not_say_which_it_has_trained(
+        self, older_api, clusters, api, caplog
+    ):
+        if api is not older_api:
+            pytest.skip("there a reply's question is not the client's to say")
+
+        def hear_of(number, odd, letters):
+            metrics = letters[0].raw[1].metrics
+            for key in [key for key in metrics if key.startswith("fedmedian.")]:
+                del metrics[key]
+            return letters
+
+        _, reports, *_ = clusters(*self.STARTS, hear_of=hear_of)
+        assert reports == [(NUM_CLIENTS // 2 - 1, 1, 0)] * 8
+        assert "plain weights, which do not say which of the round's models" in caplog.text
+
     def test_where_as_many_results_are_about_either_model_none_is_changed(
         self, older_api, clusters, api, warnings
     ):
