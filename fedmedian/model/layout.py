@@ -573,6 +573,11 @@ def is_same_model(model: Arrays, other: Arrays) -> bool:
     )
 
 
+def forms_of(model: Arrays) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Return shape and dtype of each array of a model."""
+    return {name: (array.shape, array.dtype) for name, array in model.items()}
+
+
 def in_order(arrays: Arrays, names: Iterable[str]) -> Arrays:
     """Return a model in the order of these names; the same object if it has that order."""
     ordered = {name: arrays[name] for name in names}

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from fedmedian.checks import require_integer
 from fedmedian.logs import shown
-from fedmedian.model.layout import Arrays, Layout, first_spoiled, in_order, is_finite
+from fedmedian.model.layout import Arrays, Layout, first_spoiled, forms_of, in_order, is_finite
 from fedmedian.randomness import downlink_seed
 from fedmedian.steps.downlink import CatchUp, CodedStep, fingerprint, moved, whole
 from fedmedian.steps.tied import are_equal
@@ -52,7 +52,7 @@ class CodedSteps:
 
 @dataclass(frozen=True, eq=False)
 class Content:
-    """What a node is sent in place of the server's model; the same object for nodes alike.
+    """What a node is sent in place of the server's model; nodes that are sent the same share one.
 
     Parameters
     ----------
@@ -188,7 +188,7 @@ def _is_stuck(held: Arrays, target: Arrays, layout: Layout) -> bool:
 
 def difference_in_form(held: Arrays, target: Arrays) -> str | None:
     """Return in what the arrays of two models differ; None if not in name, shape or dtype."""
-    old, new = ({n: (a.shape, a.dtype) for n, a in one.items()} for one in (held, target))
+    old, new = forms_of(held), forms_of(target)
     if old == new:
         return None
     changed = [name for name in new if name in old and new[name] != old[name]]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedmedian.logs import LOGGER, as_line, shown, warn, without_addresses
-from fedmedian.model.layout import Arrays, is_by_position, is_same_array
+from fedmedian.model.layout import Arrays, forms_of, is_by_position, is_same_array
 from fedmedian.rounds.checkpoint import Checkpoint, History, Mark, Saved
 from fedmedian.rounds.downlink import difference_in_form
 from fedmedian.rounds.lock import FolderLock
@@ -108,7 +108,7 @@ class Journal:
             raise
         self._begin(saved)
         if initial is not None:
-            self._form = _digest(_forms(initial))
+            self._form = _digest(forms_of(initial))
         if saved is None:
             if initial is not None and is_by_position(initial):
                 self._known = dict(initial)
@@ -318,9 +318,9 @@ def _require_same_run(
             )
     if initial is None:
         return
-    stored_model, form = saved.arrays["model"], _forms(initial)
+    stored_model, form = saved.arrays["model"], forms_of(initial)
     # The stored arrays may be a part of the model, or have grown.
-    if saved.identity.get(_INITIAL) != _digest(form) and form != _forms(stored_model):
+    if saved.identity.get(_INITIAL) != _digest(form) and form != forms_of(stored_model):
         raise ValueError(
             f"checkpoint {folder!r} is of a different model than the initial one, in which arrays "
             f"are {difference_in_form(stored_model, initial)}; {_REMEDY}"
@@ -332,11 +332,6 @@ def _require_same_run(
             "each round train all arrays, the first few as the last round left them, or arrays "
             "that have names"
         )
-
-
-def _forms(model: Arrays) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Return shape and dtype of each array of a model, in whatever order."""
-    return {name: (array.shape, array.dtype) for name, array in model.items()}
 
 
 def _digest(forms: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> str:
