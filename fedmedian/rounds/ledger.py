@@ -179,7 +179,7 @@ class Ledger:
         OSError
             If it cannot be read.
         """
-        until, self._charged = self._until, {}  # a question of that number is another one
+        until, self._charged = self._until, {}  # a question of that key is another one
         if self._checkpoint is not None:
             stored, until_stored, earlier = self._checkpoint.answered_rounds()
             until = max(until, until_stored)
@@ -259,20 +259,20 @@ class Ledger:
             return False
         draw = self._draw
         same = {key: one for key, one in self._charged.items() if key[0] == question.server_round}
-        earlier = same.get(question.number)
+        earlier = same.get(question.key)
         is_new = earlier is None or earlier.draw != draw
         # A client that several calls of a subclass have drawn answers once, unless it was sent the
         # question before. But two draws do not hide it as well as one.
         if is_new or draw.sampling < 1 or not {*sent}.isdisjoint(drawn):
             self._answered[draw] += 1
         nodes = frozenset(drawn) if earlier is None else earlier.nodes.union(drawn)
-        self._charged = {**same, question.number: _Charge(draw, nodes)}
+        self._charged = {**same, question.key: _Charge(draw, nodes)}
         self.store(question)
         return True
 
     def settle(self, question: Question, votes: int) -> None:
         """Charge a secure sum for the votes in it, at least as many as `spend` assumed."""
-        charge = self._charged[question.number]
+        charge = self._charged[question.key]
         self._recount(question, replace(charge, draw=charge.draw._replace(summed=votes)))
 
     def look_at_nodes(self, question: Question, nodes: Sequence[Node]) -> None:
@@ -285,7 +285,7 @@ class Ledger:
         nodes : sequence of int or str
             The node of each answer.
         """
-        charge = self._charged.get(question.number)
+        charge = self._charged.get(question.key)
         if charge is None:
             return
         times = max([charge.times, *Counter(nodes).values()])
@@ -305,11 +305,11 @@ class Ledger:
 
     def _recount(self, question: Question, charge: _Charge) -> None:
         """Replace what a question was charged."""
-        before = self._charged[question.number]
+        before = self._charged[question.key]
         self._answered[before.draw] -= before.times
         self._answered[charge.draw] += charge.times
         self._answered += Counter()  # without those that are zero
-        self._charged[question.number] = charge
+        self._charged[question.key] = charge
         self.store(question)
 
     def store(self, question: Question) -> None:

@@ -285,7 +285,7 @@ class RoundProtocol:
         number = self._asked_before
         question = self.recipe.ask(known.state, server_round, model, number, self._versions)
         # Also if nobody answers: clients hold what they were sent.
-        self._models.note_question(question.number, known, question.state)
+        self._models.note_question(question.key, known, question.state)
         if server_round == self.journal.done + 1:
             for doubt in doubts(question, names, tuple(self.recipe.exact)):
                 warn(*doubt)
@@ -441,7 +441,7 @@ class RoundProtocol:
             self._keep_model(question, error)
         after = question.model if model is None else model
         heard_of = {node for node, _ in replies}
-        self._models.note_answer(question.number, question.model, after, state, heard_of)
+        self._models.note_answer(question.key, question.model, after, state, heard_of)
         report |= counts
         if self._ledger is not None:
             self._ledger.look_at_nodes(question, [answer.node for answer in answers])

@@ -121,7 +121,7 @@ class Question:
         return {} if self.cohort is None else self.cohort.places()
 
     @property
-    def number(self) -> tuple[int, int]:
+    def key(self) -> tuple[int, int]:
         """The round, and the number of the question in it."""
         return self.server_round, self.instruction.question
 

@@ -163,7 +163,7 @@ class Known:
     state : RunState
         Its state.
     question : tuple of int, optional
-        The number of the question that its last step answers; None before the first.
+        The key of the question that its last step answers; None before the first.
     nodes : frozenset of int or str
         The nodes whose replies that step is made of.
     is_left : bool (default: False)
@@ -268,27 +268,27 @@ class KnownModels:
         known.is_changed = not known.ends_at(sample)
         return known
 
-    def note_question(self, number: tuple[int, int], known: Known, state: RunState) -> None:
+    def note_question(self, key: tuple[int, int], known: Known, state: RunState) -> None:
         """Remember which known model a question is about, and its state once that is asked."""
         known.state = state
-        self._asked[number] = known
+        self._asked[key] = known
 
     def note_answer(
         self,
-        number: tuple[int, int],
+        key: tuple[int, int],
         before: Arrays,
         after: Arrays,
         state: RunState,
         nodes: Iterable[Node],
     ) -> None:
         """Remember what some nodes' answers to a question have made of its model."""
-        known = self._asked.get(number) or self.of(before)
+        known = self._asked.get(key) or self.of(before)
         known.is_left = True
         self._add(
             Known(
                 {**known.after, **_sample_of(before)},
                 {**known.after, **_sample_of(after)},
-                *(state, number, frozenset(nodes)),
+                *(state, key, frozenset(nodes)),
             )
         )
 

@@ -80,7 +80,7 @@ class SecureSums:
         cohort = SumCohort(circle, {one: self._keys[one] for one in members})
         seated = replace(question, cohort=cohort, without_place=len(nodes) - len(members))
         self._seated = question, {*nodes}, seated
-        self._last |= dict.fromkeys(members, seated.number)
+        self._last |= dict.fromkeys(members, seated.key)
         now = question.server_round
         self._opened = {one: own for one, own in self._opened.items() if one.server_round == now}
         return seated
@@ -115,13 +115,13 @@ class SecureSums:
                 "did not help to open the sum",
                 lambda node, reply: read_secrets(reply, wanted[node]),
                 exchange,
-                {node: ask_to_reveal(question.number, one) for node, one in wanted.items()},
+                {node: ask_to_reveal(question.key, one) for node, one in wanted.items()},
             )
             self.forget(wanted.keys() - found.keys())
             return found
 
         try:
-            total = cohort.open(votes, question.votes.dim, question.number, ask)
+            total = cohort.open(votes, question.votes.dim, question.key, ask)
         except SumError as error:
             self.forget(votes)  # a client may hold another key than it gave
             raise NoStepError(f"the secure sum cannot be opened: {error}") from error
@@ -157,7 +157,7 @@ class SecureSums:
                 f"not help with these {len(nodes)}, or single votes would show: pass all replies "
                 "of a round to aggregate_train at once"
             )
-        moved = sum(self._last.get(node) != question.number for node in nodes)
+        moved = sum(self._last.get(node) != question.key for node in nodes)
         if moved and len(nodes) - moved < least:
             raise NoStepError(
                 f"the secure sum cannot be opened: {moved} of its {len(nodes)} clients have been "

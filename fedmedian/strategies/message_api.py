@@ -338,7 +338,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         ValueError
             If a message, whoever has made it, holds other arrays than its question is about.
         """
-        questions: dict[Any, Question] = {one.about.number: one.about for one in self._asked}
+        questions: dict[Any, Question] = {one.about.key: one.about for one in self._asked}
         abouts = [questions.get(_number_in(message)) for message in messages]
         others = {id(message) for message in _others(messages, self._asked)}
         records: dict[tuple[int, int], ArrayRecord] = {}
@@ -367,7 +367,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         return {
             message.metadata.dst_node_id
             for one in self._asked
-            if one.about.number == question.number
+            if one.about.key == question.key
             for message in one.messages
             if message.metadata.message_id
         }

@@ -65,7 +65,7 @@ class Run:
             )
             votes = VotesLayout.of(question.instruction, question.layout).votes_of(payload)
             self.keys[node] = self.keys[node].takes(
-                question.places[node], question.number, about.get(node, b"")
+                question.places[node], question.key, about.get(node, b"")
             )
             sent = masked_payload(payload, self.keys[node].mask(votes))
             answers.append(SimpleNamespace(node=node, payload=sent))
