@@ -275,7 +275,7 @@ class Ledger:
         charge = self._charged[question.key]
         self._recount(question, replace(charge, draw=charge.draw._replace(summed=votes)))
 
-    def look_at_nodes(self, question: Question, nodes: Sequence[Node]) -> None:
+    def correct_charge(self, question: Question, nodes: Sequence[Node]) -> None:
         """Correct the charge if the answers are not those that `spend` assumed, as with a subclass.
 
         Parameters
@@ -356,7 +356,7 @@ class Ledger:
         )
         return False
 
-    def look_at(self, replies: Sequence[Reply[Any]]) -> None:
+    def warn_of_metrics(self, replies: Sequence[Reply[Any]]) -> None:
         """Warn once if clients send values that ε does not cover."""
         if self._has_warned:
             return

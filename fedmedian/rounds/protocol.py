@@ -444,9 +444,9 @@ class RoundProtocol:
         self._models.note_answer(question.key, question.model, after, state, heard_of)
         report |= counts
         if self._ledger is not None:
-            self._ledger.look_at_nodes(question, [answer.node for answer in answers])
+            self._ledger.correct_charge(question, [answer.node for answer in answers])
             report |= self._ledger.report
-            self._ledger.look_at(answers)
+            self._ledger.warn_of_metrics(answers)
         kept = self.recipe.in_order(kept)  # averages of metrics depend on it, too
         usual = with_usual_metrics(kept, self._roster.name)
         return Heard(
