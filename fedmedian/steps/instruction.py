@@ -207,7 +207,7 @@ class Instruction:
         return PREFIX + "instruction" in config
 
     @staticmethod
-    def number_in(config: Mapping[str, Any]) -> tuple[Any, Any]:
+    def key_in(config: Mapping[str, Any]) -> tuple[Any, Any]:
         """Return the round and the number of its question in a message's config."""
         return config.get(PREFIX + "round"), config.get(PREFIX + "question", 0)
 

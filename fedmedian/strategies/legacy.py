@@ -219,7 +219,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
             If there are other arrays in it than its question is about.
         """
         for _, ins in sent:
-            number, own = Instruction.number_in(ins.config), len(ins.parameters.tensors)
+            number, own = Instruction.key_in(ins.config), len(ins.parameters.tensors)
             is_coded = is_in(ins.config) and version_of_whole(ins.config) is None
             for question in self._protocol.questions_of(number[0]):
                 if question.key == number and own != len(question.model) and not is_coded:

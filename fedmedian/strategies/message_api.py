@@ -339,7 +339,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
             If a message, whoever has made it, holds other arrays than its question is about.
         """
         questions: dict[Any, Question] = {one.about.key: one.about for one in self._asked}
-        abouts = [questions.get(_number_in(message)) for message in messages]
+        abouts = [questions.get(_key_in(message)) for message in messages]
         others = {id(message) for message in _others(messages, self._asked)}
         records: dict[tuple[int, int], ArrayRecord] = {}
         for message, about in zip(messages, abouts, strict=True):
@@ -858,10 +858,10 @@ def _sent_first(asked: list[_Asked[About]]) -> list[_Asked[About]]:
     return sorted(asked, key=lambda one: not one.ids)
 
 
-def _number_in(message: Message) -> tuple[Any, Any] | None:
+def _key_in(message: Message) -> tuple[Any, Any] | None:
     """Return the number of the question that a message asks; None for another message."""
     configs = filter(Instruction.is_in, _records(ConfigRecord, message.content))
-    return next(map(Instruction.number_in, configs), None)
+    return next(map(Instruction.key_in, configs), None)
 
 
 def _question_in(reply: Message) -> Any:
