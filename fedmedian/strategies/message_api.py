@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import FedAvg, Result
 from fedmedian.aggregators.diagnostics import without_lists
 from fedmedian.checks import require_integer, require_type
 from fedmedian.logs import LOGGER, failure_of
+from fedmedian.model.layout import Arrays
 from fedmedian.records import sizes_of, to_arrays, to_record
 from fedmedian.rounds.downlink import Content, Held
 from fedmedian.rounds.ledger import Ledger
@@ -399,7 +400,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
     def _write_question(
         self, question: Question, arrays: ArrayRecord, messages: Sequence[Message]
     ) -> None:
-        self._address(messages, arrays, question.content_for)
+        self._address(messages, arrays, question.model, question.content_for)
         for message in messages:
             node = message.metadata.dst_node_id
             if not _has_place(message, question):
@@ -447,6 +448,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self,
         messages: Sequence[Message],
         record: ArrayRecord,
+        model: Arrays,
         content_for: Callable[[Node], Content],
     ) -> None:
         """Replace the model in messages by what their nodes are to be sent to hold it.
@@ -457,7 +459,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
 
         @cache
         def record_of(content: Content) -> ArrayRecord:
-            is_as_sent = not content.scalars and [*content.arrays] == [*record]
+            is_as_sent = content.arrays is model and [*model] == [*record]
+            is_as_sent &= not content.scalars
             return record if is_as_sent else to_record(content.arrays)
 
         made: dict[tuple[int, Content], RecordDict] = {}
@@ -603,7 +606,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self, held: Held | None, arrays: ArrayRecord, messages: Sequence[Message]
     ) -> None:
         if held is not None:
-            self._address(messages, arrays, partial(self._protocol.content_for, held))
+            self._address(messages, arrays, {}, partial(self._protocol.content_for, held))
         if self._numpy_clients:
             numpy_messages.as_evaluation(messages)
 
@@ -859,7 +862,7 @@ def _sent_first(asked: list[_Asked[About]]) -> list[_Asked[About]]:
 
 
 def _key_in(message: Message) -> tuple[Any, Any] | None:
-    """Return the number of the question that a message asks; None for another message."""
+    """Return the key of the question that a message asks; None for another message."""
     configs = filter(Instruction.is_in, _records(ConfigRecord, message.content))
     return next(map(Instruction.key_in, configs), None)
 
