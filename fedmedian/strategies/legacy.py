@@ -219,10 +219,10 @@ class LegacyStrategy(ShowsArguments, FedAvg):
             If there are other arrays in it than its question is about.
         """
         for _, ins in sent:
-            number, own = Instruction.key_in(ins.config), len(ins.parameters.tensors)
+            key, own = Instruction.key_in(ins.config), len(ins.parameters.tensors)
             is_coded = is_in(ins.config) and version_of_whole(ins.config) is None
-            for question in self._protocol.questions_of(number[0]):
-                if question.key == number and own != len(question.model) and not is_coded:
+            for question in self._protocol.questions_of(key[0]):
+                if question.key == key and own != len(question.model) and not is_coded:
                     raise ValueError(
                         f"FitIns must hold the {len(question.model)} arrays that configure_fit was "
                         f"given, got {own}: to train a part of the model, pass it to "
