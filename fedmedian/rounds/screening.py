@@ -10,7 +10,7 @@ import numpy as np
 
 from fedmedian.logs import shown
 from fedmedian.model.layout import Arrays
-from fedmedian.steps.payload import Payload
+from fedmedian.steps.payload import MASKED, Payload
 from fedmedian.wire.scalars import Float32
 
 Source = TypeVar("Source")
@@ -91,7 +91,7 @@ class Answer(Reply[Source]):
     def key(self) -> tuple[float, bytes, str]:
         """The key to sort answers by; metrics, which may contain times, only break ties."""
         digest, payload = blake2b(), self.payload
-        body = payload.body[:0] if payload.is_masked else payload.body  # masks are random
+        body = payload.body[:0] if payload.encoding == MASKED else payload.body  # masks are random
         for part in (body, payload.exact, self.scales, self.magnitudes):
             digest.update(np.ascontiguousarray(part).data)
         return self.num_examples, digest.digest(), shown(self.metrics, most=_LONGEST_METRICS)

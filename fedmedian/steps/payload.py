@@ -25,6 +25,9 @@ DIGEST = 16
 """The number of bytes that name a version of the model; see `fedmedian.steps.downlink`."""
 
 _REPORTS = "reports"
+MASKED = "masked-signs"
+"""The encoding of a payload of masked votes."""
+
 _OF_MASKED = ("shares", "commitment", "about")
 
 
@@ -86,11 +89,6 @@ class Payload:
         arrays = [self.body, self.exact] if self.exact.size else [self.body]
         return arrays, with_prefix(message)
 
-    @property
-    def is_masked(self) -> bool:
-        """Whether it has something that belongs to masked votes."""
-        return any(getattr(self, name) is not None for name in _OF_MASKED)
-
     @staticmethod
     def is_in(config: Mapping[str, Any]) -> bool:
         """Return whether a reply's config or metrics hold a payload's scalars."""
@@ -115,10 +113,11 @@ class Payload:
         read = Reader(config, "payload")
         if not 1 <= len(arrays) <= MOST_ARRAYS:
             raise WireError(f"a payload has one or two arrays, got {len(arrays)}")
-        masked = dict.fromkeys(_OF_MASKED, bytes)
+        encoding = read.required("encoding", str)
+        masked = dict.fromkeys(_OF_MASKED, bytes) if encoding == MASKED else {}
         own = read.optionals(partition=int, held=str, **masked)
         payload = cls(
-            encoding=read.required("encoding", str),
+            encoding=encoding,
             body=arrays[0],
             exact=arrays[1] if len(arrays) == 2 else np.empty(0, dtype=np.uint8),
             server_round=read.server_round,

@@ -10,11 +10,8 @@ from numpy.typing import NDArray
 from fedmedian.model.layout import Layout
 from fedmedian.secure.masking import Masked
 from fedmedian.steps.instruction import Instruction
-from fedmedian.steps.payload import Payload
+from fedmedian.steps.payload import MASKED, Payload
 from fedmedian.wire.scalars import WireError
-
-MASKED = "masked-signs"
-"""The encoding of a payload of masked votes."""
 
 VoteCounts = NDArray[np.integer[Any]]
 

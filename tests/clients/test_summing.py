@@ -19,7 +19,7 @@ from fedmedian.secure.opening import Wanted
 from fedmedian.secure.requests import ask_for_key, ask_to_reveal, read_public, read_secrets
 from fedmedian.steps.encodings import Signs, Vector
 from fedmedian.steps.noise import AddNoise, Measure, SizeVotes
-from fedmedian.steps.sums import MASKED
+from fedmedian.steps.payload import MASKED
 from fedmedian.wire.scalars import PREFIX
 
 MODEL = {"w": np.zeros(20, np.float32), "b": np.zeros(3, np.float32)}

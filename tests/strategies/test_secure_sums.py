@@ -755,7 +755,7 @@ class TestHostileClient:
             ("votes", {"commitment": b""}, "a commitment has 64 bytes"),
             ("votes", {"shares": 3}, "shares must be bytes"),
             ("votes", {"commitment": "text"}, "commitment must be bytes"),
-            ("votes", {"encoding": "signs"}, "was asked for 'masked-signs'"),
+            ("votes", {"encoding": "signs"}, "is unknown here"),
             ("votes", {"reports.measure": b"\0\0\0\0"}, "without exact arrays and reports"),
             ("votes", {"round": 9}, "answers round 9"),
             ("votes", {"question": 1}, "answers question 1"),
