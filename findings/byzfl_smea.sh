@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# byzfl 0.0.11: SMEA returns another average each time it is called with the same vectors.
+# byzfl 0.0.11: SMEA returns a different average from call to call with the same vectors.
 #
 # By its docstring it averages the n − f vectors whose covariance has the smallest maximum eigenvalue,
 # and finds that by the power method. One expects the same result from each call. But the method starts
-# in a random direction and takes a single step, which finds no eigenvalue. SMEA(2) of seven vectors
-# returns every average of five of them at some time, and its formula's in a sixth of the calls. In the
-# docstring's example all vectors are on a line, where a step is enough.
+# in a random direction and takes a single step, which finds no eigenvalue. In 1000 calls, SMEA(2) of
+# seven vectors returns each of the 21 averages of five, and the right one in only a sixth of the calls.
+# In the docstring's example all vectors are on a line, where one step is enough.
 set -euo pipefail
 
 folder=$(mktemp -d)
@@ -23,7 +23,7 @@ from unittest.mock import MagicMock
 import numpy as np
 
 for name in ("torchvision", "matplotlib", "matplotlib.pyplot", "seaborn"):
-    sys.modules[name] = MagicMock()  # large, and only for byzfl's benchmark
+    sys.modules[name] = MagicMock()  # large, and needed only by byzfl's benchmark
 
 import byzfl
 
@@ -44,12 +44,12 @@ results = np.array([smea(vectors) for _ in range(1000)])
 counts = [int(np.isclose(results, average).all(axis=1).sum()) for average in averages]
 
 print(f"averages returned in 1000 calls: {np.count_nonzero(counts)} of {len(subsets)}")
-print(f"calls that return the one of the smallest eigenvalue: {counts[best] / 10:.0f} %")
+print(f"calls that return the one with the smallest eigenvalue: {counts[best] / 10:.0f} %")
 PYTHON
 
 cat > "$folder/seen" <<'SEEN'
 averages returned in 1000 calls: 21 of 21
-calls that return the one of the smallest eigenvalue: 16 %
+calls that return the one with the smallest eigenvalue: 16 %
 SEEN
 
 (cd "$folder" && venv/bin/python finding.py) > "$folder/printed"

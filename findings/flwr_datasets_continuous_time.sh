@@ -3,8 +3,8 @@
 #
 # By its docstring it then strictly follows the ranking of a column, and one expects each client's
 # examples to end before the next one's begin. But it reads the column as float32, which near today's
-# Unix time has one number every 128 seconds. Examples of the same two minutes are in any order, and may
-# be on either side of a boundary. There is no warning. Partition by the time since the first example.
+# Unix time has one number every 128 seconds. Examples of the same two minutes come in any order, on
+# either side of a boundary. There is no warning. Partition by the time since the first example.
 set -euo pipefail
 
 folder=$(mktemp -d)

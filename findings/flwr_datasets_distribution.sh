@@ -2,10 +2,10 @@
 # flwr-datasets 0.6.1: DistributionPartitioner gives one client of each class about 100 examples too many.
 #
 # Its docstring says that shares are rounded to the nearest integer, and that one client gets what
-# rounding leaves over. One expects that to be a few examples, as errors of both signs cancel. But all
-# shares are rounded down, which leaves half an example for each of the 200 clients of a class. Here is
-# the docstring's own setup, with as many examples of each class as in MNIST: a client whose share is 5
-# gets 101.
+# rounding leaves over. One expects a few examples, because errors of both signs cancel. But all shares
+# are rounded down, which leaves about half an example for each of a class's 200 clients. This is the
+# docstring's own setup, with as many examples of each class as in MNIST. A client whose share is 5 gets
+# 101.
 set -euo pipefail
 
 folder=$(mktemp -d)

@@ -2,9 +2,9 @@
 # flwr 1.42.0: FedAdam's first step is a quarter shorter than Adam's.
 #
 # It is documented as the algorithm of Reddi et al., and its code says that it has the bias correction of
-# Kingma and Ba. By both, the first step is eta. But FedAdam corrects by the number of the round plus 1,
-# and Flower counts rounds from 1. So the steps of the early rounds, which the correction is for, fall
-# short. Here all updates are equal, and one expects each step to be eta.
+# Kingma and Ba. With both, the first step is eta. But FedAdam corrects by the number of the round plus
+# 1, and Flower counts rounds from 1. So early steps, which the correction is for, are too short. Here
+# all updates are equal, and one expects each step to be eta.
 set -euo pipefail
 
 folder=$(mktemp -d)

@@ -3,8 +3,8 @@
 #
 # FedAvg averages arrays of the same name, whatever their order, and one expects the same of its subclass
 # FedAvgM. But it subtracts the average's first array from the model's first, and so on. A client whose
-# model has been in a safetensors file replies in another order. Here it replies with the model that it
-# got, which must not change. Arrays of other shapes are broadcast, or fail. There is no warning.
+# model has been in a safetensors file replies in another order. Here clients return the model that they
+# got, so it must not change. Arrays of different shapes are broadcast, or fail. There is no warning.
 set -euo pipefail
 
 folder=$(mktemp -d)

@@ -2,8 +2,8 @@
 # flwr 1.42.0: FedXgbCyclic(fraction_evaluate=0.0) says that it skips evaluation, and evaluates.
 #
 # It accepts 1.0 and 0.0, and for 0.0 it warns that evaluation will be skipped. One expects clients
-# without data for evaluation to be left alone, as by FedAvg. But its evaluation reads only
-# fraction_train: in every round it sends the model to a client and waits for the answer.
+# without data for evaluation to be left alone, as with FedAvg. But its evaluation reads only
+# fraction_train. In every round it sends the model to a client and waits for the answer.
 set -euo pipefail
 
 folder=$(mktemp -d)

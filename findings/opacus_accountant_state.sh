@@ -3,8 +3,9 @@
 #
 # state_dict() returns a copy, and one expects load_state_dict() to make one too, as that of a PyTorch
 # module does. But it keeps the dict's own list, which step() then changes. Three clients that resume
-# after the server's 100 steps, and take 100 more each, all report the ε of 400. The saved state has 400
-# too, and whoever loads it later starts from there. There is no warning. Pass copy.deepcopy(state).
+# after the server's 100 steps, and take 100 more each, all report the ε of 400. The saved state now has
+# 400, too, and the next accountant to load it starts from there. There is no warning. Pass
+# copy.deepcopy(state).
 set -euo pipefail
 
 folder=$(mktemp -d)
@@ -18,7 +19,7 @@ import warnings
 
 from opacus.accountants import RDPAccountant
 
-warnings.simplefilter("ignore")  # of the orders that it searched
+warnings.simplefilter("ignore")  # about the orders that it searched
 
 
 def train(accountant: RDPAccountant) -> None:

@@ -3,9 +3,9 @@
 #
 # It is documented as equivalent to SciPy's cdist, and as using a matrix product for more than 25 rows.
 # One expects that to cost a few digits. But it subtracts the squared norms of whole models, which are
-# far larger than the distances of clients that started from the same one. Whoever groups clients or
-# looks for outliers among them sees only noise from the 26th client on. There is no warning. Pass
-# updates, or compute_mode="donot_use_mm_for_euclid_dist".
+# far larger than the distances between clients that started from the same one. Grouping clients or
+# looking for outliers among them sees only noise from 26 clients on. There is no warning. Pass updates,
+# or compute_mode="donot_use_mm_for_euclid_dist".
 set -euo pipefail
 
 folder=$(mktemp -d)
