@@ -19,7 +19,7 @@ QUICKSTARTS = tuple(_APPS / f"quickstart-{name}" for name in ("torch", "sklearn"
 """Apps as Flower's quickstarts are, which know nothing of fedmedian."""
 
 _PAIR = re.compile(r"""\S+?=('[^']*'|"[^"]*"|\S+)""")
-"""An override as Flower finds it; it ignores all other words."""
+"""An override as Flower finds it; Flower ignores all other words."""
 
 
 def read_command_line(command: str, arguments: Sequence[str] | None = None) -> UserConfig:
@@ -52,7 +52,7 @@ def read_command_line(command: str, arguments: Sequence[str] | None = None) -> U
         "override",
         nargs="*",
         metavar="KEY=VALUE",
-        help="another value of a key, with quotes around a text: \"partition='iid'\"",
+        help="another value for a key, with quotes around a string: \"partition='iid'\"",
     )
     return read_config(HETEROGENEOUS, parser.parse_args(arguments).override)
 
@@ -89,5 +89,6 @@ def read_config(app: Path, overrides: Sequence[str] = ()) -> UserConfig:
     for key, value in config.items():
         kind = type(usual[key])
         if type(value) is not kind and not (kind is float and type(value) is int):
-            raise SystemExit(f"{key} must be of the type of {usual[key]!r}, got {value!r}")
+            example = f"{key}={json.dumps(usual[key])}"
+            raise SystemExit(f"{key} must be {kind.__name__}, as in {example}, got {value!r}")
     return config

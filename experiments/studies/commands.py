@@ -115,7 +115,7 @@ def parse_names(
     arguments: Sequence[str] | None = None,
     usual: Iterable[str] | None = None,
 ) -> tuple[list[str], argparse.Namespace]:
-    """Parse a command line that may have some of these names.
+    """Return the names on a command line, and its other options.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ def parse_names(
     arguments : sequence of str, optional
         The command line; this process's if not given.
     usual : iterable of str, optional
-        Those that are meant without a name; all if not given.
+        The names that a command line without names stands for; all if not given.
 
     Returns
     -------

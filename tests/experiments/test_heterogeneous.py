@@ -35,9 +35,9 @@ class TestConfiguration:
             "rounds:3": "must be KEY=VALUE, got 'rounds:3'",
             "rounds = 3": "must be KEY=VALUE, got 'rounds = 3'",
             "output='it's'": 'must be KEY=VALUE, got "s\'"',
-            "rounds=1.5": "rounds must be of the type of 60, got 1.5",
-            "rounds='3'": "rounds must be of the type of 60, got '3'",
-            "seed=true": "seed must be of the type of 1, got True",
+            "rounds=1.5": "rounds must be int, as in rounds=60, got 1.5",
+            "rounds='3'": "rounds must be int, as in rounds=60, got '3'",
+            "seed=true": "seed must be int, as in seed=1, got True",
             "missing.toml": "No such file .* 'missing.toml'",
         }.items(),
     )
