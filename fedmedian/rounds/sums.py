@@ -16,7 +16,7 @@ from fedmedian.secure.requests import ask_for_key, ask_to_reveal, read_public, r
 from fedmedian.steps.sums import VoteCounts, masked_of
 from fedmedian.wire.scalars import WireScalar
 
-Read = TypeVar("Read")
+Found = TypeVar("Found")
 
 Exchange = Callable[[Mapping[Node, Mapping[str, WireScalar]]], Mapping[Node, Any]]
 """Sends scalars to nodes, and returns the scalars of each reply, or an exception or a reason."""
@@ -37,8 +37,8 @@ class SecureSums:
         self._rule, self._roster = rule, roster
         self._keys: dict[Node, bytes] = {}
         self._seated: tuple[Question, set[Node], Question] | None = None
-        self._last: dict[Node, tuple[int, int]] = {}  # the question that a node was seated for
-        self._opened: dict[Question, set[Node]] = {}  # this round's, each with whose votes
+        self._last: dict[Node, tuple[int, int]] = {}  # the last question each node was seated for
+        self._opened: dict[Question, set[Node]] = {}  # this round's, with the nodes that had voted
 
     def seat(self, question: Question, nodes: Sequence[Node], exchange: Exchange) -> Question:
         """Return the question with a place in its sum for each node that has a key.
@@ -136,7 +136,7 @@ class SecureSums:
         return [one for one in answers if one.node in total.members], total.counts
 
     def _about_one_thing(self, votes: Mapping[Node, Masked]) -> dict[Node, Masked]:
-        """Return the votes of the clients that were asked the same as most: their masks cancel."""
+        """Return the votes of clients that were asked the same as most: only their masks cancel."""
         about = Counter(one.about for one in votes.values()).most_common(1)
         kept = {node: one for node, one in votes.items() if one.about == about[0][0]}
         if others := [node for node in votes if node not in kept]:
@@ -168,12 +168,12 @@ class SecureSums:
     def _heard(
         self,
         words: str,
-        read: Callable[[Node, Mapping[str, Any]], Read],
+        read: Callable[[Node, Mapping[str, Any]], Found],
         exchange: Exchange,
         requests: Mapping[Node, Mapping[str, WireScalar]],
-    ) -> dict[Node, Read]:
+    ) -> dict[Node, Found]:
         """Return what nodes answer; log those that do not, by reason."""
-        found: dict[Node, Read] = {}
+        found: dict[Node, Found] = {}
         lost: dict[str, list[Node]] = {}
         replies = exchange(requests) if requests else {}
         for node in requests:

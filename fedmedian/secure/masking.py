@@ -55,7 +55,7 @@ class Masked:
     body: NDArray[np.uint8]
     shares: bytes
     commitment: bytes
-    about: bytes = b""
+    about: bytes
 
     def is_seed(self, seed: bytes) -> bool:
         """Return whether the client is bound to a seed."""

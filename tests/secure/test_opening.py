@@ -231,6 +231,7 @@ class TestWrongAnswers:
             np.frombuffer(body, np.uint8).reshape(places[0].bits, 2),
             data.draw(st.binary(min_size=SEALED_SIZE * near, max_size=SEALED_SIZE * near)),
             data.draw(st.binary(min_size=2 * KEY_SIZE, max_size=2 * KEY_SIZE)),
+            b"",
         )
         require_masked(hostile, places[0], 9)
         wrong = data.draw(st.binary(max_size=KEY_SIZE * near))
@@ -373,7 +374,8 @@ class TestForm:
     )
     def test_masked_votes_of_another_form_are_refused(self, change):
         place = Place(3, 3, tuple(bytes([index]) * KEY_SIZE for index in range(4)))
-        fine = Masked(np.zeros((3, 2), np.uint8), bytes(SEALED_SIZE * 4), bytes(2 * KEY_SIZE))
+        shares, commitment = bytes(SEALED_SIZE * 4), bytes(2 * KEY_SIZE)
+        fine = Masked(np.zeros((3, 2), np.uint8), shares, commitment, b"")
         require_masked(fine, place, 9)
         with pytest.raises(WireError, match=r"uint8 of shape \(3, 2\)|share for each|commitment"):
             require_masked(replace(fine, **change), place, 9)
