@@ -123,8 +123,8 @@ def text_of(source: object) -> str:
 def failure_of(source: object) -> str:
     """Return the text of a failure that Flower reports, as `text_of` does.
 
-    A Ray worker begins it with its own number and a traceback. Of these only the exception of the
-    client's app is kept: it would be cut off, and one reason would be several.
+    A Ray worker puts its own number and a traceback around the exception of the client's app. Only
+    the exception is kept: it would be cut off otherwise, and one reason would count as several.
 
     Examples
     --------

@@ -220,8 +220,8 @@ class _PerturbedClient(NumPyClient):
         require_enforcement(self.context)
         if self.test_loader is None:
             raise ValueError(
-                "test_loader must be given for evaluation, got None; or let the strategy ask for "
-                "none, with fraction_evaluate=0.0"
+                "test_loader must be given for evaluation, got None; or let the strategy skip "
+                "evaluation, with fraction_evaluate=0.0"
             )
         self._load(parameters)
         self.model.eval()
@@ -292,7 +292,7 @@ class GradientClient(_PerturbedClient):
 
 
 def _reader_of(layout: Layout, updates: Mapping[str, Tensor]) -> Read:
-    """Return a function that writes parts of parameters' updates, 0 for those without any."""
+    """Return a function that writes parts of the updates; those that are missing are 0."""
 
     def read(part: Part, out: Float32) -> None:
         spec = layout.flat[part.block]

@@ -115,4 +115,4 @@ class Part(NamedTuple):
 
 
 Read = Callable[[Part, NDArray[np.float32]], object]
-"""Writes a part of a vector to an array, (n,) float32, whose block is known by its index."""
+"""Writes a part of a vector, whose block is given by its index, to an array, (n,) float32."""

@@ -368,7 +368,7 @@ class Layout:
         Returns
         -------
         callable
-            Writes a part of one array's update, whose block is its index in `flat`.
+            Writes a part of one array's update; the block is the array's index in `flat`.
 
         Raises
         ------

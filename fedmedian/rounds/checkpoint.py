@@ -144,7 +144,7 @@ class Checkpoint:
             path = error.filename or str(folder)
             raise OSError(error.errno, error.strerror, path) from error
         try:
-            # A lock that is there already can be written to in a folder that cannot.
+            # An existing lock can be writable in a folder that is not.
             with _drafting(folder):
                 return lock
         except OSError:
@@ -289,7 +289,7 @@ def _folder_name(server_round: int) -> str:
 
 @contextmanager
 def _drafting(folder: Path) -> Iterator[Path]:
-    """Make a folder for a draft in a folder, and remove it at the end unless it was renamed."""
+    """Make a folder for a draft, and remove it at the end unless it was renamed."""
     draft = folder / _DRAFT
     _remove(draft)  # left by a killed process
     try:

@@ -52,7 +52,9 @@ class CodedSteps:
 
 @dataclass(frozen=True, eq=False)
 class Content:
-    """What a node is sent in place of the server's model; nodes that are sent the same share one.
+    """What a node is sent in place of the server's model.
+
+    Nodes that are sent the same share one, so that it is converted once.
 
     Parameters
     ----------
@@ -187,7 +189,7 @@ def _is_stuck(held: Arrays, target: Arrays, layout: Layout) -> bool:
 
 
 def difference_in_form(held: Arrays, target: Arrays) -> str | None:
-    """Return in what the arrays of two models differ; None if not in name, shape or dtype."""
+    """Return how the names, shapes or dtypes of two models differ; None if they do not."""
     old, new = forms_of(held), forms_of(target)
     if old == new:
         return None

@@ -6,7 +6,7 @@ from fedmedian.model.layout import RUNNING_STATISTICS, is_by_position, is_finite
 from fedmedian.rounds.recipe import Question
 
 _FRESH = (1, 0, 0, 1)
-"""What normalization starts with: weight, bias, running mean and variance, in this order."""
+"""Initial values of a normalization layer: weight, bias, running mean and variance, in order."""
 
 _STATISTICS = (*RUNNING_STATISTICS, "*moving_mean", "*moving_variance", "*batch_stats*")
 """Name patterns of running statistics in torch, Keras and Flax."""
@@ -22,7 +22,7 @@ def doubts(
     first : Question
         The run's first question.
     names : sequence of str
-        The names of the model's arrays, of which that question may train a part.
+        The names of all of the model's arrays; the first question may train a part of them.
     exact : tuple of str
         Patterns for the names of exact arrays.
 
@@ -65,8 +65,8 @@ def doubts(
 def _running_statistics(first: Question) -> Iterator[str]:
     """Yield the names of trained arrays that look like running statistics.
 
-    Without names these have their places: before a counter, as in torch, or among values as a
-    layer starts with, as in Keras.
+    Without names they are recognized by their places: before a counter, as in torch, or among a
+    layer's initial values, as in Keras.
     """
     specs, model = first.layout.specs, first.model
     if not is_by_position(model):

@@ -228,9 +228,9 @@ class Journal:
     ) -> None:
         """Record that a round has ended, and write a checkpoint if one is due.
 
-        A round without a step waits for the next one with a step, or for `close`: a run that fails
-        would otherwise skip, each time that it resumes, the rounds in which it has failed. A
-        subclass may train several times in a round; one step is enough.
+        A round without a step is stored with the next one that has a step, or by `close`.
+        Otherwise a run that fails would skip its failed rounds each time it resumes. A subclass may
+        train several times in a round; one step is enough.
 
         Parameters
         ----------

@@ -85,9 +85,9 @@ def is_number(value: Any) -> bool:
 
 
 def single_numbers(metrics: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return the metrics to show that are one number.
+    """Return the metrics that are single numbers, by name, as they are shown.
 
-    What the user's own evaluation returns may hold NumPy's, and have names that are no text.
+    The user's own evaluation may return NumPy's numbers, and names that are not strings.
     """
     kinds = int | float | np.integer | np.floating
     return {str(name): value for name, value in metrics.items() if isinstance(value, kinds)}

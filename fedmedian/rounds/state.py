@@ -243,7 +243,7 @@ class KnownModels:
         return self._nearest(_sample_of(model), self._known)
 
     def have_made(self, model: Arrays) -> bool:
-        """Return whether a step of this run has led to a model, or it has none of its arrays."""
+        """Return whether a step of this run led to a model, or all of its arrays are new."""
         sample = _sample_of(model)
         is_known = any(sample.keys() & one.after.keys() for one in self._known)
         return not is_known or any(

@@ -510,7 +510,7 @@ def _counts_of(reasons: Sequence[str | Exception]) -> Counter[str]:
 
 
 def _alike(reasons: Counter[str]) -> Counter[str]:
-    """Return reasons with those that differ in numbers alone as one, with … for these numbers.
+    """Return reasons; those that differ only in numbers are one, with … for these numbers.
 
     A client's own number, or that of a round, must not hide that all fail in the same way.
     """

@@ -91,9 +91,9 @@ class Place:
         many of its neighbors are in the sum.
     neighbors : tuple of bytes
         The public keys of the clients that it shares masks with, in the server's order.
-    own : bytes
-        The public key that the server has of this client. With another one its masks would not
-        cancel.
+    own : bytes (default: b"")
+        The public key that the server has of this client. A client with another key refuses the
+        place, because its masks would not cancel.
     """
 
     bits: int

@@ -38,12 +38,12 @@ class Wanted:
     sealed: bytes = b""
 
     def secrets_in(self, revealed: bytes) -> list[bytes]:
-        """Return what a client has revealed as one secret for each neighbor that it is about.
+        """Return the secrets in what a client has revealed, one for each neighbor asked about.
 
         Raises
         ------
         WireError
-            If it is too long or too short.
+            If there are too many or too few bytes.
         """
         length = KEY_SIZE * sum(map(bool, self.of_neighbors))
         if len(revealed) != length:

@@ -208,7 +208,7 @@ class Instruction:
 
     @staticmethod
     def key_in(config: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Return the round and the number of its question in a message's config."""
+        """Return the key of a message's question, unchecked: the round, and its number there."""
         return config.get(PREFIX + "round"), config.get(PREFIX + "question", 0)
 
     @classmethod

@@ -96,7 +96,7 @@ class Payload:
 
     @staticmethod
     def question_in(config: Mapping[str, Any]) -> int | None:
-        """Return the number of the question that a reply says it answers; None if it is none."""
+        """Return the number of the question that a reply names; None if it is not an integer."""
         number = config.get(PREFIX + "question", 0)
         return number if type(number) is int else None
 

@@ -216,7 +216,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         Raises
         ------
         ValueError
-            If there are other arrays in it than its question is about.
+            If FitIns hold other arrays than their question is about.
         """
         for _, ins in sent:
             key, own = Instruction.key_in(ins.config), len(ins.parameters.tensors)
@@ -273,9 +273,9 @@ class LegacyStrategy(ShowsArguments, FedAvg):
     def _question_of(
         self, questions: Sequence[Question], results: Sequence[Trained]
     ) -> Question | None:
-        """Return the question that most results say they answer, or None at a tie.
+        """Return the question that most results name, or None at a tie.
 
-        If none says so, as where all clients of a model fail, it is the first one not yet heard.
+        If they name none, as where all clients of a model fail, it is the first one not yet heard.
         """
         answers = [result.metrics for _, result in results if Payload.is_in(result.metrics)]
         claims = Counter(map(Payload.question_in, answers))

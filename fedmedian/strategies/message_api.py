@@ -58,7 +58,8 @@ Write = Callable[[Sequence[Message]], None]
 class _Asked(Generic[About]):
     """The messages of one call of `configure_train` or `configure_evaluate`.
 
-    They are about a question, or a model to evaluate. Each that a subclass makes is one by itself.
+    They are about a question, or a model to evaluate. Each message that a subclass makes counts as
+    a call of its own.
     """
 
     server_round: int
@@ -334,10 +335,12 @@ class MessageStrategy(ShowsArguments, FedAvg):
     def _note_training(self, messages: Sequence[Message]) -> None:
         """Remember messages that a subclass has made, by the question in their config.
 
+        The arrays of all messages are put into the order that clients are told of.
+
         Raises
         ------
         ValueError
-            If a message, whoever has made it, holds other arrays than its question is about.
+            If a message holds other arrays than its question is about.
         """
         questions: dict[Any, Question] = {one.about.key: one.about for one in self._asked}
         abouts = [questions.get(_key_in(message)) for message in messages]
@@ -422,8 +425,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
     ) -> dict[Node, Mapping[str, Any] | str]:
         """Send scalars to nodes, and return those in each reply, or the reason for its error.
 
-        They go in messages of the types that nodes are asked to train with: an app may have no
-        other function.
+        The messages have the types of those that ask nodes to train: an app may have no function
+        for others.
         """
         assert self._grid is not None  # `configure_train` has set it
         messages = [
@@ -558,8 +561,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
     ) -> list[_Asked[About]]:
         """Return the calls to which replies belong, and others about the same that nobody answers.
 
-        Several calls may be about the same, as for groups of nodes. Nobody passes on later what a
-        group that is silent has not sent, unless another strategy picks the replies.
+        Several calls may be about the same, as for groups of nodes. A group that is silent now has
+        no replies in a later call, unless another strategy picks the replies.
         """
         heard, about = {*own}, {id(one.about) for one in own}
         if self._received is None and not self._protocol.is_announced:
@@ -687,7 +690,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         up, down, model = sizes_of(replies), sizes_of(asked), self._usual_size
         with_fedavg = sum(model if trains else size for size in up if size)
         self._protocol.watch.count(sum(up), sum(down), with_fedavg, model * len(down))
-        # An error reply holds nothing: of those that do, the mean is one client's.
+        # Without error replies, which hold nothing: the mean is what a client sends.
         sent = {"uplink-bytes": [*filter(None, up)], "downlink-bytes": [*filter(None, down)]}
         return {name: fmean(sizes) for name, sizes in sent.items() if sizes}
 
@@ -799,7 +802,7 @@ def _seeing_all(aggregate: Callable[..., Aggregated]) -> Callable[..., Aggregate
 
 
 def _without_our_keys(config: ConfigRecord) -> ConfigRecord:
-    """Return a copy of a config: its caller reuses it, or has taken it from an older message."""
+    """Return a copy of a config: callers reuse theirs, or take one from an older message."""
     return ConfigRecord({key: one for key, one in config.items() if not key.startswith(PREFIX)})
 
 
@@ -844,8 +847,8 @@ def _in_order(record: ArrayRecord, question: Question) -> ArrayRecord:
     shapes = [spec.shape for spec in question.layout.specs]
     if [tuple(array.shape) for array in record.values()] != shapes:
         raise ValueError(
-            f"messages of training must hold the arrays that configure_train was given, {names}, "
-            f"got {[*record]}: to train a part of the model, pass it to super().configure_train"
+            f"training messages must hold the arrays that configure_train was given, {names}, got "
+            f"{[*record]}: to train a part of the model, pass it to super().configure_train"
         )
     return record
 
@@ -857,7 +860,7 @@ def _others(messages: Sequence[Message], asked: Sequence[_Asked[Any]]) -> list[M
 
 
 def _sent_first(asked: list[_Asked[About]]) -> list[_Asked[About]]:
-    """Return calls in order, but last those of which a subclass has sent no message."""
+    """Return calls in order, but last those of which no message was sent."""
     return sorted(asked, key=lambda one: not one.ids)
 
 
@@ -868,7 +871,7 @@ def _key_in(message: Message) -> tuple[Any, Any] | None:
 
 
 def _question_in(reply: Message) -> Any:
-    """Return the number of the question that a reply says it answers; None for plain weights."""
+    """Return the number of the question that a reply names; None for plain weights."""
     payloads = filter(Payload.is_in, _records(ConfigRecord, reply.content))
     return next(map(Payload.question_in, payloads), None)
 

@@ -1,4 +1,4 @@
-"""Methods that users override: what goes through them is what counts."""
+"""Wrappers of methods that users override, so that what was really sent or heard counts."""
 
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -27,7 +27,7 @@ def wrap_override(cls: type, base: type, name: str, wrap: Callable[[Method], Met
 
 
 def noting(note: Callable[[Any, Sequence[Any]], None]) -> Callable[[Method], Method]:
-    """Return what makes a strategy note the messages that a method of its subclass returns.
+    """Return a wrapper by which a strategy notes the messages that a subclass's method returns.
 
     Parameters
     ----------
@@ -37,11 +37,11 @@ def noting(note: Callable[[Any, Sequence[Any]], None]) -> Callable[[Method], Met
 
     def wrap(configure: Method) -> Method:
         @wraps(configure)
-        def noting(self: Any, *given: Any, **named: Any) -> list[Any]:
+        def configure_and_note(self: Any, *given: Any, **named: Any) -> list[Any]:
             asked = [*(configure(self, *given, **named) or ())]
             note(self, asked)
             return asked
 
-        return noting
+        return configure_and_note
 
     return wrap
