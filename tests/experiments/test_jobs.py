@@ -1,6 +1,5 @@
 """The jobs of a study: what has a result is not run again, and a failure loses nothing."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -19,11 +18,11 @@ def note(folder, name):
     return {"name": name}
 
 
-def wait_for(folder, name):
-    """Return once a file is there."""
+def wait_for(condition):
+    """Return once a condition holds."""
     deadline = time.monotonic() + 60
-    while not (folder / name).exists():
-        assert time.monotonic() < deadline, f"{name} has not come within a minute"
+    while not condition():
+        assert time.monotonic() < deadline, "it has not come about within a minute"
         time.sleep(0.01)
 
 
@@ -33,7 +32,7 @@ def fail(folder):
 
 def fail_while(folder, other):
     """A job that fails while another runs."""
-    wait_for(folder, other)
+    wait_for((folder / other).exists)
     (folder / "failed").touch()
     fail(folder)
 
@@ -41,7 +40,7 @@ def fail_while(folder, other):
 def outlast(folder, name):
     """A job that still runs when another fails."""
     (folder / name).touch()
-    wait_for(folder, "failed")
+    wait_for((folder / "failed").exists)
     time.sleep(0.5)
     return {"name": name}
 
@@ -78,26 +77,33 @@ def test_what_runs_while_a_job_fails_is_kept(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def wait_as(folder):
-    """A job that never ends, and notes which process it has."""
-    (folder / "pid.part").write_text(str(os.getpid()))
-    (folder / "pid.part").rename(folder / "pid")
-    time.sleep(90)
+STUDY = """
+import os, sys, time
+from functools import partial
+from pathlib import Path
+from experiments.studies.jobs import run_jobs
+
+folder = Path(sys.argv[1])
+jobs = [("begun", partial(os.mkdir, folder / "begun")), ("endless", partial(time.sleep, 90))]
+run_jobs(dict(enumerate(jobs)), folder, processes=1)
+"""
+
+
+def has_ended(process):
+    """Tell whether a process has ended, though perhaps nobody has asked how."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 @pytest.mark.parametrize("ends", [signal.SIGTERM, signal.SIGKILL], ids=lambda one: one.name)
 def test_no_process_outlives_a_study_that_is_killed(ends, tmp_path):
-    study = (
-        "from functools import partial; from pathlib import Path; "
-        "from experiments.studies.jobs import run_jobs; "
-        "from tests.experiments.test_jobs import wait_as; "
-        f"run_jobs({{0: ('a', partial(wait_as, Path({str(tmp_path)!r})))}}, "
-        f"Path({str(tmp_path)!r}), 1)"
-    )
-    with subprocess.Popen([sys.executable, "-c", study]) as process:
+    with subprocess.Popen([sys.executable, "-c", STUDY, str(tmp_path)]) as study:
         try:
-            wait_for(tmp_path, "pid")
-            worker = psutil.Process(int((tmp_path / "pid").read_text()))
+            wait_for((tmp_path / "begun").exists)
+            started = psutil.Process(study.pid).children(recursive=True)
         finally:
-            process.send_signal(ends)
-    worker.wait(timeout=60)
+            study.send_signal(ends)
+    assert len(started) > 0
+    wait_for(lambda: all(map(has_ended, started)))
