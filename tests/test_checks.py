@@ -34,7 +34,7 @@ def test_an_instance_of_another_type_is_refused():
     ],
     ids=["type", "real", "integer"],
 )
-def test_of_a_long_value_the_start_is_shown(check):
+def test_only_the_start_of_a_long_value_is_shown(check):
     value = {f"layer{number}": np.ones((5, 5)) for number in range(9)}
     with pytest.raises(TypeError, match=r"^x must be .*, got \{'layer0': array") as refused:
         check(value)

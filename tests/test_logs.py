@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmedian.logs import LONGEST, as_line, cut, failure_of, shown, text_of, warn
+from tests.tools.ray_failures import CAUSE, CONTEXT, on_ray
 
 
 class Raises:
@@ -22,16 +23,7 @@ class Raises:
     __repr__ = __str__
 
 
-FRAME = '  File "/usr/lib/{}.py", line 7, in run\n    run()\n    ~~~^^\n'
-
-
-def on_ray(error, *exceptions):
-    """A failure as a worker reports it, which has raised these exceptions, each from the last."""
-    worker = "\x1b[36mray::ClientAppActor.run()\x1b[39m (pid=17, ip=1.2.3.4, actor_id=0a)\n"
-    trace = ("\n\nThe above exception was the direct cause of the following exception:\n\n").join(
-        worker + FRAME.format("ray") + FRAME.format("app") + one for one in exceptions
-    )
-    return f"<class 'ray.exceptions.RayTaskError({error})'>:<'{trace}'>"
+RAISED, NOT_LOADED = "ClientAppException", "LoadClientAppError"
 
 
 class TestFailureOf:
@@ -40,22 +32,18 @@ class TestFailureOf:
         [
             ("out of memory", "out of memory"),
             ("<class 'ValueError'>:<'no data'>", "<class 'ValueError'>:<'no data'>"),
+            (on_ray(RAISED, "KeyError: 'x'", CAUSE, f"{RAISED}: 'x'"), "KeyError: 'x'"),
             (
-                on_ray("ClientAppException", "KeyError: 'x'", "ClientAppException: 'x'"),
-                "KeyError: 'x'",
-            ),
-            (
-                on_ray(
-                    "ClientAppException", "KeyError: 'x'", "OSError: no '>", "ClientAppException:"
-                ),
+                on_ray(RAISED, "KeyError: 'x'", CAUSE, "OSError: no '>", CAUSE, f"{RAISED}:"),
                 "OSError: no '>",
             ),
             (
-                on_ray("LoadClientAppError", "LoadClientAppError: no app"),
-                "LoadClientAppError: no app",
+                on_ray(RAISED, "KeyError: 'x'", CONTEXT, "OSError: no '>", CAUSE, f"{RAISED}:"),
+                "OSError: no '>",
             ),
+            (on_ray(NOT_LOADED, f"{NOT_LOADED}: no app"), f"{NOT_LOADED}: no app"),
             (
-                on_ray("LoadClientAppError", "ModuleNotFoundError: torch", "LoadClientAppError: x"),
+                on_ray(NOT_LOADED, "ModuleNotFoundError: torch", CAUSE, f"{NOT_LOADED}: x"),
                 "ModuleNotFoundError: torch",
             ),
             (on_ray("Other"), on_ray("Other")),
@@ -65,17 +53,18 @@ class TestFailureOf:
             "a class",
             "raised",
             "raised from",
+            "raised while another was handled",
             "not loaded",
             "not loaded from",
             "nothing",
         ],
     )
     @pytest.mark.parametrize("around", ["{}", "an Error (reason: {}). It was there."])
-    def test_what_a_ray_workers_app_raised_is_left_of_its_trace(self, told, failure, around):
+    def test_of_a_ray_workers_trace_only_what_the_app_raised_is_left(self, told, failure, around):
         assert failure_of(around.format(told)) == text_of(around.format(failure))
 
     def test_a_trace_without_end_is_a_long_text(self):
-        told = on_ray("ClientAppException", "KeyError: " + "x" * 10**6, "ClientAppException:")
+        told = on_ray(RAISED, "KeyError: " + "x" * 10**6, CAUSE, f"{RAISED}:")
         assert failure_of(told) == text_of(told)
 
 

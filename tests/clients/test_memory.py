@@ -25,14 +25,14 @@ def test_memory_comes_back_by_step_and_name_each_array_in_its_own_dtype(context)
     memory = {
         "momentum": {
             "m": np.array([[1.5, -2.0]], np.float32),
-            "last-round": np.array([BEYOND_FLOAT32], np.int64),
+            "last-question": np.array([BEYOND_FLOAT32], np.int64),
         },
         "of-ones-own": {"text": TEXT, "sum": np.array(1 + 1e-15)},
     }
     remember(context, memory)
     recalled = recall(context)
     assert {step: list(arrays) for step, arrays in recalled.items()} == {
-        "momentum": ["m", "last-round"],
+        "momentum": ["m", "last-question"],
         "of-ones-own": ["text", "sum"],
     }
     for step, arrays in memory.items():

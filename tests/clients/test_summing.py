@@ -1,7 +1,6 @@
 """A client in secure sums: its key stays in its state, and hostile servers are refused in words."""
 
 from dataclasses import replace
-from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -26,7 +25,6 @@ MODEL = {"w": np.zeros(20, np.float32), "b": np.zeros(3, np.float32)}
 NOISE = AddNoise(Gaussian(), np.float32([1, 1]))
 ASKED = Instruction((NOISE, Signs()), server_round=1, seed=None, exact=())
 OTHERS = [Key.new() for _ in range(4)]
-NOTHING_ELSE = MappingProxyType({})
 PLACE = Place(3, 3, tuple(key.public for key in OTHERS))
 
 anything = st.one_of(
@@ -78,10 +76,10 @@ class Client:
         self.own = read_public(self.scalars(self.tell(ask_for_key(1), arrays=False)))
         return self.own
 
-    def ask(self, place=PLACE, instruction=ASKED, other=NOTHING_ELSE, **changed):
+    def ask(self, place=PLACE, instruction=ASKED, other=None, **changed):
         """Return the reply to an instruction with a place in a sum, some of it as in `other`."""
         asked = replace(instruction, **changed).encode()
-        placed = {} if place is None else {**replace(place, own=self.own).encode(), **other}
+        placed = {} if place is None else replace(place, own=self.own).encode() | (other or {})
         return self.tell({**asked, **placed})
 
     def payload(self, *arguments, **changed):

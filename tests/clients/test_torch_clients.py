@@ -518,7 +518,7 @@ class TestEvaluation:
             client.evaluate(arrays_of(make_model()), {})
 
 
-def test_arrays_of_another_model_are_counted(data, context):
+def test_arrays_of_another_model_are_refused_with_both_numbers(data, context):
     """As those of ``model.parameters()``, which lack BatchNorm's buffers."""
     client = SignClient(context, with_batch_norm(), DataLoader(data))
     parameters = [value.detach().numpy() for value in with_batch_norm().parameters()]

@@ -67,7 +67,7 @@ def test_a_table_that_is_named_twice_is_made_once(docs, capsys):
     ],
     ids=["all", "some"],
 )
-def test_the_names_are_in_the_help(usual, names, told, capsys):
+def test_the_help_lists_the_names(usual, names, told, capsys):
     def parse(*arguments):
         return parse_names(make_parser("study"), "part", ["first", "long"], arguments, usual)[0]
 

@@ -45,7 +45,7 @@ class TestConfiguration:
         with pytest.raises(SystemExit, match=said):
             configure(override)
 
-    def test_they_may_be_in_one_word_or_in_a_file(self, tmp_path):
+    def test_overrides_may_be_in_one_word_or_in_a_file(self, tmp_path):
         file = tmp_path / "overrides.toml"
         file.write_text('rounds = 3\npartition = "iid"\nalpha = 1\n')
         for overrides in (["rounds=3 partition='iid'", "alpha=1"], [str(file)]):

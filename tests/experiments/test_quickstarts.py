@@ -226,7 +226,7 @@ class TestCommand:
         with pytest.raises(SystemExit, match="lerning-rate"):
             main()
 
-    def test_a_number_of_repetitions_after_the_overrides_is_not_taken_for_one(self, monkeypatch):
+    def test_a_number_of_repetitions_after_the_overrides_is_refused(self, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["quickstarts", "-c", "learning-rate=0.02", "5"])
         with pytest.raises(SystemExit, match="must be KEY=VALUE, got '5'"):
             main()

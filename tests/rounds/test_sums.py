@@ -1,6 +1,6 @@
 """The secure sums of a run: who has which key, and what becomes of clients that do not help."""
 
-from types import MappingProxyType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +20,6 @@ from fedmedian.wire.scalars import PREFIX, WireError
 
 MODEL = {"w": np.zeros(20, np.float32)}
 NODES = range(101, 111)
-NOTHING_ELSE = MappingProxyType({})
 
 anything = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5),
@@ -55,7 +54,7 @@ class Run:
         question = self.recipe.ask(RunState(), server_round, MODEL)
         return self.sums.seat(question, nodes, self.exchange)
 
-    def votes(self, question, nodes, about=NOTHING_ELSE):
+    def votes(self, question, nodes, about=None):
         """Return the answers of nodes, some `about` other things, and the sum of their votes."""
         answers, total = [], 0
         for node in nodes:
@@ -65,7 +64,7 @@ class Run:
             )
             votes = VotesLayout.of(question.instruction, question.layout).votes_of(payload)
             self.keys[node] = self.keys[node].takes(
-                question.places[node], question.key, about.get(node, b"")
+                question.places[node], question.key, (about or {}).get(node, b"")
             )
             sent = masked_payload(payload, self.keys[node].mask(votes))
             answers.append(SimpleNamespace(node=node, payload=sent))
@@ -177,7 +176,7 @@ class TestOpening:
         assert run.asked == [[101]]
 
     @pytest.mark.parametrize("change", [lambda one: one[1:], lambda one: one * 2], ids=["-", "+"])
-    def test_a_node_that_reveals_more_or_less_leaves_the_sum_is_named_and_loses_its_key(
+    def test_a_node_that_reveals_too_much_or_too_little_is_named_and_left_out_and_loses_its_key(
         self, change, caplog
     ):
         run = Run()

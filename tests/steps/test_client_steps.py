@@ -318,7 +318,7 @@ class TestClientMomentum:
         _, second = self.sent([[4.0] * 8, UPDATE], rounds=(7, number))
         assert second == pytest.approx(UPDATE, rel=1e-5)
 
-    def test_goes_on_over_the_questions_of_a_round(self):
+    def test_continues_over_the_questions_of_a_round(self):
         memory = {}
         for question, sent in enumerate([4.0, (0.25 * 4 + 0.5 * 1) / 0.75]):
             update = [[4.0, 1.0][question]] * 8

@@ -150,7 +150,7 @@ class TestTheArraysOfMessages:
 
         return start
 
-    def test_their_order_says_nothing(self, start, bits):
+    def test_their_order_does_not_matter(self, start, bits):
         assert bits(start(lambda model: dict(reversed(model.items())))) == bits(start(dict))
 
     @pytest.mark.parametrize("names", ["a", "abc"])

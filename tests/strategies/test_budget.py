@@ -632,7 +632,7 @@ class TestSecureSums:
         assert answered == [1, 2, 3]
         assert any("would exceed the privacy budget" in text for text in caplog.messages)
 
-    def test_nor_is_one_then_asked_for_a_key_and_clients_that_are_gone_fail_no_round(
+    def test_once_it_is_spent_no_client_is_asked_for_a_key_and_no_round_fails(
         self, message_api, run
     ):
         asked = []

@@ -213,7 +213,7 @@ class TestFirstLook:
         assert "write [[] for a bracket" in second
 
     @either_strategy
-    def test_one_that_matches_what_later_rounds_train_is_not(
+    def test_a_pattern_that_matches_what_later_rounds_train_is_not_named(
         self, api, name, habitual, seeking, run, warnings
     ):
         whole = {"0": W, "1": np.zeros(3, np.float32)}
@@ -322,7 +322,9 @@ class TestFirstLook:
         said = warnings("arrays that look")
         assert [line.endswith(f"pass exact={wanted}") for line in said] == [True] * bool(wanted)
 
-    def test_what_it_advises_is_heard_and_so_is_no_for_an_answer(self, api, run, warnings):
+    def test_there_is_no_such_warning_with_what_it_advises_or_an_empty_exact(
+        self, api, run, warnings
+    ):
         model = {str(place): array for place, array in enumerate([W, *LAYER])}
         for exact in (["3", "4"], []):
             run(api.make("SignSGD", exact=exact), towards_one, model, NUM_CLIENTS)

@@ -929,7 +929,7 @@ class TestDiskThatFails:
         with pytest.raises(PermissionError):
             run(strategy, no_training, MODEL, NUM_CLIENTS)
 
-    def test_a_folder_that_cannot_be_written_to_any_more_is_known_before_a_run_goes_on(
+    def test_a_folder_that_can_no_longer_be_written_to_is_found_before_a_run_resumes(
         self, api, play, run, tmp_path, monkeypatch
     ):
         play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 1)

@@ -497,7 +497,7 @@ class TestArrays:
 
 
 @pytest.mark.parametrize("filtered", [False, True], ids=["all", "some"])
-def test_a_client_that_has_lost_its_state_is_back_whoever_is_asked(
+def test_a_client_that_has_lost_its_state_is_back_after_a_round_also_if_clients_are_filtered(
     filtered, api, habitual, seeking, run
 ):
     def ask(number, model, usual):

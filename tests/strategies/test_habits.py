@@ -137,7 +137,7 @@ class TestWhoIsAsked:
         assert near_goal(outcome.model, 4)
         assert not warned
 
-    def test_a_group_of_which_no_node_replies_is_missed(self, play):
+    def test_nodes_of_a_group_that_is_silent_count_as_missing(self, play):
         def ask(number, model, usual):
             odd = [one for one in usual(model) if one.partition in ODD]
             return odd + [one for one in usual(model) if one.partition not in ODD]
@@ -147,7 +147,9 @@ class TestWhoIsAsked:
         require_counts(outcome, range(1, 5), (others, 0, len(ODD)))
 
     @pytest.mark.parametrize("drawn", [0.4, 0.5, 1.0])
-    def test_others_than_were_drawn_are_missed_if_they_do_not_reply(self, drawn, play):
+    def test_nodes_that_were_not_drawn_count_as_missing_if_they_are_asked_and_silent(
+        self, drawn, play
+    ):
         def ask(number, model, usual):
             (first, *_) = usual(model)
             return [first.to(partition) for partition in ODD]
@@ -157,7 +159,7 @@ class TestWhoIsAsked:
         sizes = {report["downlink-bytes"] for report in outcome.reports.values()}
         assert max(sizes) < 1.1 * MODEL["w"].nbytes
 
-    def test_a_round_in_which_none_of_them_replies_is_a_failed_one(self, play):
+    def test_a_round_in_which_none_of_these_replies_has_failed(self, play):
         def ask(number, model, usual):
             (first, *_) = usual(model)
             return [first.to(partition) for partition in ODD]
@@ -165,7 +167,7 @@ class TestWhoIsAsked:
         with pytest.raises(RunFailedError, match="rounds 1 to 3 made no new model"):
             play(ask=ask, grid=losing(*ODD))
 
-    def test_so_is_one_that_asks_about_another_model_than_the_first(self, play):
+    def test_a_round_that_asks_about_another_model_and_has_no_replies_has_failed(self, play):
         def ask(number, model, usual):
             usual(model)
             return usual({"w": model["w"] + 1})
@@ -173,7 +175,7 @@ class TestWhoIsAsked:
         with pytest.raises(RunFailedError, match="rounds 1 to 3 made no new model"):
             play(ask=ask, grid=losing(*range(NUM_CLIENTS)))
 
-    def test_bytes_are_those_of_what_was_sent(self, play):
+    def test_downlink_bytes_are_those_of_what_was_sent(self, play):
         def ask(number, model, usual):
             return [one for one in usual(model) if number == 1 or one.partition in ODD]
 
@@ -356,7 +358,7 @@ class TestTwoModels:
         [([crash, perturb], "out of memory"), ([], r"mods=\[perturb\]")],
         ids=["that crash", "without the mod"],
     )
-    def test_a_run_ends_whose_clients_all_fail(self, mods, reason, clusters):
+    def test_a_run_ends_if_all_clients_fail(self, mods, reason, clusters):
         with pytest.raises(RunFailedError, match=reason):
             clusters(*self.STARTS, mods=mods)
 
@@ -620,7 +622,9 @@ class TestLateReplies:
         (dropped,) = warnings("aggregate_train: dropped")
         assert "round 1" in dropped
 
-    def test_one_to_an_earlier_evaluation_does_not_either(self, play, api, warnings):
+    def test_a_late_reply_to_an_evaluation_does_not_take_the_place_of_the_current_one(
+        self, play, api, warnings
+    ):
         if api.name == "older API":
             pytest.skip("which message a result answers is not known there")
         asked, held = Counter(), []

@@ -102,7 +102,7 @@ class TestPlot:
         with pytest.raises(TypeError, match=r"^results must be a Result, or a mapping"):
             plot([Result()])
 
-    def test_refuses_what_is_no_result_by_its_name(self):
+    def test_refuses_another_value_among_results_by_its_name(self):
         curve = by_round(accuracy=[0.5])
         with pytest.raises(TypeError, match=r"^results\['ours'\] must be a Result, got \{1: "):
             plot({"ours": curve})

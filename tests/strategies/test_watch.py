@@ -38,6 +38,7 @@ from fedmedian.strategies import Checkpoint, RunFailedError, SignSGD, legacy
 from fedmedian.strategies.log import _Concise
 from fedmedian.wire.scalars import PREFIX
 from tests.tools.apis import each_case
+from tests.tools.ray_failures import CAUSE, CONTEXT, on_ray
 
 MODEL = {"0": np.zeros((4, 5), np.float32), "1": np.zeros(300, np.float32)}
 SMALL = {str(number): np.zeros(20, np.float32) for number in range(6)}
@@ -257,38 +258,24 @@ SITUATIONS = {
 }
 
 
-RAY_TRACE = """\x1b[36mray::ClientAppActor.run()\x1b[39m (pid={pid}, ip=1.2.3.4, actor_id={pid:x}ab)
-           ^^^^^^^^^^^^^^^^^
-  File "{folder}/flwr/clientapp/client_app.py", line 161, in __call__
-    return self._registered_funcs[full_name](message, context)
-           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-"""
-FOR_RAY = "<class 'ray.exceptions.RayTaskError(ClientAppException)'>:<'{}'>"
-
-
 class LikeRay(InProcessGrid):
     """Reports exceptions of the app as Flower's simulation on Ray does."""
 
     def pull_messages(self, message_ids):
         replies = super().pull_messages(message_ids)
         for number, reply in enumerate(replies):
-            is_apps = (
-                reply.has_error() and reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-            )
-            if is_apps:
+            if reply.has_error() and reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION:
                 reply.error.__dict__["_reason"] = self.told(reply.error.reason, 9000 + number)
         return replies
 
     @staticmethod
     def told(raised, pid):
-        start = RAY_TRACE.format(pid=pid, folder="/usr/lib/python3.11/site-packages" * 9)
         raised = raised.removesuffix(": ")  # as Python does
-        message = raised.partition(": ")[2]
-        cause = "The above exception was the direct cause of the following exception:"
-        context = "During handling of the above exception, another exception occurred:"
-        own = f"ClientAppException: \nException ClientAppException occurred. Message: {message}"
-        parts = [f"{start}ZeroDivisionError: 1", context, start + raised, cause, start + own]
-        return FOR_RAY.format("\n\n".join(parts))
+        message, name = raised.partition(": ")[2], "ClientAppException"
+        own = f"{name}: \nException {name} occurred. Message: {message}"
+        folder = "/usr/lib/python3.11/site-packages" * 9
+        parts = ["ZeroDivisionError: 1", CONTEXT, raised, CAUSE, own]
+        return on_ray(name, *parts, pid=pid, folder=folder)
 
 
 class TestFailuresOnRay:
@@ -417,7 +404,7 @@ class TestHintsOnEvaluation:
         assert warning.startswith(self.LOST)
         assert warning.endswith("(write one, or set fraction_evaluate=0.0)")
 
-    def test_a_few_that_do_not_evaluate_are_no_warning(self, api, run, warnings):
+    def test_there_is_no_warning_of_a_few_that_do_not_evaluate(self, api, run, warnings):
         def mostly(model, partition):
             return {"num-examples": 2 if partition else 0, "loss": 1.0}
 
@@ -454,7 +441,7 @@ class TestDeadWorkers:
         outcome = run(api.make("MedianSGD", **options), train, MODEL, 4, 5, mods=mods)
         assert sorted(outcome.reports) == [1, 2, 3, 4, 5]
 
-    def test_a_round_that_is_heard_twice_is_one(self, api, habitual, seeking, run):
+    def test_a_round_that_is_heard_twice_counts_once(self, api, habitual, seeking, run):
         def hear(number, heard, usual):
             usual(heard)
             return usual(heard)
@@ -495,7 +482,7 @@ class TestWarnings:
         },
         older=("an object's address", "a client's number"),
     )
-    def test_reasons_that_differ_in_what_is_a_clients_own_are_one(
+    def test_reasons_that_differ_only_in_addresses_or_numbers_are_one(
         self, own, said, api, run, warnings
     ):
         made = []
@@ -978,7 +965,7 @@ class TestLines:
         assert outcome.reports[1]["downlink-bytes"] == BYTES_OF_MODEL
 
     @pytest.mark.parametrize("make", ["SignSGD", "MedianSGD"])
-    def test_what_goes_up_is_a_clients_own_whoever_else_fails(self, make, api, run):
+    def test_uplink_bytes_are_a_clients_also_if_others_fail(self, make, api, run):
         def mostly(model, partition):
             return (fail if partition > 2 else train)(model, partition)
 
