@@ -385,7 +385,7 @@ class Layout:
             # One by one: NumPy knows no common dtype of bfloat16 and float16.
             dtypes = (np.result_type(one.dtype, np.float32) for one in (old, new))
             precision, update = np.result_type(*dtypes), out.reshape(part.runs, part.length)
-            with np.errstate(over="ignore", invalid="ignore"):  # callers reject it
+            with np.errstate(over="ignore", invalid="ignore"):  # callers refuse what is not finite
                 np.subtract(old, new, out=update, dtype=precision, casting="same_kind")
             if not is_trained[part.block]:
                 out[:] = 0
