@@ -24,10 +24,10 @@ MOST_ARRAYS = 2
 DIGEST = 16
 """The number of bytes that name a version of the model; see `fedmedian.steps.downlink`."""
 
-_REPORTS = "reports"
 MASKED = "masked-signs"
 """The encoding of a payload of masked votes."""
 
+_REPORTS = "reports"
 _OF_MASKED = ("shares", "commitment", "about")
 
 
