@@ -39,7 +39,9 @@ def noting(note: Callable[[Any, Sequence[Any]], None]) -> Callable[[Method], Met
         @wraps(configure)
         def configure_and_note(self: Any, *given: Any, **named: Any) -> list[Any]:
             asked = [*(configure(self, *given, **named) or ())]
-            note(self, asked)
+            # A subclass may build no strategy, and pass on what another one asks.
+            if "recipe" in vars(self):
+                note(self, asked)
             return asked
 
         return configure_and_note

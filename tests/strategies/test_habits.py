@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.server.strategy import FedAvg as OlderFedAvg
 from flwr.serverapp.strategy import FedAvg
 
 from fedmedian import Adaptive, ClientMomentum, CodedSteps, Gaussian, Momentum, SecureSum
@@ -787,6 +788,21 @@ class TestMethods:
         replies = grid.send_and_receive(asked)
         model, _ = super(self.Derived, strategy).aggregate_train(rnd=2, results=replies)
         assert model is not None
+
+    def test_they_may_pass_on_what_another_strategy_asks(self, api):
+        class PassingOn(api.module.SignSGD):
+            def __init__(self, inner):
+                self.inner = inner
+
+            def configure_train(self, *given):
+                return self.inner(*given)
+
+            configure_fit = configure_evaluate = configure_train
+
+        strategy = PassingOn(lambda number: [(number, "a client", "a question")])
+        names = [name for name in dir(FedAvg) + dir(OlderFedAvg) if name.startswith("configure_")]
+        for name in names:
+            assert getattr(strategy, name)(3) == [(3, "a client", "a question")]
 
     def test_a_strategy_that_has_run_can_be_pickled(self, seeking, message_api, as_record):
         strategy = SignSGD(downlink=CodedSteps(), seed=1)
