@@ -88,8 +88,9 @@ class Checkpoint:
     pickles. ``SHA256SUMS`` covers arrays and state; the state holds the checksum of the metrics.
     Where the file system has hard links, the amount written does not grow with the number of
     rounds. A round that makes no new model is written with the next one that does, or when
-    ``start`` ends: a run that failed trains its last rounds again when it resumes. If the process
-    is killed, a checkpoint is complete or absent. Only their owner can read checkpoints.
+    ``start`` ends: a run that failed trains its last rounds again when it resumes. If such a round
+    was due, the last one with a new model is written at once. If the process is killed, a
+    checkpoint is complete or absent. Only their owner can read checkpoints.
 
     The folder keeps the last two. A strategy resumes from the last intact one, even if another
     strategy's ``start`` drives its rounds and passes on its models unchanged.

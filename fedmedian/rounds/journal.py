@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -62,6 +62,7 @@ class Journal:
         self._stored = self.done
         self._is_due = False
         self._moved_in = 0
+        self._moved: Saved | None = None
         self._before = 0
         self._earlier: Mark | None = None
         self._latest: Mark | None = None
@@ -229,8 +230,9 @@ class Journal:
         """Record that a round has ended, and write a checkpoint if one is due.
 
         A round without a step is stored with the next one that has a step, or by `close`.
-        Otherwise a run that fails would skip its failed rounds each time it resumes. A subclass may
-        train several times in a round; one step is enough.
+        Otherwise a run that fails would skip its failed rounds each time it resumes. If it was due,
+        the last round with a step is written now. A subclass may train several times in a round;
+        one step is enough.
 
         Parameters
         ----------
@@ -258,23 +260,26 @@ class Journal:
         self._is_due |= server_round % self._checkpoint.every == 0
         if has_step:
             self._moved_in = server_round
-        if not self._is_due or self._moved_in != server_round:
+        if self._moved_in == server_round:
+            self._moved = self._last
+        if not self._is_due or (moved := self._moved) is None:
             return
-        self._is_due = False
-        if (error := self._save()) is not None:
-            warn("round %d was not stored, the run continues without it: %s", server_round, error)
+        self._is_due = moved is not self._last
+        if (error := self._save(moved)) is not None:
+            number = moved.server_round
+            warn("round %d was not stored, the run continues without it: %s", number, error)
 
     def reopen(self, server_round: int) -> None:
         """Withdraw a round's checkpoint, or a run that resumes would not train it again."""
         if self._checkpoint is not None and self._stored == server_round:
             self._checkpoint.withdraw(server_round)
             self._stored, self._latest, self._earlier = self._before, self._earlier, None
-            self._last = self._written  # for `close`, if nothing comes of the training
+            self._last = self._moved = self._written  # to store, if nothing comes of the training
             self._is_due = True
 
     def close(self) -> None:
         """Store the last round unless it is stored already; log an error if that fails."""
-        error = self._save()
+        error = self._save(self._last)
         if error is not None and self._checkpoint is not None and self._last is not None:
             LOGGER.error(
                 "the run ended after round %d, but nothing after round %d is stored in %s: %s",
@@ -287,11 +292,18 @@ class Journal:
             self._lock.release()
             self._lock = None
 
-    def _save(self) -> Exception | None:
-        """Store the last round unless it is stored already; return the error if that fails."""
-        saved = self._last
+    def _save(self, saved: Saved | None) -> Exception | None:
+        """Store a round unless it is stored already; return the error if that fails."""
         if self._checkpoint is None or saved is None:
             return None
+        is_last = saved is self._last
+        if not is_last:  # rounds without a step have followed, and will run again
+            number = saved.server_round
+            rounds = {
+                phase: {n: metrics for n, metrics in own.items() if n <= number}
+                for phase, own in saved.history.items()
+            }
+            saved = replace(saved, history=rounds)
         is_again = saved.server_round == self._stored  # a subclass may train twice in a round
         before = self._before if is_again else self._stored
         try:
@@ -301,7 +313,8 @@ class Journal:
             return error
         if not is_again:
             self._before, self._earlier = self._stored, self._latest
-        self._last, self._written = None, saved
+        self._last = None if is_last else self._last
+        self._moved, self._written = None, saved
         self._stored, self._latest = saved.server_round, mark
         return None
 
