@@ -28,6 +28,7 @@ from flwr.server.strategy.aggregate import weighted_loss_avg
 
 from fedmedian.aggregators.diagnostics import without_lists
 from fedmedian.logs import LOGGER, failure_of, shown, warn
+from fedmedian.model.layout import forms_of
 from fedmedian.records import arrays_to_parameters, parameters_to_arrays
 from fedmedian.rounds.downlink import Content
 from fedmedian.rounds.ledger import Ledger
@@ -216,13 +217,14 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         Raises
         ------
         ValueError
-            If FitIns hold other arrays than their question is about.
+            If FitIns hold fewer or more arrays than their question is about, and some of these.
         """
         for _, ins in sent:
             key, own = Instruction.key_in(ins.config), len(ins.parameters.tensors)
             is_coded = is_in(ins.config) and version_of_whole(ins.config) is None
             for question in self._protocol.questions_of(key[0]):
-                if question.key == key and own != len(question.model) and not is_coded:
+                is_other = question.key == key and own != len(question.model) and not is_coded
+                if is_other and _holds_arrays_of(question, ins.parameters):
                     raise ValueError(
                         f"FitIns must hold the {len(question.model)} arrays that configure_fit was "
                         f"given, got {own}: to train a part of the model, pass it to "
@@ -481,6 +483,15 @@ def _by_client(
 
 def _parameters_of(content: Content) -> Parameters:
     return arrays_to_parameters(content.arrays)
+
+
+def _holds_arrays_of(question: Question, parameters: Parameters) -> bool:
+    """Return whether some are like the model's: not where a subclass compresses it, for example."""
+    try:
+        found = forms_of(parameters_to_arrays(parameters)).values()
+    except WireError:  # bytes of its own
+        return False
+    return not {*found}.isdisjoint(forms_of(question.model).values())
 
 
 def _addressed(

@@ -834,18 +834,24 @@ def _is_instructed(message: Message) -> bool:
 def _in_order(record: ArrayRecord, question: Question) -> ArrayRecord:
     """Return arrays in the order in which clients are to be sent them.
 
+    Arrays that are none of the question's stay as they are: the clients may have a mod before
+    `perturb` that makes the model of them, as where a subclass compresses it.
+
     Raises
     ------
     ValueError
-        If clients cannot answer the question with them.
+        If only some of the arrays are the question's: clients cannot answer it with them.
     """
     names = [*question.model]
     if [*record] == names or any(name.startswith(PREFIX) for name in record):  # or coded steps
         return record
     if record.keys() == {*names}:
         return ArrayRecord({name: record[name] for name in names})
-    shapes = [spec.shape for spec in question.layout.specs]
-    if [tuple(array.shape) for array in record.values()] != shapes:
+    specs = question.layout.specs
+    forms = [(name, tuple(array.shape), array.dtype) for name, array in record.items()]
+    is_same = [shape for _, shape, _ in forms] == [spec.shape for spec in specs]
+    own = {(spec.name, spec.shape, str(spec.dtype)) for spec in specs}
+    if not is_same and not own.isdisjoint(forms):
         raise ValueError(
             f"training messages must hold the arrays that configure_train was given, {names}, got "
             f"{[*record]}: to train a part of the model, pass it to super().configure_train"

@@ -4,6 +4,7 @@ Only clients without names of their own, such as NumPyClients, are understood by
 """
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from flwr.common import FitIns, Parameters
 from fedmedian import CodedSteps, Gaussian, Instruction, Momentum
 from fedmedian.clients import InProcessGrid, Policy, perturb, perturb_with
 from fedmedian.clients.attacks import Hostile, SignFlip
+from fedmedian.records import arrays_to_parameters, to_arrays, to_record
 from fedmedian.steps.encodings import Signs
 from fedmedian.steps.noise import AddNoise
 
@@ -174,6 +176,37 @@ def test_other_arrays_are_refused_in_the_older_api_too(downlink, older_api, seek
     strategy = older_api.make_own(Cutting, downlink=downlink)
     with pytest.raises(ValueError, match=r"2 arrays .* got 1: .* super\(\)\.configure_fit"):
         run(strategy, seeking(older_api, lambda *array: 1.0), model, NUM_CLIENTS)
+
+
+def test_a_subclass_may_compress_the_model_if_a_mod_before_perturb_restores_it(
+    api, older_api, habitual, seeking, run, bits
+):
+    """Arrays that are none of the model's are no part of it."""
+    squares = {name: np.zeros((20, 20), np.float32) for name in "ab"}
+    key, names = ("fitins.parameters", "01") if api is older_api else ("arrays", "ab")
+
+    def ask(number, model, usual):
+        packed = {"packed": np.stack([*model.values()]).astype(np.float16)}
+        return [replace(one, raw=with_arrays(one.raw, packed)) for one in usual(model)]
+
+    def with_arrays(raw, arrays):
+        if api is older_api:
+            client, ins = raw
+            return client, FitIns(arrays_to_parameters(arrays), ins.config)
+        raw.content = RecordDict({**raw.content, key: to_record(arrays)})
+        return raw
+
+    def restore(message, context, call_next):
+        (packed,) = to_arrays(message.content[key]).values()
+        restored = dict(zip(names, packed.astype(np.float32), strict=True))
+        message.content[key] = to_record(restored)
+        return call_next(message, context)
+
+    def play(mods, **habits):
+        strategy = habitual(api, "SignSGD", squares, fraction_evaluate=0.0, **habits)
+        return run(strategy, seeking(api, lambda *array: 2.0, mods), squares, NUM_CLIENTS).model
+
+    assert bits(play([restore, perturb], ask=ask)) == bits(play([perturb]))
 
 
 NUMBERS = {
