@@ -543,11 +543,11 @@ class MessageStrategy(ShowsArguments, FedAvg):
             usual = Counter(one.about for one in found).most_common(1)[0][0]
             own = [one for one in found if one.about is usual]
         answered = self._answered(asked, own, replies)
+        ids = {reply.metadata.reply_to_message_id for reply in replies}
         sent: list[Message] = []
         for one in answered:
-            due = _sent(one.messages, replies)
+            due = _sent(one.messages, ids)
             if one.is_heard:  # nodes that did not reply have been counted
-                ids = {reply.metadata.reply_to_message_id for reply in replies}
                 due = [message for message in due if message.metadata.message_id in ids]
             sent += due
             one.is_heard = True
@@ -621,7 +621,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         heard = self._answered(asked, own, replies)
         for one in heard:
             one.is_heard = True
-        return [message for one in heard for message in _sent(one.messages, replies)]
+        return [message for one in heard for message in _sent(one.messages, ids)]
 
     def _without_left_out(
         self, phase: str, sent: Sequence[Message], replies: Sequence[Message]
@@ -882,15 +882,14 @@ def _question_in(reply: Message) -> Any:
     return next(map(Payload.question_in, payloads), None)
 
 
-def _sent(asked: Sequence[Message], replies: Sequence[Message]) -> list[Message]:
-    """Return which of our messages were sent.
+def _sent(asked: Sequence[Message], answered: Collection[str]) -> list[Message]:
+    """Return which of our messages were sent; `answered` are the ids that replies reply to.
 
     A subclass may drop some, or all. A message gets its id when it is sent. If a caller passes the
     replies in without sending, no message has one.
     """
     sent = [message for message in asked if message.metadata.message_id]
-    is_by_hand = any(not reply.metadata.reply_to_message_id for reply in replies)
-    return [*asked] if is_by_hand and not sent else sent
+    return [*asked] if "" in answered and not sent else sent
 
 
 def _by_node(

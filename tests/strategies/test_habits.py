@@ -914,6 +914,38 @@ def test_a_strategy_around_ours_may_send_copies_for_two_models(
     assert not warnings("aggregate_train")
 
 
+@pytest.mark.parametrize("phase", ["train", "evaluate"])
+def test_copies_of_messages_take_a_time_that_grows_with_their_number_alone(
+    phase, message_api, seeking, as_record, monkeypatch
+):
+    class Copying(SignSGD):
+        def configure_train(self, *asked):
+            return map(copied, super().configure_train(*asked))
+
+        def configure_evaluate(self, *asked):
+            return map(copied, super().configure_evaluate(*asked))
+
+    def reads(num_nodes):
+        """Return how often anything is read of messages when their replies are aggregated."""
+        strategy = Copying(seed=1)
+        configure = getattr(strategy, f"configure_{phase}")
+        grid = InProcessGrid(seeking(message_api, aim, num_clients=num_nodes), num_nodes)
+        strategy.configure_train(1, as_record(MODEL), ConfigRecord(), grid)
+        replies = list(grid.send_and_receive(configure(1, as_record(MODEL), ConfigRecord(), grid)))
+        usual, counted = Message.metadata.fget, Counter()
+
+        def metadata(message):
+            counted["reads"] += 1
+            return usual(message)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Message, "metadata", property(metadata))
+            getattr(strategy, f"aggregate_{phase}")(1, replies)
+        return counted["reads"]
+
+    assert reads(40) < 5 * reads(10)
+
+
 OPTIONS = {
     "signs": {},
     "coded downlink": {"downlink": CodedSteps()},
