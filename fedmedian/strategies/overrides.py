@@ -22,8 +22,17 @@ def wrap_override(cls: type, base: type, name: str, wrap: Callable[[Method], Met
         Maps the method to what takes its place.
     """
     definer = next(one for one in cls.__mro__ if name in vars(one))
-    if definer is cls or not issubclass(definer, base):
-        setattr(cls, name, wrap(getattr(cls, name)))
+    if definer is not cls and issubclass(definer, base):
+        return
+    own = vars(definer)[name]
+
+    @wraps(getattr(cls, name))
+    def method(self: Any, *given: Any, **named: Any) -> Any:
+        # A static method does not take the strategy, nor does an object that can be called.
+        bound = own.__get__(self) if hasattr(own, "__get__") else own
+        return bound(*given, **named)
+
+    setattr(cls, name, wrap(method))
 
 
 def noting(note: Callable[[Any, Sequence[Any]], None]) -> Callable[[Method], Method]:

@@ -8,6 +8,7 @@ messages that were sent.
 import pickle
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -789,6 +790,19 @@ class TestMethods:
         replies = grid.send_and_receive(asked)
         model, _ = super(self.Derived, strategy).aggregate_train(rnd=2, results=replies)
         assert model is not None
+
+    @pytest.mark.parametrize("kind", [staticmethod, partial])
+    def test_they_may_be_static(self, kind, api, seeking, run):
+        def ask_nobody(server_round, *others, **named):
+            assert server_round == 1
+            return []
+
+        class Static(api.module.SignSGD):
+            configure_evaluate = kind(ask_nobody)
+
+        outcome = run(api.make_own(Static), seeking(api, aim), MODEL, 5)
+        assert counts(outcome.reports[1]) == (5, 0, 0)
+        assert not outcome.evaluations
 
     def test_they_may_pass_on_what_another_strategy_asks(self, api):
         class PassingOn(api.module.SignSGD):
