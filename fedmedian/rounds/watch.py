@@ -100,6 +100,12 @@ _REMEDIES: Remedies = (
         "(instruction|payload) has version",
         "server and clients need the same release of fedmedian",
     ),
+    # Not where a subclass asks twice in a round, nor where clients share a ledger.
+    (
+        r"'one answer per round': round (\S+) came after round (?!\1(\D|$))(?!.* ledger)",
+        "the run was resumed within one run of Flower, in which a client with a policy answers "
+        "each round once: resume it in another, by flwr run or with a new InProcessGrid",
+    ),
     # An exception in the client's app, which Flower logs on the client.
     (
         r"^error [12]: |"

@@ -4,6 +4,7 @@ import ast
 import logging
 import pickle
 import re
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from logging import INFO, WARNING, LogRecord
 from threading import get_ident
@@ -23,6 +24,7 @@ from flwr.serverapp.strategy import FedAvg
 from fedmedian import (
     Adaptive,
     Agreement,
+    Clip,
     ClippedMean,
     CodedSteps,
     Counts,
@@ -31,7 +33,7 @@ from fedmedian import (
     Momentum,
     SmoothedMedian,
 )
-from fedmedian.clients import InProcessGrid, perturb, perturb_with
+from fedmedian.clients import InProcessGrid, Policy, perturb, perturb_with
 from fedmedian.records import sizes_of, to_arrays, to_record
 from fedmedian.rounds.watch import RUNAWAY, describe_round
 from fedmedian.strategies import Checkpoint, RunFailedError, SignSGD, legacy
@@ -323,6 +325,31 @@ class TestHints:
             assert hint is None or hint in warnings("lost for one reason")[-1]
         said = str(failed.value)
         assert not [other for other in self.HINTS if other != hint and other in said]
+
+    def test_clients_with_a_policy_answer_a_round_once_in_a_run_of_flower(self, api, run, tmp_path):
+        """Who resumes a failed run needs another one, as the next ``flwr run`` is."""
+        calls, grids = Counter(), []
+
+        def fail_at_first(model, partition):
+            calls[partition] += 1
+            if 2 <= calls[partition] <= 4:
+                raise OSError("no camera")
+            return train(model, partition)
+
+        def same(app, num_clients):
+            grids.append(grids[0] if grids else InProcessGrid(app, num_clients))
+            return grids[0]
+
+        options = {"noise": Gaussian(1.0), "rotation": None, "seed": None, "weighted": False}
+        options |= {"client_steps": [Clip(1.0)], "aggregator": Counts()}
+        mods = [perturb_with(Policy(clip=1.0, noise_scale=1.0, rounds=99))]
+        errors = []
+        for _ in range(2):
+            strategy = api.make("SignSGD", checkpoint=Checkpoint(tmp_path), **options)
+            with pytest.raises(RunFailedError) as failed:
+                run(strategy, fail_at_first, MODEL, NUM_CLIENTS, 4, mods=mods, grid=same)
+            errors.append(str(failed.value))
+        assert ["flwr run" in error for error in errors] == [False, True]
 
     @pytest.mark.parametrize("make", ["SignSGD", "MedianSGD"])
     def test_numpyclients_that_nobody_has_named_are_named(self, make, message_api, run):
