@@ -76,11 +76,13 @@ def masked_of(payload: Payload) -> Masked:
     Raises
     ------
     WireError
-        If its votes are not masked, or it holds anything besides them.
+        If its votes are not masked, or it lacks what belongs to them, or holds anything else.
     """
-    shares, commitment, about = payload.shares, payload.commitment, payload.about
-    if payload.encoding != MASKED or shares is None or commitment is None or about is None:
+    if payload.encoding != MASKED:
         raise WireError(f"sent {payload.encoding!r}, was asked for {MASKED!r}")
+    shares, commitment, about = payload.shares, payload.commitment, payload.about
+    if shares is None or commitment is None or about is None:
+        raise WireError("masked votes must come with 'shares', 'commitment' and 'about'")
     if payload.exact.size or payload.reports:
         raise WireError("masked votes must come without exact arrays and reports")
     return Masked(payload.body, shares, commitment, about)

@@ -142,9 +142,9 @@ class TestPayload:
         ("change", "named"),
         [
             ({"encoding": "signs"}, f"sent 'signs', was asked for {MASKED!r}"),
-            ({"shares": None}, "was asked for"),
-            ({"commitment": None}, "was asked for"),
-            ({"about": None}, "was asked for"),
+            ({"shares": None}, "with 'shares', 'commitment' and 'about'"),
+            ({"commitment": None}, "with 'shares', 'commitment' and 'about'"),
+            ({"about": None}, "with 'shares', 'commitment' and 'about'"),
             ({"exact": np.zeros(3, np.uint8)}, "without exact arrays and reports"),
             ({"reports": {"measure": np.ones(2, np.float32)}}, "without exact arrays"),
         ],
