@@ -51,7 +51,7 @@ docs: setup  ## Build the documentation as a site, in build/docs; any warning is
 figures: setup  ## Try all claims: docs/paper.md, docs/bits.md; ARGS="toy bits-10" for some.
 	@$(BIN)/python -m experiments.claims $(ARGS)
 
-bench: setup  ## Measure speed against peers in about 5 minutes; ARGS="median votes" for some.
+bench: setup  ## Measure speed and memory against peers in about 12 minutes; ARGS="median votes" for some.
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet \
 		--constraint constraints.txt --editable '.[dev,bench]'
 	@$(BIN)/python -m benchmarks $(ARGS)
