@@ -84,15 +84,6 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def single_numbers(metrics: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return the metrics that are single numbers, by name, as they are shown.
-
-    The user's own evaluation may return NumPy's numbers, and names that are not strings.
-    """
-    kinds = int | float | np.integer | np.floating
-    return {str(name): value for name, value in metrics.items() if isinstance(value, kinds)}
-
-
 def is_averageable(value: Any) -> bool:
     """Return whether a value is small enough to average; anything but a number is."""
     return not isinstance(value, int | float) or abs(value) <= LARGEST

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from typing import Any, Generic
 
+import numpy as np
+
 from fedmedian.aggregators.agreement import APART
 from fedmedian.aggregators.diagnostics import Report
 from fedmedian.logs import LOGGER, as_line, warn, without_addresses
 from fedmedian.model.blocks import UNNAMED, Blocks
 from fedmedian.model.layout import Arrays, is_finite
-from fedmedian.rounds.metrics import single_numbers
 from fedmedian.rounds.recipe import Model, PlainWeightsError, Question
 from fedmedian.rounds.roster import Roster
 from fedmedian.rounds.screening import Answer, Node, Source
@@ -469,6 +470,15 @@ def describe_metrics(metrics: Mapping[str, Any]) -> str:
     numbers = islice(single_numbers(metrics).items(), _MOST_METRICS)
     text = ", ".join(f"{name} {x:.4g}" for name, x in numbers)
     return as_line(text) if text else ""
+
+
+def single_numbers(metrics: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the metrics that are single numbers, by name, as they are shown.
+
+    The user's own evaluation may return NumPy's numbers, and names that are not strings.
+    """
+    kinds = int | float | np.integer | np.floating
+    return {str(name): value for name, value in metrics.items() if isinstance(value, kinds)}
 
 
 def _name_of_block(names: tuple[str, ...]) -> str:

@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import Result
 from fedmedian.aggregators.diagnostics import without_lists
 from fedmedian.checks import require_type
 from fedmedian.logs import cut
-from fedmedian.rounds.metrics import single_numbers
+from fedmedian.rounds.watch import single_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
