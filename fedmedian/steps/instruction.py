@@ -327,14 +327,14 @@ def perturb_update(
     WireError
         If the instruction does not fit the model.
     """
-    steps, number = instruction.steps, instruction.server_round
+    steps, number, question = instruction.steps, instruction.server_round, instruction.question
     if clip is None:
         finite = _finite(layout, update)
-        draft = Draft(finite, layout.blocks, number, rng, memory, question=instruction.question)
+        draft = Draft(finite, layout.blocks, number, rng, memory, question=question)
     else:
         # In a separate draft, whose reports are dropped: they have no noise.
         vector, blocks = _prepared_within(clip, instruction, layout, update, rng, memory)
-        draft = Draft(vector, blocks, number, rng, memory, is_private=True)
+        draft = Draft(vector, blocks, number, rng, memory, is_private=True, question=question)
         steps = steps[instruction.place_of_noise :]
     for step in steps:
         step.apply(draft)
@@ -346,7 +346,7 @@ def perturb_update(
         instruction.server_round,
         partition,
         draft.reports,
-        instruction.question,
+        question,
     )
 
 

@@ -40,6 +40,16 @@ class ForgetEvery(ClientStep):
         memory["count"] = memory.get("count", np.zeros((), np.uint8)) + np.uint8(1)
 
 
+@dataclass(frozen=True)
+class Stamped(Vector):
+    """The update, in whose place are the round and its question."""
+
+    name: ClassVar[str] = "stamped"
+
+    def pack(self, draft):
+        return np.array([draft.server_round, draft.question], np.float32)
+
+
 def a_context(node_config, node_id=11):
     return Context(1, node_id, node_config, RecordDict(), {})
 
@@ -52,7 +62,7 @@ def context():
 def answer_with(context, steps, update=(0.0,) * 100, server_round=1, seed=1, **others):
     vector = np.array(update, np.float32)
     layout = Layout.of_model({"x": np.zeros_like(vector)})
-    last = () if isinstance(steps[-1], Signs) else (Vector(),)
+    last = () if isinstance(steps[-1], Signs | Vector) else (Vector(),)
     exact, question = layout.exact_positions, others.pop("question", 0)
     instruction = Instruction((*steps, *last), server_round, seed, exact, question)
     return answer(context, instruction, layout, vector, {"x": np.zeros_like(vector)}, **others)
@@ -128,6 +138,11 @@ class TestMemory:
         answer_with(context, steps, [4.0, 0.0], 1, clip=clip)
         second = answer_with(context, steps, [1.0, 3.0], 1, question=1, clip=clip)
         np.testing.assert_allclose(second.body, [2.0, 2.0], rtol=1e-5)
+
+    @pytest.mark.parametrize("clip", [None, 100.0], ids=["", "with a policy"])
+    def test_every_step_is_told_the_round_and_its_question(self, clip, context):
+        sent = answer_with(context, [*NOISY, Stamped()], [0.0] * 2, 7, question=3, clip=clip)
+        np.testing.assert_array_equal(sent.body, [7, 3])
 
     def test_round_numbers_beyond_those_of_float32_still_follow_each_other(self, context):
         steps = [ClientMomentum(0.5)]
