@@ -132,6 +132,8 @@ def failure_of(source: object) -> str:
     'no camera'
     """
     text = _text_of(source)
+    if str(type(source)).startswith(_RAY_WORKER):  # by start_simulation, as it is
+        text = f"{type(source)}:<'{text}'>"
     before, worker, trace = text[:_LONGEST_TRACE].partition(_RAY_WORKER)
     trace, _, after = trace.rpartition(_RAY_END)
     if worker:

@@ -63,6 +63,12 @@ class TestFailureOf:
     def test_of_a_ray_workers_trace_only_what_the_app_raised_is_left(self, told, failure, around):
         assert failure_of(around.format(told)) == text_of(around.format(failure))
 
+    def test_the_exception_that_ray_raises_is_as_good_as_what_flower_writes_of_it(self):
+        written = on_ray(RAISED, "KeyError: 'x'", CAUSE, f"{RAISED}: 'x'")
+        trace = written.split(":<'", 1)[1].removesuffix("'>")
+        raised = type(f"RayTaskError({RAISED})", (Exception,), {"__module__": "ray.exceptions"})
+        assert failure_of(raised(trace)) == failure_of(written) == "KeyError: 'x'"
+
     def test_a_trace_without_end_is_a_long_text(self):
         told = on_ray(RAISED, "KeyError: " + "x" * 10**6, CAUSE, f"{RAISED}:")
         assert failure_of(told) == text_of(told)
