@@ -860,9 +860,12 @@ def _in_order(record: ArrayRecord, question: Question) -> ArrayRecord:
 
 
 def _others(messages: Sequence[Message], asked: Sequence[_Asked[Any]]) -> list[Message]:
-    """Return the messages that are not among those of any call."""
-    known = {id(message) for one in asked for message in one.messages}
-    return [message for message in messages if id(message) not in known]
+    """Return the messages that are not among those of any call.
+
+    A shallow copy shares its metadata with its original, and so the id that it is sent with.
+    """
+    known = {id(message.metadata) for one in asked for message in one.messages}
+    return [message for message in messages if id(message.metadata) not in known]
 
 
 def _sent_first(asked: list[_Asked[About]]) -> list[_Asked[About]]:

@@ -7,6 +7,7 @@ messages that were sent.
 
 import pickle
 from collections import Counter
+from copy import copy
 from dataclasses import replace
 from functools import partial
 
@@ -926,6 +927,40 @@ def test_a_strategy_around_ours_may_send_copies_for_two_models(
     Around(fraction_evaluate=0.0).start(InProcessGrid(app, NUM_CLIENTS), models[0], 4)
     assert all(abs(np.mean(as_arrays(model)["w"]) - GOAL) < 4 for model in models)
     assert not warnings("aggregate_train")
+
+
+@pytest.mark.parametrize("copied", [copied, copy], ids=["made anew", "shallow"])
+def test_of_copies_for_two_models_each_is_counted_once_if_all_clients_of_one_are_silent(
+    copied, message_api, seeking, as_record, caplog
+):
+    class Copying(SignSGD):
+        def configure_train(self, *asked):
+            server_round, _, *others = asked
+            for odd, start in enumerate((-6, 9)):
+                model = as_record({"w": MODEL["w"] + start})
+                for one in super().configure_train(server_round, model, *others):
+                    if one.metadata.dst_node_id % 2 == odd:
+                        yield copied(one)
+
+        def aggregate_train(self, server_round, replies):
+            for odd in (0, 1):
+                own = [one for one in replies if one.metadata.src_node_id % 2 == odd]
+                arrays, metrics = super().aggregate_train(server_round, own)
+            return arrays, metrics
+
+    app = seeking(message_api, aim, num_clients=NUM_CLIENTS)
+    strategy = Copying(fraction_evaluate=0.0, seed=1)
+    odd = [
+        place
+        for place, node in enumerate(InProcessGrid(app, NUM_CLIENTS).get_node_ids())
+        if node % 2
+    ]
+    strategy.start(losing(0, *odd)(app, NUM_CLIENTS), as_record(MODEL), 1)
+    accepted = [one.partition(";")[0] for one in caplog.messages if "accepted" in one]
+    assert accepted == [
+        "[ROUND 1/1] aggregate_train: accepted 4 replies, dropped 0, missing 1",
+        "[ROUND 1/1] aggregate_train: accepted 0 replies, dropped 0, missing 5",
+    ]
 
 
 @pytest.mark.parametrize("phase", ["train", "evaluate"])
