@@ -298,6 +298,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
         """
         require_no_unfit_wrapper(self)
         question = self._protocol.ask(server_round, to_arrays(arrays))
+        if any(one.server_round > server_round for one in self._asked):
+            self._forget()  # another strategy has started a new run
         if question is None:
             return []
         told = _without_our_keys(config)
@@ -326,8 +328,6 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self._forget_written(server_round)
         self._write(asked, partial(self._write_question, question, arrays))
         self._protocol.log_whole_models(question.state.held, _nodes(asked))
-        if any(one.server_round > server_round for one in self._asked):
-            self._forget()  # another strategy has started a new run
         of_round = self._of_round(server_round, self._asked)
         self._asked = [*of_round, _Asked(server_round, question, asked)]
         return asked

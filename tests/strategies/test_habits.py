@@ -904,6 +904,25 @@ def test_a_strategy_around_ours_may_train_two_parts_of_a_model_in_a_round(
     assert states == [0, 0, 1, 1, 2, 2]
 
 
+def test_a_strategy_around_ours_may_resume_with_a_new_grid(
+    message_api, seeking, as_record, tmp_path, warnings
+):
+    """Its messages may have the ids of those of the earlier run."""
+    inner = SignSGD(seed=1, checkpoint=Checkpoint(tmp_path))
+
+    class Around(FedAvg):
+        configure_train, aggregate_train = inner.configure_train, inner.aggregate_train
+        configure_evaluate = inner.configure_evaluate
+        aggregate_evaluate = inner.aggregate_evaluate
+
+    app = seeking(message_api, aim, num_clients=NUM_CLIENTS)
+    for last in (3, 5):
+        grid = InProcessGrid(app, NUM_CLIENTS)
+        reports = Around().start(grid, as_record(MODEL), last).train_metrics_clientapp
+        assert counts(reports[last]) == (NUM_CLIENTS, 0, 0)
+    assert not warnings("aggregate_")
+
+
 def test_a_strategy_around_ours_may_send_copies_for_two_models(
     message_api, seeking, as_record, as_arrays, warnings
 ):
