@@ -106,9 +106,11 @@ def majority_vote(packed_vectors: Sequence[PackedSigns], dim: int) -> NDArray[np
     """
     require_packed(packed_vectors, dim)
     majority = np.empty(dim, dtype=np.int8)
-    for chunk, bits in _majorities(packed_vectors, dim, _CHUNK_BYTES):
-        least, most = (np.unpackbits(one).view(np.int8) for one in bits)
-        least += most
+    for chunk, (at_least_half, over_half) in _majorities(packed_vectors, dim, _CHUNK_BYTES):
+        least = np.unpackbits(at_least_half).view(np.int8)
+        # Without ties both are the same bits.
+        is_same = over_half is at_least_half
+        least += least if is_same else np.unpackbits(over_half).view(np.int8)
         np.subtract(least[chunk.inside], 1, out=majority[chunk.coordinates])
     return majority
 
