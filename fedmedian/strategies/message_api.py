@@ -462,8 +462,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
 
         @cache
         def record_of(content: Content) -> ArrayRecord:
-            is_as_sent = content.arrays is model and [*model] == [*record]
-            is_as_sent &= not content.scalars
+            is_as_sent = content.arrays is model and [*model] == [*record] and not content.scalars
             return record if is_as_sent else to_record(content.arrays)
 
         made: dict[tuple[int, Content], RecordDict] = {}
@@ -542,8 +541,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
             found = found or [first]  # errors to messages that are not ours, or late replies
             usual = Counter(one.about for one in found).most_common(1)[0][0]
             own = [one for one in found if one.about is usual]
-        answered = self._answered(asked, own, replies)
         ids = {reply.metadata.reply_to_message_id for reply in replies}
+        answered = self._answered(asked, own, ids)
         sent: list[Message] = []
         for one in answered:
             due = _sent(one.messages, ids)
@@ -557,9 +556,11 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self,
         asked: Sequence[_Asked[About]],
         own: Collection[_Asked[About]],
-        replies: Iterable[Message],
+        ids: set[str],
     ) -> list[_Asked[About]]:
         """Return the calls to which replies belong, and others about the same that nobody answers.
+
+        The ids are those of the messages that the replies answer.
 
         Several calls may be about the same, as for groups of nodes. A group that is silent now has
         no replies in a later call, unless another strategy picks the replies.
@@ -567,7 +568,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         heard, about = {*own}, {id(one.about) for one in own}
         if self._received is None and not self._protocol.is_announced:
             return [one for one in asked if one in heard]
-        came = {one.metadata.reply_to_message_id for one in replies} | {*(self._received or ())}
+        came = ids | {*(self._received or ())}
         return [
             one
             for one in asked
@@ -618,7 +619,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         ids = {reply.metadata.reply_to_message_id for reply in replies}
         asked = _sent_first([one for one in self._asked_to_evaluate if not one.is_heard])
         own = [one for one in asked if one.ids & ids] or asked[:1]
-        heard = self._answered(asked, own, replies)
+        heard = self._answered(asked, own, ids)
         for one in heard:
             one.is_heard = True
         return [message for one in heard for message in _sent(one.messages, ids)]
