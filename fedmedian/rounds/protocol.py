@@ -29,7 +29,6 @@ from fedmedian.rounds.screening import (
     CohortRule,
     Node,
     Reply,
-    Said,
     Source,
     one_reply_per_node,
 )
@@ -390,7 +389,7 @@ class RoundProtocol:
         question: Question,
         asked: Collection[Node],
         replies: Collection[tuple[Node, Received]],
-        read: Callable[[Received], Said[Source]],
+        read: Callable[[Node, Received], Answer[Source]],
         failures: Sequence[str] = (),
         exchange: Exchange | None = None,
     ) -> Heard[Source]:
@@ -405,7 +404,7 @@ class RoundProtocol:
         replies : collection of (int or str, object)
             Each node that replied, with its reply as Flower's API has it.
         read : callable
-            Reads such a reply, or raises.
+            Reads a node's reply, or raises; see `Question.answer`.
         failures : sequence of str
             Known reasons for missing replies.
         exchange : callable, optional
@@ -418,7 +417,7 @@ class RoundProtocol:
         """
         self._has_trained = True
         hearing = Hearing("aggregate_train", asked, self._roster, failures)
-        answers = hearing.readable(replies, lambda node, one: question.answer(node, read(one)))
+        answers = hearing.readable(replies, read)
         self._roster.learn([(answer.node, answer.payload.partition) for answer in answers])
         self._acknowledge(hearing, asked, replies, answers, failures)
         rules = (*self._rules, *self.options.cohort_rules)

@@ -43,7 +43,7 @@ from fedmedian.rounds.metrics import (
 from fedmedian.rounds.options import RunOptions
 from fedmedian.rounds.protocol import RoundProtocol, paused_collector
 from fedmedian.rounds.recipe import Question, Recipe
-from fedmedian.rounds.screening import Node, Reply, Said, all_or_none
+from fedmedian.rounds.screening import Answer, Node, Reply, Said, all_or_none
 from fedmedian.steps.downlink import HELD, is_in, version_of_whole
 from fedmedian.steps.instruction import Instruction
 from fedmedian.steps.payload import MOST_ARRAYS, Payload, as_version
@@ -255,11 +255,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
             return None, {}
         self._heard = [question, *(one for one in self._heard if one in questions)]
         asked = _sent(self._asked, replies, reasons)
-        read = partial(
-            _read,
-            most_arrays=max(len(question.layout.specs), MOST_ARRAYS),
-            must_name_question=len(questions) > 1,
-        )
+        read = partial(_read, question, must_name_question=len(questions) > 1)
         heard = self._protocol.hear(question, asked, replies, read, reasons)
         sizes = self._count(asked, [result.parameters for _, result in results])
         own = self._aggregate("fit_metrics_aggregation_fn", heard.usual)
@@ -530,7 +526,9 @@ def _mean_size(sent: Sequence[Parameters]) -> float:
     return fmean([sizes[id(parameters)] for parameters in sent] or [0])
 
 
-def _read(trained: Trained, most_arrays: int, *, must_name_question: bool) -> Said[FitRes]:
+def _read(
+    question: Question, client: Node, trained: Trained, *, must_name_question: bool
+) -> Answer[FitRes]:
     _, result = trained
     num_examples, own = _open(result)
     scalars = result.metrics if Payload.is_in(result.metrics) else None
@@ -539,8 +537,9 @@ def _read(trained: Trained, most_arrays: int, *, must_name_question: bool) -> Sa
             "sent plain weights, which do not say which of the round's models was trained: does "
             "its ClientApp have mods=[perturb]?"
         )
+    most_arrays = max(len(question.layout.specs), MOST_ARRAYS)
     arrays = parameters_to_arrays(result.parameters, most_arrays)
-    return Said(arrays, scalars, num_examples, own, result)
+    return question.answer(client, Said(arrays, scalars, num_examples, own, result))
 
 
 def _read_evaluation(node: Node, evaluated: Evaluated) -> Reply[EvaluateRes]:

@@ -56,3 +56,22 @@ def noting(note: Callable[[Any, Sequence[Any]], None]) -> Callable[[Method], Met
         return configure_and_note
 
     return wrap
+
+
+def seeing_all(aggregate: Method) -> Method:
+    """Return a subclass's method that lets its strategy see all replies that it is given."""
+
+    @wraps(aggregate)
+    def see_and_aggregate(self: Any, *given: Any, **named: Any) -> Any:
+        # A subclass of that subclass has been given them; one that names arguments its own way may.
+        if self._received is not None or len(given) < 2:
+            return aggregate(self, *given, **named)
+        server_round, replies, *others = given
+        replies = list(replies)
+        self._received = {one.metadata.reply_to_message_id: one for one in replies}
+        try:
+            return aggregate(self, server_round, replies, *others, **named)
+        finally:
+            self._received = None
+
+    return see_and_aggregate

@@ -103,10 +103,6 @@ class Reverse(ClientStep):
         return direction[::-1]
 
 
-def as_it_is(said):
-    return said
-
-
 def heard_of_changed(recipe, spoil, change, nodes=NODES, plain=False):
     """The outcome of a round in which the payload, or the plain weights, of one are changed."""
     protocol = protocol_of(recipe)
@@ -117,7 +113,7 @@ def heard_of_changed(recipe, spoil, change, nodes=NODES, plain=False):
         if node == spoil:
             change(arrays, scalars)
         said.append((node, Said(arrays, scalars, 1.0, {"loss": 1.0}, None)))
-    return protocol.hear(question, nodes, said, as_it_is)
+    return protocol.hear(question, nodes, said, question.answer)
 
 
 def replies_of(said, *nodes):
@@ -141,7 +137,7 @@ class TestAsk:
         first = protocol_of(medians(), checkpoint=checkpoint)
         first.open(MODEL)
         question = first.ask(1, MODEL)
-        heard = first.hear(question, NODES, replies_of(weights_of, *NODES[:3]), as_it_is)
+        heard = first.hear(question, NODES, replies_of(weights_of, *NODES[:3]), question.answer)
         first.end(heard, {}, {"loss": 0.5})
         second = protocol_of(medians(), checkpoint=checkpoint)
         second.open(MODEL)
@@ -171,7 +167,7 @@ class TestHear:
     def test_hearing_plain_weights_makes_a_step_and_a_report(self):
         protocol = protocol_of(medians())
         question = protocol.ask(1, MODEL)
-        heard = protocol.hear(question, NODES, replies_of(weights_of, 14, 15, 12), as_it_is)
+        heard = protocol.hear(question, NODES, replies_of(weights_of, 14, 15, 12), question.answer)
         # The updates are −1, 1 and 2: half of their median is taken off.
         np.testing.assert_array_equal(heard.model["weight"], MODEL["weight"] - np.float32(0.5))
         np.testing.assert_array_equal(heard.model["norm.running_mean"], np.full(5, -1, np.float32))
@@ -188,14 +184,14 @@ class TestHear:
         protocol = protocol_of(signs())
         question = protocol.ask(1, MODEL)
         said = [(node, perturbed(question, node)) for node in (12, 14, 15)]
-        heard = protocol.hear(question, NODES, said, as_it_is)
+        heard = protocol.hear(question, NODES, said, question.answer)
         np.testing.assert_array_equal(heard.model["weight"], MODEL["weight"] - np.float32(0.5))
         np.testing.assert_allclose(heard.model["norm.running_mean"], -2 / 3, rtol=1e-6)
 
     def test_hearing_too_few_answers_keeps_the_model_and_their_metrics_and_says_so(self, warnings):
         protocol = protocol_of(medians(), min_replies=3)
         question = protocol.ask(4, MODEL)
-        heard = protocol.hear(question, NODES, replies_of(weights_of, 11, 12), as_it_is)
+        heard = protocol.hear(question, NODES, replies_of(weights_of, 11, 12), question.answer)
         assert heard.model is None
         assert len(heard.usual) == 2
         (warning,) = warnings("round 4 ")
@@ -204,7 +200,7 @@ class TestHear:
     def test_hearing_nobody_reports_who_is_missing(self, warnings):
         protocol = protocol_of(medians())
         question = protocol.ask(1, MODEL)
-        heard = protocol.hear(question, NODES, [], as_it_is)
+        heard = protocol.hear(question, NODES, [], question.answer)
         assert heard.model is None
         assert heard.report == {
             "replies-accepted": 0,
@@ -221,7 +217,7 @@ class TestHear:
         for server_round, nodes in [(1, NODES), (2, NODES[1:])]:
             question = protocol.ask(server_round, MODEL)
             said = [(node, perturbed(question, node)) for node in nodes]
-            protocol.hear(question, NODES, said, as_it_is)
+            protocol.hear(question, NODES, said, question.answer)
         (warning,) = warnings("aggregate_train: ")
         assert "node 11 (partition 0)" in warning
 
@@ -232,12 +228,11 @@ class TestHear:
         question = protocol.ask(1, MODEL)
         said = replies_of(lambda node: perturbed(question, node), *NODES)
         said[2][1].scalars[f"{PREFIX}partition"] = 0  # node 11's
-        assert protocol.hear(question, NODES, said, as_it_is).report["replies-accepted"] == len(
-            NODES
-        )
+        heard = protocol.hear(question, NODES, said, question.answer)
+        assert heard.report["replies-accepted"] == len(NODES)
         assert len(warnings(f"node {BAD} ")) == 1
         question = protocol.ask(2, MODEL)
-        protocol.hear(question, NODES, [], as_it_is)
+        protocol.hear(question, NODES, [], question.answer)
         (text,) = warnings("aggregate_train: ")
         names = text.removeprefix("aggregate_train: no reply from 5 nodes: ").split(", ")
         assert names[0] == "node 11 (partition 0)"
@@ -252,7 +247,7 @@ class TestHear:
                 arrays, scalars = payload_of(question, node)
                 scalars[f"{PREFIX}partition"] = node % 10
                 said.append((node, Said(arrays, scalars, 1.0, {}, None)))
-            protocol.hear(question, nodes or (21, 22), said, as_it_is)
+            protocol.hear(question, nodes or (21, 22), said, question.answer)
         assert warnings("node 2") == []
         assert warnings("aggregate_train: no reply from 2 nodes: node 21 (partition 1), node 22")
 
@@ -267,7 +262,7 @@ class TestHear:
                 exact = payload_of(question, node)[0]["1"]
                 arrays = {"0": body["0"], "1": exact}
                 said.append((node, Said(arrays, scalars, 3.0, metrics(node), None)))
-            heard = protocol.hear(question, NODES, said, as_it_is)
+            heard = protocol.hear(question, NODES, said, question.answer)
             return {name: array.tobytes() for name, array in heard.model.items()}, heard.report
 
         for metrics in (lambda node: {"loss": 0.1 * node}, lambda node: {}):
@@ -278,7 +273,7 @@ class TestHear:
         question = protocol.ask(1, MODEL)
         said = [(node, perturbed(question, node)) for node in NODES]
         said = [(n, Said(s.arrays, s.scalars, 1.7e308, s.metrics, s.source)) for n, s in said]
-        model = protocol.hear(question, NODES, said, as_it_is).model
+        model = protocol.hear(question, NODES, said, question.answer).model
         assert all(np.isfinite(array).all() for array in model.values())
 
 
@@ -449,12 +444,12 @@ class TestBadAnswers:
     ):
         protocol = protocol_of(make_recipe())
         question = protocol.ask(1, MODEL)
-        heard = protocol.hear(question, NODES, replies_of(weights_of, BAD), as_it_is)
+        heard = protocol.hear(question, NODES, replies_of(weights_of, BAD), question.answer)
         assert heard.report["replies-rejected"] == 1
         assert any("mods=[perturb]" in text for text in warnings("aggregate_train: dropped"))
 
     def test_a_reply_that_cannot_be_read_is_dropped(self, warnings):
-        def read(said):
+        def read(node, said):
             raise MemoryError("a shape of 999999999999")
 
         protocol = protocol_of(medians())

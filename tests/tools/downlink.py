@@ -8,6 +8,7 @@ import logging
 import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from hypothesis import HealthCheck, Phase, seed, settings
@@ -196,7 +197,7 @@ class Downlink(RuleBasedStateMachine):
                 sent,
                 lambda model, held: self.trained(question, model, held),
             )
-        heard = self.protocol.hear(question, [*asked], replies, self.read)
+        heard = self.protocol.hear(question, [*asked], replies, partial(self.read, question))
         self.note(
             replies,
             lambda one: isinstance(one, tuple) and one[1]["fedmedian.round"] == self.round,
@@ -336,13 +337,14 @@ class Downlink(RuleBasedStateMachine):
         return layout.move(model, step, 1.0, {"count": model["count"] + 1})
 
     @staticmethod
-    def read(reply):
+    def read(question, node, reply):
         if isinstance(reply, Exception):
             raise reply
         if not isinstance(reply, tuple):
             raise TypeError("is a reply to evaluation")
         arrays, scalars = reply
-        return Said({str(key): one for key, one in arrays.items()}, scalars, 1.0, {}, None)
+        named = {str(key): one for key, one in arrays.items()}
+        return question.answer(node, Said(named, scalars, 1.0, {}, None))
 
     @staticmethod
     def read_evaluation(node, reply):
