@@ -186,7 +186,7 @@ class _PerturbedClient(NumPyClient):
         if instruction is not None and instruction.encoding.name != self.encoding:
             wanted = instruction.encoding.name
             raise WireError(f"{type(self).__name__} sends {self.encoding!r}, not {wanted!r}")
-        before = self._load(parameters)
+        before = self.__load(parameters)
         self.model.train()
         updates = self.work(self.model, self.train_loader, self.loss)
         after = _arrays_of(self.model)
@@ -223,7 +223,7 @@ class _PerturbedClient(NumPyClient):
                 "test_loader must be given for evaluation, got None; or let the strategy skip "
                 "evaluation, with fraction_evaluate=0.0"
             )
-        self._load(parameters)
+        self.__load(parameters)
         self.model.eval()
         loss, correct, classifies = 0.0, 0.0, True
         with torch.no_grad():
@@ -237,7 +237,7 @@ class _PerturbedClient(NumPyClient):
         examples = _num_examples(self.test_loader)
         return loss / examples, examples, {"accuracy": correct / examples} if classifies else {}
 
-    def _load(self, parameters: NDArrays) -> Arrays:
+    def __load(self, parameters: NDArrays) -> Arrays:
         """Load the server's model, and return its arrays by name."""
         names = self.model.state_dict()
         if len(parameters) != len(names):

@@ -8,7 +8,6 @@ from flwr.common import Parameters
 
 from fedmedian.aggregators.base import Aggregator, NoiseAt
 from fedmedian.aggregators.medians import Median
-from fedmedian.aggregators.votes import Counts
 from fedmedian.logs import as_line
 from fedmedian.model.layout import RUNNING_STATISTICS
 from fedmedian.privacy.accounting import Mechanism, PrivacyBudget
@@ -17,20 +16,28 @@ from fedmedian.rounds.checkpoint import Checkpoint
 from fedmedian.rounds.downlink import CodedSteps
 from fedmedian.rounds.mechanism import mechanism_of_strategy
 from fedmedian.rounds.options import RunOptions
-from fedmedian.rounds.protocol import RoundProtocol
-from fedmedian.rounds.recipe import DEFAULT_NOISE, DEFAULT_ROTATION, Recipe, ScaleFrom
+from fedmedian.rounds.recipe import (
+    DEFAULT_AGGREGATOR,
+    DEFAULT_NOISE,
+    DEFAULT_ROTATION,
+    Question,
+    Recipe,
+    ScaleFrom,
+)
 from fedmedian.rounds.screening import CohortRule
 from fedmedian.rules.noise import Noise
 from fedmedian.rules.optimizers import Optimizer
 from fedmedian.rules.schedules import Schedule
 from fedmedian.secure.cohort import SecureSum
 from fedmedian.steps.base import ClientStep
-from fedmedian.steps.encodings import Vector
+from fedmedian.steps.encodings import Signs, Vector
 from fedmedian.steps.rotation import Rotation
 from fedmedian.strategies.options import FlowerOptions
 
 Value = TypeVar("Value")
 Part = TypeVar("Part", Recipe, RunOptions)
+
+_MEDIAN = Median()
 
 
 class Argument(Generic[Value]):
@@ -47,8 +54,11 @@ class Argument(Generic[Value]):
     def __get__(self, strategy: "ShowsArguments | None", owner: type) -> Self | Value:
         if strategy is None:
             return self
-        value: Value = strategy.arguments[self._name]
+        value: Value = self._value_of(strategy)
         return value
+
+    def _value_of(self, strategy: "ShowsArguments") -> Any:
+        return strategy.arguments[self._name]
 
     def __set__(self, strategy: "ShowsArguments", value: Any) -> None:
         name = self._name
@@ -66,6 +76,22 @@ class Argument(Generic[Value]):
             )
 
 
+class _Fixed(Argument[Value]):
+    """A read-only attribute that the strategy sets itself."""
+
+    def _value_of(self, strategy: "ShowsArguments") -> Any:
+        if self._name not in vars(strategy):
+            raise AttributeError(f"{self._name} is known once super().__init__(…) has been called")
+        return vars(strategy)[self._name]
+
+    def __set__(self, strategy: "ShowsArguments", value: Value) -> None:
+        if vars(strategy).setdefault(self._name, value) is not value:
+            raise AttributeError(
+                f"{self._name} cannot be set, because each strategy has one of its own: an "
+                "attribute that a subclass adds needs another name"
+            )
+
+
 class ShowsArguments:
     """Shows a strategy's arguments, as attributes and in its text.
 
@@ -77,11 +103,10 @@ class ShowsArguments:
         The arguments that may change when a run resumes.
     """
 
-    recipe: Recipe
-    options: RunOptions
+    recipe = _Fixed[Recipe]()
+    options = _Fixed[RunOptions]()
     fraction_evaluate: float
-    _protocol: RoundProtocol
-    _usual_aggregator: Aggregator
+    _fedmedian_usual: Mapping[str, Any]  # Flower's arguments, with the defaults
 
     aggregator = Argument[Aggregator]()
     noise = Argument[Noise | None]()
@@ -110,13 +135,31 @@ class ShowsArguments:
 
     @property
     def unusual(self) -> Mapping[str, Any]:
-        """The arguments in force that are not the defaults, by name; Flower's own left out."""
+        """The arguments in force that are not the defaults, by name, including Flower's.
+
+        Flower's functions are left out: their text means nothing in another process.
+        """
         usual = {one.name: one.default for part in (Recipe, RunOptions) for one in fields(part)}
-        usual |= {"aggregator": self._usual_aggregator, "weighted": True, "learning_rate": 1.0}
-        return {
+        is_of_signs = isinstance(self.recipe.aggregator.encoding, Signs)
+        usual |= {
+            "aggregator": DEFAULT_AGGREGATOR if is_of_signs else _MEDIAN,
+            "learning_rate": 1.0,
+        }
+        usual |= {"weighted": True, "numpy_clients": False}
+        own = {
             name: value
             for name, value in self.arguments.items()
-            if name in usual and not _is_same(value, usual[name])
+            if not _is_same(value, usual[name])
+        }
+        flower = {name: getattr(self, name) for name in self._fedmedian_usual}
+        for phase in ("train", "evaluate"):
+            # Flower sets this one itself.
+            if flower.get(f"fraction_{phase}") == flower.get(f"min_{phase}_nodes") == 0:
+                del flower[f"min_{phase}_nodes"]
+        return own | {
+            name: value
+            for name, value in flower.items()
+            if not callable(value) and value != self._fedmedian_usual[name]
         }
 
     @property
@@ -127,27 +170,23 @@ class ShowsArguments:
         `fedmedian.clients.Policy` on the client enforces both. Reasons that lie in the model are
         known once a round has begun.
         """
-        question = self._protocol.last_question
-        return mechanism_of_strategy(self.recipe, self.fraction_evaluate, question)
+        return mechanism_of_strategy(self.recipe, self.fraction_evaluate, self._fedmedian_question)
 
     def __repr__(self) -> str:
-        shown = {**self.unusual, **self._unusual_of_flower()}
-        arguments = ", ".join(f"{name}={_in_short(value)}" for name, value in shown.items())
-        return f"{type(self).__name__}({arguments})"
+        return f"{type(self).__name__}({described(self.unusual)})"
 
-    def _build(self, recipe: Recipe, options: RunOptions, flower: FlowerOptions) -> None:
+    def _fedmedian_build(self, recipe: Recipe, options: RunOptions, flower: FlowerOptions) -> None:
         """Build the strategy from its arguments, including Flower's."""
         raise NotImplementedError
 
-    def _unusual_of_flower(self) -> Mapping[str, Any]:
-        """Return Flower's arguments that are not the defaults, by name."""
+    @property
+    def _fedmedian_question(self) -> Question | None:
+        """The last question that was asked."""
         raise NotImplementedError
 
 
 class SignArguments(ShowsArguments):
     """The arguments of `SignSGD` in both APIs."""
-
-    _usual_aggregator = Counts()
 
     weighted = Argument[bool]()
     secure = Argument[SecureSum | None]()
@@ -155,7 +194,7 @@ class SignArguments(ShowsArguments):
     def __init__(
         self,
         noise: Noise | None = DEFAULT_NOISE,
-        aggregator: Aggregator = _usual_aggregator,
+        aggregator: Aggregator = DEFAULT_AGGREGATOR,
         learning_rate: float | Schedule | None = None,
         *,
         weighted: bool = True,
@@ -187,20 +226,18 @@ class SignArguments(ShowsArguments):
                 "secure sum hides single votes, so there is nothing to judge"
             )
         given = locals()  # the signature names each argument; here they are sorted by use
-        self._build(_of(Recipe, given), _of(RunOptions, given), flower)
+        self._fedmedian_build(_of(Recipe, given), _of(RunOptions, given), flower)
 
 
 class MedianArguments(ShowsArguments):
     """The arguments of `MedianSGD` in both APIs."""
-
-    _usual_aggregator = Median()
 
     noise_at = Argument[NoiseAt]()
 
     def __init__(
         self,
         noise: Noise | None = DEFAULT_NOISE,
-        aggregator: Aggregator = _usual_aggregator,
+        aggregator: Aggregator = _MEDIAN,
         learning_rate: float | Schedule | None = None,
         *,
         noise_at: NoiseAt = "client",
@@ -226,7 +263,7 @@ class MedianArguments(ShowsArguments):
                 f"{aggregator!r}: SignSGD is for rules of signs"
             )
         given = locals()  # the signature names each argument; here they are sorted by use
-        self._build(_of(Recipe, given), _of(RunOptions, given), flower)
+        self._fedmedian_build(_of(Recipe, given), _of(RunOptions, given), flower)
 
 
 def _of(kind: type[Part], given: Mapping[str, Any]) -> Part:
@@ -234,21 +271,16 @@ def _of(kind: type[Part], given: Mapping[str, Any]) -> Part:
     return kind(**{one.name: given[one.name] for one in fields(kind) if one.name in given})
 
 
-def differing(strategy: object, usual: object, names: Sequence[str]) -> dict[str, Any]:
-    """Return the attributes of a strategy, by name, that differ from those of another one.
-
-    Functions are left out: their text means nothing in another process.
-    """
-    own = {name: getattr(strategy, name) for name in names}
-    for phase in ("train", "evaluate"):
-        # Flower sets this one itself.
-        if own.get(f"fraction_{phase}") == own.get(f"min_{phase}_nodes") == 0:
-            del own[f"min_{phase}_nodes"]
+def usual_of(flower: object, options: type) -> dict[str, Any]:
+    """Return the defaults of Flower's arguments by name: the attributes of its own strategy."""
     return {
-        name: value
-        for name, value in own.items()
-        if not callable(value) and value != getattr(usual, name)
+        name: getattr(flower, name) for name in options.__annotations__ if name != "numpy_clients"
     }
+
+
+def described(arguments: Mapping[str, Any]) -> str:
+    """Return arguments as they are written in a call, long ones in short."""
+    return ", ".join(f"{name}={_in_short(value)}" for name, value in arguments.items())
 
 
 def _is_same(value: Any, other: Any) -> bool:

@@ -47,7 +47,7 @@ from fedmedian.rounds.screening import Answer, Node, Reply, Said, all_or_none
 from fedmedian.steps.downlink import HELD, is_in, version_of_whole
 from fedmedian.steps.instruction import Instruction
 from fedmedian.steps.payload import MOST_ARRAYS, Payload, as_version
-from fedmedian.strategies.arguments import MedianArguments, ShowsArguments, SignArguments, differing
+from fedmedian.strategies.arguments import MedianArguments, ShowsArguments, SignArguments, usual_of
 from fedmedian.strategies.log import log_last_evaluation, shorten_older_run
 from fedmedian.strategies.options import FlowerOptions, LegacyFedAvgOptions, require_fedavg_options
 from fedmedian.strategies.overrides import noting, wrap_override
@@ -101,12 +101,12 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         """Let the strategy see what a subclass sends."""
         super().__init_subclass__(**kwargs)
         for name, note in (
-            ("configure_fit", LegacyStrategy._note_own_training),
-            ("configure_evaluate", LegacyStrategy._note_evaluation),
+            ("configure_fit", LegacyStrategy.__note_own_training),
+            ("configure_evaluate", LegacyStrategy.__note_evaluation),
         ):
             wrap_override(cls, LegacyStrategy, name, noting(note))
 
-    def _build(self, recipe: Recipe, options: RunOptions, flower: FlowerOptions) -> None:
+    def _fedmedian_build(self, recipe: Recipe, options: RunOptions, flower: FlowerOptions) -> None:
         if recipe.secure is not None:
             raise ValueError(
                 f"secure must be None in the older API, got {recipe.secure!r}: its clients cannot "
@@ -115,22 +115,24 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         require_fedavg_options(type(self), flower, LegacyFedAvgOptions.__optional_keys__)
         fedavg: dict[str, Any] = dict(flower)
         FedAvg.__init__(self, **fedavg)
+        self._fedmedian_usual = usual_of(FedAvg(), LegacyFedAvgOptions)
         self.recipe, self.options = recipe, options
-        self._protocol = RoundProtocol(
+        self.__protocol = RoundProtocol(
             recipe,
             options,
             *(() if self.accept_failures else (all_or_none,)),
             ledger=Ledger.of_strategy(recipe, options, self.fraction_fit, self.fraction_evaluate),
         )
-        self._asked: list[Node] = []
-        self._heard: list[Question] = []  # of the round
-        self._asked_to_evaluate: list[Node] = []
-        self._size = self._whole_size = 0.0
-        self._evaluations: dict[str, tuple[int, Mapping[str, Any]]] = {}
+        self.__asked: list[Node] = []
+        self.__heard: list[Question] = []  # of the round
+        self.__asked_to_evaluate: list[Node] = []
+        self.__size = self.__whole_size = 0.0
+        self.__evaluations: dict[str, tuple[int, Mapping[str, Any]]] = {}
         self.metrics_per_block: dict[int, dict[str, list[float]]] = {}
 
-    def _unusual_of_flower(self) -> Mapping[str, Any]:
-        return differing(self, FedAvg(), [*LegacyFedAvgOptions.__annotations__])
+    @property
+    def _fedmedian_question(self) -> Question | None:
+        return self.__protocol.last_question
 
     @property
     def start(self) -> NoReturn:
@@ -155,14 +157,14 @@ class LegacyStrategy(ShowsArguments, FedAvg):
             workflows that it does not work with.
         """
         require_no_unfit_wrapper(self)
-        self.metrics_per_block, self._evaluations = {}, {}
+        self.metrics_per_block, self.__evaluations = {}, {}
         parameters = super().initialize_parameters(client_manager)
-        self._protocol.open(None if parameters is None else parameters_to_arrays(parameters))
-        shorten_older_run(self._protocol.journal.done, self._log_results)
-        self._protocol.affordable(1)
-        if (line := self._protocol.describe_privacy(self.privacy)) is not None:
+        self.__protocol.open(None if parameters is None else parameters_to_arrays(parameters))
+        shorten_older_run(self.__protocol.journal.done, self.__log_results)
+        self.__protocol.affordable(1)
+        if (line := self.__protocol.describe_privacy(self.privacy)) is not None:
             LOGGER.info(line)
-        model = self._protocol.journal.model
+        model = self.__protocol.journal.model
         return parameters if model is None else arrays_to_parameters(model)
 
     def configure_fit(
@@ -182,36 +184,36 @@ class LegacyStrategy(ShowsArguments, FedAvg):
                 "the initial model must hold at least one array, got none: set "
                 "initial_parameters, or let the clients' get_parameters return them"
             )
-        question = self._protocol.ask(server_round, parameters_to_arrays(parameters))
+        question = self.__protocol.ask(server_round, parameters_to_arrays(parameters))
         if question is None:
             return []
-        self._log_waiting(client_manager)
+        self.__log_waiting(client_manager)
         before = max(client_manager.num_available(), self.min_available_clients)
-        with self._protocol.sampling(server_round):
+        with self.__protocol.sampling(server_round):
             asked = super().configure_fit(server_round, parameters, client_manager)
         require_own_keys("on_fit_config_fn", {key for _, ins in asked for key in ins.config})
         # Clients come and go, and the budget must not count one that was not there.
         present = max(len(asked), min(before, client_manager.num_available()))
         drawn = [client.cid for client, _ in asked]
         # Whether those drawn before were sent the question is not known here.
-        if not self._protocol.may_ask(question, drawn, present, sent=drawn):
+        if not self.__protocol.may_ask(question, drawn, present, sent=drawn):
             asked = []
         # This API does not report the end of a run, so this many rounds without clients end it.
-        if not asked and self._protocol.pass_over() == self.options.max_failed_rounds:
-            self._protocol.require_clients(
+        if not asked and self.__protocol.pass_over() == self.options.max_failed_rounds:
+            self.__protocol.require_clients(
                 f"fraction_fit={self.fraction_fit} and min_fit_clients={self.min_fit_clients}",
                 trains=self.fraction_fit > 0 or self.min_fit_clients > 0,
             )
-        self._protocol.log_whole_models(question.state.held, drawn if asked else [])
+        self.__protocol.log_whole_models(question.state.held, drawn if asked else [])
         parameters_of = cache(_parameters_of)
         sent = [
             (client, _addressed(ins, question, client.cid, parameters_of)) for client, ins in asked
         ]
-        self._whole_size = _mean_size([parameters])
-        self._note_training(sent)
+        self.__whole_size = _mean_size([parameters])
+        self.__note_training(sent)
         return sent
 
-    def _note_own_training(self, sent: Sequence[tuple[ClientProxy, FitIns]]) -> None:
+    def __note_own_training(self, sent: Sequence[tuple[ClientProxy, FitIns]]) -> None:
         """Remember what a subclass sends.
 
         Raises
@@ -222,7 +224,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         for _, ins in sent:
             key, own = Instruction.key_in(ins.config), len(ins.parameters.tensors)
             is_coded = is_in(ins.config) and version_of_whole(ins.config) is None
-            for question in self._protocol.questions_of(key[0]):
+            for question in self.__protocol.questions_of(key[0]):
                 is_other = question.key == key and own != len(question.model) and not is_coded
                 if is_other and _holds_arrays_of(question, ins.parameters):
                     raise ValueError(
@@ -230,22 +232,22 @@ class LegacyStrategy(ShowsArguments, FedAvg):
                         f"given, got {own}: to train a part of the model, pass it to "
                         "super().configure_fit"
                     )
-        self._note_training(sent)
+        self.__note_training(sent)
 
-    def _note_training(self, sent: Sequence[tuple[ClientProxy, FitIns]]) -> None:
-        self._asked = [client.cid for client, _ in sent]
-        self._size = _mean_size([ins.parameters for _, ins in sent])
+    def __note_training(self, sent: Sequence[tuple[ClientProxy, FitIns]]) -> None:
+        self.__asked = [client.cid for client, _ in sent]
+        self.__size = _mean_size([ins.parameters for _, ins in sent])
 
     @paused_collector()
     def aggregate_fit(
         self, server_round: int, results: list[Trained], failures: list[Trained | BaseException]
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Aggregate the usable results into a new model, and report on the round."""
-        questions = self._protocol.questions_of(server_round)
+        questions = self.__protocol.questions_of(server_round)
         if not questions:
-            raise self._protocol.not_asked(server_round, "results", "configure_fit")
+            raise self.__protocol.not_asked(server_round, "results", "configure_fit")
         replies, reasons = _by_client("aggregate_train", results, failures)
-        question = self._question_of(questions, results)
+        question = self.__question_of(questions, results)
         if question is None:
             warn(
                 "round %d keeps the model as it is: as many results are about one of its models "
@@ -253,13 +255,13 @@ class LegacyStrategy(ShowsArguments, FedAvg):
                 server_round,
             )
             return None, {}
-        self._heard = [question, *(one for one in self._heard if one in questions)]
-        asked = _sent(self._asked, replies, reasons)
+        self.__heard = [question, *(one for one in self.__heard if one in questions)]
+        asked = _sent(self.__asked, replies, reasons)
         read = partial(_read, question, must_name_question=len(questions) > 1)
-        heard = self._protocol.hear(question, asked, replies, read, reasons)
-        sizes = self._count(asked, [result.parameters for _, result in results])
-        own = self._aggregate("fit_metrics_aggregation_fn", heard.usual)
-        metrics = self._protocol.end(heard, sizes, own)
+        heard = self.__protocol.hear(question, asked, replies, read, reasons)
+        sizes = self.__count(asked, [result.parameters for _, result in results])
+        own = self.__aggregate("fit_metrics_aggregation_fn", heard.usual)
+        metrics = self.__protocol.end(heard, sizes, own)
         metrics, lists = without_lists(metrics)
         if metrics["replies-accepted"]:
             self.metrics_per_block[server_round] = lists
@@ -268,7 +270,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
             metrics = {}
         return None if heard.model is None else arrays_to_parameters(heard.model), metrics
 
-    def _question_of(
+    def __question_of(
         self, questions: Sequence[Question], results: Sequence[Trained]
     ) -> Question | None:
         """Return the question that most results name, or None at a tie.
@@ -279,7 +281,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         claims = Counter(map(Payload.question_in, answers))
         counts = [claims[question.instruction.question] for question in questions]
         if not any(counts):
-            return next((one for one in questions if one not in self._heard), questions[0])
+            return next((one for one in questions if one not in self.__heard), questions[0])
         is_tied = counts.count(max(counts)) > 1
         return None if is_tied else questions[counts.index(max(counts))]
 
@@ -287,7 +289,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         self, server_round: int, parameters: Parameters
     ) -> tuple[float, dict[str, Scalar]] | None:
         """Evaluate the model as FedAvg does; what a stored round had is in the checkpoint."""
-        journal = self._protocol.journal
+        journal = self.__protocol.journal
         if server_round < journal.done:
             stored = journal.recall(_BY_SERVER, server_round)
             if stored is None:
@@ -301,7 +303,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         found = super().evaluate(server_round, parameters)
         if found is not None:
             loss, metrics = found
-            self._evaluations["the server"] = server_round, {"loss": loss, **metrics}
+            self.__evaluations["the server"] = server_round, {"loss": loss, **metrics}
             # JSON would turn names that are numbers into text.
             journal.note(_BY_SERVER, server_round, {"loss": loss, "metrics": [*metrics.items()]})
         return found
@@ -310,65 +312,65 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, EvaluateIns]]:
         """Configure a round of evaluation as FedAvg does."""
-        if server_round < self._protocol.journal.done:
+        if server_round < self.__protocol.journal.done:
             return []
-        with self._protocol.sampling(server_round, evaluates=True):
+        with self.__protocol.sampling(server_round, evaluates=True):
             asked = super().configure_evaluate(server_round, parameters, client_manager)
         require_own_keys("on_evaluate_config_fn", {key for _, ins in asked for key in ins.config})
-        self._note_evaluation(asked)
-        held = self._protocol.held_to_evaluate(parameters_to_arrays(parameters)) if asked else None
+        self.__note_evaluation(asked)
+        held = self.__protocol.held_to_evaluate(parameters_to_arrays(parameters)) if asked else None
         if held is None:
             return asked
-        self._protocol.log_whole_models(held, self._asked_to_evaluate)
+        self.__protocol.log_whole_models(held, self.__asked_to_evaluate)
         parameters_of, sent = cache(_parameters_of), []
         for client, ins in asked:
-            own = self._protocol.content_for(held, client.cid)
+            own = self.__protocol.content_for(held, client.cid)
             config = {**ins.config, **own.scalars}
             sent.append((client, EvaluateIns(parameters_of(own), config)))
-        self._note_evaluation(sent)
+        self.__note_evaluation(sent)
         return sent
 
-    def _note_evaluation(self, sent: Sequence[tuple[ClientProxy, EvaluateIns]]) -> None:
-        self._asked_to_evaluate = [client.cid for client, _ in sent]
-        self._size = _mean_size([ins.parameters for _, ins in sent])
+    def __note_evaluation(self, sent: Sequence[tuple[ClientProxy, EvaluateIns]]) -> None:
+        self.__asked_to_evaluate = [client.cid for client, _ in sent]
+        self.__size = _mean_size([ins.parameters for _, ins in sent])
 
     def aggregate_evaluate(
         self, server_round: int, results: list[Evaluated], failures: list[Evaluated | BaseException]
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Aggregate the usable results' losses and metrics as FedAvg does."""
         replies, reasons = _by_client("aggregate_evaluate", results, failures)
-        asked = _sent(self._asked_to_evaluate, replies, reasons)
-        sizes = self._count(asked, [])  # replies to evaluation hold no arrays in this API
-        usual, report = self._protocol.hear_evaluation(
+        asked = _sent(self.__asked_to_evaluate, replies, reasons)
+        sizes = self.__count(asked, [])  # replies to evaluation hold no arrays in this API
+        usual, report = self.__protocol.hear_evaluation(
             server_round, asked, replies, _read_evaluation, sizes, reasons
         )
         if not usual:
-            self._protocol.end_evaluation(report, {})
+            self.__protocol.end_evaluation(report, {})
             return None, {}
         # Flower annotates int but takes any number.
         losses: list[Any] = [
             (count, reply.source.loss) for count, reply in zip(_examples(usual), usual, strict=True)
         ]
         loss = weighted_loss_avg(losses)
-        metrics = self._aggregate("evaluate_metrics_aggregation_fn", usual)
-        self._evaluations["clients"] = server_round, {"loss": loss, **metrics}
-        self._protocol.end_evaluation(report, {"loss": loss, **metrics})
+        metrics = self.__aggregate("evaluate_metrics_aggregation_fn", usual)
+        self.__evaluations["clients"] = server_round, {"loss": loss, **metrics}
+        self.__protocol.end_evaluation(report, {"loss": loss, **metrics})
         return loss, metrics
 
-    def _count(self, asked: Sequence[Node], answers: Sequence[Parameters]) -> dict[str, float]:
+    def __count(self, asked: Sequence[Node], answers: Sequence[Parameters]) -> dict[str, float]:
         """Count a round's bytes, and return the mean sizes of its messages for the report."""
-        up, down, whole = _mean_size(answers), self._size, self._whole_size
+        up, down, whole = _mean_size(answers), self.__size, self.__whole_size
         sent, received = len(answers), len(asked)
-        self._protocol.watch.count(sent * up, received * down, sent * whole, received * whole)
+        self.__protocol.watch.count(sent * up, received * down, sent * whole, received * whole)
         sizes = {"uplink-bytes": up} if answers else {}
         return {**sizes, "downlink-bytes": down} if asked else sizes
 
-    def _log_results(self) -> None:
-        for who, (server_round, metrics) in self._evaluations.items():
+    def __log_results(self) -> None:
+        for who, (server_round, metrics) in self.__evaluations.items():
             log_last_evaluation(who, server_round, metrics)
-        self._protocol.watch.say_totals()
+        self.__protocol.watch.say_totals()
 
-    def _log_waiting(self, client_manager: ClientManager) -> None:
+    def __log_waiting(self, client_manager: ClientManager) -> None:
         # Flower's older server does not log that it waits.
         connected, wanted = client_manager.num_available(), self.min_available_clients
         if connected < wanted:
@@ -378,7 +380,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
                 wanted,
             )
 
-    def _aggregate(self, name: str, replies: Sequence[Reply[Result]]) -> dict[str, Scalar]:
+    def __aggregate(self, name: str, replies: Sequence[Reply[Result]]) -> dict[str, Scalar]:
         function: MetricsAggregationFn | None = getattr(self, name)
         if function is None or not replies:
             return {}

@@ -1,6 +1,7 @@
 """Strategies for Flower's Message API."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from statistics import fmean
@@ -22,7 +23,7 @@ from fedmedian.rounds.protocol import RoundProtocol, paused_collector
 from fedmedian.rounds.recipe import Question, Recipe
 from fedmedian.rounds.screening import Node, Reply
 from fedmedian.strategies import numpy_clients as numpy_messages
-from fedmedian.strategies.arguments import Argument, ShowsArguments, differing
+from fedmedian.strategies.arguments import Argument, ShowsArguments, described, usual_of
 from fedmedian.strategies.calls import Calls, without_left_out
 from fedmedian.strategies.contents import Contents, address, in_order, tell, without_our_keys
 from fedmedian.strategies.log import concise, log_last_evaluation
@@ -73,55 +74,50 @@ class MessageStrategy(ShowsArguments, FedAvg):
         If an argument has the wrong type or is out of range.
     """
 
-    _received: dict[str, Message] | None = None  # also of a subclass that builds no strategy
+    __received: dict[str, Message] | None = None  # also of a subclass that builds no strategy
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let the strategy see what a subclass sends, and which replies it leaves out."""
         super().__init_subclass__(**kwargs)
         for name, wrap in (
-            ("configure_train", noting(MessageStrategy._note_training)),
-            ("configure_evaluate", noting(MessageStrategy._note_evaluation)),
-            ("aggregate_train", seeing_all),
-            ("aggregate_evaluate", seeing_all),
+            ("configure_train", noting(MessageStrategy.__note_training)),
+            ("configure_evaluate", noting(MessageStrategy.__note_evaluation)),
+            ("aggregate_train", seeing_all(MessageStrategy.__receiving)),
+            ("aggregate_evaluate", seeing_all(MessageStrategy.__receiving)),
         ):
             wrap_override(cls, MessageStrategy, name, wrap)
 
-    def _build(self, recipe: Recipe, options: RunOptions, flower: FlowerOptions) -> None:
+    def _fedmedian_build(self, recipe: Recipe, options: RunOptions, flower: FlowerOptions) -> None:
         require_fedavg_options(type(self), flower, FedAvgOptions.__optional_keys__)
         fedavg: dict[str, Any] = dict(flower)
-        self._numpy_clients = fedavg.pop("numpy_clients", False)
-        if self._numpy_clients:
-            for key in numpy_messages.KEYS:
-                if key in fedavg:
-                    raise ValueError(
-                        f"{key} must not be given with numpy_clients=True, got {fedavg[key]!r}"
-                    )
-            fedavg |= numpy_messages.KEYS
-        FedAvg.__init__(self, **fedavg)
+        self.__numpy_clients = fedavg.pop("numpy_clients", False)
+        keys: dict[str, Any] = {**numpy_messages.KEYS} if self.__numpy_clients else {}
+        for key in keys.keys() & fedavg:
+            raise ValueError(
+                f"{key} must not be given with numpy_clients=True, got {fedavg[key]!r}"
+            )
+        FedAvg.__init__(self, **fedavg, **keys)
+        self._fedmedian_usual = usual_of(FedAvg(**keys), FedAvgOptions)
         self.recipe, self.options = recipe, options
         ledger = Ledger.of_strategy(recipe, options, self.fraction_train, self.fraction_evaluate)
-        self._protocol = RoundProtocol(recipe, options, ledger=ledger)
-        self._forget()
-        self._contents = Contents()
-        self._usual_size = 0
-        self._grid: Grid | None = None
-        self._timeout = 3600.0
-        self._other_metrics: dict[int, dict[str, Any]] = {}
+        self.__protocol = RoundProtocol(recipe, options, ledger=ledger)
+        self.__forget()
+        self.__contents = Contents()
+        self.__usual_size = 0
+        self.__grid: Grid | None = None
+        self.__timeout = 3600.0
+        self.__other_metrics: dict[int, dict[str, Any]] = {}
 
     numpy_clients = Argument[bool]()
 
     @property
     def arguments(self) -> Mapping[str, Any]:
         """The arguments in force, by name; Flower's own are attributes that may be set."""
-        return {**super().arguments, "numpy_clients": self._numpy_clients}
+        return {**super().arguments, "numpy_clients": self.__numpy_clients}
 
-    def _unusual_of_flower(self) -> Mapping[str, Any]:
-        usual, own = FedAvg(), dict[str, Any]()
-        if self._numpy_clients:
-            keys: dict[str, Any] = {**numpy_messages.KEYS}
-            usual, own = FedAvg(**keys), {"numpy_clients": True}
-        names = [name for name in FedAvgOptions.__annotations__ if name != "numpy_clients"]
-        return own | differing(self, usual, names)
+    @property
+    def _fedmedian_question(self) -> Question | None:
+        return self.__protocol.last_question
 
     @property
     def initialize_parameters(self) -> NoReturn:
@@ -192,19 +188,19 @@ class MessageStrategy(ShowsArguments, FedAvg):
         require_integer("num_rounds", num_rounds, low=0)
         require_own_keys("train_config", train_config or ())
         require_own_keys("evaluate_config", evaluate_config or ())
-        self._other_metrics, self._timeout = {}, timeout
-        self._forget()
-        journal = self._protocol.journal
-        self._protocol.open(to_arrays(initial_arrays))
+        self.__other_metrics, self.__timeout = {}, timeout
+        self.__forget()
+        journal = self.__protocol.journal
+        self.__protocol.open(to_arrays(initial_arrays))
         if evaluate_fn is not None:
-            evaluate_fn = partial(self._evaluate, evaluate_fn)
+            evaluate_fn = partial(self.__evaluate, evaluate_fn)
         try:
             if num_rounds < journal.done:
                 raise ValueError(
                     f"num_rounds must be >= {journal.done}, the rounds that the checkpoint "
                     f"holds, got {num_rounds}"
                 )
-            affordable = self._protocol.affordable(num_rounds)
+            affordable = self.__protocol.affordable(num_rounds)
             with concise(journal.done):
                 result = super().start(
                     grid,
@@ -223,17 +219,17 @@ class MessageStrategy(ShowsArguments, FedAvg):
             ):
                 for last in sorted(evaluations)[-1:]:
                     log_last_evaluation(who, last, evaluations[last])
-            self._protocol.watch.say_totals()
-            self._protocol.say_why_it_ends(affordable, num_rounds)
-            self._protocol.require_clients(
+            self.__protocol.watch.say_totals()
+            self.__protocol.say_why_it_ends(affordable, num_rounds)
+            self.__protocol.require_clients(
                 f"fraction_train={self.fraction_train} and min_train_nodes={self.min_train_nodes}",
                 trains=self.fraction_train > 0,
             )
         finally:
-            self._protocol.release()
-            self._grid = None  # or the strategy could not be copied
+            self.__protocol.release()
+            self.__grid = None  # or the strategy could not be copied
         reports = result.train_metrics_clientapp
-        for server_round, others in self._other_metrics.items():
+        for server_round, others in self.__other_metrics.items():
             own = reports.get(server_round) or MetricRecord()  # a subclass may report nothing
             reports[server_round] = MetricRecord({**own, **others})
         result.train_metrics_clientapp = dict(sorted(reports.items()))
@@ -248,10 +244,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
             If one of Flower's wrappers that it does not work with wraps it.
         """
         require_no_unfit_wrapper(self)
-        changed = {**self.unusual, **self._unusual_of_flower()}
-        own = ", ".join(f"{name}={value!r}" for name, value in changed.items())
-        privacy = self._protocol.describe_privacy(self.privacy)
-        for line in filter(None, [own or "all defaults", privacy]):
+        own = described(self.unusual) or "all defaults"
+        for line in filter(None, [own, self.__protocol.describe_privacy(self.privacy)]):
             LOGGER.info("\t├──> %s", line)
 
     def configure_train(
@@ -266,14 +260,14 @@ class MessageStrategy(ShowsArguments, FedAvg):
             messages lack the instruction.
         """
         require_no_unfit_wrapper(self)
-        question = self._protocol.ask(server_round, to_arrays(arrays))
-        if any(one.server_round > server_round for one in self._asked):
-            self._forget()  # another strategy has started a new run
+        question = self.__protocol.ask(server_round, to_arrays(arrays))
+        if any(one.server_round > server_round for one in self.__asked):
+            self.__forget()  # another strategy has started a new run
         if question is None:
             return []
         told = without_our_keys(config)
         told.update(question.instruction.encode())
-        with self._protocol.sampling(server_round):
+        with self.__protocol.sampling(server_round):
             nodes = _CountingGrid(grid)
             asked = list(super().configure_train(server_round, arrays, told, cast(Grid, nodes)))
         if not all(map(is_instructed, asked)):
@@ -282,26 +276,26 @@ class MessageStrategy(ShowsArguments, FedAvg):
                 "the keys 'fedmedian.…' of the config that it is given"
             )
         drawn = nodes_of(asked)
-        self._grid = None if self.recipe.secure is None else grid
-        exchange = partial(self._exchange, question, types_of(asked))
-        seated = self._protocol.seat(question, drawn, exchange)
+        self.__grid = None if self.recipe.secure is None else grid
+        exchange = partial(self.__exchange, question, types_of(asked))
+        seated = self.__protocol.seat(question, drawn, exchange)
         if seated is None:
             asked = []
         else:
             question, asked = seated, [one for one in asked if _has_place(one, seated)]
-        if not self._protocol.may_ask(
-            question, drawn if asked else [], nodes.present, self._sent_before(question)
+        if not self.__protocol.may_ask(
+            question, drawn if asked else [], nodes.present, self.__sent_before(question)
         ):
             asked = []
-        self._usual_size = max(sizes_of(asked[:1]), default=0)
-        self._contents.begin(server_round)
-        self._contents.write(asked, partial(self._write_question, question, arrays))
-        self._protocol.log_whole_models(question.state.held, nodes_of(asked))
-        self._asked.begin(server_round)
-        self._asked.add(server_round, question, asked)
+        self.__usual_size = max(sizes_of(asked[:1]), default=0)
+        self.__contents.begin(server_round)
+        self.__contents.write(asked, partial(self._fedmedian_write_question, question, arrays))
+        self.__protocol.log_whole_models(question.state.held, nodes_of(asked))
+        self.__asked.begin(server_round)
+        self.__asked.add(server_round, question, asked)
         return asked
 
-    def _note_training(self, messages: Sequence[Message]) -> None:
+    def __note_training(self, messages: Sequence[Message]) -> None:
         """Remember messages that a subclass has made, by the question in their config.
 
         The arrays of all messages are put into the order that clients are told of.
@@ -311,9 +305,9 @@ class MessageStrategy(ShowsArguments, FedAvg):
         ValueError
             If a message holds other arrays than its question is about.
         """
-        questions: dict[Any, Question] = {one.about.key: one.about for one in self._asked}
+        questions: dict[Any, Question] = {one.about.key: one.about for one in self.__asked}
         abouts = [questions.get(key_in(message)) for message in messages]
-        own = {id(message) for message in self._asked.unknown(messages)}
+        own = {id(message) for message in self.__asked.unknown(messages)}
         records: dict[tuple[int, int], ArrayRecord] = {}
         for message, about in zip(messages, abouts, strict=True):
             if about is None:
@@ -326,12 +320,12 @@ class MessageStrategy(ShowsArguments, FedAvg):
                     ordered = {self.arrayrecord_key: records[key]}
                     message.content = RecordDict({**message.content, **ordered})
             if id(message) in own:
-                self._asked.add(about.server_round, about, [message])
+                self.__asked.add(about.server_round, about, [message])
 
-    def _sent_before(self, question: Question) -> set[Node]:
+    def __sent_before(self, question: Question) -> set[Node]:
         return {
             message.metadata.dst_node_id
-            for one in self._asked
+            for one in self.__asked
             if one.about.key == question.key
             for message in one.messages
             if message.metadata.message_id
@@ -341,14 +335,14 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self, record: RecordDict, node_ids: list[int], message_type: str
     ) -> Iterable[Message]:
         """Construct messages as FedAvg does, each with what depends on its own node."""
-        if (origin := self._contents.origin_of(record)) is None:
+        if (origin := self.__contents.origin_of(record)) is None:
             return super()._construct_messages(record, node_ids, message_type)
         usual, write = origin
         messages = list(super()._construct_messages(usual, node_ids, message_type))
-        self._contents.write(messages, write)
+        self.__contents.write(messages, write)
         return messages
 
-    def _write_question(
+    def _fedmedian_write_question(
         self, question: Question, arrays: ArrayRecord, messages: Sequence[Message]
     ) -> None:
         keys = self.arrayrecord_key, self.configrecord_key
@@ -366,7 +360,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
             if (place := question.places.get(node)) is not None:
                 tell(message, place.encode(), self.configrecord_key)
 
-    def _exchange(
+    def __exchange(
         self,
         question: Question,
         types: Mapping[Node, str],
@@ -377,7 +371,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         The messages have the types of those that ask nodes to train: an app may have no function
         for others.
         """
-        assert self._grid is not None  # `configure_train` has set it
+        assert self.__grid is not None  # `configure_train` has set it
         messages = [
             Message(
                 RecordDict({self.configrecord_key: ConfigRecord(dict(scalars))}),
@@ -387,107 +381,118 @@ class MessageStrategy(ShowsArguments, FedAvg):
             )
             for node, scalars in requests.items()
         ]
-        replies = [*self._grid.send_and_receive(messages, timeout=self._timeout)]
-        self._protocol.watch.count(sum(sizes_of(replies)), sum(sizes_of(messages)), 0, 0)
+        replies = [*self.__grid.send_and_receive(messages, timeout=self.__timeout)]
+        self.__protocol.watch.count(sum(sizes_of(replies)), sum(sizes_of(messages)), 0, 0)
         _, replies_of = by_node(messages, replies, ())
         return {node: scalars_of(reply) for node, reply in replies_of}
 
-    def _forget(self) -> None:
+    def __forget(self) -> None:
         """Forget the messages of an earlier run."""
-        self._former = dict[str, int]()
-        self._asked = Calls[Question](self._former)
-        self._asked_to_evaluate = Calls[ArrayRecord](self._former)
+        self.__former = dict[str, int]()
+        self.__asked = Calls[Question](self.__former)
+        self.__asked_to_evaluate = Calls[ArrayRecord](self.__former)
 
     @paused_collector()
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Aggregate the usable replies into a new model, and report on the round."""
-        journal = self._protocol.journal
+        journal = self.__protocol.journal
         if journal.holds(server_round):
             # In every round, because a run that another strategy drives may end early.
             recalled = journal.recall("train", server_round)
-            return _to_record(journal.model), self._without_lists(server_round, recalled)
+            return _to_record(journal.model), self.__without_lists(server_round, recalled)
         replies = list(replies)
-        question, sent = self._question_of(server_round, replies)
-        received = self._received or {}
+        question, sent = self.__question_of(server_round, replies)
+        received = self.__received or {}
         sent, replies = without_left_out("aggregate_train", sent, replies, received)
         if question is None or not (replies or sent):
-            self._protocol.pass_over()
+            self.__protocol.pass_over()
             return None, None
-        asked, replies_of = by_node(sent, replies, self._former)
-        read = partial(self._reader().answer, question)
+        asked, replies_of = by_node(sent, replies, self.__former)
+        read = partial(self.__reader().answer, question)
         exchange = None
-        if self.recipe.secure is not None:
-            seated = [one.messages for one in self._asked if one.about is question]
-            exchange = partial(self._exchange, question, types_of(chain.from_iterable(seated)))
-        heard = self._protocol.hear(question, asked, replies_of, read, exchange=exchange)
-        sizes = self._count(sent, replies, trains=True)
-        own = self._aggregate("train_metrics_aggr_fn", heard.usual) if heard.usual else None
-        metrics = self._protocol.end(heard, sizes, own or {})
-        return _to_record(heard.model), self._without_lists(server_round, metrics)
+        if self.__grid is not None:
+            seated = [one.messages for one in self.__asked if one.about is question]
+            exchange = partial(self.__exchange, question, types_of(chain.from_iterable(seated)))
+        heard = self.__protocol.hear(question, asked, replies_of, read, exchange=exchange)
+        sizes = self.__count(sent, replies, trains=True)
+        own = self.__aggregate("train_metrics_aggr_fn", heard.usual) if heard.usual else None
+        metrics = self.__protocol.end(heard, sizes, own or {})
+        return _to_record(heard.model), self.__without_lists(server_round, metrics)
 
-    def _question_of(
+    def __question_of(
         self, server_round: int, replies: Sequence[Message]
     ) -> tuple[Question | None, list[Message]]:
         """Return the question that most replies answer, and the messages whose replies are due."""
-        own = self._asked.answered_by(server_round, replies)
+        own = self.__asked.answered_by(server_round, replies)
         if replies and not own:
-            raise self._protocol.not_asked(server_round, "replies", "configure_train")
-        sent = self._asked.hear(own, _ids_in(replies), self._all_received())
+            raise self.__protocol.not_asked(server_round, "replies", "configure_train")
+        sent = self.__asked.hear(own, _ids_in(replies), self.__all_received())
         return (own[0].about if own else None), sent
 
-    def _all_received(self) -> Collection[str] | None:
+    @contextmanager
+    def __receiving(self, replies: Sequence[Message]) -> Iterator[None]:
+        """Let a subclass's method, and that of a subclass of it, aggregate these replies."""
+        outer = self.__received
+        if outer is None:
+            self.__received = {one.metadata.reply_to_message_id: one for one in replies}
+        try:
+            yield
+        finally:
+            self.__received = outer
+
+    def __all_received(self) -> Collection[str] | None:
         """Return the ids of the messages that all replies answer; None if it does not have all."""
-        if self._received is None and not self._protocol.is_announced:
+        if self.__received is None and not self.__protocol.is_announced:
             return None  # another strategy may hold back some
-        return {*(self._received or ())}
+        return {*(self.__received or ())}
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Configure a round of evaluation as FedAvg does."""
-        if server_round < self._protocol.journal.done:
+        if server_round < self.__protocol.journal.done:
             return []
         told = without_our_keys(config)
-        if not self._may_read_arrays():
+        if not self.__may_read_arrays():
             told[EVALUATION] = WIRE_VERSION
-        with self._protocol.sampling(server_round, evaluates=True):
+        with self.__protocol.sampling(server_round, evaluates=True):
             messages = super().configure_evaluate(server_round, arrays, told, grid)
         messages = list(messages)
-        self._usual_size = max(sizes_of(messages[:1]), default=0)
-        held = self._protocol.held_to_evaluate(to_arrays(arrays)) if messages else None
+        self.__usual_size = max(sizes_of(messages[:1]), default=0)
+        held = self.__protocol.held_to_evaluate(to_arrays(arrays)) if messages else None
         if held is not None:
-            self._protocol.log_whole_models(held, nodes_of(messages))
-        self._contents.begin(server_round)
-        self._contents.write(messages, partial(self._write_evaluation, held, arrays))
-        self._asked_to_evaluate.begin(server_round)
-        self._asked_to_evaluate.add(server_round, arrays, messages)
+            self.__protocol.log_whole_models(held, nodes_of(messages))
+        self.__contents.begin(server_round)
+        self.__contents.write(messages, partial(self._fedmedian_write_evaluation, held, arrays))
+        self.__asked_to_evaluate.begin(server_round)
+        self.__asked_to_evaluate.add(server_round, arrays, messages)
         return messages
 
-    def _note_evaluation(self, messages: Sequence[Message]) -> None:
+    def __note_evaluation(self, messages: Sequence[Message]) -> None:
         """Remember messages that a subclass has made."""
-        for last in [*self._asked_to_evaluate][-1:]:
-            for message in self._asked_to_evaluate.unknown(messages):
-                self._asked_to_evaluate.add(last.server_round, last.about, [message])
+        for last in [*self.__asked_to_evaluate][-1:]:
+            for message in self.__asked_to_evaluate.unknown(messages):
+                self.__asked_to_evaluate.add(last.server_round, last.about, [message])
 
-    def _write_evaluation(
+    def _fedmedian_write_evaluation(
         self, held: Held | None, arrays: ArrayRecord, messages: Sequence[Message]
     ) -> None:
         if held is not None:
             keys = self.arrayrecord_key, self.configrecord_key
-            address(messages, arrays, {}, partial(self._protocol.content_for, held), *keys)
-        if self._numpy_clients:
+            address(messages, arrays, {}, partial(self.__protocol.content_for, held), *keys)
+        if self.__numpy_clients:
             numpy_messages.as_evaluation(messages)
 
-    def _sent_to_evaluate(self, replies: Sequence[Message]) -> list[Message]:
+    def __sent_to_evaluate(self, replies: Sequence[Message]) -> list[Message]:
         """Return the messages whose replies are due: those of a call, as of one cluster's."""
         ids = _ids_in(replies)
-        asked = [one for one in self._asked_to_evaluate.in_order() if not one.is_heard]
+        asked = [one for one in self.__asked_to_evaluate.in_order() if not one.is_heard]
         own = [one for one in asked if one.ids & ids] or asked[:1]
-        return self._asked_to_evaluate.hear(own, ids, self._all_received())
+        return self.__asked_to_evaluate.hear(own, ids, self.__all_received())
 
-    def _may_read_arrays(self) -> bool:
+    def __may_read_arrays(self) -> bool:
         """Return whether user code gets the replies to evaluation, and may read their arrays."""
         ours = getattr(self.aggregate_evaluate, "__func__", None)
         usual = FedAvg().evaluate_metrics_aggr_fn
@@ -500,40 +505,40 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Aggregate the usable replies' metrics as FedAvg does."""
-        journal = self._protocol.journal
+        journal = self.__protocol.journal
         if server_round < journal.done:
             return _to_metrics(journal.recall("evaluate", server_round))
         replies = list(replies)
-        sent, received = self._sent_to_evaluate(replies), self._received or {}
+        sent, received = self.__sent_to_evaluate(replies), self.__received or {}
         sent, replies = without_left_out("aggregate_evaluate", sent, replies, received)
         if not replies and not sent:
             return None
-        asked, replies_of = by_node(sent, replies, self._former)
-        sizes = self._count(sent, replies)
-        usual, report = self._protocol.hear_evaluation(
-            server_round, asked, replies_of, self._reader().evaluation, sizes
+        asked, replies_of = by_node(sent, replies, self.__former)
+        sizes = self.__count(sent, replies)
+        usual, report = self.__protocol.hear_evaluation(
+            server_round, asked, replies_of, self.__reader().evaluation, sizes
         )
-        metrics = self._aggregate("evaluate_metrics_aggr_fn", usual) if usual else None
-        self._protocol.end_evaluation(report, metrics or {})
+        metrics = self.__aggregate("evaluate_metrics_aggr_fn", usual) if usual else None
+        self.__protocol.end_evaluation(report, metrics or {})
         if metrics is not None:
             journal.note("evaluate", server_round, metrics)
         return metrics
 
-    def _count(
+    def __count(
         self, asked: Sequence[Message], replies: Sequence[Message], *, trains: bool = False
     ) -> dict[str, float]:
         """Count a round's bytes, and return the mean sizes of its messages for the report.
 
         FedAvg's clients would have been sent the model, and would have answered training with it.
         """
-        up, down, model = sizes_of(replies), sizes_of(asked), self._usual_size
+        up, down, model = sizes_of(replies), sizes_of(asked), self.__usual_size
         with_fedavg = sum(model if trains else size for size in up if size)
-        self._protocol.watch.count(sum(up), sum(down), with_fedavg, model * len(down))
+        self.__protocol.watch.count(sum(up), sum(down), with_fedavg, model * len(down))
         # Without error replies, which hold nothing: the mean is what a client sends.
         sent = {"uplink-bytes": [*filter(None, up)], "downlink-bytes": [*filter(None, down)]}
         return {name: fmean(sizes) for name, sizes in sent.items() if sizes}
 
-    def _without_lists(
+    def __without_lists(
         self, server_round: int, metrics: Mapping[str, Any] | None
     ) -> MetricRecord | None:
         """Return a round's metrics for Flower's log, and keep the others for the Result.
@@ -546,21 +551,21 @@ class MessageStrategy(ShowsArguments, FedAvg):
         numbers, lists = without_lists(metrics)
         is_lost = not metrics["replies-accepted"]
         if is_lost:  # another model of the round may have had usable replies
-            self._other_metrics.setdefault(server_round, dict(metrics))
+            self.__other_metrics.setdefault(server_round, dict(metrics))
         else:
-            self._other_metrics[server_round] = lists
+            self.__other_metrics[server_round] = lists
         return None if is_lost else MetricRecord(numbers)
 
-    def _aggregate(self, name: str, replies: Sequence[Reply[RecordDict]]) -> MetricRecord | None:
+    def __aggregate(self, name: str, replies: Sequence[Reply[RecordDict]]) -> MetricRecord | None:
         function, key = getattr(self, name), self.weighted_by_key
         examples = fair_examples([reply.metrics[key] for reply in replies])
         contents = with_weights([reply.source for reply in replies], key, examples)
         return try_to_aggregate(name, lambda: MetricRecord(dict(function(contents, key) or {})))
 
-    def _evaluate(
+    def __evaluate(
         self, evaluate: EvaluateFunction, server_round: int, arrays: ArrayRecord
     ) -> MetricRecord | None:
-        journal = self._protocol.journal
+        journal = self.__protocol.journal
         if server_round < journal.done:
             stored = journal.recall("evaluate-server", server_round)
             try:
@@ -574,8 +579,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
             journal.note("evaluate-server", server_round, metrics)
         return metrics
 
-    def _reader(self) -> ReplyReader:
-        return ReplyReader(self.weighted_by_key, self._numpy_clients, self._former)
+    def __reader(self) -> ReplyReader:
+        return ReplyReader(self.weighted_by_key, self.__numpy_clients, self.__former)
 
 
 class _CountingGrid:

@@ -1,6 +1,7 @@
 """Wrappers of methods that users override, so that what was really sent or heard counts."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import wraps
 from typing import Any
 
@@ -58,20 +59,27 @@ def noting(note: Callable[[Any, Sequence[Any]], None]) -> Callable[[Method], Met
     return wrap
 
 
-def seeing_all(aggregate: Method) -> Method:
-    """Return a subclass's method that lets its strategy see all replies that it is given."""
+def seeing_all(
+    receiving: Callable[[Any, Sequence[Any]], AbstractContextManager[None]],
+) -> Callable[[Method], Method]:
+    """Return a wrapper by which a strategy sees all replies that a subclass's method is given.
 
-    @wraps(aggregate)
-    def see_and_aggregate(self: Any, *given: Any, **named: Any) -> Any:
-        # A subclass of that subclass has been given them; one that names arguments its own way may.
-        if self._received is not None or len(given) < 2:
-            return aggregate(self, *given, **named)
-        server_round, replies, *others = given
-        replies = list(replies)
-        self._received = {one.metadata.reply_to_message_id: one for one in replies}
-        try:
-            return aggregate(self, server_round, replies, *others, **named)
-        finally:
-            self._received = None
+    Parameters
+    ----------
+    receiving : callable
+        Takes the strategy and the replies, and returns the context that the method runs in.
+    """
 
-    return see_and_aggregate
+    def wrap(aggregate: Method) -> Method:
+        @wraps(aggregate)
+        def see_and_aggregate(self: Any, *given: Any, **named: Any) -> Any:
+            if len(given) < 2:  # a subclass may name arguments its own way
+                return aggregate(self, *given, **named)
+            server_round, replies, *others = given
+            replies = list(replies)
+            with receiving(self, replies):
+                return aggregate(self, server_round, replies, *others, **named)
+
+        return see_and_aggregate
+
+    return wrap

@@ -138,6 +138,22 @@ class TestAttributes:
         assert (Own(5).seed, Own(5).history) == (5, [])
 
     @every_strategy
+    @pytest.mark.parametrize("name", ["recipe", "options"])
+    @pytest.mark.parametrize("is_early", [True, False], ids=["before", "after"])
+    def test_an_attribute_of_the_strategys_own_is_refused_whenever_it_is_set(
+        self, strategy, name, is_early
+    ):
+        class Own(strategy):
+            def __init__(self):
+                if is_early:
+                    setattr(self, name, {"lr": 0.1})
+                super().__init__()
+                setattr(self, name, {"lr": 0.1})
+
+        with pytest.raises(AttributeError, match=rf"^{name} cannot be set.*another name"):
+            Own()
+
+    @every_strategy
     def test_one_that_a_subclass_sets_too_early_is_refused_with_the_order(self, strategy):
         class Own(strategy):
             def __init__(self, seed):

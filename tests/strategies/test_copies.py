@@ -12,6 +12,7 @@ from fedmedian import Clip, Gaussian
 from fedmedian.clients import InProcessGrid
 from fedmedian.privacy.accounting import PrivacyBudget
 from fedmedian.strategies import Checkpoint
+from tests.tools.apis import protocol_of
 
 MODEL = {"0": np.zeros((20, 30), np.float32)}
 NUM_CLIENTS = 3
@@ -60,12 +61,12 @@ def test_a_copy_resumes_from_the_checkpoint_of_the_original(make_copy, make, pla
 @copied
 def test_a_copy_does_not_hold_the_folder_that_the_original_holds(make_copy, make, tmp_path):
     strategy = make(checkpoint=Checkpoint(tmp_path))
-    protocol = strategy._protocol
+    protocol = protocol_of(strategy)
     protocol.open(MODEL)
     copied_one = make_copy(strategy)
-    copied_one._protocol.journal.release()
+    protocol_of(copied_one).journal.release()
     with pytest.raises(RuntimeError, match="in use"):
-        in_another_thread(lambda: make(checkpoint=Checkpoint(tmp_path))._protocol.open(MODEL))
+        in_another_thread(lambda: protocol_of(make(checkpoint=Checkpoint(tmp_path))).open(MODEL))
     protocol.journal.release()
 
 

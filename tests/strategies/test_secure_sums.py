@@ -43,6 +43,7 @@ from fedmedian.secure.masking import PART, SHARE
 from fedmedian.secure.requests import ask_for_key, is_request
 from fedmedian.strategies import MedianSGD, SignSGD, legacy
 from fedmedian.wire.scalars import PREFIX
+from tests.tools.apis import protocol_of
 
 NUM_CLIENTS = 7
 LEAST = 5
@@ -555,7 +556,7 @@ class CountingGrid(InProcessGrid):
 
 
 def assert_all_bytes_counted(strategy, outcome):
-    counted = strategy._protocol.watch
+    counted = protocol_of(strategy).watch
     assert (counted._up, counted._down) == (outcome.grid.up, outcome.grid.down)
     assert counted._up > sum(report["uplink-bytes"] for report in outcome.reports.values())
 

@@ -1,17 +1,30 @@
 """Strategies as users extend them, in the ways of Flower's own advanced examples."""
 
+from abc import ABC
+
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.common import ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server.client_manager import SimpleClientManager
-from flwr.serverapp.strategy import Result
+from flwr.serverapp.strategy import FedAvg, Result
 
+from fedmedian.aggregators.base import Aggregator
+from fedmedian.aggregators.votes import VoteAggregator
 from fedmedian.clients import InProcessGrid, perturb
+from fedmedian.rules.noise import Noise
+from fedmedian.rules.optimizers import Optimizer
+from fedmedian.steps.base import ClientStep
+from fedmedian.steps.encodings import Encoding
 from fedmedian.strategies import MedianSGD, SignSGD, legacy
 
 MODEL = {"0": np.zeros((20, 30), np.float32), "1": np.zeros(10, np.float32)}
 NUM_CLIENTS = 5
+STRATEGIES = [SignSGD, MedianSGD, legacy.SignSGD, legacy.MedianSGD]
+
+
+def in_module(cls):
+    return f"{cls.__module__.split('.')[-1]}.{cls.__name__}"
 
 
 def train(model, partition):
@@ -130,6 +143,36 @@ class TestOlderApi:
         usual = run(base(seed=1), train, MODEL, NUM_CLIENTS, 2)
         assert seen == [0.5] * NUM_CLIENTS + [0.25] * NUM_CLIENTS
         np.testing.assert_array_equal(own.model["0"], usual.model["0"])
+
+
+class TestNames:
+    """A subclass may call its own methods and attributes what it likes."""
+
+    @pytest.mark.parametrize(
+        "base",
+        [*STRATEGIES, Aggregator, VoteAggregator, ClientStep, Encoding, Noise, Optimizer],
+        ids=in_module,
+    )
+    def test_no_private_name_of_a_class_to_derive_from_is_in_a_subclasss_way(self, base):
+        own = [one for one in base.__mro__ if one.__module__.startswith("fedmedian.")]
+        names = {name for one in own for name in vars(one)} - {*dir(FedAvg), *dir(ABC)}
+        names |= {*vars(base())} - {*vars(FedAvg())} if base in STRATEGIES else set()
+        hidden = ("__", "_fedmedian_", *(f"_{one.__name__.lstrip('_')}__" for one in own))
+        assert [one for one in names if one.startswith("_") and not one.startswith(hidden)] == []
+
+    @pytest.mark.parametrize("base", STRATEGIES, ids=in_module)
+    def test_helpers_that_are_called_as_ours_change_nothing(self, base, run):
+        made = base()
+        ours = {name for one in (*base.__mro__, made) for name in vars(one) if "__" in name[2:]}
+        names = [f"_{name.split('__')[1]}" for name in ours if not name.startswith("__")]
+        assert {"_evaluate", "_aggregate", "_protocol", "_asked"} & {*names}
+        methods = type("Methods", (base,), {name: lambda self, *given: "mine" for name in names})
+        attributes = base(seed=1)
+        vars(attributes).update(dict.fromkeys(names, "mine"))
+        usual = run(base(seed=1), train, MODEL, NUM_CLIENTS, 2)
+        for own in (methods(seed=1), attributes):
+            model = run(own, train, MODEL, NUM_CLIENTS, 2).model
+            np.testing.assert_array_equal(model["0"], usual.model["0"])
 
 
 class Proxy:

@@ -1,6 +1,8 @@
-"""Cases of a test in Flower's two APIs, without a full cross product."""
+"""Strategies of both of Flower's APIs: cases of a test, and what drives their rounds."""
 
 import pytest
+
+from fedmedian.rounds.protocol import RoundProtocol
 
 
 def each_case(names, cases, older):
@@ -24,3 +26,9 @@ def each_case(names, cases, older):
         if api == "Message API" or name in older
     ]
     return pytest.mark.parametrize(("api", *names), params, indirect=["api"])
+
+
+def protocol_of(strategy):
+    """Return what drives a strategy's rounds, which it keeps to itself."""
+    (protocol,) = (one for one in vars(strategy).values() if isinstance(one, RoundProtocol))
+    return protocol

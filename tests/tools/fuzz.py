@@ -44,6 +44,7 @@ from fedmedian.steps.instruction import Instruction, perturb_update
 from fedmedian.strategies import MedianSGD, SignSGD, legacy
 from fedmedian.wire.npy import write_npy
 from tests.tools import policies
+from tests.tools.apis import protocol_of
 
 COHORT = 40
 HOSTILE = COHORT // 2
@@ -465,7 +466,7 @@ def _defects(cohort: Cohort, after: Arrays | None, accepted: int) -> Iterator[st
         yield "an honest reply was dropped"
     if after is not None and not all(np.isfinite(array).all() for array in after.values()):
         yield "the model is not finite"
-    states = cohort.strategy._protocol._models._known[-1].state.arrays.values()
+    states = protocol_of(cohort.strategy)._models._known[-1].state.arrays.values()
     # NaN is a scale that clients choose.
     if any(state.scale > float(np.finfo(np.float32).max) for state in states):
         yield "a noise scale is not finite"

@@ -7,6 +7,7 @@ import pytest
 
 from fedmedian.rounds.state import ArrayState, KnownModels, RunState
 from tests.tools import fuzz
+from tests.tools.apis import protocol_of
 from tests.tools.fuzz import ACCEPTED, APIS, HOSTILE, REFUSED, STRATEGIES, play
 
 both_apis = pytest.mark.parametrize("api", APIS)
@@ -34,7 +35,7 @@ def poison_the_model(cohort, model, report):
 
 def overflow_the_scales(cohort, model, report):
     broken = RunState({"of a later round": ArrayState((1,), 1e39)})
-    cohort.strategy._protocol._models = KnownModels({}, broken)
+    protocol_of(cohort.strategy)._models = KnownModels({}, broken)
     return model, report
 
 
