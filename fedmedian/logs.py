@@ -83,11 +83,7 @@ def as_line(source: object) -> str:
     "'loss'"
     """
     text = _text_of(source)
-    start = text[:LONGEST]
-    if not start.isprintable():
-        start = "".join(
-            c if c.isprintable() else c.encode("unicode_escape").decode() for c in start
-        )
+    start = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:LONGEST])
     if len(text) <= LONGEST and len(start) <= LONGEST:
         return start
     return f"{start[:LONGEST]}… (cut, of {len(text)} characters)"
@@ -188,20 +184,16 @@ def shown(value: object, most: int = _LONGEST_PART) -> str:
 def _repr_in_parts(value: object, most: int) -> Iterator[str]:
     if isinstance(value, str | bytes):
         yield repr(value[: most + 1])
-    elif isinstance(value, Mapping):
-        yield "{"
-        for number, (key, entry) in enumerate(value.items()):
-            yield ", " if number else ""
-            yield from _repr_in_parts(key, most)
-            yield ": "
-            yield from _repr_in_parts(entry, most)
-        yield "}"
-    elif isinstance(value, list):
-        yield "["
+    elif isinstance(value, Mapping | list):
+        start, end = "[]" if isinstance(value, list) else "{}"
+        yield start
         for number, entry in enumerate(value):
             yield ", " if number else ""
             yield from _repr_in_parts(entry, most)
-        yield "]"
+            if isinstance(value, Mapping):
+                yield ": "
+                yield from _repr_in_parts(value[entry], most)
+        yield end
     elif isinstance(value, int) and value.bit_length() > min(4 * most, _LONGEST_INTEGER):
         yield f"an integer of {value.bit_length()} bits"
     else:
