@@ -1,6 +1,7 @@
 """A client's answer to an instruction, with its noise and its memory."""
 
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 
 from flwr.app import Context
@@ -68,11 +69,8 @@ def answer(
     )
     memory = recall(context)
     payload = perturb_update(instruction, layout, update, after, rng, memory, partition, clip)
-    if clip is None:
+    with nullcontext() if clip is None else warned_of("the memory of client steps stays unchanged"):
         remember(context, memory)
-    else:
-        with warned_of("the memory of client steps stays unchanged"):
-            remember(context, memory)
     return replace(payload, held=held)
 
 
