@@ -1,7 +1,7 @@
 """A model's named arrays as one flat vector."""
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -72,9 +72,7 @@ class ArraySpec:
         """The number of bytes that the entries take in the array's own dtype."""
         return self.size * self.dtype.itemsize
 
-    def combine(
-        self, values: NDArray[Any], center: Center, before: NDArray[Any] | None = None
-    ) -> NDArray[Any]:
+    def combine(self, values: NDArray[Any], center: Center, before: NDArray[Any]) -> NDArray[Any]:
         """Return the center of clients' values; integers are rounded once, at the end.
 
         An entry of `before` that is not finite, such as a range that has seen no data, stays
@@ -87,8 +85,8 @@ class ArraySpec:
         center : callable
             Returns the center, (*shape), of (M, *shape) float64. It must lie between the smallest
             and the largest value, and shift with values that all shift by a constant.
-        before : (*shape) array, optional
-            The model's values. If given, they and the clients' values may be infinite or NaN.
+        before : (*shape) array
+            The model's values, which may be infinite or NaN, as may the clients'.
 
         Returns
         -------
@@ -97,10 +95,7 @@ class ArraySpec:
         """
         start = before if len(values) == 2 else None  # of two, each bounds the other
         if is_floating(self.dtype):
-            numbers = values.astype(np.float64)
-            if before is None or is_finite(before):
-                return _rounded(_center_of(numbers, center, start), self.dtype)
-            filled, known = _fill(numbers)
+            filled, known = _fill(values.astype(np.float64))
             combined = _rounded(_center_of(filled, center, start), self.dtype)
             return np.where(known, combined, before)
         # Float64 cannot hold large integers, but it holds small differences between them. Those
@@ -470,26 +465,31 @@ class Layout:
             start += spec.num_bytes
         return arrays
 
-    def stack_exact(
-        self, packed: Sequence[NDArray[np.uint8]]
-    ) -> Iterator[tuple[ArraySpec, NDArray[Any]]]:
-        """Yield each exact array with the values of several clients.
+    def combine_exact(
+        self, packed: Sequence[NDArray[np.uint8]], center: Center, before: Arrays
+    ) -> dict[str, NDArray[Any]]:
+        """Return the center of each exact array of several clients; see `ArraySpec.combine`.
 
         Parameters
         ----------
         packed : sequence of M (exact_bytes,) uint8
             The clients' exact arrays as `pack_exact` returns them.
+        center : callable
+            Returns the center of an array's values.
+        before : mapping of str to array
+            The model.
 
-        Yields
-        ------
-        spec : ArraySpec
-            The array.
-        values : (M, *shape) array
-            The clients' values, in the array's own dtype.
+        Returns
+        -------
+        dict of str to array
+            The centers by name, each in the array's own dtype.
         """
         clients = [self.unpack_exact(data) for data in packed]
-        for spec in self.exact:
-            yield spec, np.stack([client[spec.name] for client in clients])
+        stacked = {spec: np.stack([own[spec.name] for own in clients]) for spec in self.exact}
+        return {
+            spec.name: spec.combine(values, center, before[spec.name])
+            for spec, values in stacked.items()
+        }
 
 
 class Moving:

@@ -651,7 +651,9 @@ class Recipe:
                 states[spec.name] = own = dict(state.of(spec.name, spec.shape).optimizer)
                 step = _optimized(self.optimizer, step, spec.name, own)
             moving.move(Part(index, 0, step.size), step[None])
-        model = moving.finish(self._exact(question, payloads, read))
+        center = partial(self.aggregator.center, weights=read.weights)
+        packed = [payload.exact for payload in payloads]
+        model = moving.finish(layout.combine_exact(packed, center, question.model))
         if (name := moving.first_spoiled(model)) is not None:
             raise NoStepError(f"its step would make array {name!r} NaN or infinite")
         return model, states
@@ -661,16 +663,6 @@ class Recipe:
         if read.noise_at != "client":
             return np.asarray(read.scales[0])
         return np.asarray(agreed_size(read.scales), dtype=np.float32)
-
-    def _exact(
-        self, question: Question, payloads: Sequence[Payload], read: Answers
-    ) -> dict[str, NDArray[Any]]:
-        center = partial(self.aggregator.center, weights=read.weights)
-        stacked = question.layout.stack_exact([payload.exact for payload in payloads])
-        return {
-            spec.name: spec.combine(values, center, question.model[spec.name])
-            for spec, values in stacked
-        }
 
 
 def _voted(noise: Noise) -> ScaleRule:

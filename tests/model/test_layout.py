@@ -575,7 +575,8 @@ class TestNames:
 
 
 def combine(layout, packed, center):
-    return {spec.name: spec.combine(values, center) for spec, values in layout.stack_exact(packed)}
+    before = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in layout.exact}
+    return layout.combine_exact(packed, center, before)
 
 
 class TestExactArrays:
@@ -625,7 +626,8 @@ class TestExactArrays:
     )
     def test_a_center_too_small_for_the_dtype_does_not_become_zero(self, values, factor):
         spec = ArraySpec("bn.running_var", values.shape[1:], values.dtype, exact=True)
-        combined = spec.combine(values, lambda wide: wide.min(axis=0) * factor)
+        before = np.ones(spec.shape, spec.dtype)
+        combined = spec.combine(values, lambda wide: wide.min(axis=0) * factor, before)
         assert combined.dtype == np.float16
         assert np.all(combined > 0)
         assert np.all(combined <= values.min(axis=0))
@@ -633,7 +635,8 @@ class TestExactArrays:
     @given(model=models(dtypes=[np.int32, np.uint8, np.bool_, np.float16, np.float32]))
     def test_combined_exact_arrays_have_their_own_shape_and_dtype(self, model):
         layout = Layout.of_model(model, exact=["*"])
-        combined = combine(layout, [layout.pack_exact(model)] * 3, lambda stacked: stacked[0])
+        packed = [layout.pack_exact(model)] * 3
+        combined = layout.combine_exact(packed, lambda stacked: stacked[0], model)
         for name, array in model.items():
             assert type(combined[name]) is np.ndarray
             assert combined[name].dtype == array.dtype
