@@ -13,7 +13,7 @@ from fedmedian.clients.holding import model_in, receive
 from fedmedian.clients.policy import Policies, Policy, PolicyError, are_enforced, enforcing
 from fedmedian.clients.summing import RECORD, answer_request, masked, remember, taking
 from fedmedian.logs import warn
-from fedmedian.model.layout import Arrays, Layout
+from fedmedian.model.layout import Layout
 from fedmedian.records import to_arrays, to_record
 from fedmedian.secure.cohort import Place
 from fedmedian.steps.downlink import HELD
@@ -112,8 +112,9 @@ def _answer(
         held = receive(message, context)
     except ValueError as error:
         return _refuse(message, error)
-    config = _instructed_config(message)
-    if config is None:
+    records = message.content.config_records.values()
+    config = next((one for one in records if Instruction.is_in(one)), None)
+    if config is None or not is_training(message):
         if is_second and is_training(message):
             warn("perturb is listed twice in a ClientApp's mods; only the first one has an effect")
         return _pass_on(message, context, call_next, policies, held)
@@ -174,39 +175,27 @@ def _follow(
         reply = call_next(message, context)
     if reply.has_error():
         return reply
+    content = reply.content
     try:
+        name, trained = model_in(content)
+        own_arrays, unnamed = to_arrays(trained), _FIT_METRICS in content
+        after = layout.named(own_arrays, unnamed=unnamed)
+        policies.require_exact(instruction, layout.own_names(own_arrays, unnamed=unnamed))
         # Where warnings are errors, one about a value would report it in spite of a policy.
         with np.errstate(all="ignore" if policies.members else None):
-            _perturb(reply.content, instruction, layout, before, context, policies, held, place)
+            update = layout.reader_of_difference(before, after)
+            clip = policies.clip
+            payload = answer(context, instruction, layout, update, after, clip=clip, held=held)
+        if place is not None:
+            payload = masked(payload, instruction, layout, place, context)
+        policies.withhold(content)
+        bodies, scalars = payload.encode()
+        # Not the model's names: another mod must not mistake these arrays for the model.
+        content[name] = to_record({f"{PREFIX}{i}": body for i, body in enumerate(bodies)})
+        _add_scalars(content, _FIT_METRICS, scalars)
     except ValueError as error:
         return _refuse(message, error)
     return reply
-
-
-def _perturb(
-    content: RecordDict,
-    instruction: Instruction,
-    layout: Layout,
-    before: Arrays,
-    context: Context,
-    policies: Policies,
-    held: str | None,
-    place: Place | None,
-) -> None:
-    """Replace the trained model by the answer, and remove what must stay on the client."""
-    name, trained = model_in(content)
-    own_arrays, unnamed = to_arrays(trained), _FIT_METRICS in content
-    after = layout.named(own_arrays, unnamed=unnamed)
-    update = layout.reader_of_difference(before, after)
-    policies.require_exact(instruction, layout.own_names(own_arrays, unnamed=unnamed))
-    payload = answer(context, instruction, layout, update, after, clip=policies.clip, held=held)
-    if place is not None:
-        payload = masked(payload, instruction, layout, place, context)
-    policies.withhold(content)
-    bodies, scalars = payload.encode()
-    # Not the model's names: another mod must not mistake these arrays for the model.
-    content[name] = to_record({f"{PREFIX}{i}": body for i, body in enumerate(bodies)})
-    _add_scalars(content, _FIT_METRICS, scalars)
 
 
 def _add_scalars(content: RecordDict, metrics: str, scalars: Mapping[str, WireScalar]) -> None:
@@ -221,13 +210,6 @@ def _remove_keys(message: Message) -> None:
     for config in message.content.config_records.values():
         for key in [key for key in config if key.startswith(PREFIX)]:
             del config[key]
-
-
-def _instructed_config(message: Message) -> ConfigRecord | None:
-    if not is_training(message):
-        return None
-    records = message.content.config_records.values()
-    return next((record for record in records if Instruction.is_in(record)), None)
 
 
 def is_training(message: Message) -> bool:
