@@ -94,7 +94,8 @@ class Draft:
         self._is_private = is_private
         self._reports: dict[str, Float32] = {}
         if callable(update):
-            self._read, self._make = update, _from(update)
+            self._read = read = update
+            self._make: Make = lambda number, out: read(Part(number, 0, out.size), out)
         else:
             self._vector = update
         self._is_waiting = False  # whether work of `for_each` waits for blocks that are to be made
@@ -254,13 +255,6 @@ def _add_finely(part: Float32, noise: Noise, scale: np.float32, rng: np.random.G
     for start in range(0, part.size, _CHUNK):
         piece = part[start : start + _CHUNK]
         piece[:] = piece + np.float64(scale) * noise.sample_finely(rng, piece.size)
-
-
-def _from(read: Read) -> Make:
-    def make(number: int, out: Float32) -> None:
-        read(Part(number, 0, out.size), out)
-
-    return make
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from math import isfinite
 from typing import Any, TypeVar
 
@@ -122,8 +123,7 @@ class Instruction:
 
     def num_votes(self, layout: Layout) -> dict[str, int]:
         """Return how many votes each step reports, by its name, for those that do."""
-        before = _blocks_around(self, layout.blocks)[:-1]
-        pairs = zip(self.steps, before, strict=True)
+        pairs = zip(self.steps, _blocks_around(self, layout.blocks), strict=False)
         numbers = {step.name: step.num_votes(blocks) for step, blocks in pairs}
         return {name: number for name, number in numbers.items() if number}
 
@@ -402,10 +402,7 @@ def _require_finite(layout: Layout, index: int, part: Float32) -> None:
 @lru_cache(maxsize=8)  # each of a round's replies asks
 def _blocks_around(instruction: Instruction, blocks: Blocks) -> tuple[Blocks, ...]:
     """Return the blocks before each step, then those after the last."""
-    found = [blocks]
-    for step in instruction.steps:
-        found.append(step.blocks(found[-1]))
-    return tuple(found)
+    return (*accumulate(instruction.steps, lambda now, step: step.blocks(now), initial=blocks),)
 
 
 def _read_seed(read: Reader) -> int | None:
