@@ -409,15 +409,14 @@ class Recipe:
             used = np.tile(voted[0], (len(answers), 1))
             sizes = np.tile(voted[1], (len(answers), 1))
         claims = np.array([one.num_examples if self.weighted else 1.0 for one in answers])
-        side = self.noise_side
         read = Answers(
             bodies=[payload.body for payload in payloads] if total is None else (),
             weights=voting_weights(claims),
             blocks=question.blocks,
             noise=self.noise,
-            scales=self._scales_in_force(question, state, used, sizes, side),
+            scales=self._scales_in_force(question, state, used, sizes),
             magnitudes=sizes if self.rule and self.rule.magnitude else None,
-            noise_at=side,
+            noise_at=self.noise_side,
             metrics=[answer.metrics for answer in answers],
             report={} if diagnostics else None,
             counts=signs,
@@ -595,17 +594,12 @@ class Recipe:
         return np.float32(rule.own_factor) * sizes.astype(np.float32), sizes, following
 
     def _scales_in_force(
-        self,
-        question: Question,
-        state: RunState,
-        used: Float32,
-        sizes: NDArray[np.float64],
-        side: NoiseAt | None,
+        self, question: Question, state: RunState, used: Float32, sizes: NDArray[np.float64]
     ) -> Float32 | None:
         """Return the noise scales, (M, L): the clients' own, or the server's for all of them."""
         if self.rule is None:
             return None
-        if side == "client":
+        if self.noise_side == "client":
             return used
         known = self._scales(state, question.blocks, question.layout)
         found = np.where(np.isnan(known), self._following(known, sizes), known)
