@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmedian.logs import LONGEST, as_line, cut, failure_of, shown, text_of, warn
+from fedmedian.logs import LONGEST, Once, as_line, cut, failure_of, shown, text_of, warn
 from tests.tools.ray_failures import CAUSE, CONTEXT, on_ray
 
 
@@ -168,6 +168,15 @@ class TestParts:
         assert cut("y" * 10**6) == f"{'y' * 200}… (cut, of 1000000 characters)"
         line = as_line(f"error 0: {text_of(ValueError('y' * 10**6))}")
         assert line.endswith("y… (cut, of 1000000 characters)")
+
+
+def test_each_topic_is_said_once(caplog):
+    once = Once()
+    for number in range(3):
+        for topic in ("one", ("another", 2)):
+            once.warn(topic, "round %d", number)
+    assert [record.getMessage() for record in caplog.records] == ["round 0"] * 2
+    assert [once.is_first(topic) for topic in ("one", "a third", "a third")] == [False, True, False]
 
 
 def test_a_warning_is_one_line_whatever_its_words_are(caplog):

@@ -18,7 +18,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedmedian.checks import require_integer, require_type
-from fedmedian.logs import LOGGER, as_line, text_of
+from fedmedian.logs import LOGGER, Once, as_line, text_of
 from fedmedian.records import serialized_sizes
 
 _RUN_ID = 1
@@ -86,7 +86,7 @@ class InProcessGrid(Grid):
         }
         self._message_ids = count(1)
         self._replies: dict[str, Message] = {}
-        self._logged = set[tuple[object, ...]]()
+        self._once = Once()
         self._lock = Lock()  # Flower's older server sends from several threads
         self.bytes_up = 0
         self.bytes_down = 0
@@ -165,8 +165,7 @@ class InProcessGrid(Grid):
         The server gets its reason in any case, and logs it with the node.
         """
         lines = {(one.filename, one.lineno) for one in extract_tb(error.__traceback__)}
-        if (key := (type(error).__qualname__, frozenset(lines))) not in self._logged:
-            self._logged.add(key)
+        if self._once.is_first((type(error).__qualname__, frozenset(lines))):
             trace = "".join(format_exception(error)).splitlines()
             LOGGER.error("ClientApp raised an exception\n%s", "\n".join(map(as_line, trace)))
 

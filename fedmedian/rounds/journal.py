@@ -1,14 +1,14 @@
 """The finished rounds of a run: those in its checkpoint, and those since."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
-from fedmedian.logs import LOGGER, as_line, shown, warn, without_addresses
+from fedmedian.logs import LOGGER, Once, as_line, shown, warn, without_addresses
 from fedmedian.model.layout import Arrays, forms_of, is_by_position, is_same_array
 from fedmedian.rounds.checkpoint import Checkpoint, History, Mark, Saved
 from fedmedian.rounds.downlink import difference_in_form
@@ -58,7 +58,7 @@ class Journal:
         self._known = dict(self.model or {})
         self._unloaded = set(self._known)
         self._form: str | None = None if saved is None else saved.identity.get(_INITIAL)
-        self._said = set[str]()
+        self._once = Once()
         self._stored = self.done
         self._is_due = False
         self._moved_in = 0
@@ -153,19 +153,18 @@ class Journal:
                     f"{self.done}, in which no client trains, and pass it on unchanged; in the "
                     "older API, those that initialize_parameters returns"
                 )
-        if self._unloaded == self._known.keys() and (absent := self._unloaded - model.keys()):
-            self._say_once(
-                "absent",
-                LOGGER.info,
+        absent = self._unloaded - model.keys()
+        is_part = absent and self._unloaded == self._known.keys()
+        if is_part and self._once.is_first("absent"):
+            LOGGER.info(
                 "the run resumes with a part of the model: arrays %s of the checkpoint are in what "
                 "aggregate_train returned for round %d, and must be kept from there",
                 *(shown(sorted(absent)), self.done),
             )
         if is_by_position(model) and self._is_unclear(model, has_changed=bool(changed)):
             self._known = dict(model)
-            self._say_once(
+            self._once.warn(
                 "change",
-                warn,
                 "a part of the model is trained whose arrays have no names to tell which ones they "
                 "are: no run can resume from the checkpoints in %s, except of rounds that train "
                 "all arrays; train the first few, unchanged since the last round, or use names, "
@@ -173,9 +172,8 @@ class Journal:
                 self._checkpoint.folder,
             )
         elif changed and (self._stored or self._last is not None):
-            self._say_once(
+            self._once.warn(
                 "change",
-                warn,
                 "the model is not the one that the last round returned, array %s is another: the "
                 "checkpoints in %s do not hold the change, so a run that resumes from them "
                 "continues without it; pass on what aggregate_train or aggregate_fit returns, or "
@@ -192,11 +190,6 @@ class Journal:
             any(is_same_array(array, self._known[other]) for other in others)
             for array in model.values()
         )
-
-    def _say_once(self, topic: str, say: Callable[..., None], text: str, *values: Any) -> None:
-        if topic not in self._said:
-            self._said.add(topic)
-            say(text, *values)
 
     def warn_of_unseen_rounds(self) -> None:
         """Log what a resumed run lacks when another strategy's ``start`` drives it."""

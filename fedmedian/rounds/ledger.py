@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fedmedian.aggregators.diagnostics import Report
-from fedmedian.logs import shown, warn
-from fedmedian.privacy.accounting import MOST_ANSWERS, Draw, Mechanism, PrivacyBudget, honest_of
+from fedmedian.logs import Once, shown, warn
+from fedmedian.privacy.accounting import MOST_ANSWERS, Draw, Mechanism, honest_of
 from fedmedian.privacy.amplification import share_that_hides
 from fedmedian.privacy.mechanism import NoMechanism, mechanism_of
 from fedmedian.rounds.mechanism import UNKNOWN_MODEL, against_model, mechanism_of_strategy
@@ -38,14 +38,13 @@ class Ledger:
 
     Parameters
     ----------
-    budget : PrivacyBudget
-        The bound on what clients reveal.
     recipe : Recipe
         What the strategy asks of clients, and so what they release in a round. With secure sums
         that is known in the first round.
     options : RunOptions
-        The other arguments of the strategy. The count is stored with its checkpoint, if any, before
-        clients are asked, because their answers count even if the process is killed.
+        The other arguments of the strategy, among them the budget. The count is stored with its
+        checkpoint, if any, before clients are asked, because their answers count even if the
+        process is killed.
     fraction_train, fraction_evaluate : float
         The shares of nodes that are asked to train, and to evaluate the model.
 
@@ -57,13 +56,10 @@ class Ledger:
     """
 
     def __init__(
-        self,
-        budget: PrivacyBudget,
-        recipe: Recipe,
-        options: RunOptions,
-        fraction_train: float,
-        fraction_evaluate: float,
+        self, recipe: Recipe, options: RunOptions, fraction_train: float, fraction_evaluate: float
     ) -> None:
+        budget = options.privacy_budget
+        assert budget is not None  # `of_strategy` asks
         if fraction_train > budget.sampling:
             raise ValueError(
                 f"privacy_budget must have sampling >= {fraction_train:g}, the share of clients "
@@ -78,7 +74,7 @@ class Ledger:
         self._answered: Counter[Draw] = Counter()
         self._until = 0
         self._charged: dict[tuple[int, int], _Charge] = {}
-        self._has_warned = self._has_warned_of_asked = False
+        self._once = Once()
         mechanism = mechanism_of_strategy(recipe, fraction_evaluate)
         if recipe.secure is None or mechanism != NoMechanism((UNKNOWN_MODEL,)):
             self._take(mechanism)
@@ -88,10 +84,9 @@ class Ledger:
         cls, recipe: Recipe, options: RunOptions, fraction_train: float, fraction_evaluate: float
     ) -> "Ledger | None":
         """Return a strategy's ledger, or None if it has no budget."""
-        budget = options.privacy_budget
-        if budget is None:
+        if options.privacy_budget is None:
             return None
-        return cls(budget, recipe, options, fraction_train, fraction_evaluate)
+        return cls(recipe, options, fraction_train, fraction_evaluate)
 
     def _take(self, mechanism: Mechanism | NoMechanism, remedy: str = "") -> None:
         """Count by a mechanism from now on; the error for too small a budget names the remedy.
@@ -294,14 +289,13 @@ class Ledger:
         if now == charge:
             return
         self._recount(question, now)
-        if not self._has_warned_of_asked:
-            self._has_warned_of_asked = True
-            warn(
-                "round %d: %s, and epsilon counts that; a subclass must ask each client once, and "
-                "with sampling < 1 only clients that were drawn",
-                question.server_round,
-                "a client has answered twice" if is_drawn else "clients answer that were not drawn",
-            )
+        self._once.warn(
+            "answers",
+            "round %d: %s, and epsilon counts that; a subclass must ask each client once, and with "
+            "sampling < 1 only clients that were drawn",
+            question.server_round,
+            "a client has answered twice" if is_drawn else "clients answer that were not drawn",
+        )
 
     def _recount(self, question: Question, charge: _Charge) -> None:
         """Replace what a question was charged."""
@@ -358,17 +352,14 @@ class Ledger:
 
     def warn_of_metrics(self, replies: Sequence[Reply[Any]]) -> None:
         """Warn once if clients send values that ε does not cover."""
-        if self._has_warned:
-            return
         names = {key for one in replies for key, value in one.metrics.items() if value != 1}
-        if not names and all(one.num_examples == 1 for one in replies):
-            return
-        self._has_warned = True
-        warn(
-            "clients send their number of examples or their own metrics, %s, without noise, and "
-            "epsilon does not count them; a client's Policy leaves them out",
-            shown(sorted(names)),
-        )
+        if names or any(one.num_examples != 1 for one in replies):
+            self._once.warn(
+                "metrics",
+                "clients send their number of examples or their own metrics, %s, without noise, "
+                "and epsilon does not count them; a client's Policy leaves them out",
+                shown(sorted(names)),
+            )
 
     def _epsilon(self, rounds: Mapping[Draw, int]) -> float:
         assert self._mechanism is not None  # rounds are counted once it is known

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmedian.logs import warn
+from fedmedian.logs import Once
 from fedmedian.model.blocks import UNNAMED, Blocks
 from fedmedian.model.layout import Arrays, Layout, is_same_array
 from fedmedian.rounds.downlink import Held
@@ -236,7 +236,7 @@ class KnownModels:
         self._known = [Known(sample, sample, state)]
         self._asked: dict[tuple[int, int], Known] = {}
         self._round = 0
-        self._has_forgotten = False
+        self._once = Once()
 
     def of(self, model: Arrays) -> Known:
         """Return the known model that a model continues; itself, with a fresh state, if none."""
@@ -312,9 +312,9 @@ class KnownModels:
         if len(current) > _MOST_MODELS:
             oldest = current[0]
             self._known.remove(oldest)
-            if not self._has_forgotten and not any(map(oldest.is_instead_of, self._known)):
-                self._has_forgotten = True
-                warn(
+            if not any(map(oldest.is_instead_of, self._known)):
+                self._once.warn(
+                    "forgotten",
                     "more than %d models are trained, and the state of the oldest is forgotten: "
                     "use a strategy for each, or fewer models",
                     _MOST_MODELS,

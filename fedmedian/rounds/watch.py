@@ -11,7 +11,7 @@ import numpy as np
 
 from fedmedian.aggregators.agreement import APART
 from fedmedian.aggregators.diagnostics import Report
-from fedmedian.logs import LOGGER, as_line, warn, without_addresses
+from fedmedian.logs import LOGGER, Once, as_line, without_addresses
 from fedmedian.model.blocks import UNNAMED, Blocks
 from fedmedian.model.layout import Arrays, is_finite
 from fedmedian.rounds.recipe import Model, PlainWeightsError, Question
@@ -206,7 +206,7 @@ class Watch:
     def __init__(self, max_failed_rounds: int | None, roster: Roster) -> None:
         self._roster = roster
         self._max_failed_rounds = max_failed_rounds
-        self._said = set[str]()
+        self._once = Once()
         self._failed: list[int] = []
         self._of_dead_workers: list[int] = []  # rounds in a row
         self._reasons = Counter[str]()
@@ -297,7 +297,7 @@ class Watch:
 
     def see_steps_in_vain(self) -> None:
         """Warn once that no client could evaluate a model that it was sent as coded steps."""
-        self._warn_once(
+        self._once.warn(
             "in vain",
             "no client that was sent coded steps has evaluated the model; if the apps list perturb "
             "for training alone, list it in ClientApp(mods=[perturb])",
@@ -361,7 +361,7 @@ class Watch:
     ) -> None:
         for reason, count in _alike(reasons).items():
             if 2 * count > total:
-                self._warn_once(
+                self._once.warn(
                     # The prefix keeps a client's text apart from other keys.
                     f"reason: {_NUMBER.sub('…', reason)}",
                     f"round %d: %d of %d {what} are lost for one reason: %s%s",
@@ -372,7 +372,7 @@ class Watch:
     def _look_at_cohort(self, accepted: int, few: int, cost: str) -> None:
         if accepted <= few:
             clients = _counted(accepted, "client")
-            self._warn_once("few", "replies of %s in a round: %s", clients, cost)
+            self._once.warn("few", "replies of %s in a round: %s", clients, cost)
 
     def _look_at_scales(self, blocks: Blocks, scales: Sequence[float]) -> None:
         growth = {}
@@ -384,7 +384,7 @@ class Watch:
             growth[names] = scale / (first or 1.0)
         names = max(growth, key=growth.__getitem__, default=())
         if growth and growth[names] >= RUNAWAY:
-            self._warn_once(
+            self._once.warn(
                 "scales",
                 "the noise scale of %s has grown to %s times that of its first rounds: clients' "
                 "updates do not shrink there, as when clients keep an array of their own but send "
@@ -409,7 +409,7 @@ class Watch:
             return
         if still:
             slots = ", ".join(["%s"] * len(still))
-            self._warn_once(
+            self._once.warn(
                 "still",
                 f"%d of %d clients ({slots}) have returned the model unchanged in all rounds so "
                 "far, as if they did not train: check that their app trains the model that it "
@@ -428,18 +428,13 @@ class Watch:
                 continue
             self._apart[answer.node] = since, rounds + 1
             if rounds + 1 == APART_ROUNDS:
-                self._warn_once(
+                self._once.warn(
                     f"apart: {answer.node}",
                     "few others have agreed with %s since round %d, "
                     "so it counts for little: it may be hostile, or hold data that others do not; "
                     "look at it, and without Agreement it counts like the others",
                     *(self._roster.name(answer.node), since),
                 )
-
-    def _warn_once(self, key: str, template: str, *words: object) -> None:
-        if key not in self._said:
-            self._said.add(key)
-            warn(template, *words)
 
 
 def describe_round(metrics: Mapping[str, Any], own: Mapping[str, Any]) -> str:
