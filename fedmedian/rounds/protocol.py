@@ -11,7 +11,7 @@ from typing import Any
 
 from fedmedian.aggregators.diagnostics import Report
 from fedmedian.kernels.threads import usual_threads
-from fedmedian.logs import LOGGER, warn
+from fedmedian.logs import LOGGER, Once, warn
 from fedmedian.model.layout import Arrays, Layout, is_same_model
 from fedmedian.privacy.accounting import Mechanism
 from fedmedian.privacy.mechanism import NoMechanism
@@ -104,7 +104,7 @@ class RoundProtocol:
         self._questions: list[Question] = []
         self._round: int | None = None
         self._is_over = self._has_trained = self._has_evaluated = False
-        self._has_told_reason = False
+        self._once = Once()
         self._silent_rounds = self._asked_before = 0
         self._model = model
 
@@ -419,7 +419,7 @@ class RoundProtocol:
         hearing = Hearing("aggregate_train", asked, self._roster, failures)
         answers = hearing.readable(replies, read)
         self._roster.learn([(answer.node, answer.payload.partition) for answer in answers])
-        self._acknowledge(hearing, asked, replies, answers, failures)
+        self._acknowledge(hearing, replies, answers)
         rules = (*self._rules, *self.options.cohort_rules)
         kept, counts = hearing.judge(question.server_round, answers, rules)
         report: Report = {}
@@ -559,8 +559,7 @@ class RoundProtocol:
 
         Where all are, because arrays have changed, this is logged once a run.
         """
-        if held is not None and held.reason and nodes and not self._has_told_reason:
-            self._has_told_reason = True
+        if held is not None and held.reason and nodes and self._once.is_first("reason"):
             LOGGER.info(
                 "all clients are sent the whole model, %s bytes each, because its arrays are not "
                 "those of the one that was sent before: %s; steps are sent as long as the arrays "
@@ -580,12 +579,7 @@ class RoundProtocol:
             )
 
     def _acknowledge(
-        self,
-        hearing: Hearing,
-        asked: Iterable[Node],
-        replies: Iterable[tuple[Node, Any]],
-        answers: Iterable[Reply[Any]],
-        failures: Sequence[str],
+        self, hearing: Hearing, replies: Iterable[tuple[Node, Any]], answers: Iterable[Reply[Any]]
     ) -> None:
         """Remember what nodes say they hold; a node whose reply is not valid may hold nothing.
 
@@ -596,11 +590,11 @@ class RoundProtocol:
         liar's could be held against an honest node.
         """
         valid = {answer.node: answer.held for answer in answers}
-        silent = {node for node in asked if node not in valid} if failures else set[Node]()
+        silent = {node for node in hearing.asked if node not in valid and hearing.failures}
         lost = hearing.nodes_rejected(NOT_HELD)
-        lost |= silent if all(NOT_HELD in reason for reason in failures) else set()
+        lost |= silent if all(NOT_HELD in reason for reason in hearing.failures) else set()
         follows = hearing.nodes_rejected(POLICY_RULE)
-        follows |= silent if all(POLICY_RULE in reason for reason in failures) else set()
+        follows |= silent if all(POLICY_RULE in reason for reason in hearing.failures) else set()
         for node in {*(node for node, _ in replies), *silent} - (follows - valid.keys()):
             if self._versions.pop(node, None) is not None:
                 self._losses[node] = (node not in valid) * (self._losses[node] + (node in lost))
@@ -643,7 +637,7 @@ class RoundProtocol:
         following = {node for node in asked if node in self._versions}
         if following and not following & {answer.node for answer in answers}:
             self.watch.see_steps_in_vain()
-        self._acknowledge(hearing, asked, replies, answers, failures)
+        self._acknowledge(hearing, replies, answers)
         kept, counts = hearing.judge(server_round, answers, self._rules)
         self.watch.see_evaluation(server_round, hearing.reasons, len(kept))
         return with_usual_metrics(kept, self._roster.name), {**counts, **(sizes or {})}

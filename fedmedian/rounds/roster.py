@@ -72,9 +72,9 @@ class Hearing:
         self, phase: str, asked: Collection[Node], roster: Roster, failures: Sequence[str] = ()
     ) -> None:
         self._phase = phase
-        self._asked = asked
+        self.asked = asked
         self._roster = roster
-        self._failures = failures
+        self.failures = failures
         self._heard: set[Node] = set()
         self._rejected: dict[str, list[Node]] = {}
         self.reasons: list[str | Exception] = []
@@ -122,10 +122,10 @@ class Hearing:
         counts : dict
             The numbers of replies accepted, rejected and missing, for the round's report.
         """
-        missing = [node for node in self._asked if node not in self._heard]
+        missing = [node for node in self.asked if node not in self._heard]
         kept = list(replies)
         for rule in rules:
-            cohort = Cohort(server_round, self._asked, kept, len(self.reasons), len(missing))
+            cohort = Cohort(server_round, self.asked, kept, len(self.reasons), len(missing))
             refused = _checked(rule, rule(cohort), len(kept))
             for index, reason in refused.items():
                 self._reject(kept[index].node, reason)
@@ -136,8 +136,8 @@ class Hearing:
             "replies-missing": len(missing),
         }
         self._say_who_is_out(missing)
-        unknown = [NO_REPLY] * (len(missing) - len(self._failures))
-        self.reasons += [*self._failures, *unknown]
+        unknown = [NO_REPLY] * (len(missing) - len(self.failures))
+        self.reasons += [*self.failures, *unknown]
         return kept, counts
 
     def _reject(self, node: Node, reason: str | Exception) -> None:
@@ -153,7 +153,7 @@ class Hearing:
         """Log the nodes without a usable reply, one line per reason."""
         if missing:
             # Some of them may have replied with a failure.
-            what = "no usable reply" if self._failures else NO_REPLY
+            what = "no usable reply" if self.failures else NO_REPLY
             self._say(f"{what} from {{}}", f"{what} from %d nodes: {{}}", missing)
         for reason, nodes in self._rejected.items():
             self._say("dropped the reply of {}: %s", "dropped %d replies, of {}: %s", nodes, reason)
