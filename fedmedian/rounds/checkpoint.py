@@ -237,15 +237,8 @@ class Checkpoint:
                 stored = json.loads(read(path))
             except FileNotFoundError:
                 return {}, 0, None
-            rounds = {
-                Draw(
-                    float(sampling),
-                    require_integer("min_replies", least, low=1),
-                    require_integer("summed", summed, low=0),
-                ): require_integer("number of rounds", number, low=0)
-                for sampling, least, summed, number in stored["rounds"]
-            }
-            until = require_integer("the last round", stored["until"], low=0)
+            rounds = {Draw(*draw): number for *draw, number in stored["rounds"]}
+            until = stored["until"]
             mechanism = None if stored["mechanism"] is None else Mechanism(**stored["mechanism"])
             if stored != _counted(rounds, until, mechanism):
                 raise ValueError("it does not match its checksum")
@@ -413,16 +406,15 @@ def _read(folder: Path) -> Saved:
                 f"it has format {state['format']}, this version reads {_FORMAT}: resume with the "
                 "version that wrote it, or start over in another folder"
             )
-        names = {group: list(names) for group, names in state["arrays"].items()}
-        number, identity, own = int(state["round"]), dict(state["identity"]), state["history"]
-        mark = Mark(number, dict(own["entries"]), int(own["bytes"]), str(own["sha256"]))
+        own, number = state["history"], state["round"]
+        mark = Mark(number, own["entries"], own["bytes"], own["sha256"])
     history = _read_history(folder / _HISTORY, mark)
     with _reading(folder / _ARRAYS), np.load(folder / _ARRAYS, allow_pickle=False) as stored:
         arrays = {
             group: {name: as_numbers(stored[f"{group}.{i}"]) for i, name in enumerate(own)}
-            for group, own in names.items()
+            for group, own in state["arrays"].items()
         }
-    return Saved(number, identity, arrays, history)
+    return Saved(number, state["identity"], arrays, history)
 
 
 @contextmanager
