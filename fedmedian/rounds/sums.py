@@ -178,12 +178,10 @@ class SecureSums:
         replies = exchange(requests) if requests else {}
         for node in requests:
             try:
-                reply = replies[node]
+                reply = replies.get(node, NO_REPLY)
                 if not isinstance(reply, Mapping):
                     raise ValueError(text_of(reply))
                 found[node] = read(node, reply)
-            except KeyError:
-                lost.setdefault(NO_REPLY, []).append(node)
             except ValueError as error:
                 lost.setdefault(text_of(error), []).append(node)
         for reason, nodes in lost.items():
