@@ -32,7 +32,6 @@ from fedmedian.privacy.mechanism import (
     largest_entry,
     least_scale,
     limit_of,
-    noise_of,
     obstacles,
 )
 from fedmedian.randomness import secret_rng
@@ -240,7 +239,7 @@ class Policy:
             instruction.steps, seed=instruction.seed, clip=self.clip, exact=refused, layout=layout
         ):
             _refuse(obstacle.rule, str(obstacle))
-        low, scale = np.float32(self.noise_scale), _least_scale(instruction)
+        low, scale = np.float32(self.noise_scale), np.float32(least_scale(instruction.steps))
         if not scale >= low:
             _refuse("noise_scale", f"must be >= {low!s}, the server asks for {scale!s}")
 
@@ -436,11 +435,10 @@ class Policies:
                 content[name] = MetricRecord(examples | self._permitted(record))
 
     def _permitted(self, record: ConfigRecord | MetricRecord) -> dict[str, Any]:
-        patterns = [policy.metrics for policy in self.members]
         return {
             key: value
             for key, value in record.items()
-            if all(_matches(own, key) for own in patterns)
+            if all(_matches(policy.metrics, key) for policy in self.members)
         }
 
     def admit_uninstructed(self, is_training: bool) -> None:
@@ -522,7 +520,7 @@ class Policies:
             summed = place.honest(together - honest_of(share, together))
         return PrivacyLoss.of_answer(
             instruction.encoding.name,
-            float(_least_scale(instruction)) / clip,
+            least_scale(steps) / clip,
             limit=limit_of(steps) / clip,
             summed=summed,
             # It knows of the others only what all were asked, or masks would not cancel.
@@ -585,12 +583,6 @@ def require_enforcement(context: Context) -> None:
 
 def _refuse(rule: str, why: str) -> NoReturn:
     raise PolicyError(f"{POLICY_RULE} {rule!r}: {why}")
-
-
-def _least_scale(instruction: Instruction) -> np.float32:
-    noise = noise_of(instruction.steps)
-    assert noise is not None  # else a policy has refused it
-    return np.float32(least_scale(noise))
 
 
 def _matches(patterns: Sequence[str], *names: str) -> bool:

@@ -81,7 +81,7 @@ def mechanism_of(
     reasons = [*map(str, obstacles(steps, seed=seed))]
     noise, norm = noise_of(steps), _norm_of(steps)
     if noise is not None and not reasons:
-        scale, limit, encoding = least_scale(noise), limit_of(steps), steps[-1]
+        scale, limit, encoding = least_scale(steps), limit_of(steps), steps[-1]
         if scale >= LEAST_ROUNDED * min(norm, limit):
             return Mechanism(norm, scale, encoding.name, limit)
         clipped = "the norm that updates are" if norm <= limit else "what their entries are"
@@ -133,8 +133,10 @@ def noise_of(steps: Sequence[ClientStep]) -> AddNoise | None:
     return last if isinstance(last, AddNoise) else None
 
 
-def least_scale(noise: AddNoise) -> float:
+def least_scale(steps: Sequence[ClientStep]) -> float:
     """Return the least scale that the server asks for; infinity for a model without parameters."""
+    noise = noise_of(steps)
+    assert noise is not None
     assert noise.scales is not None  # else the scales depend on the update
     return float(noise.scales.min(initial=np.inf))
 
