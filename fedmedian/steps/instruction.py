@@ -359,7 +359,8 @@ def _prepared_within(
     memory: Memory | None,
 ) -> tuple[Float32, Blocks]:
     """Take the steps before the noise; return a vector of norm at most `clip`, and its blocks."""
-    blocks, vector = instruction.blocks(layout), None
+    blocks = instruction.blocks(layout)
+    vector = np.zeros(blocks.dim, dtype=np.float32)
     with warned_of("sent noise alone, as this client's policy requires"):
         later = deepcopy(memory)
         finite = _finite(layout, update)
@@ -374,8 +375,6 @@ def _prepared_within(
         vector = np.require(draft.vector, requirements="W")
         if memory is not None and later is not None:
             memory.update(later)
-    if vector is None:
-        vector = np.zeros(blocks.dim, dtype=np.float32)
     shorten(vector, clip * (1 - _ROUNDING))
     return vector, blocks
 
