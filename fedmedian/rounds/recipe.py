@@ -425,7 +425,7 @@ class Recipe:
         report: Report = {"replies-out-of-proportion": count_out_of_proportion(claims, sizes, used)}
         scales = None
         if self.rule is not None and read.scales is not None:
-            report["noise-scale"] = self._reported_scales(read).tolist()
+            report["noise-scale"] = agreed_size(read.scales).tolist()
             before = self._scales(state, question.blocks, question.layout)
             scales = self._following(before, sizes) if voted is None else voted[2]
         following = state.following(question.blocks, question.layout, scales, optimizer)
@@ -562,7 +562,7 @@ class Recipe:
         """Return the scales in force; NaN for a block whose scale the answers set."""
         assert self.rule is not None  # only called with noise
         known = state.scales(blocks, layout)
-        first = self.rule.first(len(blocks), self.aggregator.encoding.name)
+        first = self.rule.first(known.size, self.aggregator.encoding.name)
         return np.where(np.isnan(known), first, known)
 
     def _following(self, scales: Scales, sizes: NDArray[np.float64]) -> Scales:
@@ -651,12 +651,6 @@ class Recipe:
         if (name := moving.first_spoiled(model)) is not None:
             raise NoStepError(f"its step would make array {name!r} NaN or infinite")
         return model, states
-
-    def _reported_scales(self, read: Answers) -> Float32:
-        assert read.scales is not None
-        if read.noise_at != "client":
-            return np.asarray(read.scales[0])
-        return np.asarray(agreed_size(read.scales), dtype=np.float32)
 
 
 def _voted(noise: Noise) -> ScaleRule:
