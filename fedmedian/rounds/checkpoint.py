@@ -406,15 +406,16 @@ def _read(folder: Path) -> Saved:
                 f"it has format {state['format']}, this version reads {_FORMAT}: resume with the "
                 "version that wrote it, or start over in another folder"
             )
-        own, number = state["history"], state["round"]
-        mark = Mark(number, own["entries"], own["bytes"], own["sha256"])
+        names = {group: list(names) for group, names in state["arrays"].items()}
+        number, identity, own = int(state["round"]), dict(state["identity"]), state["history"]
+        mark = Mark(number, dict(own["entries"]), int(own["bytes"]), str(own["sha256"]))
     history = _read_history(folder / _HISTORY, mark)
     with _reading(folder / _ARRAYS), np.load(folder / _ARRAYS, allow_pickle=False) as stored:
         arrays = {
             group: {name: as_numbers(stored[f"{group}.{i}"]) for i, name in enumerate(own)}
-            for group, own in state["arrays"].items()
+            for group, own in names.items()
         }
-    return Saved(number, state["identity"], arrays, history)
+    return Saved(number, identity, arrays, history)
 
 
 @contextmanager
