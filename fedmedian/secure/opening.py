@@ -172,7 +172,11 @@ class SumCohort(Generic[Member]):
         """
         seeds: dict[tuple[Member, Member], bytes] = {}
         while True:
-            self._require_enough(votes)
+            if len(votes) < self.circle.least:
+                raise SumError(
+                    f"{len(votes)} clients are left of {len(self.circle.members)}, the sum needs "
+                    f"{self.circle.least}"
+                )
             missing = {
                 one: bytes(
                     SEED if other not in votes and (one, other) not in seeds else NOTHING
@@ -265,13 +269,6 @@ class SumCohort(Generic[Member]):
                 # Others are then easy to find, but not that of a client that has sealed noise.
                 joining.tries = min(joining.tries, _TRIES_LEFT * max(len(waiting), 1))
         return seeds, joining.wrong
-
-    def _require_enough(self, votes: Mapping[Member, Masked]) -> None:
-        if len(votes) < self.circle.least:
-            raise SumError(
-                f"{len(votes)} clients are left of {len(self.circle.members)}, the sum needs "
-                f"{self.circle.least}"
-            )
 
 
 _FEWEST_TRIES, _TRIES_EACH = 400, 10
