@@ -38,7 +38,7 @@ def receive(message: Message, context: Context) -> str | None:
     config = next((one for one in message.content.config_records.values() if is_in(one)), None)
     if config is None:
         return None
-    scalars = {key: config.pop(key) for key in [*keys_in(config)]}
+    scalars = {key: config.pop(key) for key in keys_in(config)}
     name, record = model_in(message.content)
     if version_of_whole(scalars) is not None:
         version = fingerprint(to_arrays(record))

@@ -7,7 +7,7 @@ trains from a wrong one.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Self
@@ -239,11 +239,10 @@ def version_of_whole(config: Mapping[str, Any]) -> str | None:
     return None if version is None else str(version)
 
 
-def keys_in(config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the keys of a config that are about the model that the client holds."""
-    for key in config:
-        if key == PREFIX + _KIND or key.startswith(f"{PREFIX}{_KIND}."):
-            yield key
+def keys_in(config: Mapping[str, Any]) -> set[str]:
+    """Return the keys of a config that are about the model that the client holds."""
+    start = f"{PREFIX}{_KIND}"
+    return {key for key in config if key == start or key.startswith(f"{start}.")}
 
 
 def _named(message: Mapping[str, WireScalar]) -> dict[str, WireScalar]:

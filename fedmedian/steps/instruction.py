@@ -221,7 +221,7 @@ class Instruction:
             If it has another version, is malformed, or holds an unknown step, parameter or entry,
             which might change the meaning of the answer.
         """
-        about_model = set(keys_in(config))  # for a client that holds it, which this one need not
+        about_model = keys_in(config)  # for a client that holds it, which this one need not
         rest = {key: value for key, value in config.items() if key not in about_model}
         read = Reader(rest, "instruction")
         seed = _read_seed(read)
