@@ -123,7 +123,9 @@ def with_usual_metrics(
         warn(f"left the metrics of {slots} out: %s", *names, reason)
     if not fit:
         return []
-    signatures = [_signature(reply.metrics) for reply in fit]
+    signatures = [
+        frozenset((name, _form(value)) for name, value in reply.metrics.items()) for reply in fit
+    ]
     ((usual, count),) = Counter(signatures).most_common(1)
     if 2 * count <= len(fit):  # a few that lie could be as many
         warn(
@@ -200,10 +202,6 @@ def _is_finite(value: Any) -> bool:
         return not isinstance(value, int | float) or isfinite(value)
     except OverflowError:  # an integer too large for a float
         return False
-
-
-def _signature(metrics: Mapping[str, Any]) -> frozenset[tuple[str, int | str]]:
-    return frozenset((name, _form(value)) for name, value in metrics.items())
 
 
 def _describe(signature: frozenset[tuple[str, int | str]]) -> list[str]:

@@ -304,9 +304,8 @@ def size_by_votes(
     """
     if not np.isnan(size):
         share = float(above[0]) / num_votes
-        return (
-            size * 2 ** float(np.clip(2 * (share - 1 + quantile), -1, 1)) if 0 < share < 1 else nan
-        )
+        step = float(np.clip(2 * (share - 1 + quantile), -1, 1))
+        return size * 2**step if 0 < share < 1 else nan
     moved, liars = int(above[0]), num_tolerated(num_votes)
     if moved <= liars:
         return 0.0
