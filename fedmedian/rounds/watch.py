@@ -207,8 +207,8 @@ class Watch:
         self._roster = roster
         self._max_failed_rounds = max_failed_rounds
         self._once = Once()
-        self._failed: list[int] = []
-        self._of_dead_workers: list[int] = []  # rounds in a row
+        self._failed = set[int]()  # rounds in a row
+        self._of_dead_workers = set[int]()
         self._reasons = Counter[str]()
         self._first_scales: dict[tuple[str, ...], float] = {}
         self._rounds_scaled = Counter[tuple[str, ...]]()
@@ -254,11 +254,11 @@ class Watch:
         self._look_at_reasons(number, "replies", reasons, total, _REMEDIES)
         dead = [reason for reason in reasons.elements() if re.search(_DEAD_WORKER, reason)]
         if 2 * len(dead) <= total:
-            self._of_dead_workers = []
-        elif number not in self._of_dead_workers:  # a subclass may train several times in a round
-            self._of_dead_workers.append(number)
+            self._of_dead_workers = set()
+        else:
+            self._of_dead_workers.add(number)
         if not heard.no_step:
-            self._failed, self._reasons = [], Counter()
+            self._failed, self._reasons = set(), Counter()
             self._look_at_cohort(len(heard.answers), *few)
             self._look_at_scales(question.blocks, report.get("noise-scale", ()))
             self._look_at_updates(question, heard.answers)
@@ -271,7 +271,7 @@ class Watch:
                 )
             return
         self._reasons += reasons
-        never_moved = number == len({*self._failed} - {number}) + 1
+        never_moved = number == len(self._failed - {number}) + 1
         plain = bool(refused) and all(isinstance(one, PlainWeightsError) for one in refused)
         # One client's plain weights say nothing about the others' app.
         plain = plain and not heard.answers and asked > 1
@@ -311,9 +311,7 @@ class Watch:
         RunFailedError
             If it is the last of `max_failed_rounds` in a row, or `at_once`.
         """
-        number = question.server_round
-        if number not in self._failed:  # a subclass may try a round's replies several times
-            self._failed.append(number)
+        self._failed.add(question.server_round)
         if at_once or len(self._failed) == self._max_failed_rounds:
             raise RunFailedError(self._failure(no_step), question.model)
 
@@ -346,7 +344,7 @@ class Watch:
             )
 
     def _failure(self, no_step: str) -> str:
-        first, last = self._failed[0], self._failed[-1]
+        first, last = min(self._failed), max(self._failed)
         rounds = f"round {first}" if first == last else f"rounds {first} to {last}"
         if not self._reasons:
             return f"{rounds} made no new model: {no_step}"
