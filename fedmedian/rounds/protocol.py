@@ -266,12 +266,12 @@ class RoundProtocol:
             return None
         self.journal.require_continuation(model)
         if self._ledger is not None and not self._ledger.rounds_left:
-            if not self._is_over:
-                warn(
-                    "no client is asked from round %d on: another answer would exceed the privacy "
-                    "budget, %s",
-                    *(server_round, self._ledger),
-                )
+            self._once.warn(
+                "over",
+                "no client is asked from round %d on: another answer would exceed the privacy "
+                "budget, %s",
+                *(server_round, self._ledger),
+            )
             self._is_over = True
             return None
         if self._is_answered:
