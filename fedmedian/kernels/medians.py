@@ -6,7 +6,7 @@ NumPy sort the values of each coordinate. Above, counting the values below a few
 those around the middle, and only they are sorted.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -85,10 +85,19 @@ def _median_by_network(rows: Sequence[Floats]) -> Floats:
 def _median_by_sorting(rows: Sequence[Floats]) -> Floats:
     first, last = _middle_ranks(len(rows))
     median, work = _result_and_work_dtype(rows)
-    for start, block, columns in _transposed_tiles(rows, work):
+    length = max(_TILE_VALUES // len(rows) // 64, 1) * 64
+    stack = np.empty((len(rows), min(length, median.size)), dtype=work)
+    tile = np.empty(stack.shape[::-1], dtype=work)
+    for start in range(0, median.size, length):
+        block, columns = stack[:, : median.size - start], tile[: median.size - start]
+        for out, row in zip(block, rows, strict=True):
+            out[:] = row[start : start + length]
+        # Transposing a whole stack at once would thrash the cache.
+        for place in range(0, len(columns), 64):
+            columns[place : place + 64] = block[:, place : place + 64].T
         columns.sort(axis=1)
         middle = _mean(columns[:, first], columns[:, last])
-        median[start : start + len(columns)] = _nan_where_a_row_has_one(middle, block)
+        median[start : start + length] = _nan_where_a_row_has_one(middle, block)
     return median
 
 
@@ -226,25 +235,6 @@ def _result_and_work_dtype(rows: Sequence[Floats]) -> tuple[Floats, np.dtype[Any
     dtype = rows[0].dtype
     work = np.dtype(np.float32) if dtype.itemsize == 2 else dtype.newbyteorder("=")
     return np.empty(rows[0].size, dtype=dtype), work
-
-
-def _transposed_tiles(
-    rows: Sequence[Floats], work: np.dtype[Any]
-) -> Iterator[tuple[int, Floats, Floats]]:
-    """Yield the rows block by block, unchanged and transposed."""
-    dim = rows[0].size
-    length = max(_TILE_VALUES // len(rows) // 64, 1) * 64
-    stack = np.empty((len(rows), min(length, dim)), dtype=work)
-    tile = np.empty(stack.shape[::-1], dtype=work)
-    for start in range(0, dim, length):
-        block = stack[:, : dim - start]
-        for out, row in zip(block, rows, strict=True):
-            out[:] = row[start : start + length]
-        columns = tile[: dim - start]
-        # Transposing a whole stack at once would thrash the cache.
-        for first in range(0, len(columns), 64):
-            columns[first : first + 64] = block[:, first : first + 64].T
-        yield start, block, columns
 
 
 def _nan_where_a_row_has_one(middle: Floats, block: Floats) -> Floats:
