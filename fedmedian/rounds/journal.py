@@ -212,13 +212,7 @@ class Journal:
         return self._history.get(phase, {}).get(server_round)
 
     def end_round(
-        self,
-        server_round: int,
-        recipe: Recipe,
-        model: Arrays,
-        state: RunState,
-        *,
-        has_step: bool = True,
+        self, server_round: int, recipe: Recipe, model: Arrays, state: RunState, *, has_step: bool
     ) -> None:
         """Record that a round has ended, and write a checkpoint if one is due.
 
@@ -237,7 +231,7 @@ class Journal:
             The model after the round.
         state : RunState
             The state after the round.
-        has_step : bool (default: True)
+        has_step : bool
             Whether this training has made a new model.
         """
         if self._checkpoint is None:

@@ -121,7 +121,7 @@ class SecureSums:
             return found
 
         try:
-            total = cohort.open(votes, question.votes.dim, question.key, ask)
+            total = cohort.open(votes, question.votes.dim, ask)
         except SumError as error:
             self.forget(votes)  # a client may hold another key than it gave
             raise NoStepError(f"the secure sum cannot be opened: {error}") from error

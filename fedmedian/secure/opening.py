@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from math import comb
 from random import SystemRandom
@@ -98,7 +99,7 @@ class SumCohort(Generic[Member]):
         """k: votes are sent as residues modulo 2^k."""
         return bits_of_sum(len(self.circle.members))
 
-    @property
+    @cached_property
     def neighbors(self) -> dict[Member, list[Member]]:
         """The neighbors of each client."""
         members = self.circle.members
@@ -112,13 +113,7 @@ class SumCohort(Generic[Member]):
             for one, near in self.neighbors.items()
         }
 
-    def open(
-        self,
-        votes: Mapping[Member, Masked],
-        dim: int,
-        question: tuple[int, int],
-        ask: Ask[Member],
-    ) -> Sum[Member]:
+    def open(self, votes: Mapping[Member, Masked], dim: int, ask: Ask[Member]) -> Sum[Member]:
         """Return the sum of masked votes.
 
         A client that does not reveal its seeds of masks with lost clients leaves the sum, as if it
@@ -130,8 +125,6 @@ class SumCohort(Generic[Member]):
             The masked votes that have arrived.
         dim : int
             d, the number of votes of a client.
-        question : tuple of int
-            The round, and its question.
         ask : callable
             Asks clients to reveal something.
 
@@ -146,13 +139,12 @@ class SumCohort(Generic[Member]):
             If too few clients are left, or a client's own mask cannot be removed. Then neither a
             vote nor a sum is revealed.
         """
-        neighbors = self.neighbors
-        votes, seeds = self._without_lost(dict(votes), neighbors, ask)
+        votes, seeds = self._without_lost(dict(votes), ask)
         total = sum_packed([one.body for one in votes.values()], dim)
         for (one, other), seed in seeds.items():
             if one in votes:
                 add_mask(total, seed, -sign_of_mask(self.keys[one], self.keys[other]))
-        own, wrong = self._own_seeds(votes, neighbors, ask)
+        own, wrong = self._own_seeds(votes, ask)
         for seed in own:
             add_mask(total, seed, -1)
         total &= total.dtype.type((1 << self.bits) - 1)
@@ -161,16 +153,14 @@ class SumCohort(Generic[Member]):
         return Sum(total, tuple(votes), wrong)
 
     def _without_lost(
-        self,
-        votes: dict[Member, Masked],
-        neighbors: Mapping[Member, list[Member]],
-        ask: Ask[Member],
+        self, votes: dict[Member, Masked], ask: Ask[Member]
     ) -> tuple[dict[Member, Masked], dict[tuple[Member, Member], bytes]]:
         """Return the votes that can be summed, and the seeds of masks with clients that are lost.
 
         While these are collected others may be lost, whose seeds are needed, too.
         """
         seeds: dict[tuple[Member, Member], bytes] = {}
+        neighbors = self.neighbors
         while True:
             if len(votes) < self.circle.least:
                 raise SumError(
@@ -196,10 +186,7 @@ class SumCohort(Generic[Member]):
                 seeds |= {(one, o): s for o, s in zip(others, revealed[one], strict=True)}
 
     def _own_seeds(
-        self,
-        votes: Mapping[Member, Masked],
-        neighbors: Mapping[Member, list[Member]],
-        ask: Ask[Member],
+        self, votes: Mapping[Member, Masked], ask: Ask[Member]
     ) -> tuple[list[bytes], Mapping[Member, Member]]:
         """Return the seeds of the clients' own masks, and whose shares of them are wrong.
 
@@ -207,6 +194,7 @@ class SumCohort(Generic[Member]):
         or sends a wrong part, they reveal a share of each.
         """
         holders: Collection[Member] = votes
+        neighbors = self.neighbors
         if len(votes) == len(self.circle.members):
             asked = {one: Wanted(bytes([PART] * len(neighbors[one]))) for one in votes}
             parts = ask(asked)

@@ -90,7 +90,7 @@ class Round:
 
     def open(self, masked, ask=None):
         dim = len(next(iter(self.votes.values())))
-        return self.cohort.open(masked, dim, self.question, ask or self.asking())
+        return self.cohort.open(masked, dim, ask or self.asking())
 
     def plain(self, members):
         """Return the sum of plain votes."""

@@ -175,13 +175,15 @@ class Audit:
             self.votes[key.public, key.question] = votes.astype(np.int64)
             return mask(key, votes)
 
-        def opened(cohort, votes, dim, question, ask):
+        def opened(cohort, votes, dim, ask):
             try:
-                total = open_sum(cohort, votes, dim, question, ask)
+                total = open_sum(cohort, votes, dim, ask)
             except opening.SumError:
                 self.failed += 1
                 raise
-            plain = sum(self.votes[cohort.keys[one], question] for one in total.members)
+            keys = [cohort.keys[one] for one in total.members]
+            question = max(question for key, question in self.votes if key in keys)
+            plain = sum(self.votes[key, question] for key in keys)
             self.sums.append((question[0], total, plain, cohort.circle.least))
             return total
 
