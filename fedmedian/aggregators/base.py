@@ -23,9 +23,9 @@ from fedmedian.rules.trust import PROPORTION, clipping_factors
 from fedmedian.steps.base import energy
 from fedmedian.steps.encodings import Encoding, Vector
 from fedmedian.steps.noise import top_up
-from fedmedian.wire.scalars import Float32
+from fedmedian.wire.scalars import Float32, Float64
 
-Weights = NDArray[np.float64]
+Weights = Float64
 
 NoiseAt = Literal["client", "server"]
 """The side that adds the noise."""

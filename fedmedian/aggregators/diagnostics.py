@@ -6,11 +6,10 @@ from math import pi, sin, sqrt
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedmedian.model.blocks import Blocks
 from fedmedian.rules.noise import Noise, mean_per_vote
-from fedmedian.wire.scalars import Float32
+from fedmedian.wire.scalars import Float32, Float64
 
 _CHUNK = 1 << 16
 
@@ -91,11 +90,11 @@ def report_of(seen: Sequence[Seen]) -> Report:
 
 def describe_votes(
     votes: Float32,
-    weights: NDArray[np.float64],
+    weights: Float64,
     blocks: Blocks,
     noise: Noise | None,
-    scales: NDArray[np.float64] | None = None,
-    sizes: NDArray[np.float64] | None = None,
+    scales: Float64 | None = None,
+    sizes: Float64 | None = None,
     stride: int = 1,
     opposite: int | None = None,
 ) -> Seen:
@@ -162,9 +161,7 @@ def describe_votes(
     return Seen(blocks.dim, excess, signals, spreads, agreement, opposite=opposite)
 
 
-def shares_of_votes(
-    noise: Noise, scales: NDArray[np.float64], sizes: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def shares_of_votes(noise: Noise, scales: Float64, sizes: Float64) -> Float64:
     """Return the share of each client's update in the energy of its votes.
 
     Where noise tops updates up to a level c, in a random basis, it is (2/π)·min(σ²/c², 1); the rest
@@ -250,10 +247,10 @@ def describe_median(
     gap: MeanGap,
     excess: Sequence[Float32],
     num_rows: int,
-    scales: NDArray[np.float64],
+    scales: Float64,
     blocks: Blocks,
     noise: Noise | None,
-    levels: NDArray[np.float64] | None = None,
+    levels: Float64 | None = None,
     variance: float | None = None,
 ) -> Seen:
     """Measure a median's distance from the mean, its noise and its margin.
@@ -344,7 +341,7 @@ def sample_stride(dim: int) -> int:
     return max(dim // SAMPLE, 1)
 
 
-def excess_of_signs(rows: Sequence[Float32], weights: NDArray[np.float64]) -> Float32:
+def excess_of_signs(rows: Sequence[Float32], weights: Float64) -> Float32:
     """Return how many more of M rows, (n,) float32, have one sign than the other, (n,) float32.
 
     A row of mean weight counts as one; `weights`, (M,), add up to 1.

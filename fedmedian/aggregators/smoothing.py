@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from fedmedian.kernels.medians import coordinate_median
+from fedmedian.kernels.medians import Floats, coordinate_median
 from fedmedian.rules.noise import Noise, Uniform
+from fedmedian.wire.scalars import Float32, Float64
 
 _BLOCK_VALUES = 1 << 18
 _NEWTON_STEPS = 12
@@ -14,9 +15,7 @@ _BISECTIONS = 40
 _TOLERANCE = 1e-7
 
 
-def smoothed_median(
-    rows: Sequence[NDArray[np.floating]], noise: Noise, scale: ArrayLike
-) -> NDArray[np.float32]:
+def smoothed_median(rows: Sequence[Floats], noise: Noise, scale: ArrayLike) -> Float32:
     """Return the root m of Σ_i [2F((m − u_i)/b) − 1] = 0, per coordinate.
 
     It tends to the median as b → 0 and to the mean as b → ∞, without the variance of noise. Between
@@ -66,12 +65,7 @@ def smoothed_median(
     return roots
 
 
-def _root(
-    values: NDArray[np.float64],
-    noise: Noise,
-    scale: NDArray[np.float64],
-    start: NDArray[np.float32],
-) -> NDArray[np.float64]:
+def _root(values: Float64, noise: Noise, scale: Float64, start: Float32) -> Float64:
     """Find the roots by Newton's method in a shrinking bracket, then by bisection."""
     low, high = _bracket(values, noise, scale)
     root = np.clip(start.astype(np.float64), low, high)
@@ -97,9 +91,7 @@ def _root(
     return root
 
 
-def _bracket(
-    values: NDArray[np.float64], noise: Noise, scale: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _bracket(values: Float64, noise: Noise, scale: Float64) -> tuple[Float64, Float64]:
     """Return bounds on the root that outliers cannot move.
 
     More than half of M values, k of them, are at most u_(k), the k-th smallest. At u_(k) + r·b each

@@ -20,7 +20,7 @@ from fedmedian.rules.noise import Noise, mean_per_vote
 from fedmedian.rules.scales import Adaptive
 from fedmedian.rules.trust import agreed_size, in_proportion, mean_in_proportion, up_to_trusted
 from fedmedian.steps.encodings import Signs
-from fedmedian.wire.scalars import Float32
+from fedmedian.wire.scalars import Float32, Float64
 
 NOISE_ALLOWANCE = 0.25
 """The largest energy of a step's noise, as a share of the clients' mean update energy."""
@@ -318,9 +318,7 @@ class Majority(VoteAggregator):
         return votes
 
 
-def mean_from_votes(
-    counts: ArrayLike, num_votes: int, noise: Noise, scale: ArrayLike
-) -> NDArray[np.float32]:
+def mean_from_votes(counts: ArrayLike, num_votes: int, noise: Noise, scale: ArrayLike) -> Float32:
     """Estimate the mean of the clients' updates from their votes.
 
     P(client i votes +1) = F(g_i/b), so that E[s_i] = 2F(g_i/b) − 1 ≈ 2·φ0·g_i/b and
@@ -365,7 +363,7 @@ def mean_from_votes(
     return mean_sign * (np.asarray(scale, dtype=np.float32) * np.float32(mean_per_vote(noise)))
 
 
-def majority_gain(noise: Noise, weights: NDArray[np.float64]) -> float:
+def majority_gain(noise: Noise, weights: Float64) -> float:
     """Return 2·κ_M: the expected majority per unit of mean update over noise scale.
 
     For small updates E[majority] ≈ 2·κ_M·ū/b. With equal weights and odd M exactly

@@ -5,19 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmedian.kernels.signs import ONES_OF_BYTE, PackedSigns, require_packed
+from fedmedian.kernels.signs import PackedSigns, count_ones, require_packed
 
 # A chunk of all votes and its popcounts fit the L2 cache; a popcount of 64 bits is one byte, and
 # the sum over a chunk fits 16 bits.
 _CHUNK_WORDS = 1 << 8
-
-
-def _count_bits_of_bytes(words: NDArray[np.uint64], out: NDArray[np.uint8]) -> None:
-    counts = ONES_OF_BYTE[words.view(np.uint8)]
-    out[:] = counts.reshape(*words.shape, words.itemsize).sum(axis=-1)
-
-
-_count_bits = getattr(np, "bitwise_count", _count_bits_of_bytes)  # NumPy 2 has it
 
 
 def count_agreements(packed_vectors: Sequence[PackedSigns], dim: int) -> NDArray[np.int64]:
@@ -63,7 +55,7 @@ def count_agreements(packed_vectors: Sequence[PackedSigns], dim: int) -> NDArray
             votes[:, end - start - 1] &= 0xFF << (8 - dim % 8) & 0xFF  # the rest has no meaning
         for first in range(clients - 1):
             np.bitwise_xor(words[first + 1 :], words[first], out=apart[first + 1 :])
-            _count_bits(apart[first + 1 :], out=counts[first + 1 :])
+            count_ones(apart[first + 1 :], out=counts[first + 1 :])
             found = np.add.reduce(counts[first + 1 :], axis=1, dtype=np.uint16)
             differences[first, first + 1 :] += found
     differences += differences.T

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmedian.kernels.signs import PackedSigns, packed_size
+from fedmedian.kernels.signs import Float32, Float64, PackedSigns, packed_size
 
 ROUGH_ERROR = 5e-4
 """The largest error of `VoteLaw.rough_vote`."""
@@ -35,15 +35,15 @@ class VoteLaw(Protocol):
     With F its distribution function, P(sign(u + b·ξ) = +1) = F(u/b).
     """
 
-    def cdf(self, x: NDArray[np.float64]) -> NDArray[Any]:
+    def cdf(self, x: Float64) -> NDArray[Any]:
         """Return F(x), elementwise."""
 
-    def rough_vote(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    def rough_vote(self, x: Float32) -> Float32:
         """Return 2F(x) − 1, elementwise and in [−1, 1], quickly and within `ROUGH_ERROR`."""
 
 
 def pack_noisy_signs(
-    parts: Iterable[NDArray[np.float32]],
+    parts: Iterable[Float32],
     dim: int,
     noise: VoteLaw,
     scales: Iterable[np.float32],
@@ -104,9 +104,7 @@ def pack_noisy_signs(
     return packed
 
 
-def _ratios(
-    parts: Iterable[NDArray[np.float32]], dim: int, scales: Iterable[np.float32]
-) -> Iterator[NDArray[np.float32]]:
+def _ratios(parts: Iterable[Float32], dim: int, scales: Iterable[np.float32]) -> Iterator[Float32]:
     """Yield u/b in chunks, 0 for 0/0; each is overwritten by the next."""
     ratios, filled = np.empty(min(_CHUNK, dim), dtype=np.float32), 0
     for part, scale in zip(parts, scales, strict=True):

@@ -15,9 +15,8 @@ from math import isqrt
 
 import numpy as np
 import scipy  # its subpackages load on first use
-from numpy.typing import NDArray
 
-Float32 = NDArray[np.float32]
+from fedmedian.kernels.signs import Float32
 
 # A multiple of the eight signs that a byte stands for.
 _CHUNK = 1 << 17

@@ -6,22 +6,35 @@ the last byte are written as 0 and ignored when read.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 PackedSigns = NDArray[np.uint8]
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 
 _CHUNK_BYTES = 1 << 13
 _CHUNK = 1 << 16
 
 _BITS_OF_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
 
-SIGNS_OF_BYTE: NDArray[np.float32] = np.where(_BITS_OF_BYTE, 1, -1).astype(np.float32)
+SIGNS_OF_BYTE: Float32 = np.where(_BITS_OF_BYTE, 1, -1).astype(np.float32)
 """Row b holds the eight signs that byte b stands for, (256, 8)."""
 
-ONES_OF_BYTE: NDArray[np.uint8] = _BITS_OF_BYTE.sum(axis=1, dtype=np.uint8)
-"""The number of ones in each byte, (256,)."""
+_ONES_OF_BYTE = _BITS_OF_BYTE.sum(axis=1, dtype=np.uint8)
+
+
+def count_ones_of_bytes(
+    words: NDArray[np.unsignedinteger[Any]], out: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    """Count the ones of each integer, as ``np.bitwise_count`` does."""
+    ones = _ONES_OF_BYTE[words.view(np.uint8)].reshape(*words.shape, words.itemsize)
+    return np.add.reduce(ones, axis=-1, dtype=np.uint8, out=out)
+
+
+count_ones = getattr(np, "bitwise_count", count_ones_of_bytes)  # NumPy 2 has it
 
 
 def packed_size(dim: int) -> int:
@@ -71,7 +84,7 @@ def pack_signs(x: ArrayLike, rng: np.random.Generator | None = None) -> PackedSi
     return packed
 
 
-def unpack_signs(packed: PackedSigns, dim: int) -> NDArray[np.float32]:
+def unpack_signs(packed: PackedSigns, dim: int) -> Float32:
     """Return packed signs as a vector of ±1.
 
     Parameters

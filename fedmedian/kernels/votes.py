@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmedian.kernels.programs import Program, ProgramBuilder, Row
-from fedmedian.kernels.signs import ONES_OF_BYTE, SIGNS_OF_BYTE, PackedSigns, require_packed
+from fedmedian.kernels.signs import SIGNS_OF_BYTE, Float32, PackedSigns, count_ones, require_packed
+
+Weights = NDArray[np.float64]
 
 # A chunk of votes, the adders' scratch and the results fit the L2 cache.
 _CHUNK_BYTES = 1 << 17
 _WEIGHTED_CHUNK_BYTES = 1 << 15
 _COMPARED_CHUNK_BYTES = 1 << 15
-_count_ones = getattr(np, "bitwise_count", ONES_OF_BYTE.take)  # NumPy 2 has it
 
 # More votes are counted in groups: a longer program would take longer to build than to run.
 _GROUP = 1024
@@ -115,9 +116,7 @@ def majority_vote(packed_vectors: Sequence[PackedSigns], dim: int) -> NDArray[np
     return majority
 
 
-def count_against_majority(
-    packed_vectors: Sequence[PackedSigns], values: NDArray[np.float32]
-) -> int:
+def count_against_majority(packed_vectors: Sequence[PackedSigns], values: Float32) -> int:
     """Return the number of coordinates where majority and value have opposite signs.
 
     Parameters
@@ -142,16 +141,16 @@ def count_against_majority(
     for chunk, (least, most) in _majorities(packed_vectors, values.size, _COMPARED_CHUNK_BYTES):
         own = values[chunk.coordinates]
         against = (most & np.packbits(own < 0)) | (~least & np.packbits(own > 0))
-        opposite += int(_count_ones(against).sum())
+        opposite += int(count_ones(against).sum())
     return opposite
 
 
 def weighted_votes(
     packed_vectors: Sequence[PackedSigns],
     sizes: Sequence[int],
-    weights: NDArray[np.float64],
-    out: NDArray[np.float32] | None = None,
-) -> NDArray[np.float32]:
+    weights: Weights,
+    out: Float32 | None = None,
+) -> Float32:
     """Return the weighted sum of the clients' signs, with one weight per client and block.
 
     Parameters
@@ -347,10 +346,8 @@ class _Counter:
 
     def count(self, packed_vectors: Sequence[PackedSigns], chunk: _Chunk) -> NDArray[Any]:
         """Return the number of positive votes for each of a chunk's coordinates."""
-        groups = (
-            packed_vectors[start : start + _GROUP]
-            for start in range(0, len(packed_vectors), _GROUP)
-        )
+        firsts = range(0, len(packed_vectors), _GROUP)
+        groups = (packed_vectors[first : first + _GROUP] for first in firsts)
         counts = (_number(self._adders[len(group)].run(group, chunk)) for group in groups)
         total = next(counts)
         for more in counts:
@@ -370,7 +367,7 @@ def _number(planes: Sequence[PackedSigns]) -> NDArray[Any]:
     return numbers
 
 
-def _runs_of_equal_columns(shares: NDArray[np.float64]) -> Iterator[tuple[int, int]]:
+def _runs_of_equal_columns(shares: Weights) -> Iterator[tuple[int, int]]:
     """Yield the first and last index of each run of columns that are equal up to rounding."""
     first, num_columns = 0, shares.shape[1]
     for column in range(1, num_columns + 1):
@@ -381,9 +378,7 @@ def _runs_of_equal_columns(shares: NDArray[np.float64]) -> Iterator[tuple[int, i
             first = column
 
 
-def _sum_equal(
-    packed_vectors: Sequence[PackedSigns], votes: NDArray[np.float32], start: int, end: int
-) -> None:
+def _sum_equal(packed_vectors: Sequence[PackedSigns], votes: Float32, start: int, end: int) -> None:
     """Write the sums of signs without weights."""
     num_votes = len(packed_vectors)
     counter = _Counter(num_votes, _CHUNK_BYTES)
@@ -394,11 +389,7 @@ def _sum_equal(
 
 
 def _sum_weighted(
-    packed_vectors: Sequence[PackedSigns],
-    weights: NDArray[np.float64],
-    votes: NDArray[np.float32],
-    start: int,
-    end: int,
+    packed_vectors: Sequence[PackedSigns], weights: Weights, votes: Float32, start: int, end: int
 ) -> None:
     """Write the sums of signs times weights."""
     # Row b holds the eight weighted signs of byte b.

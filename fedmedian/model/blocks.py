@@ -9,6 +9,8 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
+from fedmedian.wire.scalars import Float32
+
 UNNAMED = "\0"
 """Begins the names of blocks that no array corresponds to: no array's name does."""
 
@@ -70,7 +72,7 @@ class Blocks:
         inside: NDArray[np.int64] = np.clip((0, *self.ends), part.start, part.stop)
         return inside[1:] - inside[:-1]
 
-    def repeat_within(self, part: slice, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    def repeat_within(self, part: slice, values: Float32) -> Float32:
         """Return one value per block, (L,), for each coordinate in a part of the flat vector."""
         return np.repeat(values, self.sizes_within(part))
 
@@ -114,5 +116,5 @@ class Part(NamedTuple):
         return as_strided(flat[self.first :], (self.runs, self.length), (self.stride * step, step))
 
 
-Read = Callable[[Part, NDArray[np.float32]], object]
+Read = Callable[[Part, Float32], object]
 """Writes a part of a vector, whose block is given by its index, to an array, (n,) float32."""

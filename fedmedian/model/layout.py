@@ -16,10 +16,10 @@ from fedmedian.logs import shown
 from fedmedian.model.blocks import Blocks, Part, Read
 from fedmedian.rules.trust import clip_two
 from fedmedian.wire.npy import NewArray, is_floating
-from fedmedian.wire.scalars import LARGEST, WireError, require_vector
+from fedmedian.wire.scalars import LARGEST, Float32, Float64, WireError, require_vector
 
 Arrays = Mapping[str, NDArray[Any]]
-Center = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+Center = Callable[[Float64], Float64]
 Groups = tuple[tuple[int, ...], ...]
 """Groups of tied arrays, by their index in the flat vector."""
 
@@ -113,9 +113,7 @@ class ArraySpec:
             return np.asarray(np.where(moved < 0, base - by, base + by)).astype(self.dtype)
 
 
-def _center_of(
-    numbers: NDArray[np.float64], center: Center, start: NDArray[Any] | None
-) -> NDArray[np.float64]:
+def _center_of(numbers: Float64, center: Center, start: NDArray[Any] | None) -> Float64:
     """Return the center of floating-point values; two are clipped where their start is known."""
     if _HALF < max(numbers.max(initial=0), -numbers.min(initial=0)) < inf:
         # As in a mask of the lowest float64.
@@ -375,7 +373,7 @@ class Layout:
         pairs = [(before[name].reshape(-1), after[name].reshape(-1)) for name in names]
         is_trained = [is_finite(old) for old, _ in pairs]
 
-        def read(part: Part, out: NDArray[np.float32]) -> None:
+        def read(part: Part, out: Float32) -> None:
             old, new = (part.view(array) for array in pairs[part.block])
             # One by one: NumPy knows no common dtype of bfloat16 and float16.
             dtypes = (np.result_type(one.dtype, np.float32) for one in (old, new))
@@ -387,7 +385,7 @@ class Layout:
 
         return read
 
-    def difference(self, before: Arrays, after: Arrays) -> NDArray[np.float32]:
+    def difference(self, before: Arrays, after: Arrays) -> Float32:
         """Return the update `before` − `after`, (d,) float32; see `reader_of_difference`."""
         read, update = self.reader_of_difference(before, after), np.empty(self.dim, np.float32)
         for index, part in enumerate(self.blocks.split(update)):
@@ -395,7 +393,7 @@ class Layout:
         return update
 
     def move(
-        self, arrays: Arrays, direction: NDArray[np.float32], rate: float, exact: Arrays
+        self, arrays: Arrays, direction: Float32, rate: float, exact: Arrays
     ) -> dict[str, NDArray[Any]]:
         """Return a model moved by −`rate` · `direction`, with its exact arrays replaced.
 
@@ -515,7 +513,7 @@ class Moving:
         self._new = [NewArray(spec.shape, spec.dtype) for spec in layout.flat]
         self._doubtful = set[int]()
 
-    def move(self, part: Part, direction: NDArray[np.float32]) -> None:
+    def move(self, part: Part, direction: Float32) -> None:
         """Move a part of an array of the flat vector.
 
         Parameters
@@ -653,7 +651,7 @@ def _is_in_range(array: NDArray[Any], largest: float | None) -> NDArray[np.bool_
     return is_finite if largest is None else is_finite & (np.abs(array) <= np.float64(largest))
 
 
-def _fill(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def _fill(values: Float64) -> tuple[Float64, NDArray[np.bool_]]:
     """Replace infinities and NaN in clients' values, (M, *shape), by the median of the others.
 
     Also return where most clients have finite values, (*shape); elsewhere all values become 0.

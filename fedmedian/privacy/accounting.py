@@ -53,12 +53,12 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import scipy  # its subpackages load on first use
-from numpy.typing import NDArray
 
 from fedmedian.checks import require_choice, require_integer, require_real
 from fedmedian.privacy.amplification import ORDERS, epsilon_of_divergences, sampled_divergences
 from fedmedian.privacy.sums import gaussian_share, sum_divergences
 from fedmedian.steps.encodings import Signs, encodings
+from fedmedian.wire.scalars import Float64
 
 Relation = Literal["replace", "zero"]
 """What is hidden: which of any two updates it was, or whether it was an update or zero."""
@@ -263,7 +263,7 @@ class PrivacyLoss:
             epsilon = min(epsilon, epsilon_of_divergences(self._at_orders(), delta))
         return epsilon
 
-    def _at_orders(self) -> NDArray[np.float64]:
+    def _at_orders(self) -> Float64:
         with np.errstate(over="ignore"):
             bound = self.as_sent / 2 * ORDERS
         return np.minimum(bound, self.divergences) if self.divergences else bound

@@ -54,9 +54,8 @@ from math import comb, expm1, inf, log, pi, sqrt
 
 import numpy as np
 import scipy  # its subpackages load on first use
-from numpy.typing import NDArray
 
-Float64 = NDArray[np.float64]
+from fedmedian.wire.scalars import Float64
 
 _WHOLE = np.array([*range(2, 33), *range(36, 65, 4), 80, 96, 128, 192, 256])
 

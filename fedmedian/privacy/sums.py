@@ -62,7 +62,8 @@ from math import exp, inf, log, pi, sqrt
 import numpy as np
 import scipy  # its subpackages load on first use
 
-from fedmedian.privacy.amplification import ORDERS, Float64, log_choices
+from fedmedian.privacy.amplification import ORDERS, log_choices
+from fedmedian.wire.scalars import Float64
 
 _MOST_OTHERS = 1400
 """The number of others above which `_LEAST_TAIL` keeps `gaussian_share` from falling."""

@@ -58,7 +58,7 @@ from fedmedian.steps.rotation import Rotation
 from fedmedian.steps.sums import VoteCounts, VotesLayout, masked_of
 from fedmedian.steps.tied import Tied, average
 from fedmedian.steps.updates import Clip, Limit
-from fedmedian.wire.scalars import LARGEST, Float32, WireError, require_positive
+from fedmedian.wire.scalars import LARGEST, Float32, Float64, WireError, require_positive
 
 Model = dict[str, NDArray[Any]]
 
@@ -565,7 +565,7 @@ class Recipe:
         first = self.rule.first(known.size, self.aggregator.encoding.name)
         return np.where(np.isnan(known), first, known)
 
-    def _following(self, scales: Scales, sizes: NDArray[np.float64]) -> Scales:
+    def _following(self, scales: Scales, sizes: Float64) -> Scales:
         rule = self.rule
         assert rule is not None  # only called with noise
         return require_result(rule, rule.following(scales, sizes), scales.size, np.float64)
@@ -594,7 +594,7 @@ class Recipe:
         return np.float32(rule.own_factor) * sizes.astype(np.float32), sizes, following
 
     def _scales_in_force(
-        self, question: Question, state: RunState, used: Float32, sizes: NDArray[np.float64]
+        self, question: Question, state: RunState, used: Float32, sizes: Float64
     ) -> Float32 | None:
         """Return the noise scales, (M, L): the clients' own, or the server's for all of them."""
         if self.rule is None:

@@ -16,6 +16,7 @@ from fedmedian.rounds.downlink import Held
 from fedmedian.rounds.screening import Node
 from fedmedian.rules.optimizers import State
 from fedmedian.rules.scales import Scales
+from fedmedian.wire.scalars import Float64
 
 _NEAR = 0.25
 """The largest relative distance at which a model counts as another one that was changed."""
@@ -196,7 +197,7 @@ class Known:
 
     def _point_near(self, sample: Arrays) -> Arrays:
         """Return the point of the last step that is nearest to a model."""
-        ways, along, length = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]](), 0.0, 0.0
+        ways, along, length = dict[str, tuple[Float64, Float64]](), 0.0, 0.0
         with np.errstate(over="ignore", invalid="ignore"):
             for name, one in _shared(sample, self.after):
                 start, end = (np.asarray(at[name], np.float64) for at in (self.before, self.after))
@@ -354,7 +355,7 @@ def _distance(sample: Arrays, other: Arrays) -> float:
     return (apart / norms if norms else 0.0) if found else _NEAR
 
 
-def _shared(sample: Arrays, other: Arrays) -> Iterator[tuple[str, NDArray[np.float64]]]:
+def _shared(sample: Arrays, other: Arrays) -> Iterator[tuple[str, Float64]]:
     """Yield the names of arrays that two models have in one shape, and each as the first has it."""
     for name in sample.keys() & other.keys():
         if sample[name].shape == other[name].shape:

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fedmedian.rules.scales import DefaultScale, ScaleRule, TopUp, as_scale_rule
 from fedmedian.wire.registry import Registry
-from fedmedian.wire.scalars import WireScalar, parameters_of
+from fedmedian.wire.scalars import Float32, Float64, WireScalar, parameters_of
 
 _SQRT3 = sqrt(3.0)
 _LOGISTIC_SCALE = _SQRT3 / pi
@@ -107,7 +107,7 @@ class Noise(ABC):
         """The family's parameters on the wire, by name, without the scale."""
         return parameters_of(self, "scale")
 
-    def rough_vote(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    def rough_vote(self, x: Float32) -> Float32:
         """Return 2F(x) − 1, elementwise and in [−1, 1].
 
         A family may return a faster approximation within `fedmedian.kernels.encoding.ROUGH_ERROR`;
@@ -116,10 +116,10 @@ class Noise(ABC):
         return np.asarray(2 * self.cdf(x) - 1, dtype=np.float32)
 
     @abstractmethod
-    def sample(self, rng: np.random.Generator, size: int) -> NDArray[np.float32]:
+    def sample(self, rng: np.random.Generator, size: int) -> Float32:
         """Draw `size` independent values of variance 1, as float32."""
 
-    def sample_finely(self, rng: np.random.Generator, size: int) -> NDArray[np.float64]:
+    def sample_finely(self, rng: np.random.Generator, size: int) -> Float64:
         """Draw from the same law as float64, for noise that must hide what it is added to.
 
         By default the values are those of `sample`.
@@ -185,7 +185,7 @@ class Gaussian(Noise):
         with np.errstate(over="ignore"):  # the density is 0 there
             return np.asarray(peak * np.exp(-np.square(values) / 2))
 
-    def rough_vote(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    def rough_vote(self, x: Float32) -> Float32:
         """Return tanh(√(2/π)·(x + .044715·x³)), which is 2Φ(x) − 1 within 4·10⁻⁴."""
         slope = np.square(x)
         slope *= np.float32(0.044715 * 2 * _GAUSSIAN_PEAK)
@@ -194,11 +194,11 @@ class Gaussian(Noise):
         np.tanh(slope, out=slope)
         return slope
 
-    def sample(self, rng: np.random.Generator, size: int) -> NDArray[np.float32]:
+    def sample(self, rng: np.random.Generator, size: int) -> Float32:
         """Draw `size` standard normal values, as float32; one in 2²³ is exactly 0."""
         return rng.standard_normal(size, dtype=np.float32)
 
-    def sample_finely(self, rng: np.random.Generator, size: int) -> NDArray[np.float64]:
+    def sample_finely(self, rng: np.random.Generator, size: int) -> Float64:
         """Draw `size` standard normal values, as float64; one in 2⁵² is exactly 0."""
         return rng.standard_normal(size)
 
@@ -224,13 +224,13 @@ class Logistic(Noise):
         peak = values.dtype.type(1 / _LOGISTIC_SCALE)
         return np.asarray(peak * self.cdf(values) * self.cdf(-values))
 
-    def rough_vote(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    def rough_vote(self, x: Float32) -> Float32:
         """Return tanh(πx/(2√3))."""
         vote = x * np.float32(0.5 / _LOGISTIC_SCALE)
         np.tanh(vote, out=vote)
         return vote
 
-    def sample(self, rng: np.random.Generator, size: int) -> NDArray[np.float32]:
+    def sample(self, rng: np.random.Generator, size: int) -> Float32:
         """Draw `size` logistic values of variance 1, as float32."""
         return rng.logistic(0.0, _LOGISTIC_SCALE, size).astype(np.float32)
 
@@ -258,7 +258,7 @@ class Laplace(Noise):
         peak = values.dtype.type(1 / (2 * _LAPLACE_SCALE))
         return np.asarray(peak * np.exp(-np.abs(values) / values.dtype.type(_LAPLACE_SCALE)))
 
-    def rough_vote(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    def rough_vote(self, x: Float32) -> Float32:
         """Return sign(x)·(1 − exp(−√2·|x|))."""
         tail = np.abs(x)
         tail *= np.float32(-1 / _LAPLACE_SCALE)
@@ -267,7 +267,7 @@ class Laplace(Noise):
         np.copysign(tail, x, out=tail)
         return tail
 
-    def sample(self, rng: np.random.Generator, size: int) -> NDArray[np.float32]:
+    def sample(self, rng: np.random.Generator, size: int) -> Float32:
         """Draw `size` Laplace values of variance 1, as float32."""
         return rng.laplace(0.0, _LAPLACE_SCALE, size).astype(np.float32)
 
@@ -295,13 +295,13 @@ class Uniform(Noise):
         inside = np.abs(values) < values.dtype.type(_SQRT3)
         return np.asarray(np.where(inside, 1 / (2 * _SQRT3), 0).astype(values.dtype))
 
-    def rough_vote(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    def rough_vote(self, x: Float32) -> Float32:
         """Return x/√3, clipped to [−1, 1]."""
         vote = x * np.float32(1 / _SQRT3)
         np.clip(vote, -1, 1, out=vote)
         return vote
 
-    def sample(self, rng: np.random.Generator, size: int) -> NDArray[np.float32]:
+    def sample(self, rng: np.random.Generator, size: int) -> Float32:
         """Draw `size` values uniform on (−√3, √3), as float32."""
         return (rng.random(size, dtype=np.float32) - np.float32(0.5)) * np.float32(2 * _SQRT3)
 

@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 from fedmedian.checks import require_choice, require_integer, require_real, require_type
 from fedmedian.rules.trust import PROPORTION, agreed_size, num_tolerated
-from fedmedian.wire.scalars import LARGEST, require_positive
+from fedmedian.wire.scalars import LARGEST, Float32, Float64, require_positive
 
 Magnitude = Literal["rms", "max"]
 """The measure of a block of an update: root mean square, or largest absolute entry."""
 
-Scales = NDArray[np.float64]
+Scales = Float64
 """The noise scale of each block, (L,) float64; NaN where each client chooses its own."""
 
-LADDER: NDArray[np.float32] = np.exp2(np.arange(-40, 20.25, 0.25)).astype(np.float32)
+LADDER: Float32 = np.exp2(np.arange(-40, 20.25, 0.25)).astype(np.float32)
 """The sizes that clients compare a block with whose size is unknown, where they vote on it."""
 
 _MAX_CHANGE = 2.0
@@ -54,7 +54,7 @@ class ScaleRule(ABC):
     def first(self, num_blocks: int, encoding: str) -> Scales:
         """Return the scales of new blocks."""
 
-    def following(self, scales: Scales, magnitudes: NDArray[np.float64]) -> Scales:
+    def following(self, scales: Scales, magnitudes: Float64) -> Scales:
         """Return the next round's scales; by default the current ones.
 
         Parameters
@@ -155,7 +155,7 @@ class Adaptive(ScaleRule):
         """Return NaN: nothing is known yet, so each client scales its own noise."""
         return np.full(num_blocks, np.nan)
 
-    def following(self, scales: Scales, magnitudes: NDArray[np.float64]) -> Scales:
+    def following(self, scales: Scales, magnitudes: Float64) -> Scales:
         """Return the scales for the next round; see `ScaleRule.following`."""
         return _following(scales, magnitudes, self.factor, self.quantile)
 
@@ -212,7 +212,7 @@ class TopUp(ScaleRule):
         """Return NaN: nothing is known yet, so each client chooses its own level."""
         return np.full(num_blocks, np.nan)
 
-    def following(self, scales: Scales, magnitudes: NDArray[np.float64]) -> Scales:
+    def following(self, scales: Scales, magnitudes: Float64) -> Scales:
         """Return the levels for the next round; see `ScaleRule.following`."""
         grown = len(magnitudes) ** self._GROWTH
         factor = grown if self.factor is None else self.factor
@@ -263,9 +263,7 @@ class Theory(ScaleRule):
         return float((float(self.rounds) * float(self.dim)) ** exponents[encoding])
 
 
-def _following(
-    scales: Scales, magnitudes: NDArray[np.float64], factor: float, quantile: float
-) -> Scales:
+def _following(scales: Scales, magnitudes: Float64, factor: float, quantile: float) -> Scales:
     factor, quantile = float(factor), float(quantile)  # an array times a fraction is no float64
     wanted = np.minimum(factor * agreed_size(magnitudes, quantile), LARGEST)
     # A scale of zero, of a block that has not moved yet, cannot grow by a factor.

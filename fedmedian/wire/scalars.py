@@ -39,6 +39,7 @@ FLOAT32_TINY = float(np.finfo(np.float32).tiny)
 
 WireScalar = int | float | str | bytes
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 T = TypeVar("T")
 
 _REFUSAL = "perturb: "

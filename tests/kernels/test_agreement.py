@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 from fedmedian import pack_signs
 from fedmedian.kernels import agreement
 from fedmedian.kernels.agreement import count_agreements
+from fedmedian.kernels.signs import count_ones_of_bytes
 
 
 @contextmanager
@@ -67,5 +68,5 @@ def test_what_are_no_packed_signs_is_refused(packed, dim):
 def test_bits_are_counted_alike_without_numpys_own_function():
     words = np.random.default_rng(0).integers(0, 2**64, (3, 5), dtype=np.uint64)
     counts = np.empty(words.shape, dtype=np.uint8)
-    agreement._count_bits_of_bytes(words, counts)
+    count_ones_of_bytes(words, counts)
     assert counts.tolist() == [[int(word).bit_count() for word in row] for row in words]
