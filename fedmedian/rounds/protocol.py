@@ -95,7 +95,8 @@ class RoundProtocol:
 
     def _begin(self, model: Arrays, state: RunState) -> None:
         self._roster = Roster()
-        self.watch = Watch(self.options.max_failed_rounds, self._roster)
+        few = self.recipe.aggregator.cost_of_few(self.recipe.noise)
+        self.watch = Watch(self.options.max_failed_rounds, few, self._roster)
         self._models = KnownModels(self.journal.model or {}, state)
         self._versions: dict[Node, str] = {}
         self._losses = Counter[Node]()
@@ -533,9 +534,8 @@ class RoundProtocol:
         self.journal.end_round(
             *(question.server_round, self.recipe, model, heard.state), has_step=not heard.no_step
         )
-        few = self.recipe.aggregator.cost_of_few(self.recipe.noise)
         # The clients' metrics apart: they may have the names of ours, and hold anything.
-        self.watch.see(heard, report, own, few)
+        self.watch.see(heard, report, own)
         return metrics
 
     def held_to_evaluate(self, model: Arrays) -> Held | None:

@@ -199,13 +199,14 @@ class Watch:
     ----------
     max_failed_rounds : int or None
         The number of rounds in a row without a new model that end the run.
+    few : tuple of int and str
+        The cohort size at or below which a warning is due, and its words.
     roster : Roster
         The names of the nodes.
     """
 
-    def __init__(self, max_failed_rounds: int | None, roster: Roster) -> None:
-        self._roster = roster
-        self._max_failed_rounds = max_failed_rounds
+    def __init__(self, max_failed_rounds: int | None, few: tuple[int, str], roster: Roster) -> None:
+        self._max_failed_rounds, self._few, self._roster = max_failed_rounds, few, roster
         self._once = Once()
         self._failed = set[int]()  # rounds in a row
         self._of_dead_workers = set[int]()
@@ -219,13 +220,7 @@ class Watch:
         self._apart = dict[Node, tuple[int, int]]()  # the first round, and how many
         self._up = self._down = self._up_with_fedavg = self._down_with_fedavg = 0.0
 
-    def see(
-        self,
-        heard: Heard[Any],
-        report: Mapping[str, Any],
-        own: Mapping[str, Any],
-        few: tuple[int, str],
-    ) -> None:
+    def see(self, heard: Heard[Any], report: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         """Observe a round: log its line, warn once about each problem, stop a failing run.
 
         Parameters
@@ -236,8 +231,6 @@ class Watch:
             What is reported of it.
         own : dict
             The clients' own metrics, aggregated, for the log.
-        few : tuple of int and str
-            The cohort size at or below which a warning is due, and its words.
 
         Raises
         ------
@@ -259,7 +252,7 @@ class Watch:
             self._of_dead_workers.add(number)
         if not heard.no_step:
             self._failed, self._reasons = set(), Counter()
-            self._look_at_cohort(len(heard.answers), *few)
+            self._look_at_cohort(len(heard.answers))
             self._look_at_scales(question.blocks, report.get("noise-scale", ()))
             self._look_at_updates(question, heard.answers)
             self._look_at_agreement(number, heard.answers, report.get("agreement-per-client", ()))
@@ -367,7 +360,8 @@ class Watch:
                     *(number, count, total, reason, _remedy_of(reason, remedies)),
                 )
 
-    def _look_at_cohort(self, accepted: int, few: int, cost: str) -> None:
+    def _look_at_cohort(self, accepted: int) -> None:
+        few, cost = self._few
         if accepted <= few:
             clients = _counted(accepted, "client")
             self._once.warn("few", "replies of %s in a round: %s", clients, cost)
