@@ -27,13 +27,7 @@ from fedmedian.privacy.accounting import (
     honest_of,
     require_share,
 )
-from fedmedian.privacy.mechanism import (
-    SHORTEST,
-    largest_entry,
-    least_scale,
-    limit_of,
-    obstacles,
-)
+from fedmedian.privacy.mechanism import SHORTEST, largest_entry, least_scale, limit_of, obstacles
 from fedmedian.randomness import secret_rng
 from fedmedian.secure.cohort import FEWEST, Place
 from fedmedian.steps.encodings import Signs
@@ -373,11 +367,7 @@ class Policies:
         return min((float(policy.clip) for policy in self.members), default=None)
 
     def admit(
-        self,
-        instruction: Instruction,
-        layout: Layout,
-        context: Context,
-        place: Place | None = None,
+        self, instruction: Instruction, layout: Layout, context: Context, place: Place | None = None
     ) -> None:
         """Count an instruction's round as answered, unless a policy refuses it.
 

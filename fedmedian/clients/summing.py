@@ -40,11 +40,7 @@ def answer_request(message: Message, context: Context) -> Message | None:
 
 
 def masked(
-    payload: Payload,
-    instruction: Instruction,
-    layout: Layout,
-    place: Place,
-    context: Context,
+    payload: Payload, instruction: Instruction, layout: Layout, place: Place, context: Context
 ) -> Payload:
     """Return the answer to an instruction with masked votes.
 

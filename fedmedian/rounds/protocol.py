@@ -303,11 +303,7 @@ class RoundProtocol:
         return is_again and not self.is_announced and not self._models.have_made(model)
 
     def may_ask(
-        self,
-        question: Question,
-        drawn: Collection[Node],
-        present: int,
-        sent: Collection[Node] = (),
+        self, question: Question, drawn: Collection[Node], present: int, sent: Collection[Node] = ()
     ) -> bool:
         """Return whether the drawn clients may be asked, and charge the budget if so.
 

@@ -97,10 +97,7 @@ _REMEDIES: Remedies = (
         "a Ray worker has died, and Flower sends it most messages of later rounds too: look above "
         "for what ended the worker, such as sys.exit or too little memory",
     ),
-    (
-        "(instruction|payload) has version",
-        "server and clients need the same release of fedmedian",
-    ),
+    ("(instruction|payload) has version", "server and clients need the same release of fedmedian"),
     # Not where a subclass asks twice in a round, nor where clients share a ledger.
     (
         r"'one answer per round': round (\S+) came after round (?!\1(\D|$))(?!.* ledger)",
