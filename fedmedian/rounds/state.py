@@ -136,21 +136,13 @@ class RunState:
             # Clients of a resumed run hold nothing.
             held = Held.of(groups[_HELD], int(groups[_STEPS][_HELD]))
             held = replace(held, target=groups[_STEPS][_TARGET].tobytes().hex())
-        return cls(
-            {
-                name: ArrayState(
-                    tuple(shape.tolist()),
-                    float(groups[_SCALE][name]),
-                    {
-                        key.removeprefix(_OPTIMIZER): groups[key][name]
-                        for key in keys
-                        if name in groups[key]
-                    },
-                )
-                for name, shape in groups["shape"].items()
-            },
-            held,
-        )
+        arrays = {}
+        for name, shape in groups["shape"].items():
+            known = {key: groups[key][name] for key in keys if name in groups[key]}
+            optimizer = {key.removeprefix(_OPTIMIZER): value for key, value in known.items()}
+            scale = float(groups[_SCALE][name])
+            arrays[name] = ArrayState(tuple(shape.tolist()), scale, optimizer)
+        return cls(arrays, held)
 
 
 @dataclass(eq=False)
