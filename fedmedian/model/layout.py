@@ -202,12 +202,11 @@ class Layout:
         positions = set(exact)
         if beyond := positions - {*range(len(arrays))}:
             raise ValueError(f"there is no array {max(beyond)} in a model of {len(arrays)}")
-        layout = cls(
-            tuple(
-                ArraySpec(name, array.shape, array.dtype, exact=position in positions)
-                for position, (name, array) in enumerate(arrays.items())
-            )
+        specs = (
+            ArraySpec(name, array.shape, array.dtype, exact=position in positions)
+            for position, (name, array) in enumerate(arrays.items())
         )
+        layout = cls(tuple(specs))
         for spec in layout.flat:
             if not is_floating(spec.dtype):
                 raise ValueError(f"array {spec.name!r} of {spec.dtype} cannot be perturbed")
