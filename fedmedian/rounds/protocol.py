@@ -418,7 +418,7 @@ class RoundProtocol:
         self._roster.learn([(answer.node, answer.payload.partition) for answer in answers])
         self._acknowledge(hearing, replies, answers)
         rules = (*self._rules, *self.options.cohort_rules)
-        kept, counts = hearing.judge(question.server_round, answers, rules)
+        kept = hearing.judge(question.server_round, answers, rules)
         report: Report = {}
         model, state, reason = None, question.state, ""
         try:
@@ -427,7 +427,7 @@ class RoundProtocol:
                 assert exchange is not None  # only the Message API has secure sums
                 self._sums.forget({*asked} - {answer.node for answer in kept})
                 voted, kept = kept, []  # nobody counts unless the sum is opened
-                kept, total = self._open_sum(self._sums, question, voted, exchange, hearing, counts)
+                kept, total = self._open_sum(question, voted, exchange, hearing)
                 if self._ledger is not None:
                     self._ledger.settle(question, len(kept))
             model, state, measured = self._step(question, kept, total)
@@ -438,7 +438,7 @@ class RoundProtocol:
         after = question.model if model is None else model
         heard_of = {node for node, _ in replies}
         self._models.note_answer(question.key, question.model, after, state, heard_of)
-        report |= counts
+        report |= hearing.counts
         if self._ledger is not None:
             self._ledger.correct_charge(question, [answer.node for answer in answers])
             report |= self._ledger.report
@@ -450,13 +450,7 @@ class RoundProtocol:
         )
 
     def _open_sum(
-        self,
-        sums: SecureSums,
-        question: Question,
-        answers: list[Answer[Any]],
-        exchange: Exchange,
-        hearing: Hearing,
-        counts: dict[str, int],
+        self, question: Question, answers: list[Answer[Any]], exchange: Exchange, hearing: Hearing
     ) -> tuple[list[Answer[Any]], VoteCounts]:
         """Return the answers whose votes are in a secure sum, and the sum.
 
@@ -467,19 +461,20 @@ class RoundProtocol:
         NoStepError
             If it cannot be opened. Then no vote counts.
         """
-        counts["replies-missing"] += question.without_place
+        assert self._sums is not None  # only called with secure sums
+        hearing.counts["replies-missing"] += question.without_place
         hearing.reasons += [_NO_PLACE] * question.without_place
         kept, reason = list[Answer[Any]](), _LEFT_THE_SUM
         try:
-            kept, total = sums.open(question, answers, exchange)
+            kept, total = self._sums.open(question, answers, exchange)
             return kept, total
         except NoStepError as error:
             reason = str(error)
             raise
         finally:
             left = len(answers) - len(kept)
-            counts["replies-accepted"] = len(kept)
-            counts["replies-rejected"] += left
+            hearing.counts["replies-accepted"] = len(kept)
+            hearing.counts["replies-rejected"] += left
             hearing.reasons += [reason] * left
 
     def _keep_model(self, question: Question, reason: NoStepError) -> None:
@@ -634,9 +629,9 @@ class RoundProtocol:
         if following and not following & {answer.node for answer in answers}:
             self.watch.see_steps_in_vain()
         self._acknowledge(hearing, replies, answers)
-        kept, counts = hearing.judge(server_round, answers, self._rules)
+        kept = hearing.judge(server_round, answers, self._rules)
         self.watch.see_evaluation(server_round, hearing.reasons, len(kept))
-        return with_usual_metrics(kept, self._roster.name), {**counts, **(sizes or {})}
+        return with_usual_metrics(kept, self._roster.name), {**hearing.counts, **(sizes or {})}
 
     def end_evaluation(self, report: Report, own: Mapping[str, Any]) -> None:
         """Log the line of an evaluation, with the clients' aggregated metrics."""

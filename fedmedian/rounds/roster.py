@@ -78,6 +78,7 @@ class Hearing:
         self._heard: set[Node] = set()
         self._rejected: dict[str, list[Node]] = {}
         self.reasons: list[str | Exception] = []
+        self.counts: dict[str, int] = {}
 
     def readable(
         self, replies: Iterable[tuple[Node, Received]], read: Callable[[Node, Received], AnyReply]
@@ -103,8 +104,10 @@ class Hearing:
 
     def judge(
         self, server_round: int, replies: Sequence[AnyReply], rules: Sequence[CohortRule]
-    ) -> tuple[list[AnyReply], dict[str, int]]:
-        """Apply the rules to the readable replies, one rule after the other.
+    ) -> list[AnyReply]:
+        """Return the readable replies that no rule rejects, asked one after the other.
+
+        Sets `counts`.
 
         Parameters
         ----------
@@ -117,10 +120,8 @@ class Hearing:
 
         Returns
         -------
-        kept : list of Reply
-            The replies that no rule rejects.
-        counts : dict
-            The numbers of replies accepted, rejected and missing, for the round's report.
+        list of Reply
+            These replies.
         """
         missing = [node for node in self.asked if node not in self._heard]
         kept = list(replies)
@@ -130,7 +131,7 @@ class Hearing:
             for index, reason in refused.items():
                 self._reject(kept[index].node, reason)
             kept = [reply for index, reply in enumerate(kept) if index not in refused]
-        counts = {
+        self.counts = {
             "replies-accepted": len(kept),
             "replies-rejected": len(self.reasons),
             "replies-missing": len(missing),
@@ -138,7 +139,7 @@ class Hearing:
         self._say_who_is_out(missing)
         unknown = [NO_REPLY] * (len(missing) - len(self.failures))
         self.reasons += [*self.failures, *unknown]
-        return kept, counts
+        return kept
 
     def _reject(self, node: Node, reason: str | Exception) -> None:
         if isinstance(reason, Exception):
