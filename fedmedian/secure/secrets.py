@@ -8,8 +8,9 @@ Shamir's, and travel under ChaCha20-Poly1305 (RFC 8439).
 
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
 from hashlib import sha256
+from operator import xor
 from typing import Any
 
 import numpy as np
@@ -94,10 +95,7 @@ def commitment(seed: bytes) -> bytes:
 
 def combined(parts: Iterable[bytes]) -> bytes:
     """Return the exclusive or of parts of a seed; without one of them it can be any seed."""
-    seed = 0
-    for part in parts:
-        seed ^= int.from_bytes(part)
-    return seed.to_bytes(KEY_SIZE)
+    return reduce(xor, map(int.from_bytes, parts)).to_bytes(KEY_SIZE)
 
 
 def split(seed: bytes, holders: int, enough: int) -> list[bytes]:
@@ -111,10 +109,8 @@ def join(shares: Mapping[int, bytes]) -> bytes:
     weights = _weights_of([index + 1 for index in shares])
     halves = []
     for at in (0, _HALF):
-        half = 0
-        for weight, share in zip(weights, shares.values(), strict=True):
-            half ^= _times(weight, int.from_bytes(share[at : at + _HALF]))
-        halves.append(_reduced(half).to_bytes(_HALF))
+        values = (int.from_bytes(share[at : at + _HALF]) for share in shares.values())
+        halves.append(_reduced(reduce(xor, map(_times, weights, values))).to_bytes(_HALF))
     return b"".join(halves)
 
 
