@@ -20,9 +20,7 @@ class ChaCha20(ChaCha):  # type: ignore[misc]
     """
 
     def __init__(self, seed: Iterable[int] | None = None) -> None:
-        key = (
-            secrets.token_bytes(32)
-            if seed is None
-            else b"".join(word.to_bytes(8, "little") for word in seed)
-        )
+        key = secrets.token_bytes(32)
+        if seed is not None:
+            key = b"".join(word.to_bytes(8, "little") for word in seed)
         super().__init__(key=int.from_bytes(key, "little"))

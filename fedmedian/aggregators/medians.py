@@ -56,11 +56,11 @@ class SmoothedMedian(Median):
         smoothing = scales[0]
         if answers.tops_up and answers.magnitudes is not None:
             smoothing = top_up(smoothing, agreed_size(answers.magnitudes))
-        return coordinatewise(
-            answers,
-            rng,
-            lambda part, rows: smoothed_median(rows, noise, blocks.repeat_within(part, smoothing)),
-        )
+
+        def center(part: slice, rows: list[Float32]) -> Float32:
+            return smoothed_median(rows, noise, blocks.repeat_within(part, smoothing))
+
+        return coordinatewise(answers, rng, center)
 
     def require_noise(self, noise: Noise | None) -> None:
         """Raise ValueError unless the noise has a smooth CDF; see `Aggregator.require_noise`."""

@@ -62,11 +62,8 @@ def answer(
     partition = _partition_of(context)
     # A node id seeds the noise, but is no partition and may exceed a record's integers.
     number = context.node_id if partition is None else partition
-    rng = (
-        client_rng(instruction.seed, number, instruction.server_round)
-        if clip is None
-        else secret_rng()
-    )
+    asked = instruction.seed, number, instruction.server_round
+    rng = client_rng(*asked) if clip is None else secret_rng()
     memory = recall(context)
     payload = perturb_update(instruction, layout, update, after, rng, memory, partition, clip)
     with nullcontext() if clip is None else warned_of("the memory of client steps stays unchanged"):
