@@ -140,7 +140,7 @@ class InProcessGrid(Grid):
     def _push(self, messages: list[Message]) -> list[str]:
         for message in messages:
             self._give_id(message)
-        self.bytes_down += sum(_sizes(messages))
+        self.bytes_down += _size(messages)
         # Flower shuffles the nodes, but a node may depend on those before it: through global
         # generators of NumPy and torch, or through colluding clients.
         for message in sorted(messages, key=lambda message: message.metadata.dst_node_id):
@@ -194,8 +194,7 @@ class InProcessGrid(Grid):
 
     def _measured(self, reply: Message) -> tuple[Message, int]:
         self._give_id(reply)
-        (size,) = _sizes([reply])
-        return reply, size
+        return reply, _size([reply])
 
     def _give_id(self, message: Message) -> None:
         # Flower's own grids set the id when they send, and it has no public setter.
@@ -220,18 +219,19 @@ class InProcessGrid(Grid):
         return reply
 
 
-def _sizes(messages: list[Message]) -> list[int]:
+def _size(messages: list[Message]) -> int:
     """Return the bytes of messages as Flower would send them."""
     contents = {id(one.content): one.content for one in messages if one.has_content()}
     measurable = {key: _measurable(content) for key, content in contents.items()}
-    with_content = [
-        Message(content=measurable[id(one.content)][0], metadata=one.metadata)  # type: ignore[call-overload]
-        if one.has_content()
-        else one
-        for one in messages
-    ]
-    left_out = (measurable[id(one.content)][1] if one.has_content() else 0 for one in messages)
-    return [sum(pair) for pair in zip(serialized_sizes(with_content), left_out, strict=True)]
+    total, sent = 0, list[Message]()
+    for one in messages:
+        if one.has_content():
+            content, left_out = measurable[id(one.content)]
+            total += left_out
+            sent.append(Message(content=content, metadata=one.metadata))  # type: ignore[call-overload]
+        else:
+            sent.append(one)
+    return total + sum(serialized_sizes(sent))
 
 
 def _measurable(content: RecordDict) -> tuple[RecordDict, int]:
