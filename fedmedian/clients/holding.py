@@ -42,8 +42,7 @@ def receive(message: Message, context: Context) -> str | None:
     name, record = model_in(message.content)
     if version_of_whole(scalars) is not None:
         version = fingerprint(to_arrays(record))
-        shared = _shared(version)
-        record = record if shared is None else shared
+        record = _shared(version) or record
     else:
         catch_up = CatchUp.decode([*to_arrays(record).values()], scalars)
         record, version = _follow(catch_up, context)

@@ -87,10 +87,8 @@ def _recall(context: Context) -> Key | None:
     record = context.state.config_records.get(SUM_STATE)
     if record is None:
         return None
-    values = dict(record)
-    private, question = values.pop("private"), (values.pop("round"), values.pop("question"))
-    revealed, about = values.pop("revealed"), values.pop("about")
-    return Key(private, question, Place.take(values), revealed, about)  # type: ignore[arg-type]
+    place, question = Place.take(dict(record)), (record["round"], record["question"])
+    return Key(record["private"], question, place, record["revealed"], record["about"])  # type: ignore[arg-type]
 
 
 def remember(context: Context, key: Key) -> None:

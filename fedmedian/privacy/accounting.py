@@ -398,11 +398,9 @@ class Mechanism:
         if is_sampled and 0 < epsilon < inf:
             # Sampling hides a client among others, but those in a sum may not be honest.
             loss = self._loss(relation)
+            distance, energy = sqrt(loss.as_gaussian), loss.as_sent
             divergences = sum(
-                number
-                * sampled_divergences(
-                    sqrt(loss.as_gaussian), loss.as_sent, draw.sampling, draw.min_replies
-                )
+                number * sampled_divergences(distance, energy, draw.sampling, draw.min_replies)
                 for draw, number in own
             )
             epsilon = min(epsilon, epsilon_of_divergences(np.asarray(divergences), delta))

@@ -190,9 +190,8 @@ class SecureSums:
 
     def _names(self, nodes: Sequence[Node]) -> str:
         names = ", ".join(map(self._roster.name, nodes[:_MOST_NAMES]))
-        return (
-            names if len(nodes) <= _MOST_NAMES else f"{names} and {len(nodes) - _MOST_NAMES} more"
-        )
+        more = len(nodes) - _MOST_NAMES
+        return names if more <= 0 else f"{names} and {more} more"
 
 
 _MOST_NAMES = 5
