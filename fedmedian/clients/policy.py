@@ -165,7 +165,11 @@ class Policy:
         if self.cohort is not None:
             require_integer("cohort", self.cohort, low=FEWEST)
         require_share("honest", self.honest)
-        self._require_ledger()
+        require_type("ledger", self.ledger, str | None, "a string")
+        if self.ledger is not None and not os.path.isabs(self.ledger):
+            raise ValueError(f"ledger must be an absolute path, got {self.ledger!r}")
+        if self.ledger is not None and not HAS_LOCKS:
+            raise ValueError(f"ledger must be None on a system without flock, got {self.ledger!r}")
         self._require_budget()
         secret_rng()
 
@@ -278,15 +282,6 @@ class Policy:
         if (spent := loss.epsilon(self.delta)) > self.epsilon:
             limit = f"{float(self.epsilon):g} at delta {float(self.delta):g}"
             _refuse("epsilon", f"this answer would raise it to {spent:.4g}; the limit is {limit}")
-
-    def _require_ledger(self) -> None:
-        if self.ledger is None:
-            return
-        require_type("ledger", self.ledger, str, "a string")
-        if not os.path.isabs(self.ledger):
-            raise ValueError(f"ledger must be an absolute path, got {self.ledger!r}")
-        if not HAS_LOCKS:
-            raise ValueError(f"ledger must be None on a system without flock, got {self.ledger!r}")
 
     def _require_budget(self) -> None:
         if (self.epsilon is None) != (self.delta is None):
@@ -494,8 +489,18 @@ class Policies:
         of_all = [policy for policy in self.members if policy.ledger is not None]
         path = next((policy.ledger for policy in of_all), None)
         if path is not None:
-            with _using(path), Ledger(path) as ledger:
-                ledger.write(counted(ledger.read(), of_all))
+            try:
+                with Ledger(path) as ledger:
+                    ledger.write(counted(ledger.read(), of_all))
+            except PolicyError:
+                raise
+            except (OSError, ValueError) as error:  # its path is not for the server
+                warn(
+                    "nothing is answered: the ledger %s cannot be used: %s; make it writable, "
+                    "restore it, or remove it to count from 0",
+                    *(path, error),
+                )
+                _refuse("ledger", "it cannot be used; the client's log says why")
         if of_run:
             context.state[_STATE] = ConfigRecord(in_state.encode())
 
@@ -516,19 +521,6 @@ class Policies:
             # It knows of the others only what all were asked, or masks would not cancel.
             others=largest_entry(steps) / clip,
         )
-
-
-@contextmanager
-def _using(ledger: str) -> Iterator[None]:
-    """Refuse an answer if a ledger cannot be used, without revealing its path to the server."""
-    try:
-        yield
-    except PolicyError:
-        raise
-    except (OSError, ValueError) as error:
-        remedy = "make it writable, restore it, or remove it to count from 0"
-        warn("nothing is answered: the ledger %s cannot be used: %s; %s", ledger, error, remedy)
-        _refuse("ledger", "it cannot be used; the client's log says why")
 
 
 _ENFORCING: ContextVar[bool] = ContextVar("enforcing", default=False)

@@ -265,7 +265,12 @@ class Recipe:
         require_type("optimizer", self.optimizer, Optimizer | None, wanted)
         require_type("downlink", self.downlink, CodedSteps | None, "CodedSteps(), or None")
         _require_client_steps(self.client_steps)
-        self._require_rotation()
+        require_type("rotation", self.rotation, Rotation | None, "a Rotation(), or None")
+        if self.rotation is not None and self.rotation.seed is not None:
+            raise ValueError(
+                "rotation must not have a seed, because each round draws one, "
+                f"got {self.rotation!r}"
+            )
         self._require_sums()
         require_choice("scale_from", self.scale_from, get_args(ScaleFrom))
         for pattern in require_sequence("exact", self.exact, "strings"):
@@ -498,16 +503,6 @@ class Recipe:
                     f"client_steps[{index}] must report votes of 0 or 1 with secure="
                     f"{self.secure!r}, got {step!r}, which reports {step.reveals}"
                 )
-
-    def _require_rotation(self) -> None:
-        if self.rotation is None:
-            return
-        require_type("rotation", self.rotation, Rotation, "a Rotation(), or None")
-        if self.rotation.seed is not None:
-            raise ValueError(
-                "rotation must not have a seed, because each round draws one, "
-                f"got {self.rotation!r}"
-            )
 
     def _steps(
         self, state: RunState, server_round: int, layout: Layout, tied: Groups

@@ -249,7 +249,10 @@ class Watch:
             self._of_dead_workers.add(number)
         if not heard.no_step:
             self._failed, self._reasons = set(), Counter()
-            self._look_at_cohort(len(heard.answers))
+            few, cost = self._few
+            if (accepted := len(heard.answers)) <= few:
+                clients = _counted(accepted, "client")
+                self._once.warn("few", "replies of %s in a round: %s", clients, cost)
             self._look_at_scales(question.blocks, report.get("noise-scale", ()))
             self._look_at_updates(question, heard.answers)
             self._look_at_agreement(number, heard.answers, report.get("agreement-per-client", ()))
@@ -356,12 +359,6 @@ class Watch:
                     # The log truncates long words, so the remedy is a word of its own.
                     *(number, count, total, reason, _remedy_of(reason, remedies)),
                 )
-
-    def _look_at_cohort(self, accepted: int) -> None:
-        few, cost = self._few
-        if accepted <= few:
-            clients = _counted(accepted, "client")
-            self._once.warn("few", "replies of %s in a round: %s", clients, cost)
 
     def _look_at_scales(self, blocks: Blocks, scales: Sequence[float]) -> None:
         growth = {}
