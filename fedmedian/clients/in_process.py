@@ -145,7 +145,7 @@ class InProcessGrid(Grid):
         # generators of NumPy and torch, or through colluding clients.
         for message in sorted(messages, key=lambda message: message.metadata.dst_node_id):
             try:
-                reply, size = self._measured(self._answer(message))
+                self._take(message, self._answer(message))
             except KeyboardInterrupt:
                 raise
             # The server must hear of any error in a ClientApp, and of replies that cannot be sent,
@@ -154,9 +154,7 @@ class InProcessGrid(Grid):
                 self._log_once(error)
                 reason = f"{type(error).__name__}: {text_of(error)}"
                 raised = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
-                reply, size = self._measured(Message(raised, reply_to=message))
-            self.bytes_up += size
-            self._replies[message.metadata.message_id] = reply
+                self._take(message, Message(raised, reply_to=message))
         return [message.metadata.message_id for message in messages]
 
     def _log_once(self, error: BaseException) -> None:
@@ -192,9 +190,10 @@ class InProcessGrid(Grid):
         """
         return self.pull_messages(self.push_messages(messages))
 
-    def _measured(self, reply: Message) -> tuple[Message, int]:
+    def _take(self, message: Message, reply: Message) -> None:
         self._give_id(reply)
-        return reply, _size([reply])
+        self.bytes_up += _size([reply])
+        self._replies[message.metadata.message_id] = reply
 
     def _give_id(self, message: Message) -> None:
         # Flower's own grids set the id when they send, and it has no public setter.

@@ -215,7 +215,7 @@ class Watch:
         self._rounds_still = Counter[Node]()
         self._rounds_seen = 0
         self._apart = dict[Node, tuple[int, int]]()  # the first round, and how many
-        self._up = self._down = self._up_with_fedavg = self._down_with_fedavg = 0.0
+        self._sent = np.zeros(4)  # bytes up and down, and with FedAvg
 
     def see(self, heard: Heard[Any], report: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         """Observe a round: log its line, warn once about each problem, stop a failing run.
@@ -320,20 +320,18 @@ class Watch:
         up_with_fedavg, down_with_fedavg : float
             The same for FedAvg.
         """
-        self._up += up
-        self._down += down
-        self._up_with_fedavg += up_with_fedavg
-        self._down_with_fedavg += down_with_fedavg
+        self._sent += up, down, up_with_fedavg, down_with_fedavg
 
     def say_totals(self) -> None:
         """Log the bytes of this process's rounds, next to those of FedAvg."""
-        if self._up:
+        up, down, up_with_fedavg, down_with_fedavg = self._sent.tolist()
+        if up:
             LOGGER.info(
                 "arrays sent in %s, without Flower's headers: %s up and %s down; FedAvg would "
                 "send about %s up, %.1f times as much, and %s down, %.1f times as much",
-                *(_counted(len(self._rounds), "round"), _in_units(self._up), _in_units(self._down)),
-                *(_in_units(self._up_with_fedavg), self._up_with_fedavg / self._up),
-                *(_in_units(self._down_with_fedavg), self._down_with_fedavg / max(self._down, 1)),
+                *(_counted(len(self._rounds), "round"), _in_units(up), _in_units(down)),
+                *(_in_units(up_with_fedavg), up_with_fedavg / up),
+                *(_in_units(down_with_fedavg), down_with_fedavg / max(down, 1)),
             )
 
     def _failure(self, no_step: str) -> str:
