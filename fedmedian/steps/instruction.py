@@ -85,11 +85,6 @@ class Instruction:
         """Return the first step of a class, or None."""
         return next((step for step in self.steps if isinstance(step, kind)), None)
 
-    @property
-    def place_of_noise(self) -> int:
-        """The index of the step before the encoding: noise must be the last change."""
-        return max(len(self.steps) - 2, 0)
-
     def sizes_of(self, payload: Payload, blocks: Blocks) -> tuple[Float32, Float32]:
         """Return the noise scales and the magnitudes of an accepted payload.
 
@@ -335,7 +330,7 @@ def perturb_update(
         # In a separate draft, whose reports are dropped: they have no noise.
         vector, blocks = _prepared_within(clip, instruction, layout, update, rng, memory)
         draft = Draft(vector, blocks, number, rng, memory, is_private=True, question=question)
-        steps = steps[instruction.place_of_noise :]
+        steps = steps[-2:]  # the noise, which must be the last change, and the encoding
     for step in steps:
         step.apply(draft)
     assert draft.body is not None  # made by the last step, an encoding
@@ -366,7 +361,7 @@ def _prepared_within(
         finite = _finite(layout, update)
         number, question = instruction.server_round, instruction.question
         draft = Draft(finite, layout.blocks, number, rng, later, question=question)
-        for step in instruction.steps[: instruction.place_of_noise]:
+        for step in instruction.steps[:-2]:
             step.apply(draft)
         if draft.vector.shape != (blocks.dim,):
             raise UpdateError(f"update has shape {draft.vector.shape}, not {(blocks.dim,)}")
