@@ -135,15 +135,9 @@ class Held:
             return Held.of(target, self.count)
         steps, versions = (*self.steps, step), (*self.versions, fingerprint(model))
         most = max(num_bytes(target) // max(step.signs.nbytes, 1), 1)
-        return Held(
-            model,
-            self.target,
-            versions[-most - 1 :],
-            steps[-most:],
-            self.count + 1,
-            layout.pack_exact(model),
-            layout.exact_positions,
-        )
+        steps, versions = steps[-most:], versions[-most - 1 :]
+        packed, places = layout.pack_exact(model), layout.exact_positions
+        return Held(model, self.target, versions, steps, self.count + 1, packed, places)
 
     def _step(self, target: Arrays, layout: Layout, seed: int | None) -> CodedStep | None:
         """Return the code of the step to the server's model, or None if no step leads there."""

@@ -218,15 +218,9 @@ class Question:
     def answer(self, node: Node, said: Said[Source]) -> Answer[Source]:
         """Return the answer in a node's reply; see `read`."""
         payload = self.read(node, said.arrays, said.scalars)
-        return Answer(
-            node,
-            said.num_examples,
-            said.metrics,
-            said.source,
-            payload,
-            *self.instruction.sizes_of(payload, self.blocks),
-            held=payload.held,
-        )
+        sizes = self.instruction.sizes_of(payload, self.blocks)
+        own = node, said.num_examples, said.metrics, said.source
+        return Answer(*own, payload, *sizes, held=payload.held)
 
 
 @dataclass(frozen=True)

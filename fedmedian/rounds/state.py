@@ -277,13 +277,8 @@ class KnownModels:
         """Remember what some nodes' answers to a question have made of its model."""
         known = self._asked.get(key) or self.of(before)
         known.is_left = True
-        self._add(
-            Known(
-                {**known.after, **_sample_of(before)},
-                {**known.after, **_sample_of(after)},
-                *(state, key, frozenset(nodes)),
-            )
-        )
+        start, end = ({**known.after, **_sample_of(model)} for model in (before, after))
+        self._add(Known(start, end, state, key, frozenset(nodes)))
 
     def _nearest(self, sample: Arrays, candidates: Sequence[Known]) -> Known:
         """Return the known model that ends at a model, or else the nearest of the candidates."""

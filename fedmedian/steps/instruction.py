@@ -334,15 +334,8 @@ def perturb_update(
     for step in steps:
         step.apply(draft)
     assert draft.body is not None  # made by the last step, an encoding
-    return Payload(
-        instruction.encoding.name,
-        draft.body,
-        layout.pack_exact(after),
-        instruction.server_round,
-        partition,
-        draft.reports,
-        question,
-    )
+    encoding, exact = instruction.encoding.name, layout.pack_exact(after)
+    return Payload(encoding, draft.body, exact, number, partition, draft.reports, question)
 
 
 def _prepared_within(
