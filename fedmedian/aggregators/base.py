@@ -324,12 +324,8 @@ def coordinatewise(
             totals = squares + np.square(answers.magnitudes)
             levels = np.sqrt(np.median(totals, axis=0))
         scales = np.sqrt(squares.mean(axis=0))
-        answers.note(
-            describe_median(
-                *(direction, gap, excess, len(answers), scales, blocks, answers.noise),
-                *(levels, variance),
-            )
-        )
+        found = direction, gap, excess, len(answers)
+        answers.note(describe_median(*found, scales, blocks, answers.noise, levels, variance))
     return direction
 
 

@@ -298,11 +298,8 @@ def describe_median(
             apart = np.maximum(private / (1 - variance), added)
         spreads[noisy] = counts * (added / num_rows + (variance - 1 / num_rows) * apart)
         signals[noisy] = energies - spreads[noisy]
-    return Seen(
-        *(blocks.dim, excess, signals.tolist(), spreads.tolist()),
-        gap=gap.energy,
-        opposite=gap.opposite,
-    )
+    split = signals.tolist(), spreads.tolist()
+    return Seen(blocks.dim, excess, *split, gap=gap.energy, opposite=gap.opposite)
 
 
 def variance_of_median(noise: Noise, num_rows: int) -> float:

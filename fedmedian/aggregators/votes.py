@@ -171,12 +171,9 @@ class VoteAggregator(Aggregator):
         weights = self.weights(ballot)
         votes = ballot.sum(weights, answers.new_direction())
         if answers.report is not None:
-            answers.note(
-                describe_votes(
-                    *(votes, weights, ballot.blocks, ballot.noise, ballot.scales),
-                    *(ballot.magnitudes, answers.stride, _contradictions(ballot, weights, votes)),
-                )
-            )
+            known = ballot.blocks, ballot.noise, ballot.scales, ballot.magnitudes
+            opposite = _contradictions(ballot, weights, votes)
+            answers.note(describe_votes(votes, weights, *known, answers.stride, opposite))
         return self.decode(votes, ballot, rng)
 
     @abstractmethod

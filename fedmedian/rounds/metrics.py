@@ -137,8 +137,7 @@ def with_usual_metrics(
     if count < len(fit):
         warn(
             "left the metrics of %d replies out, which differ from most: %s",
-            len(fit) - count,
-            _describe(usual),
+            *(len(fit) - count, _describe(usual)),
         )
     return [reply for reply, own in zip(fit, signatures, strict=True) if own == usual]
 
@@ -165,11 +164,7 @@ def try_to_aggregate(name: str, aggregate: Callable[[], Aggregated]) -> Aggregat
         place = traceback.extract_tb(error.__traceback__)[-1]
         warn(
             "%s failed, and the round continues without the clients' metrics: %s: %s (%s, line %d)",
-            name,
-            type(error).__name__,
-            error,
-            place.filename,
-            place.lineno or 0,
+            *(name, type(error).__name__, error, place.filename, place.lineno or 0),
         )
         return None
 
