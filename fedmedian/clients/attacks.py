@@ -37,6 +37,9 @@ from fedmedian.steps.noise import AddNoise, Measure, TopUpNoise
 from fedmedian.steps.payload import Payload
 from fedmedian.wire.scalars import FLOAT32_MAX, Float32
 
+Change = Callable[[Float32], Float32]
+"""Makes what is sent of the client's own (d,) update."""
+
 _KEPT = "replay."
 """The prefix of keys in ``Context.state``; client steps use another one."""
 
@@ -744,10 +747,7 @@ class _Reply:
 
 
 def _replace_update(
-    message: Message,
-    context: Context,
-    call_next: ClientAppCallable,
-    change: Callable[[Float32], Float32],
+    message: Message, context: Context, call_next: ClientAppCallable, change: Change
 ) -> Message:
     """Change the client's update in replies to training; other replies stay unchanged."""
     if not is_training(message):

@@ -156,9 +156,8 @@ class Policy:
         require_integer("rounds", self.rounds, low=1, high=MOST_ANSWERS)
         for name in ("exact", "metrics"):
             patterns = getattr(self, name)
-            if not isinstance(patterns, list | tuple) or not all(
-                isinstance(pattern, str) for pattern in patterns
-            ):
+            is_list = isinstance(patterns, list | tuple)
+            if not is_list or not all(isinstance(pattern, str) for pattern in patterns):
                 raise TypeError(f"{name} must be a list or tuple of strings, got {patterns!r}")
             object.__setattr__(self, name, tuple(patterns))
         require_type("vectors", self.vectors, bool, "a bool")

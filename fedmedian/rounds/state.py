@@ -1,6 +1,6 @@
 """The state of a run between rounds, apart from its model."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, nan, sqrt
 from operator import itemgetter
@@ -267,12 +267,7 @@ class KnownModels:
         self._asked[key] = known
 
     def note_answer(
-        self,
-        key: tuple[int, int],
-        before: Arrays,
-        after: Arrays,
-        state: RunState,
-        nodes: Iterable[Node],
+        self, key: tuple[int, int], before: Arrays, after: Arrays, state: RunState, nodes: set[Node]
     ) -> None:
         """Remember what some nodes' answers to a question have made of its model."""
         known = self._asked.get(key) or self.of(before)
