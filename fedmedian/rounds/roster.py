@@ -66,6 +66,8 @@ class Hearing:
     ----------
     reasons : list of str or Exception
         Why replies are rejected or missing, one for each; complete after `judge`.
+    counts : dict of str to int
+        The numbers of replies accepted, rejected and missing, which `judge` sets.
     """
 
     def __init__(
@@ -99,15 +101,15 @@ class Hearing:
 
     def nodes_rejected(self, words: str) -> set[Node]:
         """Return the nodes whose replies are rejected for a reason with these words."""
-        found = [nodes for reason, nodes in self._rejected.items() if words in reason]
-        return {node for nodes in found for node in nodes}
+        rejected = self._rejected.items()
+        return {node for reason, nodes in rejected if words in reason for node in nodes}
 
     def judge(
         self, server_round: int, replies: Sequence[AnyReply], rules: Sequence[CohortRule]
     ) -> list[AnyReply]:
-        """Return the readable replies that no rule rejects, asked one after the other.
+        """Return the readable replies that no rule rejects, and set `counts`.
 
-        Sets `counts`.
+        Each rule is asked about what those before it have left.
 
         Parameters
         ----------
