@@ -430,8 +430,7 @@ class RoundProtocol:
                 kept, total = self._open_sum(question, voted, exchange, hearing)
                 if self._ledger is not None:
                     self._ledger.settle(question, len(kept))
-            model, state, measured = self._step(question, kept, total)
-            report |= measured
+            model, state, report = self._step(question, kept, total)
         except NoStepError as error:
             reason = str(error)
             self._keep_model(question, error)

@@ -510,9 +510,10 @@ class Recipe:
         for step in steps:
             blocks = step.blocks(blocks)
         steps += self._limits(blocks)
-        steps += self._measures(state, blocks, layout)
+        scales = np.zeros(0) if self.rule is None else self._scales(state, blocks, layout)
+        steps += self._measures(scales)
         if self.client_noise is not None:
-            steps.append(self._noise_step(self.client_noise, state, blocks, layout))
+            steps.append(self._noise_step(self.client_noise, scales))
         return (*steps, self.aggregator.encoding)
 
     def _limits(self, blocks: Blocks) -> list[ClientStep]:
@@ -528,19 +529,16 @@ class Recipe:
         share = 1.0 if self.rotation is None else limit_of_entries(smallest)
         return [Limit(clip.norm * share)]
 
-    def _measures(self, state: RunState, blocks: Blocks, layout: Layout) -> list[ClientStep]:
+    def _measures(self, scales: Scales) -> list[ClientStep]:
         rule = self.rule
         if rule is None or rule.magnitude is None:
             return []
         if not rule.voted:
             return [Measure(rule.magnitude)]
-        sizes = (self._scales(state, blocks, layout) / rule.own_factor).astype(np.float32)
+        sizes = (scales / rule.own_factor).astype(np.float32)
         return [SizeVotes(rule.magnitude, None if np.isnan(sizes).all() else sizes)]
 
-    def _noise_step(
-        self, noise: Noise, state: RunState, blocks: Blocks, layout: Layout
-    ) -> AddNoise:
-        scales = self._scales(state, blocks, layout)
+    def _noise_step(self, noise: Noise, scales: Scales) -> AddNoise:
         is_unknown = scales.size > 0 and bool(np.isnan(scales).all())
         is_own = self.scale_from == "client" or is_unknown
         add = TopUpNoise if noise.rule.tops_up else AddNoise
