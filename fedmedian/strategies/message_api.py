@@ -108,6 +108,10 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self.__timeout = 3600.0
         self.__other_metrics: dict[int, dict[str, Any]] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state to copy or pickle, without the grid, which may hold a connection."""
+        return {**vars(self), "_MessageStrategy__grid": None}
+
     numpy_clients = Argument[bool]()
 
     @property
@@ -227,7 +231,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
             )
         finally:
             self.__protocol.release()
-            self.__grid = None  # or the strategy could not be copied
+            self.__grid = None  # nobody is asked any more
         reports = result.train_metrics_clientapp
         for server_round, others in self.__other_metrics.items():
             own = reports.get(server_round) or MetricRecord()  # a subclass may report nothing
@@ -371,7 +375,11 @@ class MessageStrategy(ShowsArguments, FedAvg):
         The messages have the types of those that ask nodes to train: an app may have no function
         for others.
         """
-        assert self.__grid is not None  # `configure_train` has set it
+        if self.__grid is None:
+            raise RuntimeError(
+                "a copy of a strategy, made in mid-round, cannot ask the clients of that round to "
+                "open their secure sum: copy strategies between rounds"
+            )
         messages = [
             Message(
                 RecordDict({self.configrecord_key: ConfigRecord(dict(scalars))}),
@@ -412,7 +420,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         asked, replies_of = by_node(sent, replies, self.__former)
         read = partial(self.__reader().answer, question)
         exchange = None
-        if self.__grid is not None:
+        if self.recipe.secure is not None:
             seated = [one.messages for one in self.__asked if one.about is question]
             exchange = partial(self.__exchange, question, types_of(chain.from_iterable(seated)))
         heard = self.__protocol.hear(question, asked, replies_of, read, exchange=exchange)

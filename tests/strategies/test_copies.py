@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord
 
-from fedmedian import Clip, Gaussian
+from fedmedian import Clip, Gaussian, SecureSum
 from fedmedian.clients import InProcessGrid
 from fedmedian.privacy.accounting import PrivacyBudget
 from fedmedian.strategies import Checkpoint
@@ -101,6 +101,59 @@ def test_a_copy_has_spent_what_the_original_had(make_copy, make, play):
     first = play(strategy, 2).reports
     second = play(make_copy(strategy), 1).reports
     assert second[1]["epsilon"] > first[2]["epsilon"] > first[1]["epsilon"]
+
+
+class TestSecureSums:
+    """The server asks clients during a round, so it keeps the grid, which cannot be copied."""
+
+    @pytest.fixture
+    def make(self, message_api):
+        functions = {"train_metrics_aggr_fn": None, "evaluate_metrics_aggr_fn": None}
+        secure = {"secure": SecureSum(), "weighted": False}
+        return lambda: message_api.make_trainer("SignSGD", **secure, **functions)
+
+    @pytest.fixture
+    def ask(self, as_record):
+        def ask(strategy, server_round, grid):
+            record = as_record(MODEL)
+            return strategy.configure_train(server_round, record, ConfigRecord(), grid)
+
+        return ask
+
+    @copied
+    def test_a_copy_that_is_made_between_rounds_goes_on_as_the_original_would(
+        self, make_copy, make, make_app, ask, as_arrays, bits
+    ):
+        models = []
+        for copy_it in (lambda strategy: strategy, make_copy):
+            strategy, grid = make(), InProcessGrid(make_app(train), NUM_CLIENTS)
+            strategy.aggregate_train(1, grid.send_and_receive(ask(strategy, 1, grid)))
+            strategy = copy_it(strategy)
+            replies = grid.send_and_receive(ask(strategy, 2, grid))
+            arrays, metrics = strategy.aggregate_train(2, replies)
+            assert metrics["replies-accepted"] == NUM_CLIENTS
+            models.append(bits(as_arrays(arrays)))
+        assert models[0] == models[1]
+
+    @copied
+    def test_strategies_can_be_copied_by_evaluate_fn(self, make_copy, make, make_app, as_record):
+        strategy, copies = make(), []
+        strategy.start(
+            InProcessGrid(make_app(train), NUM_CLIENTS),
+            as_record(MODEL),
+            num_rounds=2,
+            evaluate_fn=lambda server_round, arrays: copies.append(make_copy(strategy)),
+        )
+        assert len(copies) == 3
+
+    @copied
+    def test_a_copy_that_is_made_in_mid_round_names_the_remedy(
+        self, make_copy, make, make_app, ask
+    ):
+        strategy, grid = make(), InProcessGrid(make_app(train), NUM_CLIENTS)
+        replies = grid.send_and_receive(ask(strategy, 1, grid))
+        with pytest.raises(RuntimeError, match="copy strategies between rounds"):
+            make_copy(strategy).aggregate_train(1, replies)
 
 
 def in_another_thread(function):
