@@ -101,8 +101,9 @@ _REMEDIES: Remedies = (
     # Not where a subclass asks twice in a round, nor where clients share a ledger.
     (
         r"'one answer per round': round (\S+) came after round (?!\1(\D|$))(?!.* ledger)",
-        "the run was resumed within one run of Flower, in which a client with a policy answers "
-        "each round once: resume it in another, by flwr run or with a new InProcessGrid",
+        "an earlier start, or another strategy, has asked for such rounds in this run of Flower, "
+        "and a client with a policy answers each once: resume a run, or start a second one, by "
+        "flwr run or with a new InProcessGrid",
     ),
     # An exception in the client's app, which Flower logs on the client.
     (

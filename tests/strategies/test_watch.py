@@ -307,6 +307,21 @@ class TestFailuresOnRay:
         assert warnings("5 of 5 replies are lost for one reason")
 
 
+NO_REPORTS = {"noise": Gaussian(1.0), "rotation": None, "seed": None, "weighted": False}
+NO_REPORTS |= {"client_steps": [Clip(1.0)], "aggregator": Counts()}
+
+
+def with_a_policy():
+    """Options of `run`: clients with a policy, which are the same in each run with these."""
+    grids = []
+
+    def same(app, num_clients):
+        grids.append(InProcessGrid(app, num_clients))
+        return grids[0]
+
+    return {"grid": same, "mods": [perturb_with(Policy(clip=1.0, noise_scale=1.0, rounds=99))]}
+
+
 class TestHints:
     """Each is there where it is true, and no other is."""
 
@@ -328,7 +343,7 @@ class TestHints:
 
     def test_clients_with_a_policy_answer_a_round_once_in_a_run_of_flower(self, api, run, tmp_path):
         """Who resumes a failed run needs another one, as the next ``flwr run`` is."""
-        calls, grids = Counter(), []
+        calls = Counter()
 
         def fail_at_first(model, partition):
             calls[partition] += 1
@@ -336,20 +351,20 @@ class TestHints:
                 raise OSError("no camera")
             return train(model, partition)
 
-        def same(app, num_clients):
-            grids.append(grids[0] if grids else InProcessGrid(app, num_clients))
-            return grids[0]
-
-        options = {"noise": Gaussian(1.0), "rotation": None, "seed": None, "weighted": False}
-        options |= {"client_steps": [Clip(1.0)], "aggregator": Counts()}
-        mods = [perturb_with(Policy(clip=1.0, noise_scale=1.0, rounds=99))]
-        errors = []
+        again, errors = with_a_policy(), []
         for _ in range(2):
-            strategy = api.make("SignSGD", checkpoint=Checkpoint(tmp_path), **options)
+            strategy = api.make("SignSGD", checkpoint=Checkpoint(tmp_path), **NO_REPORTS)
             with pytest.raises(RunFailedError) as failed:
-                run(strategy, fail_at_first, MODEL, NUM_CLIENTS, 4, mods=mods, grid=same)
+                run(strategy, fail_at_first, MODEL, NUM_CLIENTS, 4, **again)
             errors.append(str(failed.value))
         assert ["flwr run" in error for error in errors] == [False, True]
+
+    def test_a_second_strategy_in_a_run_of_flower_is_not_said_to_resume_the_first(self, api, run):
+        first, second = (api.make("SignSGD", **NO_REPORTS) for _ in range(2))
+        again = with_a_policy()
+        run(first, train, MODEL, NUM_CLIENTS, 4, **again)
+        with pytest.raises(RunFailedError, match=r"or another strategy, .* a second one"):
+            run(second, train, MODEL, NUM_CLIENTS, 4, **again)
 
     @pytest.mark.parametrize("make", ["SignSGD", "MedianSGD"])
     def test_numpyclients_that_nobody_has_named_are_named(self, make, message_api, run):
