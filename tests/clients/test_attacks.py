@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from fedmedian import Adaptive, Gaussian, Majority, Payload, TopUp, unpack_signs
+from fedmedian import Adaptive, Gaussian, Majority, Payload, SecureSum, TopUp, unpack_signs
 from fedmedian.clients import InProcessGrid, perturb
 from fedmedian.clients.attacks import (
     ALittleIsEnough,
@@ -470,6 +470,17 @@ class TestLies:
             assert first[client].content == second[client].content == third[client].content
         for client in range(4):
             assert len({str(r[client].content["arrays"]) for r in (first, second, third)}) == 3
+
+    def test_a_replay_in_secure_sums_is_one_of_votes_and_not_of_keys(self, make_app, as_record):
+        def train(model, partition):
+            return {"weight": model["weight"] - 1}, {"num-examples": 5}
+
+        app = make_app(train, mods=[Hostile(Replay(), partitions=(5,)), perturb])
+        grid, model = InProcessGrid(app, NUM_CLIENTS), as_record({"weight": MODEL["weight"]})
+        strategy = SignSGD(**QUIET, secure=SecureSum(0.6), weighted=False)
+        result = strategy.start(grid, model, 3)
+        reports = result.train_metrics_clientapp.values()
+        assert [report["replies-accepted"] for report in reports] == [6, 5, 5]
 
 
 class TestValues:
