@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from fedmedian.logs import text_of, warn
+from fedmedian.logs import as_line, text_of, warn
 from fedmedian.rounds.recipe import NoStepError, Question
 from fedmedian.rounds.roster import NO_REPLY, Roster
 from fedmedian.rounds.screening import Answer, Node
@@ -55,7 +55,7 @@ class SecureSums:
         if last is not None and last[0] is question and {*nodes} == last[1]:
             return last[2]
         new = [node for node in nodes if node not in self._keys]
-        found = self._heard(
+        found, lost = self._heard(
             "gave no key for the secure sum",
             lambda node, reply: read_public(reply),
             exchange,
@@ -69,7 +69,10 @@ class SecureSums:
         members = [node for node in nodes if node in self._keys][:MOST_CLIENTS]
         least = self._rule.least(len(nodes))
         if len(members) < least:
-            remedy = "do their ClientApps have mods=[perturb]?"
+            remedy = "do their ClientApps have mods=[perturb], with perturb first?"
+            if lost:
+                usual = as_line(max(lost, key=lost.__getitem__))
+                remedy += f" The others' most common reason: {usual}"
             if len(nodes) < least:
                 remedy = "ask more clients in a round"
             raise NoStepError(
@@ -111,7 +114,7 @@ class SecureSums:
 
         def ask(wanted: Mapping[Node, Wanted]) -> Mapping[Node, list[bytes]]:
             self._opened[question] = {*votes}
-            found = self._heard(
+            found, _ = self._heard(
                 "did not help to open the sum",
                 lambda node, reply: read_secrets(reply, wanted[node]),
                 exchange,
@@ -171,8 +174,8 @@ class SecureSums:
         read: Callable[[Node, Mapping[str, Any]], Found],
         exchange: Exchange,
         requests: Mapping[Node, Mapping[str, WireScalar]],
-    ) -> dict[Node, Found]:
-        """Return what nodes answer; log those that do not, by reason."""
+    ) -> tuple[dict[Node, Found], dict[str, int]]:
+        """Return what nodes answer, and how many do not for each reason, which is logged."""
         found: dict[Node, Found] = {}
         lost: dict[str, list[Node]] = {}
         replies = exchange(requests) if requests else {}
@@ -186,7 +189,7 @@ class SecureSums:
                 lost.setdefault(text_of(error), []).append(node)
         for reason, nodes in lost.items():
             warn("%s %s: %s", self._names(nodes), words, reason)
-        return found
+        return found, {reason: len(nodes) for reason, nodes in lost.items()}
 
     def _names(self, nodes: Sequence[Node]) -> str:
         names = ", ".join(map(self._roster.name, nodes[:_MOST_NAMES]))

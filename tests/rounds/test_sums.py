@@ -131,6 +131,17 @@ class TestNodesWithoutAKey:
         run.instead = dict.fromkeys(NODES[:3], "busy")
         assert run.seat(2).cohort.circle.least == 7
 
+    def test_are_why_there_is_no_sum_if_they_are_too_many(self):
+        """The remedy is there for whom it helps, and the reason for all others."""
+        run = Run()
+        run.instead = {**dict.fromkeys(NODES, "no\ncamera"), 101: "busy", 102: ...}
+        with pytest.raises(NoStepError) as failed:
+            run.seat()
+        assert str(failed.value).endswith(
+            "do their ClientApps have mods=[perturb], with perturb first? The others' most common "
+            r"reason: no\ncamera"
+        )
+
     def test_are_asked_again_in_the_next_round(self):
         run = Run()
         run.instead = {101: "busy"}
