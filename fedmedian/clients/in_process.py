@@ -18,6 +18,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedmedian.checks import require_integer, require_type
+from fedmedian.clients.mod import require_reply
 from fedmedian.logs import LOGGER, Once, as_line, text_of
 from fedmedian.records import serialized_sizes
 
@@ -206,7 +207,7 @@ class InProcessGrid(Grid):
             error = Error(ErrorCode.NODE_UNAVAILABLE, "there is no such node")
             return Message(error, reply_to=message)
         received = Message(content=_copy(message.content), metadata=message.metadata)  # type: ignore[call-overload]
-        reply = self._client_app(received, context)
+        reply = require_reply(self._client_app(received, context))
         # A mod that rejects the app's answer replies to that answer instead of the message.
         reply.metadata.__dict__.update(
             _src_node_id=message.metadata.dst_node_id,

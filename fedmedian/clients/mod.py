@@ -134,8 +134,7 @@ def _pass_on(
     _remove_keys(message)
     try:
         policies.admit_uninstructed(is_training(message))
-        with enforcing(context):
-            reply = call_next(message, context)
+        reply = _called(message, context, call_next)
         if reply.has_content():
             if wants_no_arrays:
                 for name in list(reply.content.array_records):
@@ -171,8 +170,7 @@ def _follow(
     except ValueError as error:
         return _refuse(message, error)
     _remove_keys(message)
-    with enforcing(context):
-        reply = call_next(message, context)
+    reply = _called(message, context, call_next)
     if reply.has_error():
         return reply
     content = reply.content
@@ -195,6 +193,23 @@ def _follow(
         _add_scalars(content, _FIT_METRICS, scalars)
     except ValueError as error:
         return _refuse(message, error)
+    return reply
+
+
+def _called(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Return the app's reply."""
+    with enforcing(context):
+        return require_reply(call_next(message, context))
+
+
+def require_reply(reply: object) -> Message:
+    """Return a reply, or raise TypeError if an app's function has returned something else."""
+    if not isinstance(reply, Message):
+        # Without its value, because the error leaves the client.
+        raise TypeError(
+            "the ClientApp's function must return a Message, such as Message(content, "
+            f"reply_to=message), got {type(reply).__name__}"
+        )
     return reply
 
 

@@ -323,6 +323,16 @@ class TestErrors:
         reply = ask(app, SIGNS)
         assert (reply.error.code, reply.error.reason) == (77, "not today")
 
+    @pytest.mark.parametrize("mods", [[perturb], []], ids=["with the mod", "without it"])
+    @pytest.mark.parametrize("strategy", [SIGNS, None], ids=["training", "no instruction"])
+    @pytest.mark.parametrize("returned", [None, RecordDict()], ids=["nothing", "a content"])
+    def test_an_app_that_returns_no_message_is_told_so(self, mods, strategy, returned, ask):
+        app = ClientApp(mods=mods)
+        app.train()(lambda message, context: returned)
+        reply = ask(app, strategy)
+        assert reply.error.reason.startswith("TypeError: the ClientApp's function must return a ")
+        assert reply.error.reason.endswith(f"got {type(returned).__name__}")
+
     @pytest.mark.parametrize(
         ("strategy", "value"), [(SIGNS, nan), (VECTORS, -inf)], ids=["signs", "vector"]
     )

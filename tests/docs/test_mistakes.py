@@ -85,10 +85,17 @@ def app_of(*mods, examples="num-examples"):
     return app
 
 
+def app_without_return():
+    app = ClientApp(mods=[perturb])
+    app.train()(lambda message, context: None)
+    return app
+
+
 @pytest.mark.parametrize(
     ("done", "app"),
     [
         (WITHOUT_INSTRUCTION, app_of()),
+        ("clients whose function ends without `return Message(…)`", app_without_return()),
         ("clients that all fail", ClientApp(mods=[perturb])),
         (
             "clients with `mods=[perturb, perturb_with(policy)]`",
