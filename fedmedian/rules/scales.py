@@ -125,9 +125,10 @@ class Adaptive(ScaleRule):
     voted : bool (default: False)
         Whether clients vote on the magnitude: is that of each block above the last quantile? The
         quantile doubles or halves at most. No client reports, or can claim, more than this one bit
-        per block. In the first round, and after a unanimous vote, clients compare theirs with each
-        of 241 sizes, from 2^-40 to 2^20, outside of which nothing is learned (Andrew et al., arXiv
-        1905.03871, move a norm to clip to in this way).
+        per block, and t clients alone cannot raise it, whatever the quantile. In the first round,
+        and after a unanimous vote, clients compare theirs with each of 241 sizes, from 2^-40 to
+        2^20, outside of which nothing is learned (Andrew et al., arXiv 1905.03871, move a norm to
+        clip to in this way).
 
     Raises
     ------
@@ -300,11 +301,14 @@ def size_by_votes(
         The quantile. Of an unknown one it is 0 if at most t clients have moved the block. Else it
         is NaN if the vote is unanimous, because it may be anything.
     """
+    liars = num_tolerated(num_votes)
     if not np.isnan(size):
         share = float(above[0]) / num_votes
-        step = float(np.clip(2 * (share - 1 + quantile), -1, 1))
+        # They must not raise it on their own, in each round, nor keep it from falling.
+        wanted = max(1 - quantile, min((liars + 0.5) / num_votes, 0.5))
+        step = float(np.clip(2 * (share - wanted), -1, 1))
         return size * 2**step if 0 < share < 1 else nan
-    moved, liars = int(above[0]), num_tolerated(num_votes)
+    moved = int(above[0])
     if moved <= liars:
         return 0.0
     least = max(min((1 - quantile) * moved, moved - 1), liars)  # one of more is honest

@@ -350,7 +350,7 @@ class TestSizeByVotes:
         above = data.draw(st.integers(1, num_votes - 1))
         size = size_by_votes(3.0, np.array([above]), num_votes, quantile)
         assert 1.5 <= size <= 6.0
-        wanted = (1 - quantile) * num_votes
+        wanted = max((1 - quantile) * num_votes, min(num_tolerated(num_votes) + 0.5, num_votes / 2))
         assert (size > 3.0) == (above > wanted)
         assert (size < 3.0) == (above < wanted)
 
@@ -359,6 +359,11 @@ class TestSizeByVotes:
         above = data.draw(st.integers(1, num_votes - 2))
         sizes = [size_by_votes(3.0, np.array([n]), num_votes, quantile) for n in (above, above + 1)]
         assert 1 <= sizes[1] / sizes[0] <= 4 ** (1 / num_votes) * (1 + 1e-12)
+
+    @given(num_votes=st.integers(3, 200), quantile=quantiles)
+    def test_liars_alone_neither_raise_it_nor_keep_it_up(self, num_votes, quantile):
+        liars = np.array([num_tolerated(num_votes)])
+        assert size_by_votes(3.0, liars, num_votes, quantile) < 3.0
 
     @pytest.mark.parametrize("above", [0, 7])
     def test_after_a_unanimous_vote_nothing_is_known(self, above):

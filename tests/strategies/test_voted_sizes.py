@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from flwr.app import ConfigRecord
 
 from fedmedian import Adaptive, CodedSteps, Gaussian, Majority, TopUp
 from fedmedian.clients import perturb
@@ -73,6 +74,22 @@ def test_each_client_sends_one_bit_a_block_once_its_size_is_known(message_api, p
     play(message_api, "SignSGD", 6, look, noise=noise)
     assert sent[0] == 2 * LADDER.size
     assert min(sent) == 2
+
+
+@pytest.mark.parametrize("quantile", [0.5, 0.8, 0.9, 1.0])
+def test_a_client_that_always_votes_for_more_does_not_set_the_noise(
+    quantile, message_api, play, spoiling
+):
+    def lie(content):
+        key, own = PREFIX + "reports.size-votes", content["fedmedian"]
+        more = np.ones_like(np.frombuffer(own[key], np.float32))
+        content["fedmedian"] = ConfigRecord({**own, key: more.tobytes()})
+
+    noise = Gaussian(TopUp(quantile=quantile, voted=True))
+    outcome = play(message_api, "SignSGD", 30, spoiling(lie, partition=0), noise=noise)
+    first, last = (np.array(outcome.reports[number]["noise-scale"]) for number in (1, 30))
+    assert np.all(last < first / 2)
+    assert distance(outcome.model) < 0.3
 
 
 @pytest.mark.parametrize("scale", [TopUp(voted=True), Adaptive(3.0, voted=True)], ids=repr)
