@@ -91,6 +91,10 @@ _REMEDIES: Remedies = (
         "let clients report it with their metrics, and a Policy send it, metrics=[…], or set "
         "weighted_by_key to their name for it",
     ),
+    (
+        "^expected one MetricRecord, got 0$",
+        'let their app report {"num-examples": …} in a MetricRecord of its reply',
+    ),
     ("^no reply$", "are the nodes up, and is the timeout long enough?"),
     (
         _DEAD_WORKER,

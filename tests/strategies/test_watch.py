@@ -383,6 +383,18 @@ class TestHints:
             SignSGD(**options).start(grid(app, 3), model)
         assert LOG not in str(failed.value)
 
+    def test_apps_that_report_no_metrics_are_told_which_they_must(self):
+        app = ClientApp(mods=[perturb])
+        app.train()(
+            lambda message, _: Message(
+                RecordDict({"arrays": message.content["arrays"]}), reply_to=message
+            )
+        )
+        app.evaluate()(lambda message, _: Message(RecordDict(), reply_to=message))
+        model = ArrayRecord({"0": Array(MODEL["0"])})
+        with pytest.raises(RunFailedError, match=r'got 0 \(let their app report {"num-examples"'):
+            SignSGD().start(InProcessGrid(app, 3), model)
+
     def test_with_the_norm_that_it_advises_flowers_clipping_works(self, api, run):
         outcome = run(
             api.make("MedianSGD", None),
