@@ -21,6 +21,9 @@ deploy-demo: setup  ## Deploy with TLS and keys; a node dies in a round and retu
 # One thread for each process: there are as many of these as cores.
 test test-oldest test-newest: export OMP_NUM_THREADS = 1
 
+# Pytest rewrites all assertions: with what it keeps of that, not in each process of each run.
+test test-oldest test-newest: export PYTHONDONTWRITEBYTECODE =
+
 # A class's tests share what they start. In their own order the slow ones come before the many fast
 # ones, so that all processes end together. Slow ones wait, so that a third process has work.
 test: setup  ## Run all tests; ARGS="-m 'not slow'" leaves out what takes long.

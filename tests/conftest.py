@@ -1,5 +1,6 @@
 """What all tests share: a quiet Flower, small apps, the same examples in every run."""
 
+import gc
 import logging
 
 import numpy as np
@@ -12,8 +13,18 @@ from fedmedian.clients import perturb
 from fedmedian.rules.noise import NOISE_FAMILIES
 from fedmedian.steps.base import CLIENT_STEPS
 
-settings.register_profile("fedmedian", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile("fedmedian", deadline=None, derandomize=True, max_examples=30)
 settings.load_profile("fedmedian")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Let the garbage collector rest: what is collected stays, and is looked through in vain."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)
