@@ -153,7 +153,7 @@ class TestSimulation:
 class TestDeployment:
     """A SuperNode is killed while it trains; another one takes its place in the run."""
 
-    NUM_NODES, ROUNDS = 5, 3
+    NUM_NODES, ROUNDS = 5, 2
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -177,12 +177,12 @@ class TestDeployment:
                 node.start()
             assert all(node.is_accepted() for node in first)
             run = runtime.submit(app, {"folder": str(folder)})
-            # Its key, then votes and shares, then votes.
-            wait_until(lambda: first[-1].trainings == 4, "votes of round 2")
+            # Its key, then votes.
+            wait_until(lambda: first[-1].trainings == 2, "votes of round 1")
             first[-1].kill()
             spare.start()
             assert spare.is_accepted()
-            for number in range(2, cls.ROUNDS + 1):
+            for number in range(1, cls.ROUNDS + 1):
                 stored = folder / f"sum-{number}.npz"
                 wait_until(lambda stored=stored: stored.exists() or not run.running, stored.name)
             wait_until(lambda: not run.running, "the end of the run")
@@ -190,7 +190,7 @@ class TestDeployment:
         return Outcome(folder)
 
     def test_every_sum_is_that_of_the_plain_votes_and_lacks_only_those_of_the_killed(self, outcome):
-        assert outcome.members() == {1: 5, 2: 4, 3: 5}
+        assert outcome.members() == {1: 4, 2: 5}
 
     def test_the_model_is_trained(self, outcome):
         aims = [
