@@ -302,4 +302,4 @@ class TestResume:
 
 def test_whatever_happens_to_clients_and_server_nobody_trains_from_a_wrong_model(caplog):
     caplog.set_level(logging.CRITICAL, "flwr")
-    downlink.play(1_000, derandomize=True)
+    downlink.play(500, derandomize=True)

@@ -48,6 +48,7 @@ from tests.tools.apis import protocol_of
 
 COHORT = 40
 HOSTILE = COHORT // 2
+PIECES = 8
 ROUNDS = 5
 """The rounds of a run, which begins with a model of its own."""
 
@@ -480,9 +481,8 @@ def main() -> None:
     replies, seed = _numbers(sys.argv[1:], 1_000_000)
     # Pieces that take the same time, many for each process.
     pairs = [(api, name) for name in STRATEGIES for api in APIS]
-    pieces = 8
-    rounds = -(-replies // (HOSTILE * len(pairs) * pieces))
-    every = [(api, name, seed + piece) for api, name in pairs for piece in range(pieces)]
+    rounds = -(-replies // (HOSTILE * len(pairs) * PIECES))
+    every = [(api, name, seed + piece) for api, name in pairs for piece in range(PIECES)]
     totals = {pair: Outcomes() for pair in pairs}
     with process_pool() as pool:
         runs = [pool.submit(play, api, name, rounds, own) for api, name, own in every]

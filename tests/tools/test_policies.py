@@ -16,10 +16,10 @@ from tests.tools.policies import ALONE, NOISED, REFUSED, play
 
 @pytest.mark.slow
 def test_what_a_server_gets_depends_on_the_update_through_noise_within_the_clip_alone():
-    outcomes, longest = play(1500, seed=1)
+    outcomes, longest = play(500, seed=1)
     assert set(outcomes) == {NOISED, ALONE, REFUSED}
-    assert outcomes.total() == 1500
-    assert min(outcomes.values()) > 100
+    assert outcomes.total() == 500
+    assert min(outcomes.values()) > 33
     assert 0.99 < longest <= 1
 
 
