@@ -121,8 +121,8 @@ def test_a_claim_on_such_data_is_tried_if_it_is_named(
     write(
         tmp_path / "copy",
         column,
-        train=(enlarged(images[:300]), labels[:300].tolist()),
-        test=(enlarged(test_images[:100]), test_labels[:100].tolist()),
+        train=(enlarged(images[:100]), labels[:100].tolist()),
+        test=(enlarged(test_images[:50]), test_labels[:50].tolist()),
     )
     monkeypatch.setenv(variable, str(tmp_path / "copy"))
     with contextlib.suppress(SystemExit):
