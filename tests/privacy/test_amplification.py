@@ -204,7 +204,7 @@ class TestClientsThatDoNotAnswer:
             found.append(total)
         return max(found)
 
-    @pytest.mark.parametrize("scale", [1.0, 2.0, 5.0])
+    @pytest.mark.parametrize("scale", [1.0, 5.0])
     @pytest.mark.parametrize("case", CASES, ids=str)
     def test_delta_of_an_exact_law_is_within_what_is_claimed(self, case, scale):
         present, _, drawn, least = case

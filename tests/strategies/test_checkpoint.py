@@ -46,7 +46,7 @@ from fedmedian.strategies import Checkpoint, MedianSGD, SignSGD, legacy
 from tests.tools.apis import each_case
 from tests.tools.wrapped import Wrapped
 
-NUM_CLIENTS = 4
+NUM_CLIENTS = 3
 MODEL = {  # the older API knows arrays by their positions
     "0": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4),
     "1": np.zeros(2, np.float32),

@@ -23,7 +23,7 @@ from fedmedian.clients import InProcessGrid, perturb
 from fedmedian.rounds.watch import RunFailedError
 from fedmedian.rules.optimizers import Optimizer
 from fedmedian.strategies import Checkpoint, SignSGD
-from tests.tools.apis import each_case
+from tests.tools.apis import each_pair
 
 NUM_CLIENTS = 10
 ODD = range(1, NUM_CLIENTS, 2)
@@ -45,7 +45,7 @@ def counts(report):
 
 
 MAKES = ("SignSGD", "MedianSGD")
-either_strategy = each_case(("make",), {make: (make,) for make in MAKES}, older=("SignSGD",))
+either_strategy = each_pair("make", MAKES)
 
 
 @pytest.fixture

@@ -28,6 +28,16 @@ def each_case(names, cases, older):
     return pytest.mark.parametrize(("api", *names), params, indirect=["api"])
 
 
+def each_pair(name, values):
+    """Parametrize a test with each of Flower's APIs and one of two values.
+
+    Between them both APIs and both values are tried; no test here is about one pair of them.
+    """
+    pairs = zip(("Message API", "older API"), values, strict=True)
+    params = [pytest.param(*pair, id="-".join(pair)) for pair in pairs]
+    return pytest.mark.parametrize(("api", name), params, indirect=["api"])
+
+
 def protocol_of(strategy):
     """Return what drives a strategy's rounds, which it keeps to itself."""
     (protocol,) = (one for one in vars(strategy).values() if isinstance(one, RoundProtocol))
