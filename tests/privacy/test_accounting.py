@@ -291,12 +291,12 @@ class TestBudget:
         self, kind
     ):
         budget, local = PrivacyBudget(3.0, 1e-6, sampling=0.1), PrivacyBudget(3.0, 1e-6)
-        found = [noise_multiplier_for(3.0, 1e-6, 50, kind=kind)]
+        found = [noise_multiplier_for(3.0, 1e-6, 20, kind=kind)]
         for least in (1, 10):
-            multiplier = noise_multiplier_for(3.0, 1e-6, 50, 0.1, kind=kind, min_replies=least)
-            assert Mechanism(2.0, 2 * multiplier, kind).rounds_within(budget, least) == 50
-            assert Mechanism(2.0, 1.99 * multiplier, kind).rounds_within(budget, least) < 50
-            assert Mechanism(2.0, 2 * multiplier, kind).rounds_within(local) < 50
+            multiplier = noise_multiplier_for(3.0, 1e-6, 20, 0.1, kind=kind, min_replies=least)
+            assert Mechanism(2.0, 2 * multiplier, kind).rounds_within(budget, least) == 20
+            assert Mechanism(2.0, 1.99 * multiplier, kind).rounds_within(budget, least) < 20
+            assert Mechanism(2.0, 2 * multiplier, kind).rounds_within(local) < 20
             assert multiplier < found[-1]
             found.append(multiplier)
         assert found[-1] < found[0] / 3

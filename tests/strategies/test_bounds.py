@@ -212,7 +212,7 @@ def any_cohort(cases):
     return decorate
 
 
-few_examples = settings(max_examples=5, deadline=None)
+few_examples = settings(max_examples=3, deadline=None)
 
 
 @any_cohort(COUNTS)

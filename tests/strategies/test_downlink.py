@@ -124,10 +124,8 @@ def claiming(partition, version):
 
 
 class TestBytes:
-    def test_each_message_after_the_first_round_holds_a_twenty_fifth_of_the_model(
-        self, any_client, play
-    ):
-        reports = play(make(any_client), model=LARGE).reports
+    def test_each_message_after_the_first_round_holds_a_twenty_fifth_of_the_model(self, api, play):
+        reports = play(make(api), model=LARGE).reports
         assert reports[1]["downlink-bytes"] > LARGE["0"].nbytes
         for number in range(2, 7):
             assert reports[number]["downlink-bytes"] < LARGE["0"].nbytes / 25
@@ -144,14 +142,14 @@ class TestBytes:
         assert one == pytest.approx(1, abs=0.05)
         assert down > 4  # the first of six rounds sends the whole model
 
-    def test_with_all_of_flowers_headers_it_costs_a_twelfth(self, any_client, play):
-        first, *others = in_rounds(play(make(any_client), model=LARGE).grid.down)
+    def test_with_all_of_flowers_headers_it_costs_a_twelfth(self, api, play):
+        first, *others = in_rounds(play(make(api), model=LARGE).grid.down)
         assert min(first) > LARGE["0"].nbytes
         assert len(others) == 5
         assert max(max(sizes) for sizes in others) < LARGE["0"].nbytes / 12
 
-    def test_a_round_that_evaluates_too_sends_each_step_once(self, any_client, play):
-        grid = play(make(any_client, fraction_evaluate=1.0), model=LARGE).grid
+    def test_a_round_that_evaluates_too_sends_each_step_once(self, api, play):
+        grid = play(make(api, fraction_evaluate=1.0), model=LARGE).grid
         phases = in_rounds(grid.down)
         assert len(phases) == 12
         # Training begins from what was evaluated: no step, only what it asks.
@@ -161,16 +159,14 @@ class TestBytes:
         assert max(with_steps) < 3_300
         assert not any(grid.whole[NUM_CLIENTS:])
 
-    def test_the_model_is_about_as_good_as_without_it(self, any_client, play):
+    def test_the_model_is_about_as_good_as_without_it(self, api, play):
         for strategy in ("SignSGD", "MedianSGD"):
-            outcome = play(make(any_client, strategy), 12)
+            outcome = play(make(api, strategy), 12)
             assert counts(outcome.reports[12]) == (NUM_CLIENTS, 0, 0)
             assert is_near_goal(outcome.model)
 
-    def test_a_tenth_of_the_clients_catches_up_with_the_steps_that_it_missed(
-        self, any_client, play
-    ):
-        outcome = play(make(any_client, fraction_train=0.1), 40, model=LARGE, num_clients=20)
+    def test_a_tenth_of_the_clients_catches_up_with_the_steps_that_it_missed(self, api, play):
+        outcome = play(make(api, fraction_train=0.1), 40, model=LARGE, num_clients=20)
         grid = outcome.grid
         assert sum(grid.whole) <= 20  # each client's first
         assert len(grid.whole) == 80
@@ -182,9 +178,9 @@ class TestBytes:
 
 class TestLostStates:
     def test_a_client_whose_state_is_lost_is_named_and_back_in_the_next_but_one_round(
-        self, any_client, play, warnings
+        self, api, play, warnings
     ):
-        outcome = play(make(any_client), mods=(wiping(3, after=2), perturb))
+        outcome = play(make(api), mods=(wiping(3, after=2), perturb))
         for number in range(1, 7):
             accepted, rejected, missing = counts(outcome.reports[number])
             assert accepted == NUM_CLIENTS - (number == 3)
@@ -199,45 +195,41 @@ class TestLostStates:
         assert "holds no model, was sent steps from" in warning
         assert "the whole model is needed" in warning
 
-    def test_one_lost_before_evaluation_is_back_in_the_next_round_of_training(
-        self, any_client, play
-    ):
+    def test_one_lost_before_evaluation_is_back_in_the_next_round_of_training(self, api, play):
         # Its messages are two a round: the fourth is the evaluation of the second round.
-        strategy = make(any_client, fraction_evaluate=1.0)
+        strategy = make(api, fraction_evaluate=1.0)
         outcome = play(strategy, mods=(wiping(3, after=3), perturb))
         assert all(counts(outcome.reports[number])[0] == NUM_CLIENTS for number in range(1, 7))
         wholes = [sum(phase) for phase in in_rounds(outcome.grid.whole)]
         assert wholes == [NUM_CLIENTS, 0, 0, 0, 1, *[0] * 7]
 
-    def test_one_that_is_lost_each_time_is_sent_the_whole_model_after_two_losses(
-        self, any_client, play
-    ):
+    def test_one_that_is_lost_each_time_is_sent_the_whole_model_after_two_losses(self, api, play):
         def forget(message, context, call_next):
             if context.node_config["partition-id"] == 3:
                 context.state.clear()
             return call_next(message, context)
 
-        outcome = play(make(any_client), mods=(forget, perturb))
+        outcome = play(make(api), mods=(forget, perturb))
         wholes = [sum(phase) for phase in in_rounds(outcome.grid.whole)]
         assert wholes == [NUM_CLIENTS, 0, 1, 0, 1, 1]
 
-    def test_an_app_that_replaces_its_state_keeps_the_model(self, any_client, play):
+    def test_an_app_that_replaces_its_state_keeps_the_model(self, api, play):
         def forget(message, context, call_next):
             context.state = RecordDict()
             return call_next(message, context)
 
-        outcome = play(make(any_client, fraction_evaluate=1.0), mods=(perturb, forget))
+        outcome = play(make(api, fraction_evaluate=1.0), mods=(perturb, forget))
         assert {counts(report) for report in outcome.reports.values()} == {(NUM_CLIENTS, 0, 0)}
         wholes = [sum(phase) for phase in in_rounds(outcome.grid.whole)]
         assert wholes == [NUM_CLIENTS, *[0] * 11]
 
-    def test_all_may_lose_it_at_once(self, any_client, play):
+    def test_all_may_lose_it_at_once(self, api, play):
         mods = [wiping(partition, after=2) for partition in range(NUM_CLIENTS)]
-        outcome = play(make(any_client, max_failed_rounds=None), mods=(*mods, perturb))
+        outcome = play(make(api, max_failed_rounds=None), mods=(*mods, perturb))
         for number in (1, 2, 4, 5, 6):
             assert counts(outcome.reports[number]) == (NUM_CLIENTS, 0, 0)
 
-    def test_a_client_whose_app_fails_is_sent_the_whole_model_after_that(self, any_client, play):
+    def test_a_client_whose_app_fails_is_sent_the_whole_model_after_that(self, api, play):
         calls = []
 
         def fail(message, context, call_next):
@@ -247,7 +239,7 @@ class TestLostStates:
                     raise OSError("no space left")
             return call_next(message, context)
 
-        outcome = play(make(any_client), mods=(perturb, fail))
+        outcome = play(make(api), mods=(perturb, fail))
         assert counts(outcome.reports[3])[0] == NUM_CLIENTS - 1
         assert counts(outcome.reports[4])[0] == NUM_CLIENTS
         wholes = [sum(phase) for phase in in_rounds(outcome.grid.whole)]
@@ -264,33 +256,31 @@ class TestLiars:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def honest(cls, any_client, play):
-        return play(make(any_client))
+    def honest(cls, api, play):
+        return play(make(api))
 
     @pytest.fixture(scope="class")
     @classmethod
-    def honest_with_evaluation(cls, any_client, play):
-        return play(make(any_client, fraction_evaluate=1.0))
+    def honest_with_evaluation(cls, api, play):
+        return play(make(api, fraction_evaluate=1.0))
 
     @pytest.mark.parametrize("claim", CLAIMS.values(), ids=CLAIMS)
     def test_a_claim_of_another_version_changes_neither_the_model_nor_what_others_are_sent(
-        self, claim, any_client, play, bits, honest
+        self, claim, api, play, bits, honest
     ):
-        outcome = play(make(any_client), mods=(claiming(3, claim), perturb))
+        outcome = play(make(api), mods=(claiming(3, claim), perturb))
         assert bits(outcome.model) == bits(honest.model)
         wholes = [sum(phase) for phase in in_rounds(outcome.grid.whole)]
         assert wholes == [NUM_CLIENTS, 1, 1, 1, 1, 1]
 
-    def test_a_claim_of_an_old_version_costs_only_the_steps_since(
-        self, any_client, play, bits, honest
-    ):
+    def test_a_claim_of_an_old_version_costs_only_the_steps_since(self, api, play, bits, honest):
         first = []
 
         def old(version):
             first.append(version)
             return first[0]
 
-        outcome = play(make(any_client), mods=(claiming(3, old), perturb))
+        outcome = play(make(api), mods=(claiming(3, old), perturb))
         assert bits(outcome.model) == bits(honest.model)
         assert sum(outcome.grid.whole) == NUM_CLIENTS
 
@@ -304,7 +294,7 @@ class TestLiars:
 
     @pytest.mark.parametrize("value", [0, "x"], ids=repr)
     def test_a_reply_to_evaluation_may_claim_anything(
-        self, value, any_client, play, bits, honest_with_evaluation
+        self, value, api, play, bits, honest_with_evaluation
     ):
         honest = honest_with_evaluation
 
@@ -314,12 +304,12 @@ class TestLiars:
                 return claiming(3, lambda version: value)(message, context, lambda *_: reply)
             return reply
 
-        outcome = play(make(any_client, fraction_evaluate=1.0), mods=(lie, perturb))
+        outcome = play(make(api, fraction_evaluate=1.0), mods=(lie, perturb))
         assert bits(outcome.model) == bits(honest.model)
         assert outcome.evaluations == honest.evaluations
 
     def test_an_error_that_says_so_does_not_make_another_client_one_that_keeps_no_state(
-        self, any_client, play
+        self, api, play
     ):
         """The older API does not say whose errors they are."""
         sent = {partition: [] for partition in range(NUM_CLIENTS)}
@@ -334,7 +324,7 @@ class TestLiars:
                     raise MemoryError
             return call_next(message, context)
 
-        play(make(any_client), 8, mods=(fail, perturb))
+        play(make(api), 8, mods=(fail, perturb))
         assert sent[3] == [True, False, False, True, False, True, False, False]
 
 
@@ -373,25 +363,25 @@ class TestClients:
             ]
             assert losses[-1] < losses[0]
 
-    def test_a_policy_that_the_server_keeps_is_no_obstacle(self, any_client, play):
+    def test_a_policy_that_the_server_keeps_is_no_obstacle(self, api, play):
         policy = Policy(clip=1.0, noise_scale=0.5, rounds=9)
-        strategy = make(any_client, noise=Gaussian(1.0), seed=None)
+        strategy = make(api, noise=Gaussian(1.0), seed=None)
         outcome = play(strategy, mods=(perturb_with(policy),))
         assert counts(outcome.reports[6])[0] == NUM_CLIENTS
         assert sum(outcome.grid.whole) == NUM_CLIENTS
 
-    def test_a_client_whose_policy_sends_no_metrics_follows_nevertheless(self, any_client, play):
+    def test_a_client_whose_policy_sends_no_metrics_follows_nevertheless(self, api, play):
         policy = Policy(clip=1.0, noise_scale=0.5, rounds=9, metrics=())
-        strategy = make(any_client, noise=Gaussian(1.0), seed=None, fraction_evaluate=1.0)
+        strategy = make(api, noise=Gaussian(1.0), seed=None, fraction_evaluate=1.0)
         outcome = play(strategy, mods=(perturb_with(policy),))
         assert sum(outcome.grid.whole) == NUM_CLIENTS
 
-    def test_a_policy_is_enforced_as_ever(self, any_client, play):
+    def test_a_policy_is_enforced_as_ever(self, api, play):
         refuses = perturb_with(Policy(clip=1.0, noise_scale=1e6, rounds=9))
         with pytest.raises(RuntimeError, match="noise"):
-            play(make(any_client), mods=(refuses,))
+            play(make(api), mods=(refuses,))
 
-    def test_an_app_sees_the_model_under_its_names_and_no_key_of_ours(self, any_client, play):
+    def test_an_app_sees_the_model_under_its_names_and_no_key_of_ours(self, api, play):
         seen = []
 
         def listen(message, context, call_next):
@@ -402,7 +392,7 @@ class TestClients:
             seen.append((list(record), [key for key in config if "fedmedian" in key]))
             return call_next(message, context)
 
-        play(make(any_client, fraction_evaluate=1.0), mods=(perturb, listen))
+        play(make(api, fraction_evaluate=1.0), mods=(perturb, listen))
         assert len(seen) == 12 * NUM_CLIENTS
         assert all(own == (["0"], []) for own in seen)
 
@@ -420,8 +410,8 @@ class TestClients:
         assert counts(outcome.reports[6]) == (NUM_CLIENTS, 0, 0)
 
     @pytest.mark.parametrize("evaluated", [0.0, 1.0])
-    def test_clients_in_one_process_share_equal_models(self, evaluated, any_client, play):
-        grid = play(make(any_client, fraction_evaluate=evaluated)).grid
+    def test_clients_in_one_process_share_equal_models(self, evaluated, api, play):
+        grid = play(make(api, fraction_evaluate=evaluated)).grid
         states = [state[holding.MODEL_STATE] for state in grid.states()]
         assert len(states) == NUM_CLIENTS
         assert len({id(record) for record in states}) == 1

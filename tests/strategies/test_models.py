@@ -102,8 +102,8 @@ def train_half(run, half):
         "median of parameters",
     ],
 )
-def test_a_model_of_half_precision_is_trained(strategy, options, any_client, half, train_half):
-    model, outcome = train_half(any_client.make(strategy, **options), 5)
+def test_a_model_of_half_precision_is_trained(strategy, options, api, half, train_half):
+    model, outcome = train_half(api.make(strategy, **options), 5)
     assert [outcome.reports[n]["replies-accepted"] for n in range(1, 6)] == [NUM_CLIENTS] * 5
     assert [array.shape for array in model.values()] == [(40, 50), (300,)]
     for array in model.values():

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmedian import (
@@ -520,7 +520,6 @@ class TestJunk:
         assert accepted >= len(NODES) - 1
         assert all(np.isfinite(array).all() for array in heard.model.values())
 
-    @settings(max_examples=50)
     @given(
         make_recipe=any_recipe, junk=st.dictionaries(KEYS, SCALARS, max_size=6), whole=st.booleans()
     )
@@ -535,7 +534,6 @@ class TestJunk:
 
         self.survives(make_recipe, change)
 
-    @settings(max_examples=50)
     @given(
         make_recipe=any_recipe,
         sizes=st.binary(min_size=8, max_size=8),
@@ -546,7 +544,6 @@ class TestJunk:
     ):
         self.survives(make_recipe, scalar(key, sizes))
 
-    @settings(max_examples=50)
     @given(
         make_recipe=any_recipe,
         key=st.sampled_from(["0", "1"]),
