@@ -167,7 +167,7 @@ def test_ctrl_c_in_a_round_leaves_nothing_behind(watch, tmp_path):
     file, traces = tmp_path / "output.txt", Traces()
     with file.open("w") as output, deploy(watch, output) as watched:
         deadline = time.monotonic() + PATIENCE / 2
-        while "configure_train" not in file.read_text():
+        while "aggregate_train" not in file.read_text():
             assert time.monotonic() < deadline
             assert watched.process.poll() is None
             time.sleep(0.5)

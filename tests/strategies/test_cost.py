@@ -139,8 +139,6 @@ def what_is_there_stays():
     """Let the garbage collector leave alone what other modules and tests hold: it is a lot."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
