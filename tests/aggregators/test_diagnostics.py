@@ -31,6 +31,7 @@ from fedmedian.aggregators.diagnostics import (
     excess_of_signs,
     report_of,
 )
+from fedmedian.rules.trust import capped_examples
 
 GAUSSIAN = Gaussian()
 FAMILIES = [GAUSSIAN, Logistic(), Laplace(), Uniform()]
@@ -150,12 +151,16 @@ class TestMeanGap:
 
 @st.composite
 def elections(draw):
-    """Votes of M clients on nine coordinates, with weights and two blocks' scales for each."""
+    """Votes of M clients on nine coordinates, with weights and two blocks' scales for each.
+
+    Weights are capped as a server caps them, and no scale is so large that it is.
+    """
     clients = draw(st.integers(1, 7))
     rows = draw(hnp.arrays(np.int8, (clients, 9), elements=st.sampled_from([-1, 1])))
     examples = draw(hnp.arrays(np.int64, clients, elements=st.integers(1, 10)))
-    scales = draw(hnp.arrays(np.float32, (clients, 2), elements=st.floats(0.5, 1.0, width=32)))
-    return rows, examples / examples.sum(), scales
+    scales = draw(hnp.arrays(np.float32, (clients, 2), elements=st.floats(0.75, 1.0, width=32)))
+    capped = capped_examples(examples)
+    return rows, capped / capped.sum(), scales
 
 
 class TestMajorityAgainstMean:
