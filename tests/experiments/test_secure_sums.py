@@ -61,10 +61,11 @@ def run(grid, config):
     '''Train, and write each sum with the keys of its members, and the model.'''
     folder = Path(config["folder"])
 
-    def opened(cohort, votes, dim, question, ask):
-        total = open_sum(cohort, votes, dim, question, ask)
+    def opened(cohort, votes, dim, ask):
+        total = open_sum(cohort, votes, dim, ask)
         keys = [cohort.keys[one].hex() for one in total.members]
-        path = folder / f"sum-{question[0]}.npz"
+        last = max(int(one.stem.split("-")[1]) for one in folder.glob(f"{keys[0]}-*.npy"))
+        path = folder / f"sum-{last}.npz"
         np.savez(path, counts=total.counts, keys=keys, least=cohort.circle.least)
         return total
 
