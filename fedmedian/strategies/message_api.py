@@ -104,13 +104,9 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self.__forget()
         self.__contents = Contents()
         self.__usual_size = 0
-        self.__grid: Grid | None = None
+        self.__kept = _KeptGrid()
         self.__timeout = 3600.0
         self.__other_metrics: dict[int, dict[str, Any]] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the state to copy or pickle, without the grid, which may hold a connection."""
-        return {**vars(self), "_MessageStrategy__grid": None}
 
     numpy_clients = Argument[bool]()
 
@@ -231,7 +227,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
             )
         finally:
             self.__protocol.release()
-            self.__grid = None  # nobody is asked any more
+            self.__kept.grid = None  # nobody is asked any more
         reports = result.train_metrics_clientapp
         for server_round, others in self.__other_metrics.items():
             own = reports.get(server_round) or MetricRecord()  # a subclass may report nothing
@@ -280,7 +276,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
                 "the keys 'fedmedian.…' of the config that it is given"
             )
         drawn = nodes_of(asked)
-        self.__grid = None if self.recipe.secure is None else grid
+        self.__kept.grid = None if self.recipe.secure is None else grid
         exchange = partial(self.__exchange, question, types_of(asked))
         seated = self.__protocol.seat(question, drawn, exchange)
         if seated is None:
@@ -375,7 +371,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
         The messages have the types of those that ask nodes to train: an app may have no function
         for others.
         """
-        if self.__grid is None:
+        grid = self.__kept.grid
+        if grid is None:
             raise RuntimeError(
                 "a copy of a strategy, made in mid-round, cannot ask the clients of that round to "
                 "open their secure sum: copy strategies between rounds"
@@ -389,7 +386,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
             )
             for node, scalars in requests.items()
         ]
-        replies = [*self.__grid.send_and_receive(messages, timeout=self.__timeout)]
+        replies = [*grid.send_and_receive(messages, timeout=self.__timeout)]
         self.__protocol.watch.count(sum(sizes_of(replies)), sum(sizes_of(messages)), 0, 0)
         _, replies_of = by_node(messages, replies, ())
         return {node: scalars_of(reply) for node, reply in replies_of}
@@ -605,6 +602,18 @@ class _CountingGrid:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._grid, name)
+
+
+class _KeptGrid:
+    """A run's grid, which copies are without: it may hold a connection.
+
+    The strategy could not leave it out by itself where a subclass says what is copied.
+    """
+
+    grid: Grid | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
 
 
 def _ids_in(replies: Sequence[Message]) -> set[str]:

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from flwr.app import ConfigRecord
 from fedmedian import Clip, Gaussian, SecureSum
 from fedmedian.clients import InProcessGrid
 from fedmedian.privacy.accounting import PrivacyBudget
-from fedmedian.strategies import Checkpoint
+from fedmedian.strategies import Checkpoint, SignSGD
 from tests.tools.apis import protocol_of
 
 MODEL = {"0": np.zeros((20, 30), np.float32)}
@@ -101,6 +102,58 @@ def test_a_copy_has_spent_what_the_original_had(make_copy, make, play):
     first = play(strategy, 2).reports
     second = play(make_copy(strategy), 1).reports
     assert second[1]["epsilon"] > first[2]["epsilon"] > first[1]["epsilon"]
+
+
+class Unlocked:
+    """Leaves a lock out of copies."""
+
+    lock = None
+
+    def __getstate__(self):
+        return {**vars(self), "lock": None}
+
+
+class MixedIn(SignSGD, Unlocked):
+    """Has the mixin after the strategy."""
+
+
+class MixedInFirst(Unlocked, SignSGD):
+    """Has it before."""
+
+
+class Slotted(SignSGD):
+    """Has an attribute that is not in its dict."""
+
+    __slots__ = ("own",)
+
+
+class TestSubclasses:
+    """A subclass says what a copy of it has, as where it is one of FedAvg."""
+
+    @copied
+    @pytest.mark.parametrize("subclass", [MixedIn, MixedInFirst])
+    def test_it_leaves_out_what_cannot_be_copied(self, make_copy, subclass):
+        strategy = subclass(seed=1)
+        strategy.lock = Lock()
+        assert make_copy(strategy).lock is None
+
+    @copied
+    def test_its_slots_are_copied(self, make_copy):
+        strategy = Slotted(seed=1)
+        strategy.own = "kept"
+        assert make_copy(strategy).own == "kept"
+
+    @copied
+    @pytest.mark.parametrize("subclass", [MixedIn, MixedInFirst, Slotted])
+    def test_it_can_be_copied_by_evaluate_fn(self, make_copy, subclass, make_app, as_record):
+        strategy, copies = subclass(secure=SecureSum(), weighted=False, fraction_evaluate=0.0), []
+        strategy.start(
+            InProcessGrid(make_app(train), NUM_CLIENTS),
+            as_record(MODEL),
+            num_rounds=1,
+            evaluate_fn=lambda server_round, arrays: copies.append(make_copy(strategy)),
+        )
+        assert len(copies) == 2
 
 
 class TestSecureSums:
