@@ -223,7 +223,7 @@ class Downlink(RuleBasedStateMachine):
                 self.state.held.model,
                 lambda model, held: held,
             )
-        self.protocol.hear_evaluation(self.round, [*asked], replies, self.read_evaluation)
+        self.protocol.hear_evaluation(self.round, [*asked], replies, self.read_evaluation, {})
         self.note(replies, lambda reply: not isinstance(reply, tuple))
         happened["rounds of evaluation"] += 1
 
