@@ -86,7 +86,7 @@ class ArraySpec:
             Returns the center, (*shape), of (M, *shape) float64. It must lie between the smallest
             and the largest value, and shift with values that all shift by a constant.
         before : (*shape) array
-            The model's values, which may be infinite or NaN, as may the clients'.
+            The model's values. If some are infinite or NaN, those of clients may be, too.
 
         Returns
         -------
@@ -95,8 +95,10 @@ class ArraySpec:
         """
         start = before if len(values) == 2 else None  # of two, each bounds the other
         if is_floating(self.dtype):
-            filled, known = _fill(values.astype(np.float64))
-            combined = _rounded(_center_of(filled, center, start), self.dtype)
+            numbers, known = values.astype(np.float64), np.asarray(True)
+            if not is_finite(before):  # filling takes longer than most centers
+                numbers, known = _fill(numbers)
+            combined = _rounded(_center_of(numbers, center, start), self.dtype)
             return np.where(known, combined, before)
         # Float64 cannot hold large integers, but it holds small differences between them. Those
         # from a middle value stay small whatever a few clients send. Unsigned ones wrap around.
@@ -482,10 +484,14 @@ class Layout:
             The centers by name, each in the array's own dtype.
         """
         clients = [self.unpack_exact(data) for data in packed]
-        stacked = {spec: np.stack([own[spec.name] for own in clients]) for spec in self.exact}
+
+        def stacked(name: str) -> NDArray[Any]:
+            return np.stack([own[name] for own in clients])
+
+        # One by one, since all of them take as much memory as the replies.
         return {
-            spec.name: spec.combine(values, center, before[spec.name])
-            for spec, values in stacked.items()
+            spec.name: spec.combine(stacked(spec.name), center, before[spec.name])
+            for spec in self.exact
         }
 
 

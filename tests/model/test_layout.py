@@ -1,6 +1,7 @@
 """A model's named arrays as one flat vector: which ones, in which order, and back."""
 
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -615,6 +616,18 @@ class TestExactArrays:
         assert combined["bn.running_mean"].tolist() == [1.0, 2.5]
         assert combined["bn.num_batches_tracked"] == 7
         assert combined["mask"].tolist() == [True, False, True]
+
+    def test_combining_takes_the_memory_of_the_replies_and_of_one_array(self):
+        model = {str(number): np.ones(10_000, np.float32) for number in range(10)}
+        layout = Layout.of_model(model, exact=["*"])
+        packed = [layout.pack_exact(model)] * 40
+        of_replies = 40 * layout.exact_bytes
+        tracemalloc.start()
+        combine(layout, packed, lambda stacked: stacked.mean(axis=0))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        # As they are, and in double precision, which takes twice as much.
+        assert peak < of_replies + 5 * of_replies / len(model)
 
     @given(
         values=hnp.arrays(
