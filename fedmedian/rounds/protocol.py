@@ -598,7 +598,7 @@ class RoundProtocol:
         asked: Collection[Node],
         replies: Collection[tuple[Node, Received]],
         read: Callable[[Node, Received], Reply[Source]],
-        sizes: Mapping[str, float] | None = None,
+        sizes: Mapping[str, float],
         failures: Sequence[str] = (),
     ) -> tuple[list[Reply[Source]], Report]:
         """Return the replies to evaluation whose metrics can be aggregated, and a report.
@@ -609,8 +609,8 @@ class RoundProtocol:
             The round.
         asked, replies, read
             As for `hear`.
-        sizes : mapping of str to float, optional
-            ``uplink-bytes`` and ``downlink-bytes``, if known, for the log.
+        sizes : mapping of str to float
+            ``uplink-bytes`` and ``downlink-bytes``, for the log.
         failures : sequence of str
             As for `hear`.
 
@@ -630,7 +630,7 @@ class RoundProtocol:
         self._acknowledge(hearing, replies, answers)
         kept = hearing.judge(server_round, answers, self._rules)
         self.watch.see_evaluation(server_round, hearing.reasons, len(kept))
-        return with_usual_metrics(kept, self._roster.name), {**hearing.counts, **(sizes or {})}
+        return with_usual_metrics(kept, self._roster.name), {**hearing.counts, **sizes}
 
     def end_evaluation(self, report: Report, own: Mapping[str, Any]) -> None:
         """Log the line of an evaluation, with the clients' aggregated metrics."""
