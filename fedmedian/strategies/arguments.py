@@ -85,7 +85,8 @@ class _Fixed(Argument[Value]):
         return vars(strategy)[self._name]
 
     def __set__(self, strategy: "ShowsArguments", value: Value) -> None:
-        if vars(strategy).setdefault(self._name, value) is not value:
+        is_own = isinstance(value, Recipe | RunOptions)  # as where a copy sets all attributes
+        if not is_own or vars(strategy).setdefault(self._name, value) is not value:
             raise AttributeError(
                 f"{self._name} cannot be set, because each strategy has one of its own: an "
                 "attribute that a subclass adds needs another name"
@@ -178,6 +179,12 @@ class ShowsArguments:
     def _fedmedian_build(self, recipe: Recipe, options: RunOptions, flower: FlowerOptions) -> None:
         """Build the strategy from its arguments, including Flower's."""
         raise NotImplementedError
+
+    def _fedmedian_keep(self, recipe: Recipe, options: RunOptions) -> None:
+        """Keep what the strategy is built from, instead of that of an earlier ``__init__``."""
+        for name in ("recipe", "options"):
+            vars(self).pop(name, None)
+        self.recipe, self.options = recipe, options
 
     @property
     def _fedmedian_question(self) -> Question | None:

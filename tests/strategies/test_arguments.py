@@ -154,6 +154,24 @@ class TestAttributes:
             Own()
 
     @every_strategy
+    def test_it_may_be_built_again_as_where_two_bases_call_init(self, strategy):
+        class One(strategy):
+            def __init__(self, seed):
+                strategy.__init__(self, seed=seed)
+
+        class Other(strategy):
+            def __init__(self, seed):
+                strategy.__init__(self, seed=seed + 1)
+
+        class Both(One, Other):
+            def __init__(self, seed):
+                One.__init__(self, seed)
+                Other.__init__(self, seed)
+
+        made = Both(5)
+        assert (made.seed, made.recipe.seed) == (6, 6)
+
+    @every_strategy
     def test_one_that_a_subclass_sets_too_early_is_refused_with_the_order(self, strategy):
         class Own(strategy):
             def __init__(self, seed):
