@@ -180,12 +180,6 @@ class ShowsArguments:
         """Build the strategy from its arguments, including Flower's."""
         raise NotImplementedError
 
-    def _fedmedian_keep(self, recipe: Recipe, options: RunOptions) -> None:
-        """Keep what the strategy is built from, instead of that of an earlier ``__init__``."""
-        for name in ("recipe", "options"):
-            vars(self).pop(name, None)
-        self.recipe, self.options = recipe, options
-
     @property
     def _fedmedian_question(self) -> Question | None:
         """The last question that was asked."""

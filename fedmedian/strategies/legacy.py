@@ -116,7 +116,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         fedavg: dict[str, Any] = dict(flower)
         FedAvg.__init__(self, **fedavg)
         self._fedmedian_usual = usual_of(FedAvg(), LegacyFedAvgOptions)
-        self._fedmedian_keep(recipe, options)
+        vars(self).update(recipe=recipe, options=options)  # also if it is built again
         self.__protocol = RoundProtocol(
             recipe,
             options,

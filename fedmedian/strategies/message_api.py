@@ -98,7 +98,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
             )
         FedAvg.__init__(self, **fedavg, **keys)
         self._fedmedian_usual = usual_of(FedAvg(**keys), FedAvgOptions)
-        self._fedmedian_keep(recipe, options)
+        vars(self).update(recipe=recipe, options=options)  # also if it is built again
         ledger = Ledger.of_strategy(recipe, options, self.fraction_train, self.fraction_evaluate)
         self.__protocol = RoundProtocol(recipe, options, ledger=ledger)
         self.__forget()
