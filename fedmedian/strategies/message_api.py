@@ -416,10 +416,11 @@ class MessageStrategy(ShowsArguments, FedAvg):
             return None, None
         asked, replies_of = by_node(sent, replies, self.__former)
         read = partial(self.__reader().answer, question)
-        exchange = None
-        if self.recipe.secure is not None:
+
+        def exchange(requests: Mapping[Node, Mapping[str, WireScalar]]) -> Mapping[Node, Any]:
             seated = [one.messages for one in self.__asked if one.about is question]
-            exchange = partial(self.__exchange, question, types_of(chain.from_iterable(seated)))
+            return self.__exchange(question, types_of(chain.from_iterable(seated)), requests)
+
         heard = self.__protocol.hear(question, asked, replies_of, read, exchange=exchange)
         sizes = self.__count(sent, replies, trains=True)
         own = self.__aggregate("train_metrics_aggr_fn", heard.usual) if heard.usual else None
