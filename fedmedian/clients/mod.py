@@ -173,24 +173,23 @@ def _follow(
     reply = _called(message, context, call_next)
     if reply.has_error():
         return reply
-    content = reply.content
+    content, clip = reply.content, policies.clip
     try:
-        name, trained = model_in(content)
-        own_arrays, unnamed = to_arrays(trained), _FIT_METRICS in content
-        after = layout.named(own_arrays, unnamed=unnamed)
-        policies.require_exact(instruction, layout.own_names(own_arrays, unnamed=unnamed))
         # Where warnings are errors, one about a value would report it in spite of a policy.
         with np.errstate(all="ignore" if policies.members else None):
+            name, trained = model_in(content)
+            own_arrays, unnamed = to_arrays(trained), _FIT_METRICS in content
+            after = layout.named(own_arrays, unnamed=unnamed)
+            policies.require_exact(instruction, layout.own_names(own_arrays, unnamed=unnamed))
             update = layout.reader_of_difference(before, after)
-            clip = policies.clip
             payload = answer(context, instruction, layout, update, after, clip=clip, held=held)
-        if place is not None:
-            payload = masked(payload, instruction, layout, place, context)
-        policies.withhold(content)
-        bodies, scalars = payload.encode()
-        # Not the model's names: another mod must not mistake these arrays for the model.
-        content[name] = to_record({f"{PREFIX}{i}": body for i, body in enumerate(bodies)})
-        _add_scalars(content, _FIT_METRICS, scalars)
+            if place is not None:
+                payload = masked(payload, instruction, layout, place, context)
+            policies.withhold(content)
+            bodies, scalars = payload.encode()
+            # Not the model's names: another mod must not mistake these arrays for the model.
+            content[name] = to_record({f"{PREFIX}{i}": body for i, body in enumerate(bodies)})
+            _add_scalars(content, _FIT_METRICS, scalars)
     except ValueError as error:
         return _refuse(message, error)
     return reply

@@ -662,8 +662,6 @@ def _fill(values: Float64) -> tuple[Float64, NDArray[np.bool_]]:
     Also return where most clients have finite values, (*shape); elsewhere all values become 0.
     """
     finite = np.isfinite(values)
-    if finite.all():  # as nearly always
-        return values, finite[0]
     count = finite.sum(axis=0)
     known = np.asarray(2 * count > len(values))
     in_order = np.sort(np.where(finite, values, np.nan), axis=0)  # NaN comes last

@@ -145,8 +145,9 @@ class ShowsArguments:
         usual |= {
             "aggregator": DEFAULT_AGGREGATOR if is_of_signs else _MEDIAN,
             "learning_rate": 1.0,
+            "weighted": True,
+            "numpy_clients": False,
         }
-        usual |= {"weighted": True, "numpy_clients": False}
         own = {
             name: value
             for name, value in self.arguments.items()
