@@ -73,9 +73,9 @@ class InProcessGrid(Grid):
         require_integer("num_nodes", num_nodes, low=1)
         require_type("run_config", run_config, dict | None, "a dict, or None")
         _identify_this_process()
-        self._client_app = client_app
-        self._run = Run.create_empty(_RUN_ID)
-        self._contexts = {
+        self.__client_app = client_app
+        self.__run = Run.create_empty(_RUN_ID)
+        self.__contexts = {
             _FIRST_NODE_ID + partition: Context(
                 run_id=_RUN_ID,
                 node_id=_FIRST_NODE_ID + partition,
@@ -85,25 +85,25 @@ class InProcessGrid(Grid):
             )
             for partition in range(num_nodes)
         }
-        self._message_ids = count(1)
-        self._replies: dict[str, Message] = {}
-        self._once = Once()
-        self._lock = Lock()  # Flower's older server sends from several threads
+        self.__message_ids = count(1)
+        self.__replies: dict[str, Message] = {}
+        self.__once = Once()
+        self.__lock = Lock()  # Flower's older server sends from several threads
         self.bytes_up = 0
         self.bytes_down = 0
 
     def __repr__(self) -> str:
         sizes = f"bytes_up={self.bytes_up:,}, bytes_down={self.bytes_down:,}"
-        return f"<{type(self).__name__} of {len(self._contexts)} nodes, {sizes}>"
+        return f"<{type(self).__name__} of {len(self.__contexts)} nodes, {sizes}>"
 
     def set_run(self, run: Run) -> None:
         """Set the run that this grid operates in."""
-        self._run = run
+        self.__run = run
 
     @property
     def run(self) -> Run:
         """The run that this grid operates in."""
-        return self._run
+        return self.__run
 
     def create_message(
         self,
@@ -124,7 +124,7 @@ class InProcessGrid(Grid):
         ValueError
             If the calling strategy waits for more nodes than there are.
         """
-        node_ids = list(self._contexts)
+        node_ids = list(self.__contexts)
         wanted, arguments = _awaited_nodes()
         if wanted > len(node_ids):
             raise ValueError(
@@ -135,42 +135,42 @@ class InProcessGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Deliver messages to the nodes, which answer, and return the messages' ids."""
-        with self._lock:
-            return self._push(list(messages))
+        with self.__lock:
+            return self.__push(list(messages))
 
-    def _push(self, messages: list[Message]) -> list[str]:
+    def __push(self, messages: list[Message]) -> list[str]:
         for message in messages:
-            self._give_id(message)
+            self.__give_id(message)
         self.bytes_down += _size(messages)
         # Flower shuffles the nodes, but a node may depend on those before it: through global
         # generators of NumPy and torch, or through colluding clients.
         for message in sorted(messages, key=lambda message: message.metadata.dst_node_id):
             try:
-                self._take(message, self._answer(message))
+                self.__take(message, self.__answer(message))
             except KeyboardInterrupt:
                 raise
             # The server must hear of any error in a ClientApp, and of replies that cannot be sent,
             # even of errors that would end the client's process if it had its own.
             except BaseException as error:
-                self._log_once(error)
+                self.__log_once(error)
                 reason = f"{type(error).__name__}: {text_of(error)}"
                 raised = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
-                self._take(message, Message(raised, reply_to=message))
+                self.__take(message, Message(raised, reply_to=message))
         return [message.metadata.message_id for message in messages]
 
-    def _log_once(self, error: BaseException) -> None:
+    def __log_once(self, error: BaseException) -> None:
         """Log an error with its traceback, unless one like it is logged already.
 
         The server gets its reason in any case, and logs it with the node.
         """
         lines = {(one.filename, one.lineno) for one in extract_tb(error.__traceback__)}
-        if self._once.is_first((type(error).__qualname__, frozenset(lines))):
+        if self.__once.is_first((type(error).__qualname__, frozenset(lines))):
             trace = "".join(format_exception(error)).splitlines()
             LOGGER.error("ClientApp raised an exception\n%s", "\n".join(map(as_line, trace)))
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies to pushed messages, each once."""
-        return [self._replies.pop(key) for key in message_ids if key in self._replies]
+        return [self.__replies.pop(key) for key in message_ids if key in self.__replies]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -191,23 +191,23 @@ class InProcessGrid(Grid):
         """
         return self.pull_messages(self.push_messages(messages))
 
-    def _take(self, message: Message, reply: Message) -> None:
-        self._give_id(reply)
+    def __take(self, message: Message, reply: Message) -> None:
+        self.__give_id(reply)
         self.bytes_up += _size([reply])
-        self._replies[message.metadata.message_id] = reply
+        self.__replies[message.metadata.message_id] = reply
 
-    def _give_id(self, message: Message) -> None:
+    def __give_id(self, message: Message) -> None:
         # Flower's own grids set the id when they send, and it has no public setter.
         # As long as Flower's hexadecimal hash, so that byte counts are right.
-        message.metadata.__dict__["_message_id"] = f"{next(self._message_ids):064x}"
+        message.metadata.__dict__["_message_id"] = f"{next(self.__message_ids):064x}"
 
-    def _answer(self, message: Message) -> Message:
-        context = self._contexts.get(message.metadata.dst_node_id)
+    def __answer(self, message: Message) -> Message:
+        context = self.__contexts.get(message.metadata.dst_node_id)
         if context is None:
             error = Error(ErrorCode.NODE_UNAVAILABLE, "there is no such node")
             return Message(error, reply_to=message)
         received = Message(content=_copy(message.content), metadata=message.metadata)  # type: ignore[call-overload]
-        reply = require_reply(self._client_app(received, context))
+        reply = require_reply(self.__client_app(received, context))
         # A mod that rejects the app's answer replies to that answer instead of the message.
         reply.metadata.__dict__.update(
             _src_node_id=message.metadata.dst_node_id,

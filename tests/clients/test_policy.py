@@ -52,6 +52,7 @@ from fedmedian.steps.tied import Tied
 from fedmedian.steps.updates import Limit
 from fedmedian.strategies import MedianSGD, SignSGD
 from fedmedian.wire.scalars import PREFIX
+from tests.tools.apis import contexts_of
 
 POLICY = Policy(clip=1.0, noise_scale=0.5, rounds=100)
 ARGUMENTS = {"clip": 1.0, "noise_scale": 0.5, "rounds": 100}
@@ -101,7 +102,7 @@ class Client:
 
     @property
     def context(self):
-        (context,) = self._grid._contexts.values()
+        (context,) = contexts_of(self._grid)
         return context
 
     def tell(self, config, kind=MessageType.TRAIN):
@@ -926,7 +927,7 @@ class TestRounds:
         require_refusal(ask(1), "one answer per round")
         assert ask(2).has_error() is fails
         require_refusal(ask(3), "rounds", 2)
-        (context,) = grid._contexts.values()
+        (context,) = contexts_of(grid)
         assert context.state["own"] == ConfigRecord({"seen": 1})
 
     def test_what_a_step_remembers_does_not_touch_the_count(self, client, registries):

@@ -20,6 +20,7 @@ from fedmedian.steps.encodings import Signs, Vector
 from fedmedian.steps.noise import AddNoise, Measure, SizeVotes
 from fedmedian.steps.payload import MASKED
 from fedmedian.wire.scalars import PREFIX
+from tests.tools.apis import contexts_of
 
 MODEL = {"w": np.zeros(20, np.float32), "b": np.zeros(3, np.float32)}
 NOISE = AddNoise(Gaussian(), np.float32([1, 1]))
@@ -163,7 +164,7 @@ class TestKey:
 
 
 def client_state(client):
-    (context,) = client._grid._contexts.values()
+    (context,) = contexts_of(client._grid)
     return dict(context.state["fedmedian-sum"])
 
 

@@ -3,6 +3,7 @@
 import gc
 import re
 from collections import Counter
+from threading import Lock
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from fedmedian.clients import (
 from fedmedian.records import to_arrays, to_record
 from fedmedian.steps.downlink import HELD, NOT_HELD
 from fedmedian.strategies import Checkpoint
+from tests.tools.apis import contexts_of
 
 NUM_CLIENTS = 4
 LARGE = {"0": np.random.default_rng(0).standard_normal((100, 120)).astype(np.float32)}
@@ -53,17 +55,19 @@ class MeasuringGrid(InProcessGrid):
         super().__init__(*arguments, **named)
         self.down = []
         self.whole = []
+        self.measuring = Lock()  # Flower's older server sends from several threads
 
-    def _push(self, messages):
-        before = self.bytes_down
-        ids = super()._push(messages)
-        self.down += [(self.bytes_down - before) / max(len(messages), 1)] * len(messages)
-        self.whole += [is_whole(message) for message in messages]
+    def push_messages(self, messages):
+        with self.measuring:
+            before = self.bytes_down
+            ids = super().push_messages(messages)
+            self.down += [(self.bytes_down - before) / max(len(messages), 1)] * len(messages)
+            self.whole += [is_whole(message) for message in messages]
         return ids
 
     def states(self):
         """Return the nodes' states, by partition."""
-        return [context.state for context in self._contexts.values()]
+        return [context.state for context in contexts_of(self)]
 
 
 def is_whole(message):

@@ -150,7 +150,16 @@ class TestNames:
 
     @pytest.mark.parametrize(
         "base",
-        [*STRATEGIES, Aggregator, VoteAggregator, ClientStep, Encoding, Noise, Optimizer],
+        [
+            *STRATEGIES,
+            Aggregator,
+            VoteAggregator,
+            ClientStep,
+            Encoding,
+            Noise,
+            Optimizer,
+            InProcessGrid,
+        ],
         ids=in_module,
     )
     def test_no_private_name_of_a_class_to_derive_from_is_in_a_subclasss_way(self, base):

@@ -42,3 +42,8 @@ def protocol_of(strategy):
     """Return what drives a strategy's rounds, which it keeps to itself."""
     (protocol,) = (one for one in vars(strategy).values() if isinstance(one, RoundProtocol))
     return protocol
+
+
+def contexts_of(grid):
+    """Return the contexts of an InProcessGrid's nodes, by partition, which it keeps to itself."""
+    return list(vars(grid)["_InProcessGrid__contexts"].values())
