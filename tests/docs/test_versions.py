@@ -1,7 +1,9 @@
 """The versions of what we depend on: what is declared is what is tested."""
 
+import ast
 import re
 import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -44,6 +46,37 @@ def test_the_target_test_newest_upgrades_all_dependencies_of_a_python_of_choice_
     upgraded = plan.index("--upgrade --upgrade-strategy eager --editable '.[test]'")
     assert made < upgraded < plan.index(".venv-newest-python3.13/bin/python -m pytest")
     assert "constraint" not in plan
+
+
+def imported(path, seen):
+    """The modules that a file's own lines import, and those that our files among them import."""
+    seen.add(path)
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if "importorskip" in ast.dump(node):
+            return
+        names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module, *(f"{node.module}.{one.name}" for one in node.names)]
+        for name in names:
+            yield name.split(".")[0]
+            if (file := ROOT / f"{name.replace('.', '/')}.py") not in seen and file.exists():
+                yield from imported(file, seen)
+
+
+def test_the_tests_that_target_test_newest_collects_import_only_what_it_installs():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras, wanted = project["optional-dependencies"], [*project["dependencies"]]
+    (own,) = (one for one in map(Requirement, extras["test"]) if one.name == "fedmedian")
+    for extra in ("test", *own.extras):
+        wanted += extras[extra]
+    modules = {Requirement(one).name.replace("-", "_") for one in wanted}
+    modules |= {"Crypto", "packaging"}  # pycryptodome's, and what pytest needs
+    ours = {"benchmarks", "experiments", "fedmedian", "tests"}
+    skipped, seen = ROOT / "tests" / "experiments", set()  # its conftest asks for torch
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        if not path.is_relative_to(skipped):
+            missing = {*imported(path, seen)} - sys.stdlib_module_names - modules - ours
+            assert not missing, path
 
 
 class TestDocuments:
