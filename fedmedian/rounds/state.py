@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, nan, sqrt
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,14 +145,33 @@ class RunState:
         return cls(arrays, held)
 
 
+class Sample(NamedTuple):
+    """Some entries of an array.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        The shape of the whole array: entries of another shape are in other places.
+    entries : (n,) array
+        The entries.
+    """
+
+    shape: tuple[int, ...]
+    entries: NDArray[Any]
+
+
+Samples = Mapping[str, Sample]
+"""Some entries of each of a model's arrays."""
+
+
 @dataclass(eq=False)
 class Known:
     """A model that a run trains, and its state.
 
     Parameters
     ----------
-    before, after : mapping of str to array
-        Some coordinates of the model before and after its last step.
+    before, after : mapping of str to Sample
+        The model before and after its last step.
     state : RunState
         Its state.
     question : tuple of int, optional
@@ -165,40 +184,43 @@ class Known:
         Whether that step began with another model, which a subclass made of it.
     """
 
-    before: Arrays
-    after: Arrays
+    before: Samples
+    after: Samples
     state: RunState
     question: tuple[int, int] | None = None
     nodes: frozenset[Node] = frozenset()
     is_left: bool = False
     is_changed: bool = False
 
-    def ends_at(self, sample: Arrays) -> bool:
+    def ends_at(self, sample: Samples) -> bool:
         """Return whether the last step has led to a model."""
-        names = [name for name, _ in _shared(sample, self.after)]
-        return bool(names) and all(is_same_array(sample[name], self.after[name]) for name in names)
+        pairs = [pair for _, *pair in _shared(sample, self.after)]
+        return bool(pairs) and all(is_same_array(*pair) for pair in pairs)
 
     def is_instead_of(self, other: "Known") -> bool:
         """Return whether some clients' answers to one question led to both."""
         return self.question == other.question and bool(self.nodes & other.nodes)
 
-    def distance(self, sample: Arrays) -> tuple[float, float]:
+    def distance(self, sample: Samples) -> tuple[float, float]:
         """Return the distances of a model from the last step, a straight line, and from its end."""
         end = _distance(sample, self.after)
         return min(end, _distance(sample, self._point_near(sample))), end
 
-    def _point_near(self, sample: Arrays) -> Arrays:
+    def _point_near(self, sample: Samples) -> Samples:
         """Return the point of the last step that is nearest to a model."""
         ways, along, length = dict[str, tuple[Float64, Float64]](), 0.0, 0.0
         with np.errstate(over="ignore", invalid="ignore"):
-            for name, one in _shared(sample, self.after):
-                start, end = (np.asarray(at[name], np.float64) for at in (self.before, self.after))
+            for name, one, end in _shared(sample, self.after):
+                start = np.asarray(self.before[name].entries, np.float64)
                 ways[name] = start, end - start
                 step = np.where(np.isfinite(one - start) & np.isfinite(end), end - start, 0)
                 along += float((np.where(step, one - start, 0) * step).sum())
                 length += float(np.square(step).sum())
             share = min(max(along / length, 0.0), 1.0) if length else 0.0
-            return {name: start + share * step for name, (start, step) in ways.items()}
+            return {
+                name: Sample(sample[name].shape, start + share * step)
+                for name, (start, step) in ways.items()
+            }
 
 
 class KnownModels:
@@ -275,7 +297,7 @@ class KnownModels:
         start, end = ({**known.after, **_sample_of(model)} for model in (before, after))
         self._add(Known(start, end, state, key, frozenset(nodes)))
 
-    def _nearest(self, sample: Arrays, candidates: Sequence[Known]) -> Known:
+    def _nearest(self, sample: Samples, candidates: Sequence[Known]) -> Known:
         """Return the known model that ends at a model, or else the nearest of the candidates."""
         # Nearly always there is one, which is quick to find.
         if (same := next((one for one in self._known if one.ends_at(sample)), None)) is not None:
@@ -319,17 +341,16 @@ class KnownModels:
         self._asked = {}
 
 
-def _sample_of(model: Arrays) -> dict[str, NDArray[Any]]:
-    """Return some coordinates of each array."""
+def _sample_of(model: Arrays) -> Samples:
     flat = {name: np.asarray(array).reshape(-1) for name, array in model.items()}
-    return {name: one[:: max(one.size // _SAMPLE, 1)].copy() for name, one in flat.items()}
+    some = {name: one[:: max(one.size // _SAMPLE, 1)].copy() for name, one in flat.items()}
+    return {name: Sample(np.shape(model[name]), entries) for name, entries in some.items()}
 
 
-def _distance(sample: Arrays, other: Arrays) -> float:
+def _distance(sample: Samples, other: Samples) -> float:
     """Return the squared distance of two models over the sum of their squared norms."""
     apart, norms, found = 0.0, 0.0, False
-    for name, one in _shared(sample, other):
-        two = np.asarray(other[name], dtype=np.float64)
+    for _, one, two in _shared(sample, other):
         known = np.isfinite(one) & np.isfinite(two)
         one, two, found = one[known], two[known], True
         apart += float(np.square(one - two).sum())
@@ -337,11 +358,12 @@ def _distance(sample: Arrays, other: Arrays) -> float:
     return (apart / norms if norms else 0.0) if found else _NEAR
 
 
-def _shared(sample: Arrays, other: Arrays) -> Iterator[tuple[str, Float64]]:
-    """Yield the names of arrays that two models have in one shape, and each as the first has it."""
+def _shared(sample: Samples, other: Samples) -> Iterator[tuple[str, Float64, Float64]]:
+    """Yield the name and the entries of each array that two models have in one shape."""
     for name in sample.keys() & other.keys():
         if sample[name].shape == other[name].shape:
-            yield name, np.asarray(sample[name], dtype=np.float64)
+            one, two = (np.asarray(at[name].entries, np.float64) for at in (sample, other))
+            yield name, one, two
 
 
 def _shapes(blocks: Blocks, layout: Layout) -> dict[str, tuple[int, ...]]:

@@ -65,6 +65,17 @@ class TestKnownModels:
         known.note_answer((1, 0), {"v": OTHER}, {"v": -OTHER}, state_of(2.0), [1])
         assert self.state(known, OLD) == known.of({"v": -OTHER}).state == state_of(2.0)
 
+    @pytest.mark.parametrize(
+        ("before", "after"),
+        [((128, 64), (256, 64)), ((256, 64), (320, 64)), ((128, 64), (64, 128))],
+        ids=["twice as large", "larger by a fourth", "of another shape"],
+    )
+    def test_so_does_one_with_an_array_that_has_changed_its_shape(self, before, after):
+        rng = np.random.default_rng(2)
+        known = KnownModels({"w": OLD, "v": rng.standard_normal(before)}, state_of(1.0))
+        changed = known.to_ask({"w": OLD + 1e-3, "v": rng.standard_normal(after)}, 1)
+        assert changed.state == state_of(1.0)
+
     def test_each_model_has_its_own_state(self, step, known):
         step(1, OTHER, OTHER + 1, 2.0)
         step(1, OLD, OLD + 1, 3.0, number=1)
