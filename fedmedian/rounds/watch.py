@@ -41,6 +41,9 @@ STILL_ROUNDS = 3
 
 _START = 4096
 
+_Block = tuple[tuple[str, ...], int]
+"""The names of a block's arrays, and its size."""
+
 _MOST_METRICS = 8
 """The number of the clients' metrics in a round's log line."""
 
@@ -213,8 +216,8 @@ class Watch:
         self._failed = set[int]()  # rounds in a row
         self._of_dead_workers = set[int]()
         self._reasons = Counter[str]()
-        self._first_scales: dict[tuple[str, ...], float] = {}
-        self._rounds_scaled = Counter[tuple[str, ...]]()
+        self._first_scales = dict[_Block, float]()
+        self._rounds_scaled = Counter[_Block]()
         self._rounds = set[int]()
         self._moved = set[Node]()
         self._rounds_still = Counter[Node]()
@@ -365,21 +368,22 @@ class Watch:
 
     def _look_at_scales(self, blocks: Blocks, scales: Sequence[float]) -> None:
         growth = {}
-        for names, scale in zip(blocks.names, scales, strict=False):
-            self._rounds_scaled[names] += scale > 0
-            first = self._first_scales.get(names, 0.0)
-            if self._rounds_scaled[names] <= _FIRST_ROUNDS:
-                self._first_scales[names] = first = max(first, scale)
-            growth[names] = scale / (first or 1.0)
-        names = max(growth, key=growth.__getitem__, default=())
-        if growth and growth[names] >= RUNAWAY:
+        sized = zip(blocks.names, blocks.sizes, strict=True)  # an array that has grown is new
+        for block, scale in zip(sized, scales, strict=False):
+            self._rounds_scaled[block] += scale > 0
+            first = self._first_scales.get(block, 0.0)
+            if self._rounds_scaled[block] <= _FIRST_ROUNDS:
+                self._first_scales[block] = first = max(first, scale)
+            growth[block] = scale / (first or 1.0)
+        most = max(growth, key=growth.__getitem__, default=None)
+        if most is not None and growth[most] >= RUNAWAY:
             self._once.warn(
                 "scales",
                 "the noise scale of %s has grown to %s times that of its first rounds: clients' "
                 "updates do not shrink there, as when clients keep an array of their own but send "
                 "it too, or when the noise of few clients is longer than their updates; do not "
                 "send such arrays, train less per round, or use less noise",
-                *(_name_of_block(names), f"{growth[names]:.0f}"),
+                *(_name_of_block(most[0]), f"{growth[most]:.0f}"),
             )
 
     def _look_at_updates(self, question: Question, answers: Sequence[Answer[Any]]) -> None:

@@ -311,6 +311,18 @@ class TestScales:
         assert found[3]["body"] == pytest.approx(3.0 * size, rel=0.01)
 
 
+def test_an_array_that_grows_late_is_not_said_to_have_a_noise_scale_that_has_grown(
+    api, play, warnings
+):
+    """Its first updates are long again, and those of the array before have become short."""
+
+    def after(number, model):
+        return {**model, "body": np.full((60, 12), 97, np.float32)} if number == 11 else model
+
+    play(api, "SignSGD", Gaussian(TopUp()), as_before, after, part(MODEL, "body"), 14, seed=1)
+    assert not warnings("the noise scale of")
+
+
 class TestOlderApi:
     """Names are positions there; what can be told apart by its shape is."""
 
