@@ -73,12 +73,15 @@ def seeing_all(
     def wrap(aggregate: Method) -> Method:
         @wraps(aggregate)
         def see_and_aggregate(self: Any, *given: Any, **named: Any) -> Any:
-            if len(given) < 2:  # a subclass may name arguments its own way
+            if len(given) > 1:
+                server_round, replies, *others = given
+                given = server_round, (all_replies := [*replies]), *others
+            elif "replies" in named:
+                named["replies"] = all_replies = [*named["replies"]]
+            else:  # a subclass may name arguments its own way
                 return aggregate(self, *given, **named)
-            server_round, replies, *others = given
-            replies = list(replies)
-            with receiving(self, replies):
-                return aggregate(self, server_round, replies, *others, **named)
+            with receiving(self, all_replies):
+                return aggregate(self, *given, **named)
 
         return see_and_aggregate
 

@@ -93,6 +93,32 @@ class TestMessageApi:
 
         np.testing.assert_array_equal(play(OwnLoop(seed=1))["0"], play(base(seed=1))["0"])
 
+    def test_a_start_of_the_users_own_may_name_arguments(self, base, play, warnings):
+        class OwnLoop(base):
+            def start(self, grid, initial_arrays, num_rounds=3, train_config=None, **options):
+                result = Result(arrays=initial_arrays)
+                for number in range(1, num_rounds + 1):
+                    now = {"arrays": result.arrays, "config": train_config, "grid": grid}
+                    asked = self.configure_train(server_round=number, **now)
+                    replies = grid.send_and_receive(messages=asked)
+                    result.arrays, report = self.aggregate_train(
+                        server_round=number, replies=iter(replies)
+                    )
+                    assert (report["replies-accepted"], report["replies-missing"]) == (3, 0)
+                    asked = self.configure_evaluate(server_round=number, **now)
+                    replies = grid.send_and_receive(messages=asked)
+                    assert self.aggregate_evaluate(server_round=number, replies=iter(replies))
+                return result
+
+            def aggregate_train(self, server_round, replies):
+                return super().aggregate_train(server_round, [*replies][2:])
+
+            def aggregate_evaluate(self, server_round, replies):
+                return super().aggregate_evaluate(server_round, [*replies][2:])
+
+        play(OwnLoop(seed=1))
+        assert not [text for text in warnings() if "no reply" in text]
+
     def test_a_start_that_wraps_ours_gets_all_that_ours_returns(self, base, play):
         class Wrapping(base):
             def start(self, *args, **options):
