@@ -195,6 +195,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         if evaluate_fn is not None:
             evaluate_fn = partial(self.__evaluate, evaluate_fn)
         try:
+            self.__kept.grid = grid
             if num_rounds < journal.done:
                 raise ValueError(
                     f"num_rounds must be >= {journal.done}, the rounds that the checkpoint "
@@ -276,7 +277,9 @@ class MessageStrategy(ShowsArguments, FedAvg):
                 "the keys 'fedmedian.…' of the config that it is given"
             )
         drawn = nodes_of(asked)
-        self.__kept.grid = None if self.recipe.secure is None else grid
+        # In a run of ours that of `start`: a subclass may pass one that can only be drawn from.
+        if self.recipe.secure is not None and not self.__protocol.is_announced:
+            self.__kept.grid = grid
         exchange = partial(self.__exchange, question, types_of(asked))
         seated = self.__protocol.seat(question, drawn, exchange)
         if seated is None:

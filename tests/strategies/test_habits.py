@@ -1071,6 +1071,23 @@ class TestSecureSums:
         require_counts(outcome, range(1, 5), (NUM_CLIENTS, 0, 0))
         assert near_goal(outcome.model, 4)
 
+    def test_nodes_may_be_drawn_from_what_is_no_whole_grid(self, message_api, seeking, run):
+        class Odd:
+            def __init__(self, grid):
+                self.nodes = [*grid.get_node_ids()][1::2]
+
+            def get_node_ids(self):
+                return self.nodes
+
+        class Choosing(SignSGD):
+            def configure_train(self, server_round, arrays, config, grid):
+                return super().configure_train(server_round, arrays, config, Odd(grid))
+
+        strategy = Choosing(secure=SecureSum(), weighted=False, fraction_evaluate=0.0, seed=1)
+        app = seeking(message_api, aim, num_clients=NUM_CLIENTS)
+        outcome = run(strategy, app, MODEL, NUM_CLIENTS, 4)
+        require_counts(outcome, range(1, 5), (len(ODD), 0, 0))
+
     def test_a_node_that_was_not_drawn_is_refused_with_the_remedy(self, play_secure):
         def ask(number, model, usual):
             drawn = usual(model)
