@@ -220,6 +220,21 @@ class Layout:
         ordered = tuple(specs[name] for name in names)
         return self if ordered == self.specs else Layout(ordered)
 
+    def recast(self, arrays: Arrays) -> Arrays:
+        """Return a model whose exact arrays have the dtypes of this layout.
+
+        Clients return exact arrays in the dtype in which they are sent. A model whose other arrays
+        are not of floating-point numbers stays as it is: it is a code that clients decode.
+        """
+        if not all(is_floating(arrays[spec.name].dtype) for spec in self.flat):
+            return arrays
+        cast = {
+            spec.name: arrays[spec.name].astype(spec.dtype)
+            for spec in self.exact
+            if arrays[spec.name].dtype != spec.dtype
+        }
+        return {**arrays, **cast} if cast else arrays
+
     @property
     def exact_positions(self) -> tuple[int, ...]:
         """The positions of the exact arrays in the model, counted from 0."""

@@ -540,9 +540,30 @@ class RoundProtocol:
         known.state = self.recipe.with_held(known.state, model, layout)
         return known.state.held
 
+    def held(self, version: str | None) -> Held | None:
+        """Return what clients hold that are sent a version of a model; None if unknown."""
+        return self._models.held(version)
+
     def content_for(self, held: Held, node: Node) -> Content:
         """Return what a node is sent to follow what clients hold."""
         return held.content_for(self._versions.get(node))
+
+    def contents_for(self, asked: Sequence[tuple[Node, Held | None]]) -> list[Content | None]:
+        """Return what nodes are sent to follow what clients hold, if all are asked at once.
+
+        A node that is asked about several models is sent each as a whole: steps would have to
+        begin from the one that it holds by then.
+
+        Parameters
+        ----------
+        asked : sequence of (int or str, Held or None)
+            Each node that is asked, with what clients hold of the model; None if nothing.
+        """
+        models: dict[Node, set[int]] = {}
+        for node, held in asked:
+            models.setdefault(node, set()).add(id(held))
+        versions = {node: self._versions.get(node) for node in models if len(models[node]) == 1}
+        return [held.content_for(versions.get(node)) if held else None for node, held in asked]
 
     def log_whole_models(self, held: Held | None, nodes: Collection[Node]) -> None:
         """Log how many nodes are sent the whole model, and why.

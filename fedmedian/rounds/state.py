@@ -257,6 +257,11 @@ class KnownModels:
         """Return the known model that a model continues; itself, with a fresh state, if none."""
         return self._nearest(_sample_of(model), self._known)
 
+    def held(self, version: str | None) -> Held | None:
+        """Return what clients hold that are sent a version of a known model; None if unknown."""
+        found = (one.state.held for one in self._known if one.state.held is not None)
+        return next((one for one in found if one.versions[-1] == version), None)
+
     def have_made(self, model: Arrays) -> bool:
         """Return whether a step of this run led to a model, or all of its arrays are new."""
         sample = _sample_of(model)

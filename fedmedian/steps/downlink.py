@@ -239,6 +239,29 @@ def version_of_whole(config: Mapping[str, Any]) -> str | None:
     return None if version is None else str(version)
 
 
+def has_steps(config: Mapping[str, Any]) -> bool:
+    """Return whether a message has coded steps."""
+    return is_in(config) and version_of_whole(config) is None
+
+
+def are_steps(arrays: Sequence[NDArray[Any]]) -> bool:
+    """Return whether arrays without names are those of coded steps, as `CatchUp.encode` makes."""
+    return [(one.ndim, one.dtype) for one in arrays] == [(1, np.dtype(np.uint8))] * 2
+
+
+def without_steps(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message's config without what is about the model that the client holds."""
+    about_model = keys_in(config)
+    return {key: one for key, one in config.items() if key not in about_model}
+
+
+def target_of(config: Mapping[str, Any]) -> str:
+    """Return the version that the steps in a message of ours lead to."""
+    start = f"{PREFIX}{_KIND}."
+    versions = list_from_json("versions", config[f"{start}versions"], str)
+    return [str(config[f"{start}base"]), *versions][-1]
+
+
 def keys_in(config: Mapping[str, Any]) -> set[str]:
     """Return the keys of a config that are about the model that the client holds."""
     start = f"{PREFIX}{_KIND}"

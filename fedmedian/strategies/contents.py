@@ -6,12 +6,14 @@ from typing import Any, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
-from fedmedian.model.layout import Arrays
-from fedmedian.records import to_record
-from fedmedian.rounds.downlink import Content
+from fedmedian.model.layout import Arrays, Layout
+from fedmedian.records import to_arrays, to_record
+from fedmedian.rounds.downlink import Content, Held
 from fedmedian.rounds.recipe import Question
 from fedmedian.rounds.screening import Node
-from fedmedian.wire.scalars import PREFIX
+from fedmedian.steps.downlink import has_steps, is_in, target_of, without_steps
+from fedmedian.steps.instruction import Instruction
+from fedmedian.wire.scalars import PREFIX, WireError
 
 Write = Callable[[Sequence[Message]], None]
 
@@ -82,10 +84,85 @@ def address(
         message.content = made[key]
 
 
+def readdress(
+    messages: Sequence[Message], helds: Sequence[Held | None], wanted: Sequence[Content | None]
+) -> None:
+    """Replace coded steps in messages that a subclass has made if their nodes cannot take them.
+
+    They may be for another node. Where a subclass has put a model of its own into a message, no
+    steps lead there, and the client is told of none.
+
+    Parameters
+    ----------
+    messages : sequence of Message
+        The messages.
+    helds : sequence of Held or None
+        What clients hold of the model that each is about; None for what stays as it is.
+    wanted : sequence of Content or None
+        What the node of each is to be sent to follow it.
+    """
+    made: dict[tuple[int, Content], RecordDict] = {}
+    before = [message.content for message in messages]  # kept, so that ids stay their own
+    for message, content, held, own in zip(messages, before, helds, wanted, strict=True):
+        if held is not None and own is not None and _has_steps(content):
+            key = id(content), own
+            if key not in made:
+                made[key] = _with_steps(content, held, own)
+            message.content = made[key]
+
+
+def targets_in(messages: Sequence[Message]) -> list[str | None]:
+    """Return the version of the model that coded steps in each message lead to; None without."""
+    contents = {id(message.content): message.content for message in messages}  # nodes share one
+    told = {key: _told_in(content) for key, content in contents.items() if _has_steps(content)}
+    targets = {key: target_of(one[1]) for key, one in told.items() if one is not None}
+    return [targets.get(id(message.content)) for message in messages]
+
+
+def _has_steps(content: RecordDict) -> bool:
+    told = _told_in(content)
+    return told is not None and has_steps(told[1])
+
+
+def _told_in(content: RecordDict) -> tuple[str, ConfigRecord] | None:
+    """Return the config that tells of the model that clients hold, after its name; or None."""
+    configs = ((name, one) for name, one in content.items() if isinstance(one, ConfigRecord))
+    return next(((name, one) for name, one in configs if is_in(one)), None)
+
+
+def _with_steps(content: RecordDict, held: Held, wanted: Content) -> RecordDict:
+    """Return a content with the steps that are wanted in place of others, or without any."""
+    told = _told_in(content)
+    assert told is not None  # only called if there are steps
+    name, config = told
+    arrays = {key: one for key, one in content.items() if isinstance(one, ArrayRecord)}
+    if any(one.keys() == held.model.keys() for one in arrays.values()):
+        return RecordDict({**content, name: ConfigRecord(without_steps(config))})
+    steps = [key for key, record in arrays.items() if _is_coded(record)]
+    told_anew = {**without_steps(config), **wanted.scalars}
+    if not steps or told_anew == config:
+        return content
+    records = {key: to_record(wanted.arrays) for key in steps}
+    return RecordDict({**content, **records, name: ConfigRecord(told_anew)})
+
+
+def _is_coded(record: ArrayRecord) -> bool:
+    return any(name.startswith(PREFIX) for name in record)
+
+
 def tell(message: Message, scalars: Mapping[str, Any], config_key: str) -> None:
     """Add scalars to the config of a message, which others may share."""
     config = ConfigRecord({**cast(ConfigRecord, message.content[config_key]), **scalars})
     message.content = RecordDict({**message.content, config_key: config})
+
+
+def retell(message: Message, scalars: Mapping[str, Any]) -> None:
+    """Replace scalars in the config with the instruction if they are others, as of another node."""
+    for name, one in message.content.items():
+        if isinstance(one, ConfigRecord) and Instruction.is_in(one):
+            if any(one.get(key) != value for key, value in scalars.items()):
+                tell(message, scalars, name)
+            return
 
 
 def without_our_keys(config: ConfigRecord) -> ConfigRecord:
@@ -93,8 +170,8 @@ def without_our_keys(config: ConfigRecord) -> ConfigRecord:
     return ConfigRecord({key: one for key, one in config.items() if not key.startswith(PREFIX)})
 
 
-def in_order(record: ArrayRecord, question: Question) -> ArrayRecord:
-    """Return arrays in the order in which clients are to be sent them.
+def as_asked(record: ArrayRecord, question: Question) -> ArrayRecord:
+    """Return arrays in the order and the dtypes in which clients are to be sent them.
 
     Arrays that are none of the question's stay as they are: the clients may have a mod before
     `perturb` that makes the model of them, as where a subclass compresses it.
@@ -104,12 +181,12 @@ def in_order(record: ArrayRecord, question: Question) -> ArrayRecord:
     ValueError
         If only some of the arrays are the question's: clients cannot answer it with them.
     """
-    names = [*question.model]
-    if [*record] == names or any(name.startswith(PREFIX) for name in record):  # or coded steps
+    if _is_coded(record):
         return record
+    names, specs = [*question.model], question.layout.specs
     if record.keys() == {*names}:
-        return ArrayRecord({name: record[name] for name in names})
-    specs = question.layout.specs
+        ordered = record if [*record] == names else ArrayRecord({one: record[one] for one in names})
+        return _recast(ordered, question.layout)
     forms = [(name, tuple(array.shape), array.dtype) for name, array in record.items()]
     is_same = [shape for _, shape, _ in forms] == [spec.shape for spec in specs]
     own = {(spec.name, spec.shape, str(spec.dtype)) for spec in specs}
@@ -119,3 +196,12 @@ def in_order(record: ArrayRecord, question: Question) -> ArrayRecord:
             f"{[*record]}: to train a part of the model, pass it to super().configure_train"
         )
     return record
+
+
+def _recast(record: ArrayRecord, layout: Layout) -> ArrayRecord:
+    try:
+        arrays = to_arrays(record)
+    except WireError:  # bytes of its own
+        return record
+    recast = layout.recast(arrays)
+    return record if recast is arrays else to_record(recast)

@@ -7,6 +7,7 @@ its position, "0", "1", and so on.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from statistics import fmean
 from typing import Any, NoReturn, TypeVar
@@ -25,12 +26,13 @@ from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import FedAvg
 from flwr.server.strategy.aggregate import weighted_loss_avg
+from numpy.typing import NDArray
 
 from fedmedian.aggregators.diagnostics import without_lists
 from fedmedian.logs import LOGGER, failure_of, shown, warn
 from fedmedian.model.layout import forms_of
 from fedmedian.records import arrays_to_parameters, parameters_to_arrays
-from fedmedian.rounds.downlink import Content
+from fedmedian.rounds.downlink import Content, Held
 from fedmedian.rounds.ledger import Ledger
 from fedmedian.rounds.metrics import (
     LARGEST,
@@ -44,7 +46,7 @@ from fedmedian.rounds.options import RunOptions
 from fedmedian.rounds.protocol import RoundProtocol, paused_collector
 from fedmedian.rounds.recipe import Question, Recipe
 from fedmedian.rounds.screening import Answer, Node, Reply, Said, all_or_none
-from fedmedian.steps.downlink import HELD, is_in, version_of_whole
+from fedmedian.steps.downlink import HELD, are_steps, has_steps, target_of, without_steps
 from fedmedian.steps.instruction import Instruction
 from fedmedian.steps.payload import MOST_ARRAYS, Payload, as_version
 from fedmedian.strategies.arguments import MedianArguments, ShowsArguments, SignArguments, usual_of
@@ -60,6 +62,7 @@ __all__ = ["MedianSGD", "SignSGD"]
 Trained = tuple[ClientProxy, FitRes]
 Evaluated = tuple[ClientProxy, EvaluateRes]
 Result = TypeVar("Result", FitRes, EvaluateRes)
+Ins = TypeVar("Ins", bound=FitIns | EvaluateIns)
 
 _BY_SERVER = "evaluate-fn"
 """The phase of a checkpoint that holds what `evaluate_fn` returned; the Message API has another."""
@@ -100,11 +103,11 @@ class LegacyStrategy(ShowsArguments, FedAvg):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let the strategy see what a subclass sends."""
         super().__init_subclass__(**kwargs)
-        for name, note in (
-            ("configure_fit", LegacyStrategy.__note_own_training),
-            ("configure_evaluate", LegacyStrategy.__note_evaluation),
+        for name, wrap in (
+            ("configure_fit", noting(LegacyStrategy.__note_own_training)),
+            ("configure_evaluate", noting(LegacyStrategy.__note_own_evaluation)),
         ):
-            wrap_override(cls, LegacyStrategy, name, noting(note))
+            wrap_override(cls, LegacyStrategy, name, wrap)
 
     def _fedmedian_build(self, recipe: Recipe, options: RunOptions, flower: FlowerOptions) -> None:
         if recipe.secure is not None:
@@ -213,26 +216,43 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         self.__note_training(sent)
         return sent
 
-    def __note_own_training(self, sent: Sequence[tuple[ClientProxy, FitIns]]) -> None:
-        """Remember what a subclass sends.
+    def __note_own_training(self, sent: list[tuple[ClientProxy, FitIns]]) -> None:
+        """Remember what a subclass sends, and make it such that clients can answer.
 
         Raises
         ------
         ValueError
             If FitIns hold fewer or more arrays than their question is about, and some of these.
         """
-        for _, ins in sent:
-            key, own = Instruction.key_in(ins.config), len(ins.parameters.tensors)
-            is_coded = is_in(ins.config) and version_of_whole(ins.config) is None
-            for question in self.__protocol.questions_of(key[0]):
-                is_other = question.key == key and own != len(question.model) and not is_coded
-                if is_other and _holds_arrays_of(question, ins.parameters):
-                    raise ValueError(
-                        f"FitIns must hold the {len(question.model)} arrays that configure_fit was "
-                        f"given, got {own}: to train a part of the model, pass it to "
-                        "super().configure_fit"
-                    )
+        keys = [Instruction.key_in(ins.config) for _, ins in sent]
+        open_ones = (one for number, _ in {*keys} for one in self.__protocol.questions_of(number))
+        questions = {one.key: one for one in open_ones}
+        abouts = [questions.get(key) for key in keys]
+        made: dict[tuple[int, int], Parameters] = {}
+        for index, ((client, ins), about) in enumerate(zip([*sent], abouts, strict=True)):
+            if about is None or has_steps(ins.config):
+                continue
+            if (key := (id(ins.parameters), id(about))) not in made:
+                made[key] = _as_asked(ins.parameters, about)
+            sent[index] = client, replace(ins, parameters=made[key])
+        sent[:] = self.__readdressed(sent, [one.state.held if one else None for one in abouts])
         self.__note_training(sent)
+
+    def __readdressed(
+        self, sent: Sequence[tuple[ClientProxy, Ins]], helds: Sequence[Held | None]
+    ) -> list[tuple[ClientProxy, Ins]]:
+        """Return what a subclass sends, but coded steps that each client can take.
+
+        They may be for another client. Where a subclass sends a model of its own, no steps lead
+        there, and the client is told of none.
+        """
+        nodes = [client.cid for client, _ in sent]
+        contents = self.__protocol.contents_for([*zip(nodes, helds, strict=True)])
+        parameters_of, wanted = cache(_parameters_of), zip(sent, helds, contents, strict=True)
+        return [
+            (client, _with_steps(ins, held, content, parameters_of))
+            for (client, ins), held, content in wanted
+        ]
 
     def __note_training(self, sent: Sequence[tuple[ClientProxy, FitIns]]) -> None:
         self.__asked = [client.cid for client, _ in sent]
@@ -329,6 +349,12 @@ class LegacyStrategy(ShowsArguments, FedAvg):
             sent.append((client, EvaluateIns(parameters_of(own), config)))
         self.__note_evaluation(sent)
         return sent
+
+    def __note_own_evaluation(self, sent: list[tuple[ClientProxy, EvaluateIns]]) -> None:
+        configs = (ins.config for _, ins in sent)
+        targets = [target_of(config) if has_steps(config) else None for config in configs]
+        sent[:] = self.__readdressed(sent, [*map(self.__protocol.held, targets)])
+        self.__note_evaluation(sent)
 
     def __note_evaluation(self, sent: Sequence[tuple[ClientProxy, EvaluateIns]]) -> None:
         self.__asked_to_evaluate = [client.cid for client, _ in sent]
@@ -483,13 +509,55 @@ def _parameters_of(content: Content) -> Parameters:
     return arrays_to_parameters(content.arrays)
 
 
-def _holds_arrays_of(question: Question, parameters: Parameters) -> bool:
-    """Return whether some are like the model's: not where a subclass compresses it, for example."""
+def _arrays_in(parameters: Parameters) -> list[NDArray[Any]]:
+    """Return the arrays in parameters; none if they are bytes of a subclass's own."""
     try:
-        found = forms_of(parameters_to_arrays(parameters)).values()
-    except WireError:  # bytes of its own
-        return False
-    return not {*found}.isdisjoint(forms_of(question.model).values())
+        return [*parameters_to_arrays(parameters).values()]
+    except WireError:
+        return []
+
+
+def _as_asked(parameters: Parameters, question: Question) -> Parameters:
+    """Return parameters with the dtypes in which clients are to be sent them.
+
+    Those that are none of the question's stay as they are, as where a subclass compresses the
+    model.
+
+    Raises
+    ------
+    ValueError
+        If they are only some of the question's, or more: clients cannot answer it with them.
+    """
+    arrays, names = _arrays_in(parameters), [*question.model]
+    if len(arrays) == len(names):
+        named = dict(zip(names, arrays, strict=True))
+        recast = question.layout.recast(named)
+        return parameters if recast is named else arrays_to_parameters(recast)
+    forms = {(array.shape, array.dtype) for array in arrays}
+    if forms.isdisjoint(forms_of(question.model).values()):
+        return parameters
+    raise ValueError(
+        f"FitIns must hold the {len(names)} arrays that configure_fit was given, got "
+        f"{len(arrays)}: to train a part of the model, pass it to super().configure_fit"
+    )
+
+
+def _with_steps(
+    ins: Ins,
+    held: Held | None,
+    wanted: Content | None,
+    parameters_of: Callable[[Content], Parameters],
+) -> Ins:
+    """Return FitIns or EvaluateIns with the steps that are wanted in place of any, or without."""
+    if held is None or wanted is None or not has_steps(ins.config):
+        return ins
+    arrays, told = _arrays_in(ins.parameters), without_steps(ins.config)
+    if [one.shape for one in arrays] == [one.shape for one in held.model.values()]:
+        return replace(ins, config=told)
+    told |= wanted.scalars
+    if told == ins.config or not are_steps(arrays):
+        return ins
+    return replace(ins, parameters=parameters_of(wanted), config=told)
 
 
 def _addressed(

@@ -25,7 +25,16 @@ from fedmedian.rounds.screening import Node, Reply
 from fedmedian.strategies import numpy_clients as numpy_messages
 from fedmedian.strategies.arguments import Argument, ShowsArguments, described, usual_of
 from fedmedian.strategies.calls import Calls, without_left_out
-from fedmedian.strategies.contents import Contents, address, in_order, tell, without_our_keys
+from fedmedian.strategies.contents import (
+    Contents,
+    address,
+    as_asked,
+    readdress,
+    retell,
+    targets_in,
+    tell,
+    without_our_keys,
+)
 from fedmedian.strategies.log import concise, log_last_evaluation
 from fedmedian.strategies.messages import (
     ReplyReader,
@@ -301,12 +310,13 @@ class MessageStrategy(ShowsArguments, FedAvg):
     def __note_training(self, messages: Sequence[Message]) -> None:
         """Remember messages that a subclass has made, by the question in their config.
 
-        The arrays of all messages are put into the order that clients are told of.
+        The arrays of all messages are made such that clients can answer.
 
         Raises
         ------
         ValueError
-            If a message holds other arrays than its question is about.
+            If a message holds other arrays than its question is about, or its node has no place in
+            the secure sum.
         """
         questions: dict[Any, Question] = {one.about.key: one.about for one in self.__asked}
         abouts = [questions.get(key_in(message)) for message in messages]
@@ -318,12 +328,19 @@ class MessageStrategy(ShowsArguments, FedAvg):
             record = message.content.get(self.arrayrecord_key)
             if isinstance(record, ArrayRecord):
                 if (key := (id(record), id(about))) not in records:
-                    records[key] = in_order(record, about)
+                    records[key] = as_asked(record, about)
                 if records[key] is not record:
-                    ordered = {self.arrayrecord_key: records[key]}
-                    message.content = RecordDict({**message.content, **ordered})
+                    asked = {self.arrayrecord_key: records[key]}
+                    message.content = RecordDict({**message.content, **asked})
             if id(message) in own:
                 self.__asked.add(about.server_round, about, [message])
+            if (place := about.places.get(message.metadata.dst_node_id)) is not None:
+                retell(message, place.encode())
+        self.__readdress(messages, [one.state.held if one else None for one in abouts])
+
+    def __readdress(self, messages: Sequence[Message], helds: Sequence[Held | None]) -> None:
+        asked = zip(nodes_of(messages), helds, strict=True)
+        readdress(messages, helds, self.__protocol.contents_for([*asked]))
 
     def __sent_before(self, question: Question) -> set[Node]:
         return {
@@ -484,6 +501,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         for last in [*self.__asked_to_evaluate][-1:]:
             for message in self.__asked_to_evaluate.unknown(messages):
                 self.__asked_to_evaluate.add(last.server_round, last.about, [message])
+        self.__readdress(messages, [*map(self.__protocol.held, targets_in(messages))])
 
     def _fedmedian_write_evaluation(
         self, held: Held | None, arrays: ArrayRecord, messages: Sequence[Message]

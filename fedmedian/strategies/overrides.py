@@ -36,13 +36,13 @@ def wrap_override(cls: type, base: type, name: str, wrap: Callable[[Method], Met
     setattr(cls, name, wrap(method))
 
 
-def noting(note: Callable[[Any, Sequence[Any]], None]) -> Callable[[Method], Method]:
+def noting(note: Callable[[Any, list[Any]], None]) -> Callable[[Method], Method]:
     """Return a wrapper by which a strategy notes the messages that a subclass's method returns.
 
     Parameters
     ----------
     note : callable
-        Takes the strategy and the messages.
+        Takes the strategy and the messages, which it may replace by others.
     """
 
     def wrap(configure: Method) -> Method:

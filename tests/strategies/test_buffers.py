@@ -1,11 +1,15 @@
 """Arrays of a model that are not trained: masks, ranges, counters, and what is said about them."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 import pytest
+from flwr.app import RecordDict
+from flwr.common import FitIns
 
 from fedmedian.clients import perturb
+from fedmedian.records import arrays_to_parameters, parameters_to_arrays, to_arrays, to_record
 from fedmedian.strategies import Checkpoint, RunFailedError
 from tests.tools.apis import each_case, each_pair
 
@@ -189,6 +193,41 @@ class TestDtypes:
         outcome = run(api.make_trainer(name), reshape, model, NUM_CLIENTS, 3)
         assert outcome.reports[3]["replies-rejected"] == 0
         assert (outcome.model["1"].shape, outcome.model["2"].shape) == ((), (1, 1))
+
+    @either_strategy
+    def test_a_subclass_may_send_the_model_in_half_precision(
+        self, api, name, habitual, seeking, run
+    ):
+        """Clients return exact arrays in the dtype that they get."""
+        model = {"0": W, "1": np.full(4, 1 / 3, np.float32), "2": np.array(7)}
+
+        def halved(raw):
+            if isinstance(raw, tuple):
+                client, ins = raw
+                arrays = halve(parameters_to_arrays(ins.parameters))
+                return client, FitIns(arrays_to_parameters(arrays), ins.config)
+            own = to_record(halve(to_arrays(raw.content["arrays"])))
+            raw.content = RecordDict({**raw.content, "arrays": own})
+            return raw
+
+        def halve(arrays):
+            return {
+                name: array.astype(np.float16 if array.dtype == np.float32 else np.int32)
+                for name, array in arrays.items()
+            }
+
+        def ask(number, model, usual):
+            return [replace(one, raw=halved(one.raw)) for one in usual(model)]
+
+        options = {"fraction_evaluate": 0.0, "exact": ["1"]}
+        strategy = habitual(api, name, model, ask=ask, **options)
+        app = seeking(api, lambda name, array: array + 1, num_clients=NUM_CLIENTS)
+        outcome = run(strategy, app, model, NUM_CLIENTS)
+        assert outcome.reports[1]["replies-accepted"] == NUM_CLIENTS
+        assert {name: array.dtype for name, array in outcome.model.items()} == {
+            name: array.dtype for name, array in model.items()
+        }
+        assert outcome.model["1"] == pytest.approx(1 / 3 + 0.5, abs=1e-3)
 
 
 def floats_everywhere(model, partition):

@@ -3,11 +3,12 @@
 import gc
 import re
 from collections import Counter
+from dataclasses import replace
 from threading import Lock
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
@@ -19,7 +20,7 @@ from fedmedian.clients import (
     perturb,
     perturb_with,
 )
-from fedmedian.records import to_arrays, to_record
+from fedmedian.records import arrays_to_parameters, to_arrays, to_record
 from fedmedian.steps.downlink import HELD, NOT_HELD
 from fedmedian.strategies import Checkpoint
 from tests.tools.apis import contexts_of
@@ -28,6 +29,7 @@ NUM_CLIENTS = 4
 LARGE = {"0": np.random.default_rng(0).standard_normal((100, 120)).astype(np.float32)}
 MODEL = {"0": LARGE["0"][:10]}
 GOAL = 2.0
+NODE_IDS = InProcessGrid(ClientApp(), NUM_CLIENTS).get_node_ids()
 COUNTS = ("replies-accepted", "replies-rejected", "replies-missing")
 
 
@@ -690,6 +692,93 @@ class TestMessages:
         run(strategy, train, MODEL, NUM_CLIENTS, 2)
         assert len(contents) == 2 * NUM_CLIENTS
         assert len({id(content) for content in contents}) == 2
+
+
+def passed_on(letter, partition):
+    """Return a message with another receiver, as a subclass makes it by itself."""
+    if isinstance(letter.raw, tuple):
+        return letter.to(partition)
+    node, usual = NODE_IDS[partition], letter.raw
+    return replace(letter, raw=Message(usual.content, node, usual.metadata.message_type))
+
+
+def with_model(letter, model):
+    """Return a message with a model of a subclass's own, and the config as it was."""
+    if isinstance(letter.raw, tuple):
+        client, ins = letter.raw
+        own = type(ins)(arrays_to_parameters(model), {**ins.config, "lr": 0.1})
+        return replace(letter, raw=(client, own))
+    letter.raw.content = RecordDict({**letter.raw.content, "arrays": to_record(model)})
+    return letter
+
+
+class TestMessagesOfItsOwn:
+    """A subclass need not know that messages have steps, which only some nodes can take."""
+
+    @pytest.fixture
+    def require_all_heard(self, api, habitual, run, warnings):
+        """Runs a strategy with habits; requires that nothing is lost, and returns the outcome."""
+
+        def require_all_heard(mods=(perturb,), **options):
+            options = {"downlink": CodedSteps(), "fraction_evaluate": 0.0} | options
+            strategy = habitual(api, "MedianSGD", MODEL, **options)
+            outcome = run(strategy, train, MODEL, NUM_CLIENTS, 6, mods=mods)
+            assert {one["replies-rejected"] for one in outcome.reports.values()} == {0}
+            assert {one["replies-missing"] for one in outcome.reports.values()} == {0}
+            assert not warnings("aggregate_")
+            return outcome
+
+        return require_all_heard
+
+    @pytest.mark.parametrize("phase", ["train", "evaluate"])
+    def test_steps_for_one_node_may_be_sent_to_another(self, phase, require_all_heard):
+        def ask(number, model, usual):
+            first, *_ = usual(model)
+            chosen = np.random.default_rng(number).permutation(NUM_CLIENTS)[:2]
+            return [passed_on(first, partition) for partition in chosen]
+
+        own = {"ask": ask} if phase == "train" else {"ask_to_evaluate": ask}
+        fraction = 0.5 if phase == "evaluate" else 0.0
+        outcome = require_all_heard(fraction_train=0.5, fraction_evaluate=fraction, **own)
+        assert len(outcome.evaluations) == 12 * fraction
+
+    def test_a_model_in_place_of_the_steps_is_trained_as_it_is(self, require_all_heard):
+        seen = []
+
+        def ask(number, model, usual):
+            own = {"0": model["0"] + np.float32(0.01)}
+            return [one if number % 2 else with_model(one, own) for one in usual(model)]
+
+        def listen(message, context, call_next):
+            (record,) = message.content.array_records.values()
+            seen.append([array.shape for array in to_arrays(record).values()])
+            return call_next(message, context)
+
+        outcome = require_all_heard((perturb, listen), ask=ask)
+        assert seen == [[MODEL["0"].shape]] * 6 * NUM_CLIENTS
+        assert is_near_goal(outcome.model)
+
+    def test_a_node_may_train_two_models_in_each_round(self, require_all_heard):
+        models = [MODEL["0"], -MODEL["0"] - 4]
+
+        def ask(number, model, usual):
+            return [letter for array in models for letter in usual({"0": array})]
+
+        def hear(number, heard, usual):
+            own = [[one for one in heard if question_of(one.raw) == n] for n in (0, 1)]
+            for group in (0, 1):
+                arrays, metrics = usual(own[group])
+                models[group] = arrays["0"]
+            return {"0": models[0]}, metrics
+
+        require_all_heard(ask=ask, hear=hear)
+        assert all(abs(model.mean() - GOAL) < 0.5 for model in models)
+
+
+def question_of(raw):
+    """Return the number of the question that a reply answers."""
+    scalars = raw[1].metrics if isinstance(raw, tuple) else raw.content["fedmedian"]
+    return scalars.get("fedmedian.question", 0)
 
 
 def content_of(raw):

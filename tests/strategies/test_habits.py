@@ -1088,6 +1088,16 @@ class TestSecureSums:
         outcome = run(strategy, app, MODEL, NUM_CLIENTS, 4)
         require_counts(outcome, range(1, 5), (len(ODD), 0, 0))
 
+    def test_messages_may_change_places(self, play_secure):
+        def ask(number, model, usual):
+            letters = usual(model)
+            nodes = [one.raw.metadata.dst_node_id for one in letters]
+            for letter, node in zip(letters, [*nodes[1:], nodes[0]], strict=True):
+                letter.raw.metadata.dst_node_id = node
+            return letters
+
+        require_counts(play_secure(ask=ask), range(1, 5), (NUM_CLIENTS, 0, 0))
+
     def test_a_node_that_was_not_drawn_is_refused_with_the_remedy(self, play_secure):
         def ask(number, model, usual):
             drawn = usual(model)
