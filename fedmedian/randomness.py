@@ -104,7 +104,7 @@ def downlink_seed(seed: int | None, step: int) -> int:
 
 @contextmanager
 def seeded_sampling(
-    seed: int | None, server_round: int, *, evaluates: bool = False
+    seed: int | None, server_round: int, *, evaluates: bool = False, before: int = 0
 ) -> Iterator[None]:
     """Seed Python's global generator, which Flower samples nodes with, within this context.
 
@@ -116,12 +116,15 @@ def seeded_sampling(
         The round.
     evaluates : bool (default: False)
         Whether the nodes are to evaluate. They are drawn apart from those that train.
+    before : int (default: 0)
+        How often nodes have been drawn in this round before, as for another cluster.
     """
     if seed is None:
         yield
         return
     state = random.getstate()
-    random.seed(f"{seed}, {server_round}{', evaluation' if evaluates else ''}")
+    again = f", after {before}" if before else ""
+    random.seed(f"{seed}, {server_round}{', evaluation' if evaluates else ''}{again}")
     try:
         yield
     finally:

@@ -100,6 +100,7 @@ class RoundProtocol:
         self._models = KnownModels(self.journal.model or {}, state)
         self._versions: dict[Node, str] = {}
         self._losses = Counter[Node]()
+        self._draws = Counter[tuple[int, bool]]()
         secure = self.recipe.secure
         self._sums = None if secure is None else SecureSums(secure, self._roster)
         self._questions: list[Question] = []
@@ -378,8 +379,10 @@ class RoundProtocol:
     def sampling(
         self, server_round: int, *, evaluates: bool = False
     ) -> AbstractContextManager[None]:
-        """Return a context in which Flower samples nodes by the seed."""
-        return seeded_sampling(self.recipe.seed, server_round, evaluates=evaluates)
+        """Return a context in which Flower samples nodes by the seed, others each time."""
+        before = self._draws[server_round, evaluates]
+        self._draws[server_round, evaluates] += 1
+        return seeded_sampling(self.recipe.seed, server_round, evaluates=evaluates, before=before)
 
     def hear(
         self,

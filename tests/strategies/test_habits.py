@@ -140,6 +140,19 @@ class TestWhoIsAsked:
         assert near_goal(outcome.model, 4)
         assert not warned
 
+    def test_each_of_two_groups_is_drawn_anew(self, play):
+        drawn = []
+
+        def ask(number, model, usual):
+            groups = [usual(model), usual(model)]
+            drawn.append([{one.partition for one in group} for group in groups])
+            return groups[0]
+
+        for _ in range(2):
+            play(ask=ask, fraction_train=0.5)
+        assert all(first != second for first, second in drawn)
+        assert drawn[:4] == drawn[4:]
+
     def test_nodes_of_a_group_that_is_silent_count_as_missing(self, play):
         def ask(number, model, usual):
             odd = [one for one in usual(model) if one.partition in ODD]

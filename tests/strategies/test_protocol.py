@@ -150,16 +150,17 @@ class TestAsk:
         assert second.ask(2, resumed).server_round == 2
 
     def test_a_seed_decides_whom_python_samples_while_asking_and_nothing_else(self):
-        protocol = protocol_of(medians(seed=3))
-
-        def sampled(server_round):
+        def sampled(protocol, server_round):
             with protocol.sampling(server_round):
                 return random.sample(range(10**6), 5)
 
         random.seed(0)
         untouched = random.random()
         random.seed(0)
-        assert sampled(1) == sampled(1) != sampled(2)
+        first, second = (protocol_of(medians(seed=3)) for _ in range(2))
+        drawn = [sampled(first, server_round) for server_round in (1, 1, 2)]
+        assert drawn == [sampled(second, server_round) for server_round in (1, 1, 2)]
+        assert len({*map(tuple, drawn)}) == 3
         assert random.random() == untouched
 
 
