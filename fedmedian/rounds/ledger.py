@@ -265,6 +265,29 @@ class Ledger:
         self.store(question)
         return True
 
+    def recharge(self, question: Question, nodes: Collection[Node]) -> bool:
+        """Charge a secure sum that was charged for other nodes, if the budget affords it.
+
+        Returns
+        -------
+        bool
+            Whether it does.
+
+        Raises
+        ------
+        ValueError
+            As for `affords`.
+        """
+        charge = self._charged[question.key]
+        self._answered[charge.draw] -= charge.times
+        try:
+            is_affordable = self.affords(question, nodes)
+        finally:
+            self._answered[charge.draw] += charge.times
+        if is_affordable:
+            self._recount(question, replace(charge, draw=self._draw))
+        return is_affordable
+
     def settle(self, question: Question, votes: int) -> None:
         """Charge a secure sum for the votes in it, at least as many as `spend` assumed."""
         charge = self._charged[question.key]

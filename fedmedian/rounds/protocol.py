@@ -345,7 +345,7 @@ class RoundProtocol:
         Parameters
         ----------
         question : Question
-            The question.
+            The question. It may have a sum of other nodes, as those that a subclass does not ask.
         nodes : sequence of int or str
             The nodes to be asked.
         exchange : callable
@@ -366,8 +366,10 @@ class RoundProtocol:
         """
         if self._sums is None or not nodes:
             return question
-        if self._ledger is not None and not self._ledger.affords(question, nodes):
-            return None  # and nobody is asked for a key
+        if self._ledger is not None:
+            affords = self._ledger.affords if question.cohort is None else self._ledger.recharge
+            if not affords(question, nodes):
+                return None  # and nobody is asked for a key
         try:
             return self._sums.seat(question, nodes, exchange)
         except NoStepError as error:

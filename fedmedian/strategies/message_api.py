@@ -289,12 +289,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         # In a run of ours that of `start`: a subclass may pass one that can only be drawn from.
         if self.recipe.secure is not None and not self.__protocol.is_announced:
             self.__kept.grid = grid
-        exchange = partial(self.__exchange, question, types_of(asked))
-        seated = self.__protocol.seat(question, drawn, exchange)
-        if seated is None:
-            asked = []
-        else:
-            question, asked = seated, [one for one in asked if _has_place(one, seated)]
+        question, asked = self.__seated(question, asked)
         if not self.__protocol.may_ask(
             question, drawn if asked else [], nodes.present, self.__sent_before(question)
         ):
@@ -307,7 +302,35 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self.__asked.add(server_round, question, asked)
         return asked
 
-    def __note_training(self, messages: Sequence[Message]) -> None:
+    def __seated(
+        self, question: Question, messages: list[Message]
+    ) -> tuple[Question, list[Message]]:
+        """Return the question and the messages to the nodes that have a place in its sum, if any.
+
+        Without enough of them there are no messages.
+        """
+        exchange = partial(self.__exchange, question, types_of(messages))
+        nodes = [*dict.fromkeys(nodes_of(messages))]
+        if (seated := self.__protocol.seat(question, nodes, exchange)) is None:
+            return question, []
+        return seated, [one for one in messages if _has_place(one, seated)]
+
+    def __seat_anew(self, messages: list[Message]) -> None:
+        """Give places in secure sums to the nodes that a subclass asks, and to no others.
+
+        Messages to nodes without a place are taken out.
+        """
+        cohorts = {one.about.key: one.about for one in self.__asked if one.about.cohort}
+        for key, question in cohorts.items():
+            own = [one for one in messages if key_in(one) == key]
+            if own and {*nodes_of(own)} != question.places.keys():
+                seated, kept = self.__seated(question, own)
+                left_out = {*map(id, own)} - {*map(id, kept)}
+                messages[:] = [one for one in messages if id(one) not in left_out]
+                for call in self.__asked:
+                    call.about = seated if call.about.key == key else call.about
+
+    def __note_training(self, messages: list[Message]) -> None:
         """Remember messages that a subclass has made, by the question in their config.
 
         The arrays of all messages are made such that clients can answer.
@@ -315,9 +338,9 @@ class MessageStrategy(ShowsArguments, FedAvg):
         Raises
         ------
         ValueError
-            If a message holds other arrays than its question is about, or its node has no place in
-            the secure sum.
+            If a message holds other arrays than its question is about.
         """
+        self.__seat_anew(messages)
         questions: dict[Any, Question] = {one.about.key: one.about for one in self.__asked}
         abouts = [questions.get(key_in(message)) for message in messages]
         own = {id(message) for message in self.__asked.unknown(messages)}

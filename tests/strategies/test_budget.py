@@ -576,9 +576,9 @@ class TestSecureSums:
     NUM_CLIENTS, ROUNDS = 10, 4
     LIMIT = 2.0  # one entry of so few may be all of a clipped update
 
-    def make(self, message_api, budget, **options):
+    def make(self, message_api, budget, kind=SignSGD, **options):
         own = {"weighted": False, "secure": self.SECURE, "rotation": Rotation(100)}
-        return message_api.make("SignSGD", **HIDDEN, **own, privacy_budget=budget, **options)
+        return message_api.make_own(kind, **HIDDEN, **own, privacy_budget=budget, **options)
 
     def epsilon(self, *votes, delta=1e-5):
         draws = [Draw(summed=honest_of(0.8, number)) for number in votes]
@@ -622,6 +622,19 @@ class TestSecureSums:
     def test_a_sum_that_is_not_opened_counts_as_one_of_the_fewest_votes(self, message_api, run):
         _, outcome = self.run(message_api, run, PrivacyBudget(50.0, 1e-5), 1, lost=(1, 2, 3))
         assert outcome.reports[1]["epsilon"] == pytest.approx(self.epsilon(8))
+
+    @pytest.mark.parametrize(("lost", "votes"), [((), 5), ((0, 2), SECURE.least(5))])
+    def test_a_subclass_that_asks_fewer_than_were_drawn_is_charged_for_these(
+        self, lost, votes, message_api, run
+    ):
+        class Half(SignSGD):
+            def configure_train(self, *arguments):
+                asked = super().configure_train(*arguments)
+                return [one for one in asked if one.metadata.dst_node_id % 2 == 0]
+
+        budget = PrivacyBudget(self.epsilon(self.SECURE.least(5)) * 1.001, 1e-5)
+        _, outcome = self.run(message_api, run, budget, 1, lost, kind=Half)
+        assert outcome.reports[1]["epsilon"] == pytest.approx(self.epsilon(votes))
 
     def test_no_client_is_asked_once_the_fewest_votes_would_exceed_the_budget(
         self, message_api, run, caplog

@@ -1101,15 +1101,40 @@ class TestSecureSums:
         outcome = run(strategy, app, MODEL, NUM_CLIENTS, 4)
         require_counts(outcome, range(1, 5), (len(ODD), 0, 0))
 
-    def test_messages_may_change_places(self, play_secure):
-        def ask(number, model, usual):
-            letters = usual(model)
-            nodes = [one.raw.metadata.dst_node_id for one in letters]
-            for letter, node in zip(letters, [*nodes[1:], nodes[0]], strict=True):
-                letter.raw.metadata.dst_node_id = node
-            return letters
+    @pytest.mark.parametrize("share", [0.5, 0.8])
+    def test_each_of_two_groups_may_be_drawn_anew(self, share, play_secure):
+        sent = []
 
-        require_counts(play_secure(ask=ask), range(1, 5), (NUM_CLIENTS, 0, 0))
+        def ask(number, model, usual):
+            first, second = ({one.partition: one for one in usual(model)} for _ in range(2))
+            sent.append({**first, **second})
+            return [*sent[-1].values()]
+
+        outcome = play_secure(ask=ask, fraction_train=share)
+        for number, letters in enumerate(sent, start=1):
+            assert counts(outcome.reports[number]) == (len(letters), 0, 0)
+
+    def test_nodes_that_were_not_drawn_get_a_place(self, message_api, seeking, run):
+        class Others(SignSGD):
+            def configure_train(self, server_round, arrays, config, grid):
+                asked = super().configure_train(server_round, arrays, config, grid)
+                nodes = sorted(grid.get_node_ids())[server_round % 2 :: 2]
+                for node, message in zip(nodes, asked, strict=True):
+                    yield Message(message.content, node, message.metadata.message_type)
+
+        options = {"fraction_train": 0.5, "fraction_evaluate": 0.0, "seed": 1}
+        strategy = Others(secure=SecureSum(), weighted=False, **options)
+        app = seeking(message_api, aim, num_clients=NUM_CLIENTS)
+        outcome = run(strategy, app, MODEL, NUM_CLIENTS, 4)
+        require_counts(outcome, range(1, 5), (NUM_CLIENTS // 2, 0, 0))
+        assert near_goal(outcome.model, 4)
+
+    def test_too_few_nodes_are_asked_for_nothing(self, play_secure):
+        def ask(number, model, usual):
+            return usual(model)[: 2 if number == 2 else None]
+
+        outcome = play_secure(ask=ask)
+        require_counts(outcome, (1, 3, 4), (NUM_CLIENTS, 0, 0))
 
     def test_a_node_that_was_not_drawn_is_refused_with_the_remedy(self, play_secure):
         def ask(number, model, usual):

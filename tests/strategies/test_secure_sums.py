@@ -589,16 +589,16 @@ class TestSubclasses:
 
         return Own(**SECURE, seed=1)
 
-    def test_messages_that_are_dropped_count_as_dropouts(self, run, app, audit, caplog):
+    def test_messages_that_are_dropped_are_not_waited_for(self, run, app, audit, caplog):
         dropped = {1: 0, 2: 2, 3: 3, 4: 0}
         strategy = self.asking(lambda asked, number: asked[dropped[number] :])
         outcome = run(strategy, app(), MODEL, NUM_CLIENTS, 4)
-        assert [len(total.members) for _, total, _, _ in audit.sums] == [7, 5, 7]
+        assert [len(total.members) for _, total, _, _ in audit.sums] == [7, 5, 4, 7]
         audit.require_plain_sums()
-        assert "round 3 keeps the model as it is: the secure sum cannot be opened" in caplog.text
-        assert len(outcome.path) == 5
+        assert [one["replies-missing"] for one in outcome.reports.values()] == [0] * 4
+        assert "keeps the model as it is" not in caplog.text
 
-    def test_messages_that_go_to_another_node_are_refused_there(self, run, app, audit, caplog):
+    def test_messages_may_change_places(self, run, app, audit):
         def exchange(asked, number):
             if number == 2:
                 first, second = (one.metadata.dst_node_id for one in asked[:2])
@@ -607,8 +607,7 @@ class TestSubclasses:
 
         run(self.asking(exchange), app(), MODEL, NUM_CLIENTS, 3)
         audit.require_plain_sums()
-        assert [len(total.members) for _, total, _, _ in audit.sums] == [7, 5, 7]
-        assert "the place in the secure sum is for a key that this client does" in caplog.text
+        assert [len(total.members) for _, total, _, _ in audit.sums] == [7, 7, 7]
 
     def test_messages_may_be_copied(self, run, app, audit):
         strategy = self.asking(lambda asked, number: [copy.deepcopy(one) for one in asked])
