@@ -98,6 +98,11 @@ _REMEDIES: Remedies = (
         "^expected one MetricRecord, got 0$",
         'let their app report {"num-examples": …} in a MetricRecord of its reply',
     ),
+    (
+        "^(answers (round|question)|replies to a message of round) ",
+        "let a subclass send each message in the round that it was made in, pass on its reply "
+        "there, and aggregate replies about two models one after the other",
+    ),
     ("^no reply$", "are the nodes up, and is the timeout long enough?"),
     (
         _DEAD_WORKER,

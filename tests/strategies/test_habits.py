@@ -200,6 +200,16 @@ class TestWhoIsAsked:
         sizes = [[one.reports[n]["downlink-bytes"] for n in (2, 3, 4)] for one in (outcome, usual)]
         assert sizes[0] == sizes[1]
 
+    def test_messages_that_are_kept_for_the_next_round_fail_with_the_remedy(self, play):
+        kept = [[]]
+
+        def ask(number, model, usual):
+            kept.append(usual(model))
+            return kept[-2]
+
+        with pytest.raises(RunFailedError, match="send each message in the round that it was made"):
+            play(ask=ask)
+
 
 @either_strategy
 class TestRoundsThatAskNobody:
