@@ -127,6 +127,8 @@ class LegacyStrategy(ShowsArguments, FedAvg):
             ledger=Ledger.of_strategy(recipe, options, self.fraction_fit, self.fraction_evaluate),
         )
         self.__asked: list[Node] = []
+        self.__asking: int | None = None
+        self.__asked_as = dict[Any, int]()
         self.__heard: list[Question] = []  # of the round
         self.__asked_to_evaluate: list[Node] = []
         self.__size = self.__whole_size = 0.0
@@ -190,6 +192,8 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         question = self.__protocol.ask(server_round, parameters_to_arrays(parameters))
         if question is None:
             return []
+        # A subclass may count rounds on, as from an earlier run, for what clients are told.
+        self.__asking = server_round
         self.__log_waiting(client_manager)
         before = max(client_manager.num_available(), self.min_available_clients)
         with self.__protocol.sampling(server_round):
@@ -216,7 +220,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         self.__note_training(sent)
         return sent
 
-    def __note_own_training(self, sent: list[tuple[ClientProxy, FitIns]]) -> None:
+    def __note_own_training(self, called_for: Any, sent: list[tuple[ClientProxy, FitIns]]) -> None:
         """Remember what a subclass sends, and make it such that clients can answer.
 
         Raises
@@ -228,6 +232,9 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         open_ones = (one for number, _ in {*keys} for one in self.__protocol.questions_of(number))
         questions = {one.key: one for one in open_ones}
         abouts = [questions.get(key) for key in keys]
+        rounds = {one.server_round for one in abouts if one is not None}
+        now = self.__asking
+        self.__asked_as = {called_for: now} if now is not None and now in rounds else {}
         made: dict[tuple[int, int], Parameters] = {}
         for index, ((client, ins), about) in enumerate(zip([*sent], abouts, strict=True)):
             if about is None or has_steps(ins.config):
@@ -263,7 +270,8 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         self, server_round: int, results: list[Trained], failures: list[Trained | BaseException]
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Aggregate the usable results into a new model, and report on the round."""
-        questions = self.__protocol.questions_of(server_round)
+        self.__asking = None
+        questions = self.__protocol.questions_of(self.__asked_as.get(server_round, server_round))
         if not questions:
             raise self.__protocol.not_asked(server_round, "results", "configure_fit")
         replies, reasons = _by_client("aggregate_train", results, failures)
@@ -350,7 +358,9 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         self.__note_evaluation(sent)
         return sent
 
-    def __note_own_evaluation(self, sent: list[tuple[ClientProxy, EvaluateIns]]) -> None:
+    def __note_own_evaluation(
+        self, called_for: Any, sent: list[tuple[ClientProxy, EvaluateIns]]
+    ) -> None:
         configs = (ins.config for _, ins in sent)
         targets = [target_of(config) if has_steps(config) else None for config in configs]
         sent[:] = self.__readdressed(sent, [*map(self.__protocol.held, targets)])

@@ -84,6 +84,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
     """
 
     __received: dict[str, Message] | None = None  # also of a subclass that builds no strategy
+    __asking: int | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let the strategy see what a subclass sends, and which replies it leaves out."""
@@ -275,6 +276,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
             self.__forget()  # another strategy has started a new run
         if question is None:
             return []
+        # A subclass may count rounds on, as from an earlier run, for what clients are told.
+        self.__asking = server_round
         told = without_our_keys(config)
         told.update(question.instruction.encode())
         with self.__protocol.sampling(server_round):
@@ -330,7 +333,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
                 for call in self.__asked:
                     call.about = seated if call.about.key == key else call.about
 
-    def __note_training(self, messages: list[Message]) -> None:
+    def __note_training(self, called_for: Any, messages: list[Message]) -> None:
         """Remember messages that a subclass has made, by the question in their config.
 
         The arrays of all messages are made such that clients can answer.
@@ -343,6 +346,9 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self.__seat_anew(messages)
         questions: dict[Any, Question] = {one.about.key: one.about for one in self.__asked}
         abouts = [questions.get(key_in(message)) for message in messages]
+        rounds = {one.server_round for one in abouts if one is not None}
+        now = self.__asking
+        self.__asked_as = {called_for: now} if now is not None and now in rounds else {}
         own = {id(message) for message in self.__asked.unknown(messages)}
         records: dict[tuple[int, int], ArrayRecord] = {}
         for message, about in zip(messages, abouts, strict=True):
@@ -437,7 +443,9 @@ class MessageStrategy(ShowsArguments, FedAvg):
     def __forget(self) -> None:
         """Forget the messages of an earlier run."""
         self.__former = dict[str, int]()
-        self.__asked = Calls[Question](self.__former)
+        self.__asking = None
+        self.__asked_as = dict[Any, int]()
+        self.__asked: Calls[Question] = Calls(self.__former)
         self.__asked_to_evaluate = Calls[ArrayRecord](self.__former)
 
     @paused_collector()
@@ -474,7 +482,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self, server_round: int, replies: Sequence[Message]
     ) -> tuple[Question | None, list[Message]]:
         """Return the question that most replies answer, and the messages whose replies are due."""
-        own = self.__asked.answered_by(server_round, replies)
+        self.__asking = None
+        own = self.__asked.answered_by(self.__asked_as.get(server_round, server_round), replies)
         if replies and not own:
             raise self.__protocol.not_asked(server_round, "replies", "configure_train")
         sent = self.__asked.hear(own, _ids_in(replies), self.__all_received())
@@ -519,7 +528,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self.__asked_to_evaluate.add(server_round, arrays, messages)
         return messages
 
-    def __note_evaluation(self, messages: Sequence[Message]) -> None:
+    def __note_evaluation(self, called_for: Any, messages: Sequence[Message]) -> None:
         """Remember messages that a subclass has made."""
         for last in [*self.__asked_to_evaluate][-1:]:
             for message in self.__asked_to_evaluate.unknown(messages):

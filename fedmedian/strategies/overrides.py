@@ -36,13 +36,14 @@ def wrap_override(cls: type, base: type, name: str, wrap: Callable[[Method], Met
     setattr(cls, name, wrap(method))
 
 
-def noting(note: Callable[[Any, list[Any]], None]) -> Callable[[Method], Method]:
+def noting(note: Callable[[Any, Any, list[Any]], None]) -> Callable[[Method], Method]:
     """Return a wrapper by which a strategy notes the messages that a subclass's method returns.
 
     Parameters
     ----------
     note : callable
-        Takes the strategy and the messages, which it may replace by others.
+        Takes the strategy, the round that the method is called for, None if its name is not known,
+        and the messages, which it may replace by others.
     """
 
     def wrap(configure: Method) -> Method:
@@ -51,7 +52,7 @@ def noting(note: Callable[[Any, list[Any]], None]) -> Callable[[Method], Method]
             asked = [*(configure(self, *given, **named) or ())]
             # A subclass may build no strategy, and pass on what another one asks.
             if "recipe" in vars(self):
-                note(self, asked)
+                note(self, given[0] if given else named.get("server_round"), asked)
             return asked
 
         return configure_and_note

@@ -241,6 +241,17 @@ class TestRoundsThatAskNobody:
         assert near_goal(outcome.model, 2)
         assert not warned
 
+    def test_replies_that_are_thrown_away_are_not_missed_in_a_round_that_asks_nobody(self, play):
+        def ask(number, model, usual):
+            return usual(model) if number % 2 else []
+
+        def hear(number, heard, usual):
+            return (None, None) if number == 1 else usual(heard)
+
+        outcome, warned = play(4, ask=ask, hear=hear)
+        require_counts(outcome, (3,), (NUM_CLIENTS, 0, 0))
+        assert not warned
+
     def test_a_run_that_stops_early_is_the_run_until_then(self, play):
         def until_then(number, model, usual):
             return usual(model) if number <= 3 else []

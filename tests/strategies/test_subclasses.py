@@ -171,6 +171,21 @@ class TestOlderApi:
         np.testing.assert_array_equal(own.model["0"], usual.model["0"])
 
 
+@pytest.mark.parametrize("base", STRATEGIES, ids=in_module)
+def test_a_subclass_may_count_rounds_on_for_what_clients_are_told(base, run):
+    class Later(base):
+        def configure_train(self, server_round, *rest):
+            return super().configure_train(server_round + 100, *rest)
+
+        def configure_fit(self, server_round, *rest, **named):
+            return super().configure_fit(server_round + 100, *rest, **named)
+
+    options = {"fraction_evaluate": 0.0, "seed": 1}
+    outcome = run(Later(**options), train, MODEL, NUM_CLIENTS, 3)
+    assert [*outcome.reports] == [1, 2, 3]
+    assert {one["replies-accepted"] for one in outcome.reports.values()} == {NUM_CLIENTS}
+
+
 class TestNames:
     """A subclass may call its own methods and attributes what it likes."""
 
