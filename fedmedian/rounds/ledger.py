@@ -14,6 +14,7 @@ from fedmedian.rounds.mechanism import UNKNOWN_MODEL, against_model, mechanism_o
 from fedmedian.rounds.options import RunOptions
 from fedmedian.rounds.recipe import Question, Recipe
 from fedmedian.rounds.screening import Node, Reply
+from fedmedian.secure.cohort import MOST_CLIENTS
 from fedmedian.steps.updates import Clip, DivideByLearningRate
 
 _MEMORYLESS = (Clip, DivideByLearningRate)
@@ -22,11 +23,16 @@ _MEMORYLESS = (Clip, DivideByLearningRate)
 
 @dataclass(frozen=True)
 class _Charge:
-    """What a question was charged: how and which clients were drawn, and how often one answers."""
+    """What a question was charged: how and which clients were drawn, and how often one answers.
+
+    Several groups of clients may have a secure sum each; `fewest` are the votes in the smallest one
+    that was opened.
+    """
 
     draw: Draw
     nodes: frozenset[Node]
     times: int = 1
+    fewest: int = MOST_CLIENTS
 
 
 class Ledger:
@@ -291,7 +297,9 @@ class Ledger:
     def settle(self, question: Question, votes: int) -> None:
         """Charge a secure sum for the votes in it, at least as many as `spend` assumed."""
         charge = self._charged[question.key]
-        self._recount(question, replace(charge, draw=charge.draw._replace(summed=votes)))
+        fewest = min(votes, charge.fewest)
+        draw = charge.draw._replace(summed=fewest)
+        self._recount(question, replace(charge, draw=draw, fewest=fewest))
 
     def correct_charge(self, question: Question, nodes: Sequence[Node]) -> None:
         """Correct the charge if the answers are not those that `spend` assumed, as with a subclass.

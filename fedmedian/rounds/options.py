@@ -35,7 +35,8 @@ class RunOptions:
             if not callable(rule):
                 raise TypeError(f"cohort_rules must be callables, got {rule!r}")
         require_type("diagnostics", self.diagnostics, bool, "a bool")
-        require_integer("min_replies", self.min_replies, low=1)
+        least = require_integer("min_replies", self.min_replies, low=1)
+        object.__setattr__(self, "min_replies", least)  # JSON has no integers of NumPy
         if self.max_failed_rounds is not None:
             require_integer("max_failed_rounds", self.max_failed_rounds, low=1)
         wanted = "a Checkpoint such as Checkpoint('runs/1'), or None"

@@ -463,6 +463,15 @@ class TestCheckpoint:
         assert max(outcome.reports) == AFFORDED
         assert outcome.reports[AFFORDED]["epsilon"] == MECHANISM.epsilon(1e-5, AFFORDED)
 
+    def test_numbers_of_numpy_are_stored_like_others(self, api, run, tmp_path):
+        budget = PrivacyBudget(np.float32(5.0), 1e-5, sampling=np.float32(0.5))
+        own = {"privacy_budget": budget, "checkpoint": Checkpoint(tmp_path)}
+        strategy = api.make(
+            "SignSGD", **OF_SIGNS, **own, min_replies=np.int64(2), fraction_train=0.5
+        )
+        run(strategy, train, MODEL, 4, 1)
+        assert Checkpoint(tmp_path).answered_rounds()[0] == {Draw(0.5, 2): 1}
+
     def test_rounds_that_were_lost_with_the_process_are_spent(self, api, run, tmp_path):
         strategy = self.make(api, tmp_path, every=2)
         configure_evaluate = strategy.configure_evaluate
@@ -733,6 +742,18 @@ class TestSecureSums:
         assert not ledger.spend(recipe.ask(RunState(), 2, MODEL), range(3))
         assert "in a sum of 3 clients would exceed the privacy budget" in caplog.text
         assert ledger.spend(recipe.ask(RunState(), 3, MODEL), range(12))
+
+    @pytest.mark.parametrize("votes", [(8, 10), (10, 8)])
+    def test_groups_that_answer_one_question_count_as_the_smaller_of_their_sums(
+        self, votes, ledger_of
+    ):
+        recipe, ledger = ledger_of(50.0)
+        question = recipe.ask(RunState(), 1, MODEL)
+        for nodes in (range(10), range(10, 20)):
+            assert ledger.spend(question, nodes)
+        for number in votes:
+            ledger.settle(question, number)
+        assert ledger.report["epsilon"] == pytest.approx(self.epsilon(8))
 
     def test_another_share_of_honest_clients_counts_for_earlier_rounds_too(self, ledger_of):
         spent = []
