@@ -112,7 +112,6 @@ class MessageStrategy(ShowsArguments, FedAvg):
         ledger = Ledger.of_strategy(recipe, options, self.fraction_train, self.fraction_evaluate)
         self.__protocol = RoundProtocol(recipe, options, ledger=ledger)
         self.__forget()
-        self.__contents = Contents()
         self.__usual_size = 0
         self.__kept = _KeptGrid()
         self.__timeout = 3600.0
@@ -442,6 +441,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
 
     def __forget(self) -> None:
         """Forget the messages of an earlier run."""
+        self.__contents = Contents()
         self.__former = dict[str, int]()
         self.__asking = None
         self.__asked_as = dict[Any, int]()

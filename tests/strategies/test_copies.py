@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord
 
-from fedmedian import Clip, Gaussian, SecureSum
+from fedmedian import Clip, CodedSteps, Gaussian, SecureSum
 from fedmedian.clients import InProcessGrid
 from fedmedian.privacy.accounting import PrivacyBudget
 from fedmedian.strategies import Checkpoint, SignSGD
@@ -49,6 +49,15 @@ def make(api):
         return api.make("SignSGD", **functions, **options)
 
     return make
+
+
+@pytest.mark.parametrize("options", [{}, {"downlink": CodedSteps()}], ids=["whole", "coded"])
+def test_a_strategy_keeps_nothing_of_the_runs_before_the_last(options, make, play):
+    strategy, sizes = make(**options), []
+    for _ in range(4):
+        play(strategy, 1)
+        sizes.append(len(pickle.dumps(strategy)))
+    assert max(sizes) < 1.1 * sizes[0]
 
 
 @copied
