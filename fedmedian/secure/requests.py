@@ -12,8 +12,11 @@ _REQUEST = "sum.request"
 _KEY, _REVEAL = "key", "reveal"
 _PUBLIC, _SECRETS = "sum.public", "sum.secrets"
 
-NO_KEY = "this client has no key for secure sums, it keeps no state between rounds"
-"""Why a client that remembers nothing between rounds refuses a secure sum."""
+NO_KEY = (
+    "this client has no key for secure sums: it has lost its state, as when its SuperNode "
+    "restarts, or keeps none between rounds"
+)
+"""Why a client that remembers nothing refuses a secure sum."""
 
 
 def ask_for_key(server_round: int) -> dict[str, WireScalar]:

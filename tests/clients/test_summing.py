@@ -140,7 +140,7 @@ class TestKey:
 
     def test_is_needed_before_training(self, make):
         client = make()
-        assert refused(client.ask(), "no key for secure sums, it keeps no state")
+        assert refused(client.ask(), "no key for secure sums: it has lost its state")
         assert client.trained == 0
 
     def test_is_lost_with_the_clients_state(self, client):

@@ -60,7 +60,7 @@ def test_a_client_reveals_what_its_key_allows(round_of):
 
 
 def test_a_client_without_a_key_says_that_it_keeps_no_state():
-    with pytest.raises(WireError, match="no key for secure sums, it keeps no state"):
+    with pytest.raises(WireError, match="no key for secure sums: it has lost its state"):
         answer(REVEAL, None)
 
 
