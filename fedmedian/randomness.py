@@ -97,6 +97,28 @@ def rotation_seed(seed: int | None, server_round: int) -> int:
     return int(_generator(seed, (2, server_round)).integers(0, 1 << 63))
 
 
+def seed_of_pass(seed: int | None, server_round: int, number: int) -> int | None:
+    """Return the seed of one of a round's passes: with the same one, their noise would add up.
+
+    Parameters
+    ----------
+    seed : int or None
+        The strategy's seed, or None.
+    server_round : int
+        The round.
+    number : int
+        How often the round has trained before, >= 0. The first pass has the strategy's seed.
+
+    Returns
+    -------
+    int or None
+        The seed; None without one.
+    """
+    if seed is None or number == 0:
+        return seed
+    return int(_generator(seed, (4, server_round, number)).integers(0, 1 << 63))
+
+
 def downlink_seed(seed: int | None, step: int) -> int:
     """Return the seed of the basis that a coded step is sent in; see `rotation_seed`."""
     return int(_generator(seed, (3, step)).integers(0, 1 << 63))

@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 
 from fedmedian.chacha import ChaCha20
-from fedmedian.randomness import client_rng, secret_rng, seeded_sampling, server_rng
+from fedmedian.randomness import (
+    client_rng,
+    secret_rng,
+    seed_of_pass,
+    seeded_sampling,
+    server_rng,
+)
 
 
 def draw(rng):
@@ -38,6 +44,14 @@ def test_seed_partition_round_and_side_each_give_numbers_of_their_own():
     drawn = {name: draw(rng) for name, rng in generators.items()}
     for one, other in combinations(drawn, 2):
         assert drawn[one] != drawn[other], (one, other)
+
+
+def test_the_first_pass_of_a_round_has_the_strategys_seed_and_each_other_one_of_its_own():
+    passes = [(number, later) for number in (1, 2, 3) for later in (1, 2)]
+    assert len({seed_of_pass(7, *one) for one in passes} | {7}) == 7
+    assert seed_of_pass(7, 3, 0) == 7
+    assert seed_of_pass(7, 3, 2) == seed_of_pass(7, 3, 2) < 2**63
+    assert seed_of_pass(None, 3, 2) is None
 
 
 def test_the_noise_of_two_partitions_is_uncorrelated():

@@ -107,7 +107,7 @@ class RoundProtocol:
         self._round: int | None = None
         self._is_over = self._has_trained = self._has_evaluated = False
         self._once = Once()
-        self._silent_rounds = self._asked_before = 0
+        self._silent_rounds = self._asked_before = self._passes = 0
         self._model = model
 
     def open(self, initial: Arrays | None) -> None:
@@ -261,7 +261,7 @@ class RoundProtocol:
             self.is_announced = False
             self.journal.warn_of_unseen_rounds()
         if server_round != self._round:
-            self._asked_before = 0
+            self._asked_before = self._passes = 0
         names = [*{**self._model, **model}]  # the first round may train a part of the model
         self._round, self._model = server_round, model
         if self.journal.holds(server_round):
@@ -278,13 +278,16 @@ class RoundProtocol:
             return None
         if self._is_answered:
             self.journal.reopen(server_round)
+            self._passes += self._asked_before > 0
         asked = [] if self._is_answered else self.questions_of(server_round)
         for question in asked:
             if is_same_model(question.model, model):
                 return question
         known = self._models.to_ask(model, server_round)
         number = self._asked_before
-        question = self.recipe.ask(known.state, server_round, model, number, self._versions)
+        question = self.recipe.ask(
+            *(known.state, server_round, model, number, self._versions), passes=self._passes
+        )
         # Also if nobody answers: clients hold what they were sent.
         self._models.note_question(question.key, known, question.state)
         if server_round == self.journal.done + 1:

@@ -32,7 +32,7 @@ from fedmedian.model.layout import (
     in_order,
 )
 from fedmedian.privacy.sums import limit_of_entries
-from fedmedian.randomness import rotation_seed, server_rng
+from fedmedian.randomness import rotation_seed, seed_of_pass, server_rng
 from fedmedian.rounds.direction import Direction
 from fedmedian.rounds.downlink import CodedSteps, Content, Held
 from fedmedian.rounds.screening import Answer, Node, Said, Source
@@ -299,6 +299,8 @@ class Recipe:
         model: Arrays,
         number: int = 0,
         versions: Mapping[Node, str] = NOTHING_HELD,
+        *,
+        passes: int = 0,
     ) -> Question:
         """Return a round's question.
 
@@ -314,6 +316,8 @@ class Recipe:
             The number of questions that the round has asked before.
         versions : mapping of int or str to str, optional
             See `Question`.
+        passes : int (default: 0)
+            How often the round has trained before.
 
         Returns
         -------
@@ -335,8 +339,10 @@ class Recipe:
         sent = model if state.held is None else state.held.model
         # Clients know an array's place from what they are sent.
         model, layout = in_order(model, sent), layout.in_order(sent)
-        steps = self._steps(state, server_round, layout, layout.tied(model))
-        instruction = Instruction(steps, server_round, self.seed, layout.exact_positions, number)
+        seed = seed_of_pass(self.seed, server_round, passes)
+        basis, tied = rotation_seed(seed, server_round), layout.tied(model)
+        steps = self._steps(state, basis, layout, tied)
+        instruction = Instruction(steps, server_round, seed, layout.exact_positions, number)
         return Question(server_round, model, layout, instruction, state, sent, versions)
 
     def with_held(self, state: RunState, model: Arrays, layout: Layout) -> RunState:
@@ -350,7 +356,7 @@ class Recipe:
     def usual_steps(self) -> tuple[ClientStep, ...]:
         """The client steps for a model of one block, known before any round."""
         layout = Layout.of_model({"x": np.zeros(1, dtype=np.float32)})
-        return self._steps(RunState(), 1, layout, ())
+        return self._steps(RunState(), 0, layout, ())
 
     def in_order(self, answers: Sequence[Answer[Source]]) -> list[Answer[Source]]:
         """Return answers in an order that, with a seed, does not depend on their arrival."""
@@ -499,13 +505,13 @@ class Recipe:
                 )
 
     def _steps(
-        self, state: RunState, server_round: int, layout: Layout, tied: Groups
+        self, state: RunState, basis: int, layout: Layout, tied: Groups
     ) -> tuple[ClientStep, ...]:
-        """Return the round's client steps: the user's, then those for noise and encoding."""
+        """Return a round's client steps: the user's, then those for noise and encoding."""
         steps: list[ClientStep] = [Tied(tied)] if tied else []
         steps += self.client_steps
         if self.rotation is not None:
-            steps.append(replace(self.rotation, seed=rotation_seed(self.seed, server_round)))
+            steps.append(replace(self.rotation, seed=basis))
         blocks = layout.blocks
         for step in steps:
             blocks = step.blocks(blocks)
@@ -621,7 +627,7 @@ class Recipe:
             else:
                 moving.move(part, direction)
 
-        rng = server_rng(self.seed, question.server_round)
+        rng = server_rng(question.instruction.seed, question.server_round)
         Direction(self.aggregator, read, question.instruction, layout, rng).hand_out(use, threads)
         average(directions, tied)
         states: dict[str, State] = {}

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import permutations
 from math import nan
 from typing import ClassVar
@@ -16,6 +17,7 @@ from fedmedian import (
     Majority,
     Median,
     Momentum,
+    Rotation,
     SmoothedMedian,
     TopUp,
 )
@@ -120,6 +122,18 @@ def test_two_questions_may_be_open_at_once_and_be_answered_in_any_order(recipe):
         for number in order:
             step = recipe.step(questions[number], answers[number], state)
             assert bits(*step) == alone[number]
+
+
+def test_a_round_that_trains_twice_has_another_basis_and_other_noise_the_second_time():
+    """With a seed, too: the noise of several passes must not add up."""
+    recipe = replace(RECIPES[3], noise=Gaussian(0.1))
+    bases = [recipe.ask(RunState(), 1, MODEL, passes=one).instruction for one in (0, 1)]
+    assert len({one.find(Rotation).seed for one in bases}) == 2
+    assert len({one.seed for one in bases}) == 2  # which decides about the clients' noise
+    recipe = replace(recipe, rotation=None)
+    passes = [recipe.ask(RunState(), 1, MODEL, passes=one) for one in (0, 1)]
+    models = [recipe.step(one, answers_to(one), RunState())[0] for one in passes]
+    assert not np.array_equal(models[0]["w"], models[1]["w"])
 
 
 @each_recipe

@@ -715,8 +715,8 @@ class TestLateReplies:
 def test_each_round_may_have_two_passes(
     make, is_stored, message_api, seeking, as_record, as_arrays, tmp_path
 ):
-    """The second begins with what the first has made, in round 1, too."""
-    states = []
+    """The second begins with what the first has made, in round 1, too, and has its own noise."""
+    states, seeds = [], []
 
     class Remembering(Optimizer):
         def step(self, direction, state):
@@ -734,6 +734,7 @@ def test_each_round_may_have_two_passes(
         def aggregate_train(self, server_round, replies):
             arrays, _ = super().aggregate_train(server_round, replies)
             asked = super().configure_train(server_round, arrays, self.told, self.grid)
+            seeds.extend({one.content["config"]["fedmedian.seed"] for one in asked})
             again = self.grid.send_and_receive(asked)
             return super().aggregate_train(server_round, again)
 
@@ -744,6 +745,7 @@ def test_each_round_may_have_two_passes(
     grid = InProcessGrid(seeking(message_api, aim, num_clients=NUM_CLIENTS), NUM_CLIENTS)
     result = strategy.start(grid, as_record(MODEL), 3)
     assert states == [0, 1, 2, 3, 4, 5]
+    assert len({*seeds, str(strategy.seed)}) == 4
     assert near_goal(as_arrays(result.arrays), 6)
 
 
