@@ -107,7 +107,8 @@ def seed_of_pass(seed: int | None, server_round: int, number: int) -> int | None
     server_round : int
         The round.
     number : int
-        How often the round has trained before, >= 0. The first pass has the strategy's seed.
+        How often the round has trained before, >= 0, also in runs that this one continues. The
+        first pass has the strategy's seed.
 
     Returns
     -------

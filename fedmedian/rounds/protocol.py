@@ -91,6 +91,8 @@ class RoundProtocol:
         self._rules = (one_reply_per_node, *rules)
         self._ledger = ledger
         self._is_open = self.is_announced = self._is_answered = False
+        self._passes = Counter[int]()  # how often each round has trained
+        self._draws = Counter[tuple[int, bool]]()  # how often each has drawn nodes, by phase
         self._begin({}, RunState())
 
     def _begin(self, model: Arrays, state: RunState) -> None:
@@ -100,14 +102,13 @@ class RoundProtocol:
         self._models = KnownModels(self.journal.model or {}, state)
         self._versions: dict[Node, str] = {}
         self._losses = Counter[Node]()
-        self._draws = Counter[tuple[int, bool]]()
         secure = self.recipe.secure
         self._sums = None if secure is None else SecureSums(secure, self._roster)
         self._questions: list[Question] = []
         self._round: int | None = None
         self._is_over = self._has_trained = self._has_evaluated = False
         self._once = Once()
-        self._silent_rounds = self._asked_before = self._passes = 0
+        self._silent_rounds = self._asked_before = 0
         self._model = model
 
     def open(self, initial: Arrays | None) -> None:
@@ -124,6 +125,10 @@ class RoundProtocol:
             As `Journal.open` and `Ledger.open`.
         """
         self._is_open = self.is_announced = True
+        # A loop of the user's own may start one round after the other.
+        if initial is None or not self._models.have_led_to(initial):
+            self._passes.clear()
+            self._draws.clear()
         self._begin(initial or {}, self.journal.open(self.recipe, initial))
         if self._ledger is not None:
             try:
@@ -261,7 +266,7 @@ class RoundProtocol:
             self.is_announced = False
             self.journal.warn_of_unseen_rounds()
         if server_round != self._round:
-            self._asked_before = self._passes = 0
+            self._asked_before = 0
         names = [*{**self._model, **model}]  # the first round may train a part of the model
         self._round, self._model = server_round, model
         if self.journal.holds(server_round):
@@ -278,15 +283,14 @@ class RoundProtocol:
             return None
         if self._is_answered:
             self.journal.reopen(server_round)
-            self._passes += self._asked_before > 0
         asked = [] if self._is_answered else self.questions_of(server_round)
         for question in asked:
             if is_same_model(question.model, model):
                 return question
         known = self._models.to_ask(model, server_round)
-        number = self._asked_before
         question = self.recipe.ask(
-            *(known.state, server_round, model, number, self._versions), passes=self._passes
+            *(known.state, server_round, model, self._asked_before, self._versions),
+            passes=self._passes[server_round],
         )
         # Also if nobody answers: clients hold what they were sent.
         self._models.note_question(question.key, known, question.state)
@@ -526,6 +530,7 @@ class RoundProtocol:
         """
         self._is_answered = True
         question, report = heard.question, {**heard.report, **sizes}
+        self._passes[question.server_round] += 1
         metrics = {**own, **report}
         self.journal.note("train", question.server_round, metrics)
         model = question.model if heard.model is None else heard.model

@@ -264,9 +264,13 @@ class KnownModels:
 
     def have_made(self, model: Arrays) -> bool:
         """Return whether a step of this run led to a model, or all of its arrays are new."""
+        is_known = any(model.keys() & one.after.keys() for one in self._known)
+        return not is_known or self.have_led_to(model)
+
+    def have_led_to(self, model: Arrays) -> bool:
+        """Return whether a step of this run led to a model."""
         sample = _sample_of(model)
-        is_known = any(sample.keys() & one.after.keys() for one in self._known)
-        return not is_known or any(
+        return any(
             one.ends_at(sample) and _distance(one.before, one.after) > 0
             for one in self._known
             if one.question is not None

@@ -749,6 +749,33 @@ def test_each_round_may_have_two_passes(
     assert near_goal(as_arrays(result.arrays), 6)
 
 
+def test_a_run_that_continues_the_last_one_has_its_own_noise_and_one_that_starts_over_the_same(
+    api, seeking, run
+):
+    """As where a loop of the user's own starts the strategy for one round at a time."""
+    told = set()
+
+    def listen(message, context, call_next):
+        configs = message.content.config_records.values()
+        told.update(one["fedmedian.seed"] for one in configs if "fedmedian.seed" in one)
+        return call_next(message, context)
+
+    def play(model):
+        told.clear()
+        outcome = run(strategy, app, model, NUM_CLIENTS, 2)
+        strategy.initial_parameters = None  # the older API's own
+        return frozenset(told), outcome.model
+
+    strategy = api.make_trainer("SignSGD")
+    app = seeking(api, aim, (listen, perturb), NUM_CLIENTS)
+    first, model = play(MODEL)
+    second, model = play(model)
+    third, _ = play(model)
+    assert first == {str(strategy.seed)}
+    assert len(first | second | third) == 5
+    assert play(MODEL)[0] == first
+
+
 @pytest.mark.parametrize("is_stored", [False, True], ids=["", "with a checkpoint"])
 class TestPassesOverOneModel:
     """A round that asks a second time, in round 1, too, where the first time made no new model."""
