@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from experiments.claims.claim import Claim, Findings
-from experiments.studies.figures import COLORS
+from experiments.studies.figures import COLORS, STYLES
 from experiments.studies.harness import App, StudyGrid, Tell, run
 from experiments.studies.jobs import Result, run_jobs
 from experiments.studies.random_basis import STRATEGIES
@@ -288,8 +288,8 @@ def draw(found: Findings) -> Figure:
     """Draw the loss over rounds."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axes, (kind, runs) in zip(figure.subplots(1, len(found)), found.items(), strict=True):
-        for name, one in runs.items():
-            axes.plot(one["loss"], color=COLORS[name], label=name)
+        for style, (name, one) in zip(STYLES, runs.items(), strict=True):
+            axes.plot(one["loss"], style, color=COLORS[name], label=name)
         axes.set(title=kind, xlabel="round", ylabel="nats per character")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")

@@ -12,6 +12,7 @@ from scipy.stats import norm
 
 from experiments.claims.claim import Claim, Findings
 from experiments.claims.descent import Points, descend, median_descent, sign_descent
+from experiments.studies.figures import STYLES
 from experiments.studies.tables import make_table
 from fedmedian import Counts, Gaussian, Majority, coordinate_median
 from fedmedian.strategies import MedianSGD, SignSGD
@@ -182,13 +183,13 @@ def draw(found: Findings) -> Figure:
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     fine = found["curves"]
-    for name, rows in found["ends"].items():
-        (line,) = left.plot(fine["b"], fine["exact"][name], label=f"{name}, exact")
+    for style, marker, (name, rows) in zip(STYLES, "os^", found["ends"].items(), strict=False):
+        (line,) = left.plot(fine["b"], fine["exact"][name], style, label=f"{name}, exact")
         left.errorbar(
             [row["b"] for row in rows],
             [row["end"] for row in rows],
             [3 * row["error"] for row in rows],
-            fmt="o",
+            fmt=marker,
             color=line.get_color(),
         )
     left.axhline(MEAN, color="black", linewidth=0.8)

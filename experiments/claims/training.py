@@ -25,6 +25,7 @@ from torch.utils.data import (
 
 from experiments.claims.claim import Findings
 from experiments.studies.federation import Setting, load, make_network, split
+from experiments.studies.figures import STYLES
 from experiments.studies.harness import App, StudyGrid, Tell, run
 from experiments.studies.jobs import Job, Result, run_jobs
 from experiments.studies.tables import make_table
@@ -222,8 +223,8 @@ def draw(found: Findings) -> Figure:
     rows: list[list[Axes]] = figure.subplots(len(groups), 3, squeeze=False).tolist()
     for (group, runs), axes in zip(groups.items(), rows, strict=True):
         for one, quantity in zip(axes, ("accuracy", "loss", "gradient"), strict=True):
-            for noise, result in runs.items():
-                one.plot(result["rounds"], result[quantity], label=noise)
+            for style, (noise, result) in zip(STYLES, runs.items(), strict=False):
+                one.plot(result["rounds"], result[quantity], style, label=noise)
             one.grid(alpha=0.3)
         axes[0].set(title=group, ylabel="test accuracy", ylim=(0, 1))
         # A start far above all that follows would flatten it.

@@ -100,12 +100,20 @@ def tables_of(text: str) -> list[str]:
 
 
 def printed_table(name: str) -> tuple[list[str], list[list[str]]]:
-    """Return the head and the rows of the table in docs/tables of that name, as their cells."""
-    (found,) = tables_of((DOCS / "tables" / f"{name}.md").read_text())
-    head, _, *rows = (
-        [cell.strip() for cell in line.strip("|").split("|")] for line in found.splitlines()
-    )
-    return head, rows
+    """Return the only table in a file of docs/tables; see `printed_tables`."""
+    (found,) = printed_tables(name)
+    return found
+
+
+def printed_tables(name: str) -> list[tuple[list[str], list[list[str]]]]:
+    """Return the head and the rows of each table in a file of docs/tables, as their cells."""
+    found = []
+    for table in tables_of((DOCS / "tables" / f"{name}.md").read_text()):
+        head, _, *rows = (
+            [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()
+        )
+        found.append((head, rows))
+    return found
 
 
 def parse_names(

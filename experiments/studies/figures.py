@@ -1,8 +1,9 @@
-"""The figures of docs/, from the runs of `random_basis` and `privacy`, and from docs/tables.
+"""The figures of docs/, from the runs of `random_basis`, and from docs/tables.
 
 ``python -m experiments.studies.figures`` writes them into docs/, after the runs that are missing;
 ``python -m experiments.studies.figures attacks`` writes one; so do votes, bases, curves,
-robustness and privacy. Those of attacks and robustness show the tables that commands have printed.
+robustness and privacy. Those of attacks, robustness and privacy show the tables that commands have
+printed.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments.studies import privacy as studied
-from experiments.studies.commands import DOCS, chosen_parts, printed_table
+from experiments.studies.commands import DOCS, chosen_parts, printed_table, printed_tables
 from experiments.studies.federation import ATTACKS, Clients, Setting, make_network
 from experiments.studies.random_basis import CURVES, run_all
 from experiments.studies.robustness import STUDIES, rules
@@ -37,6 +38,9 @@ COLORS = {
     "MedianSGD, parameters' basis": "tab:red",
 }
 """A strategy has one color in all figures."""
+
+STYLES = ("-", "--", "-.", ":")
+"""The lines of a panel also differ in dashes, to be told apart in gray."""
 
 
 def accuracies(table: str) -> dict[str, dict[str, float]]:
@@ -89,12 +93,12 @@ def three_votes() -> Figure:
     axes = figure.subplots()
     silent = np.sign(updates[:, None] - asked).mean(axis=0)
     axes.plot(asked, silent, color="tab:gray", label="no noise: crosses zero at the median")
-    for scale, color in ((3.0, "tab:cyan"), (10.0, "tab:blue")):
+    for scale, color, style in ((3.0, "tab:cyan", "-."), (10.0, "tab:blue", "-")):
         away = (updates[:, None] - asked) / scale
         votes = np.mean(2 * Gaussian(scale).cdf(away) - 1, axis=0)
         crossed = asked[np.argmin(np.abs(votes))]
         label = f"Gaussian noise, b = {scale:.0f}: crosses zero at {crossed:.1f}"
-        axes.plot(asked, votes, color=color, label=label)
+        axes.plot(asked, votes, style, color=color, label=label)
     for center, name in ((np.median(updates), "median"), (updates.mean(), "mean")):
         axes.axvline(center, color="black", linewidth=0.8, linestyle="--")
         axes.annotate(f" {name} {center:.3g}", (center, -0.95))
@@ -147,9 +151,10 @@ def robustness() -> Figure:
     for axes, (title, study) in zip(panels, STUDIES.items(), strict=True):
         found = accuracies(f"robustness-{title}")
         ends = np.array([list(row.values()) for row in found.values()])
-        axes.imshow(ends, vmin=0, vmax=0.85, cmap="RdYlGn", aspect="auto")
+        # The lighter the better, also in gray.
+        axes.imshow(ends, vmin=0, vmax=0.85, cmap="viridis", aspect="auto")
         for (row, column), end in np.ndenumerate(ends):
-            shade = "white" if abs(end - 0.42) > 0.35 else "black"
+            shade = "white" if end < 0.5 else "black"
             axes.text(column, row, f"{end:.2f}", color=shade, ha="center", va="center")
         columns = ["none", *study.attacks, "worst"]
         axes.set_xticks(
@@ -164,18 +169,20 @@ def robustness() -> Figure:
 
 def privacy() -> Figure:
     """Draw ε over rounds, and accuracy over ε against the server and against readers."""
-    figure = Figure(figsize=(13, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
     rounds, *panels = figure.subplots(1, 1 + len(studied.STUDIES))
     numbers = range(1, 101)
-    for name, kind in studied.KINDS.items():
+    for style, (name, kind) in zip(STYLES, studied.KINDS.items(), strict=False):
         sigma = noise_multiplier_for(
             studied.EPSILONS[-1], studied.DELTA, numbers[-1], kind="vector"
         )
-        rounds.plot(numbers, [studied.epsilon_of(kind, sigma, n) for n in numbers], label=name)
+        losses = [studied.epsilon_of(kind, sigma, n) for n in numbers]
+        rounds.plot(numbers, losses, style, label=name)
     rounds.set(title=f"σ = {sigma:.1f}", xlabel="round", ylabel=f"ε at δ = {studied.DELTA:g}")
-    for axes, (title, study) in zip(panels, studied.STUDIES.items(), strict=True):
-        for rule, ends in studied.accuracies(study).items():
-            axes.plot(studied.EPSILONS, ends, "o-", label=rule)
+    tables = printed_tables("privacy-accuracy")
+    for axes, title, (_, rows) in zip(panels, studied.STUDIES, tables, strict=True):
+        for style, (rule, *ends) in zip(STYLES, rows, strict=True):
+            axes.plot(studied.EPSILONS, [*map(float, ends)], f"o{style}", label=rule)
         axes.set(title=title, xlabel="ε", ylabel="test accuracy")
     for axes in (rounds, *panels):
         axes.grid(alpha=0.3)

@@ -446,6 +446,13 @@ class TestPrivacy:
         assert names == ["FedAvg, no privacy", *study.rules]
         assert all(0.15 < float(row.split("|")[2]) <= 1 for row in rows)
 
+    def test_the_figure_names_the_rules_of_the_tables_and_needs_no_color(self):
+        _, *panels = figures.privacy().axes
+        for panel, study in zip(panels, privacy.STUDIES.values(), strict=True):
+            lines = panel.get_lines()
+            assert [line.get_label() for line in lines] == ["FedAvg, no privacy", *study.rules]
+            assert len({line.get_linestyle() for line in lines}) == len(lines)
+
     def test_flowers_rules_have_the_noise_that_is_counted(self):
         (mod,) = privacy.RULES["FedAvg, LocalDpMod"].mods(3.0, 0.5)
         by_formula = mod.sensitivity * np.sqrt(2 * np.log(1.25 / mod.delta)) / mod.epsilon

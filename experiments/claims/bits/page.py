@@ -45,8 +45,6 @@ ON_DIGITS: dict[str, Any] = {
 }
 """The quick variant of a federation."""
 
-OURS = ("SignSGD()", CODED, "MedianSGD()")
-
 GOES_UP = {
     "FedAvg": "the model, float32",
     "FedMedian": "the model, float32; the server takes a median",
@@ -77,6 +75,9 @@ _COLORS = COLORS | {
     "z-SignFedAvg": "tab:cyan",
     CODED: "navy",
 }
+
+_MARKERS = dict(zip(GOES_UP, "os^vPX<>*Ddp", strict=True))
+"""Methods also differ in shape, to be told apart in gray."""
 
 _SYMBOLS = {"plain signs": "δ", "z-SignFedAvg": "ση"}
 """The numbers that were tried of peers, a letter each."""
@@ -206,8 +207,7 @@ def draw(found: Findings) -> Figure:
     for axes, (name, outcomes) in zip(panels, read(found).items(), strict=True):
         places = {peer: (one.rounds * one.sent, one.end) for peer, one in outcomes.items()}
         for peer, place in places.items():
-            mark = "D" if peer in OURS else "o"
-            axes.plot(*place, mark, color=_COLORS[peer], label=peer)
+            axes.plot(*place, _MARKERS[peer], color=_COLORS[peer], label=peer)
         best = sorted(place for peer, place in places.items() if not ahead(peer, outcomes))
         axes.step(*zip(*best, strict=True), where="post", color="black", linewidth=0.8, zorder=0)
         axes.set(xscale="log", title=name)
