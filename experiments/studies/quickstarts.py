@@ -211,8 +211,21 @@ def _apps_with(overrides: Sequence[str]) -> list[Path]:
 def main() -> None:
     """Print the table."""
     parser = make_documenting_parser("quickstarts")
-    parser.add_argument("repetitions", type=_at_least_one, nargs="?", default=1)
-    parser.add_argument("-c", dest="overrides", metavar="KEY=VALUE", nargs="+", default=[])
+    parser.add_argument(
+        "repetitions",
+        type=_at_least_one,
+        nargs="?",
+        default=1,
+        help="seeds to average over (default: 1)",
+    )
+    parser.add_argument(
+        "-c",
+        dest="overrides",
+        metavar="KEY=VALUE",
+        nargs="+",
+        default=[],
+        help="another value for a key of the apps' pyproject.toml, such as num-server-rounds=10",
+    )
     arguments = parser.parse_args()
     disable_progress_bars()
     text = quickstart_table(range(arguments.repetitions), arguments.overrides)

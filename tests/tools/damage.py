@@ -4,9 +4,9 @@
 and prints what came of it; ``python -m tests.tools.damage 100 5`` does less.
 """
 
+import argparse
 import logging
 import shutil
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -120,13 +120,18 @@ def kill_in_saves(kills: int, folder: Path) -> Outcomes:
 
 def main() -> None:
     """Print what comes of as many flips and kills as the command line says."""
-    flips, kills = [int(word) for word in sys.argv[1:]] or (10_000, 100)
+    parser = argparse.ArgumentParser(prog="python -m tests.tools.damage")
+    for what, usual in (("flips", 10_000), ("kills", 100)):
+        parser.add_argument(
+            what, type=int, nargs="?", default=usual, help=f"how many (default: {usual:,})"
+        )
+    asked = parser.parse_args()
     logging.getLogger("flwr").setLevel(logging.ERROR)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name, outcomes in (
-            ("a bit flips", flip_bits(flips, Path(folder) / "flips")),
-            ("a process is killed", kill_in_saves(kills, Path(folder) / "kills")),
+            ("a bit flips", flip_bits(asked.flips, Path(folder) / "flips")),
+            ("a process is killed", kill_in_saves(asked.kills, Path(folder) / "kills")),
         ):
             rows += [[name, outcome, str(times)] for outcome, times in outcomes.most_common()]
     print(make_table(["damage", "outcome", "times"], rows))

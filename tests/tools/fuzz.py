@@ -6,6 +6,7 @@ another seed. ``python -m tests.tools.fuzz policy`` is for the clients' side: se
 `tests.tools.policies`.
 """
 
+import argparse
 import logging
 import sys
 from collections import Counter
@@ -476,9 +477,9 @@ def _defects(cohort: Cohort, after: Arrays | None, accepted: int) -> Iterator[st
 def main() -> None:
     """Print what comes of as many mutated replies, or instructions, as the command line says."""
     if sys.argv[1:2] == ["policy"]:
-        print(policies.play_in_processes(*_numbers(sys.argv[2:], 100_000)))
+        print(policies.play_in_processes(*_numbers("instructions", 100_000, sys.argv[2:])))
         return
-    replies, seed = _numbers(sys.argv[1:], 1_000_000)
+    replies, seed = _numbers("replies", 1_000_000, sys.argv[1:])
     # Pieces that take the same time, many for each process.
     pairs = [(api, name) for name in STRATEGIES for api in APIS]
     rounds = -(-replies // (HOSTILE * len(pairs) * PIECES))
@@ -498,10 +499,21 @@ def main() -> None:
     print(make_table(["strategy", "API", "mutated and accepted", "refused", "defects"], rows))
 
 
-def _numbers(arguments: list[str], usual: int) -> tuple[int, int]:
+def _numbers(what: str, usual: int, arguments: list[str]) -> tuple[int, int]:
     """Return how many of something the command line asks for, and of which seed."""
-    number, seed = [*map(int, arguments), *(usual, 0)[len(arguments) :]]
-    return number, seed
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.tools.fuzz",
+        epilog="Mutates replies to strategies; with policy as the first word, it sends random "
+        "instructions to clients with a policy.",
+    )
+    parser.add_argument(
+        what, type=int, nargs="?", default=usual, help=f"how many (default: {usual:,})"
+    )
+    parser.add_argument(
+        "seed", type=int, nargs="?", default=0, help="of the random numbers (default: 0)"
+    )
+    found = parser.parse_args(arguments)
+    return getattr(found, what), found.seed
 
 
 def _some(rng: np.random.Generator, size: int) -> list[int]:

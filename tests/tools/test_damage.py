@@ -3,6 +3,8 @@
 Its command does 10,000 flips and 100 kills.
 """
 
+import pytest
+
 from tests.tools.damage import (
     FOUND,
     WHOLE,
@@ -11,6 +13,7 @@ from tests.tools.damage import (
     flip_bits,
     is_same,
     kill_in_saves,
+    main,
     saved_after,
 )
 
@@ -30,3 +33,10 @@ def test_a_process_that_is_killed_in_a_save_leaves_whole_checkpoints_and_no_lock
 def test_what_is_saved_after_two_rounds_is_not_the_same():
     assert is_same(saved_after(1, 9), saved_after(1, 9))
     assert not is_same(saved_after(1, 9), saved_after(2, 9))
+
+
+def test_the_command_says_what_it_takes(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["damage", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    assert "[flips] [kills]" in capsys.readouterr().out

@@ -83,3 +83,11 @@ def test_the_command_prints_a_row_for_each_strategy_and_api(monkeypatch, capsys)
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][2:]
     assert len(rows) == len(STRATEGIES) * len(APIS)
     assert all(row.rstrip(" |").endswith("| none") for row in rows)
+
+
+@pytest.mark.parametrize("words", [[], ["policy"]], ids=["replies", "policy"])
+def test_the_command_says_what_it_takes(words, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["fuzz", *words, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        fuzz.main()
+    assert "seed" in capsys.readouterr().out
