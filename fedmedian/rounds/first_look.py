@@ -41,9 +41,9 @@ def doubts(
     if not flat:
         yield (
             "%s",
-            "no array of the model is trained: clients send all of them exactly, which learns "
-            "nothing from updates; use floating-point arrays, np.zeros(3) instead of np.zeros(3, "
-            "int), and do not name all of them in exact",
+            "no array of the model is trained: clients send all of them exactly, as counters are "
+            "sent; use floating-point arrays, np.zeros(3) instead of np.zeros(3, int), and do not "
+            "name all of them in exact",
         )
     if spoiled := [name for name in flat if not is_finite(first.model[name])]:
         yield (

@@ -91,11 +91,21 @@ def app_without_return():
     return app
 
 
+def newer_server(message, context, call_next):
+    """Pass on the message that a server with a newer wire format would have sent."""
+    message.content["config"]["fedmedian.instruction"] += 1
+    return call_next(message, context)
+
+
 @pytest.mark.parametrize(
     ("done", "app"),
     [
         (WITHOUT_INSTRUCTION, app_of()),
         ("clients whose function ends without `return Message(…)`", app_without_return()),
+        (
+            "clients with another release of fedmedian than the server's",
+            app_of(newer_server, perturb),
+        ),
         ("clients that all fail", ClientApp(mods=[perturb])),
         (
             "clients with `mods=[perturb, perturb_with(policy)]`",

@@ -40,6 +40,12 @@ QUESTIONS = {
         "compare FedAvg",
         "recipes/#compare-with-fedavg-in-your-app",
     ),
+    "Why is accuracy below FedAvg's?": (
+        "accuracy below FedAvg",
+        "choose/#if-accuracy-is-below-fedavgs",
+    ),
+    "May server and clients have different versions?": ("same version", "support/#tested-versions"),
+    "How do I silence the log?": ("silence log", "recipes/#read-the-log-or-silence-it"),
     "Does it work with LoRA?": (
         "LoRA",
         "existing-apps/#train-a-part-of-a-model-lora-fine-tuning",
