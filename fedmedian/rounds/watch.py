@@ -68,7 +68,7 @@ _REMEDIES: Remedies = (
         "on_fit_config_fn return it",
     ),
     (
-        _IN_ERROR_REPLY + ".*KeyError.*fitins.parameters",
+        _IN_ERROR_REPLY + r".*KeyError.*(fit|evaluate)ins\.parameters",
         "its clients are NumPyClients: numpy_clients=True",
     ),
     (

@@ -29,7 +29,7 @@ from flwr.server.strategy.aggregate import weighted_loss_avg
 from numpy.typing import NDArray
 
 from fedmedian.aggregators.diagnostics import without_lists
-from fedmedian.logs import LOGGER, failure_of, shown, warn
+from fedmedian.logs import LOGGER, Once, failure_of, shown, warn
 from fedmedian.model.layout import forms_of
 from fedmedian.records import arrays_to_parameters, parameters_to_arrays
 from fedmedian.rounds.downlink import Content, Held
@@ -133,6 +133,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         self.__asked_to_evaluate: list[Node] = []
         self.__size = self.__whole_size = 0.0
         self.__evaluations: dict[str, tuple[int, Mapping[str, Any]]] = {}
+        self.__once = Once()
         self.metrics_per_block: dict[int, dict[str, list[float]]] = {}
 
     @property
@@ -162,7 +163,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
             workflows that it does not work with.
         """
         require_no_unfit_wrapper(self)
-        self.metrics_per_block, self.__evaluations = {}, {}
+        self.metrics_per_block, self.__evaluations, self.__once = {}, {}, Once()
         parameters = super().initialize_parameters(client_manager)
         self.__protocol.open(None if parameters is None else parameters_to_arrays(parameters))
         shorten_older_run(self.__protocol.journal.done, self.__log_results)
@@ -418,7 +419,16 @@ class LegacyStrategy(ShowsArguments, FedAvg):
 
     def __aggregate(self, name: str, replies: Sequence[Reply[Result]]) -> dict[str, Scalar]:
         function: MetricsAggregationFn | None = getattr(self, name)
-        if function is None or not replies:
+        if function is None:
+            if any(reply.metrics for reply in replies):
+                self.__once.warn(
+                    name,
+                    "the strategy does not report clients' metrics: pass it %s=…, a function that "
+                    "averages them",
+                    name,
+                )
+            return {}
+        if not replies:
             return {}
         own: list[Any] = [
             (count, dict(reply.metrics))

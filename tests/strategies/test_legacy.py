@@ -104,6 +104,28 @@ def test_the_functions_that_aggregate_metrics_get_the_clients_own_alone(play):
     assert {"noise-scale", "vote-agreement", "replies-accepted"} <= set(outcome.reports[1])
 
 
+WITHOUT_FUNCTIONS = {"fit_metrics_aggregation_fn": None, "evaluate_metrics_aggregation_fn": None}
+
+
+def test_clients_metrics_without_a_function_for_them_are_a_warning_once_a_run(play, warnings):
+    def evaluate(model, partition):
+        return {"num-examples": 1, "loss": 1.0, "accuracy": 0.5}
+
+    play("SignSGD", **WITHOUT_FUNCTIONS, run_options={"num_rounds": 3, "evaluate": evaluate})
+    said = (
+        "the strategy does not report clients' metrics: pass it {}=…, a function that averages them"
+    )
+    assert warnings("the strategy") == [said.format(name) for name in WITHOUT_FUNCTIONS]
+
+
+def test_clients_without_metrics_need_no_function_for_them(play, warnings):
+    def train(model, partition):
+        return model, {"num-examples": 1}
+
+    play("SignSGD", train=train, **WITHOUT_FUNCTIONS)
+    assert not warnings("the strategy")
+
+
 @pytest.mark.parametrize("name", ["on_fit_config_fn", "on_evaluate_config_fn"])
 def test_a_config_cannot_have_keys_of_ours(name, play):
     with pytest.raises(ValueError, match=rf"^{name} must not have keys .*'fedmedian.noise'"):

@@ -458,6 +458,22 @@ class TestHintsOnEvaluation:
         assert warning.startswith(self.LOST)
         assert warning.endswith("(write one, or set fraction_evaluate=0.0)")
 
+    def test_numpyclients_that_only_train_are_told_how_to_evaluate(self, warnings):
+        class Training(NumPyClient):
+            def fit(self, parameters, config):
+                return [array + 1 for array in parameters], 3, {}
+
+        app = ClientApp(client_fn=lambda context: Training().to_client(), mods=[perturb])
+        strategy = SignSGD(
+            arrayrecord_key="fitins.parameters",
+            configrecord_key="fitins.config",
+            weighted_by_key="num_examples",
+        )
+        strategy.start(InProcessGrid(app, 3), ArrayRecord([np.zeros(3, np.float32)]), 1)
+        (warning,) = warnings("lost for one reason")
+        assert warning.startswith(self.LOST)
+        assert warning.endswith("(its clients are NumPyClients: numpy_clients=True)")
+
     def test_there_is_no_warning_of_a_few_that_do_not_evaluate(self, api, run, warnings):
         def mostly(model, partition):
             return {"num-examples": 2 if partition else 0, "loss": 1.0}
