@@ -208,7 +208,13 @@ class MessageStrategy(ShowsArguments, FedAvg):
             if num_rounds < journal.done:
                 raise ValueError(
                     f"num_rounds must be >= {journal.done}, the rounds that the checkpoint "
-                    f"holds, got {num_rounds}"
+                    f"holds, got {num_rounds}; to start over, use another folder"
+                )
+            if num_rounds == journal.done != 0:
+                LOGGER.info(
+                    "The checkpoint holds all %d rounds, so none is trained: to train on, set "
+                    "num_rounds to more; to start over, use another folder",
+                    num_rounds,
                 )
             affordable = self.__protocol.affordable(num_rounds)
             with concise(journal.done):

@@ -681,6 +681,21 @@ class TestCheckpoint:
             Checkpoint(**arguments)
 
 
+class TestRoundsThatAreStored:
+    def test_where_none_is_left_the_log_says_that_none_is_trained(self, play, tmp_path, caplog):
+        caplog.set_level("INFO")
+        for rounds in (2, 3, 3):
+            said = "holds all 3 rounds, so none is trained: to train on, set num_rounds to more"
+            assert said not in caplog.text
+            play(SignSGD(checkpoint=Checkpoint(tmp_path)), rounds)
+        assert said in caplog.text
+
+    def test_a_run_of_fewer_rounds_is_refused(self, play, tmp_path):
+        play(SignSGD(checkpoint=Checkpoint(tmp_path)), 3)
+        with pytest.raises(ValueError, match=r"must be >= 3, .*, got 2; to start over, use anoth"):
+            play(SignSGD(checkpoint=Checkpoint(tmp_path)), 2)
+
+
 class TestHistory:
     """Metrics of all rounds are kept, and what is written of them does not grow with the rounds."""
 
