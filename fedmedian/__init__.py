@@ -1,4 +1,4 @@
-"""fedmedian: sign and median aggregation for Flower that end where the mean does.
+"""fedmedian: sign and median aggregation for Flower that reaches FedAvg's accuracy.
 
 This namespace holds the numerics, which need neither Flower nor torch. `fedmedian.strategies` holds
 the server's side and `fedmedian.clients` the client's.

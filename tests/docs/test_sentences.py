@@ -225,7 +225,7 @@ SENTENCES = [
     ),
     (
         "scale",
-        r"heard in less than a second, of which each costs (\S+) µs, .* is over four times that",
+        r"heard in less than a second, (\S+) µs each, .* is over four times that",
         is_of_ten_thousand,
     ),
 ]
