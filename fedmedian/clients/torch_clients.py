@@ -185,7 +185,11 @@ class _PerturbedClient(NumPyClient):
         instruction = Instruction.decode(config) if Instruction.is_in(config) else None
         if instruction is not None and instruction.encoding.name != self.encoding:
             wanted = instruction.encoding.name
-            raise WireError(f"{type(self).__name__} sends {self.encoding!r}, not {wanted!r}")
+            raise WireError(
+                f"{type(self).__name__} sends {self.encoding!r}, not {wanted!r}: SignClient is for "
+                "SignSGD, GradientClient for MedianSGD, and any other NumPyClient with "
+                "mods=[perturb] for both"
+            )
         before = self.__load(parameters)
         self.model.train()
         updates = self.work(self.model, self.train_loader, self.loss)

@@ -285,8 +285,12 @@ class TestUpdate:
     @pytest.mark.parametrize(
         ("kind", "strategy", "named"),
         [
-            (SignClient, MedianSGD(None, rotation=None), "SignClient .*'signs'.*'vector'"),
-            (GradientClient, SignSGD(), "GradientClient .*'vector'.*'signs'"),
+            (
+                SignClient,
+                MedianSGD(None, rotation=None),
+                "SignClient .*'signs'.*'vector': .*GradientClient for MedianSGD",
+            ),
+            (GradientClient, SignSGD(), "GradientClient .*'vector'.*'signs': SignClient is for"),
         ],
         ids=["signs", "vector"],
     )
