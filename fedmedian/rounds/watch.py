@@ -59,8 +59,8 @@ Remedies = Sequence[tuple[str, str]]
 _REMEDIES: Remedies = (
     (
         _IN_ERROR_REPLY + ".* expects the keys in the ArrayRecord",
-        "as where perturb is not the first of its ClientApp's mods, or where NumPyClients train a "
-        "model whose arrays have names: start with ArrayRecord(list_of_arrays)",
+        "put perturb first in the ClientApp's mods; if NumPyClients train a model whose arrays have "
+        "names, start with ArrayRecord(list_of_arrays)",
     ),
     (
         _IN_ERROR_REPLY + ".* requires the key 'clipping_norm'",
@@ -385,9 +385,9 @@ class Watch:
             self._once.warn(
                 "scales",
                 "the noise scale of %s has grown to %s times that of its first rounds: clients' "
-                "updates do not shrink there, as when clients keep an array of their own but send "
-                "it too, or when the noise of few clients is longer than their updates; do not "
-                "send such arrays, train less per round, or use less noise",
+                "updates do not shrink there, for example because clients keep a local array but "
+                "also send it, or because the noise of few clients is longer than their updates; "
+                "do not send such arrays, train less per round, or use less noise",
                 *(_name_of_block(most[0]), f"{growth[most]:.0f}"),
             )
 

@@ -88,8 +88,8 @@ class _Fixed(Argument[Value]):
         is_own = isinstance(value, Recipe | RunOptions)  # as where a copy sets all attributes
         if not is_own or vars(strategy).setdefault(self._name, value) is not value:
             raise AttributeError(
-                f"{self._name} cannot be set, because each strategy has one of its own: an "
-                "attribute that a subclass adds needs another name"
+                f"{self._name} cannot be set, because the strategy sets it itself: an attribute "
+                "that a subclass adds needs another name"
             )
 
 

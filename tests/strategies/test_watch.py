@@ -220,7 +220,7 @@ def diverge_far(model, partition):
 
 
 LOG = "see the clients' own log"
-ORDER = "perturb is not the first of its ClientApp's mods"
+ORDER = "put perturb first in the ClientApp's mods"
 NODES = "are the nodes up"
 RELEASE = "the same release of fedmedian"
 RATE = "lower the clients' learning rate"
