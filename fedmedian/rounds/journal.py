@@ -148,7 +148,7 @@ class Journal:
             if name in self._unloaded:
                 raise RuntimeError(
                     f"the model of round {self.done} in {self._checkpoint.folder} was not loaded, "
-                    f"array {shown(name)} is another: the code that drives this strategy must keep "
+                    f"array {shown(name)} differs: the code that drives this strategy must keep "
                     "every array that aggregate_train returns for each round up to "
                     f"{self.done}, in which no client trains, and pass it on unchanged; in the "
                     "older API, those that initialize_parameters returns"
@@ -174,7 +174,7 @@ class Journal:
         elif changed and (self._stored or self._last is not None):
             self._once.warn(
                 "change",
-                "the model is not the one that the last round returned, array %s is another: the "
+                "the model is not the one that the last round returned, array %s differs: the "
                 "checkpoints in %s do not hold the change, so a run that resumes from them "
                 "continues without it; pass on what aggregate_train or aggregate_fit returns, or "
                 "leave the checkpoint out",

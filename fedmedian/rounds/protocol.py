@@ -585,9 +585,9 @@ class RoundProtocol:
         """
         if held is not None and held.reason and nodes and self._once.is_first("reason"):
             LOGGER.info(
-                "all clients are sent the whole model, %s bytes each, because its arrays are not "
-                "those of the one that was sent before: %s; steps are sent as long as the arrays "
-                "stay the same",
+                "all clients are sent the whole model, %s bytes each, because its arrays differ "
+                "from those of the last one: %s; coded steps are sent while the arrays stay the "
+                "same",
                 *(f"{num_bytes(held.model):,}", held.reason),
             )
         if held is None or not held.steps:

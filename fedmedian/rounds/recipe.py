@@ -447,9 +447,8 @@ class Recipe:
         self.aggregator.require_noise(self.noise)
         if self.rule is not None and self.rule.tops_up and self.rotation is None:
             raise ValueError(
-                f"rotation must be given with noise={self.noise!r}, got None: only in a random "
-                "basis do noise and coordinates add up to normal ones; Gaussian(Adaptive(3.0)) "
-                "is for the parameters' own"
+                f"rotation must be given with noise={self.noise!r}, got None: this noise is made "
+                "for a random basis; without a rotation use Gaussian(Adaptive(3.0))"
             )
         noise = self.client_noise
         if noise is not None:

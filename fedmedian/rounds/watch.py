@@ -59,8 +59,8 @@ Remedies = Sequence[tuple[str, str]]
 _REMEDIES: Remedies = (
     (
         _IN_ERROR_REPLY + ".* expects the keys in the ArrayRecord",
-        "put perturb first in the ClientApp's mods; if NumPyClients train a model whose arrays have "
-        "names, start with ArrayRecord(list_of_arrays)",
+        "put perturb first in the ClientApp's mods; if NumPyClients train a model whose arrays "
+        "have names, start with ArrayRecord(list_of_arrays)",
     ),
     (
         _IN_ERROR_REPLY + ".* requires the key 'clipping_norm'",

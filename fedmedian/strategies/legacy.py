@@ -146,8 +146,8 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         name = type(self).__name__
         raise AttributeError(
             f"{name} is a strategy of Flower's older API, which is run by ServerApp(server_fn=…) "
-            f"with ServerAppComponents(strategy={name}(…)); fedmedian.strategies has that with "
-            "start"
+            f"with ServerAppComponents(strategy={name}(…)); for start use a "
+            "strategy of fedmedian.strategies"
         )
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters | None:

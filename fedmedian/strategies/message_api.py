@@ -134,7 +134,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         name = type(self).__name__
         raise AttributeError(
             f"{name} is a strategy of the Message API, which is run by {name}(…).start(…); "
-            f"ServerAppComponents takes that of fedmedian.strategies.legacy"
+            "for ServerAppComponents use a strategy of fedmedian.strategies.legacy"
         )
 
     def start(
