@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, NoReturn
 
 import numpy as np
@@ -198,7 +198,11 @@ class Policy:
         True
         """
         require_type("text", text, str, "a string")
-        document = tomllib.loads(f"policy = {{{text}}}")
+        try:
+            document = tomllib.loads(f"policy = {{{text}}}")
+        except tomllib.TOMLDecodeError as error:
+            example = "clip = 1.0, noise-scale = 0.5, rounds = 100"
+            raise ValueError(f"it must be a text such as {example!r}: {error}") from error
         if len(document) > 1:
             raise ValueError(f"the text of a policy must be one table, got {text!r}")
         spelled: dict[str, str] = {}
@@ -206,6 +210,14 @@ class Policy:
             other = spelled.setdefault(key.replace("-", "_"), key)
             if other != key:
                 raise ValueError(f"{other!r} and {key!r} are one parameter, give only one")
+        known = {one.name: one.name.replace("_", "-") for one in fields(cls)}
+        if unknown := spelled.keys() - known.keys():
+            raise ValueError(
+                f"there is no parameter {spelled[min(unknown)]!r}, only {', '.join(known.values())}"
+            )
+        needed = (one.name for one in fields(cls) if one.default is MISSING)
+        if missing := [known[name] for name in needed if name not in spelled]:
+            raise ValueError(f"it must also have {', '.join(missing)}")
         return cls(**{name: document["policy"][key] for name, key in spelled.items()})
 
     def require_permission(self, instruction: Instruction, layout: Layout) -> None:

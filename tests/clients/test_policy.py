@@ -1178,6 +1178,22 @@ class TestWithoutChangingTheCode:
         with pytest.raises(ValueError, match=r"(?i)duplicate|overwrite"):
             Policy.from_text(f"{TEXT}, {more}")
 
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            (
+                f"{TEXT}, round = 3",
+                "there is no parameter 'round', only clip, noise-scale, rounds, ",
+            ),
+            ("clip = 1.0", "it must also have noise-scale, rounds"),
+            (TEXT.replace(",", ";"), "it must be a text such as 'clip = 1.0, noise-scale = 0.5, "),
+        ],
+        ids=["unknown", "missing", "semicolons"],
+    )
+    def test_what_is_wrong_with_a_text_is_said_in_its_own_words(self, text, said, plain):
+        reason = plain(run_config={CONFIG_KEY: text}).ask().error.reason
+        assert f"holds no valid policy: {said}" in reason
+
     def test_a_text_that_ends_the_table_and_begins_another_is_refused(self):
         with pytest.raises(ValueError, match="one table"):
             Policy.from_text(f"{TEXT}}}\nmore = {{clip = 2.0")
