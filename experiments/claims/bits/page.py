@@ -143,7 +143,7 @@ def ahead_table(peer: str, outcomes: Mapping[str, Outcomes]) -> str:
                     f"{sum(theirs >= ours for theirs, ours in pairs)} of {len(pairs)}",
                 ]
             )
-    return make_table(["federation", "ahead of it", "bytes less", "accuracy", "seeds"], rows)
+    return make_table(["federation", "ahead of it", "fewer bytes", "accuracy", "seeds"], rows)
 
 
 def bytes_table(outcomes: Outcomes) -> str:
