@@ -459,7 +459,7 @@ class SignSGD(SignArguments, LegacyStrategy):
     privacy_budget : PrivacyBudget, optional
         As there; but Flower continues to the last round, and rounds that would exceed the budget
         ask no client to train.
-    **fedavg
+    **flower
         The arguments of `flwr.server.strategy.FedAvg` but for `inplace`.
 
     Raises
@@ -492,7 +492,7 @@ class MedianSGD(MedianArguments, LegacyStrategy):
         As for `SignSGD`.
     diagnostics, min_replies, max_failed_rounds, checkpoint, privacy_budget, threads, seed
         As for `SignSGD`.
-    **fedavg
+    **flower
         As for `SignSGD`.
 
     Raises

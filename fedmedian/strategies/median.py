@@ -40,7 +40,7 @@ class MedianSGD(MedianArguments, MessageStrategy):
         As for `SignSGD`.
     numpy_clients, seed
         As for `SignSGD`.
-    **fedavg
+    **flower
         As for `SignSGD`.
 
     Raises

@@ -94,7 +94,7 @@ class SignSGD(SignArguments, MessageStrategy):
         `fraction_train` is below 1. But on Ray, Flower renames the nodes in each run. Without a
         seed, the right choice outside of simulation, noise comes from the operating system's
         entropy and the server cannot know it.
-    **fedavg
+    **flower
         The arguments of `flwr.serverapp.strategy.FedAvg`: `fraction_train`,
         `fraction_evaluate`, `min_train_nodes`, `min_evaluate_nodes`, `min_available_nodes`,
         `weighted_by_key`, `arrayrecord_key`, `configrecord_key`, `train_metrics_aggr_fn`,
