@@ -87,13 +87,14 @@ def plot(results: Result | Mapping[str, Result], metric: str = "accuracy") -> "F
     require_type("results", named, Mapping, "a Result, or a mapping of names to Results")
     for name, result in named.items():
         require_type(f"results[{name!r}]", result, Result, "a Result")
-        curve = _find(result, metric)
+        curve = _find(name, result, metric)
         over_rounds.plot([*curve], [*curve.values()], label=name)
         sent = _curves(result.train_metrics_clientapp).get("uplink-bytes", {})
         total = dict(zip(sent, accumulate(sent.values()), strict=True))
         both = [number for number in curve if number in total]
         over_bytes.plot([total[one] / 1e6 for one in both], [curve[one] for one in both])
     over_rounds.set(xlabel="round", ylabel=metric)
+    over_rounds.locator_params(axis="x", integer=True)
     over_bytes.set(xlabel="MB that a client has sent, without headers")
     if any(named):
         over_rounds.legend()
@@ -115,12 +116,13 @@ def _curves(by_round: Mapping[int, MetricRecord]) -> dict[str, Curve]:
     return curves
 
 
-def _find(result: Result, metric: str) -> Curve:
+def _find(name: str, result: Result, metric: str) -> Curve:
     curves: dict[str, Curve] = {}
     for _, by_round in _phases(result):
         curves = {**_curves(by_round), **curves}
     if metric not in curves:
-        raise ValueError(f"metric must be one of the result's, {sorted(curves)}, got {metric!r}")
+        whose = f"those of results[{name!r}]" if name else "the result's"
+        raise ValueError(f"metric must be one of {whose}, {sorted(curves)}, got {metric!r}")
     return curves[metric]
 
 

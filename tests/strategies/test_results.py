@@ -98,6 +98,17 @@ class TestPlot:
         with pytest.raises(ValueError, match=r"one of the result's, \['loss'\], got 'accuracy'"):
             plot(result)
 
+    def test_names_the_result_that_lacks_a_metric(self):
+        curves = {"first": by_round(loss=[1.0]), "second": by_round(accuracy=[0.5])}
+        results = {name: Result(train_metrics_clientapp=curve) for name, curve in curves.items()}
+        said = r"one of those of results\['second'\], \['accuracy'\], got 'loss'"
+        with pytest.raises(ValueError, match=said):
+            plot(results, metric="loss")
+
+    def test_marks_whole_rounds_alone(self):
+        figure = plot(Result(train_metrics_clientapp=by_round(accuracy=[0.1, 0.2, 0.3])))
+        assert all(tick % 1 == 0 for tick in figure.axes[0].get_xticks())
+
     def test_refuses_a_list(self):
         with pytest.raises(TypeError, match=r"^results must be a Result, or a mapping"):
             plot([Result()])
