@@ -46,6 +46,8 @@ QUESTIONS = {
     ),
     "May server and clients have different versions?": ("same version", "support/#tested-versions"),
     "How do I silence the log?": ("silence log", "recipes/#read-the-log-or-silence-it"),
+    "Must I tune it again?": ("untuned", "existing-apps/#untuned-in-many-kinds-of-app"),
+    "Is the default noise private?": ("default noise privacy", "privacy/"),
     "Does it work with LoRA?": (
         "LoRA",
         "existing-apps/#train-a-part-of-a-model-lora-fine-tuning",
