@@ -23,6 +23,7 @@ QUESTIONS = {
         "how many clients",
         "existing-apps/#how-many-clients-take-part",
     ),
+    "Why are there only two clients?": ("only two clients simulation", "simulation/"),
     "Can I train with two clients?": ("two clients", "recipes/#train-with-two-or-three-clients"),
     "How do I keep the best model?": ("best model", "recipes/#keep-the-best-model"),
     "How do I stop early?": ("early stopping", "recipes/#stop-early"),
