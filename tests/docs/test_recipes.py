@@ -59,6 +59,13 @@ def run(given):
     return run_snippet
 
 
+def test_a_model_is_saved_and_trained_further(run):
+    pytest.importorskip("torch")
+    ran = run("Save a model, and train from a saved one")
+    before, after = map(ran.accuracy_of, (ran.saved, ran.result.arrays))
+    assert 0 < before < after
+
+
 def test_the_best_model_is_kept(run):
     ran = run("Keep the best model")
     evaluations = ran.result.evaluate_metrics_serverapp.values()

@@ -25,6 +25,10 @@ QUESTIONS = {
     ),
     "Why are there only two clients?": ("only two clients simulation", "simulation/"),
     "Can I train with two clients?": ("two clients", "recipes/#train-with-two-or-three-clients"),
+    "How do I save the model?": (
+        "save a model",
+        "recipes/#save-a-model-and-train-from-a-saved-one",
+    ),
     "How do I keep the best model?": ("best model", "recipes/#keep-the-best-model"),
     "How do I stop early?": ("early stopping", "recipes/#stop-early"),
     "Can I resume after a crash?": (
@@ -81,6 +85,8 @@ QUESTIONS = {
         "lies examples",
         "robustness/#what-is-promised",
     ),
+    "Is it Byzantine-robust?": ("Byzantine", "robustness/"),
+    "What about stragglers?": ("stragglers", "recipes/#do-not-wait-for-slow-clients"),
     "How do I simulate attacks?": ("attacks", "simulation/#simulate-attacks"),
     "What does the margin say?": (
         "margin",

@@ -49,7 +49,7 @@ GOES_UP = {
     "FedAvg": "the model, float32",
     "FedMedian": "the model, float32; the server takes a median",
     "FedAvg, float16": "the update, float16",
-    "QSGD, int8": "the update in 255 levels up to each array's largest entry, rounded at random "
+    "QSGD, int8": "the update, quantized at random to 255 levels up to each array's largest entry "
     "([arXiv 1610.02132](https://arxiv.org/abs/1610.02132))",
     "top 1 %, feedback": "the largest 1 % of the update's entries and their positions; the "
     "rest is added to the next update ([arXiv 1809.07599](https://arxiv.org/abs/1809.07599))",
