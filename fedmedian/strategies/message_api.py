@@ -189,8 +189,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
         """
         if not isinstance(initial_arrays, ArrayRecord):
             raise TypeError(
-                "initial_arrays must be an ArrayRecord, such as ArrayRecord(model.state_dict()), "
-                f"got a {type(initial_arrays).__name__}"
+                "initial_arrays must be an ArrayRecord, such as ArrayRecord(model.state_dict()) or "
+                f"ArrayRecord(list_of_arrays), got a {type(initial_arrays).__name__}"
             )
         if not initial_arrays:
             raise ValueError("initial_arrays must hold at least one array, got an empty one")
