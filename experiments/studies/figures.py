@@ -43,6 +43,18 @@ STYLES = ("-", "--", "-.", ":")
 """The lines of a panel also differ in dashes, to be told apart in gray."""
 
 
+_LINES = {
+    "FedAvg": "-",
+    "FedMedian": ":",
+    "EDEN, one bit": "-.",
+    "SignSGD()": "-",
+    "MedianSGD()": "--",
+    "SignSGD, parameters' basis": "o-",
+    "MedianSGD, parameters' basis": "s--",
+}
+"""The lines of many strategies in a panel, which `STYLES` are too few for."""
+
+
 def accuracies(table: str) -> dict[str, dict[str, float]]:
     """Return the accuracies of a table that a command has printed, by rule and attack."""
     (_, *attacks), rows = printed_table(table)
@@ -111,7 +123,7 @@ def three_votes() -> Figure:
 
 def curves() -> Figure:
     """Draw accuracy over rounds, ten clients with alike and unlike data."""
-    names = [name for name in COLORS if "told" not in name]
+    names = list(_LINES)
     found = run_all((n, s, seed) for n in names for s in CURVES.values() for seed in (0, 1))
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     both = figure.subplots(1, 2)
@@ -119,8 +131,10 @@ def curves() -> Figure:
         for name in names:
             runs = [found[name, setting, seed]["accuracy"] for seed in (0, 1)]
             mean = [fmean(seeds) for seeds in zip(*runs, strict=True)]
-            style = "--" if "parameters" in name else "-"
-            axes.plot(range(1, len(mean) + 1), mean, style, color=COLORS[name], label=name)
+            style, marked = _LINES[name], {"markevery": 5, "markersize": 4}
+            axes.plot(
+                range(1, len(mean) + 1), mean, style, color=COLORS[name], label=name, **marked
+            )
         axes.set(title=title, xlabel="round", ylabel="test accuracy")
         axes.grid(alpha=0.3)
     both[0].legend(loc="lower right", fontsize="small")
