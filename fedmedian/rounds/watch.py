@@ -79,7 +79,8 @@ _REMEDIES: Remedies = (
     (
         "(update of array|vector|array) .*holds NaN or infinity|"
         "^(scales|magnitudes) must be from 0 to ",
-        "training diverges on that client; lower the clients' learning rate",
+        "training diverges on that client; lower the clients' learning rate, or, if the noise "
+        "scale is a number, that number, and the norm of Clip with it",
     ),
     (
         _IN_ERROR_REPLY + r".*perturb_with\(\) takes 1 positional argument",
