@@ -35,7 +35,7 @@ from fedmedian.model.layout import Layout
 from fedmedian.records import to_arrays, to_record
 from fedmedian.steps.noise import AddNoise, Measure, TopUpNoise
 from fedmedian.steps.payload import Payload
-from fedmedian.wire.scalars import FLOAT32_MAX, Float32
+from fedmedian.wire.scalars import FLOAT32_MAX, PREFIX, Float32
 
 Change = Callable[[Float32], Float32]
 """Makes what is sent of the client's own (d,) update."""
@@ -730,6 +730,11 @@ class _Reply:
         if not self.failed:
             ((self._name, record),) = self.message.content.array_records.items()
             arrays = to_arrays(record)
+            if any(name.startswith(PREFIX) for name in arrays):
+                raise ValueError(
+                    "this attack changes trained weights: list it after perturb in the ClientApp's "
+                    "mods"
+                )
             self._names = self._layout.own_names(arrays)
             self._after = self._layout.named(arrays)
 

@@ -294,6 +294,16 @@ def payloads_in(replies):
     ]
 
 
+@pytest.mark.parametrize(
+    ("attack", "told"),
+    [(Hostile(SignFlip(), HOSTILE), HOSTILE), (Collusion(MinMax(), HOSTILE), range(4))],
+    ids=["own", "collusion"],
+)
+def test_an_attack_on_updates_before_perturb_is_told_its_place(attack, told, play):
+    (replies,) = play([attack, perturb], MedianSGD(**QUIET))
+    assert all("list it after perturb" in replies[one].error.reason for one in told)
+
+
 class TestOwnUpdates:
     def test_hostile_partitions_flip_their_signs_and_the_others_reply_as_ever(self, play):
         (usual,), (replies,) = play([]), play([Hostile(SignFlip(10.0), partitions=HOSTILE)])
