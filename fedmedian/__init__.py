@@ -4,8 +4,9 @@ This namespace holds the numerics, which need neither Flower nor torch. `fedmedi
 the server's side and `fedmedian.clients` the client's.
 """
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import NoReturn
+from types import ModuleType
 
 from fedmedian.aggregators.agreement import Agreement
 from fedmedian.aggregators.base import Aggregator, Answers, coordinatewise
@@ -18,6 +19,7 @@ from fedmedian.kernels.signs import pack_signs, unpack_signs
 from fedmedian.kernels.votes import count_votes, majority_vote
 from fedmedian.model.blocks import Blocks
 from fedmedian.model.layout import Layout
+from fedmedian.names import refuse_name
 from fedmedian.rounds.downlink import CodedSteps
 from fedmedian.rules.noise import Gaussian, Laplace, Logistic, Noise, Uniform, register_noise
 from fedmedian.rules.optimizers import Adam, Momentum, Optimizer
@@ -81,44 +83,16 @@ __all__ = [
     "unpack_signs",
 ]
 
-_ELSEWHERE = {
-    "fedmedian.clients": (
-        "FullBatchGradient",
-        "GradientClient",
-        "InProcessGrid",
-        "LocalEpochs",
-        "MiniBatchGradient",
-        "Policy",
-        "SignClient",
-        "perturb",
-        "perturb_with",
-    ),
-    "fedmedian.privacy": (
-        "Draw",
-        "Mechanism",
-        "PrivacyBudget",
-        "honest_of",
-        "limit_of_entries",
-        "noise_multiplier_for",
-    ),
-    "fedmedian.strategies": (
-        "Checkpoint",
-        "Cohort",
-        "MedianSGD",
-        "NoMechanism",
-        "RunFailedError",
-        "SignSGD",
-        "plot",
-    ),
-}
+
+_PACKAGES = ("clients", "privacy", "strategies")
+"""They are imported on first use, because two of them need Flower."""
 
 
-def __getattr__(name: str) -> NoReturn:
-    for module, names in _ELSEWHERE.items():
-        if name in names:  # an AttributeError's words do not reach whoever imports
-            raise ImportError(f"{name} is in {module}: from {module} import {name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __getattr__(name: str) -> ModuleType:
+    if name in _PACKAGES:
+        return import_module(f"{__name__}.{name}")
+    refuse_name(__name__, name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__", "clients", "privacy", "strategies"])
+    return sorted([*__all__, "__version__", *_PACKAGES])

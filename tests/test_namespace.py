@@ -7,15 +7,29 @@ import pytest
 import fedmedian
 from fedmedian import clients, privacy, strategies
 
-ELSEWHERE = [
-    (module.__name__, name) for module in (clients, privacy, strategies) for name in module.__all__
-]
+PLACES = (fedmedian, clients, privacy, strategies)
 
 
-@pytest.mark.parametrize(("module", "name"), ELSEWHERE)
-def test_a_name_that_is_elsewhere_is_answered_with_where_it_is(module, name):
-    with pytest.raises(ImportError, match=f"^{name} is in {module}: from {module} import {name}$"):
-        getattr(fedmedian, name)
+@pytest.mark.parametrize(
+    ("asked", "place", "name"),
+    [
+        (asked.__name__, place.__name__, name)
+        for asked in PLACES
+        for place in PLACES
+        if place is not asked
+        for name in place.__all__
+    ],
+)
+def test_a_name_that_is_elsewhere_is_answered_with_where_it_is(asked, place, name):
+    with pytest.raises(ImportError, match=f"^{name} is in {place}: from {place} import {name}$"):
+        getattr(importlib.import_module(asked), name)
+
+
+@pytest.mark.parametrize("package", [clients, privacy, strategies], ids=lambda one: one.__name__)
+def test_a_package_need_not_be_imported_by_itself(package, monkeypatch):
+    name = package.__name__.removeprefix("fedmedian.")
+    monkeypatch.delattr(fedmedian, name)
+    assert getattr(fedmedian, name) is package
 
 
 def test_the_answer_reaches_whoever_imports():
@@ -23,8 +37,9 @@ def test_the_answer_reaches_whoever_imports():
         from fedmedian import SignSGD  # noqa: F401
 
 
-def test_a_name_that_is_nowhere_is_no_attribute():
-    assert not hasattr(fedmedian, "FedProx")
+@pytest.mark.parametrize("asked", PLACES, ids=lambda module: module.__name__)
+def test_a_name_that_is_nowhere_is_no_attribute(asked):
+    assert not hasattr(asked, "FedProx")
 
 
 @pytest.mark.parametrize("module", [fedmedian, clients, strategies])

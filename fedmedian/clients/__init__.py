@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fedmedian.clients.in_process import InProcessGrid
 from fedmedian.clients.mod import perturb, perturb_with
 from fedmedian.clients.policy import Policy
+from fedmedian.names import refuse_name
 
 if TYPE_CHECKING:
     from fedmedian.clients.torch_clients import (
@@ -33,7 +34,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:  # names that are imported above never get here
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        refuse_name(__name__, name)
     try:
         from fedmedian.clients import torch_clients
     except ModuleNotFoundError as error:

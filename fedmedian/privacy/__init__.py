@@ -1,5 +1,8 @@
 """What clients' answers reveal about their updates, in ε and δ."""
 
+from typing import TYPE_CHECKING, NoReturn
+
+from fedmedian.names import refuse_name
 from fedmedian.privacy.accounting import (
     Draw,
     Mechanism,
@@ -17,3 +20,9 @@ __all__ = [
     "limit_of_entries",
     "noise_multiplier_for",
 ]
+
+
+if not TYPE_CHECKING:  # or type checkers would take any name for one of these
+
+    def __getattr__(name: str) -> NoReturn:
+        refuse_name(__name__, name)

@@ -55,7 +55,7 @@ def matches(answer, error):
 
 
 def test_the_page_has_mistakes():
-    assert len(TYPED) == 29
+    assert len(TYPED) == 30
 
 
 @pytest.mark.parametrize(("typed", "error", "answer"), TYPED, ids=[typed for typed, _, _ in TYPED])
