@@ -95,6 +95,13 @@ def test_progress_is_printed(run, capsys):
     assert re.fullmatch(r"round 5 of 5, about 0 s left", lines[-1])
 
 
+def test_each_clients_metrics_are_in_the_result(run, capsys):
+    found = run("See each client's metrics").result.evaluate_metrics_clientapp[3]
+    assert len(found["losses"]) == 10
+    assert found["loss"] == pytest.approx(np.mean(found["losses"]))
+    assert capsys.readouterr().out == f"{found['losses']}\n"
+
+
 def test_a_result_is_drawn_and_written(run, tmp_path):
     pytest.importorskip("matplotlib")
     pytest.importorskip("pandas")

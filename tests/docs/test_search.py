@@ -25,6 +25,10 @@ QUESTIONS = {
     ),
     "Why are there only two clients?": ("only two clients simulation", "simulation/"),
     "Can I train with two clients?": ("two clients", "recipes/#train-with-two-or-three-clients"),
+    "How do I get each client's accuracy?": (
+        "each client's metrics",
+        "recipes/#see-each-clients-metrics",
+    ),
     "How do I save the model?": (
         "save a model",
         "recipes/#save-a-model-and-train-from-a-saved-one",
