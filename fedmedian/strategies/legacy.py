@@ -236,6 +236,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         rounds = {one.server_round for one in abouts if one is not None}
         now = self.__asking
         self.__asked_as = {called_for: now} if now is not None and now in rounds else {}
+        sent[:] = self.__readdressed(sent, [one.state.held if one else None for one in abouts])
         made: dict[tuple[int, int], Parameters] = {}
         for index, ((client, ins), about) in enumerate(zip([*sent], abouts, strict=True)):
             if about is None or has_steps(ins.config):
@@ -243,7 +244,6 @@ class LegacyStrategy(ShowsArguments, FedAvg):
             if (key := (id(ins.parameters), id(about))) not in made:
                 made[key] = _as_asked(ins.parameters, about)
             sent[index] = client, replace(ins, parameters=made[key])
-        sent[:] = self.__readdressed(sent, [one.state.held if one else None for one in abouts])
         self.__note_training(sent)
 
     def __readdressed(

@@ -8,8 +8,9 @@ import pytest
 from flwr.app import RecordDict
 from flwr.common import FitIns
 
+from fedmedian import CodedSteps
 from fedmedian.clients import perturb
-from fedmedian.records import arrays_to_parameters, parameters_to_arrays, to_arrays, to_record
+from fedmedian.records import arrays_to_parameters, to_record
 from fedmedian.strategies import Checkpoint, RunFailedError
 from tests.tools.apis import each_case, each_pair
 
@@ -194,40 +195,40 @@ class TestDtypes:
         assert outcome.reports[3]["replies-rejected"] == 0
         assert (outcome.model["1"].shape, outcome.model["2"].shape) == ((), (1, 1))
 
+    @pytest.mark.parametrize("downlink", [None, CodedSteps()], ids=["whole", "coded"])
     @either_strategy
     def test_a_subclass_may_send_the_model_in_half_precision(
-        self, api, name, habitual, seeking, run
+        self, api, name, downlink, habitual, seeking, run
     ):
         """Clients return exact arrays in the dtype that they get."""
         model = {"0": W, "1": np.full(4, 1 / 3, np.float32), "2": np.array(7)}
 
-        def halved(raw):
+        def as_sent(raw, model):
+            halved = {
+                name: array.astype(np.float16 if array.dtype == np.float32 else np.int32)
+                for name, array in model.items()
+            }
             if isinstance(raw, tuple):
                 client, ins = raw
-                arrays = halve(parameters_to_arrays(ins.parameters))
-                return client, FitIns(arrays_to_parameters(arrays), ins.config)
-            own = to_record(halve(to_arrays(raw.content["arrays"])))
-            raw.content = RecordDict({**raw.content, "arrays": own})
+                return client, FitIns(arrays_to_parameters(halved), ins.config)
+            raw.content = RecordDict({**raw.content, "arrays": to_record(halved)})
             return raw
 
-        def halve(arrays):
-            return {
-                name: array.astype(np.float16 if array.dtype == np.float32 else np.int32)
-                for name, array in arrays.items()
-            }
-
         def ask(number, model, usual):
-            return [replace(one, raw=halved(one.raw)) for one in usual(model)]
+            asked = usual(model)
+            if number == 1:
+                return asked
+            return [replace(one, raw=as_sent(one.raw, model)) for one in asked]
 
-        options = {"fraction_evaluate": 0.0, "exact": ["1"]}
+        options = {"fraction_evaluate": 0.0, "exact": ["1"], "downlink": downlink}
         strategy = habitual(api, name, model, ask=ask, **options)
         app = seeking(api, lambda name, array: array + 1, num_clients=NUM_CLIENTS)
-        outcome = run(strategy, app, model, NUM_CLIENTS)
-        assert outcome.reports[1]["replies-accepted"] == NUM_CLIENTS
+        outcome = run(strategy, app, model, NUM_CLIENTS, 2)
+        assert outcome.reports[2]["replies-accepted"] == NUM_CLIENTS
         assert {name: array.dtype for name, array in outcome.model.items()} == {
             name: array.dtype for name, array in model.items()
         }
-        assert outcome.model["1"] == pytest.approx(1 / 3 + 0.5, abs=1e-3)
+        assert outcome.model["1"] == pytest.approx(1 / 3 + 1, abs=1e-3)
 
 
 def floats_everywhere(model, partition):
