@@ -101,6 +101,7 @@ class RoundProtocol:
         self.watch = Watch(self.options.max_failed_rounds, few, self._roster)
         self._models = KnownModels(self.journal.model or {}, state)
         self._versions: dict[Node, str] = {}
+        self._unclear = set[Node]()
         self._losses = Counter[Node]()
         secure = self.recipe.secure
         self._sums = None if secure is None else SecureSums(secure, self._roster)
@@ -565,7 +566,7 @@ class RoundProtocol:
         """Return what nodes are sent to follow what clients hold, if all are asked at once.
 
         A node that is asked about several models is sent each as a whole: steps would have to
-        begin from the one that it holds by then.
+        begin from the one that it holds by then. Nobody knows which one it holds at last.
 
         Parameters
         ----------
@@ -574,8 +575,10 @@ class RoundProtocol:
         """
         models: dict[Node, set[int]] = {}
         for node, held in asked:
-            models.setdefault(node, set()).add(id(held))
-        versions = {node: self._versions.get(node) for node in models if len(models[node]) == 1}
+            if held is not None:
+                models.setdefault(node, set()).add(id(held))
+        self._unclear = {node for node, own in models.items() if len(own) > 1}
+        versions = {node: self._versions.get(node) for node in models.keys() - self._unclear}
         return [held.content_for(versions.get(node)) if held else None for node, held in asked]
 
     def log_whole_models(self, held: Held | None, nodes: Collection[Node]) -> None:
@@ -623,7 +626,8 @@ class RoundProtocol:
             if self._versions.pop(node, None) is not None:
                 self._losses[node] = (node not in valid) * (self._losses[node] + (node in lost))
         for node, version in valid.items():
-            if version is not None and self._losses[node] < _MOST_LOSSES:
+            is_kept = self._losses[node] < _MOST_LOSSES and node not in self._unclear
+            if version is not None and is_kept:
                 self._versions[node] = version
 
     def hear_evaluation(

@@ -24,7 +24,7 @@ from fedmedian.rounds.recipe import Question, Recipe
 from fedmedian.rounds.screening import Node, Reply
 from fedmedian.strategies import numpy_clients as numpy_messages
 from fedmedian.strategies.arguments import Argument, ShowsArguments, described, usual_of
-from fedmedian.strategies.calls import Calls, without_left_out
+from fedmedian.strategies.calls import Call, Calls, without_left_out
 from fedmedian.strategies.contents import (
     Contents,
     address,
@@ -295,7 +295,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
             )
         drawn = nodes_of(asked)
         # In a run of ours that of `start`: a subclass may pass one that can only be drawn from.
-        if self.recipe.secure is not None and not self.__protocol.is_announced:
+        is_known = self.__protocol.is_announced and self.__kept.grid is not None
+        if self.recipe.secure is not None and not is_known:
             self.__kept.grid = grid
         question, asked = self.__seated(question, asked)
         if not self.__protocol.may_ask(
@@ -326,17 +327,27 @@ class MessageStrategy(ShowsArguments, FedAvg):
     def __seat_anew(self, messages: list[Message]) -> None:
         """Give places in secure sums to the nodes that a subclass asks, and to no others.
 
-        Messages to nodes without a place are taken out.
+        Messages to nodes without a place are taken out. Calls about one question have one sum if
+        they share nodes, as two draws of a group do, but not where clusters begin with one model.
         """
-        cohorts = {one.about.key: one.about for one in self.__asked if one.about.cohort}
-        for key, question in cohorts.items():
-            own = [one for one in messages if key_in(one) == key]
-            if own and {*nodes_of(own)} != question.places.keys():
-                seated, kept = self.__seated(question, own)
-                left_out = {*map(id, own)} - {*map(id, kept)}
-                messages[:] = [one for one in messages if id(one) not in left_out]
-                for call in self.__asked:
-                    call.about = seated if call.about.key == key else call.about
+        unknown = {*map(id, self.__asked.unknown(messages))}
+        calls: dict[Any, list[Call[Question]]] = {}
+        for call in self.__asked:
+            if call.about.cohort is not None:
+                calls.setdefault(call.about.key, []).append(call)
+        for key, alike in calls.items():
+            asked = [one for one in messages if key_in(one) == key]
+            seats = [node for call in alike for node in call.about.places]
+            is_one = len({*seats}) < len(seats) or any(id(one) in unknown for one in asked)
+            for group in [alike] if is_one else [[call] for call in alike]:
+                known = {id(one.metadata) for call in group for one in call.messages}
+                own = [one for one in asked if id(one.metadata) in known or id(one) in unknown]
+                if own and {*nodes_of(own)} != group[-1].about.places.keys():
+                    seated, kept = self.__seated(group[-1].about, own)
+                    left_out = {*map(id, own)} - {*map(id, kept)}
+                    messages[:] = [one for one in messages if id(one) not in left_out]
+                    for call in group:
+                        call.about = seated
 
     def __note_training(self, called_for: Any, messages: list[Message]) -> None:
         """Remember messages that a subclass has made, by the question in their config.
@@ -350,7 +361,11 @@ class MessageStrategy(ShowsArguments, FedAvg):
         """
         self.__seat_anew(messages)
         questions: dict[Any, Question] = {one.about.key: one.about for one in self.__asked}
-        abouts = [questions.get(key_in(message)) for message in messages]
+        known = {id(one.metadata): call.about for call in self.__asked for one in call.messages}
+        abouts = list[Question | None]()
+        for message in messages:
+            usual = questions.get(key_in(message))  # none if a subclass has replaced the content
+            abouts.append(usual and known.get(id(message.metadata), usual))
         rounds = {one.server_round for one in abouts if one is not None}
         now = self.__asking
         self.__asked_as = {called_for: now} if now is not None and now in rounds else {}

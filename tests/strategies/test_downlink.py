@@ -758,7 +758,8 @@ class TestMessagesOfItsOwn:
         assert seen == [[MODEL["0"].shape]] * 6 * NUM_CLIENTS
         assert is_near_goal(outcome.model)
 
-    def test_a_node_may_train_two_models_in_each_round(self, require_all_heard):
+    @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["in order", "reversed"])
+    def test_a_node_may_train_two_models_in_each_round(self, order, require_all_heard):
         models = [MODEL["0"], -MODEL["0"] - 4]
 
         def ask(number, model, usual):
@@ -766,12 +767,13 @@ class TestMessagesOfItsOwn:
 
         def hear(number, heard, usual):
             own = [[one for one in heard if question_of(one.raw) == n] for n in (0, 1)]
-            for group in (0, 1):
+            for group in order:
                 arrays, metrics = usual(own[group])
                 models[group] = arrays["0"]
             return {"0": models[0]}, metrics
 
-        require_all_heard(ask=ask, hear=hear)
+        outcome = require_all_heard(ask=ask, hear=hear, fraction_evaluate=1.0)
+        assert len(outcome.evaluations) == 6
         assert all(abs(model.mean() - GOAL) < 0.5 for model in models)
 
 

@@ -634,7 +634,10 @@ class TestSubclasses:
         assert [one["replies-accepted"] for one in outcome.reports.values()] == [NUM_CLIENTS] * 2
         audit.require_plain_sums()
 
-    def test_two_clusters_of_nodes_have_a_sum_each(self, run, app, audit, as_record, as_arrays):
+    @pytest.mark.parametrize("start", [0, -5], ids=["of one model", "of two models"])
+    def test_two_clusters_of_nodes_have_a_sum_each(
+        self, start, run, app, audit, as_record, as_arrays
+    ):
         class Half:
             def __init__(self, grid, half):
                 self._grid, self._half = grid, half
@@ -647,7 +650,7 @@ class TestSubclasses:
                 return getattr(self._grid, name)
 
         class Clusters(SignSGD):
-            models: ClassVar = [MODEL, {name: array - 5 for name, array in MODEL.items()}]
+            models: ClassVar = [MODEL, {name: array + start for name, array in MODEL.items()}]
 
             def configure_train(self, server_round, arrays, config, grid):
                 configure = super().configure_train
@@ -672,8 +675,8 @@ class TestSubclasses:
         assert_all_bytes_counted(strategy, outcome)
         assert Counter(len(total.members) for _, total, _, _ in audit.sums) == {5: 6}
         audit.require_plain_sums()
-        for model, start in zip(strategy.models, (0, -5), strict=True):
-            assert np.abs(model["b"] - 2).mean() < (2 - start) / 2
+        for model, before in zip(strategy.models, (0, start), strict=True):
+            assert np.abs(model["b"] - 2).mean() < (2 - before) / 2
 
 
 class TestOtherClients:
