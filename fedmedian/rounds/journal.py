@@ -135,10 +135,11 @@ class Journal:
         ------
         RuntimeError
             If it is the first round of a resumed run with that array, which would then continue a
-            different run and overwrite this one.
+            different run and overwrite this one; if another run has taken the folder over.
         """
         if self._checkpoint is None:
             return
+        self._require_lock()
         changed = [
             name
             for name, array in model.items()
@@ -279,10 +280,16 @@ class Journal:
             self._lock.release()
             self._lock = None
 
+    def _require_lock(self) -> None:
+        # A strategy of the user's own may drive several in one thread, all with this folder.
+        if self._lock is not None:  # copies are without
+            self._lock.require_held()
+
     def _save(self, saved: Saved | None) -> Exception | None:
         """Store a round unless it is stored already; return the error if that fails."""
         if self._checkpoint is None or saved is None:
             return None
+        self._require_lock()
         is_last = saved is self._last
         if not is_last:  # rounds without a step have followed, and will run again
             number = saved.server_round

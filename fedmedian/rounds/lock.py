@@ -19,7 +19,8 @@ class FolderLock:
     """The exclusive right of one run to write to a folder.
 
     The lock ends with the process, however that ends. A new run in the same thread takes the lock
-    over, since the previous run of that thread must have ended. Without ``flock``, as on Windows
+    over, since the previous run of that thread should have ended; if not, that one finds out by
+    `require_held`. Without ``flock``, as on Windows
     and some network file systems, a warning says that only runs of the same process are kept
     apart.
 
@@ -63,6 +64,17 @@ class FolderLock:
             self._close()
             raise
         _HELD[self._folder] = self
+
+    def require_held(self) -> None:
+        """Raise if another run has taken the lock over.
+
+        Raises
+        ------
+        RuntimeError
+            As when the lock is made.
+        """
+        if not self._close.alive:
+            raise _in_use(self._folder, "this process")
 
     def release(self) -> None:
         """Release the lock; does nothing if it is released already."""

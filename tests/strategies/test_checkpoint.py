@@ -1100,6 +1100,23 @@ class TestWhoDrivesTheRounds:
         assert resumed.train_metrics_clientapp.keys() == whole.reports.keys()
         assert not warnings("the model is not")
 
+    @pytest.mark.parametrize("every", [1, 4])
+    def test_two_strategies_of_one_wrapper_may_not_share_a_folder(
+        self, every, drive, message_api, tmp_path
+    ):
+        class Both(Wrapped):
+            def configure_train(self, *args):
+                other.configure_train(*args)  # as for another cluster of nodes
+                return super().configure_train(*args)
+
+            def aggregate_train(self, server_round, replies):
+                other.aggregate_train(server_round, [])
+                return super().aggregate_train(server_round, replies)
+
+        other = message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path, every))
+        with pytest.raises(RuntimeError, match="in use by another run, of this process"):
+            drive(Both, 3, every)
+
     @pytest.mark.parametrize("wrapper", [PassesOverSilentRounds, LeavesOutSilentRounds])
     def test_a_round_that_does_not_begin_where_the_stored_run_ended_is_refused(
         self, wrapper, drive, tmp_path

@@ -94,7 +94,11 @@ def test_a_run_of_another_thread_that_has_the_folder_keeps_it(tmp_path):
 
 def test_a_later_run_of_the_same_thread_takes_the_folder_over(tmp_path):
     first = FolderLock(tmp_path)
+    first.require_held()
     second = FolderLock(tmp_path)
+    with pytest.raises(RuntimeError, match=r"in use by another run, of this process: use another"):
+        first.require_held()
+    second.require_held()
     first.release()  # which is the other's by now
     assert is_locked(tmp_path)
     second.release()
