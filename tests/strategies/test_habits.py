@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.server.strategy import FedAvg as OlderFedAvg
 from flwr.serverapp.strategy import FedAvg
@@ -749,31 +749,36 @@ def test_each_round_may_have_two_passes(
     assert near_goal(as_arrays(result.arrays), 6)
 
 
-def test_a_run_that_continues_the_last_one_has_its_own_noise_and_one_that_starts_over_the_same(
+def test_a_run_that_continues_the_last_one_draws_anew_and_one_that_starts_over_draws_the_same(
     api, seeking, run
 ):
     """As where a loop of the user's own starts the strategy for one round at a time."""
-    told = set()
+    seeds, nodes = set(), []
 
     def listen(message, context, call_next):
         configs = message.content.config_records.values()
-        told.update(one["fedmedian.seed"] for one in configs if "fedmedian.seed" in one)
+        seeds.update(one["fedmedian.seed"] for one in configs if "fedmedian.seed" in one)
+        if message.metadata.message_type == MessageType.EVALUATE:
+            nodes.append(context.node_id)
         return call_next(message, context)
 
     def play(model):
-        told.clear()
+        seeds.clear()
+        nodes.clear()
         outcome = run(strategy, app, model, NUM_CLIENTS, 2)
         strategy.initial_parameters = None  # the older API's own
-        return frozenset(told), outcome.model
+        # Several clients of the older API answer at once.
+        return frozenset(seeds), sorted(nodes), outcome.model
 
-    strategy = api.make_trainer("SignSGD")
+    strategy = api.make("SignSGD", fraction_evaluate=0.5)
     app = seeking(api, aim, (listen, perturb), NUM_CLIENTS)
-    first, model = play(MODEL)
-    second, model = play(model)
-    third, _ = play(model)
+    first, evaluating, model = play(MODEL)
+    second, others, model = play(model)
+    third, *_ = play(model)
     assert first == {str(strategy.seed)}
     assert len(first | second | third) == 5
-    assert play(MODEL)[0] == first
+    assert evaluating != others
+    assert play(MODEL)[:2] == (first, evaluating)
 
 
 @pytest.mark.parametrize("is_stored", [False, True], ids=["", "with a checkpoint"])
