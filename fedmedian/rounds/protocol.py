@@ -478,7 +478,7 @@ class RoundProtocol:
         hearing.reasons += [_NO_PLACE] * question.without_place
         kept, reason = list[Answer[Any]](), _LEFT_THE_SUM
         try:
-            kept, total = self._sums.open(question, answers, exchange)
+            kept, total = self._sums.open(question, answers, exchange, hearing.reasons)
             return kept, total
         except NoStepError as error:
             reason = str(error)

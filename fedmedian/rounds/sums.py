@@ -11,7 +11,7 @@ from fedmedian.rounds.roster import NO_REPLY, Roster
 from fedmedian.rounds.screening import Answer, Node
 from fedmedian.secure.cohort import MOST_CLIENTS, SecureSum
 from fedmedian.secure.masking import Masked
-from fedmedian.secure.opening import SumCohort, SumError, Wanted
+from fedmedian.secure.opening import SumCohort, SumError, TooFewError, Wanted
 from fedmedian.secure.requests import ask_for_key, ask_to_reveal, read_public, read_secrets
 from fedmedian.steps.sums import VoteCounts, masked_of
 from fedmedian.wire.scalars import WireScalar
@@ -70,9 +70,7 @@ class SecureSums:
         least = self._rule.least(len(nodes))
         if len(members) < least:
             remedy = "do their ClientApps have mods=[perturb], with perturb first?"
-            if lost:
-                usual = as_line(max(lost, key=lost.__getitem__))
-                remedy += f" The others' most common reason: {usual}"
+            remedy += _usual_of(lost)
             if len(nodes) < least:
                 remedy = "ask more clients in a round"
             raise NoStepError(
@@ -94,9 +92,24 @@ class SecureSums:
             self._keys.pop(node, None)
 
     def open(
-        self, question: Question, answers: Sequence[Answer[Any]], exchange: Exchange
+        self,
+        question: Question,
+        answers: Sequence[Answer[Any]],
+        exchange: Exchange,
+        others: Sequence[str | Exception] = (),
     ) -> tuple[list[Answer[Any]], VoteCounts]:
         """Return the answers whose votes are in the sum, and the sum.
+
+        Parameters
+        ----------
+        question : Question
+            The question.
+        answers : sequence of Answer
+            The usable answers.
+        exchange : callable
+            Sends scalars to nodes.
+        others : sequence of str or Exception
+            Why the other nodes have not voted, for the error.
 
         Raises
         ------
@@ -111,23 +124,26 @@ class SecureSums:
             {answer.node: masked_of(answer.payload) for answer in answers}
         )
         self._require_help(question, cohort.circle.least, votes.keys())
+        reasons = Counter(map(text_of, others))
 
         def ask(wanted: Mapping[Node, Wanted]) -> Mapping[Node, list[bytes]]:
             self._opened[question] = {*votes}
-            found, _ = self._heard(
+            found, lost = self._heard(
                 "did not help to open the sum",
                 lambda node, reply: read_secrets(reply, wanted[node]),
                 exchange,
                 {node: ask_to_reveal(question.key, one) for node, one in wanted.items()},
             )
             self.forget(wanted.keys() - found.keys())
+            reasons.update(lost)
             return found
 
         try:
             total = cohort.open(votes, question.votes.dim, ask)
         except SumError as error:
             self.forget(votes)  # a client may hold another key than it gave
-            raise NoStepError(f"the secure sum cannot be opened: {error}") from error
+            why = f".{_usual_of(reasons)}" if reasons and isinstance(error, TooFewError) else ""
+            raise NoStepError(f"the secure sum cannot be opened: {error}{why}") from error
         if total.wrong:
             warn(
                 "%s revealed wrong shares of the mask of %s, or was sent wrong ones by it: the "
@@ -195,6 +211,13 @@ class SecureSums:
         names = ", ".join(map(self._roster.name, nodes[:_MOST_NAMES]))
         more = len(nodes) - _MOST_NAMES
         return names if more <= 0 else f"{names} and {more} more"
+
+
+def _usual_of(reasons: Mapping[str, int]) -> str:
+    """Return the most common reason of the clients that are not in a sum, if any is known."""
+    if not reasons:
+        return ""
+    return f" The others' most common reason: {as_line(max(reasons, key=reasons.__getitem__))}"
 
 
 _MOST_NAMES = 5

@@ -23,6 +23,10 @@ class SumError(Exception):
     """Raised when a sum cannot be opened; the text is the reason."""
 
 
+class TooFewError(SumError):
+    """Raised when too few clients have voted, or help to open their sum."""
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What a client is asked to reveal.
@@ -163,7 +167,7 @@ class SumCohort(Generic[Member]):
         neighbors = self.neighbors
         while True:
             if len(votes) < self.circle.least:
-                raise SumError(
+                raise TooFewError(
                     f"{len(votes)} clients are left of {len(self.circle.members)}, the sum needs "
                     f"{self.circle.least}"
                 )
@@ -236,7 +240,7 @@ class SumCohort(Generic[Member]):
         enough = self.circle.enough
         for one, held in shares.items():
             if len(held) < enough:
-                raise SumError(
+                raise TooFewError(
                     f"{len(held)} shares of the mask of client {one} were revealed, {enough} are "
                     "needed"
                 )

@@ -363,12 +363,17 @@ class TestDropouts:
             counted = [report[f"replies-{kind}"] for kind in ("accepted", "rejected", "missing")]
             assert counted == [NUM_CLIENTS - 1, 0, 1]
 
-    def test_a_run_whose_sums_cannot_be_opened_ends_with_that_reason(self, play):
+    @pytest.mark.parametrize("stage", ["votes", "parts"])
+    def test_a_run_whose_sums_cannot_be_opened_ends_with_that_reason_and_the_others(
+        self, stage, play
+    ):
         def fails(partition, number, at):
-            return (partition == 0 and at == "key") or (partition in (1, 2) and at == "parts")
+            return (partition == 0 and at == "key") or (partition in (1, 2) and at == stage)
 
         with pytest.raises(
-            RunFailedError, match=r"reason, \d+ of 21 replies: the secure sum cannot be"
+            RunFailedError,
+            match=r"reason, \d+ of 21 replies: the secure sum cannot be opened: .*\. The others' "
+            r"most common reason: .*ConnectionError: gone",
         ):
             play(3, failing(fails), secure=SecureSum(0.7))
 
