@@ -45,6 +45,7 @@ from fedmedian.strategies.messages import (
     scalars_of,
     types_of,
     with_weights,
+    without_unsent,
 )
 from fedmedian.strategies.options import FedAvgOptions, FlowerOptions, require_fedavg_options
 from fedmedian.strategies.overrides import noting, seeing_all, wrap_override
@@ -479,7 +480,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
             # In every round, because a run that another strategy drives may end early.
             recalled = journal.recall("train", server_round)
             return _to_record(journal.model), self.__without_lists(server_round, recalled)
-        replies = list(replies)
+        replies, unsent = without_unsent("aggregate_train", replies)
         question, sent = self.__question_of(server_round, replies)
         received = self.__received or {}
         sent, replies = without_left_out("aggregate_train", sent, replies, received)
@@ -493,7 +494,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
             seated = [one.messages for one in self.__asked if one.about is question]
             return self.__exchange(question, types_of(chain.from_iterable(seated)), requests)
 
-        heard = self.__protocol.hear(question, asked, replies_of, read, exchange=exchange)
+        heard = self.__protocol.hear(question, asked, replies_of, read, unsent, exchange)
         sizes = self.__count(sent, replies, trains=True)
         own = self.__aggregate("train_metrics_aggr_fn", heard.usual) if heard.usual else None
         metrics = self.__protocol.end(heard, sizes, own or {})
@@ -588,7 +589,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         journal = self.__protocol.journal
         if server_round < journal.done:
             return _to_metrics(journal.recall("evaluate", server_round))
-        replies = list(replies)
+        replies, unsent = without_unsent("aggregate_evaluate", replies)
         sent, received = self.__sent_to_evaluate(replies), self.__received or {}
         sent, replies = without_left_out("aggregate_evaluate", sent, replies, received)
         if not replies and not sent:
@@ -596,7 +597,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         asked, replies_of = by_node(sent, replies, self.__former)
         sizes = self.__count(sent, replies)
         usual, report = self.__protocol.hear_evaluation(
-            server_round, asked, replies_of, self.__reader().evaluation, sizes
+            server_round, asked, replies_of, self.__reader().evaluation, sizes, unsent
         )
         metrics = self.__aggregate("evaluate_metrics_aggr_fn", usual) if usual else None
         self.__protocol.end_evaluation(report, metrics or {})

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID
 
-from fedmedian.logs import failure_of
+from fedmedian.logs import failure_of, warn
 from fedmedian.records import to_arrays
 from fedmedian.rounds.metrics import require_examples
 from fedmedian.rounds.recipe import Question
@@ -75,7 +76,7 @@ class ReplyReader:
         if (earlier := self.former.get(reply.metadata.reply_to_message_id)) is not None:
             raise LateReplyError(f"replies to a message of round {earlier}")
         if reply.has_error():
-            raise WireError(f"error {reply.error.code}: {failure_of(reply.error.reason)}")
+            raise WireError(_error_of(reply))
         content = reply.content
         if self.numpy_clients:
             content = numpy_messages.read_reply(content)
@@ -133,6 +134,27 @@ def types_of(messages: Iterable[Message]) -> dict[Node, str]:
     return {one.metadata.dst_node_id: one.metadata.message_type for one in messages}
 
 
+def without_unsent(phase: str, replies: Iterable[Message]) -> tuple[list[Message], list[str]]:
+    """Return the replies of nodes, and why others could not be asked, which is logged.
+
+    A node may leave after it was drawn. The SuperLink then replies, but names neither the node nor
+    the message.
+    """
+    asked, reasons = list[Message](), list[str]()
+    for reply in replies:
+        is_unsent = (
+            reply.has_error()
+            and reply.metadata.src_node_id == SUPERLINK_NODE_ID
+            and not reply.metadata.reply_to_message_id
+        )
+        if is_unsent:
+            reasons.append(_error_of(reply))
+            warn("%s: a node could not be asked: %s", phase, reasons[-1])
+        else:
+            asked.append(reply)
+    return asked, reasons
+
+
 def by_node(
     sent: Sequence[Message], replies: Sequence[Message], former: Collection[str]
 ) -> tuple[list[Node], list[tuple[Node, Message]]]:
@@ -153,6 +175,10 @@ def by_node(
             asked.append(node)
         speaking.append((node, reply))
     return list(dict.fromkeys(asked)), speaking
+
+
+def _error_of(reply: Message) -> str:
+    return f"error {reply.error.code}: {failure_of(reply.error.reason)}"
 
 
 def _records(kind: type[Record], content: RecordDict) -> list[Record]:

@@ -20,6 +20,7 @@ from fedmedian.clients import InProcessGrid, perturb
 from fedmedian.records import to_record
 from fedmedian.rounds.metrics import fair_examples
 from fedmedian.steps.payload import Payload
+from fedmedian.strategies import SignSGD
 from fedmedian.wire.scalars import PREFIX
 
 MODEL = {  # the older API knows arrays by their positions
@@ -454,6 +455,36 @@ def test_a_failure_that_the_superlink_reports_is_put_down_to_its_node(message_ap
     for phase in ("aggregate_train", "aggregate_evaluate"):
         (dropped,) = warnings(f"{phase}: dropped", BAD)
         assert "gone" in dropped
+
+
+class GridThatANodeLeaves(GridWithALostNode):
+    """A node leaves after it was drawn: the reply of the SuperLink names no message."""
+
+    def send_and_receive(self, messages, *, timeout=None):
+        replies = super().send_and_receive(messages, timeout=timeout)
+        for reply in replies:
+            if reply.has_error():
+                reply.metadata.__dict__["_reply_to_message_id"] = ""
+        return replies
+
+
+@pytest.mark.parametrize("left_out", [0, 1])
+def test_a_node_that_leaves_before_it_is_asked_is_missing_and_the_log_says_why(
+    left_out, message_api, play, warnings
+):
+    class LeavingOut(SignSGD):
+        def aggregate_train(self, server_round, replies):
+            usable = [one for one in replies if one.has_content()]
+            others = [one for one in replies if one.has_error()]
+            return super().aggregate_train(server_round, usable[left_out:] + others)
+
+    outcome = play(message_api.make_own(LeavingOut), grid=GridThatANodeLeaves)
+    assert [outcome.reports[1][name] for name in COUNTED] == [len(GOOD) - left_out, 0, 1]
+    assert outcome.evaluations[1]["loss"] == pytest.approx(mean_over(GOOD))
+    for phase in ("aggregate_train", "aggregate_evaluate"):
+        (reason,) = warnings(f"{phase}: a node could not be asked: error ")
+        assert "gone" in reason
+        assert len(warnings(f"{phase}: no usable reply", BAD)) == 1
 
 
 class GridWithASilentNode(InProcessGrid):
