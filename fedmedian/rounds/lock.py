@@ -20,9 +20,8 @@ class FolderLock:
 
     The lock ends with the process, however that ends. A new run in the same thread takes the lock
     over, since the previous run of that thread should have ended; if not, that one finds out by
-    `require_held`. Without ``flock``, as on Windows
-    and some network file systems, a warning says that only runs of the same process are kept
-    apart.
+    `require_held`. Without ``flock``, as on Windows and some network file systems, a warning says
+    that only runs of the same process are kept apart.
 
     Parameters
     ----------
