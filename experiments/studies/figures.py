@@ -198,9 +198,10 @@ def privacy() -> Figure:
         for style, (rule, *ends) in zip(STYLES, rows, strict=True):
             axes.plot(studied.EPSILONS, [*map(float, ends)], f"o{style}", label=rule)
         axes.set(title=title, xlabel="ε", ylabel="test accuracy")
+        axes.legend(loc=(0.03, 0.67), fontsize="small")  # between the lines
+    rounds.legend(fontsize="small")
     for axes in (rounds, *panels):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
     return figure
 
 
