@@ -179,7 +179,10 @@ class Question:
             if self.cohort is not None:
                 instruction.require_question(payload)
                 if node not in self.places:
-                    raise WireError("has no place in the sum")
+                    raise WireError(
+                        "has no place in this secure sum: one call of configure_train must ask all "
+                        "nodes whose votes are summed"
+                    )
                 require_masked(masked_of(payload), self.places[node], self.votes.dim)
                 return payload
         elif isinstance(instruction.encoding, Vector) and instruction.find(AddNoise) is None:

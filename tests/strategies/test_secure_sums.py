@@ -127,6 +127,20 @@ def play(message_api, run, app):
     return play
 
 
+class Half:
+    """Half of a grid's nodes."""
+
+    def __init__(self, grid, half):
+        self._grid, self._half = grid, half
+
+    def get_node_ids(self):
+        nodes = self._grid.get_node_ids()
+        return nodes[: len(nodes) // 2] if self._half == 0 else nodes[len(nodes) // 2 :]
+
+    def __getattr__(self, name):
+        return getattr(self._grid, name)
+
+
 def stage_of(message):
     """Return what a message asks for: a key, votes, seeds, parts or shares."""
     for config in message.content.config_records.values():
@@ -639,21 +653,24 @@ class TestSubclasses:
         assert [one["replies-accepted"] for one in outcome.reports.values()] == [NUM_CLIENTS] * 2
         audit.require_plain_sums()
 
+    def test_groups_that_are_asked_apart_and_heard_together_are_told_so(self, run, app, caplog):
+        class Groups(SignSGD):
+            def configure_train(self, server_round, arrays, config, grid):
+                configure = super().configure_train
+                halves = (
+                    configure(server_round, arrays, config, Half(grid, one)) for one in (0, 1)
+                )
+                return [message for asked in halves for message in asked]
+
+        outcome = run(Groups(**SECURE, seed=1), app(num_clients=10), MODEL, 10, 1)
+        report = outcome.reports[1]
+        assert (report["replies-accepted"], report["replies-rejected"]) == (5, 5)
+        assert "one call of configure_train must ask all nodes whose votes are" in caplog.text
+
     @pytest.mark.parametrize("start", [0, -5], ids=["of one model", "of two models"])
     def test_two_clusters_of_nodes_have_a_sum_each(
         self, start, run, app, audit, as_record, as_arrays
     ):
-        class Half:
-            def __init__(self, grid, half):
-                self._grid, self._half = grid, half
-
-            def get_node_ids(self):
-                nodes = self._grid.get_node_ids()
-                return nodes[: len(nodes) // 2] if self._half == 0 else nodes[len(nodes) // 2 :]
-
-            def __getattr__(self, name):
-                return getattr(self._grid, name)
-
         class Clusters(SignSGD):
             models: ClassVar = [MODEL, {name: array + start for name, array in MODEL.items()}]
 
