@@ -255,8 +255,10 @@ def without_steps(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: one for key, one in config.items() if key not in about_model}
 
 
-def target_of(config: Mapping[str, Any]) -> str:
-    """Return the version that the steps in a message of ours lead to."""
+def target_of(config: Mapping[str, Any]) -> str | None:
+    """Return the version that a client holds after a message of ours; None for any other."""
+    if not has_steps(config):
+        return version_of_whole(config)
     start = f"{PREFIX}{_KIND}."
     versions = list_from_json("versions", config[f"{start}versions"], str)
     return [str(config[f"{start}base"]), *versions][-1]

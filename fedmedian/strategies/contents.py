@@ -112,9 +112,9 @@ def readdress(
 
 
 def targets_in(messages: Sequence[Message]) -> list[str | None]:
-    """Return the version of the model that coded steps in each message lead to; None without."""
+    """Return the version of the model that each message's client then holds; None without one."""
     contents = {id(message.content): message.content for message in messages}  # nodes share one
-    told = {key: _told_in(content) for key, content in contents.items() if _has_steps(content)}
+    told = {key: _told_in(content) for key, content in contents.items()}
     targets = {key: target_of(one[1]) for key, one in told.items() if one is not None}
     return [targets.get(id(message.content)) for message in messages]
 

@@ -362,8 +362,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
     def __note_own_evaluation(
         self, called_for: Any, sent: list[tuple[ClientProxy, EvaluateIns]]
     ) -> None:
-        configs = (ins.config for _, ins in sent)
-        targets = [target_of(config) if has_steps(config) else None for config in configs]
+        targets = [target_of(ins.config) for _, ins in sent]
         sent[:] = self.__readdressed(sent, [*map(self.__protocol.held, targets)])
         self.__note_evaluation(sent)
 

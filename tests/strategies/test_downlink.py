@@ -776,6 +776,30 @@ class TestMessagesOfItsOwn:
         assert len(outcome.evaluations) == 6
         assert all(abs(model.mean() - GOAL) < 0.5 for model in models)
 
+    def test_a_node_may_evaluate_a_model_besides_the_one_that_it_trains(
+        self, api, habitual, run, warnings
+    ):
+        models = [MODEL["0"], -MODEL["0"] - 4]
+
+        def ask(number, model, usual):
+            groups = [usual({"0": array}) for array in models]
+            return [one for n in (0, 1) for one in groups[n] if one.partition % 2 == n]
+
+        def hear(number, heard, usual):
+            for group in (0, 1):
+                arrays, metrics = usual([one for one in heard if one.partition % 2 == group])
+                models[group] = arrays["0"]
+            return {"0": models[0]}, metrics
+
+        def ask_to_evaluate(number, model, usual):
+            return [letter for array in models for letter in usual({"0": array})]
+
+        habits = {"ask": ask, "hear": hear, "ask_to_evaluate": ask_to_evaluate}
+        strategy = habitual(api, "MedianSGD", MODEL, downlink=CodedSteps(), **habits)
+        outcome = run(strategy, train, MODEL, NUM_CLIENTS, 4)
+        assert {one["replies-rejected"] for one in outcome.reports.values()} == {0}
+        assert not [text for text in warnings() if NOT_HELD in text]
+
 
 def question_of(raw):
     """Return the number of the question that a reply answers."""
