@@ -12,7 +12,7 @@ from collections.abc import Callable
 from flwr.app import UserConfig
 
 from experiments.apps import HETEROGENEOUS
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.server_app import PROGRESS
+from experiments.apps.heterogeneous.fedmedian_heterogeneous import PROGRESS
 from experiments.demos.deployment_runtime import SuperNode, superlink_options, write_certificates
 from experiments.demos.flower_runtime import (
     FlowerError,

@@ -6,7 +6,7 @@
 from pathlib import Path
 
 from experiments.apps import HETEROGENEOUS, read_command_line
-from experiments.apps.heterogeneous.fedmedian_heterogeneous.server_app import PROGRESS
+from experiments.apps.heterogeneous.fedmedian_heterogeneous import PROGRESS
 from experiments.demos.flower_runtime import FlowerError, flower_runtime
 from experiments.studies.report import report
 

@@ -4,7 +4,7 @@ import logging
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import nan
 from statistics import fmean
 from typing import Any, cast
@@ -16,50 +16,13 @@ from flwr.app import ArrayRecord, Message, MessageType, UserConfig
 from flwr.clientapp import ClientApp
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from experiments.studies.runs import Run
 from fedmedian.clients import InProcessGrid
 from fedmedian.records import serialized_sizes
 from fedmedian.wire.scalars import is_refusal
 
 Tell = Callable[[int, float], None]
 """Takes a round, 0 before the first, and the test accuracy after it."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One strategy's run from one seed.
-
-    Parameters
-    ----------
-    strategy : str
-        The strategy's name in tables and figures.
-    seed : int
-        The seed.
-    history : list of (int, float)
-        Rounds, and the test accuracy after each; 0 stands for before the first.
-    uplink_bytes, downlink_bytes : float
-        Mean bytes of a training reply, and of the message that asks for it; nan if nothing was
-        sent, or if only the other was measured.
-    sent : list of int
-        The bytes of all training messages and replies of each round, errors included; empty if
-        they were not measured.
-    """
-
-    strategy: str
-    seed: int
-    history: list[tuple[int, float]]
-    uplink_bytes: float
-    downlink_bytes: float = nan
-    sent: list[int] = field(default_factory=list)
-
-    @property
-    def rounds(self) -> int:
-        """The number of rounds."""
-        return self.history[-1][0]
-
-    @property
-    def accuracy(self) -> float:
-        """Test accuracy after the last round."""
-        return self.history[-1][1]
 
 
 class StudyGrid(InProcessGrid):

@@ -20,9 +20,10 @@ from scipy.special import ndtri
 from experiments.apps import HETEROGENEOUS, read_config
 from experiments.apps.heterogeneous.fedmedian_heterogeneous import client_app, server_app
 from experiments.studies.commands import show_tables
-from experiments.studies.harness import App, Run, StudyGrid, Tell, run
+from experiments.studies.harness import App, StudyGrid, Tell, run
 from experiments.studies.peers import Remembering
 from experiments.studies.random_basis import unseeded
+from experiments.studies.runs import Run
 from experiments.studies.tables import make_table
 from fedmedian import (
     Adaptive,

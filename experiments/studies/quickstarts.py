@@ -16,16 +16,16 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from datasets import disable_progress_bars
 from flwr.app import ArrayRecord, Context, RecordDict, UserConfig
 from flwr.common.config import get_project_config
 from flwr.serverapp import ServerApp
 
 from experiments.apps import QUICKSTARTS, read_config
 from experiments.studies.commands import document, make_documenting_parser
-from experiments.studies.harness import App, Run, StudyGrid, Tell, run
+from experiments.studies.harness import App, StudyGrid, Tell, run
 from experiments.studies.plugging import plug_in
 from experiments.studies.progress import tracked
+from experiments.studies.runs import Run
 from experiments.studies.tables import make_table
 from fedmedian.model.layout import Layout
 from fedmedian.records import to_arrays
@@ -227,6 +227,8 @@ def main() -> None:
         help="another value for a key of the apps' pyproject.toml, such as num-server-rounds=10",
     )
     arguments = parser.parse_args()
+    from datasets import disable_progress_bars  # what only the apps themselves need otherwise
+
     disable_progress_bars()
     text = quickstart_table(range(arguments.repetitions), arguments.overrides)
     print(text)

@@ -9,7 +9,7 @@ import matplotlib as mpl
 from flwr.app import UserConfig
 from matplotlib.figure import Figure
 
-from experiments.studies.harness import Run
+from experiments.studies.runs import Run
 from experiments.studies.tables import make_table
 
 # Okabe and Ito's palette: told apart by everybody, and in gray.

@@ -9,8 +9,8 @@ import pytest
 from experiments.apps import HETEROGENEOUS, read_command_line, read_config
 from experiments.apps.heterogeneous.fedmedian_heterogeneous import server_app, task
 from experiments.studies import heterogeneous
-from experiments.studies.harness import Run
 from experiments.studies.report import compare_bytes, plot_accuracy, read_runs
+from experiments.studies.runs import Run
 from fedmedian import Adaptive, CodedSteps, Gaussian, Laplace, TopUp
 from fedmedian.strategies import MedianSGD, SignSGD
 

@@ -18,14 +18,12 @@ from fedmedian.records import serialized_sizes
 from fedmedian.rules.noise import NOISE_FAMILIES, Noise
 from fedmedian.strategies import Checkpoint, MedianSGD, SignSGD
 
+from . import PROGRESS
 from .task import evaluate, load_test_set, make_network
 
 app = ServerApp()
 
 S = TypeVar("S", bound=Strategy)
-
-PROGRESS = "» "
-"""The beginning of each line of progress, which sets it apart from a log's other lines."""
 
 
 def for_all_clients(strategy: Callable[..., S], config: UserConfig) -> Callable[..., S]:
