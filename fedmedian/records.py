@@ -90,9 +90,14 @@ def _num_bytes(content: RecordDict) -> int:
 def serialized_sizes(sent: Iterable[Message | InflatableObject]) -> list[int]:
     """Return the bytes of Flower's messages or records on the wire, headers included."""
     with no_object_id_recompute():  # objects hold others, and strategies send one content to all
-        return [_serialized_size(one) for one in sent]
+        known = dict[str, int]()
+        return [_serialized_size(one, known) for one in sent]
 
 
-def _serialized_size(sent: Message | InflatableObject) -> int:
+def _serialized_size(sent: Message | InflatableObject, known: dict[str, int]) -> int:
+    """Return an object's bytes with those it holds; `known` has sizes by Flower's ids, hashes."""
     children: Mapping[str, InflatableObject] = sent.children or {}
-    return len(sent.deflate()) + sum(map(_serialized_size, children.values()))
+    for key, child in children.items():
+        if key not in known:
+            known[key] = _serialized_size(child, known)
+    return len(sent.deflate()) + sum(map(known.__getitem__, children))
