@@ -11,8 +11,6 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from datasets import disable_progress_bars
-
 from experiments.apps import QUICKSTARTS
 from experiments.studies.both_ways import run_setting
 from experiments.studies.commands import show_tables
@@ -72,6 +70,8 @@ def run_app(strategy: str, app: Setting | Path, seed: int) -> Result:
     dict
         ``accuracy`` after each round, or after the last.
     """
+    from datasets import disable_progress_bars  # what only the apps themselves need otherwise
+
     disable_progress_bars()
     if isinstance(app, Setting):
         return run_setting(strategy, app, seed)

@@ -8,8 +8,6 @@ The environment variables ``MNIST`` and ``CIFAR_10`` name folders with copies, a
 import os
 
 import torch
-from datasets import disable_progress_bars
-from flwr_datasets import FederatedDataset
 from torch import Tensor
 
 HUB = {"mnist": ("ylecun/mnist", "image"), "cifar-10": ("uoft-cs/cifar10", "img")}
@@ -40,6 +38,10 @@ def load_split(dataset: str, split: str, examples: int | None = None) -> tuple[T
     SystemExit
         If the data set is not to be had; it says how to make a copy.
     """
+    # Here, for it takes a second that studies on digits do without.
+    from datasets import disable_progress_bars
+    from flwr_datasets import FederatedDataset
+
     name, column = HUB[dataset]
     variable = dataset.upper().replace("-", "_")
     source = os.environ.get(variable, name)

@@ -2,12 +2,9 @@
 
 import contextlib
 
-import datasets
-import flwr_datasets.federated_dataset
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Image
 
 from experiments.claims import __main__ as command
 from experiments.studies.federation import Setting, load, make_network, split
@@ -17,8 +14,8 @@ from experiments.studies.hub import load_split
 @pytest.fixture(autouse=True)
 def alone(tmp_path, monkeypatch):
     """Write to no cache but the test's, and send Flower no telemetry."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(flwr_datasets.federated_dataset, "event", lambda *_: None)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("flwr_datasets.federated_dataset.event", lambda *_: None)
     load.cache_clear()
     split.cache_clear()
     yield
@@ -28,6 +25,8 @@ def alone(tmp_path, monkeypatch):
 
 def write(folder, column, **splits):
     """Write a copy, a Parquet file for each split's images and labels."""
+    from datasets import ClassLabel, Dataset, Features, Image
+
     features = Features({column: Image(), "label": ClassLabel(num_classes=10)})
     for name, (images, labels) in splits.items():
         rows = Dataset.from_dict({column: list(images), "label": labels}, features=features)
@@ -75,7 +74,7 @@ class TestWhatIsNotToBeHad:
 
     def test_without_a_network(self, monkeypatch):
         monkeypatch.delenv("MNIST", raising=False)
-        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
         with pytest.raises(SystemExit) as caught:
             load("mnist", 10)
         line = str(caught.value)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from ray.cluster_utils import Cluster
 
 from experiments.demos.flower_runtime import flower_runtime
 from fedmedian.clients import InProcessGrid
@@ -100,6 +99,8 @@ def main(grid, context):
 @pytest.fixture(scope="module")
 def cluster():
     """A cluster of two machines, of one core each, that are both this one."""
+    from ray.cluster_utils import Cluster
+
     with (
         pytest.MonkeyPatch.context() as patch,
         tempfile.TemporaryDirectory(prefix="fm-", dir="/tmp", ignore_cleanup_errors=True) as folder,
