@@ -25,8 +25,8 @@ _MEMORYLESS = (Clip, DivideByLearningRate)
 class _Charge:
     """What a question was charged: how and which clients were drawn, and how often one answers.
 
-    Several groups of clients may have a secure sum each; `fewest` are the votes in the smallest one
-    that was opened.
+    Several groups of clients may have a secure sum each. All count as the smallest; `fewest` are
+    the votes in the smallest one that was opened.
     """
 
     draw: Draw
@@ -129,10 +129,10 @@ class Ledger:
                 f"{remedy}"
             )
 
-    def _rounds_after(self, spent: Mapping[Draw, int]) -> int:
-        """Return how many rounds of the current draw the budget still affords."""
+    def _rounds_after(self, spent: Mapping[Draw, int], draw: Draw | None = None) -> int:
+        """Return how many rounds of a draw, by default the current one, are still affordable."""
         assert self._mechanism is not None  # rounds are counted once it is known
-        (draw,) = self._of_honest({self._draw: 1})
+        (draw,) = self._of_honest({draw or self._draw: 1})
         return self._mechanism.rounds_within(
             self._budget, draw.min_replies, self._of_honest(spent), draw.summed
         )
@@ -213,26 +213,47 @@ class Ledger:
         ValueError
             If the model does not fit the mechanism.
         """
+        return self._afforded(question, drawn, again=self._draw.sampling < 1) is not None
+
+    def _afforded(
+        self, question: Question, drawn: Collection[Node], *, again: bool
+    ) -> _Charge | None:
+        """Return what a question is charged if these clients are asked, too; None for too much.
+
+        `again` says whether a client may answer it once more.
+        """
         if reasons := [*map(str, against_model(question))]:
             raise ValueError(
                 f"privacy_budget must be None with this model, got {self._budget!r}; there is no "
                 f"mechanism because of {NoMechanism(tuple(reasons))}"
             )
+        remedy = ""
         if self._secure is not None:
-            draw = self._draw = self._draw._replace(summed=self._secure.least(len(drawn)))
+            self._draw = self._draw._replace(summed=self._secure.least(len(drawn)))
             steps, seed = question.instruction.steps, question.instruction.seed
             cheaper = "; all arrays in one block, Rotation(smallest=10**9), cost less"
             remedy = cheaper if len(question.blocks) > 1 else ""
             # A model of another size has other limits of its entries.
             self._take(mechanism_of(steps, seed=seed), remedy)
-            if not self._rounds_after(self._answered):
-                warn(
-                    "no client is asked in round %d: another answer in a sum of %d clients would "
-                    "exceed the privacy budget, %s%s",
-                    *(question.server_round, draw.summed, self, remedy),
-                )
-                return False
-        return True
+        charge, spent = _Charge(self._draw, frozenset(drawn)), self._answered
+        if (earlier := self._charged.get(question.key)) is not None:
+            fewest = min(earlier.draw.summed, self._draw.summed)
+            charge = replace(
+                earlier,
+                draw=earlier.draw._replace(summed=fewest),
+                nodes=earlier.nodes.union(drawn),
+                times=earlier.times + again,
+            )
+            spent = spent - Counter({earlier.draw: earlier.times})
+        is_known = self._secure is None  # by `rounds_left`
+        if is_known or self._rounds_after(spent, charge.draw) >= charge.times:
+            return charge
+        warn(
+            "no client is asked in round %d: another answer in a sum of %d clients would exceed "
+            "the privacy budget, %s%s",
+            *(question.server_round, charge.draw.summed, self, remedy),
+        )
+        return None
 
     def spend(
         self, question: Question, drawn: Collection[Node], sent: Collection[Node] = ()
@@ -256,19 +277,14 @@ class Ledger:
         ValueError
             As for `affords`.
         """
-        if not self.affords(question, drawn):
-            return False
-        draw = self._draw
-        same = {key: one for key, one in self._charged.items() if key[0] == question.server_round}
-        earlier = same.get(question.key)
-        is_new = earlier is None or earlier.draw != draw
         # A client that several calls of a subclass have drawn answers once, unless it was sent the
         # question before. But two draws do not hide it as well as one.
-        if is_new or draw.sampling < 1 or not {*sent}.isdisjoint(drawn):
-            self._answered[draw] += 1
-        nodes = frozenset(drawn) if earlier is None else earlier.nodes.union(drawn)
-        self._charged = {**same, question.key: _Charge(draw, nodes)}
-        self.store(question)
+        again = self._draw.sampling < 1 or not {*sent}.isdisjoint(drawn)
+        if (charge := self._afforded(question, drawn, again=again)) is None:
+            return False
+        same = {key: one for key, one in self._charged.items() if key[0] == question.server_round}
+        self._charged = same
+        self._recount(question, charge)
         return True
 
     def recharge(self, question: Question, nodes: Collection[Node]) -> bool:
@@ -284,15 +300,10 @@ class Ledger:
         ValueError
             As for `affords`.
         """
-        charge = self._charged[question.key]
-        self._answered[charge.draw] -= charge.times
-        try:
-            is_affordable = self.affords(question, nodes)
-        finally:
-            self._answered[charge.draw] += charge.times
-        if is_affordable:
-            self._recount(question, replace(charge, draw=self._draw))
-        return is_affordable
+        if (charge := self._afforded(question, nodes, again=False)) is None:
+            return False
+        self._recount(question, replace(charge, nodes=self._charged[question.key].nodes))
+        return True
 
     def settle(self, question: Question, votes: int) -> None:
         """Charge a secure sum for the votes in it, at least as many as `spend` assumed."""
@@ -329,9 +340,9 @@ class Ledger:
         )
 
     def _recount(self, question: Question, charge: _Charge) -> None:
-        """Replace what a question was charged."""
-        before = self._charged[question.key]
-        self._answered[before.draw] -= before.times
+        """Replace what a question was charged, if anything."""
+        if (before := self._charged.get(question.key)) is not None:
+            self._answered[before.draw] -= before.times
         self._answered[charge.draw] += charge.times
         self._answered += Counter()  # without those that are zero
         self._charged[question.key] = charge

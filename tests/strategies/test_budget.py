@@ -714,15 +714,16 @@ class TestSecureSums:
 
     @pytest.fixture
     def ledger_of(self):
-        def make(epsilon, **options):
+        def make(epsilon, sampling=1.0, **options):
             recipe = Recipe(
                 noise=Gaussian(8.0),
                 client_steps=[Clip(2.0)],
                 rotation=Rotation(100),
                 secure=self.SECURE,
             )
-            options = RunOptions(privacy_budget=PrivacyBudget(epsilon, 1e-5, **options))
-            return recipe, Ledger.of_strategy(recipe, options, 1.0, 0.0)
+            budget = PrivacyBudget(epsilon, 1e-5, sampling=sampling, **options)
+            options = RunOptions(privacy_budget=budget)
+            return recipe, Ledger.of_strategy(recipe, options, sampling, 0.0)
 
         return make
 
@@ -754,6 +755,24 @@ class TestSecureSums:
         for number in votes:
             ledger.settle(question, number)
         assert ledger.report["epsilon"] == pytest.approx(self.epsilon(8))
+
+    @pytest.mark.parametrize("drawn", [(10, 10), (20, 10), (10, 20)])
+    @pytest.mark.parametrize("sampling", [0.5, 1.0])
+    def test_each_draw_of_groups_of_which_fewer_are_asked_counts_as_the_smaller_of_their_sums(
+        self, sampling, drawn, ledger_of
+    ):
+        recipe, ledger = ledger_of(50.0, sampling)
+        question = recipe.ask(RunState(), 1, MODEL)
+        for number in drawn:
+            assert ledger.spend(question, range(number))
+        for _ in drawn:
+            assert ledger.recharge(question, range(6))
+        for votes in (6, 5):
+            ledger.settle(question, votes)
+        draw = Draw(sampling, summed=honest_of(0.8, 5))
+        mechanism, draws = Mechanism(2.0, 8.0, limit=self.LIMIT), 2 if sampling < 1 else 1
+        epsilon = mechanism.epsilon_of({draw: draws}, 1e-5)
+        assert ledger.report["epsilon"] == pytest.approx(epsilon)
 
     def test_another_share_of_honest_clients_counts_for_earlier_rounds_too(self, ledger_of):
         spent = []
