@@ -474,8 +474,8 @@ class RoundProtocol:
             If it cannot be opened. Then no vote counts.
         """
         assert self._sums is not None  # only called with secure sums
-        hearing.counts["replies-missing"] += question.without_place
-        hearing.reasons += [_NO_PLACE] * question.without_place
+        hearing.counts["replies-missing"] += len(question.without_place)
+        hearing.reasons += [_NO_PLACE] * len(question.without_place)
         kept, reason = list[Answer[Any]](), _LEFT_THE_SUM
         try:
             kept, total = self._sums.open(question, answers, exchange, hearing.reasons)

@@ -101,8 +101,8 @@ class Question:
         The versions of the model that nodes hold, as far as the server knows.
     cohort : SumCohort, optional
         The nodes in its secure sum.
-    without_place : int (default: 0)
-        The number of nodes that were to be asked, but have no place in it.
+    without_place : frozenset of int or str (default: frozenset())
+        The nodes that were to be asked, but have no place in it.
     """
 
     server_round: int
@@ -113,7 +113,7 @@ class Question:
     sent: Arrays
     versions: Mapping[Node, str]
     cohort: SumCohort[Node] | None = None
-    without_place: int = 0
+    without_place: frozenset[Node] = frozenset()
 
     @cached_property
     def places(self) -> Mapping[Node, Place]:

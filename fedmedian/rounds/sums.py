@@ -79,7 +79,8 @@ class SecureSums:
             )
         circle = replace(self._rule.circle(members), least=least)
         cohort = SumCohort(circle, {one: self._keys[one] for one in members})
-        seated = replace(question, cohort=cohort, without_place=len(nodes) - len(members))
+        without = question.without_place.union(nodes).difference(members)
+        seated = replace(question, cohort=cohort, without_place=without)
         self._seated = question, {*nodes}, seated
         self._last |= dict.fromkeys(members, seated.key)
         now = question.server_round

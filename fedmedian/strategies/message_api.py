@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from statistics import fmean
@@ -343,8 +344,10 @@ class MessageStrategy(ShowsArguments, FedAvg):
             for group in [alike] if is_one else [[call] for call in alike]:
                 known = {id(one.metadata) for call in group for one in call.messages}
                 own = [one for one in asked if id(one.metadata) in known or id(one) in unknown]
-                if own and {*nodes_of(own)} != group[-1].about.places.keys():
-                    seated, kept = self.__seated(group[-1].about, own)
+                about = group[-1].about
+                if own and {*nodes_of(own)} != about.places.keys():
+                    without = about.without_place.union(*(one.about.without_place for one in group))
+                    seated, kept = self.__seated(replace(about, without_place=without), own)
                     left_out = {*map(id, own)} - {*map(id, kept)}
                     messages[:] = [one for one in messages if id(one) not in left_out]
                     for call in group:

@@ -617,6 +617,14 @@ class TestSubclasses:
         assert [one["replies-missing"] for one in outcome.reports.values()] == [0] * 4
         assert "keeps the model as it is" not in caplog.text
 
+    def test_nodes_without_a_key_are_missing_though_messages_are_dropped(self, run, app):
+        def fails(partition, server_round, stage):
+            return partition == 0 and stage == "key"
+
+        strategy = self.asking(lambda asked, number: asked[number - 1 :])
+        outcome = run(strategy, app(failing(fails)), MODEL, NUM_CLIENTS, 2)
+        assert [one["replies-missing"] for one in outcome.reports.values()] == [1, 1]
+
     def test_messages_may_change_places(self, run, app, audit):
         def exchange(asked, number):
             if number == 2:
