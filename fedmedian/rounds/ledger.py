@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedmedian.aggregators.diagnostics import Report
@@ -26,13 +26,15 @@ class _Charge:
     """What a question was charged: how and which clients were drawn, and how often one answers.
 
     Several groups of clients may have a secure sum each. All count as the smallest; `fewest` are
-    the votes in the smallest one that was opened.
+    the votes in the smallest one that was opened. Groups may share clients: `heard` are the answers
+    of each so far.
     """
 
     draw: Draw
     nodes: frozenset[Node]
     times: int = 1
     fewest: int = MOST_CLIENTS
+    heard: Counter[Node] = field(default_factory=Counter)
 
 
 class Ledger:
@@ -325,10 +327,13 @@ class Ledger:
         charge = self._charged.get(question.key)
         if charge is None:
             return
-        times = max([charge.times, *Counter(nodes).values()])
+        heard = charge.heard + Counter(nodes)
+        times = max([charge.times, *heard.values()])
         is_drawn = charge.draw.sampling == 1 or {*nodes} <= charge.nodes
-        now = replace(charge, draw=charge.draw if is_drawn else Draw(), times=times)
-        if now == charge:
+        draw = charge.draw if is_drawn else Draw()
+        now = replace(charge, draw=draw, times=times, heard=heard)
+        if (draw, times) == (charge.draw, charge.times):
+            self._charged[question.key] = now
             return
         self._recount(question, now)
         self._once.warn(

@@ -249,9 +249,10 @@ class TestBudget:
 class TestSubclasses:
     """What clients have answered counts, whatever a subclass makes of the messages."""
 
-    def play(self, api, run, habitual, ask):
+    def play(self, api, run, habitual, ask, **habits):
         budget = PrivacyBudget(epsilon=8.0, delta=1e-5)
-        strategy = habitual(api, "SignSGD", MODEL, ask=ask, privacy_budget=budget, **OF_SIGNS)
+        habits |= {"ask": ask, "privacy_budget": budget}
+        strategy = habitual(api, "SignSGD", MODEL, **habits, **OF_SIGNS)
         outcome = run(strategy, train, MODEL, 4, 2)
         return outcome.reports[2]["epsilon"]
 
@@ -264,6 +265,20 @@ class TestSubclasses:
             return [first, *copies, *others]
 
         assert self.play(api, run, habitual, ask) == MECHANISM.epsilon(1e-5, 3 + 1)
+        assert len(warnings("round 1: a client has answered twice")) == 1
+
+    def test_a_client_of_two_groups_that_are_heard_one_by_one_counts_twice(
+        self, api, run, habitual, warnings
+    ):
+        def ask(number, model, usual):
+            first, *others = usual(model)
+            return [first, first.to(first.partition), *others]
+
+        def hear(number, heard, usual):
+            usual(heard[:1])
+            return usual(heard[1:])
+
+        assert self.play(api, run, habitual, ask, hear=hear) == MECHANISM.epsilon(1e-5, 4)
         assert len(warnings("round 1: a client has answered twice")) == 1
 
     def test_two_calls_that_ask_some_each_count_once(self, api, older_api, run, habitual, warnings):
