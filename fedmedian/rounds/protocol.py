@@ -107,6 +107,8 @@ class RoundProtocol:
         self._sums = None if secure is None else SecureSums(secure, self._roster)
         self._questions: list[Question] = []
         self._round: int | None = None
+        self._asking: int | None = None
+        self._asked_as = dict[Any, int]()
         self._is_over = self._has_trained = self._has_evaluated = False
         self._once = Once()
         self._silent_rounds = self._asked_before = 0
@@ -214,6 +216,27 @@ class RoundProtocol:
         """Return the open questions of a round, one per model."""
         return [one for one in self._questions if one.server_round == server_round]
 
+    def note_calls(self, called_for: Any, questions: Iterable[Question | None]) -> None:
+        """Note the questions that a subclass asks in a round.
+
+        It may count rounds on, as from an earlier run, for what clients are told.
+
+        Parameters
+        ----------
+        called_for : object
+            The round that the subclass is called for, None if unknown.
+        questions : iterable of Question or None
+            The questions; None for messages without one.
+        """
+        rounds = {one.server_round for one in questions if one is not None}
+        asking = self._asking
+        self._asked_as = {} if asking not in rounds else {called_for: asking}
+
+    def round_asked(self, server_round: int) -> int:
+        """Return the round that clients were told of whose replies are aggregated for a round."""
+        self._asking = None
+        return self._asked_as.get(server_round, server_round)
+
     def not_asked(self, server_round: int, replies: str, configure: str) -> RuntimeError:
         """Return the error for replies of a round without an open question.
 
@@ -282,6 +305,7 @@ class RoundProtocol:
             )
             self._is_over = True
             return None
+        self._asking = server_round
         if self._is_answered:
             self.journal.reopen(server_round)
         asked = [] if self._is_answered else self.questions_of(server_round)

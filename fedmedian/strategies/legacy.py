@@ -127,8 +127,6 @@ class LegacyStrategy(ShowsArguments, FedAvg):
             ledger=Ledger.of_strategy(recipe, options, self.fraction_fit, self.fraction_evaluate),
         )
         self.__asked: list[Node] = []
-        self.__asking: int | None = None
-        self.__asked_as = dict[Any, int]()
         self.__heard: list[Question] = []  # of the round
         self.__asked_to_evaluate: list[Node] = []
         self.__size = self.__whole_size = 0.0
@@ -193,8 +191,6 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         question = self.__protocol.ask(server_round, parameters_to_arrays(parameters))
         if question is None:
             return []
-        # A subclass may count rounds on, as from an earlier run, for what clients are told.
-        self.__asking = server_round
         self.__log_waiting(client_manager)
         before = max(client_manager.num_available(), self.min_available_clients)
         with self.__protocol.sampling(server_round):
@@ -233,9 +229,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         open_ones = (one for number, _ in {*keys} for one in self.__protocol.questions_of(number))
         questions = {one.key: one for one in open_ones}
         abouts = [questions.get(key) for key in keys]
-        rounds = {one.server_round for one in abouts if one is not None}
-        now = self.__asking
-        self.__asked_as = {called_for: now} if now is not None and now in rounds else {}
+        self.__protocol.note_calls(called_for, abouts)
         sent[:] = self.__readdressed(sent, [one.state.held if one else None for one in abouts])
         made: dict[tuple[int, int], Parameters] = {}
         for index, ((client, ins), about) in enumerate(zip([*sent], abouts, strict=True)):
@@ -271,8 +265,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         self, server_round: int, results: list[Trained], failures: list[Trained | BaseException]
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Aggregate the usable results into a new model, and report on the round."""
-        self.__asking = None
-        questions = self.__protocol.questions_of(self.__asked_as.get(server_round, server_round))
+        questions = self.__protocol.questions_of(self.__protocol.round_asked(server_round))
         if not questions:
             raise self.__protocol.not_asked(server_round, "results", "configure_fit")
         replies, reasons = _by_client("aggregate_train", results, failures)

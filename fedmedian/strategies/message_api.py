@@ -86,7 +86,6 @@ class MessageStrategy(ShowsArguments, FedAvg):
     """
 
     __received: dict[str, Message] | None = None  # also of a subclass that builds no strategy
-    __asking: int | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let the strategy see what a subclass sends, and which replies it leaves out."""
@@ -283,8 +282,6 @@ class MessageStrategy(ShowsArguments, FedAvg):
             self.__forget()  # another strategy has started a new run
         if question is None:
             return []
-        # A subclass may count rounds on, as from an earlier run, for what clients are told.
-        self.__asking = server_round
         told = without_our_keys(config)
         told.update(question.instruction.encode())
         with self.__protocol.sampling(server_round):
@@ -370,9 +367,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         for message in messages:
             usual = questions.get(key_in(message))  # none if a subclass has replaced the content
             abouts.append(usual and known.get(id(message.metadata), usual))
-        rounds = {one.server_round for one in abouts if one is not None}
-        now = self.__asking
-        self.__asked_as = {called_for: now} if now is not None and now in rounds else {}
+        self.__protocol.note_calls(called_for, abouts)
         own = {id(message) for message in self.__asked.unknown(messages)}
         records: dict[tuple[int, int], ArrayRecord] = {}
         for message, about in zip(messages, abouts, strict=True):
@@ -468,8 +463,6 @@ class MessageStrategy(ShowsArguments, FedAvg):
         """Forget the messages of an earlier run."""
         self.__contents = Contents()
         self.__former = dict[str, int]()
-        self.__asking = None
-        self.__asked_as = dict[Any, int]()
         self.__asked: Calls[Question] = Calls(self.__former)
         self.__asked_to_evaluate = Calls[ArrayRecord](self.__former)
 
@@ -507,8 +500,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self, server_round: int, replies: Sequence[Message]
     ) -> tuple[Question | None, list[Message]]:
         """Return the question that most replies answer, and the messages whose replies are due."""
-        self.__asking = None
-        own = self.__asked.answered_by(self.__asked_as.get(server_round, server_round), replies)
+        own = self.__asked.answered_by(self.__protocol.round_asked(server_round), replies)
         if replies and not own:
             raise self.__protocol.not_asked(server_round, "replies", "configure_train")
         sent = self.__asked.hear(own, _ids_in(replies), self.__all_received())
