@@ -11,7 +11,7 @@ from fedmedian.records import to_arrays, to_record
 from fedmedian.rounds.downlink import Content, Held
 from fedmedian.rounds.recipe import Question
 from fedmedian.rounds.screening import Node
-from fedmedian.steps.downlink import has_steps, is_in, target_of, without_steps
+from fedmedian.steps.downlink import has_steps, target_of, without_steps
 from fedmedian.steps.instruction import Instruction
 from fedmedian.wire.scalars import PREFIX, WireError
 
@@ -104,7 +104,7 @@ def readdress(
     made: dict[tuple[int, Content], RecordDict] = {}
     before = [message.content for message in messages]  # kept, so that ids stay their own
     for message, content, held, own in zip(messages, before, helds, wanted, strict=True):
-        if held is not None and own is not None and _has_steps(content):
+        if held is not None and own is not None:
             key = id(content), own
             if key not in made:
                 made[key] = _with_steps(content, held, own)
@@ -119,21 +119,16 @@ def targets_in(messages: Sequence[Message]) -> list[str | None]:
     return [targets.get(id(message.content)) for message in messages]
 
 
-def _has_steps(content: RecordDict) -> bool:
-    told = _told_in(content)
-    return told is not None and has_steps(told[1])
-
-
 def _told_in(content: RecordDict) -> tuple[str, ConfigRecord] | None:
-    """Return the config that tells of the model that clients hold, after its name; or None."""
+    """Return the config that tells of coded steps, after its name; None without steps."""
     configs = ((name, one) for name, one in content.items() if isinstance(one, ConfigRecord))
-    return next(((name, one) for name, one in configs if is_in(one)), None)
+    return next(((name, one) for name, one in configs if has_steps(one)), None)
 
 
 def _with_steps(content: RecordDict, held: Held, wanted: Content) -> RecordDict:
-    """Return a content with the steps that are wanted in place of others, or without any."""
-    told = _told_in(content)
-    assert told is not None  # only called if there are steps
+    """Return a content with the steps that are wanted in place of any, or without."""
+    if (told := _told_in(content)) is None:
+        return content
     name, config = told
     arrays = {key: one for key, one in content.items() if isinstance(one, ArrayRecord)}
     if any(one.keys() == held.model.keys() for one in arrays.values()):
