@@ -7,6 +7,7 @@ the server's side and `fedmedian.clients` the client's.
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from fedmedian.aggregators.agreement import Agreement
 from fedmedian.aggregators.base import Aggregator, Answers, coordinatewise
@@ -88,10 +89,16 @@ _PACKAGES = ("clients", "privacy", "strategies")
 """They are imported on first use, because two of them need Flower."""
 
 
-def __getattr__(name: str) -> ModuleType:
-    if name in _PACKAGES:
-        return import_module(f"{__name__}.{name}")
-    refuse_name(__name__, name)
+if TYPE_CHECKING:
+    from fedmedian import clients as clients
+    from fedmedian import privacy as privacy
+    from fedmedian import strategies as strategies
+else:  # or type checkers would take any name for a package
+
+    def __getattr__(name: str) -> ModuleType:
+        if name in _PACKAGES:
+            return import_module(f"{__name__}.{name}")
+        refuse_name(__name__, name)
 
 
 def __dir__() -> list[str]:

@@ -32,14 +32,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:  # names that are imported above never get here
-        refuse_name(__name__, name)
-    try:
-        from fedmedian.clients import torch_clients
-    except ModuleNotFoundError as error:
-        raise ImportError(f"{name} needs torch: pip install 'fedmedian[torch]'") from error
-    return getattr(torch_clients, name)
+if not TYPE_CHECKING:  # or type checkers would take any name for one of these
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:  # names that are imported above never get here
+            refuse_name(__name__, name)
+        try:
+            from fedmedian.clients import torch_clients
+        except ModuleNotFoundError as error:
+            raise ImportError(f"{name} needs torch: pip install 'fedmedian[torch]'") from error
+        return getattr(torch_clients, name)
 
 
 def __dir__() -> list[str]:
