@@ -80,6 +80,8 @@ class RoundProtocol:
     ----------
     is_announced : bool
         Whether the strategy was told that the run begins; not if another strategy drives it.
+    asked_as : dict
+        The last round that clients were told of, by the round that a subclass was called for.
     """
 
     def __init__(
@@ -108,7 +110,7 @@ class RoundProtocol:
         self._questions: list[Question] = []
         self._round: int | None = None
         self._asking: int | None = None
-        self._asked_as = dict[Any, int]()
+        self.asked_as = dict[Any, int]()
         self._is_over = self._has_trained = self._has_evaluated = False
         self._once = Once()
         self._silent_rounds = self._asked_before = 0
@@ -230,12 +232,7 @@ class RoundProtocol:
         """
         rounds = {one.server_round for one in questions if one is not None}
         asking = self._asking
-        self._asked_as = {} if asking not in rounds else {called_for: asking}
-
-    def round_asked(self, server_round: int) -> int:
-        """Return the round that clients were told of whose replies are aggregated for a round."""
-        self._asking = None
-        return self._asked_as.get(server_round, server_round)
+        self.asked_as = {called_for: asking} if asking is not None and asking in rounds else {}
 
     def not_asked(self, server_round: int, replies: str, configure: str) -> RuntimeError:
         """Return the error for replies of a round without an open question.
@@ -449,7 +446,7 @@ class RoundProtocol:
         Heard
             The outcome, for `end`.
         """
-        self._has_trained = True
+        self._has_trained, self._asking = True, None
         hearing = Hearing("aggregate_train", asked, self._roster, failures)
         answers = hearing.readable(replies, read)
         self._roster.learn([(answer.node, answer.payload.partition) for answer in answers])

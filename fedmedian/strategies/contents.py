@@ -11,7 +11,7 @@ from fedmedian.records import to_arrays, to_record
 from fedmedian.rounds.downlink import Content, Held
 from fedmedian.rounds.recipe import Question
 from fedmedian.rounds.screening import Node
-from fedmedian.steps.downlink import has_steps, target_of, without_steps
+from fedmedian.steps.downlink import has_steps, is_in, target_of, without_steps
 from fedmedian.steps.instruction import Instruction
 from fedmedian.wire.scalars import PREFIX, WireError
 
@@ -120,14 +120,15 @@ def targets_in(messages: Sequence[Message]) -> list[str | None]:
 
 
 def _told_in(content: RecordDict) -> tuple[str, ConfigRecord] | None:
-    """Return the config that tells of coded steps, after its name; None without steps."""
+    """Return the config that tells of the model that clients hold, after its name; or None."""
     configs = ((name, one) for name, one in content.items() if isinstance(one, ConfigRecord))
-    return next(((name, one) for name, one in configs if has_steps(one)), None)
+    return next(((name, one) for name, one in configs if is_in(one)), None)
 
 
 def _with_steps(content: RecordDict, held: Held, wanted: Content) -> RecordDict:
     """Return a content with the steps that are wanted in place of any, or without."""
-    if (told := _told_in(content)) is None:
+    told = _told_in(content)
+    if told is None or not has_steps(told[1]):
         return content
     name, config = told
     arrays = {key: one for key, one in content.items() if isinstance(one, ArrayRecord)}

@@ -265,7 +265,8 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         self, server_round: int, results: list[Trained], failures: list[Trained | BaseException]
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Aggregate the usable results into a new model, and report on the round."""
-        questions = self.__protocol.questions_of(self.__protocol.round_asked(server_round))
+        told = self.__protocol.asked_as.get(server_round, server_round)
+        questions = self.__protocol.questions_of(told)
         if not questions:
             raise self.__protocol.not_asked(server_round, "results", "configure_fit")
         replies, reasons = _by_client("aggregate_train", results, failures)

@@ -500,7 +500,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
         self, server_round: int, replies: Sequence[Message]
     ) -> tuple[Question | None, list[Message]]:
         """Return the question that most replies answer, and the messages whose replies are due."""
-        own = self.__asked.answered_by(self.__protocol.round_asked(server_round), replies)
+        told = self.__protocol.asked_as.get(server_round, server_round)
+        own = self.__asked.answered_by(told, replies)
         if replies and not own:
             raise self.__protocol.not_asked(server_round, "replies", "configure_train")
         sent = self.__asked.hear(own, _ids_in(replies), self.__all_received())
