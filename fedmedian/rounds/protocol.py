@@ -302,7 +302,7 @@ class RoundProtocol:
             )
             self._is_over = True
             return None
-        self._asking = server_round
+        self._asking, self._unclear = server_round, set()
         if self._is_answered:
             self.journal.reopen(server_round)
         asked = [] if self._is_answered else self.questions_of(server_round)
@@ -570,6 +570,7 @@ class RoundProtocol:
         """
         if self.recipe.downlink is None:
             return None
+        self._unclear = set()
         layout = Layout.of_model(model, self.recipe.exact)
         known = self._models.of(model)
         known.state = self.recipe.with_held(known.state, model, layout)
@@ -599,8 +600,9 @@ class RoundProtocol:
             if held is not None:
                 models.setdefault(node, set()).add(id(held))
         self._unclear = {node for node, own in models.items() if len(own) > 1}
-        versions = {node: self._versions.get(node) for node in models.keys() - self._unclear}
-        return [held.content_for(versions.get(node)) if held else None for node, held in asked]
+        for node in self._unclear:  # also if nobody hears its replies
+            self._versions.pop(node, None)
+        return [self.content_for(held, node) if held else None for node, held in asked]
 
     def log_whole_models(self, held: Held | None, nodes: Collection[Node]) -> None:
         """Log how many nodes are sent the whole model, and why.

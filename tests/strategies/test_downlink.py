@@ -800,6 +800,21 @@ class TestMessagesOfItsOwn:
         assert {one["replies-rejected"] for one in outcome.reports.values()} == {0}
         assert not [text for text in warnings() if NOT_HELD in text]
 
+    def test_a_node_that_has_evaluated_two_models_is_sent_one_whole_model(
+        self, api, older_api, require_all_heard
+    ):
+        def ask(number, model, usual):
+            models = [model, {"0": -MODEL["0"] - 4}] if number == 2 else []
+            return [one for own in models for one in usual(own)]
+
+        def hear_nobody(number, heard, usual):
+            return (None, {}) if api is older_api else None
+
+        own = {"ask_to_evaluate": ask, "hear_evaluation": hear_nobody}
+        outcome = require_all_heard(fraction_evaluate=1.0, **own)
+        sizes = [one["downlink-bytes"] for one in outcome.reports.values()]
+        assert [size > MODEL["0"].nbytes for size in sizes] == [True, False, True] + [False] * 3
+
 
 def question_of(raw):
     """Return the number of the question that a reply answers."""
