@@ -608,7 +608,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
 
         FedAvg's clients would have been sent the model, and would have answered training with it.
         """
-        up, down, model = sizes_of(replies), sizes_of(asked), self.__usual_size
+        both, model = sizes_of([*replies, *asked]), self.__usual_size
+        up, down = both[: len(replies)], both[len(replies) :]
         with_fedavg = sum(model if trains else size for size in up if size)
         self.__protocol.watch.count(sum(up), sum(down), with_fedavg, model * len(down))
         # Without error replies, which hold nothing: the mean is what a client sends.
