@@ -174,6 +174,10 @@ class SuperNode:
         )
         return self._process.running
 
+    def stop(self) -> None:
+        """End it by SIGTERM, so that it signs off from the SuperLink."""
+        self._process.stop()
+
     def kill(self) -> None:
         """End it by SIGKILL with all that it has started, as when its machine goes down."""
         self._process.kill()

@@ -73,6 +73,11 @@ class LoggedProcess:
         self._shown += len(lines)
         return lines
 
+    def stop(self) -> None:
+        """Ask it to end by SIGTERM, as its operator does, and wait until it has."""
+        self._process.terminate()
+        self._process.wait(timeout=_PATIENCE_SECONDS)
+
     def kill(self) -> None:
         """End it by SIGKILL with all that it has started, as when its machine goes down."""
         process = psutil.Process(self._process.pid)

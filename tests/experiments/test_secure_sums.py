@@ -151,7 +151,7 @@ class TestSimulation:
 
 
 class TestDeployment:
-    """A SuperNode is killed while it trains; another one takes its place in the run."""
+    """A SuperNode is stopped while it trains; another one takes its place in the run."""
 
     NUM_NODES, ROUNDS = 5, 2
 
@@ -179,7 +179,7 @@ class TestDeployment:
             run = runtime.submit(app, {"folder": str(folder)})
             # Its key, then votes.
             wait_until(lambda: first[-1].trainings == 2, "votes of round 1")
-            first[-1].kill()
+            first[-1].stop()
             spare.start()
             assert spare.is_accepted()
             for number in range(1, cls.ROUNDS + 1):
@@ -189,7 +189,7 @@ class TestDeployment:
             runtime.require_completed()
         return Outcome(folder)
 
-    def test_every_sum_is_that_of_the_plain_votes_and_lacks_only_those_of_the_killed(self, outcome):
+    def test_every_sum_is_that_of_the_plain_votes_and_lacks_only_those_of_one(self, outcome):
         assert outcome.members() == {1: 4, 2: 5}
 
     def test_the_model_is_trained(self, outcome):
