@@ -145,7 +145,7 @@ def _flip_signs(vector: Float32, rng: np.random.Generator, out: Float32) -> Floa
         chunk = slice(start, start + _CHUNK)
         bits = vector[chunk].view(np.uint32)
         coins = np.frombuffer(rng.bytes(-(-bits.size // 8)), dtype=np.uint8)
-        # Any mode but "raise" writes to `out` without a buffer.
-        np.take(_FLIPS_OF_BYTE, coins, axis=0, out=flips[: coins.size], mode="clip")
+        # Any mode but "raise" writes to `out` without a buffer, and "clip" takes longer.
+        np.take(_FLIPS_OF_BYTE, coins, axis=0, out=flips[: coins.size], mode="wrap")
         np.bitwise_xor(bits, flips.reshape(-1)[: bits.size], out=out[chunk].view(np.uint32))
     return out

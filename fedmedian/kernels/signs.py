@@ -114,7 +114,7 @@ def unpack_signs(packed: PackedSigns, dim: int) -> Float32:
     for start in range(0, packed.size, _CHUNK_BYTES):
         chunk = slice(start, start + _CHUNK_BYTES)
         # Every byte has its row; any mode but "raise" writes to `out` without a buffer.
-        np.take(SIGNS_OF_BYTE, packed[chunk], axis=0, out=signs[chunk], mode="clip")
+        np.take(SIGNS_OF_BYTE, packed[chunk], axis=0, out=signs[chunk], mode="wrap")
     return signs.reshape(-1)[:dim]
 
 

@@ -404,7 +404,7 @@ def _sum_weighted(
         into = sums  # the first client's
         for packed, weight in zip(packed_vectors, weights.astype(np.float32), strict=True):
             np.multiply(SIGNS_OF_BYTE, weight, out=table)
-            table.take(packed[chunk.packed], axis=0, out=into, mode="clip")
+            table.take(packed[chunk.packed], axis=0, out=into, mode="wrap")
             if into is not sums:
                 sums += into
             into = summand[:num_bytes]
