@@ -19,7 +19,7 @@ import scipy  # its subpackages load on first use
 from fedmedian.kernels.signs import Float32
 
 # A multiple of the eight signs that a byte stands for.
-_CHUNK = 1 << 17
+_CHUNK = 1 << 19
 
 # Rows of a multiple of 4 KiB fall on the same lines of the cache. Columns then take twice as long.
 _ALIASED = 1 << 10

@@ -37,8 +37,21 @@ def in_threads(work: Callable[[Item], Result], items: Sequence[Item], threads: i
     list
         The results.
     """
-    threads = min(threads, len(items))
-    if threads <= 1:
-        return [work(item) for item in items]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(work, items))
+    results = dict[int, Result]()
+    waiting = iter(range(len(items)))
+
+    def work_in_turn() -> None:
+        try:
+            for place in waiting:
+                results[place] = work(items[place])
+        finally:
+            for _ in waiting:  # after an error, which the caller gets, nobody begins another item
+                pass
+
+    # This thread works, too: it would wake up at each result, and make the others wait.
+    with ThreadPoolExecutor(max(threads - 1, 1)) as pool:
+        others = [pool.submit(work_in_turn) for _ in range(min(threads, len(items)) - 1)]
+        work_in_turn()
+        for other in others:
+            other.result()
+    return [results[place] for place in range(len(items))]

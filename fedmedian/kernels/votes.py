@@ -19,10 +19,11 @@ from fedmedian.kernels.signs import SIGNS_OF_BYTE, Float32, PackedSigns, count_o
 
 Weights = NDArray[np.float64]
 
-# A chunk of votes, the adders' scratch and the results fit the L2 cache.
+# A chunk of votes, the adders' scratch and the results fit the L2 cache. Smaller ones would have
+# threads wait for Python's lock more often.
 _CHUNK_BYTES = 1 << 17
 _WEIGHTED_CHUNK_BYTES = 1 << 15
-_COMPARED_CHUNK_BYTES = 1 << 15
+_COMPARED_CHUNK_BYTES = 1 << 17
 
 # More votes are counted in groups: a longer program would take longer to build than to run.
 _GROUP = 1024

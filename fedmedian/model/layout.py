@@ -35,7 +35,7 @@ WITHOUT_EXACT = (
 _SCIKIT_LEARN = re.compile(r"coef|intercept|^\d+$")
 """Names that the arrays of a scikit-learn linear model may have: attributes or positions."""
 
-_CHUNK = 1 << 16
+_CHUNK = 1 << 19
 
 _HALF = float(np.finfo(np.float64).max) / 2
 """The sum, or the difference, of two larger numbers is infinite."""

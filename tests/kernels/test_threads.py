@@ -15,7 +15,9 @@ def test_results_come_in_the_order_of_the_items(threads):
 
 def test_as_many_threads_work_at_once_as_are_allowed():
     barrier = Barrier(3, timeout=10)
-    assert len({*in_threads(lambda _: (barrier.wait(), get_ident())[1], range(3), 3)}) == 3
+    workers = {*in_threads(lambda _: (barrier.wait(), get_ident())[1], range(3), 3)}
+    assert len(workers) == 3
+    assert get_ident() in workers
 
 
 def test_one_thread_is_the_callers_own():
@@ -26,6 +28,18 @@ def test_one_thread_is_the_callers_own():
 def test_an_error_of_the_work_is_raised():
     with pytest.raises(ZeroDivisionError):
         in_threads(lambda item: 1 / item, [1, 0, 1], 2)
+
+
+def test_after_an_error_no_other_item_is_begun():
+    begun = []
+
+    def work(item):
+        begun.append(item)
+        raise ValueError(item)
+
+    with pytest.raises(ValueError, match=r"0|1"):
+        in_threads(work, range(100), 2)
+    assert len(begun) <= 2
 
 
 def test_some_threads_are_usual_but_not_very_many():
