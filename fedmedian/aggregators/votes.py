@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from fedmedian.aggregators.base import Aggregator, Answers, Weights
 from fedmedian.aggregators.diagnostics import describe_votes
 from fedmedian.checks import require_choice, require_type
-from fedmedian.kernels.signs import PackedSigns, signs_within
+from fedmedian.kernels.signs import PackedSigns
 from fedmedian.kernels.votes import count_against_majority, weighted_votes
 from fedmedian.model.blocks import Blocks
 from fedmedian.rules.noise import Noise, mean_per_vote
@@ -29,9 +29,6 @@ Ties = Literal["random", "unchanged"]
 """The meaning of a tied vote: a fair coin, or no step for that coordinate."""
 
 _CHUNK = 1 << 16
-
-# A multiple of the eight coordinates in a byte of votes.
-_VOTES_PART = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -172,7 +169,7 @@ class VoteAggregator(Aggregator):
         votes = ballot.sum(weights, answers.new_direction())
         if answers.report is not None:
             known = ballot.blocks, ballot.noise, ballot.scales, ballot.magnitudes
-            opposite = _contradictions(ballot, weights, votes)
+            opposite = _contradictions(ballot, weights, votes, answers.stride)
             answers.note(describe_votes(votes, weights, *known, answers.stride, opposite))
         return self.decode(votes, ballot, rng)
 
@@ -392,23 +389,25 @@ def majority_gain(noise: Noise, weights: Float64) -> float:
     return 2 * noise.density_at_zero * sqrt(2 / pi) / float(np.linalg.norm(weights))
 
 
-def _contradictions(ballot: Ballot, weights: Weights, votes: Float32) -> int | None:
+def _contradictions(ballot: Ballot, weights: Weights, votes: Float32, stride: int) -> int | None:
     """Return the number of coordinates where majority and decoded mean have opposite signs.
 
     The sums of the votes are the decoded mean if their weights are the mean's. None if there is no
-    mean, or no vote is known by itself.
+    mean, or no vote is known by itself. Of long votes only every (stride/4)-th byte is counted.
     """
     if ballot.noise is None or ballot.counts is not None:
         return None
-    blocks, mean_weights = ballot.blocks, ballot.mean_weights()
-    if np.array_equal(weights, mean_weights):
-        return count_against_majority(ballot.packed, votes)
-    opposite = 0
-    for start in range(0, blocks.dim, _VOTES_PART):
-        part = slice(start, min(start + _VOTES_PART, blocks.dim))
-        packed = [signs_within(votes, part) for votes in ballot.packed]
-        sizes = blocks.sizes_within(part)
-        held = np.flatnonzero(sizes)
-        mean = weighted_votes(packed, sizes[held].tolist(), mean_weights[:, held])
-        opposite += count_against_majority(packed, mean)
-    return opposite
+    packed, sizes, mean_weights = ballot.packed, ballot.blocks.sizes, ballot.mean_weights()
+    if stride >= 8:
+        ends = np.cumsum(sizes).tolist()
+        spans = [
+            np.arange(-(-(end - size) // 8), end // 8, stride // 4)
+            for end, size in zip(ends, sizes, strict=True)
+        ]
+        sample = np.concatenate(spans)
+        packed, sizes = [one[sample] for one in packed], tuple(8 * span.size for span in spans)
+        votes = votes[np.add.outer(8 * sample, np.arange(8)).reshape(-1)]
+    is_mean = np.array_equal(weights, mean_weights)
+    mean = votes if is_mean else weighted_votes(packed, sizes, mean_weights)
+    opposite = count_against_majority(packed, mean)
+    return round(opposite * ballot.blocks.dim / max(mean.size, 1))

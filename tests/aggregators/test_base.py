@@ -34,7 +34,6 @@ from fedmedian import (
     smoothed_median,
 )
 from fedmedian.aggregators import base
-from fedmedian.aggregators import votes as votes_module
 from fedmedian.aggregators.base import Answers
 from fedmedian.aggregators.votes import majority_gain
 from fedmedian.kernels.votes import weighted_votes
@@ -333,23 +332,10 @@ class TestPartByPart:
         @contextmanager
         def in_parts():
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(votes_module, "_VOTES_PART", length)
                 patch.setattr(base, "_PART", length)
                 yield
 
         return in_parts
-
-    @pytest.mark.parametrize("rule", [Counts(), Majority()], ids=repr)
-    def test_votes_are_decoded_the_same(self, rule, in_parts):
-        rng = np.random.default_rng(0)
-        payloads = signs(rng.standard_normal((6, 100)), rng.uniform(0.3, 3, (6, 5)))
-        for weights in (None, [0.3, 0.2, 0.2, 0.1, 0.1, 0.1]):
-            whole = aggregate(payloads, self.BLOCKS.sizes, weights, rule=rule)
-            with in_parts():
-                parts = aggregate(payloads, self.BLOCKS.sizes, weights, rule=rule)
-            np.testing.assert_array_equal(parts.direction, whole.direction)
-            assert parts.report == whole.report
-            assert parts.report["majority-contradicts-mean"] > 0
 
     def test_medians_are_the_same(self, in_parts):
         rows = np.random.default_rng(0).standard_normal((5, 100), dtype=np.float32)

@@ -198,6 +198,19 @@ class TestMajorityAgainstMean:
         report = report_of_votes(rows, np.full((5, 1), 0.3))
         assert report["majority-contradicts-mean"] == 0
 
+    @pytest.mark.parametrize("rule", RULES, ids=repr)
+    def test_is_estimated_from_a_sample_of_long_votes(self, rule):
+        rng = np.random.default_rng(0)
+        sizes = (100_001, 2, 200_000)
+        bodies = [pack_signs(rng.standard_normal(sum(sizes), dtype=np.float32)) for _ in range(5)]
+        cohort = answers(bodies, rng.uniform(0.3, 3, (5, 3)), sizes)
+        every = replace(cohort, stride=1, report={})
+        for some in (cohort, every):
+            rule.direction(some, rng)
+        exact = every.report["majority-contradicts-mean"]
+        assert exact > 0.1
+        assert cohort.report["majority-contradicts-mean"] == pytest.approx(exact, rel=0.02)
+
     def test_is_not_reported_of_votes_without_noise(self):
         report = report_of_votes(np.ones((3, 4)), np.ones((3, 1)), noise=None, rule=Majority())
         assert set(report) == {"vote-agreement", "margin"}
