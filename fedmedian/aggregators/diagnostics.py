@@ -39,7 +39,7 @@ class Seen:
     signals, spreads : list of float
         The energies of each block's signal and of its noise; 0 and 0 where they are unknown.
     agreement : float, optional
-        The sum over coordinates of |Σ w_i·s_i|/Σ w_i, of votes.
+        The sum over coordinates of |Σ w_i·s_i|/Σ w_i, of votes, estimated from those sampled.
     gap : float, optional
         The squared distance from the mean, of vectors.
     opposite : int, optional
@@ -146,14 +146,13 @@ def describe_votes(
         total = float(column.sum())
         if total == 0 or part.size == 0:
             continue
-        magnitude, squares = _sums_of(part)
-        agreement += magnitude / total
         # In float64: one of two clients may claim noise that is almost zero.
         voters = np.divide(np.abs(part[::stride]), total / len(weights), dtype=np.float64)
         excess.append(voters.astype(np.float32))
+        agreement += part.size * float(voters.mean()) / len(weights)
         if noise is None:
             continue
-        energy = squares / part.size / total**2
+        energy = _sum_of_squares(part) / part.size / total**2
         alone, update = float(np.square(column).sum()) / total**2, float(own.sum()) / total**2
         signal, spread = split(energy, alone, update)
         signals[block] = part.size * total**2 * signal
@@ -291,7 +290,7 @@ def describe_median(
     if noise is not None and noisy.any():
         counts = np.array(blocks.sizes)[noisy]
         variance = variance_of_median(noise, num_rows) if variance is None else variance
-        energies = np.array([_sums_of(part)[1] for part in blocks.split(median)])[noisy]
+        energies = np.array([_sum_of_squares(part) for part in blocks.split(median)])[noisy]
         added = apart = np.square(scales[noisy])
         if levels is not None and variance < 1:
             private = np.square(levels[noisy]) - energies / counts
@@ -358,14 +357,8 @@ def _margin(excess: Sequence[Float32]) -> Report:
     return {"margin": float(np.median(np.floor(sample / 2 + 1e-3) + 1))}
 
 
-def _sums_of(values: Float32) -> tuple[float, float]:
-    """Return the sums of magnitudes and of squares, in one pass over the memory."""
-    magnitude = square = 0.0
-    for chunk in _chunks(values.size):
-        part = values[chunk]
-        magnitude += float(np.einsum("i->", np.abs(part)))  # twice as fast as a sum
-        square += float(np.einsum("i,i->", part, part))
-    return magnitude, square
+def _sum_of_squares(values: Float32) -> float:
+    return sum(float(np.einsum("i,i->", values[one], values[one])) for one in _chunks(values.size))
 
 
 def count_opposite_signs(left: Float32, right: Float32) -> int:
