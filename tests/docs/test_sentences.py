@@ -125,7 +125,7 @@ def is_of_ten_thousand(microseconds):
     heard = cell("scale", "ms to hear", "SignSGD", "10,000", "100")
     carried = cell("scale", "ms in messages", "SignSGD", "10,000", "100")
     each = 5 * round(heard / 10 / 5)
-    return heard < 1000 and each == int(microseconds) and carried > 4 * heard
+    return heard < 1000 and each == int(microseconds) and round(carried / heard) == 3
 
 
 DEMO = (
@@ -225,7 +225,7 @@ SENTENCES = [
     ),
     (
         "scale",
-        r"heard in less than a second, (\S+) µs each, .* is over four times that",
+        r"heard in less than a second, (\S+) µs each, .* is about three times that",
         is_of_ten_thousand,
     ),
 ]
