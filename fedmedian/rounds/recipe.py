@@ -584,9 +584,10 @@ class Recipe:
         pairs = zip(known, above, strict=True)
         found = np.array([size_by_votes(*one, num_clients, rule.quantile) for one in pairs])
         sizes = np.where(np.isnan(known), found, known)
+        factor = float(rule.own_factor)  # an array times a fraction is no float64
         # Nothing is known of a block that has not moved.
-        following = np.where(found == 0, nan, np.minimum(rule.own_factor * found, LARGEST))
-        return np.float32(rule.own_factor) * sizes.astype(np.float32), sizes, following
+        following = np.where(found == 0, nan, np.minimum(factor * found, LARGEST))
+        return np.float32(factor) * sizes.astype(np.float32), sizes, following
 
     def _scales_in_force(
         self, question: Question, state: RunState, used: Float32, sizes: Float64

@@ -1,6 +1,7 @@
 """Who masks whose votes, how many must agree to open a sum, and what each client is told."""
 
 from contextlib import suppress
+from fractions import Fraction
 from math import inf, nan
 
 import numpy as np
@@ -52,7 +53,10 @@ class TestFewestInASum:
             (2 / 3, 1, 3),
             (2 / 3, 3, 3),
             (2 / 3, 10, 7),
-            (0.9, 10, 9),  # although 0.9 * 10 is not 9 exactly
+            (0.55, 100, 55),  # although 0.55 * 100 is not 55 exactly
+            (Fraction(9, 10), 10, 9),
+            (np.float16(0.75), 8, 6),
+            (np.float32(0.8), 5, 4),
             (1, 10, 10),
             (0.6, 100, 60),
             (0.51, 4, 4),  # and not 3: a server that lies could open a sum of two

@@ -1,5 +1,7 @@
 """Levels that clients vote on, one bit a block: runs train as well as with reported sizes."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord
@@ -52,6 +54,16 @@ def test_a_run_gets_as_near_its_goal_as_with_reported_sizes(make, rule, options,
     )
     for rounds in (4, 12):
         assert distance(voted[rounds]) < 1.5 * distance(reported[rounds])
+
+
+@pytest.mark.parametrize("rule", [Adaptive, TopUp])
+def test_a_run_with_a_fraction_for_a_factor_is_that_with_the_same_float(rule, message_api, play):
+    whole, fraction = (
+        play(message_api, "SignSGD", 5, noise=Gaussian(rule(factor, voted=True)))
+        for factor in (1.5, Fraction(3, 2))
+    )
+    assert fraction.reports == whole.reports
+    assert np.array_equal(fraction.model["0"], whole.model["0"])
 
 
 def test_each_client_sends_one_bit_a_block_once_its_size_is_known(message_api, play):
