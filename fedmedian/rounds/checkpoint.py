@@ -361,8 +361,8 @@ def _write_history(folder: Path, saved: Saved, earlier: Mark | None) -> Mark:
 
 def _plain(value: Any) -> Any:
     """Return a value as JSON has it: the user's functions may return any type of metric or name."""
-    if getattr(value, "shape", None) == ():  # a number of NumPy or torch; TensorFlow has no item
-        value = value.item() if hasattr(value, "item") else np.asarray(value).item()
+    if hasattr(value, "shape"):  # of NumPy or torch; arrays of TensorFlow have no tolist
+        value = value.tolist() if hasattr(value, "tolist") else np.asarray(value).tolist()
     if isinstance(value, Mapping):
         return {str(name): _plain(one) for name, one in value.items()}
     if isinstance(value, list | tuple):

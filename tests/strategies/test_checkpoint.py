@@ -64,7 +64,7 @@ def train(model, partition):
 
 
 class Tensor:
-    """A number as TensorFlow's: an array without `item`."""
+    """A number as TensorFlow's: an array without `tolist`."""
 
     shape = ()
 
@@ -268,6 +268,24 @@ def test_they_may_be_any_mapping(message_api, make_app, as_record, tmp_path):
 
     start(2)
     assert start(4) == {n: {"half": n / 2, "even": n % 2 == 0, "x": "y"} for n in range(5)}
+
+
+def test_arrays_among_them_are_lists_after_the_run_resumes(
+    message_api, make_app, as_record, tmp_path
+):
+    recalls = np.arange(3000.0)  # too many for their text to name them all
+
+    def start(num_rounds):
+        return message_api.make("SignSGD", checkpoint=Checkpoint(tmp_path)).start(
+            InProcessGrid(make_app(train), NUM_CLIENTS),
+            as_record(MODEL),
+            num_rounds,
+            evaluate_fn=lambda n, arrays: {"recalls": recalls, "by pair": np.eye(2)},
+        )
+
+    start(1)
+    resumed = start(2).evaluate_metrics_serverapp
+    assert resumed[0] == {"recalls": recalls.tolist(), "by pair": [[1, 0], [0, 1]]}
 
 
 @pytest.mark.parametrize(
