@@ -109,6 +109,7 @@ class RoundProtocol:
         self._sums = None if secure is None else SecureSums(secure, self._roster)
         self._questions: list[Question] = []
         self._round: int | None = None
+        self._first_round: int | None = None  # a caller may count from any, or begin with others
         self._asking: int | None = None
         self.asked_as = dict[Any, int]()
         self._is_over = self._has_trained = self._has_evaluated = False
@@ -309,6 +310,8 @@ class RoundProtocol:
         for question in asked:
             if is_same_model(question.model, model):
                 return question
+        if self._first_round is None:
+            self._first_round = server_round
         known = self._models.to_ask(model, server_round)
         question = self.recipe.ask(
             *(known.state, server_round, model, self._asked_before, self._versions),
@@ -316,7 +319,7 @@ class RoundProtocol:
         )
         # Also if nobody answers: clients hold what they were sent.
         self._models.note_question(question.key, known, question.state)
-        if server_round == self.journal.done + 1:
+        if server_round == self._first_round:
             for doubt in doubts(question, names, tuple(self.recipe.exact)):
                 warn(*doubt)
         self._questions, self._is_answered = [*asked, question], False

@@ -367,6 +367,19 @@ class TestFirstLook:
             run(api.make("SignSGD", exact=exact), towards_one, model, NUM_CLIENTS)
         assert not warnings("arrays that look")
 
+    def test_a_run_that_counts_rounds_from_another_number_looks_at_its_first_one(
+        self, api, run, warnings
+    ):
+        class Later(api.module.SignSGD):
+            def configure_train(self, server_round, *rest):
+                return super().configure_train(server_round + 100, *rest)
+
+            def configure_fit(self, server_round, *rest, **named):
+                return super().configure_fit(server_round + 100, *rest, **named)
+
+        run(api.make_own(Later, exact=["none"]), towards_one, {"0": W}, NUM_CLIENTS, 3)
+        assert len(self.said(warnings)) == 1
+
     def test_a_run_that_resumes_looks_again_at_its_first_round(self, api, run, warnings, tmp_path):
         for rounds, times in ((2, 1), (4, 2)):
             strategy = api.make("SignSGD", exact=["none"], checkpoint=Checkpoint(tmp_path))
