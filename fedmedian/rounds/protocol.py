@@ -100,7 +100,8 @@ class RoundProtocol:
     def _begin(self, model: Arrays, state: RunState) -> None:
         self._roster = Roster()
         few = self.recipe.aggregator.cost_of_few(self.recipe.noise)
-        self.watch = Watch(self.options.max_failed_rounds, few, self._roster)
+        most, is_resumed = self.options.max_failed_rounds, self.journal.done > 0
+        self.watch = Watch(most, few, self._roster, is_resumed=is_resumed)
         self._models = KnownModels(self.journal.model or {}, state)
         self._versions: dict[Node, str] = {}
         self._unclear = set[Node]()

@@ -214,10 +214,20 @@ class Watch:
         The cohort size at or below which a warning is due, and its words.
     roster : Roster
         The names of the nodes.
+    is_resumed : bool
+        Whether the run has had rounds that this does not see.
     """
 
-    def __init__(self, max_failed_rounds: int | None, few: tuple[int, str], roster: Roster) -> None:
+    def __init__(
+        self,
+        max_failed_rounds: int | None,
+        few: tuple[int, str],
+        roster: Roster,
+        *,
+        is_resumed: bool,
+    ) -> None:
         self._max_failed_rounds, self._few, self._roster = max_failed_rounds, few, roster
+        self._is_resumed = self._has_new_model = is_resumed
         self._once = Once()
         self._failed = set[int]()  # rounds in a row
         self._of_dead_workers = set[int]()
@@ -262,7 +272,7 @@ class Watch:
         else:
             self._of_dead_workers.add(number)
         if not heard.no_step:
-            self._failed, self._reasons = set(), Counter()
+            self._failed, self._reasons, self._has_new_model = set(), Counter(), True
             few, cost = self._few
             if (accepted := len(heard.answers)) <= few:
                 clients = _counted(accepted, "client")
@@ -278,11 +288,10 @@ class Watch:
                 )
             return
         self._reasons += reasons
-        never_moved = number == len(self._failed - {number}) + 1
         plain = bool(refused) and all(isinstance(one, PlainWeightsError) for one in refused)
         # One client's plain weights say nothing about the others' app.
         plain = plain and not heard.answers and asked > 1
-        self.fail(question, heard.no_step, at_once=plain and never_moved)
+        self.fail(question, heard.no_step, at_once=plain and not self._has_new_model)
 
     def see_evaluation(
         self, server_round: int, refused: Sequence[str | Exception], accepted: int
@@ -395,7 +404,7 @@ class Watch:
     def _look_at_updates(self, question: Question, answers: Sequence[Answer[Any]]) -> None:
         moved = _who_has_moved(answers, question)
         # Earlier updates of a resumed run are unknown.
-        if moved is None or len(self._rounds) != question.server_round:
+        if moved is None or self._is_resumed:
             return
         self._moved |= moved
         self._rounds_still.update({answer.node for answer in answers} - moved)

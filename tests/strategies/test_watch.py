@@ -52,6 +52,19 @@ def train(model, partition):
     return {name: array + np.float32(1) for name, array in model.items()}, {"num-examples": 2}
 
 
+def counting_on(api):
+    """Return a subclass that counts rounds from 101."""
+
+    class Later(api.module.SignSGD):
+        def configure_train(self, server_round, *rest):
+            return super().configure_train(server_round + 100, *rest)
+
+        def configure_fit(self, server_round, *rest, **named):
+            return super().configure_fit(server_round + 100, *rest, **named)
+
+    return Later
+
+
 def fail(model, partition):
     raise OSError("no camera")
 
@@ -145,6 +158,10 @@ class TestRunsThatFail:
     def test_clients_without_the_mod_end_the_first_round(self, any_client, run):
         with pytest.raises(RunFailedError, match=r"^round 1 made.*mods=\[perturb\]"):
             run(any_client.make("SignSGD"), train, MODEL, NUM_CLIENTS, 9, mods=())
+
+    def test_so_they_do_where_rounds_are_counted_from_another_number(self, api, run):
+        with pytest.raises(RunFailedError, match=r"^round 101 made.*mods=\[perturb\]"):
+            run(api.make_own(counting_on(api)), train, MODEL, NUM_CLIENTS, 9, mods=())
 
     def test_a_client_without_the_mod_ends_nothing(self, message_api, run):
         def only_some(message, context, call_next):
@@ -805,6 +822,11 @@ class TestClientsThatReturnWhatTheyWereSent:
     def test_cannot_be_seen_behind_noise_or_votes(self, make, options, api, run, warnings):
         run(api.make_trainer(make, **options), by_round(lambda *_: 0), MODEL, NUM_CLIENTS, 5)
         assert not warnings("returned the model unchanged")
+
+    def test_are_a_warning_where_rounds_are_counted_from_another_number(self, api, run, warnings):
+        strategy = api.make_own(counting_on(api))
+        run(strategy, by_round(lambda *_: 0), MODEL, NUM_CLIENTS, 5)
+        assert len(warnings("5 of 5 clients (node ")) == 1
 
     def test_are_no_warning_where_a_run_resumes_that_was_finished(
         self, api, run, tmp_path, warnings
