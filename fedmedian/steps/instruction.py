@@ -24,7 +24,7 @@ from fedmedian.steps.base import (
     energy,
     shorten,
 )
-from fedmedian.steps.downlink import keys_in
+from fedmedian.steps.downlink import without_steps
 from fedmedian.steps.encodings import Encoding
 from fedmedian.steps.noise import AddNoise, Measure
 from fedmedian.steps.payload import Payload
@@ -216,9 +216,8 @@ class Instruction:
             If it has another version, is malformed, or holds an unknown step, parameter or entry,
             which might change the meaning of the answer.
         """
-        about_model = keys_in(config)  # for a client that holds it, which this one need not
-        rest = {key: value for key, value in config.items() if key not in about_model}
-        read = Reader(rest, "instruction")
+        # What is about the model is for a client that holds it, which this one need not.
+        read = Reader(without_steps(config), "instruction")
         seed = _read_seed(read)
         exact = read.listed("exact", int)
         if exact and min(exact) < 0:
