@@ -42,19 +42,6 @@ class Wanted:
     of_neighbors: bytes
     sealed: bytes = b""
 
-    def secrets_in(self, revealed: bytes) -> list[bytes]:
-        """Return the secrets in what a client has revealed, one for each neighbor asked about.
-
-        Raises
-        ------
-        WireError
-            If there are too many or too few bytes.
-        """
-        length = KEY_SIZE * sum(map(bool, self.of_neighbors))
-        if len(revealed) != length:
-            raise WireError(f"revealed {len(revealed)} bytes, was asked for {length}")
-        return in_pieces(revealed, KEY_SIZE)
-
 
 _Held = dict[Member, tuple[int, bytes]]
 """The shares of one seed, each with its index, by who revealed it."""

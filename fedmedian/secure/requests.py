@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fedmedian.secure.cohort import in_pieces
 from fedmedian.secure.masking import Key
 from fedmedian.secure.opening import Wanted
 from fedmedian.secure.secrets import KEY_SIZE
@@ -109,4 +110,7 @@ def read_secrets(reply: Mapping[str, Any], wanted: Wanted) -> list[bytes]:
     secrets = reply.get(PREFIX + _SECRETS)
     if not isinstance(secrets, bytes):
         raise WireError(f"{PREFIX}{_SECRETS} must be bytes")
-    return wanted.secrets_in(secrets)
+    length = KEY_SIZE * sum(map(bool, wanted.of_neighbors))
+    if len(secrets) != length:
+        raise WireError(f"revealed {len(secrets)} bytes, was asked for {length}")
+    return in_pieces(secrets, KEY_SIZE)

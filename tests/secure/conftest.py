@@ -13,7 +13,8 @@ from fedmedian.secure import masking, opening
 from fedmedian.secure.cohort import Circle, SecureSum
 from fedmedian.secure.masking import PART, SHARE, Key
 from fedmedian.secure.opening import SumCohort
-from fedmedian.wire.scalars import WireError
+from fedmedian.secure.requests import read_secrets
+from fedmedian.wire.scalars import PREFIX, WireError
 
 QUESTION = (1, 0)
 
@@ -81,7 +82,8 @@ class Round:
                 if one in silent_now:
                     continue
                 try:
-                    found[one] = what.secrets_in(change(one, self.reveal(one, what)))
+                    revealed = {PREFIX + "sum.secrets": change(one, self.reveal(one, what))}
+                    found[one] = read_secrets(revealed, what)
                 except WireError:
                     continue
             return found
