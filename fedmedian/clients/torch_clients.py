@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -26,27 +26,13 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 Batches = DataLoader[Any]
 
+LocalWork = Callable[[nn.Module, Batches, Loss], dict[str, Tensor]]
+"""A client's work in one round, from the received model to the update.
 
-class LocalWork(Protocol):
-    """A client's work in one round, from the received model to the update."""
-
-    def __call__(self, model: nn.Module, batches: Batches, loss: Loss) -> dict[str, Tensor]:
-        """Return the update of each parameter by name, pointing uphill.
-
-        Parameters
-        ----------
-        model : torch.nn.Module
-            The server's model; its buffers keep the values from training.
-        batches : torch.utils.data.DataLoader
-            The client's data.
-        loss : callable
-            The loss function.
-
-        Returns
-        -------
-        dict of str to Tensor
-            The gradient, or the parameter before training minus the one after it.
-        """
+It takes the server's model, whose buffers keep the values from training, the client's data and the
+loss. It returns the update of each parameter by name, pointing uphill: the gradient, or the
+parameter before training minus the one after it.
+"""
 
 
 @dataclass(frozen=True)
