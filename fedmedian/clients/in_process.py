@@ -8,7 +8,6 @@ from inspect import currentframe
 from itertools import count
 from threading import Lock
 from traceback import extract_tb, format_exception, walk_stack
-from typing import Any
 
 from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
@@ -295,13 +294,12 @@ def _awaited_nodes() -> tuple[int, str]:
 
 
 def _copy(content: RecordDict) -> RecordDict:
-    return RecordDict({name: _copy_record(record) for name, record in content.items()})
-
-
-def _copy_record(record: Any) -> Any:
-    # Arrays are never modified; lists of scalars might be.
-    values = {key: list(v) if isinstance(v, list) else v for key, v in record.items()}
-    return type(record)(values)
+    copied = RecordDict()
+    for name, record in content.items():
+        # Arrays are never modified; lists of scalars might be.
+        values = {key: list(v) if isinstance(v, list) else v for key, v in record.items()}
+        copied[name] = type(record)(values)  # type: ignore[arg-type]
+    return copied
 
 
 def _identify_this_process() -> None:

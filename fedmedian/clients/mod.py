@@ -129,8 +129,10 @@ def _pass_on(
     held: str | None,
 ) -> Message:
     """Let the app answer a message without an instruction."""
+    is_evaluation = _kind(message) == MessageType.EVALUATE
+    configs = message.content.config_records.values()
     # Read before `_remove_keys` removes the key.
-    wants_no_arrays = _is_evaluation_of_ours(message)
+    wants_no_arrays = is_evaluation and any(EVALUATION in config for config in configs)
     _remove_keys(message)
     try:
         policies.admit_uninstructed(is_training(message))
@@ -229,11 +231,6 @@ def _remove_keys(message: Message) -> None:
 def is_training(message: Message) -> bool:
     """Return whether a message asks for training, under whatever name of its own."""
     return _kind(message) == MessageType.TRAIN
-
-
-def _is_evaluation_of_ours(message: Message) -> bool:
-    configs = message.content.config_records.values()
-    return _kind(message) == MessageType.EVALUATE and any(EVALUATION in one for one in configs)
 
 
 def _kind(message: Message) -> str:

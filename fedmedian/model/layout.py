@@ -498,16 +498,12 @@ class Layout:
         dict of str to array
             The centers by name, each in the array's own dtype.
         """
-        clients = [self.unpack_exact(data) for data in packed]
-
-        def stacked(name: str) -> NDArray[Any]:
-            return np.stack([own[name] for own in clients])
-
-        # One by one, since all of them take as much memory as the replies.
-        return {
-            spec.name: spec.combine(stacked(spec.name), center, before[spec.name])
-            for spec in self.exact
-        }
+        clients, centers = [self.unpack_exact(data) for data in packed], {}
+        for spec in self.exact:
+            # One by one, since all of them take as much memory as the replies.
+            values = np.stack([own[spec.name] for own in clients])
+            centers[spec.name] = spec.combine(values, center, before[spec.name])
+        return centers
 
 
 class Moving:
