@@ -6,9 +6,13 @@ from functools import wraps
 from typing import Any
 
 Method = Callable[..., Any]
+"""A method that is bound to its strategy."""
+
+Around = Callable[..., Any]
+"""Takes the strategy, the method that it is to call, and what that is given."""
 
 
-def wrap_override(cls: type, base: type, name: str, wrap: Callable[[Method], Method]) -> None:
+def wrap_override(cls: type, base: type, name: str, around: Around) -> None:
     """Wrap a method that a subclass or its mixin overrides.
 
     Parameters
@@ -19,8 +23,8 @@ def wrap_override(cls: type, base: type, name: str, wrap: Callable[[Method], Met
         The strategy. Its own methods, and those that its other subclasses had wrapped, stay.
     name : str
         The method's name.
-    wrap : callable
-        Maps the method to what takes its place.
+    around : callable
+        What takes the method's place.
     """
     definer = next(one for one in cls.__mro__ if name in vars(one))
     if definer is not cls and issubclass(definer, base):
@@ -31,13 +35,13 @@ def wrap_override(cls: type, base: type, name: str, wrap: Callable[[Method], Met
     def method(self: Any, *given: Any, **named: Any) -> Any:
         # A static method does not take the strategy, nor does an object that can be called.
         bound = own.__get__(self) if hasattr(own, "__get__") else own
-        return bound(*given, **named)
+        return around(self, bound, *given, **named)
 
-    setattr(cls, name, wrap(method))
+    setattr(cls, name, method)
 
 
-def noting(note: Callable[[Any, Any, list[Any]], None]) -> Callable[[Method], Method]:
-    """Return a wrapper by which a strategy notes the messages that a subclass's method returns.
+def noting(note: Callable[[Any, Any, list[Any]], None]) -> Around:
+    """Return what lets a strategy note the messages that a subclass's method returns.
 
     Parameters
     ----------
@@ -46,24 +50,22 @@ def noting(note: Callable[[Any, Any, list[Any]], None]) -> Callable[[Method], Me
         and the messages, which it may replace by others.
     """
 
-    def wrap(configure: Method) -> Method:
-        @wraps(configure)
-        def configure_and_note(self: Any, *given: Any, **named: Any) -> list[Any]:
-            asked = [*(configure(self, *given, **named) or ())]
-            # A subclass may build no strategy, and pass on what another one asks.
-            if "recipe" in vars(self):
-                note(self, given[0] if given else named.get("server_round"), asked)
-            return asked
+    def configure_and_note(
+        strategy: Any, configure: Method, /, *given: Any, **named: Any
+    ) -> list[Any]:
+        asked = [*(configure(*given, **named) or ())]
+        # A subclass may build no strategy, and pass on what another one asks.
+        if "recipe" in vars(strategy):
+            note(strategy, given[0] if given else named.get("server_round"), asked)
+        return asked
 
-        return configure_and_note
-
-    return wrap
+    return configure_and_note
 
 
 def seeing_all(
     receiving: Callable[[Any, Sequence[Any]], AbstractContextManager[None]],
-) -> Callable[[Method], Method]:
-    """Return a wrapper by which a strategy sees all replies that a subclass's method is given.
+) -> Around:
+    """Return what lets a strategy see all replies that a subclass's method is given.
 
     Parameters
     ----------
@@ -71,19 +73,15 @@ def seeing_all(
         Takes the strategy and the replies, and returns the context that the method runs in.
     """
 
-    def wrap(aggregate: Method) -> Method:
-        @wraps(aggregate)
-        def see_and_aggregate(self: Any, *given: Any, **named: Any) -> Any:
-            if len(given) > 1:
-                server_round, replies, *others = given
-                given = server_round, (all_replies := [*replies]), *others
-            elif "replies" in named:
-                named["replies"] = all_replies = [*named["replies"]]
-            else:  # a subclass may name arguments its own way
-                return aggregate(self, *given, **named)
-            with receiving(self, all_replies):
-                return aggregate(self, *given, **named)
+    def see_and_aggregate(strategy: Any, aggregate: Method, /, *given: Any, **named: Any) -> Any:
+        if len(given) > 1:
+            server_round, replies, *others = given
+            given = server_round, (all_replies := [*replies]), *others
+        elif "replies" in named:
+            named["replies"] = all_replies = [*named["replies"]]
+        else:  # a subclass may name arguments its own way
+            return aggregate(*given, **named)
+        with receiving(strategy, all_replies):
+            return aggregate(*given, **named)
 
-        return see_and_aggregate
-
-    return wrap
+    return see_and_aggregate
