@@ -135,10 +135,6 @@ class Question:
         """The blocks of what clients send."""
         return self.instruction.blocks(self.layout)
 
-    def instruction_for(self, node: Node) -> Instruction:
-        """Return the instruction for a node: the same for all."""
-        return self.instruction
-
     def content_for(self, node: Node) -> Content:
         """Return what a node is sent: the whole model, or coded steps to it."""
         held = self.state.held
@@ -173,7 +169,7 @@ class Question:
         ValueError
             If the reply is unusable, saying why.
         """
-        instruction, layout = self.instruction_for(node), self.layout
+        instruction, layout = self.instruction, self.layout
         if scalars is not None:
             payload = Payload.decode(list(arrays.values()), scalars)
             if self.cohort is not None:

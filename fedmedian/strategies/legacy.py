@@ -103,11 +103,11 @@ class LegacyStrategy(ShowsArguments, FedAvg):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let the strategy see what a subclass sends."""
         super().__init_subclass__(**kwargs)
-        for name, wrap in (
+        for name, around in (
             ("configure_fit", noting(LegacyStrategy.__note_own_training)),
             ("configure_evaluate", noting(LegacyStrategy.__note_own_evaluation)),
         ):
-            wrap_override(cls, LegacyStrategy, name, wrap)
+            wrap_override(cls, LegacyStrategy, name, around)
 
     def _fedmedian_build(self, recipe: Recipe, options: RunOptions, flower: FlowerOptions) -> None:
         if recipe.secure is not None:
@@ -338,20 +338,18 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         if server_round < self.__protocol.journal.done:
             return []
         with self.__protocol.sampling(server_round, evaluates=True):
-            asked = super().configure_evaluate(server_round, parameters, client_manager)
+            asked = [*super().configure_evaluate(server_round, parameters, client_manager)]
         require_own_keys("on_evaluate_config_fn", {key for _, ins in asked for key in ins.config})
-        self.__note_evaluation(asked)
         held = self.__protocol.held_to_evaluate(parameters_to_arrays(parameters)) if asked else None
-        if held is None:
-            return asked
-        self.__protocol.log_whole_models(held, self.__asked_to_evaluate)
-        parameters_of, sent = cache(_parameters_of), []
-        for client, ins in asked:
-            own = self.__protocol.content_for(held, client.cid)
-            config = {**ins.config, **own.scalars}
-            sent.append((client, EvaluateIns(parameters_of(own), config)))
-        self.__note_evaluation(sent)
-        return sent
+        if held is not None:
+            self.__protocol.log_whole_models(held, [client.cid for client, _ in asked])
+            parameters_of = cache(_parameters_of)
+            for index, (client, ins) in enumerate(asked):
+                own = self.__protocol.content_for(held, client.cid)
+                config = {**ins.config, **own.scalars}
+                asked[index] = client, EvaluateIns(parameters_of(own), config)
+        self.__note_evaluation(asked)
+        return asked
 
     def __note_own_evaluation(
         self, called_for: Any, sent: list[tuple[ClientProxy, EvaluateIns]]
@@ -580,8 +578,8 @@ def _addressed(
     content, parameters = question.content_for(client), ins.parameters
     if content.arrays is not question.model:
         parameters = parameters_of(content)
-    instruction = question.instruction_for(client).encode()
-    return FitIns(parameters, {**ins.config, **instruction, **content.scalars})
+    config = {**ins.config, **question.instruction.encode(), **content.scalars}
+    return FitIns(parameters, config)
 
 
 def _sent(

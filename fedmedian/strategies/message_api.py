@@ -40,7 +40,6 @@ from fedmedian.strategies.log import concise, log_last_evaluation
 from fedmedian.strategies.messages import (
     ReplyReader,
     by_node,
-    is_instructed,
     key_in,
     nodes_of,
     scalars_of,
@@ -90,13 +89,13 @@ class MessageStrategy(ShowsArguments, FedAvg):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let the strategy see what a subclass sends, and which replies it leaves out."""
         super().__init_subclass__(**kwargs)
-        for name, wrap in (
+        for name, around in (
             ("configure_train", noting(MessageStrategy.__note_training)),
             ("configure_evaluate", noting(MessageStrategy.__note_evaluation)),
             ("aggregate_train", seeing_all(MessageStrategy.__receiving)),
             ("aggregate_evaluate", seeing_all(MessageStrategy.__receiving)),
         ):
-            wrap_override(cls, MessageStrategy, name, wrap)
+            wrap_override(cls, MessageStrategy, name, around)
 
     def _fedmedian_build(self, recipe: Recipe, options: RunOptions, flower: FlowerOptions) -> None:
         require_fedavg_options(type(self), flower, FedAvgOptions.__optional_keys__)
@@ -287,7 +286,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
         with self.__protocol.sampling(server_round):
             nodes = _CountingGrid(grid)
             asked = list(super().configure_train(server_round, arrays, told, cast(Grid, nodes)))
-        if not all(map(is_instructed, asked)):
+        if None in map(key_in, asked):
             raise ValueError(
                 "messages of training lack the server's instruction: _construct_messages must keep "
                 "the keys 'fedmedian.…' of the config that it is given"
@@ -422,9 +421,6 @@ class MessageStrategy(ShowsArguments, FedAvg):
                     f"node {node} has no place in the secure sum of round {question.server_round}: "
                     "a subclass must choose nodes in _construct_messages, before they get one"
                 )
-            instruction = question.instruction_for(node)
-            if instruction is not question.instruction:
-                tell(message, instruction.encode(), self.configrecord_key)
             if (place := question.places.get(node)) is not None:
                 tell(message, place.encode(), self.configrecord_key)
 

@@ -114,14 +114,9 @@ def question_in(reply: Message) -> Any:
 
 
 def key_in(message: Message) -> tuple[Any, Any] | None:
-    """Return the key of the question that a message asks; None for another message."""
+    """Return the key of the question in a message's instruction; None without one."""
     configs = filter(Instruction.is_in, _records(ConfigRecord, message.content))
     return next(map(Instruction.key_in, configs), None)
-
-
-def is_instructed(message: Message) -> bool:
-    """Return whether a message holds an instruction."""
-    return any(map(Instruction.is_in, _records(ConfigRecord, message.content)))
 
 
 def nodes_of(messages: Iterable[Message]) -> list[Node]:

@@ -54,9 +54,7 @@ def answers_to(question, num_clients=4, aim=0.0):
             for name, array in received.items()
         }
         update = question.layout.difference(received, after)
-        payload = perturb_update(
-            question.instruction_for(client), question.layout, update, after, rng
-        )
+        payload = perturb_update(question.instruction, question.layout, update, after, rng)
         arrays, scalars = payload.encode()
         arrays = dict(zip(map(str, range(len(arrays))), arrays, strict=True))
         said = Said(arrays, scalars, 1.0 + client, {"loss": client}, None)
