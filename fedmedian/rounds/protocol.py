@@ -645,10 +645,12 @@ class RoundProtocol:
         """
         valid = {answer.node: answer.held for answer in answers}
         silent = {node for node in hearing.asked if node not in valid and hearing.failures}
-        lost = hearing.nodes_rejected(NOT_HELD)
-        lost |= silent if all(NOT_HELD in reason for reason in hearing.failures) else set()
-        follows = hearing.nodes_rejected(POLICY_RULE)
-        follows |= silent if all(POLICY_RULE in reason for reason in hearing.failures) else set()
+
+        def unusable_for(words: str) -> set[Node]:
+            is_of_all = all(words in reason for reason in hearing.failures)
+            return hearing.nodes_rejected(words) | (silent if is_of_all else set())
+
+        lost, follows = unusable_for(NOT_HELD), unusable_for(POLICY_RULE)
         for node in {*(node for node, _ in replies), *silent} - (follows - valid.keys()):
             if self._versions.pop(node, None) is not None:
                 self._losses[node] = (node not in valid) * (self._losses[node] + (node in lost))
