@@ -501,7 +501,7 @@ def _by_client(
     phase: str,
     results: Sequence[tuple[ClientProxy, Result]],
     failures: Sequence[tuple[ClientProxy, Result] | BaseException],
-) -> tuple[list[tuple[Node, tuple[ClientProxy, Result]]], list[str]]:
+) -> tuple[list[tuple[Node, Result]], list[str]]:
     """Return all results with the ids of their clients, and the reasons of failures."""
     answered, reasons = list(results), []
     for failure in failures:
@@ -513,7 +513,7 @@ def _by_client(
     for reason, count in Counter(reasons).items():
         times = "" if count == 1 else f" ({count} clients)"
         warn(f"%s: %s{times}", phase, reason)
-    return [(client.cid, (client, result)) for client, result in answered], reasons
+    return [(client.cid, result) for client, result in answered], reasons
 
 
 def _parameters_of(content: Content) -> Parameters:
@@ -608,9 +608,8 @@ def _mean_size(sent: Sequence[Parameters]) -> float:
 
 
 def _read(
-    question: Question, client: Node, trained: Trained, *, must_name_question: bool
+    question: Question, client: Node, result: FitRes, *, must_name_question: bool
 ) -> Answer[FitRes]:
-    _, result = trained
     num_examples, own = _open(result)
     scalars = result.metrics if Payload.is_in(result.metrics) else None
     if scalars is None and must_name_question:
@@ -623,8 +622,7 @@ def _read(
     return question.answer(client, Said(arrays, scalars, num_examples, own, result))
 
 
-def _read_evaluation(node: Node, evaluated: Evaluated) -> Reply[EvaluateRes]:
-    _, result = evaluated
+def _read_evaluation(node: Node, result: EvaluateRes) -> Reply[EvaluateRes]:
     num_examples, own = _open(result)
     if not is_number(result.loss) or not is_averageable(result.loss):
         raise WireError(f"loss must be a number, at most {LARGEST:g}, got {shown(result.loss)}")
