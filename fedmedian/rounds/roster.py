@@ -90,12 +90,11 @@ class Hearing:
         for node, reply in replies:
             try:
                 found.append(read(node, reply))
-            except LateReplyError as error:  # the reply to this round is still due
-                self._reject(node, error)
-                continue
             # Nothing that a client sends may end the run.
             except Exception as error:
                 self._reject(node, error)
+                if isinstance(error, LateReplyError):  # the reply to this round is still due
+                    continue
             self._heard.add(node)
         return found
 
