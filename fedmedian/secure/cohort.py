@@ -68,8 +68,8 @@ class SecureSum:
 
     def least(self, clients: int) -> int:
         """Return the fewest clients in a sum of a cohort."""
-        # Less a little, because 0.55·100 is not 55 exactly.
-        least = ceil(self.threshold * clients - 1e-9)
+        # Less a little, because 0.55·100 is not 55 exactly, nor is 0.8·5 four in single precision.
+        least = ceil(float(self.threshold) * clients * (1 - 1e-7))
         return max(least, fewest_shares(clients - 1) + 1, FEWEST)
 
     def circle(self, members: Sequence[Member]) -> "Circle[Member]":
