@@ -17,7 +17,7 @@ _ROUNDING = 1e-5
 """The share of the votes' energy below which noise may be float32 rounding."""
 
 SAMPLE = 1 << 14
-"""The approximate number of evenly spaced coordinates in the sample for margins."""
+"""The approximate number of evenly spaced coordinates in the sample for margins and agreement."""
 
 _LISTS = ("noise-scale", "signal-to-noise-per-block", "agreement-per-client")
 """The measurements that are lists, with one entry per block or client."""

@@ -25,9 +25,6 @@ _CHUNK_BYTES = 1 << 17
 _WEIGHTED_CHUNK_BYTES = 1 << 15
 _COMPARED_CHUNK_BYTES = 1 << 17
 
-# The weighted signs of this many clients are looked up in tables made together.
-_TABLES = 16
-
 # More votes are counted in groups: a longer program would take longer to build than to run.
 _GROUP = 1024
 
@@ -396,7 +393,8 @@ def _sum_weighted(
     packed_vectors: Sequence[PackedSigns], weights: Weights, votes: Float32, start: int, end: int
 ) -> None:
     """Write the sums of signs times weights."""
-    weights = weights.astype(np.float32)
+    # Row b holds the eight weighted signs of byte b.
+    table = np.empty_like(SIGNS_OF_BYTE)
     summand = np.empty((_WEIGHTED_CHUNK_BYTES, 8), dtype=np.float32)
     total = np.empty_like(summand)
     for chunk in _chunks(start, end, _WEIGHTED_CHUNK_BYTES):
@@ -405,14 +403,11 @@ def _sum_weighted(
         is_whole = out.size == 8 * num_bytes
         sums = out.reshape(-1, 8) if is_whole else total[:num_bytes]
         into = sums  # the first client's
-        for first in range(0, len(weights), _TABLES):
-            group = slice(first, first + _TABLES)
-            # Row b of a client's holds the eight weighted signs of byte b.
-            tables = np.multiply.outer(weights[group], SIGNS_OF_BYTE)
-            for packed, table in zip(packed_vectors[group], tables, strict=True):
-                table.take(packed[chunk.packed], axis=0, out=into, mode="wrap")
-                if into is not sums:
-                    sums += into
-                into = summand[:num_bytes]
+        for packed, weight in zip(packed_vectors, weights.astype(np.float32), strict=True):
+            np.multiply(SIGNS_OF_BYTE, weight, out=table)
+            table.take(packed[chunk.packed], axis=0, out=into, mode="wrap")
+            if into is not sums:
+                sums += into
+            into = summand[:num_bytes]
         if not is_whole:
             out[:] = sums.reshape(-1)[chunk.inside]

@@ -1,7 +1,6 @@
 """From answers to a direction: what it estimates, who counts how much, and what it costs."""
 
 import tracemalloc
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from math import pi, sqrt
@@ -325,23 +324,11 @@ class TestPartByPart:
 
     BLOCKS = Blocks((13, 0, 30, 1, 56))
 
-    @pytest.fixture
-    def in_parts(self, length):
-        """Shortens the parts to that length."""
-
-        @contextmanager
-        def in_parts():
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(base, "_PART", length)
-                yield
-
-        return in_parts
-
-    def test_medians_are_the_same(self, in_parts):
+    def test_medians_are_the_same(self, length, monkeypatch):
+        monkeypatch.setattr(base, "_PART", length)
         rows = np.random.default_rng(0).standard_normal((5, 100), dtype=np.float32)
         for smoothing in (None, np.float32([0.5, 1, 0, 2, 3])):
-            with in_parts():
-                result = median(vectors(rows, self.BLOCKS.sizes), GAUSSIAN, smoothing=smoothing)
+            result = median(vectors(rows, self.BLOCKS.sizes), GAUSSIAN, smoothing=smoothing)
             scale = 0 if smoothing is None else np.repeat(smoothing, self.BLOCKS.sizes)
             np.testing.assert_array_equal(result.direction, smoothed_median(rows, GAUSSIAN, scale))
             gap = np.linalg.norm(result.direction - rows.mean(axis=0))

@@ -53,6 +53,7 @@ class TestFewestInASum:
             (2 / 3, 1, 3),
             (2 / 3, 3, 3),
             (2 / 3, 10, 7),
+            (0.9, 10, 9),
             (0.55, 100, 55),  # although 0.55 * 100 is not 55 exactly
             (Fraction(9, 10), 10, 9),
             (np.float16(0.75), 8, 6),

@@ -12,7 +12,7 @@ from fedmedian import CodedSteps
 from fedmedian.clients import perturb
 from fedmedian.records import arrays_to_parameters, to_record
 from fedmedian.strategies import Checkpoint, RunFailedError
-from tests.tools.apis import each_case, each_pair
+from tests.tools.apis import counting_on, each_case, each_pair
 
 NUM_CLIENTS = 5
 W = np.zeros((20, 20), np.float32)
@@ -370,14 +370,8 @@ class TestFirstLook:
     def test_a_run_that_counts_rounds_from_another_number_looks_at_its_first_one(
         self, api, run, warnings
     ):
-        class Later(api.module.SignSGD):
-            def configure_train(self, server_round, *rest):
-                return super().configure_train(server_round + 100, *rest)
-
-            def configure_fit(self, server_round, *rest, **named):
-                return super().configure_fit(server_round + 100, *rest, **named)
-
-        run(api.make_own(Later, exact=["none"]), towards_one, {"0": W}, NUM_CLIENTS, 3)
+        strategy = api.make_own(counting_on(api.module.SignSGD), exact=["none"])
+        run(strategy, towards_one, {"0": W}, NUM_CLIENTS, 3)
         assert len(self.said(warnings)) == 1
 
     def test_a_run_that_resumes_looks_again_at_its_first_round(self, api, run, warnings, tmp_path):

@@ -17,6 +17,7 @@ from fedmedian.rules.optimizers import Optimizer
 from fedmedian.steps.base import ClientStep
 from fedmedian.steps.encodings import Encoding
 from fedmedian.strategies import MedianSGD, SignSGD, legacy
+from tests.tools.apis import counting_on
 
 MODEL = {"0": np.zeros((20, 30), np.float32), "1": np.zeros(10, np.float32)}
 NUM_CLIENTS = 5
@@ -173,15 +174,8 @@ class TestOlderApi:
 
 @pytest.mark.parametrize("base", STRATEGIES, ids=in_module)
 def test_a_subclass_may_count_rounds_on_for_what_clients_are_told(base, run):
-    class Later(base):
-        def configure_train(self, server_round, *rest):
-            return super().configure_train(server_round + 100, *rest)
-
-        def configure_fit(self, server_round, *rest, **named):
-            return super().configure_fit(server_round + 100, *rest, **named)
-
     options = {"fraction_evaluate": 0.0, "seed": 1}
-    outcome = run(Later(**options), train, MODEL, NUM_CLIENTS, 3)
+    outcome = run(counting_on(base)(**options), train, MODEL, NUM_CLIENTS, 3)
     assert [*outcome.reports] == [1, 2, 3]
     assert {one["replies-accepted"] for one in outcome.reports.values()} == {NUM_CLIENTS}
 

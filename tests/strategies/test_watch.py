@@ -39,7 +39,7 @@ from fedmedian.rounds.watch import RUNAWAY, describe_round
 from fedmedian.strategies import Checkpoint, RunFailedError, SignSGD, legacy
 from fedmedian.strategies.log import _Concise
 from fedmedian.wire.scalars import PREFIX
-from tests.tools.apis import each_case
+from tests.tools.apis import counting_on, each_case
 from tests.tools.ray_failures import CAUSE, CONTEXT, on_ray
 
 MODEL = {"0": np.zeros((4, 5), np.float32), "1": np.zeros(300, np.float32)}
@@ -50,19 +50,6 @@ BYTES_OF_MODEL = sum(128 + array.nbytes for array in MODEL.values())  # of .npy 
 
 def train(model, partition):
     return {name: array + np.float32(1) for name, array in model.items()}, {"num-examples": 2}
-
-
-def counting_on(api):
-    """Return a subclass that counts rounds from 101."""
-
-    class Later(api.module.SignSGD):
-        def configure_train(self, server_round, *rest):
-            return super().configure_train(server_round + 100, *rest)
-
-        def configure_fit(self, server_round, *rest, **named):
-            return super().configure_fit(server_round + 100, *rest, **named)
-
-    return Later
 
 
 def fail(model, partition):
@@ -161,7 +148,9 @@ class TestRunsThatFail:
 
     def test_so_they_do_where_rounds_are_counted_from_another_number(self, api, run):
         with pytest.raises(RunFailedError, match=r"^round 101 made.*mods=\[perturb\]"):
-            run(api.make_own(counting_on(api)), train, MODEL, NUM_CLIENTS, 9, mods=())
+            run(
+                api.make_own(counting_on(api.module.SignSGD)), train, MODEL, NUM_CLIENTS, 9, mods=()
+            )
 
     def test_a_client_without_the_mod_ends_nothing(self, message_api, run):
         def only_some(message, context, call_next):
@@ -824,7 +813,7 @@ class TestClientsThatReturnWhatTheyWereSent:
         assert not warnings("returned the model unchanged")
 
     def test_are_a_warning_where_rounds_are_counted_from_another_number(self, api, run, warnings):
-        strategy = api.make_own(counting_on(api))
+        strategy = api.make_own(counting_on(api.module.SignSGD))
         run(strategy, by_round(lambda *_: 0), MODEL, NUM_CLIENTS, 5)
         assert len(warnings("5 of 5 clients (node ")) == 1
 

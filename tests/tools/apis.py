@@ -47,3 +47,16 @@ def protocol_of(strategy):
 def contexts_of(grid):
     """Return the contexts of an InProcessGrid's nodes, by partition, which it keeps to itself."""
     return list(vars(grid)["_InProcessGrid__contexts"].values())
+
+
+def counting_on(base):
+    """Return a subclass of a strategy that counts rounds from 101."""
+
+    class Later(base):
+        def configure_train(self, server_round, *rest):
+            return super().configure_train(server_round + 100, *rest)
+
+        def configure_fit(self, server_round, *rest, **named):
+            return super().configure_fit(server_round + 100, *rest, **named)
+
+    return Later
