@@ -46,7 +46,7 @@ from fedmedian.steps.base import CLIENT_STEPS
 from fedmedian.strategies import MedianSGD, SignSGD, legacy
 
 # ----------------------------------------------------------------------------------------------
-# Four parts of one's own
+# Four custom parts
 # ----------------------------------------------------------------------------------------------
 
 

@@ -103,5 +103,5 @@ def test_seeded_sampling_leaves_pythons_generator_as_it_was():
     assert random.getstate() == state
 
 
-def test_sampling_without_a_seed_goes_on_where_pythons_generator_is():
+def test_sampling_without_a_seed_continues_where_pythons_generator_is():
     assert sample(None, 1) != sample(None, 1)

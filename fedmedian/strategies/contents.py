@@ -120,7 +120,7 @@ def targets_in(messages: Sequence[Message]) -> list[str | None]:
 
 
 def _told_in(content: RecordDict) -> tuple[str, ConfigRecord] | None:
-    """Return the config that tells of the model that clients hold, after its name; or None."""
+    """Return the config that says which model clients hold, after its name; or None."""
     configs = ((name, one) for name, one in content.items() if isinstance(one, ConfigRecord))
     return next(((name, one) for name, one in configs if is_in(one)), None)
 

@@ -959,7 +959,7 @@ class TestLedger:
 
         return counting
 
-    def test_a_supernode_that_is_started_again_goes_on_counting(self, counting):
+    def test_a_supernode_that_is_started_again_continues_to_count(self, counting):
         counting().answer(server_round=5)
         require_refusal(counting().ask(server_round=5), "one answer per round", 5)
         counting().answer(server_round=6)

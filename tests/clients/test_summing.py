@@ -151,7 +151,7 @@ class TestKey:
         assert refused(client.tell(request), "no key for secure sums")
 
     def test_is_needed_for_an_answer_to_be_counted(self, make, tmp_path):
-        """A SuperNode that is started again lacks its key, but its ledger goes on."""
+        """A SuperNode that is started again lacks its key, but its ledger continues."""
         policy = Policy(clip=1.0, noise_scale=1.0, rounds=2, cohort=3, ledger=str(tmp_path))
         client = make(perturb_with(policy))
         client.public()

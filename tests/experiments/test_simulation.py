@@ -83,7 +83,7 @@ class TestCommand:
 
 
 class TestInterruptedRun:
-    """All that runs is killed, wherever it is in a round, and a checkpoint is what goes on."""
+    """All processes are killed, wherever the round is, and the run resumes from its checkpoint."""
 
     def last_round(self, folder):
         return max((int(path.name[6:]) for path in folder.rglob("round-*")), default=0)
@@ -93,7 +93,7 @@ class TestInterruptedRun:
         with np.load(stored / "arrays.npz") as arrays:
             return {key: arrays[key].tobytes() for key in arrays.files}
 
-    def test_it_leaves_nothing_behind_and_goes_on_to_the_model_of_one_that_is_not(
+    def test_it_leaves_nothing_behind_and_resumes_to_the_model_of_one_that_was_not_killed(
         self, simulate, compare, tmp_path
     ):
         whole, killed = tmp_path / "whole", tmp_path / "killed"

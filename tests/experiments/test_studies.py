@@ -133,7 +133,7 @@ class TestLocalTraining:
         sent, usual = updates_of(replace(DIGITS, client_momentum=0.75)), updates_of(DIGITS)
         np.testing.assert_allclose(sent, usual / 4, atol=1e-6)
 
-    def test_a_client_with_momentum_goes_on_from_round_to_round(self):
+    def test_a_client_keeps_its_momentum_from_round_to_round(self):
         """Asked twice about one model, it has sent 1/4 of one update, then 3/16 more and 1/4."""
         clients = Clients(replace(DIGITS, client_momentum=0.75), 0)
         update = np.ones(3, dtype=np.float32)

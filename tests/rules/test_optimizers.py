@@ -82,7 +82,7 @@ def test_an_optimizer_remembers_vectors_of_float32_but_not_its_direction_or_its_
 
 
 @each_optimizer
-def test_an_optimizer_that_is_stored_and_resumed_goes_on_as_if_it_had_not_been(optimizer):
+def test_an_optimizer_that_is_stored_and_resumed_continues_as_if_it_had_not_been(optimizer):
     given, state = directions(), {}
     for direction in given[:8]:
         optimizer.step(direction, state)

@@ -1,4 +1,4 @@
-"""Client steps: one contract for all of them, what each does, and noise families of one's own."""
+"""Client steps: one contract for all of them, what each does, and custom noise families."""
 
 from dataclasses import FrozenInstanceError, dataclass, fields
 from functools import partial
@@ -41,7 +41,7 @@ from fedmedian.wire.scalars import WireError
 
 @dataclass(frozen=True)
 class Reverse(ClientStep):
-    """A step of one's own: the coordinates in the opposite order, each times a factor."""
+    """A custom step: the coordinates in the opposite order, each times a factor."""
 
     factor: float
     note: str = "there and back"
@@ -61,7 +61,7 @@ class Reverse(ClientStep):
 
 @dataclass(frozen=True)
 class StudentT(Noise):
-    """A noise family of one's own, with a parameter: Student's t, scaled to variance 1."""
+    """A custom noise family, with a parameter: Student's t, scaled to variance 1."""
 
     df: float = 5.0
 
@@ -147,7 +147,7 @@ class TestEveryStep:
     @staticmethod
     def apply(step, seed=0, memory=None):
         draft = draft_of(seed=seed, memory={} if memory is None else memory)
-        Measure("rms").apply(draft)  # which noise of one's own size asks for
+        Measure("rms").apply(draft)  # which noise in proportion to the update asks for
         step.apply(draft)
         return draft
 
@@ -309,7 +309,7 @@ class TestClientMomentum:
         for sent in self.sent([UPDATE] * 4, 0.9):
             assert sent == pytest.approx(UPDATE, rel=1e-5)
 
-    def test_goes_on_over_rounds_that_the_client_missed(self):
+    def test_continues_over_rounds_that_the_client_missed(self):
         _, second = self.sent([[4.0] * 8, [1.0] * 8], rounds=(1, 5))
         assert second == pytest.approx([(0.25 * 4 + 0.5 * 1) / 0.75] * 8)
 

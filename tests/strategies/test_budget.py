@@ -472,7 +472,7 @@ class TestCheckpoint:
         checkpoint = None if folder is None else Checkpoint(folder, every)
         return api.make("SignSGD", **OF_SIGNS, privacy_budget=budget, checkpoint=checkpoint)
 
-    def test_a_run_that_goes_on_counts_what_was_spent(self, api, run, tmp_path):
+    def test_a_run_that_resumes_counts_what_was_spent(self, api, run, tmp_path):
         run(self.make(api, tmp_path), train, MODEL, 3, 2)
         outcome = run(self.make(api, tmp_path), train, MODEL, 3, AFFORDED + 2)
         assert max(outcome.reports) == AFFORDED
@@ -528,7 +528,7 @@ class TestCheckpoint:
         assert again.reports == first.reports
         assert all(np.array_equal(again.model[name], first.model[name]) for name in MODEL)
 
-    def test_it_may_go_on_with_another_budget_and_a_run_without_one_is_counted(
+    def test_it_may_resume_with_another_budget_and_a_run_without_one_is_counted(
         self, api, run, tmp_path
     ):
         run(self.make(api, tmp_path, budget=None), train, MODEL, 3, 2)

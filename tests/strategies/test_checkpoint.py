@@ -120,7 +120,7 @@ CASES = {
     {f"{every}-{name}": (every, *case) for every in (1, 3) for name, case in CASES.items()},
     older=("1-half of the clients", "3-counts with Adam"),
 )
-def test_a_run_that_goes_on_ends_as_if_nothing_had_happened(
+def test_a_run_that_resumes_ends_as_if_nothing_had_happened(
     every, make, options, api, play, bits, tmp_path
 ):
     checkpoint = Checkpoint(tmp_path, every)
@@ -484,7 +484,7 @@ class TestIdentity:
         ],
         ids=str,
     )
-    def test_signs_do_not_go_on_with_another_argument(
+    def test_signs_do_not_resume_with_another_argument(
         self, argument, value, stored, message_api, play
     ):
         self.refuse(message_api, play, stored, "SignSGD", self.SIGNS, argument, value)
@@ -499,7 +499,7 @@ class TestIdentity:
         ],
         ids=str,
     )
-    def test_medians_do_not_go_on_with_another_argument(
+    def test_medians_do_not_resume_with_another_argument(
         self, argument, value, stored, message_api, play
     ):
         self.refuse(message_api, play, stored, "MedianSGD", self.MEDIANS, argument, value)
@@ -523,7 +523,7 @@ class TestIdentity:
         assert set(arguments) - {*may_change, "flower"} <= set(identity_of(cls().recipe))
         assert not may_change & set(identity_of(cls().recipe))
 
-    def test_a_run_goes_on_with_another_cohort_rule_and_other_reports(
+    def test_a_run_resumes_with_another_cohort_rule_and_other_reports(
         self, api, play, bits, tmp_path
     ):
         whole = play(api.make("SignSGD"), 3)
@@ -948,7 +948,7 @@ class TestDiskThatFails:
         assert str(tmp_path) in str(full.value)
         assert names_in(tmp_path) == []
 
-    def test_a_disk_that_has_filled_since_is_known_before_a_run_goes_on(
+    def test_a_disk_that_has_filled_since_is_known_before_a_run_resumes(
         self, api, play, run, disk, tmp_path
     ):
         play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 1)
@@ -981,7 +981,7 @@ class TestDiskThatFails:
         assert names_in(tmp_path) == ["round-000001"]
         play(api.make("SignSGD", checkpoint=Checkpoint(tmp_path)), 2)
 
-    def test_a_run_goes_on_while_its_disk_is_full_and_stores_what_comes_after(
+    def test_a_run_continues_while_its_disk_is_full_and_stores_what_comes_after(
         self, api, play, run, bits, filling, tmp_path, warnings, caplog
     ):
         whole = play(api.make("SignSGD"), 5)
@@ -1263,7 +1263,7 @@ class TestTwoRuns:
 
         return start_another
 
-    def test_a_second_run_is_refused_while_the_first_goes_on(
+    def test_a_second_run_is_refused_while_the_first_continues(
         self, api, run, bits, play, start_another, tmp_path
     ):
         whole, raised = play(api.make("SignSGD"), 2), []

@@ -183,7 +183,7 @@ class TestSecureSums:
         return ask
 
     @copied
-    def test_a_copy_that_is_made_between_rounds_goes_on_as_the_original_would(
+    def test_a_copy_that_is_made_between_rounds_continues_as_the_original_would(
         self, make_copy, make, make_app, ask, as_arrays, bits
     ):
         models = []

@@ -443,7 +443,7 @@ def test_the_garbage_collector_rests_while_replies_are_heard_and_is_then_as_it_w
     assert not any(during)
 
 
-def test_the_garbage_collector_goes_on_after_an_error():
+def test_the_garbage_collector_runs_again_after_an_error():
     def lose():
         with paused_collector():
             raise KeyError

@@ -505,7 +505,7 @@ KEYS = st.sampled_from(
 
 
 class TestJunk:
-    """Whatever a client sends, the round goes on."""
+    """Whatever a client sends, the round continues."""
 
     any_recipe = st.sampled_from(
         [

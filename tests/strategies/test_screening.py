@@ -524,7 +524,7 @@ def survives(run, spoiling, message_api):
 
 
 class TestJunk:
-    """Whatever a client sends, the round goes on; see test_protocol.py for its scalars."""
+    """Whatever a client sends, the round continues; see test_protocol.py for its scalars."""
 
     @settings(max_examples=20)
     @given(data=st.binary(max_size=300))
