@@ -12,7 +12,7 @@ _CHOICES = re.compile(r"^(\s*[*\w, ]+ : )\{(.+?)\}", flags=re.MULTILINE)
 
 
 class Parameters(Extension):
-    """Tells a parameter's default, which our docstrings put in brackets, from its type."""
+    """Separates a parameter's default, which our docstrings put in brackets, from its type."""
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
         """Rewrite an object's docstring before it is parsed."""

@@ -3,10 +3,12 @@
 import doctest
 import importlib
 import pkgutil
+import re
 
 import pytest
 
 import fedmedian
+from tests.tools.places import ROOT
 
 MODULES = [
     "fedmedian",
@@ -19,13 +21,20 @@ NEEDED = {
 """What the examples of a module need, and the package does not."""
 
 
+REFERENCE = (ROOT / "docs/api").glob("*.md")
+MEMBERS = [
+    (owner, name.strip())
+    for page in REFERENCE
+    for owner, own in re.findall(r"^::: (\S+)\n((?: +.*\n)+)", page.read_text(), re.M)
+    for listed in re.findall(r"members: \[(.*)\]", own)
+    for name in listed.split(",")
+]
+"""What the pages of the reference list, each after the class that has it."""
+
+
 def load(name):
-    needed = {
-        "fedmedian.clients.torch_clients": "torch",
-        "fedmedian.strategies.results": "matplotlib",
-    }
-    if name in needed:
-        pytest.importorskip(needed[name])
+    if name in NEEDED:
+        pytest.importorskip(NEEDED[name])
     return importlib.import_module(name)
 
 
@@ -39,3 +48,9 @@ def test_there_are_examples():
     modules = [load(name) for name in MODULES]
     examples = [test.examples for module in modules for test in finder.find(module)]
     assert sum(map(len, examples)) > 10
+
+
+@pytest.mark.parametrize(("owner", "name"), sorted({*MEMBERS}))
+def test_a_class_has_each_member_that_the_reference_lists(owner, name):
+    module, _, kind = owner.rpartition(".")
+    assert hasattr(getattr(load(module), kind), name)
