@@ -1,4 +1,4 @@
-"""The contents of messages, so far as they depend on the nodes that they are sent to."""
+"""The parts of messages that depend on the receiving node."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -79,7 +79,7 @@ def address(
         key = id(usual), content
         if key not in made:  # one object for all nodes, as Flower's strategies send it
             message.content = RecordDict({**usual, arrays_key: own_record})
-            tell(message, content.scalars, config_key)
+            add_to_config(message, content.scalars, config_key)
             made[key] = message.content
         message.content = made[key]
 
@@ -120,7 +120,7 @@ def targets_in(messages: Sequence[Message]) -> list[str | None]:
 
 
 def _told_in(content: RecordDict) -> tuple[str, ConfigRecord] | None:
-    """Return the config that says which model clients hold, after its name; or None."""
+    """Return the config about the model that clients hold, after its name; None without one."""
     configs = ((name, one) for name, one in content.items() if isinstance(one, ConfigRecord))
     return next(((name, one) for name, one in configs if is_in(one)), None)
 
@@ -146,18 +146,18 @@ def _is_coded(record: ArrayRecord) -> bool:
     return any(name.startswith(PREFIX) for name in record)
 
 
-def tell(message: Message, scalars: Mapping[str, Any], config_key: str) -> None:
+def add_to_config(message: Message, scalars: Mapping[str, Any], config_key: str) -> None:
     """Add scalars to the config of a message, which others may share."""
     config = ConfigRecord({**cast(ConfigRecord, message.content[config_key]), **scalars})
     message.content = RecordDict({**message.content, config_key: config})
 
 
-def retell(message: Message, scalars: Mapping[str, Any]) -> None:
-    """Replace scalars in the config with the instruction if they are others, as of another node."""
+def correct_config(message: Message, scalars: Mapping[str, Any]) -> None:
+    """Replace scalars in the config with the instruction if they are those of another node."""
     for name, one in message.content.items():
         if isinstance(one, ConfigRecord) and Instruction.is_in(one):
             if any(one.get(key) != value for key, value in scalars.items()):
-                tell(message, scalars, name)
+                add_to_config(message, scalars, name)
             return
 
 
@@ -197,7 +197,7 @@ def as_asked(record: ArrayRecord, question: Question) -> ArrayRecord:
 def _recast(record: ArrayRecord, layout: Layout) -> ArrayRecord:
     try:
         arrays = to_arrays(record)
-    except WireError:  # bytes of its own
+    except WireError:  # in a subclass's own format
         return record
     recast = layout.recast(arrays)
     return record if recast is arrays else to_record(recast)

@@ -28,12 +28,12 @@ from fedmedian.strategies.arguments import Argument, ShowsArguments, described, 
 from fedmedian.strategies.calls import Call, Calls, without_left_out
 from fedmedian.strategies.contents import (
     Contents,
+    add_to_config,
     address,
     as_asked,
+    correct_config,
     readdress,
-    retell,
     targets_in,
-    tell,
     without_our_keys,
 )
 from fedmedian.strategies.log import concise, log_last_evaluation
@@ -382,7 +382,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
             if id(message) in own:
                 self.__asked.add(about.server_round, about, [message])
             if (place := about.places.get(message.metadata.dst_node_id)) is not None:
-                retell(message, place.encode())
+                correct_config(message, place.encode())
         self.__readdress(messages, [one.state.held if one else None for one in abouts])
 
     def __readdress(self, messages: Sequence[Message], helds: Sequence[Held | None]) -> None:
@@ -422,7 +422,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
                     "a subclass must choose nodes in _construct_messages, before they get one"
                 )
             if (place := question.places.get(node)) is not None:
-                tell(message, place.encode(), self.configrecord_key)
+                add_to_config(message, place.encode(), self.configrecord_key)
 
     def __exchange(
         self,
