@@ -30,15 +30,20 @@ def read(path: Path) -> bytes:
     Raises
     ------
     OSError
-        If the file cannot be read, as when it is a link: writing replaces that, so what is written
-        would not be where the link points.
+        If the file cannot be read, or is a link: writing would replace the link, not its target.
     """
     with open(os.open(path, os.O_RDONLY | NO_FOLLOW), "rb") as file:
         return file.read()
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file at once: a process that dies leaves what was there."""
+    """Replace a file in one step: if the process dies before, the old file remains.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
     draft = path.with_name(f".draft-{path.name}")
     draft.unlink(missing_ok=True)  # left by a killed process
     create_text(draft, text)

@@ -46,19 +46,19 @@ def warn(template: str, *words: object) -> None:
 
 
 class Once:
-    """Says each thing once: what is so in one round is often so in all of them."""
+    """Logs each warning once: a problem in one round usually recurs in all of them."""
 
     def __init__(self) -> None:
         self._said = set[object]()
 
     def is_first(self, topic: object) -> bool:
-        """Return whether this is the first time that something is to be said on a topic."""
+        """Return whether this is the first call for a topic."""
         is_first = topic not in self._said
         self._said.add(topic)
         return is_first
 
     def warn(self, topic: object, template: str, *words: object) -> None:
-        """Log a warning, if it is the first on its topic; see `warn`."""
+        """Log a warning if it is the first on its topic; see `warn`."""
         if self.is_first(topic):
             warn(template, *words)
 

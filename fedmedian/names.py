@@ -1,4 +1,4 @@
-"""Where public names are, for whoever imports them from elsewhere."""
+"""Where public names are, for errors about imports from the wrong package."""
 
 import sys
 from typing import NoReturn
@@ -49,7 +49,7 @@ def refuse_name(module: str, name: str) -> NoReturn:
     Raises
     ------
     ImportError
-        If another module has the name. An AttributeError's words do not reach whoever imports.
+        If another module has the name. ``from … import`` would replace an AttributeError's text.
     AttributeError
         If none has.
     """

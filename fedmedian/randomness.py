@@ -98,7 +98,7 @@ def rotation_seed(seed: int | None, server_round: int) -> int:
 
 
 def seed_of_pass(seed: int | None, server_round: int, number: int) -> int | None:
-    """Return the seed of one of a round's passes: with the same one, their noise would add up.
+    """Return the seed of one of a round's passes: equal noise in each would not average out.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ def seeded_sampling(
     server_round : int
         The round.
     evaluates : bool (default: False)
-        Whether the nodes are to evaluate. They are drawn apart from those that train.
+        Whether the nodes are to evaluate; their draw is independent of the one for training.
     before : int (default: 0)
         How often nodes have been drawn in this round before, as for another cluster.
     """

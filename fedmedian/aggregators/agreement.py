@@ -21,7 +21,7 @@ LEAST = 0.1
 """The least that a client counts for, relative to the others."""
 
 MOST = 1.45
-"""The most that a client counts for, relative to the average: of three, less than half."""
+"""The most that a client counts for, relative to the average; of three clients less than half."""
 
 APART = 0.1
 """The relative count below which a client is reported as apart from the others."""
@@ -31,8 +31,8 @@ _NO_SHARE = 1 / 3
 
 # The most pairs of coordinates that are compared, and the fewest coordinates that are sampled.
 _PAIRS, _COORDINATES = 1 << 30, 1 << 14
-# The number of entries, or bytes, of each answer that the sample follows from.
-_UNFORESEEN = 512
+# The number of entries, or bytes, of each answer that determine the sample.
+_HASHED = 512
 # The number of values of vectors, or of pairs of clients, that are compared at once.
 _VALUES = 1 << 20
 
@@ -45,7 +45,7 @@ class Agreement(Aggregator):
     t = `num_tolerated`. Where r is how many others count a client among theirs, relative to the
     average, see `relative_counts`, the client's weight is multiplied by its share, see `shares`: 1
     for r >= 1 and 0 for r <= 1/3. A share counts as at least `LEAST`, so that an honest client that
-    is unlike all others is heard. No client then counts for more than `MOST` times the average.
+    is unlike all others still counts. No client then counts for more than `MOST` times the average.
 
     The angle between votes follows from the bits that agree. Vectors are compared after clipping as
     in `ClippedMean`. With many coordinates or clients a random sample of coordinates is compared;
@@ -60,7 +60,7 @@ class Agreement(Aggregator):
     Raises
     ------
     TypeError, ValueError
-        If `then` is not an aggregator, does not use weights, or has an encoding of its own.
+        If `then` is not an aggregator, does not use weights, or has a custom encoding.
 
     Examples
     --------
@@ -164,7 +164,7 @@ def relative_counts(likeness: NDArray[Any]) -> Weights:
 
 
 def shares(counts: Weights) -> Weights:
-    """Return each client's share of its weight: 1 from the average count on, 0 up to a third of it.
+    """Return each client's share of its weight: 1 at the average count or more, 0 up to a third.
 
     Parameters
     ----------
@@ -216,7 +216,7 @@ def _products(rows: Sequence[Float32]) -> Weights:
 def _sample(answers: Answers, rng: np.random.Generator) -> tuple[int, int]:
     """Return the first place of a random sample of coordinates, or bytes, and its stride.
 
-    It follows from the answers too: clients know the seed, and could vote well in the sample alone.
+    It depends on the answers too: a client that knew the sample could behave well there alone.
     """
     most = max(_PAIRS // len(answers) ** 2, _COORDINATES)
     stride = max(-(-answers.blocks.dim // most), 1)
@@ -224,5 +224,5 @@ def _sample(answers: Answers, rng: np.random.Generator) -> tuple[int, int]:
         return 0, 1
     said = blake2b(rng.bytes(32))
     for body in answers.bodies:
-        said.update(body[:_UNFORESEEN].tobytes())
+        said.update(body[:_HASHED].tobytes())
     return int.from_bytes(said.digest(), "big") % stride, stride

@@ -63,8 +63,7 @@ class Answers:
         How many clients voted +1, where the server knows nothing but the sum. Then there are no
         bodies.
     seen : list of Seen, optional
-        Receives the measurements in place of the report, where these are the answers in some of a
-        round's blocks.
+        Receives the measurements in place of the report if these answers are of only some blocks.
     stride : int, optional
         The stride of the report's sample of coordinates. By default `sample_stride`.
     out : list of (d,) float32, optional
@@ -93,9 +92,9 @@ class Answers:
         return len(self.weights)
 
     def note(self, seen: Seen) -> None:
-        """Report what the answers have shown."""
+        """Report measurements of the answers, replacing those of an earlier rule."""
         if self.seen is not None:
-            self.seen[:] = [seen]  # of the last rule that is asked, as in a report
+            self.seen[:] = [seen]  # as in a report, the last rule counts
         elif self.report is not None:
             self.report.update(report_of([seen]))
 
@@ -104,7 +103,7 @@ class Answers:
         return self.out.pop() if self.out else np.empty(self.blocks.dim, dtype=np.float32)
 
     def within(self, blocks: range, encoding: Encoding, out: Float32) -> Self:
-        """Return the answers in some consecutive blocks, whose measurements are `seen`.
+        """Return the answers in some consecutive blocks; their measurements go to `seen`.
 
         Parameters
         ----------
@@ -226,7 +225,7 @@ class Aggregator(ABC):
         """Return whether the direction of each block depends on that block's answers alone.
 
         Then `direction` may be called for some blocks at a time, on several threads at once. It
-        must not use `rng`, and report through `Answers.note` alone. By default False.
+        must not use `rng`, and must report only through `Answers.note`. By default False.
         """
         return False
 

@@ -436,7 +436,7 @@ class MinSumAngle(Omniscient):
 
 
 _MOST_MULTIPLES = 16.0
-"""Minus this many times the mean an update points against the mean anyway."""
+"""Any update less this many times the mean points against the mean."""
 
 
 def _from_outlier(honest: Float32) -> list[Float32]:

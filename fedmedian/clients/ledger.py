@@ -116,5 +116,5 @@ class Ledger:
             raise ValueError(f"{self._path} is damaged: {error}") from error
 
     def write(self, answers: Answered) -> None:
-        """Write the answers at once: a process that dies leaves what was there."""
+        """Replace the stored answers in one step; see `replace_text`."""
         replace_text(self._path, json.dumps(answers.encode()))

@@ -229,7 +229,7 @@ def _remove_keys(message: Message) -> None:
 
 
 def is_training(message: Message) -> bool:
-    """Return whether a message asks for training, under whatever name of its own."""
+    """Return whether a message asks for training, also by a name, as in ``train.second``."""
     return _kind(message) == MessageType.TRAIN
 
 

@@ -10,7 +10,7 @@ Result = TypeVar("Result")
 
 
 _MOST = 8
-"""More threads wait for the memory."""
+"""The largest default number of threads: more of them wait for memory."""
 
 
 def usual_threads() -> int:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fedmedian.wire.scalars import Float32
 
 UNNAMED = "\0"
-"""Begins the names of blocks that no array corresponds to: no array's name does."""
+"""The prefix of the names of blocks that are no whole arrays; no array's name has it."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Blocks:
 
     @cached_property
     def names(self) -> tuple[tuple[str, ...], ...]:
-        """The names of each block's arrays, under which what is known of it is kept."""
+        """The names of each block's arrays, by which its state is kept between rounds."""
         if self.members is not None:
             return self.members
         # A custom client step made blocks without corresponding arrays.

@@ -223,7 +223,7 @@ class RoundProtocol:
     def note_calls(self, called_for: Any, questions: Iterable[Question | None]) -> None:
         """Note the questions that a subclass asks in a round.
 
-        It may count rounds on, as from an earlier run, for what clients are told.
+        It may number rounds differently for its clients, for example to continue an earlier run.
 
         Parameters
         ----------
@@ -414,7 +414,7 @@ class RoundProtocol:
     def sampling(
         self, server_round: int, *, evaluates: bool = False
     ) -> AbstractContextManager[None]:
-        """Return a context in which Flower samples nodes by the seed, others each time."""
+        """Return a context in which Flower samples nodes by the seed, anew in each call."""
         before = self._draws[server_round, evaluates]
         self._draws[server_round, evaluates] += 1
         return seeded_sampling(self.recipe.seed, server_round, evaluates=evaluates, before=before)
@@ -568,7 +568,7 @@ class RoundProtocol:
         return metrics
 
     def held_to_evaluate(self, model: Arrays) -> Held | None:
-        """Return what clients hold that evaluate a model, or None without a coded downlink.
+        """Return what clients that evaluate a model hold, or None without a coded downlink.
 
         A round of training that begins with this model then sends no other step.
         """
@@ -581,7 +581,7 @@ class RoundProtocol:
         return known.state.held
 
     def held(self, version: str | None) -> Held | None:
-        """Return what clients hold that are sent a version of a model; None if unknown."""
+        """Return what clients hold once they are sent a version of a model; None if unknown."""
         return self._models.held(version)
 
     def content_for(self, held: Held, node: Node) -> Content:
@@ -592,7 +592,7 @@ class RoundProtocol:
         """Return what nodes are sent to follow what clients hold, if all are asked at once.
 
         A node that is asked about several models is sent each as a whole: steps would have to
-        begin from the one that it holds by then. Nobody knows which one it holds at last.
+        begin from the one that it then holds, and the server cannot know which one that is.
 
         Parameters
         ----------
@@ -611,7 +611,7 @@ class RoundProtocol:
     def log_whole_models(self, held: Held | None, nodes: Collection[Node]) -> None:
         """Log how many nodes are sent the whole model, and why.
 
-        Where all are, because arrays have changed, this is logged once a run.
+        If all are because arrays have changed, this is logged once per run.
         """
         if held is not None and held.reason and nodes and self._once.is_first("reason"):
             LOGGER.info(
@@ -637,9 +637,9 @@ class RoundProtocol:
     ) -> None:
         """Remember what nodes say they hold; a node whose reply is not valid may hold nothing.
 
-        A node whose policy refuses to answer could follow all the same. A node that was sent steps
-        and did not hold the model `_MOST_LOSSES` times in a row is not sent any more: its client
-        keeps no state between rounds. A whole model between two of those times proves nothing.
+        A node whose policy refuses to answer has applied the steps all the same. A node that was
+        sent steps and did not hold the model `_MOST_LOSSES` times in a row is sent no more of them:
+        its client keeps no state between rounds. A whole model in between proves nothing.
         Flower's older API does not say whose failure it is: unless all failures have one reason, a
         liar's could be held against an honest node.
         """

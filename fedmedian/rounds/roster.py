@@ -108,7 +108,7 @@ class Hearing:
     ) -> list[AnyReply]:
         """Return the readable replies that no rule rejects, and set `counts`.
 
-        Each rule is asked about what those before it have left.
+        Each rule sees the replies that the rules before it have kept.
 
         Parameters
         ----------
@@ -122,7 +122,7 @@ class Hearing:
         Returns
         -------
         list of Reply
-            These replies.
+            The replies that are kept.
         """
         missing = [node for node in self.asked if node not in self._heard]
         kept = list(replies)

@@ -258,7 +258,7 @@ class KnownModels:
         return self._nearest(_sample_of(model), self._known)
 
     def held(self, version: str | None) -> Held | None:
-        """Return what clients hold that are sent a version of a known model; None if unknown."""
+        """Return what clients hold once they are sent a version of a model; None if unknown."""
         found = (one.state.held for one in self._known if one.state.held is not None)
         return next((one for one in found if one.versions[-1] == version), None)
 
@@ -279,7 +279,7 @@ class KnownModels:
     def to_ask(self, model: Arrays, server_round: int) -> Known:
         """Return the known model that a question about a model continues; see `of`.
 
-        What a step of this round has made is for the next one, unless it is this model exactly.
+        A model that a step of this round made counts from the next round, unless it is this one.
         """
         if server_round != self._round:
             self._round = server_round

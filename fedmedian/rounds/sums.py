@@ -174,14 +174,14 @@ class SecureSums:
         if before is not None and before != {*nodes}:
             raise NoStepError(
                 f"clients have helped to open the secure sum of {len(before)} replies, and will "
-                f"not help with these {len(nodes)}, or single votes would show: pass all replies "
-                "of a round to aggregate_train at once"
+                f"not help with these {len(nodes)}, because that could expose single votes: pass "
+                "all replies of a round to aggregate_train at once"
             )
         moved = sum(self._last.get(node) != question.key for node in nodes)
         if moved and len(nodes) - moved < least:
             raise NoStepError(
                 f"the secure sum cannot be opened: {moved} of its {len(nodes)} clients have been "
-                "asked for votes in another since, and help with that one only: call "
+                "asked for votes in another since, and help only with that one: call "
                 "aggregate_train for a model before configure_train asks its clients about another"
             )
 

@@ -440,7 +440,7 @@ class Watch:
                     f"apart: {answer.node}",
                     "few others have agreed with %s since round %d, "
                     "so it counts for little: it may be hostile, or hold data that others do not; "
-                    "look at it, and without Agreement it counts like the others",
+                    "look into it; without Agreement it would count like the others",
                     *(self._roster.name(answer.node), since),
                 )
 

@@ -24,7 +24,7 @@ Scales = Float64
 """The noise scale of each block, (L,) float64; NaN where each client chooses its own."""
 
 LADDER: Float32 = np.exp2(np.arange(-40, 20.25, 0.25)).astype(np.float32)
-"""The sizes that clients compare a block with whose size is unknown, where they vote on it."""
+"""The sizes, (241,) float32, that voting clients compare a block of unknown size with."""
 
 _MAX_CHANGE = 2.0
 """A scale changes by at most this factor from one round to the next."""

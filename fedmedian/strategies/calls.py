@@ -83,7 +83,7 @@ class Calls(Generic[About]):
         return [message for message in messages if id(message.metadata) not in known]
 
     def in_order(self) -> list[Call[About]]:
-        """Return the calls in order, but last those of which no message was sent."""
+        """Return the calls in order, those of which no message was sent last."""
         return sorted(self._calls, key=lambda one: not one.ids)
 
     def answered_by(
@@ -117,7 +117,7 @@ class Calls(Generic[About]):
     ) -> list[Message]:
         """Note that calls are heard, and return the messages whose replies are due.
 
-        Others about the same, as for groups of nodes, are heard with them if nobody answers.
+        Other calls about the same, as for groups of nodes, count as heard too if no node answers.
 
         Parameters
         ----------

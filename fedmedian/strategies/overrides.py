@@ -9,7 +9,7 @@ Method = Callable[..., Any]
 """A method that is bound to its strategy."""
 
 Around = Callable[..., Any]
-"""Takes the strategy, the method that it is to call, and what that is given."""
+"""Takes the strategy, the method that it is to call, and that method's arguments."""
 
 
 def wrap_override(cls: type, base: type, name: str, around: Around) -> None:

@@ -123,7 +123,7 @@ class Reader:
         return value
 
     def optionals(self, **wanted: type) -> dict[str, Any]:
-        """Return some entries or None by their keys; see `optional`."""
+        """Return entries by their keys, None for those that are absent; see `optional`."""
         return {key: self.optional(key, kind) for key, kind in wanted.items()}
 
     def listed(self, key: str, wanted: type[T]) -> list[T]:
@@ -149,7 +149,7 @@ class Reader:
 
 
 def require_own_keys(name: str, keys: Iterable[str]) -> None:
-    """Raise ValueError if a run's own config has keys of ours."""
+    """Raise ValueError if a user's config has keys that begin with `PREFIX`."""
     if ours := sorted(key for key in keys if key.startswith(PREFIX)):
         raise ValueError(
             f"{name} must not have keys that begin with {PREFIX!r}, which are the server's own, "
