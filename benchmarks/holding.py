@@ -1,4 +1,4 @@
-"""The memory of simulations whose clients hold the model between rounds, beside ones without it."""
+"""The memory of simulations whose clients hold the model between rounds, and of those without."""
 
 import logging
 import time
@@ -64,7 +64,7 @@ COLUMNS = ["engine", "downlink", "peak MiB of all processes", "s per round"]
 def holdings(
     clients: int = 100, dim: int = 10**6, engines: Sequence[str] = ("InProcessGrid", "Ray")
 ) -> list[Holding]:
-    """Measure simulations with and without a coded downlink, each in a process of its own."""
+    """Measure simulations with and without a coded downlink, each in its own process."""
     points = [(engine, coded, clients, dim) for engine in engines for coded in (False, True)]
     return in_new_processes(measure, points)
 

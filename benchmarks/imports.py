@@ -1,4 +1,4 @@
-"""What the client side takes beside Flower's own, each part in a process of its own."""
+"""What the client adds to Flower's memory and time, each part measured in its own process."""
 
 import subprocess
 import sys

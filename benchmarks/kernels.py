@@ -1,4 +1,4 @@
-"""The numerics against what users would otherwise pick."""
+"""The kernels against what users would otherwise choose."""
 
 from collections.abc import Callable, Iterator
 from functools import partial

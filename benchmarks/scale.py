@@ -82,7 +82,7 @@ class RoundCost:
 
 
 def round_costs(clients: Iterable[int] = CLIENTS, dims: Iterable[int] = DIMS) -> list[RoundCost]:
-    """Measure a round over M and over d, each point in a process of its own.
+    """Measure a round over M and over d, each point in its own process.
 
     Parameters
     ----------
@@ -210,7 +210,7 @@ def measure_round(name: str, clients: int, dim: int) -> RoundCost:
         return seconds
 
     held = _mebibytes("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     all_cores_seconds = hear(all_cores, time.perf_counter)
     peak = _mebibytes("VmHWM")
     hear_seconds = hear(one_thread, time.process_time)

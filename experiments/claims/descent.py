@@ -40,7 +40,7 @@ def descend(
     rounds: int,
     look: Look,
 ) -> None:
-    """Descend from points, all at once and each with noise of its own.
+    """Descend from points, all at once and each with its own noise.
 
     Parameters
     ----------

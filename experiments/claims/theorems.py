@@ -30,7 +30,7 @@ def squared_gradient(rounds: int, name: str, noisy: bool, copies: int) -> float:
     noisy : bool
         Whether it has the theorem's noise; its step is the theorem's in any case.
     copies : int
-        The number of copies, each with noise of its own.
+        The number of copies, each with its own noise.
 
     Returns
     -------

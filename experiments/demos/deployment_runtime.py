@@ -108,7 +108,7 @@ def write_key(path: Path) -> Path:
 
 
 class SuperNode:
-    """A SuperNode that can be killed and started again, with a folder and a key of its own.
+    """A SuperNode that can be killed and started again, with its own folder and key.
 
     Parameters
     ----------

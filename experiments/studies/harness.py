@@ -103,7 +103,7 @@ class App:
         The app of each client.
     serve : callable
         Takes a run configuration, ``"seed"`` and ``"num-clients"`` in it, trains the clients of
-        a grid, and tells the test accuracy after each round.
+        a grid, and reports the test accuracy after each round.
     """
 
     client_app: ClientApp

@@ -1,4 +1,4 @@
-"""The progress of long commands, with the time left; quiet where nobody watches."""
+"""The progress of long commands, with the time left; silent without a terminal."""
 
 from collections.abc import Collection, Iterable, Iterator
 from typing import TypeVar

@@ -401,7 +401,7 @@ class Drift(Omniscient):
 class TwoCamps(HalfMimic):
     """A `HalfMimic` of each of the two honest updates least like the mean, in two camps.
 
-    Each camp looks like a minority of its own. Arguments are those of `HalfMimic`.
+    Each camp looks like a separate minority. Arguments are those of `HalfMimic`.
     """
 
     def camps(self, honest: Float32, server_round: int) -> list[Float32]:

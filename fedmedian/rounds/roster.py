@@ -29,7 +29,7 @@ class Roster:
         self._node_of: dict[int, Node] = {}
 
     def learn(self, partitions: Iterable[tuple[Node, int | None]]) -> None:
-        """Remember nodes' partitions, unless others have claimed them."""
+        """Remember nodes' partitions, unless other nodes have claimed them."""
         for node, partition in partitions:
             if partition is None or node in self._partition_of:
                 continue

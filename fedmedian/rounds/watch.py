@@ -377,7 +377,7 @@ class Watch:
                     # The prefix keeps a client's text apart from other keys.
                     f"reason: {_NUMBER.sub('…', reason)}",
                     f"round %d: %d of %d {what} are lost for one reason: %s%s",
-                    # The log truncates long words, so the remedy is a word of its own.
+                    # The log truncates long words, so the remedy is a separate one.
                     *(number, count, total, reason, _remedy_of(reason, remedies)),
                 )
 

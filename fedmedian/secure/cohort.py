@@ -33,8 +33,8 @@ class SecureSum:
     """Secure sums: the server learns how many clients voted +1, and no single vote.
 
     Clients mask their votes with masks that cancel in the sum (Bonawitz et al., CCS 2017). Each
-    pair of neighbors shares one, and each client adds another of its own, which the others remove
-    if enough of them agree that its votes are in the sum. Keys are exchanged once a run. A round
+    pair of neighbors shares one, and each client adds a private one, which its neighbors remove if
+    enough of them agree that its votes are in the sum. Keys are exchanged once a run. A round
     then takes two exchanges with the clients, and more only if some drop out of it or send wrong
     secrets.
 

@@ -123,7 +123,7 @@ class Rotation(ClientStep):
         return _places(before.sizes, self.smallest, self.largest)
 
     def _members(self, before: Blocks) -> tuple[tuple[str, ...], ...]:
-        """Return the names of the arrays in each block; a part of an array has one of its own."""
+        """Return the names of the arrays in each block; a part of an array has its own."""
         assert before.members is not None  # only called if blocks consist of arrays
         members, cut = list[tuple[str, ...]](), Counter[int]()
         for places in self.places(before):

@@ -1,4 +1,4 @@
-"""What a round has asked of which nodes, and to which of it replies belong."""
+"""What a round has asked of which nodes, and which of these calls replies answer."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ _FORMER = 10_000
 class Call(Generic[About]):
     """The messages of one call of `configure_train` or `configure_evaluate`.
 
-    Each message that a subclass makes counts as a call of its own.
+    Each message that a subclass makes counts as a separate call.
 
     Parameters
     ----------

@@ -89,8 +89,8 @@ def readdress(
 ) -> None:
     """Replace coded steps in messages that a subclass has made if their nodes cannot take them.
 
-    They may be for another node. Where a subclass has put a model of its own into a message, no
-    steps lead there, and the client is told of none.
+    They may be for another node. If a subclass has put its own model into a message, no steps lead
+    there, and the client is sent none.
 
     Parameters
     ----------

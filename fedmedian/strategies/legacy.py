@@ -54,7 +54,7 @@ from fedmedian.strategies.log import log_last_evaluation, shorten_older_run
 from fedmedian.strategies.options import FlowerOptions, LegacyFedAvgOptions, require_fedavg_options
 from fedmedian.strategies.overrides import noting, wrap_override
 from fedmedian.strategies.wrappers import require_no_unfit_wrapper
-from fedmedian.wire.scalars import PREFIX, WireError, require_own_keys
+from fedmedian.wire.scalars import PREFIX, WireError, refuse_our_keys
 
 __all__ = ["MedianSGD", "SignSGD"]
 
@@ -195,7 +195,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         before = max(client_manager.num_available(), self.min_available_clients)
         with self.__protocol.sampling(server_round):
             asked = super().configure_fit(server_round, parameters, client_manager)
-        require_own_keys("on_fit_config_fn", {key for _, ins in asked for key in ins.config})
+        refuse_our_keys("on_fit_config_fn", {key for _, ins in asked for key in ins.config})
         # Clients come and go, and the budget must not count one that was not there.
         present = max(len(asked), min(before, client_manager.num_available()))
         drawn = [client.cid for client, _ in asked]
@@ -245,8 +245,8 @@ class LegacyStrategy(ShowsArguments, FedAvg):
     ) -> list[tuple[ClientProxy, Ins]]:
         """Return what a subclass sends, but coded steps that each client can take.
 
-        They may be for another client. Where a subclass sends a model of its own, no steps lead
-        there, and the client is told of none.
+        They may be for another client. If a subclass sends its own model, no steps lead there, and
+        the client is sent none.
         """
         nodes = [client.cid for client, _ in sent]
         contents = self.__protocol.contents_for([*zip(nodes, helds, strict=True)])
@@ -264,7 +264,15 @@ class LegacyStrategy(ShowsArguments, FedAvg):
     def aggregate_fit(
         self, server_round: int, results: list[Trained], failures: list[Trained | BaseException]
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
-        """Aggregate the usable results into a new model, and report on the round."""
+        """Aggregate the usable results into a new model, and report on the round.
+
+        Raises
+        ------
+        RunFailedError
+            As for `fedmedian.strategies.SignSGD.start`.
+        RuntimeError
+            If this round was not configured, or a later one already was.
+        """
         told = self.__protocol.asked_as.get(server_round, server_round)
         questions = self.__protocol.questions_of(told)
         if not questions:
@@ -339,7 +347,7 @@ class LegacyStrategy(ShowsArguments, FedAvg):
             return []
         with self.__protocol.sampling(server_round, evaluates=True):
             asked = [*super().configure_evaluate(server_round, parameters, client_manager)]
-        require_own_keys("on_evaluate_config_fn", {key for _, ins in asked for key in ins.config})
+        refuse_our_keys("on_evaluate_config_fn", {key for _, ins in asked for key in ins.config})
         held = self.__protocol.held_to_evaluate(parameters_to_arrays(parameters)) if asked else None
         if held is not None:
             self.__protocol.log_whole_models(held, [client.cid for client, _ in asked])
@@ -521,7 +529,7 @@ def _parameters_of(content: Content) -> Parameters:
 
 
 def _arrays_in(parameters: Parameters) -> list[NDArray[Any]]:
-    """Return the arrays in parameters; none if they are bytes of a subclass's own."""
+    """Return the arrays in parameters; none if they are in a subclass's own format."""
     try:
         return [*parameters_to_arrays(parameters).values()]
     except WireError:

@@ -51,7 +51,7 @@ from fedmedian.strategies.options import FedAvgOptions, FlowerOptions, require_f
 from fedmedian.strategies.overrides import noting, seeing_all, wrap_override
 from fedmedian.strategies.results import ShownResult
 from fedmedian.strategies.wrappers import require_no_unfit_wrapper
-from fedmedian.wire.scalars import EVALUATION, WIRE_VERSION, WireScalar, require_own_keys
+from fedmedian.wire.scalars import EVALUATION, WIRE_VERSION, WireScalar, refuse_our_keys
 
 EvaluateFunction = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -195,8 +195,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
         if not initial_arrays:
             raise ValueError("initial_arrays must hold at least one array, got an empty one")
         require_integer("num_rounds", num_rounds, low=0)
-        require_own_keys("train_config", train_config or ())
-        require_own_keys("evaluate_config", evaluate_config or ())
+        refuse_our_keys("train_config", train_config or ())
+        refuse_our_keys("evaluate_config", evaluate_config or ())
         self.__other_metrics, self.__timeout = {}, timeout
         self.__forget()
         journal = self.__protocol.journal
@@ -243,7 +243,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
             )
         finally:
             self.__protocol.release()
-            self.__kept.grid = None  # nobody is asked any more
+            self.__kept.grid = None  # no client is asked after the run
         reports = result.train_metrics_clientapp
         for server_round, others in self.__other_metrics.items():
             own = reports.get(server_round) or MetricRecord()  # a subclass may report nothing
@@ -466,7 +466,15 @@ class MessageStrategy(ShowsArguments, FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Aggregate the usable replies into a new model, and report on the round."""
+        """Aggregate the usable replies into a new model, and report on the round.
+
+        Raises
+        ------
+        RunFailedError
+            As for `start`.
+        RuntimeError
+            If this round was not configured, or a later one already was.
+        """
         journal = self.__protocol.journal
         if journal.holds(server_round):
             # In every round, because a run that another strategy drives may end early.

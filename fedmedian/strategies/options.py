@@ -48,7 +48,7 @@ class LegacyFedAvgOptions(TypedDict, total=False):
 
 
 class FlowerOptions(FedAvgOptions, LegacyFedAvgOptions, total=False):
-    """The keyword arguments of both of Flower's APIs; a strategy accepts those of its own."""
+    """The keyword arguments of both of Flower's APIs; a strategy accepts those of its own API."""
 
 
 OLDER_NAMES = {

@@ -148,7 +148,7 @@ class Reader:
             raise WireError(f"{PREFIX}{unknown} is unknown here")
 
 
-def require_own_keys(name: str, keys: Iterable[str]) -> None:
+def refuse_our_keys(name: str, keys: Iterable[str]) -> None:
     """Raise ValueError if a user's config has keys that begin with `PREFIX`."""
     if ours := sorted(key for key in keys if key.startswith(PREFIX)):
         raise ValueError(

@@ -13,7 +13,7 @@ LABELS = np.arange(10)
 
 
 def create_model(local_epochs: int) -> LogisticRegression:
-    """Return a model whose parameters are zeros; fit() goes on from what they are."""
+    """Return a model whose parameters are zeros; fit() continues from their current values."""
     model = LogisticRegression(solver="saga", max_iter=local_epochs, warm_start=True)
     model.classes_ = LABELS
     model.coef_ = np.zeros((len(LABELS), NUM_FEATURES))
