@@ -23,7 +23,6 @@ Weights = NDArray[np.float64]
 # threads wait for Python's lock more often.
 _CHUNK_BYTES = 1 << 17
 _WEIGHTED_CHUNK_BYTES = 1 << 15
-_COMPARED_CHUNK_BYTES = 1 << 17
 
 # More votes are counted in groups: a longer program would take longer to build than to run.
 _GROUP = 1024
@@ -51,7 +50,7 @@ def count_votes(packed_vectors: Sequence[PackedSigns], dim: int) -> NDArray[np.i
     """
     require_packed(packed_vectors, dim)
     counts = np.empty(dim, dtype=np.int32)
-    counter = _Counter(len(packed_vectors), _CHUNK_BYTES)
+    counter = _Counter(len(packed_vectors))
     for chunk in _chunks(0, dim, _CHUNK_BYTES):
         counts[chunk.coordinates] = counter.count(packed_vectors, chunk)
     return counts
@@ -76,7 +75,7 @@ def sum_numbers(planes: Sequence[NDArray[np.uint8]], dim: int) -> NDArray[Any]:
     most = max(_GROUP // bits, 1)
     total: NDArray[Any] = np.zeros(dim, dtype=np.uint8 if bits <= 8 else np.int32)
     for group in (planes[start : start + most] for start in range(0, len(planes), most)):
-        adder = _Adder(summing_program(len(group), bits), _CHUNK_BYTES)
+        adder = _Adder(summing_program(len(group), bits))
         rows = [plane for one in group for plane in one]
         for chunk in _chunks(0, dim, _CHUNK_BYTES):
             total[chunk.coordinates] += _number(adder.run(rows, chunk))[chunk.inside]
@@ -108,7 +107,7 @@ def majority_vote(packed_vectors: Sequence[PackedSigns], dim: int) -> NDArray[np
     """
     require_packed(packed_vectors, dim)
     majority = np.empty(dim, dtype=np.int8)
-    for chunk, (at_least_half, over_half) in _majorities(packed_vectors, dim, _CHUNK_BYTES):
+    for chunk, (at_least_half, over_half) in _majorities(packed_vectors, dim):
         least = np.unpackbits(at_least_half).view(np.int8)
         # Without ties both are the same bits.
         is_same = over_half is at_least_half
@@ -139,7 +138,7 @@ def count_against_majority(packed_vectors: Sequence[PackedSigns], values: Float3
     """
     require_packed(packed_vectors, values.size)
     opposite = 0
-    for chunk, (least, most) in _majorities(packed_vectors, values.size, _COMPARED_CHUNK_BYTES):
+    for chunk, (least, most) in _majorities(packed_vectors, values.size):
         own = values[chunk.coordinates]
         against = (most & np.packbits(own < 0)) | (~least & np.packbits(own > 0))
         opposite += int(count_ones(against).sum())
@@ -310,18 +309,18 @@ def _chunks(start: int, end: int, num_bytes: int) -> Iterator[_Chunk]:
 
 
 def _majorities(
-    packed_vectors: Sequence[PackedSigns], dim: int, num_bytes: int
+    packed_vectors: Sequence[PackedSigns], dim: int
 ) -> Iterator[tuple[_Chunk, tuple[PackedSigns, PackedSigns]]]:
     """Yield, chunk by chunk, where at least half and where more than half of the votes are +1."""
     num_votes = len(packed_vectors)
     if num_votes > _GROUP:
-        counter = _Counter(num_votes, num_bytes)
-        for chunk in _chunks(0, dim, num_bytes):
+        counter = _Counter(num_votes)
+        for chunk in _chunks(0, dim, _CHUNK_BYTES):
             counts = 2 * counter.count(packed_vectors, chunk)
             yield chunk, (np.packbits(counts >= num_votes), np.packbits(counts > num_votes))
         return
-    adder = _Adder(majority_program(num_votes), num_bytes)
-    for chunk in _chunks(0, dim, num_bytes):
+    adder = _Adder(majority_program(num_votes))
+    for chunk in _chunks(0, dim, _CHUNK_BYTES):
         bits = adder.run(packed_vectors, chunk)
         yield chunk, (bits[0], bits[-1])
 
@@ -329,9 +328,9 @@ def _majorities(
 class _Adder:
     """A program with its scratch rows."""
 
-    def __init__(self, program: Program, num_bytes: int) -> None:
+    def __init__(self, program: Program) -> None:
         self._program = program
-        self._scratch = np.empty((program.num_scratch, num_bytes), dtype=np.uint8)
+        self._scratch = np.empty((program.num_scratch, _CHUNK_BYTES), dtype=np.uint8)
 
     def run(self, packed_vectors: Sequence[PackedSigns], chunk: _Chunk) -> list[PackedSigns]:
         rows = [packed[chunk.packed] for packed in packed_vectors]
@@ -341,9 +340,9 @@ class _Adder:
 class _Counter:
     """Counts a fixed number of votes, group by group."""
 
-    def __init__(self, num_votes: int, num_bytes: int) -> None:
+    def __init__(self, num_votes: int) -> None:
         sizes = {min(_GROUP, num_votes - start) for start in range(0, num_votes, _GROUP)}
-        self._adders = {size: _Adder(counting_program(size), num_bytes) for size in sizes}
+        self._adders = {size: _Adder(counting_program(size)) for size in sizes}
 
     def count(self, packed_vectors: Sequence[PackedSigns], chunk: _Chunk) -> NDArray[Any]:
         """Return the number of positive votes for each of a chunk's coordinates."""
@@ -382,7 +381,7 @@ def _runs_of_equal_columns(shares: Weights) -> Iterator[tuple[int, int]]:
 def _sum_equal(packed_vectors: Sequence[PackedSigns], votes: Float32, start: int, end: int) -> None:
     """Write the sums of signs without weights."""
     num_votes = len(packed_vectors)
-    counter = _Counter(num_votes, _CHUNK_BYTES)
+    counter = _Counter(num_votes)
     for chunk in _chunks(start, end, _CHUNK_BYTES):
         out = votes[chunk.coordinates]
         np.multiply(counter.count(packed_vectors, chunk), np.float32(2), out=out)

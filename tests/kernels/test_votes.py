@@ -25,7 +25,6 @@ def chunks_of(num_bytes, group=votes._GROUP):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(votes, "_CHUNK_BYTES", num_bytes)
         patch.setattr(votes, "_WEIGHTED_CHUNK_BYTES", num_bytes)
-        patch.setattr(votes, "_COMPARED_CHUNK_BYTES", num_bytes)
         patch.setattr(votes, "_GROUP", group)
         yield
 
