@@ -183,7 +183,7 @@ class _PerturbedClient(NumPyClient):
         examples = _num_examples(self.train_loader)
         if instruction is None:
             trained = {
-                name: (before[name] - _array_of(value.detach().cpu())).astype(before[name].dtype)
+                name: (before[name] - _array_of(value)).astype(before[name].dtype)
                 for name, value in updates.items()
             }
             return list({**after, **trained}.values()), examples, {}
@@ -323,10 +323,11 @@ def _num_examples(batches: Batches) -> int:
 
 
 def _arrays_of(model: nn.Module) -> dict[str, np.ndarray[Any, Any]]:
-    return {name: _array_of(value.detach().cpu()) for name, value in model.state_dict().items()}
+    return {name: _array_of(value) for name, value in model.state_dict().items()}
 
 
 def _array_of(tensor: Tensor) -> np.ndarray[Any, Any]:
+    tensor = tensor.detach().cpu()
     if tensor.dtype == torch.bfloat16:  # torch has no NumPy arrays of it
         return tensor.view(torch.int16).numpy().view(bfloat16())
     return tensor.numpy()

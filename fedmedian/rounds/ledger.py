@@ -284,8 +284,8 @@ class Ledger:
         again = self._draw.sampling < 1 or not {*sent}.isdisjoint(drawn)
         if (charge := self._afforded(question, drawn, again=again)) is None:
             return False
-        same = {key: one for key, one in self._charged.items() if key[0] == question.server_round}
-        self._charged = same
+        now = question.server_round
+        self._charged = {key: one for key, one in self._charged.items() if key[0] == now}
         self._recount(question, charge)
         return True
 
