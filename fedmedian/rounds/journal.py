@@ -166,10 +166,10 @@ class Journal:
             self._known = dict(model)
             self._once.warn(
                 "change",
-                "a part of the model is trained whose arrays have no names to tell which ones they "
-                "are: no run can resume from the checkpoints in %s, except of rounds that train "
-                "all arrays; train the first few, unchanged since the last round, or use names, "
-                "which the older API does not have",
+                "a part of the model is trained, and its arrays have no names that say which part: "
+                "no run can resume from the checkpoints in %s, except from those of rounds that "
+                "train all arrays; train the first few, unchanged since the last round, or use "
+                "names, which the older API does not have",
                 self._checkpoint.folder,
             )
         elif changed and (self._stored or self._last is not None):
@@ -335,7 +335,7 @@ def _require_same_run(
     if is_by_position(initial) and not initial.keys() <= stored_model.keys():
         raise ValueError(
             f"checkpoint {folder!r} holds {len(stored_model)} of the model's {len(initial)} "
-            "arrays, which have no names to tell which ones: start over in another folder, and in "
+            "arrays, which have no names that say which ones: start over in another folder, and in "
             "each round train all arrays, the first few as the last round left them, or arrays "
             "that have names"
         )

@@ -174,7 +174,7 @@ class RoundProtocol:
             return
         raise RunFailedError(
             f"no client was asked to {'train' if trains else 'do anything'} in "
-            f"{self._silent_rounds} rounds, so that the model is the initial one: {drawn} must "
+            f"{self._silent_rounds} rounds, so the model is still the initial one: {drawn} must "
             "draw at least one of the connected nodes, a subclass's configure_train must return "
             "messages, and a privacy budget must not be spent, nor its sampling be less than the "
             "share that is drawn",

@@ -29,7 +29,7 @@ def mean(values, axis):
 
 
 class TestBatchNorm:
-    """Arrays have no names: `exact` tells running statistics by position."""
+    """Arrays have no names: `exact` gives running statistics by position."""
 
     BATCHES = 2
     MEAN, VARIANCE, COUNTER = "4", "5", "6"  # in the order of its state dict
