@@ -56,14 +56,14 @@ class RoundCost:
         The time in which an `InProcessGrid` carries them and the replies, its clients' answers
         being ready. It has a Message of Flower's for each and serializes it to count its bytes,
         as Flower's other engines do to send it.
-    hear_seconds : float
+    aggregate_seconds : float
         The time in which the replies become a model.
     all_cores_seconds : float
         The same by the clock, on as many threads as are usual.
     peak_mebibytes : float
         The most memory that the server's process takes for model, replies and aggregation.
-    to_hear_mebibytes : float
-        The part of it that hearing the replies takes, with the new model.
+    to_aggregate_mebibytes : float
+        The part of it that aggregation takes, with the new model.
     up_bytes, down_bytes : float
         The size of a reply, and of a message to a client.
     """
@@ -73,10 +73,10 @@ class RoundCost:
     dim: int
     ask_seconds: float
     carry_seconds: float
-    hear_seconds: float
+    aggregate_seconds: float
     all_cores_seconds: float
     peak_mebibytes: float
-    to_hear_mebibytes: float
+    to_aggregate_mebibytes: float
     up_bytes: float
     down_bytes: float
 
@@ -198,8 +198,8 @@ def measure_round(name: str, clients: int, dim: int) -> RoundCost:
         for content, message in zip(contents, messages, strict=True)
     ]
 
-    def hear(strategy: FedAvg, clock: Callable[[], float]) -> float:
-        # Replies are heard once of each time that they are asked for.
+    def aggregate(strategy: FedAvg, clock: Callable[[], float]) -> float:
+        # A round is aggregated once, so each timing asks again.
         ready = partial(ask, strategy)
         seconds, (arrays, metrics) = _timed(
             lambda: strategy.aggregate_train(1, replies), ready, clock
@@ -211,9 +211,9 @@ def measure_round(name: str, clients: int, dim: int) -> RoundCost:
 
     held = _mebibytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    all_cores_seconds = hear(all_cores, time.perf_counter)
+    all_cores_seconds = aggregate(all_cores, time.perf_counter)
     peak = _mebibytes("VmHWM")
-    hear_seconds = hear(one_thread, time.process_time)
+    aggregate_seconds = aggregate(one_thread, time.process_time)
     app = ClientApp()
 
     @app.train()
@@ -227,7 +227,7 @@ def measure_round(name: str, clients: int, dim: int) -> RoundCost:
     carry_seconds = time.process_time() - begin
     assert carried == clients
     return RoundCost(
-        *(name, clients, dim, ask_seconds, carry_seconds, hear_seconds, all_cores_seconds),
+        *(name, clients, dim, ask_seconds, carry_seconds, aggregate_seconds, all_cores_seconds),
         *(peak - before, peak - held, carrying.bytes_up / clients, carrying.bytes_down / clients),
     )
 
@@ -258,7 +258,7 @@ def plot_round_costs(costs: Iterable[RoundCost], path: Path) -> None:
                 )
             ):
                 lines: tuple[tuple[int, str, str, list[float]], ...] = (
-                    (0, "o-", "from replies to model", [one.hear_seconds for one in points]),
+                    (0, "o-", "from replies to model", [one.aggregate_seconds for one in points]),
                     (0, "x:", "Flower's messages", [one.carry_seconds for one in points]),
                     (1, "o-", "peak", [one.peak_mebibytes for one in points]),
                     (1, "x:", "replies alone", [_replies_mebibytes(one) for one in points]),
@@ -289,10 +289,10 @@ def cost_rows(costs: Iterable[RoundCost]) -> list[list[str]]:
             f"{cost.dim:,}",
             f"{1e3 * cost.ask_seconds:.1f}",
             f"{1e3 * cost.carry_seconds:.1f}",
-            f"{1e3 * cost.hear_seconds:.1f}",
+            f"{1e3 * cost.aggregate_seconds:.1f}",
             f"{1e3 * cost.all_cores_seconds:.1f}",
             f"{cost.peak_mebibytes:.0f}",
-            f"{cost.to_hear_mebibytes:.0f}",
+            f"{cost.to_aggregate_mebibytes:.0f}",
             f"{_replies_mebibytes(cost):.0f}",
             f"{cost.up_bytes:,.0f}",
             f"{cost.down_bytes:,.0f}",
@@ -307,10 +307,10 @@ COST_COLUMNS = [
     "d",
     "ms to ask",
     "ms in messages",
-    "ms to hear",
+    "ms to aggregate",
     "on all cores",
     "peak MiB",
-    "MiB to hear",
+    "MiB to aggregate",
     "replies MiB",
     "bytes up",
     "bytes down",

@@ -88,7 +88,7 @@ def test_the_costs_of_a_round_are_those_of_its_clients_and_parameters(tmp_path):
     assert longer.up_bytes - few.up_bytes == pytest.approx((5_000 - 300) / 8, rel=0.2)
     assert long_vector.up_bytes - vector.up_bytes == pytest.approx(4 * (5_000 - 300), rel=0.2)
     assert longer.down_bytes - few.down_bytes == pytest.approx(4 * (5_000 - 300), rel=0.2)
-    assert min(cost.hear_seconds for cost in costs) > 0
+    assert min(cost.aggregate_seconds for cost in costs) > 0
     assert all(len(row) == len(COST_COLUMNS) for row in cost_rows(costs))
     plot_round_costs(costs, tmp_path / "scale.png")
     assert (tmp_path / "scale.png").stat().st_size > 10_000

@@ -378,9 +378,9 @@ def test_the_costs_per_parameter_are_those_of_the_table_of_scales(page):
     tables = [cells(line) for line in page("scale").splitlines() if line.startswith("|")]
     rows = [row for row in tables if row[1:3] == ["10", "100000000"]]
     costs = [cells(line) for line in page("costs").splitlines() if line.startswith("| `")]
-    for name, _, dim, _, messages, hear, *_, up, down in rows:
+    for name, _, dim, _, messages, aggregate, *_, up, down in rows:
         (sent, took) = (row for row in costs if row[0] == name)
-        per_parameter = [float(time) / int(dim) * 1e6 for time in (hear, messages)]
+        per_parameter = [float(time) / int(dim) * 1e6 for time in (aggregate, messages)]
         whole, each, beside = (float(text.split()[0]) for text in took[1:])
         assert [whole, beside] == [round(time) for time in per_parameter]
         assert each == round(per_parameter[0] / 10, 1)

@@ -122,10 +122,10 @@ def is_saved_both_ways(factor):
 
 
 def is_of_ten_thousand(microseconds):
-    heard = cell("scale", "ms to hear", "SignSGD", "10,000", "100")
+    spent = cell("scale", "ms to aggregate", "SignSGD", "10,000", "100")
     carried = cell("scale", "ms in messages", "SignSGD", "10,000", "100")
-    each = 5 * round(heard / 10 / 5)
-    return heard < 1000 and each == int(microseconds) and round(carried / heard) == 3
+    each = 5 * round(spent / 10 / 5)
+    return spent < 1000 and each == int(microseconds) and round(carried / spent) == 3
 
 
 DEMO = (
@@ -225,7 +225,7 @@ SENTENCES = [
     ),
     (
         "scale",
-        r"heard in less than a second, (\S+) µs each, .* is about three times that",
+        r"aggregated in less than a second, (\S+) µs each, .* is about three times that",
         is_of_ten_thousand,
     ),
 ]

@@ -88,7 +88,7 @@ def main() -> None:
     """Print the calls that hearing five replies takes."""
     found = moves_to_hear(5)
     files = {file for caller, called, _ in found for file in (caller, called)}
-    print(f"{found.total()} calls between {len(files)} files to hear five replies\n")
+    print(f"{found.total()} calls between {len(files)} files to aggregate five replies\n")
     rows = [[str(n), *move] for move, n in found.most_common() if n >= _FREQUENT]
     print(make_table(["calls", "from", "to", "function"], rows))
 
