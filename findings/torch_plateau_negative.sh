@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# torch 2.13.0: ReduceLROnPlateau takes a negative loss that gets worse for one that improves.
+# torch 2.13.0: ReduceLROnPlateau mistakes a negative loss that gets worse for one that improves.
 #
 # One expects the learning rate to fall if the loss does not. With the default threshold_mode="rel" a loss
 # counts as better if it is below 0.9999 times the best, as documented. If the best is -100, that is -99.99.
