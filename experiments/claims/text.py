@@ -316,7 +316,7 @@ def tabulate(found: Findings) -> str:
 
 TEXT = Claim(
     name="text",
-    title="A transformer that writes: one bit a parameter",
+    title="A small language model: one bit per parameter",
     says="A language model, trained whole or by its LoRA adapters only, learns from one bit per "
     "parameter as with FedAvg.",
     setting={
