@@ -115,8 +115,8 @@ class Policy:
         The smallest number of clients, including this one, whose votes are in a secure sum, >= 3.
         Votes that are not summed are refused. Without it, the server may see every vote.
     honest : float (default: 0.8)
-        The smallest share of this client and those that it shares masks with that are honest, in
-        (0, 1]; a lying server chooses these. With `cohort`, the cost of an answer follows from the
+        The smallest honest share of this client and those that it shares masks with, in (0, 1]; a
+        lying server chooses these clients. With `cohort`, the cost of an answer follows from the
         honest ones that must be in its sum; see `fedmedian.privacy.sums`. They count only if the
         server's steps bound every client's entries, by `Clip` or the `Limit` of a strategy with
         it.

@@ -472,8 +472,8 @@ def noise_multiplier_for(
     rounds : int
         The number of answers, in [1, 2**63): one per round of a run.
     sampling : float (default: 1.0)
-        The share of clients drawn in a round, in (0, 1], if it stays hidden which: see
-        `PrivacyBudget`. The server knows, so against it the share is 1.
+        The share of clients drawn in a round, in (0, 1], if it stays hidden who they are: see
+        `PrivacyBudget`. The server knows them, so against it the share is 1.
     kind : {"signs", "vector"} (default: "signs")
         What is sent: "signs" for `SignSGD`, "vector" for `MedianSGD`.
     relation : {"replace", "zero"} (default: "replace")

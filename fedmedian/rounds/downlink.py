@@ -23,8 +23,8 @@ class CodedSteps:
     others the whole model. What a code loses is sent later. Clients keep the model between rounds,
     in ``Context.state``, which costs them its memory.
 
-    Clients train from the model that they hold. It is about one step behind the server's, which the
-    Result has. An optimizer at the server whose steps are much longer than the clients' updates,
+    Clients train from the model that they hold, about one step behind the server's; the Result has
+    the server's. An optimizer at the server whose steps are much longer than the clients' updates,
     such as `Adam`, needs two bits.
 
     Parameters

@@ -45,8 +45,8 @@ class SecureSum:
     ----------
     threshold : float (default: 0.8)
         The share of a round's clients, in (0.5, 1], whose votes must be in its sum; at least three
-        clients, and two more than half of the others. Otherwise the round keeps the model, and
-        nothing is opened.
+        clients, and at least two more than half of the others. Otherwise the round keeps the model,
+        and nothing is opened.
     neighbors : int (default: 48)
         The number of neighbors of each client, even, 20..1000; all others if there are not more.
         More take longer. A client's `Policy` relies only on its neighbors.

@@ -148,7 +148,7 @@ class SumCohort(Generic[Member]):
     ) -> tuple[dict[Member, Masked], dict[tuple[Member, Member], bytes]]:
         """Return the votes that can be summed, and the seeds of masks with clients that are lost.
 
-        While these are collected others may be lost, whose seeds are needed, too.
+        While these are collected, more clients may be lost, whose seeds are then needed, too.
         """
         seeds: dict[tuple[Member, Member], bytes] = {}
         neighbors = self.neighbors

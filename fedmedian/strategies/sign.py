@@ -45,8 +45,8 @@ class SignSGD(SignArguments, MessageStrategy):
         for votes on the parameters themselves, for which `Adaptive` chooses a noise scale.
     scale_from : {"server", "client"} (default: "server")
         The side that chooses the noise scale. With "client", clients receive the factor of a rule
-        such as `Adaptive`, but may choose any scale. No client, with its examples, counts for more
-        than four times the median one, nor for more than twice the (t + 1)-th largest.
+        such as `Adaptive`, but may choose any scale. At mean weight it counts as at most four times
+        the median one, and twice the (t + 1)-th largest; a heavier client's as less.
     exact : sequence of str (default: names of normalization layers' running statistics)
         Shell-style patterns of the names of floating-point arrays that clients send exactly, like
         all arrays of integers. The server averages them after clipping outliers.
