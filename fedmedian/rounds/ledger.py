@@ -25,14 +25,16 @@ _MEMORYLESS = (Clip, DivideByLearningRate)
 class _Charge:
     """What a question was charged: how and which clients were drawn, and how often one answers.
 
-    Several groups of clients may have a secure sum each. All count as the smallest; `fewest` are
-    the votes in the smallest one that was opened. Groups may share clients: `heard` are the answers
-    of each so far.
+    Several `groups` of clients may have a secure sum each. All count as the smallest; `fewest` are
+    the votes in the smallest of the `opened` ones. Groups may share clients: `heard` are the
+    answers of each so far.
     """
 
     draw: Draw
     nodes: frozenset[Node]
     times: int = 1
+    groups: int = 0
+    opened: int = 0
     fewest: int = MOST_CLIENTS
     heard: Counter[Node] = field(default_factory=Counter)
 
@@ -286,7 +288,7 @@ class Ledger:
             return False
         now = question.server_round
         self._charged = {key: one for key, one in self._charged.items() if key[0] == now}
-        self._recount(question, charge)
+        self._recount(question, replace(charge, groups=charge.groups + 1))
         return True
 
     def recharge(self, question: Question, nodes: Collection[Node]) -> bool:
@@ -308,11 +310,16 @@ class Ledger:
         return True
 
     def settle(self, question: Question, votes: int) -> None:
-        """Charge a secure sum for the votes in it, at least as many as `spend` assumed."""
+        """Charge a secure sum for the votes in it, at least as many as `spend` assumed.
+
+        The sum of another group may still be opened with the fewest votes, or was of no use when it
+        was, as where a hostile client has spoiled it.
+        """
         charge = self._charged[question.key]
-        fewest = min(votes, charge.fewest)
-        draw = charge.draw._replace(summed=fewest)
-        self._recount(question, replace(charge, draw=draw, fewest=fewest))
+        opened, fewest = charge.opened + 1, min(votes, charge.fewest)
+        known = fewest if opened >= charge.groups else min(fewest, charge.draw.summed)
+        draw = charge.draw._replace(summed=known)
+        self._recount(question, replace(charge, draw=draw, opened=opened, fewest=fewest))
 
     def correct_charge(self, question: Question, nodes: Sequence[Node]) -> None:
         """Correct the charge if the answers are not those that `spend` assumed, as with a subclass.

@@ -789,6 +789,17 @@ class TestSecureSums:
         epsilon = mechanism.epsilon_of({draw: draws}, 1e-5)
         assert ledger.report["epsilon"] == pytest.approx(epsilon)
 
+    def test_groups_count_as_the_fewest_votes_until_each_has_had_its_sum(self, ledger_of):
+        """A sum that is of no use may have been seen: a hostile client can spoil an open one."""
+        recipe, ledger = ledger_of(50.0)
+        question = recipe.ask(RunState(), 1, MODEL)
+        for nodes in (range(10), range(10, 15)):
+            assert ledger.spend(question, nodes)
+        ledger.settle(question, 10)
+        assert ledger.report["epsilon"] == pytest.approx(self.epsilon(self.SECURE.least(5)))
+        ledger.settle(question, 5)
+        assert ledger.report["epsilon"] == pytest.approx(self.epsilon(5))
+
     def test_another_share_of_honest_clients_counts_for_earlier_rounds_too(self, ledger_of):
         spent = []
         for honest in (0.8, 0.5):
