@@ -312,6 +312,20 @@ class TestClippedMean:
         assert np.linalg.norm(found[:1000]) <= LONGEST * usual * (1 + 1e-3)
         np.testing.assert_allclose(found[1000:], rows[0, 1000:], atol=1e-3)
 
+    @given(st.integers(3, 12), st.integers(0, 12), st.floats(1, 1e6))
+    def test_is_lengthened_at_most_as_clipping_shortened_the_longest_but_t(
+        self, clients, longer, length
+    ):
+        rows, liars = alike(clients), num_tolerated(clients)
+        rows[:liars] *= np.float32(1e9)
+        rows[liars : liars + longer] *= np.float32(length)
+        opposite = np.concatenate([-rows[:liars], rows[liars:]])
+        both = [direction(ClippedMean(), vectors(some)) for some in (rows, opposite)]
+        part = np.linalg.norm(both[0][:1000] - both[1][:1000]) / 2
+        norms = np.sort(np.linalg.norm(rows[:, :1000], axis=1))
+        longest = max(norms[-1 - liars], LONGEST * norms[(clients - 1) // 2])
+        assert part <= liars / clients * longest * (1 + 1e-3)
+
     def test_leaves_a_block_that_only_t_clients_moved(self):
         rows = alike(10)
         rows[2:, :1000] = 0
