@@ -139,7 +139,7 @@ class Journal:
         """
         if self._checkpoint is None:
             return
-        self._require_lock()
+        self.require_lock()
         changed = [
             name
             for name, array in model.items()
@@ -280,7 +280,8 @@ class Journal:
             self._lock.release()
             self._lock = None
 
-    def _require_lock(self) -> None:
+    def require_lock(self) -> None:
+        """Raise RuntimeError if another run has taken the checkpoint's folder over."""
         # A strategy of the user's own may drive several in one thread, all with this folder.
         if self._lock is not None:  # copies are without
             self._lock.require_held()
@@ -289,7 +290,7 @@ class Journal:
         """Store a round unless it is stored already; return the error if that fails."""
         if self._checkpoint is None or saved is None:
             return None
-        self._require_lock()
+        self.require_lock()
         is_last = saved is self._last
         if not is_last:  # rounds without a step have followed, and will run again
             number = saved.server_round

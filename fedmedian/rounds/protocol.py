@@ -450,6 +450,8 @@ class RoundProtocol:
         Heard
             The outcome, for `end`.
         """
+        if self._ledger is not None:
+            self.journal.require_lock()  # its count must not replace that of a later run
         self._has_trained, self._asking = True, None
         hearing = Hearing("aggregate_train", asked, self._roster, failures)
         answers = hearing.readable(replies, read)

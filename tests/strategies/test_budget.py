@@ -28,6 +28,7 @@ from fedmedian.clients import InProcessGrid
 from fedmedian.privacy.accounting import Draw, Mechanism, PrivacyBudget, honest_of
 from fedmedian.rounds.ledger import Ledger
 from fedmedian.rounds.options import RunOptions
+from fedmedian.rounds.protocol import RoundProtocol
 from fedmedian.rounds.recipe import Recipe
 from fedmedian.rounds.state import RunState
 from fedmedian.steps.base import ClientStep, register_client_step
@@ -574,6 +575,24 @@ class TestCheckpoint:
         (warning,) = warnings("could not record in")
         assert "that round 2 was asked ([Errno 28] No space left on device)" in warning
         assert Checkpoint(tmp_path).answered_rounds() == ({Draw(): 3}, 3, MECHANISM)
+
+    def test_a_run_whose_folder_a_later_one_has_taken_over_leaves_the_count_as_it_is(
+        self, tmp_path
+    ):
+        recipe = Recipe(noise=Gaussian(8.0), client_steps=[Clip(2.0)])
+        checkpoint = Checkpoint(tmp_path)
+        options = RunOptions(privacy_budget=BUDGET, checkpoint=checkpoint)
+        first, later = (
+            RoundProtocol(recipe, options, ledger=Ledger.of_strategy(recipe, options, 1.0, 0.0))
+            for _ in range(2)
+        )
+        for run, number in ((first, 1), (later, 1), (later, 2)):
+            question = run.ask(number, MODEL)
+            assert run.may_ask(question, range(3), 3)
+        counted = checkpoint.answered_rounds()
+        with pytest.raises(RuntimeError, match="is in use by another run"):
+            first.hear(first.last_question, range(3), [], None)
+        assert checkpoint.answered_rounds() == counted
 
     def test_a_damaged_count_is_refused_by_its_file(self, api, run, tmp_path):
         Checkpoint(tmp_path).note_answered_rounds({Draw(): 2}, 7, MECHANISM)
