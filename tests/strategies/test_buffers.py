@@ -282,6 +282,26 @@ class TestFirstLook:
         assert said.startswith("no array of the model is trained")
 
     @either_strategy
+    def test_a_first_round_of_exact_arrays_alone_is_not_said_to_be_the_model(
+        self, api, name, habitual, seeking, run, warnings
+    ):
+        whole = {"0": np.zeros(3, np.float32), "1": W}
+
+        def ask(number, model, usual):
+            return usual({"0": model["0"]} if number == 1 else model)
+
+        def hear(number, heard, usual):
+            model, metrics = usual(heard)
+            return {**whole, **model}, metrics
+
+        strategy = habitual(
+            api, name, whole, ask=ask, hear=hear, exact=["0"], fraction_evaluate=0.0
+        )
+        app = seeking(api, lambda name, array: 1.0, num_clients=NUM_CLIENTS)
+        run(strategy, app, whole, NUM_CLIENTS, 2)
+        assert self.said(warnings) == []
+
+    @either_strategy
     def test_the_default_patterns_are_not_expected_to_match(self, api, name, run, warnings):
         run(api.make(name), towards_one, {"0": W}, NUM_CLIENTS, 2)
         assert self.said(warnings) == []
