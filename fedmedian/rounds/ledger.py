@@ -404,12 +404,12 @@ class Ledger:
         )
         return False
 
-    def warn_of_metrics(self, replies: Sequence[Reply[Any]]) -> None:
-        """Warn once if clients send values that ε does not cover."""
+    def warn_of_metrics(self, replies: Sequence[Reply[Any]], phase: str) -> None:
+        """Warn once in each phase if clients send values that ε does not cover."""
         names = {key for one in replies for key, value in one.metrics.items() if value != 1}
         if names or any(one.num_examples != 1 for one in replies):
             self._once.warn(
-                "metrics",
+                f"metrics of {phase}",
                 "clients send their number of examples or their own metrics, %s, without noise, "
                 "and epsilon does not count them; a client's Policy leaves them out",
                 shown(sorted(names)),

@@ -481,7 +481,7 @@ class RoundProtocol:
         if self._ledger is not None:
             self._ledger.correct_charge(question, [answer.node for answer in answers])
             report |= self._ledger.report
-            self._ledger.warn_of_metrics(answers)
+            self._ledger.warn_of_metrics(answers, "training")
         kept = self.recipe.in_order(kept)  # averages of metrics depend on it, too
         usual = with_usual_metrics(kept, self._roster.name)
         return Heard(
@@ -693,6 +693,8 @@ class RoundProtocol:
         self._has_evaluated = True
         hearing = Hearing("aggregate_evaluate", asked, self._roster, failures)
         answers = hearing.readable(replies, read)
+        if self._ledger is not None:
+            self._ledger.warn_of_metrics(answers, "evaluation")
         following = {node for node in asked if node in self._versions}
         if following and not following & {answer.node for answer in answers}:
             self.watch.see_steps_in_vain()

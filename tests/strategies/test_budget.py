@@ -242,6 +242,17 @@ class TestBudget:
         assert len(said) == 1
         assert named in said[0]
 
+    def test_metrics_of_an_evaluation_that_is_asked_for_later_are_said_too(self, api, run, caplog):
+        strategy = api.make("SignSGD", **OF_SIGNS, privacy_budget=BUDGET)
+        strategy.fraction_evaluate = 1.0
+
+        def evaluate(model, partition):
+            return {"num-examples": 7, "loss": 0.5, "accuracy": 0.25}
+
+        run(strategy, train, MODEL, 3, 2, evaluate=evaluate)
+        (said,) = [text for text in caplog.messages if "epsilon does not count" in text]
+        assert "accuracy" in said
+
     def test_examples_that_a_policy_sends_as_one_are_nothing_to_say(self, api, run, caplog):
         run(api.make("SignSGD", **OF_SIGNS, privacy_budget=BUDGET), train, MODEL, 3, 2)
         assert "epsilon does not count" not in caplog.text
