@@ -31,7 +31,8 @@ LocalWork = Callable[[nn.Module, Batches, Loss], dict[str, Tensor]]
 
 It takes the server's model, whose buffers keep the values from training, the client's data and the
 loss. It returns the update of each parameter by name, pointing uphill: the gradient, or the
-parameter before training minus the one after it.
+parameter before training minus the one after it. Arrays that it leaves out, such as buffers, move
+as training has moved them.
 """
 
 
@@ -188,7 +189,7 @@ class _PerturbedClient(NumPyClient):
             }
             return list({**after, **trained}.values()), examples, {}
         layout = Layout.with_exact_positions(before, instruction.exact)
-        update = _reader_of(layout, updates)
+        update = _reader_of(layout, updates, layout.reader_of_difference(before, after))
         arrays, scalars = answer(self.context, instruction, layout, update, after).encode()
         return arrays, examples, scalars
 
@@ -281,14 +282,14 @@ class GradientClient(_PerturbedClient):
     encoding: ClassVar[str] = "vector"
 
 
-def _reader_of(layout: Layout, updates: Mapping[str, Tensor]) -> Read:
-    """Return a function that writes parts of the updates; those that are missing are 0."""
+def _reader_of(layout: Layout, updates: Mapping[str, Tensor], others: Read) -> Read:
+    """Return a function that writes parts of the updates; `others` writes the missing ones."""
 
     def read(part: Part, out: Float32) -> None:
         spec = layout.flat[part.block]
         update = updates.get(spec.name)
         if update is None:
-            out[:] = 0
+            others(part, out)
             return
         # A view of every second entry, say, stays one when it is flattened.
         flat = update.detach().reshape(spec.shape).reshape(-1).contiguous()

@@ -252,6 +252,16 @@ class TestUpdate:
         assert first.any()
         np.testing.assert_array_equal(first, second)
 
+    def test_buffers_move_as_training_moves_them(self, data, context):
+        model = with_batch_norm()
+        model.register_buffer("mask", torch.full((2,), -torch.inf))
+        update = vector_of(GradientClient(context, model, DataLoader(data, 5)))
+        moved = with_batch_norm()[1].running_mean - model[1].running_mean
+        start = 2 + flat(model[:2]).size  # after the mask and the parameters of two layers
+        assert moved.all()
+        np.testing.assert_array_equal(update[start : start + len(moved)], moved)
+        assert not update[:2].any()
+
     def test_a_torch_client_remembers_momentum_from_round_to_round(self, data, context):
         def vector(model, strategy, server_round):
             # Flower makes a client of its own for each message, and keeps the context.
