@@ -170,8 +170,8 @@ class MessageStrategy(ShowsArguments, FedAvg):
         Raises
         ------
         TypeError
-            If the initial arrays are not an ArrayRecord, `num_rounds` is not an integer, or
-            `evaluate_fn` does not return a mapping.
+            If the initial arrays are not an ArrayRecord, `num_rounds` is not an integer, a config
+            is no mapping, or `evaluate_fn` is not callable or does not return a mapping.
         ValueError
             If the initial arrays are empty or `num_rounds` is negative; if a config has a key that
             begins with ``fedmedian.``; if the checkpoint is not one of this run, is damaged, or
@@ -195,8 +195,12 @@ class MessageStrategy(ShowsArguments, FedAvg):
         if not initial_arrays:
             raise ValueError("initial_arrays must hold at least one array, got an empty one")
         require_integer("num_rounds", num_rounds, low=0)
-        refuse_our_keys("train_config", train_config or ())
-        refuse_our_keys("evaluate_config", evaluate_config or ())
+        configs = {"train_config": train_config, "evaluate_config": evaluate_config}
+        for name, config in configs.items():
+            require_type(name, config, Mapping | None, "a ConfigRecord, or None")
+            refuse_our_keys(name, config or ())
+        if evaluate_fn is not None and not callable(evaluate_fn):
+            raise TypeError(f"evaluate_fn must be a callable or None, got {evaluate_fn!r}")
         self.__other_metrics, self.__timeout = {}, timeout
         self.__forget()
         journal = self.__protocol.journal

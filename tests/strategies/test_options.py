@@ -221,6 +221,21 @@ class TestMistakes:
         with pytest.raises(ValueError, match=rf"^{name} must not have keys .*'fedmedian.noise'"):
             SignSGD().start(grid, model, **config)
 
+    @pytest.mark.parametrize(
+        ("name", "value", "wanted"),
+        [
+            ("train_config", "lr=0.1", "a ConfigRecord, or None, got 'lr=0.1' (str)"),
+            ("evaluate_config", 0.1, "a ConfigRecord, or None, got 0.1 (float)"),
+            ("evaluate_fn", {"accuracy": 0.5}, "a callable or None, got {'accuracy': 0.5}"),
+        ],
+        ids=["a text", "a number", "metrics"],
+    )
+    def test_a_config_or_an_evaluate_fn_of_another_type_is_refused(self, name, value, wanted):
+        grid, model = InProcessGrid(ClientApp(), 2), ArrayRecord({"0": Array(np.zeros(3))})
+        with pytest.raises(TypeError) as refused:
+            SignSGD().start(grid, model, **{name: value})
+        assert str(refused.value) == f"{name} must be {wanted}"
+
     def test_an_evaluate_fn_that_returns_no_metrics_is_refused_before_training(self):
         app = ClientApp()
         grid, model = InProcessGrid(app, 2), ArrayRecord({"0": Array(np.zeros(3))})
