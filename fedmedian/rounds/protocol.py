@@ -669,8 +669,8 @@ class RoundProtocol:
         read: Callable[[Node, Received], Reply[Source]],
         sizes: Mapping[str, float],
         failures: Sequence[str] = (),
-    ) -> tuple[list[Reply[Source]], Report]:
-        """Return the replies to evaluation whose metrics can be aggregated, and a report.
+    ) -> tuple[list[Reply[Source]], list[Reply[Source]], Report]:
+        """Return the usable replies to evaluation, and a report.
 
         Parameters
         ----------
@@ -686,7 +686,9 @@ class RoundProtocol:
         Returns
         -------
         list of Reply
-            The replies.
+            The usable replies.
+        list of Reply
+            Those of them whose metrics can be aggregated.
         dict
             What to report, for `end_evaluation`.
         """
@@ -701,7 +703,8 @@ class RoundProtocol:
         self._acknowledge(hearing, replies, answers)
         kept = hearing.judge(server_round, answers, self._rules)
         self.watch.see_evaluation(server_round, hearing.reasons, len(kept))
-        return with_usual_metrics(kept, self._roster.name), {**hearing.counts, **sizes}
+        usual = with_usual_metrics(kept, self._roster.name)
+        return kept, usual, {**hearing.counts, **sizes}
 
     def end_evaluation(self, report: Report, own: Mapping[str, Any]) -> None:
         """Log the line of an evaluation, with the clients' aggregated metrics."""

@@ -377,15 +377,15 @@ class LegacyStrategy(ShowsArguments, FedAvg):
         replies, reasons = _by_client("aggregate_evaluate", results, failures)
         asked = _sent(self.__asked_to_evaluate, replies, reasons)
         sizes = self.__count(asked, [])  # replies to evaluation hold no arrays in this API
-        usual, report = self.__protocol.hear_evaluation(
+        heard, usual, report = self.__protocol.hear_evaluation(
             server_round, asked, replies, _read_evaluation, sizes, reasons
         )
-        if not usual:
+        if not heard:
             self.__protocol.end_evaluation(report, {})
             return None, {}
         # Flower annotates int but takes any number.
         losses: list[Any] = [
-            (count, reply.source.loss) for count, reply in zip(_examples(usual), usual, strict=True)
+            (count, reply.source.loss) for count, reply in zip(_examples(heard), heard, strict=True)
         ]
         loss = weighted_loss_avg(losses)
         metrics = self.__aggregate("evaluate_metrics_aggregation_fn", usual)

@@ -600,7 +600,7 @@ class MessageStrategy(ShowsArguments, FedAvg):
             return None
         asked, replies_of = by_node(sent, replies, self.__former)
         sizes = self.__count(sent, replies)
-        usual, report = self.__protocol.hear_evaluation(
+        _, usual, report = self.__protocol.hear_evaluation(
             server_round, asked, replies_of, self.__reader().evaluation, sizes, unsent
         )
         metrics = self.__aggregate("evaluate_metrics_aggr_fn", usual) if usual else None

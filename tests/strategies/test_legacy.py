@@ -90,6 +90,16 @@ def test_a_loss_that_is_a_list_is_dropped(loss, play, spoiling, warnings):
     assert len(warnings("aggregate_evaluate: dropped the reply of")) == 1
 
 
+@pytest.mark.parametrize("differ", [1, NUM_CLIENTS], ids=["one client", "all clients"])
+def test_the_loss_of_clients_counts_whose_metrics_differ_from_the_others(differ, play):
+    def evaluate(model, partition):
+        name = f"accuracy of class {partition}" if partition < differ else "accuracy"
+        return {"num-examples": 1, "loss": float(partition), name: 0.5}
+
+    outcome = play("SignSGD", run_options={"evaluate": evaluate})
+    assert outcome.evaluations[1]["loss"] == np.mean(range(NUM_CLIENTS))
+
+
 def test_the_functions_that_aggregate_metrics_get_the_clients_own_alone(play):
     seen = []
 

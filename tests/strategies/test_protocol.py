@@ -570,7 +570,7 @@ class TestHearEvaluation:
             return Reply(node, 1.0, reply, f"reply {node}")
 
         protocol = protocol_of(medians(), *rules, **options)
-        usual, _ = protocol.hear_evaluation(1, asked, replies, read, {})
+        _, usual, _ = protocol.hear_evaluation(1, asked, replies, read, {})
         return [one.node for one in usual]
 
     def test_hearing_an_evaluation_returns_the_replies_whose_metrics_can_be_aggregated(
