@@ -23,6 +23,23 @@ _REMEDY = "continue as that run began, or start over in another folder"
 
 _NUMPY_SCALAR = re.compile(r"\bnp\.(?:float|int|uint)\d+\(([^()]*)\)")
 
+_ALL_DIGITS: dict[str, Any] = {
+    "edgeitems": 3,
+    "floatmode": "unique",
+    "formatter": None,
+    "infstr": "inf",
+    "legacy": False,
+    "linewidth": 75,
+    "nanstr": "nan",
+    "sign": "-",
+    "suppress": False,
+    "threshold": 10_000,
+}
+"""NumPy's options for arrays in words, whatever the user has set to print them."""
+
+_LONGEST_WORDS = 1_000
+"""The number of characters of a field's words that are kept, with a digest of all."""
+
 
 class Journal:
     """Writes and restores a run's checkpoints; does nothing without a `Checkpoint`.
@@ -356,8 +373,13 @@ def identity_of(recipe: Recipe) -> dict[str, str]:
 def _in_words(value: Any) -> str:
     """Return a description of a value that is the same in every process.
 
-    Functions compare by name, sequences by their items, and NumPy's scalars as numbers.
+    Functions compare by name, sequences by their items, NumPy's scalars as numbers, and arrays of
+    more than 10,000 entries by their ends.
     """
     if isinstance(value, Sequence) and not isinstance(value, str):
         value = [*value]
-    return _NUMPY_SCALAR.sub(r"\1", without_addresses(repr(value)))
+    with np.printoptions(**_ALL_DIGITS):
+        words = _NUMPY_SCALAR.sub(r"\1", without_addresses(repr(value)))
+    if len(words) <= _LONGEST_WORDS:
+        return words
+    return f"{words[:_LONGEST_WORDS]}…, digest {blake2b(words.encode(), digest_size=8).hexdigest()}"

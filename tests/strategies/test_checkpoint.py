@@ -13,6 +13,7 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from errno import EACCES, EIO, ENOSPC, EPERM
+from functools import partial
 from itertools import pairwise
 from math import inf, nan
 from threading import Thread
@@ -537,6 +538,24 @@ class TestIdentity:
             options = {"noise": Gaussian(number(0.5)), "client_steps": [Clip(number(2))]}
             checkpoint = Checkpoint(tmp_path)
             play(message_api.make("SignSGD", **options, checkpoint=checkpoint), 1)
+
+    def test_an_array_is_the_same_however_it_is_printed_and_another_if_one_entry_is(
+        self, message_api, play, tmp_path
+    ):
+        def make(rates):
+            schedule = partial(np.interp, xp=np.arange(len(rates)), fp=rates)
+            return message_api.make(
+                "SignSGD", learning_rate=schedule, checkpoint=Checkpoint(tmp_path)
+            )
+
+        rates = np.random.default_rng(0).random(2000)
+        play(make(rates), 1)
+        with np.printoptions(precision=3, threshold=5):
+            play(make(rates), 2)
+        rates[1000] += 1e-12
+        with pytest.raises(ValueError, match="this one has learning_rate=") as refused:
+            play(make(rates), 3)
+        assert len(str(refused.value)) < 3_000
 
     def test_a_function_is_known_by_its_name_wherever_it_lies_in_memory(
         self, message_api, play, tmp_path
