@@ -40,7 +40,7 @@ class TestAccuracyOnClientsOfOneClassEach:
 
     def test_fedavg_learns_and_plain_signs_do_not(self, runs):
         assert runs["FedAvg"].accuracy >= 0.93
-        assert runs["SignSGD (no noise)"].accuracy <= 0.5
+        assert max(accuracy for _, accuracy in runs["SignSGD (no noise)"].history) <= 0.5
 
     @pytest.mark.parametrize("name", ["SignSGD", "MedianSGD"])
     def test_with_noise_signs_and_medians_do(self, runs, name):
@@ -60,7 +60,8 @@ class TestAccuracyOnClientsOfOneClassEach:
         rows = {name: (accuracy, size) for name, accuracy, size in row.findall(page)}
         assert list(rows) == list(runs)
         for name, (accuracy, size) in rows.items():
-            if name != "FedMedian":
+            # These two end elsewhere on another processor, whose roundings differ.
+            if name not in ("FedMedian", "SignSGD (no noise)"):
                 assert runs[name].accuracy == pytest.approx(float(accuracy), abs=0.01)
             # Messages of another engine have other ids.
             assert runs[name].uplink_bytes == pytest.approx(int(size.replace(",", "")), rel=0.01)
