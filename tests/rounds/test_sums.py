@@ -132,7 +132,7 @@ class TestNodesWithoutAKey:
         assert run.seat(2).cohort.circle.least == 7
 
     def test_are_why_there_is_no_sum_if_they_are_too_many(self):
-        """Those whom the remedy helps get it, and all others the reason."""
+        """Clients that it helps get the remedy, and all others the reason."""
         run = Run()
         run.instead = {**dict.fromkeys(NODES, "no\ncamera"), 101: "busy", 102: ...}
         with pytest.raises(NoStepError) as failed:
